@@ -1,0 +1,42 @@
+"""Train, sample and judge your own DALL-E 1.
+
+    from dalle_mini_impl import DalleMini
+
+    dalle = DalleMini.from_pretrained("emoji")
+    result = dalle.generate("a red heart", candidates=32, keep=8, seed=0)
+    result.grid().save("grid.png")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `dalle --help` and `import dalle_mini_impl` do not wait for torch.
+_WHERE = {
+    "Candidate": "pipeline",
+    "DalleMini": "pipeline",
+    "ImageTokenizer": "image_tokenizer",
+    "Result": "pipeline",
+    "Scorer": "scorer",
+    "TextTokenizer": "text_tokenizer",
+    "UserError": "errors",
+}
+__all__ = ["Candidate", "DalleMini", "ImageTokenizer", "Result", "Scorer", "TextTokenizer", "UserError"]
+
+if TYPE_CHECKING:
+    from dalle_mini_impl.errors import UserError
+    from dalle_mini_impl.image_tokenizer import ImageTokenizer
+    from dalle_mini_impl.pipeline import Candidate, DalleMini, Result
+    from dalle_mini_impl.scorer import Scorer
+    from dalle_mini_impl.text_tokenizer import TextTokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,230 @@
+"""Checkpoint folders: one part per file, each with its config and the identity of what it was trained with.
+
+    config.yaml                 name, recommended sampling settings
+    text_tokenizer.model        SentencePiece
+    image_tokenizer.safetensors
+    transformer.safetensors
+    scorer.safetensors
+    MODEL_CARD.md
+
+Weights are stored in bfloat16 and used in float32. A part's config, its identity (a hash of its weights) and
+the identities of the parts it depends on are in the file's header, so a part is written by one rename and
+can never disagree with its own description. Nothing here reads a pickle.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dalle_mini_impl.config import (
+    ImageTokenizerConfig,
+    SamplingConfig,
+    ScorerConfig,
+    StreamConfig,
+    TransformerConfig,
+    from_dict,
+    to_dict,
+)
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.scorer import Scorer, build_clip
+from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.transformer import Transformer, build_transformer
+
+SHIPPED = Path(__file__).parent / "pretrained"
+TEXT_TOKENIZER = "text_tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The content of one part file."""
+
+    path: Path
+    identity: str
+    """Hash of the weights."""
+    config: dict[str, Any]
+    trained_with: dict[str, str]
+    """Identities of the parts it depends on, by part name."""
+    tensors: dict[str, Tensor]
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a shipped model's name, or a checkpoint folder itself.
+
+    Raises:
+        UserError: there is neither.
+    """
+    shipped = SHIPPED / str(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if shipped.is_dir() and len(Path(name).parts) == 1:
+        return shipped
+    known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder or a shipped name ({known})")
+
+
+def save_part(
+    model_dir: str | Path, part: str, module: nn.Module, config: dict[str, Any], trained_with: dict[str, str]
+) -> str:
+    """Write one part, whole or not at all, and return its identity.
+
+    Args:
+        model_dir: the checkpoint folder; made if missing.
+        part: `image_tokenizer`, `transformer` or `scorer`.
+        module: its weights, stored in bfloat16 where they are floating point.
+        config: plain values its builder needs.
+        trained_with: identities of the parts it depends on.
+    """
+    tensors = {
+        name: value.detach().cpu().to(torch.bfloat16 if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in module.state_dict().items()
+    }
+    identity = _identity(tensors)
+    header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
+    with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
+        save_file(tensors, temporary, metadata=header)
+    return identity
+
+
+def read_part(model_dir: Path, part: str) -> Part:
+    """Read one part's file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = model_dir / f"{part}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{model_dir} has no {path.name}; train that part first, or name another model")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config, trained_with = json.loads(header["config"]), json.loads(header["trained_with"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged or was not written by this package ({error}); copy or train it anew"
+                        ) from error  # fmt: skip
+    return Part(path, header["identity"], config, trained_with, tensors)
+
+
+def load_text_tokenizer(name: str | Path) -> TextTokenizer:
+    """The text tokenizer of a model."""
+    return TextTokenizer(find(name) / TEXT_TOKENIZER)
+
+
+def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
+    """The image tokenizer of a model, ready for use, and its identity."""
+    part = read_part(find(name), "image_tokenizer")
+    module = ImageTokenizer(from_dict(ImageTokenizerConfig, part.config, str(part.path)))
+    return _fill(module, part, device), part.identity
+
+
+def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer, StreamConfig]:
+    """The transformer of a model and the stream it was trained on.
+
+    Raises:
+        UserError: it was trained with another tokenizer than the one beside it.
+    """
+    folder = find(name)
+    part = read_part(folder, "transformer")
+    check_trained_with(part, "text_tokenizer", load_text_tokenizer(folder).identity)
+    check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer").identity)
+    stream = from_dict(StreamConfig, part.config["stream"], str(part.path))
+    config = from_dict(TransformerConfig, part.config["transformer"], str(part.path))
+    return _fill(build_transformer(config, stream), part, device), stream
+
+
+def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
+    """The CLIP scorer of a model.
+
+    Raises:
+        UserError: it was trained with another text tokenizer than the one beside it.
+    """
+    folder = find(name)
+    part = read_part(folder, "scorer")
+    text_tokenizer = load_text_tokenizer(folder)
+    check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
+    config = from_dict(ScorerConfig, part.config, str(part.path))
+    ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
+    clip = _fill(build_clip(config, text_tokenizer.vocab_size, **ids), part, device)
+    return Scorer(clip, text_tokenizer, config.image_size, config.text_length, device)
+
+
+def check_trained_with(part: Part, other: str, identity: str) -> None:
+    """Refuse a part that was trained with another tokenizer.
+
+    Raises:
+        UserError: naming both identities.
+    """
+    if part.trained_with.get(other) != identity:
+        raise UserError(f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
+                        f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
+
+
+def add_text_tokenizer(model_dir: str | Path, source: str | Path) -> TextTokenizer:
+    """Copy a text tokenizer into a checkpoint folder and load it.
+
+    Raises:
+        UserError: the folder already has another one, which other parts may depend on.
+    """
+    tokenizer, target = TextTokenizer(source), Path(model_dir) / TEXT_TOKENIZER
+    if target.is_file() and (old := TextTokenizer(target).identity) != tokenizer.identity:
+        raise UserError(f"{target} is text tokenizer {old}, but the config names {source} ({tokenizer.identity}); "
+                        f"use another model_dir or the same tokenizer")  # fmt: skip
+    with replace_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return tokenizer
+
+
+def save_settings(model_dir: str | Path, sampling: SamplingConfig) -> None:
+    """Write `config.yaml` with the sampling settings the model recommends."""
+    values = {"name": Path(model_dir).name, "sampling": to_dict(sampling)}
+    with replace_file(Path(model_dir) / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def load_settings(name: str | Path) -> SamplingConfig:
+    """The sampling settings a model recommends."""
+    path = find(name) / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_dict(SamplingConfig, values["sampling"], str(path))
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error
+
+
+def fingerprint(folder: Path) -> str:
+    """One hash over the identities of all parts in a folder, recorded in every picture."""
+    identities = [load_text_tokenizer(folder).identity]
+    for part in ("image_tokenizer", "transformer", "scorer"):
+        if (folder / f"{part}.safetensors").is_file():
+            with safe_open(folder / f"{part}.safetensors", "pt") as file:
+                identities.append(file.metadata()["identity"])
+    return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
+
+
+def _identity(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fill(module: Any, part: Part, device: str) -> Any:
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in part.tensors.items()}
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        lines = " ".join(str(error).split())
+        raise UserError(f"{part.path} does not fit its own config: {lines}") from error
+    return module.to(device).eval()

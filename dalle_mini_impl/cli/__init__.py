@@ -1,0 +1,56 @@
+"""The `dalle` command. Each subcommand has its own file, imported only when it is used."""
+
+import importlib
+import sys
+
+import click
+
+from dalle_mini_impl import __version__
+from dalle_mini_impl.errors import UserError
+
+COMMANDS = {
+    "sample": "Draw pictures for prompts, ranked by the scorer.",
+    "data": "Build, look into and check sets of captioned pictures.",
+    "evaluate": "Measure an image tokenizer or a whole model.",
+    "classify": "Sort pictures by labels of your own, zero-shot.",
+    "info": "Tell what a model consists of.",
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands' names and help without importing them, so that help appears at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def dalle() -> None:
+    """Train, sample and judge your own DALL-E 1."""
+
+
+def main() -> None:
+    """Run the command; bad input ends with one line and exit code 2, never with a traceback."""
+    try:
+        dalle.main(prog_name="dalle", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.exit(1)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

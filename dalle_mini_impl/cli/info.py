@@ -1,0 +1,37 @@
+"""`dalle info`: what a model consists of."""
+
+import json
+
+import click
+
+
+@click.command()
+@click.argument("model", default="emoji")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def info(model: str, as_json: bool) -> None:
+    """Tell a model's parts, sizes, identities and settings."""
+    from dalle_mini_impl import checkpoint
+    from dalle_mini_impl.config import to_dict
+
+    folder = checkpoint.find(model)
+    tokenizer = checkpoint.load_text_tokenizer(folder)
+    facts: dict[str, object] = {
+        "model": model,
+        "checkpoint": checkpoint.fingerprint(folder),
+        "sampling": to_dict(checkpoint.load_settings(folder)),
+        "text_tokenizer": {"identity": tokenizer.identity, "vocab_size": tokenizer.vocab_size},
+    }
+    for name in ("image_tokenizer", "transformer", "scorer"):
+        if (folder / f"{name}.safetensors").is_file():
+            part = checkpoint.read_part(folder, name)
+            parameters = sum(tensor.numel() for tensor in part.tensors.values())
+            size = round(part.path.stat().st_size / 1e6, 1)
+            facts[name] = {"identity": part.identity, "numbers": parameters, "megabytes": size,
+                           "trained_with": part.trained_with, "config": part.config}  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(facts, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name}: {value}" if isinstance(value, str) else f"{name}:")
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            click.echo(f"  {key}: {inner}")

@@ -1,0 +1,123 @@
+"""`dalle sample`: prompts -> one picture grid, and optionally each picture as its own file."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dalle_mini_impl.errors import UserError
+
+if TYPE_CHECKING:
+    from dalle_mini_impl.pipeline import DalleMini, Result
+
+
+@click.command()
+@click.argument("prompts", nargs=-1, metavar="PROMPT…")
+@click.option("--prompts-file", type=click.Path(), help="Text file with one prompt per line.")
+@click.option("--from", "picture", type=click.Path(), help="Make the picture in this PNG again.")
+@click.option("--model", default=None, help="Shipped name or checkpoint folder.  [default: emoji]")
+@click.option("--candidates", default=32, show_default=True, help="Pictures sampled per prompt.")
+@click.option("--keep", default=8, show_default=True, help="Best pictures kept per prompt.")
+@click.option("--seed", default=0, show_default=True, help="Makes the whole run repeatable.")
+@click.option("--temperature", type=float, help="0 always takes the likeliest id.  [default: the model's]")
+@click.option("--top-k", type=int, help="Choose among this many image ids; 0 is all.  [default: the model's]")
+@click.option("--top-p", type=float, help="Choose among ids of this total probability.  [default: the model's]")
+@click.option("--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]")
+@click.option("--negative", default="", help="What to steer away from.")
+@click.option("--no-rank", is_flag=True, help="Keep the first candidates instead of the best.")
+@click.option("--columns", default=0, help="Pictures per row of the grid; 0 chooses.")
+@click.option("--scores", is_flag=True, help="Write the scores under the pictures.")
+@click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid.")
+@click.option("--save-dir", type=click.Path(), help="Folder for the separate pictures.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--chunk", default=64, show_default=True, help="Candidates decoded at a time; less needs less memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print seeds and scores as JSON.")
+def sample(prompts: tuple[str, ...], **options: Any) -> None:
+    """Draw pictures for one or several prompts, best first."""
+    texts = read_prompts(prompts, options["prompts_file"])
+    if options["picture"] and texts:
+        raise UserError("both prompts and --from were given; --from takes its prompts from the picture")
+    if not options["picture"] and not texts:
+        raise UserError('no prompt was given; try: dalle sample "a red heart"')
+    if options["chunk"] < 1:
+        raise UserError(f"--chunk {options['chunk']} was given, expected at least 1")
+
+    from tqdm import tqdm
+
+    from dalle_mini_impl.images import read_metadata, save_png
+    from dalle_mini_impl.pipeline import DalleMini, grid
+
+    warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
+    recorded = read_metadata(options["picture"]) if options["picture"] else None
+    jobs = recorded_jobs(recorded) if recorded else [new_job(text, options) for text in texts]
+    name = options["model"] or (recorded or {}).get("model", "emoji")
+    dalle = DalleMini.from_pretrained(name, options["device"])
+    if recorded and recorded["checkpoint"] != dalle.source["checkpoint"]:
+        raise UserError(f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
+                        f"{dalle.source['checkpoint']}; name the model it came from with --model")  # fmt: skip
+    count = sum(len(job.get("seeds") or range(job["candidates"])) for job in jobs)
+    results: list[Result] = []
+    with tqdm(total=count * dalle.stream.image_length, unit=" ids", disable=None, leave=False) as bar:
+        for job in jobs:
+            results.append(dalle.generate(**job, chunk=options["chunk"], progress=bar.update))
+    layout = (recorded or {}).get("layout", {"columns": options["columns"], "scores": options["scores"]})
+    report(dalle, results, options)
+    if recorded and len(recorded["pictures"]) == 1:
+        sheet, metadata = results[0][0].image, results[0].metadata()
+    else:
+        sheet, metadata = grid(results, **layout), {**sheet_metadata(results), "layout": layout}
+    click.echo(str(save_png(sheet, options["out"], metadata)), err=options["as_json"])
+    if options["save_dir"]:
+        for result in results:
+            result.save(options["save_dir"])
+        click.echo(options["save_dir"], err=options["as_json"])
+
+
+def read_prompts(prompts: tuple[str, ...], path: str | None) -> list[str]:
+    """Prompts of the command line, then those of the file, blank lines left out."""
+    texts = [prompt for prompt in prompts if prompt.strip()]
+    if path:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read prompts file {path} ({error}); give a UTF-8 text file") from error
+        texts += [line.strip() for line in lines if line.strip()]
+    return texts
+
+
+def new_job(text: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `DalleMini.generate` for a prompt of the command line."""
+    sampling = {name: options[name] for name in ("temperature", "top_k", "top_p", "guidance")}
+    rest = {name: options[name] for name in ("candidates", "keep", "seed", "negative")}
+    return {"prompt": text, "rank": not options["no_rank"], **rest, **sampling}
+
+
+def recorded_jobs(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Arguments of `DalleMini.generate` that make the pictures of a PNG's metadata again, prompt by prompt."""
+    jobs: dict[tuple[str, str], dict[str, Any]] = {}
+    for picture in recorded["pictures"]:
+        key = (picture["prompt"], picture["negative"])
+        job = jobs.setdefault(key, {"prompt": key[0], "negative": key[1], "seeds": [], **recorded["sampling"]})
+        job["seeds"].append(picture["seed"])
+        job["keep"] = len(job["seeds"])
+    return list(jobs.values())
+
+
+def sheet_metadata(results: "list[Result]") -> dict[str, Any]:
+    """Metadata of a sheet of several results."""
+    whole = results[0].metadata()
+    whole["pictures"] = [picture for result in results for picture in result.metadata()["pictures"]]
+    return whole
+
+
+def report(dalle: "DalleMini", results: "list[Result]", options: dict[str, Any]) -> None:
+    """Print what was kept, as text or JSON."""
+    if options["as_json"]:
+        click.echo(json.dumps([result.metadata() for result in results], ensure_ascii=False))
+        return
+    for result in results:
+        best = result[0]
+        score = "not ranked" if best.score is None else f"best score {best.score:.3f}"
+        click.echo(f"{result.prompt}: {score}, seed {best.seed}")

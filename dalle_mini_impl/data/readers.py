@@ -1,0 +1,235 @@
+"""Reads captioned pictures from a user's folder, JSONL or CSV file, or WebDataset tars.
+
+Nothing in the data can stop a reader: what cannot be used is skipped and noted in a `SkipLog`, with a reason
+whose part before the colon is its category.
+"""
+
+import csv
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dalle_mini_impl.data.pairs import Caption, Pair, SkipLog
+from dalle_mini_impl.data.samples import (
+    CAPTION_FIELDS,
+    PICTURE_ENDINGS,
+    Job,
+    Skip,
+    captions_from_fields,
+    captions_from_lines,
+    make_pair,
+    read_bytes,
+    run_jobs,
+)
+from dalle_mini_impl.data.tars import read_tars
+from dalle_mini_impl.errors import UserError
+
+PATH_FIELDS = ("path", "image", "file_name")
+EXPECTED = "a folder of pictures with .txt captions, a .jsonl or .csv file, or .tar files"
+
+
+def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: int = 1) -> Iterator[Pair]:
+    """Read every captioned picture of a source, in an order that depends on the source alone.
+
+    Args:
+        source: one of
+            a folder of pictures, each with captions (one a line) in a `.txt` of the same name, at any depth;
+            a `.jsonl`, `.csv` or `.tsv` file with a `path`, `image` or `file_name` and a `captions`,
+            `caption` or `text`, paths being relative to it and several rows of one picture being joined;
+            WebDataset tars: a `.tar`, a folder of them, or a pattern such as `set-{000..007}.tar` or
+            `*.tar`. Hidden files are ignored.
+        log: takes what had to be skipped, and why.
+        worker: which share to read, 0 to `workers - 1`. Over several machines or processes this is
+            `rank * workers_per_rank + worker`.
+        workers: number of shares. They are disjoint, and together they are everything.
+
+    Raises:
+        UserError: the source is missing, of no known kind, or holds no picture, tar or row at all.
+        ValueError: `worker` is not one of `workers`.
+    """
+    if not 0 <= worker < workers:
+        raise ValueError(f"worker is {worker}; expected 0 to {workers - 1}")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        tars = sorted(file for file in path.iterdir() if file.suffix.lower() == ".tar")
+        if tars:
+            return read_tars(tars, log, worker, workers)
+        return run_jobs(_folder_jobs(path, log if worker == 0 else SkipLog()), log, worker, workers)
+    if path.suffix.lower() == ".jsonl" and path.is_file():
+        return run_jobs(_table_jobs(path, _jsonl_rows(path)), log, worker, workers)
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        return run_jobs(_table_jobs(path, _csv_rows(path)), log, worker, workers)
+    return read_tars(_expand(str(path)), log, worker, workers)
+
+
+def _expand(pattern: str) -> list[Path]:
+    """Tars that a path or pattern names; a tar that braces name but is missing is kept, to be noted later."""
+    names = [pattern] if os.path.exists(pattern) else _expand_braces(pattern)
+    paths: list[Path] = []
+    for name in names:
+        is_pattern = glob.has_magic(name) and not os.path.exists(name)
+        found = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
+        paths += [Path(path) for path in found]
+    if not any(path.exists() for path in paths):
+        raise UserError(f"{pattern} does not exist; expected {EXPECTED}; check the path")
+    tars = [path for path in dict.fromkeys(paths) if path.suffix.lower() == ".tar"]
+    if not tars:
+        raise UserError(f"{pattern} is none of the kinds that can be read; expected {EXPECTED}")
+    return tars
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        parts = [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
+    else:
+        parts = match[1].split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [name for part in parts for name in _expand_braces(head + part + tail)]
+
+
+def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
+    pictures: dict[str, list[Path]] = {}
+    texts: dict[str, list[Path]] = {}
+    for path in _walk(folder, log):
+        kind = path.suffix.lower()
+        table = pictures if kind in PICTURE_ENDINGS else texts if kind == ".txt" else None
+        if table is not None:
+            table.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if not pictures:
+        raise UserError(f"{folder} holds neither pictures nor .tar files; expected {EXPECTED}")
+    jobs: list[Job] = []
+    for key in sorted(pictures.keys() | texts.keys()):
+        first, *others = pictures.get(key, [None])
+        if first is None:
+            jobs += [(str(path), _skip("no picture: none has the same name")) for path in texts[key]]
+            continue
+        jobs.append((str(first), _folder_pair(key, first, texts.get(key, []))))
+        # The usual cause is one picture in two formats, which must not land on both sides of the split.
+        jobs += [(str(path), _skip(f"same name: {first.name} was taken instead")) for path in others]
+    return jobs
+
+
+def _walk(folder: Path, log: SkipLog) -> list[Path]:
+    def unreadable(error: OSError) -> None:
+        log.add(str(error.filename), f"unreadable folder: {error.strerror}")
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(root) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
+        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def _skip(reason: str) -> Callable[[], Pair]:
+    def refuse() -> Pair:
+        raise Skip(reason)
+
+    return refuse
+
+
+def _folder_pair(key: str, picture: Path, texts: list[Path]) -> Callable[[], Pair]:
+    def read() -> Pair:
+        if not texts:
+            raise Skip(f"no caption: no {picture.stem}.txt beside it")
+        captions = [caption for path in texts for caption in captions_from_lines(read_bytes(path))]
+        return make_pair(key, captions, {}, lambda: read_bytes(picture))
+
+    return read
+
+
+Row = tuple[str, dict[str, Any] | Skip]
+"""Where the row stands, for messages, and its fields or why it cannot be used."""
+
+
+def _jsonl_rows(table: Path) -> Iterator[Row]:
+    with table.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{table}:{number}"
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                yield where, Skip(f"caption not UTF-8: {error.reason}")
+            except (ValueError, RecursionError) as error:
+                yield where, Skip(f"malformed line: {error}")
+            else:
+                yield where, fields if isinstance(fields, dict) else Skip("malformed line: not a JSON object")
+
+
+def _csv_rows(table: Path) -> Iterator[Row]:
+    # Bytes that are not UTF-8 are carried through as surrogates, so that they cost one row and not the file.
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        rows = csv.reader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
+        header: list[str] | None = None
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                yield f"{table}:{rows.line_num}", Skip(f"malformed line: {error}")
+                continue
+            if row is None:
+                return
+            if header is None:
+                header = _check_header(table, row)
+            elif row:
+                yield f"{table}:{rows.line_num}", _csv_row(header, row)
+
+
+def _csv_row(header: list[str], row: list[str]) -> dict[str, Any] | Skip:
+    if len(row) > len(header):
+        return Skip("malformed line: more fields than columns; a caption with commas needs quotes")
+    return {name: text for name, text in zip(header, row, strict=False) if text}
+
+
+def _check_header(table: Path, row: list[str]) -> list[str]:
+    header = [name.strip().lower() for name in row]
+    if not set(header) & set(PATH_FIELDS) or not set(header) & set(CAPTION_FIELDS):
+        raise UserError(
+            f"{table} starts with the columns {', '.join(header) or '(none)'}; expected a first line "
+            f"naming one of {', '.join(PATH_FIELDS)} and one of {', '.join(CAPTION_FIELDS)}"
+        )
+    return header
+
+
+def _table_jobs(table: Path, rows: Iterable[Row]) -> list[Job]:
+    pictures: dict[str, tuple[str, dict[str, Any], list[Caption]]] = {}
+    jobs: list[Job] = []
+    for where, fields in rows:
+        try:
+            if isinstance(fields, Skip):
+                raise fields
+            name = next((fields[field] for field in PATH_FIELDS if fields.get(field)), None)
+            if not isinstance(name, str):
+                raise Skip(f"no path: expected one of {', '.join(PATH_FIELDS)}")
+            captions, details = captions_from_fields(fields)
+        except Skip as skip:
+            jobs.append((where, _skip(str(skip))))
+        else:
+            # One row per caption is common: rows that name the same picture belong together.
+            details = {field: value for field, value in details.items() if field not in PATH_FIELDS}
+            pictures.setdefault(name, (where, details, []))[2].extend(captions)
+    jobs += [
+        (f"{where} ({name})", _table_pair(table.parent / name, name, captions, details))
+        for name, (where, details, captions) in pictures.items()
+    ]
+    if not jobs:
+        raise UserError(f"{table} has no rows; expected one line per picture with its path and caption")
+    return jobs
+
+
+def _table_pair(path: Path, key: str, captions: list[Caption], details: dict[str, Any]) -> Callable[[], Pair]:
+    return lambda: make_pair(key, captions, details, lambda: read_bytes(path))

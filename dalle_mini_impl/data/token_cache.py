@@ -1,0 +1,111 @@
+"""Pictures already turned into image ids, memory-mapped, with their captions.
+
+A cache is a folder with `cache.json` (whose tokenizer made it, grid, K) and for each split a folder with
+`image_ids.npy` (n, variants, h, w) uint16 and `pairs.jsonl`. It belongs to one image tokenizer: ids of
+another mean other pictures, so opening it with another is refused.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle_mini_impl.data.pairs import Caption
+from dalle_mini_impl.data.store import Entry, read_entry
+from dalle_mini_impl.errors import UserError
+
+HEADER = "cache.json"
+
+
+@dataclass(frozen=True)
+class CacheHeader:
+    """What a cache was made with."""
+
+    image_tokenizer: str
+    """Identity of the image tokenizer."""
+    codebook_size: int
+    """K."""
+    grid: tuple[int, int]
+    """Token grid (h, w)."""
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """One split of a cache."""
+
+    header: CacheHeader
+    image_ids: np.ndarray
+    """(n, variants, h, w) uint16, memory-mapped."""
+    entries: list[Entry]
+    """Captions and details of each picture."""
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCache:
+    """Open one split of a token cache.
+
+    Args:
+        folder: the cache.
+        split: `train` or `validation`.
+        image_tokenizer: identity of the tokenizer that will decode the ids.
+
+    Raises:
+        UserError: there is no cache, or it was made with another image tokenizer.
+    """
+    folder = Path(folder)
+    if not (folder / HEADER).is_file():
+        raise UserError(f"{folder} is no token cache; make one with dalle_mini_impl.train.encode")
+    header = read_header(folder)
+    if header.image_tokenizer != image_tokenizer:
+        raise UserError(f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
+                        f"has {image_tokenizer}; encode again with this tokenizer")  # fmt: skip
+    with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
+        entries = [read_entry(json.loads(line)) for line in lines]
+    return TokenCache(header, np.load(folder / split / "image_ids.npy", mmap_mode="r"), entries)
+
+
+def read_header(folder: Path) -> CacheHeader:
+    """What the cache in `folder` was made with."""
+    values: dict[str, Any] = json.loads((folder / HEADER).read_text())
+    return CacheHeader(values["image_tokenizer"], values["codebook_size"], (values["grid"][0], values["grid"][1]))
+
+
+def write_header(folder: Path, header: CacheHeader) -> None:
+    """Write what the cache in `folder` was made with."""
+    (folder / HEADER).write_text(json.dumps(asdict(header)))
+
+
+def write_entries(folder: Path, entries: list[Entry]) -> None:
+    """Write the captions and details of a split."""
+    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
+
+
+class CaptionDrawer:
+    """Draws one of a picture's captions, each language as often as wanted.
+
+    Args:
+        entries: pictures with their captions.
+        languages: relative frequency of each language; languages not named get 1.
+    """
+
+    def __init__(self, entries: list[Entry], languages: dict[str, float]) -> None:
+        self._captions = [entry.captions for entry in entries]
+        self._cumulative = [np.cumsum(self._shares(entry.captions, languages)) for entry in entries]
+
+    def draw(self, index: int, random: np.random.Generator) -> Caption:
+        """One caption of picture `index`."""
+        cumulative = self._cumulative[index]
+        place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+        return self._captions[index][min(int(place), len(cumulative) - 1)]
+
+    @staticmethod
+    def _shares(captions: tuple[Caption, ...], languages: dict[str, float]) -> np.ndarray:
+        counts: dict[str, int] = {}
+        for caption in captions:
+            counts[caption.language] = counts.get(caption.language, 0) + 1
+        return np.array([languages.get(c.language, 1.0) / counts[c.language] for c in captions])

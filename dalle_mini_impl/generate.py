@@ -1,0 +1,115 @@
+"""Text ids -> image ids: the prompt is run once, then all candidates decode together with a cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.sampling import check, guide, next_ids
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.transformer import Transformer
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw and what to steer away from, as text ids."""
+
+    text_ids: Sequence[int]
+    """The caption."""
+    negative_ids: Sequence[int] = ()
+    """What guidance steers away from; empty means "no caption"."""
+
+
+@torch.inference_mode()
+def generate(
+    transformer: Transformer,
+    stream: Stream,
+    prompt: Prompt,
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    chunk: int = CHUNK,
+    progress: Callable[[int], object] = lambda ids: None,
+) -> Tensor:
+    """Sample the image ids of several candidates for one prompt.
+
+    Each candidate has its own random numbers, drawn from its own seed on the CPU, so its picture does not
+    depend on how many others there are or how they are chunked.
+
+    Args:
+        transformer: the model, in evaluation mode.
+        stream: the layout it was trained on.
+        prompt: caption and negative caption.
+        seeds: one per candidate.
+        sampling: temperature, top-k, top-p and guidance.
+        chunk: candidates decoded at a time, which bounds memory.
+        progress: told how many image ids each step has drawn.
+
+    Returns:
+        (N, h, w) int64 ids in [0, K), in the order of `seeds`.
+
+    Raises:
+        UserError: a sampling setting is out of range, or the caption does not fit.
+    """
+    check(sampling, stream.config.image_vocab)
+    guided = sampling.guidance != 1
+    device = transformer.embed.weight.device
+    captions = [prompt.text_ids, prompt.negative_ids] if guided else [prompt.text_ids]
+    prefix = stream.prefix(captions).to(device)
+    prompt_cache = transformer.new_cache(len(captions), prefix.shape[1])
+    hidden = transformer(prefix, prompt_cache)[:, -1]
+    rows = []
+    for start in range(0, len(seeds), chunk):
+        part = seeds[start : start + chunk]
+        uniforms = torch.stack([_uniforms(seed, stream.image_length) for seed in part]).to(device)
+        # Row order: every candidate with the caption, then every candidate without.
+        source = torch.arange(len(captions), device=device).repeat_interleave(len(part))
+        cache = prompt_cache.repeat(source, stream.length)
+        rows.append(_decode(transformer, stream, cache, hidden[source], uniforms, sampling, progress))
+    ids = torch.cat(rows) if rows else torch.empty(0, stream.image_length, dtype=torch.int64)
+    return ids.unflatten(1, stream.config.grid)
+
+
+def _decode(transformer, stream, cache, hidden, uniforms, sampling, progress) -> Tensor:  # type: ignore[no-untyped-def]
+    drawn = []
+    for place in range(uniforms.shape[1]):
+        logits = transformer.logits(hidden, stream.image_range).float()
+        if len(logits) > len(uniforms):
+            logits = guide(*logits.chunk(2), sampling.guidance)
+        ids = next_ids(logits, uniforms[:, place], sampling)
+        drawn.append(ids)
+        progress(len(ids))
+        if place + 1 < uniforms.shape[1]:
+            step = (ids + stream.image_offset).repeat(len(hidden) // len(ids))
+            hidden = transformer(step[:, None], cache)[:, -1]
+    return torch.stack(drawn, 1)
+
+
+def _uniforms(seed: int, count: int) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
+    """Log-probability of each image id given the caption and the ids before it.
+
+    Args:
+        transformer: the model, in evaluation mode.
+        stream: the layout it was trained on.
+        text_ids: the caption.
+        image_ids: (B, h, w) in [0, K).
+
+    Returns:
+        (B, h * w) in nats, at most 0.
+    """
+    device = transformer.embed.weight.device
+    prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
+    ids = stream.join(prefix, image_ids.to(device))
+    hidden = transformer(ids[:, :-1])[:, stream.config.text_length :]
+    scores = F.log_softmax(transformer.logits(hidden, stream.image_range).float(), -1)
+    return scores.gather(-1, image_ids.to(device).flatten(1)[..., None])[..., 0]

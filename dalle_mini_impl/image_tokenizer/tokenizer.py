@@ -1,0 +1,105 @@
+"""The image tokenizer: pixels (B, 3, H, W) in [-1, 1] <-> image ids (B, h, w)."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from dalle_mini_impl.config import ImageTokenizerConfig
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer.networks import Decoder, Encoder, channels_last, stem_factor
+from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What one training pass gives."""
+
+    pixels: Tensor
+    """(B, 3, H, W) decoded pixels."""
+    image_ids: Tensor
+    """(B, h, w) ids."""
+    commitment: Tensor
+    """Scalar loss that keeps z near its codebook vectors."""
+
+
+class ImageTokenizer(nn.Module):
+    """VQ-VAE (van den Oord et al. 2017): a discrete alphabet of K image ids, learned from pictures.
+
+    Any picture size that is a multiple of `factor` works; the config's size is the one it was trained at.
+
+    Args:
+        config: its shape.
+        commitment: weight of the commitment loss, used in training only.
+
+    Raises:
+        UserError: the config's numbers do not fit together.
+    """
+
+    def __init__(self, config: ImageTokenizerConfig, commitment: float = 0.25) -> None:
+        super().__init__()
+        stem = stem_factor(config.factor, len(config.channels))
+        if stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
+            raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given; "
+                            f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
+        if config.image_size % config.factor:
+            raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
+        self.config = config
+        shape = config.factor, config.channels
+        self.encoder = channels_last(Encoder(*shape, config.encoder_blocks, config.embed_dim))
+        self.decoder = channels_last(Decoder(*shape, config.decoder_blocks, config.embed_dim))
+        self.quantizer = build_quantizer(
+            config.quantizer, config.codebook_size, config.embed_dim, config.fsq_levels, commitment
+        )
+
+    @property
+    def codebook_size(self) -> int:
+        """K, number of image ids."""
+        return self.config.codebook_size
+
+    def forward(self, pixels: Tensor) -> Reconstruction:
+        """Encode, quantize and decode with gradients.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1], H and W multiples of `factor`.
+        """
+        z = self._encode(pixels)
+        h, w = z.shape[-2:]
+        quantized, ids, commitment = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
+        z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=torch.channels_last)
+        return Reconstruction(self.decoder(z), rearrange(ids, "B (h w) -> B h w", h=h), commitment)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> image ids (B, h, w) int64. Never changes the codebook.
+
+        Raises:
+            UserError: the size is not a multiple of `factor`.
+        """
+        z = self._encode(pixels)
+        was_training, _ = self.quantizer.training, self.quantizer.eval()
+        ids = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))[1]
+        self.quantizer.train(was_training)
+        return rearrange(ids, "B (h w) -> B h w", h=z.shape[-2])
+
+    @torch.inference_mode()
+    def decode(self, image_ids: Tensor) -> Tensor:
+        """Image ids (B, h, w) in [0, K) -> pixels (B, 3, H, W) clamped to [-1, 1].
+
+        Raises:
+            UserError: an id is out of range.
+        """
+        if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < self.codebook_size:
+            raise UserError(f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
+                            f"expected 0 to {self.codebook_size - 1}")  # fmt: skip
+        vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
+        z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
+        return self.decoder(z.contiguous(memory_format=torch.channels_last)).float().clamp(-1, 1)
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        factor = self.config.factor
+        if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
+            raise UserError(f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
+                            f"both sides must be multiples of {factor}")  # fmt: skip
+        return self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()

@@ -1,0 +1,124 @@
+"""PIL pictures at the edges, pixels in [-1, 1] inside: the one conversion, contact sheets and PNG metadata."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.files import replace_file
+
+METADATA_KEY = "dalle_mini_impl"
+
+
+def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
+    """RGB version of a picture, with `colour` behind its transparent parts."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, colour)
+        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_pixels(images: Sequence[Image.Image], size: int | tuple[int, int]) -> torch.Tensor:
+    """Crop pictures to the wanted proportions and turn them into pixels.
+
+    Args:
+        images: pictures of any size and mode; transparent parts become white.
+        size: side of a square, or `(H, W)`, in pixels.
+
+    Returns:
+        (B, 3, H, W) float32 in [-1, 1].
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    rows = []
+    for image in images:
+        fitted = ImageOps.fit(on_background(image), (width, height), Image.Resampling.LANCZOS)
+        rows.append(np.array(fitted, dtype=np.uint8))
+    pixels = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, height, width, 3)
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """Turn pixels (B, 3, H, W) in [-1, 1] into RGB pictures; values outside are clamped."""
+    values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], columns: int = 0, labels: Sequence[str] = (), gap: int = 4
+) -> Image.Image:
+    """Lay pictures out in rows on white.
+
+    Args:
+        images: pictures; cells take the size of the largest.
+        columns: pictures per row; 0 makes the sheet about square.
+        labels: text under each picture, cut to the cell's width; empty for none.
+        gap: space between cells in pixels.
+
+    Raises:
+        UserError: there is no picture.
+    """
+    if not images:
+        raise UserError("a contact sheet of 0 pictures was asked for; give at least 1")
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    width = max(image.width for image in images)
+    height = max(image.height for image in images)
+    font = ImageFont.load_default(size=max(9, min(14, width // 8)))
+    text_height = int(font.size * 1.4) if labels else 0
+    cell_width, cell_height = width + gap, height + gap + text_height
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        left = gap + number % columns * cell_width
+        top = gap + number // columns * cell_height
+        sheet.paste(on_background(image), (left, top))
+        if number < len(labels):
+            text = _shorten(labels[number], lambda s: pen.textlength(s, font=font), width)
+            pen.text((left, top + height + 1), text, fill="black", font=font)
+    return sheet
+
+
+def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a PNG whole or not at all, with `metadata` in it as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    if metadata is not None:
+        info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+    try:
+        with replace_file(path) as temporary:
+            image.save(temporary, "PNG", pnginfo=info)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+    return Path(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that `save_png` put into a picture.
+
+    Raises:
+        UserError: the file is no readable picture, or carries no metadata of this package.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(METADATA_KEY)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} is not a readable picture ({error}); give a PNG made by dalle sample") from error
+    if text is None:
+        raise UserError(f"{path} carries no settings; give a PNG made by dalle sample")
+    return json.loads(text)
+
+
+def _shorten(text: str, length: Any, width: int) -> str:
+    while text and length(text) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    return text

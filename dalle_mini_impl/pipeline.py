@@ -1,0 +1,260 @@
+"""DalleMini: prompt -> ranked pictures. The one file that knows every stage."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dalle_mini_impl import checkpoint
+from dalle_mini_impl.config import SamplingConfig, to_dict
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.generate import CHUNK, Prompt, generate, log_likelihood
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.scorer import Scorer
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One sampled picture."""
+
+    image: Image.Image
+    """RGB."""
+    score: float | None
+    """Cosine of picture and prompt by the scorer, or None when not ranked."""
+    seed: int
+    """Makes exactly this picture again: `generate(prompt, seeds=[seed])`."""
+    image_ids: Tensor
+    """(h, w) int64."""
+
+
+@dataclass(frozen=True)
+class Result(Sequence[Candidate]):
+    """The kept candidates of one prompt, best first."""
+
+    prompt: str
+    negative: str
+    candidates: tuple[Candidate, ...]
+    settings: dict[str, Any]
+    """Model, checkpoint hash and sampling settings."""
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.candidates)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
+    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
+        return self.candidates[index]
+
+    def grid(self, columns: int = 0, scores: bool = False) -> Image.Image:
+        """All pictures on one sheet, optionally with their scores underneath."""
+        return grid([self], columns, scores)
+
+    def metadata(self, candidates: Sequence[Candidate] | None = None) -> dict[str, Any]:
+        """What a PNG of these candidates (default: all) records, enough to make them again."""
+        chosen = self.candidates if candidates is None else candidates
+        pictures = [
+            {"prompt": self.prompt, "negative": self.negative, "seed": c.seed, "score": c.score} for c in chosen
+        ]
+        return {**self.settings, "pictures": pictures}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write each picture as its own PNG with its settings inside; returns the paths, best first."""
+        stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
+        # Prompts that spell alike in file names must not overwrite each other's pictures.
+        stem += "-" + hashlib.sha256(f"{self.prompt}\0{self.negative}".encode()).hexdigest()[:6]
+        return [
+            save_png(candidate.image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate]))
+            for rank, candidate in enumerate(self.candidates, 1)
+        ]
+
+
+def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> Image.Image:
+    """One sheet of several results; with several prompts, each starts a row of its own by default.
+
+    Args:
+        results: of one or several prompts.
+        columns: pictures per row; 0 chooses.
+        scores: write each picture's score under it.
+    """
+    candidates = [candidate for result in results for candidate in result]
+    labels = []
+    if len(results) > 1 or scores:
+        for result in results:
+            name = [result.prompt] * (len(results) > 1)
+            labels += [" ".join([*([f"{c.score:.3f}"] if scores and c.score is not None else []), *name]) for c in result]
+    if not columns and len(results) > 1:
+        columns = max(len(result) for result in results)
+    return contact_sheet([candidate.image for candidate in candidates], columns, labels)
+
+
+def candidate_seed(seed: int, number: int) -> int:
+    """Seed of candidate `number` (from 0) of a run's `seed`; unrelated for different seeds."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+class DalleMini:
+    """A loaded model: tokenizers, transformer and, where the checkpoint has one, a scorer.
+
+    Args:
+        text_tokenizer: str <-> text ids.
+        image_tokenizer: pixels <-> image ids.
+        transformer: the model over the stream.
+        stream: its layout.
+        scorer: ranks candidates; None leaves them unranked.
+        sampling: default sampling settings.
+        source: what results record about where they come from.
+    """
+
+    def __init__(
+        self, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
+        stream: Stream, scorer: Scorer | None, sampling: SamplingConfig, source: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.text_tokenizer, self.image_tokenizer, self.transformer = text_tokenizer, image_tokenizer, transformer
+        self.stream, self.sampling, self.source = stream, sampling, source
+        self._scorer = scorer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "auto") -> "DalleMini":
+        """Load a shipped model or a checkpoint folder.
+
+        Args:
+            name: `emoji`, or a folder.
+            device: `auto`, `cpu`, `cuda`, `mps` …
+
+        Raises:
+            UserError: the checkpoint is missing, incomplete or mixed, or there is no such device.
+        """
+        folder, device = checkpoint.find(name), choose_device(device)
+        transformer, stream = checkpoint.load_transformer(folder, device)
+        image_tokenizer, _ = checkpoint.load_image_tokenizer(folder, device)
+        has_scorer = (folder / "scorer.safetensors").is_file()
+        return cls(
+            checkpoint.load_text_tokenizer(folder), image_tokenizer, transformer, Stream(stream),
+            checkpoint.load_scorer(folder, device) if has_scorer else None, checkpoint.load_settings(folder),
+            {"model": str(name), "checkpoint": checkpoint.fingerprint(folder)},
+        )  # fmt: skip
+
+    @property
+    def scorer(self) -> Scorer:
+        """The CLIP scorer.
+
+        Raises:
+            UserError: the checkpoint has none.
+        """
+        if self._scorer is None:
+            raise UserError(f"model {self.source.get('model')} has no scorer; train one with dalle_mini_impl.train.scorer")
+        return self._scorer
+
+    def generate(
+        self,
+        prompt: str,
+        candidates: int = 32,
+        keep: int = 8,
+        seed: int = 0,
+        *,
+        negative: str = "",
+        seeds: Sequence[int] | None = None,
+        rank: bool = True,
+        chunk: int = CHUNK,
+        progress: Callable[[int], object] = lambda ids: None,
+        **sampling: float,
+    ) -> Result:
+        """Sample candidates, decode them, and keep those the scorer likes best.
+
+        Args:
+            prompt: the caption, in any language the model knows.
+            candidates: how many to sample.
+            keep: how many to return; at most `candidates`.
+            seed: of the run; each candidate's own seed follows from it.
+            negative: what guidance steers away from instead of "no caption".
+            seeds: the candidates' own seeds, instead of `seed` and `candidates`.
+            rank: order by score; otherwise the order of the seeds is kept.
+            chunk: candidates decoded at a time, which bounds memory.
+            progress: told how many image ids each step has drawn.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`; the model's recommendation where not given.
+
+        Returns:
+            The kept candidates, best first.
+
+        Raises:
+            UserError: a number is out of range, or a sampling setting is unknown.
+        """
+        if seeds is None:
+            if candidates < 1 or keep < 1:
+                raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
+            if seed < 0:
+                raise UserError(f"seed {seed} was given, expected 0 or more")
+            seeds = [candidate_seed(seed, number) for number in range(candidates)]
+        settings = self._sampling(sampling)
+        ids = [self._encode(text) for text in (prompt, negative)]
+        image_ids = generate(
+            self.transformer, self.stream, Prompt(*ids), seeds, settings, chunk=chunk, progress=progress
+        ).cpu()
+        images = [image for part in image_ids.split(chunk) for image in self.decode(part)]
+        order, scores = list(range(len(images))), None
+        if rank and self._scorer is not None:
+            ranked, values = self._scorer.rank(images, prompt)
+            order, scores = ranked.tolist(), values.tolist()
+        kept = tuple(
+            Candidate(images[i], scores[place] if scores else None, seeds[i], image_ids[i])
+            for place, i in enumerate(order[:keep])
+        )
+        return Result(prompt, negative, kept, {**self.source, "sampling": to_dict(settings)})
+
+    def decode(self, image_ids: Tensor) -> list[Image.Image]:
+        """Image ids (B, h, w) -> RGB pictures."""
+        device = self.transformer.embed.weight.device
+        return to_images(self.image_tokenizer.decode(image_ids.to(device)))
+
+    def log_likelihood(self, text: str, image_ids: Tensor) -> Tensor:
+        """How likely the model finds pictures given a caption.
+
+        Args:
+            text: the caption; "" for none.
+            image_ids: (B, h, w).
+
+        Returns:
+            (B, h * w) nats per image id, at most 0.
+        """
+        return log_likelihood(self.transformer, self.stream, self._encode(text), image_ids).cpu()
+
+    def _encode(self, text: str) -> list[int]:
+        return self.text_tokenizer.cut(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
+
+    def _sampling(self, changes: dict[str, float]) -> SamplingConfig:
+        unknown = set(changes) - {field.name for field in dataclasses.fields(SamplingConfig)}
+        if unknown:
+            raise UserError(f"unknown sampling setting {sorted(unknown)[0]!r}; "
+                            f"known are {', '.join(f.name for f in dataclasses.fields(SamplingConfig))}")  # fmt: skip
+        return dataclasses.replace(self.sampling, **{name: value for name, value in changes.items() if value is not None})
+
+
+def choose_device(name: str) -> str:
+    """Resolve `auto` to the best device there is, and check any other.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); try --device cpu") from error
+    return name

@@ -1,0 +1,225 @@
+"""What the training stages share, as plain functions. Each stage is its own explicit `main`.
+
+Everything random about step `s` follows from `(seed, s)` alone and is drawn for the whole global batch, of
+which each process takes its rows. So a run resumes at any step exactly, and two processes do what one does.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from tqdm import tqdm
+
+from dalle_mini_impl.config import RunConfig, load, to_dict
+from dalle_mini_impl.errors import UserError, need_extra
+from dalle_mini_impl.files import replace_file
+
+C = TypeVar("C")
+STATE = "state.pt"
+
+
+def parse(kind: type[C], description: str, argv: Sequence[str] | None = None) -> tuple[C, bool]:
+    """Read `--config FILE [--resume] [key=value …]`.
+
+    Returns:
+        The config, and whether to resume.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser.add_argument("--resume", action="store_true", help="continue from the last saved state")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as run.steps=50")
+    arguments = parser.parse_intermixed_args(argv)
+    return load(kind, arguments.config, arguments.overrides), arguments.resume
+
+
+def start(run: RunConfig) -> Accelerator:
+    """Set up the processes, precision and seeds of a run.
+
+    Raises:
+        UserError: a setting of the run is missing or does not divide.
+    """
+    if not run.model_dir or not run.state_dir:
+        raise UserError(f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder")
+    if run.precision not in ("bf16", "fp32"):
+        raise UserError(f"run.precision is {run.precision!r}; expected bf16 or fp32")
+    if run.tracker not in ("none", "tensorboard"):
+        raise UserError(f"run.tracker is {run.tracker!r}; expected none or tensorboard")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        log_with=None if run.tracker == "none" else run.tracker,
+        project_dir=run.state_dir,
+    )
+    parts = accelerator.num_processes * run.accumulation
+    if run.batch_size % parts:
+        raise UserError(f"run.batch_size {run.batch_size} cannot be split over {accelerator.num_processes} processes "
+                        f"× {run.accumulation} passes; make it a multiple of {parts}")  # fmt: skip
+    torch.manual_seed(run.seed)
+    return accelerator
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    """A CPU generator that depends on the numbers alone."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
+    """Which pictures make up the global batch of a step: shuffled anew in each epoch, none left out.
+
+    Args:
+        step: optimizer step, from 0.
+        batch_size: pictures per step over all processes.
+        count: pictures in the set.
+        seed: of the run.
+
+    Returns:
+        (batch_size,) indices in [0, count).
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    indices = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(places // count):
+        order = np.random.default_rng([seed, int(epoch)]).permutation(count)
+        mine = places // count == epoch
+        indices[mine] = order[places[mine] % count]
+    return indices
+
+
+def passes(accelerator: Accelerator, run: RunConfig) -> list[slice]:
+    """Rows of the global batch that this process takes, one slice per accumulated pass."""
+    size = run.batch_size // (accelerator.num_processes * run.accumulation)
+    first = accelerator.process_index * run.accumulation
+    return [slice((first + number) * size, (first + number + 1) * size) for number in range(run.accumulation)]
+
+
+class Average:
+    """Exponential moving average of a model's parameters; buffers are copied as they are.
+
+    The decay grows from 0 to its final value over the first steps, so that short runs do not average in
+    their random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.names = {name for name, _ in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards the model after optimizer step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if name in self.names:
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)
+
+    def fill(self, model: nn.Module) -> nn.Module:
+        """Load the averaged weights into `model` (a second instance) and set it to evaluation."""
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+class Journal:
+    """Progress on screen, `log.jsonl` on disk, and the tracker when one is asked for."""
+
+    def __init__(self, accelerator: Accelerator, run: RunConfig, config: Any, first_step: int) -> None:
+        self.accelerator, self.run, self.folder = accelerator, run, Path(run.state_dir)
+        self.started, self.first_step = time.monotonic(), first_step
+        self.bar = tqdm(initial=first_step, total=run.steps, disable=not accelerator.is_main_process, unit=" steps")
+        if run.tracker != "none":
+            try:
+                accelerator.init_trackers("tensorboard")
+            except (ImportError, ValueError) as error:
+                raise need_extra("tensorboard", "tensorboard") from error
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+            self._drop_lines_from(first_step)
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to be done, with a progress bar."""
+        for step in range(self.first_step, self.run.steps):
+            yield step
+            self.bar.update()
+        self.bar.close()
+
+    def log(self, step: int, **values: float) -> None:
+        """Write one line of figures for a step."""
+        if not self.accelerator.is_main_process:
+            return
+        seconds = time.monotonic() - self.started
+        done = (step + 1 - self.first_step) * self.run.batch_size
+        line = {"step": step, **values, "seconds": round(seconds, 1), "pictures_per_second": round(done / seconds, 1)}
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
+        self.accelerator.log(values, step=step)
+
+    def say(self, text: str) -> None:
+        """Print a line without breaking the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(text)
+
+    def _drop_lines_from(self, step: int) -> None:
+        path = self.folder / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step]
+            with replace_file(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept))
+
+
+def due(step: int, every: int, run: RunConfig) -> bool:
+    """Whether something done every so many steps is due after `step`; the last step always counts."""
+    return every > 0 and ((step + 1) % every == 0 or step + 1 == run.steps)
+
+
+def save_state(
+    accelerator: Accelerator, run: RunConfig, step: int, model: nn.Module, optimizers: list[Any], average: Average
+) -> None:
+    """Write everything that `load_state` needs to continue after `step` as if nothing had happened."""
+    states = accelerator.gather_for_metrics([torch.get_rng_state()], use_gather_object=True)
+    if accelerator.is_main_process:
+        state = {
+            "step": step + 1,
+            "model": accelerator.unwrap_model(model).state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "average": average.state,
+            "rng": list(states),
+        }
+        with replace_file(Path(run.state_dir) / STATE) as temporary:
+            torch.save(state, temporary)
+    accelerator.wait_for_everyone()
+
+
+def load_state(
+    accelerator: Accelerator, run: RunConfig, model: nn.Module, optimizers: list[Any], average: Average
+) -> int:
+    """Restore the last saved state and return the step to go on with.
+
+    Raises:
+        UserError: there is none, or it is of another model.
+    """
+    path = Path(run.state_dir) / STATE
+    if not path.is_file():
+        raise UserError(f"--resume was given but {path} does not exist; start without it")
+    state = torch.load(path, map_location=accelerator.device, weights_only=True)
+    try:
+        accelerator.unwrap_model(model).load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is the state of another model or optimizer ({str(error).splitlines()[0]}); "
+                        f"resume with the config it was started with") from error  # fmt: skip
+    average.state = state["average"]
+    torch.set_rng_state(state["rng"][accelerator.process_index % len(state["rng"])].cpu())
+    return int(state["step"])

@@ -1,0 +1,162 @@
+"""Stage 5: train the CLIP scorer on captioned pictures.
+
+accelerate launch -m dalle_mini_impl.train.scorer --config configs/emoji/scorer.yaml
+
+A share of the pictures is seen through the image tokenizer, because those the scorer will rank come out of
+its decoder too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part
+from dalle_mini_impl.config import ScorerRun, to_dict
+from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
+from dalle_mini_impl.data.pairs import Caption
+from dalle_mini_impl.data.store import PictureStore, open_store
+from dalle_mini_impl.data.token_cache import CaptionDrawer
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.scorer import CLIP, at_chance, build_clip, chance_level, contrastive_loss, gather_with_gradient
+from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.train import common
+from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
+
+VALIDATION_PICTURES = 512
+CHANCE_STEPS = 300
+"""Steps after which a loss still at chance level is worth a warning."""
+
+
+def concept_numbers(store: PictureStore) -> np.ndarray:
+    """A number (n,) for each picture, equal where two pictures show the same concept."""
+    names = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def draw_batch(
+    store: PictureStore, captions: CaptionDrawer, tokenizer: TextTokenizer, through: ImageTokenizer | None,
+    config: ScorerRun, step: int, rows: slice,
+) -> tuple[Tensor, Tensor, np.ndarray]:  # fmt: skip
+    """Pixels (rows, 3, S, S), text ids (rows, L) and picture numbers of one process's share of a step."""
+    run = config.run
+    indices = common.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
+    changes = random_changes(run.batch_size, config.augment, common.generator_for(run.seed, step))[rows]
+    may_flip = np.array([store.entries[index].may_flip for index in indices])
+    size = config.model.image_size if through is None else through.config.image_size
+    pixels = augmented_pixels(store.take(indices), may_flip, changes, size)
+    text_ids, seen_through = [], []
+    for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
+        random = np.random.default_rng([run.seed, step, place])
+        seen_through.append(random.random() < config.reconstructed)
+        ids = tokenizer.encode_with_dropout(captions.draw(int(index), random).text, config.bpe_dropout, random)
+        text_ids.append(tokenizer.fit(ids, config.model.text_length, end=True))
+    if through is not None and any(seen_through):
+        chosen = torch.tensor(seen_through)
+        device = next(through.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            pixels[chosen] = through.decode(through.encode(pixels[chosen].to(device))).cpu()
+    return pixels, torch.tensor(text_ids), indices
+
+
+@torch.inference_mode()
+def validate(
+    accelerator: Accelerator, model: CLIP, store: PictureStore, tokenizer: TextTokenizer, language: str
+) -> dict[str, float]:
+    """Recall@1 and @5 of held-out pictures' concepts among all of theirs, both ways, by plain names."""
+    count = min(len(store), VALIDATION_PICTURES)
+    numbers = torch.from_numpy(concept_numbers(store)[:count])
+    texts = [plain_caption(entry.captions, language).text for entry in store.entries[:count]]
+    images, names = [], []
+    for start in range(0, count, 64):
+        chunk = slice(start, min(start + 64, count))
+        pixels = plain_pixels(store.take(np.arange(chunk.start, chunk.stop)), model.image_size)
+        text_ids = tokenizer.encode_batch(texts[chunk], model.text_length, end=True, warn=False)
+        with accelerator.autocast():
+            images.append(model.encode_image(pixels.to(accelerator.device)).float())
+            names.append(model.encode_text(text_ids.to(accelerator.device)).float())
+    image_embed = torch.nn.functional.normalize(torch.cat(images), dim=-1)
+    text_embed = torch.nn.functional.normalize(torch.cat(names), dim=-1)
+    similar, numbers = image_embed @ text_embed.T, numbers.to(accelerator.device)
+    results = {}
+    for name, table in (("image_to_text", similar), ("text_to_image", similar.T)):
+        hits = numbers[table.topk(min(5, count), dim=1).indices] == numbers[:, None]
+        results[f"{name}_at_1"] = float(hits[:, 0].float().mean())
+        results[f"{name}_at_5"] = float(hits.any(1).float().mean())
+    return results
+
+
+def plain_caption(captions: tuple[Caption, ...], language: str) -> Caption:
+    """The first caption in a language, or the first of all."""
+    return next((caption for caption in captions if caption.language == language), captions[0])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, validate, save; see `configs/emoji/scorer.yaml` for the settings."""
+    config, resume = common.parse(ScorerRun, "Train the CLIP scorer.", argv)
+    run = config.run
+    accelerator = common.start(run)
+    if run.accumulation != 1:
+        raise UserError(f"run.accumulation is {run.accumulation}; a contrastive loss needs the batch in one pass: 1")
+    with accelerator.main_process_first():
+        tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
+        train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
+    identities = {"text_tokenizer": tokenizer.identity}
+    through = None
+    if config.reconstructed:
+        through, identities["image_tokenizer"] = load_image_tokenizer(run.model_dir, str(accelerator.device))
+    captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
+    ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
+    model, averaged = (
+        build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device) for _ in range(2)
+    )
+    average = common.Average(model, run.ema)
+    optimizers = build_optimizers(model, config.optimizer)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
+    journal = common.Journal(accelerator, run, config, first)
+    forward = torch.compile(model) if run.compile else model
+    rows, running = common.passes(accelerator, run)[0], chance_level(run.batch_size)
+
+    for step in journal.steps():
+        model.train()
+        set_rate(optimizers, step, run.steps, config.optimizer)
+        pixels, text_ids, indices = draw_batch(train, captions, tokenizer, through, config, step, rows)
+        with accelerator.autocast():
+            image, text, scale = forward(pixels.to(accelerator.device), text_ids.to(accelerator.device))
+        groups = torch.from_numpy(concepts[indices]).to(accelerator.device)
+        gathered = (gather_with_gradient(part.contiguous()) for part in (image.float(), text.float()))
+        loss = contrastive_loss(*gathered, scale, gather_with_gradient(groups))
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        accelerator.unwrap_model(model).clamp_logit_scale()
+        average.update(accelerator.unwrap_model(model), step)
+
+        running += 0.02 * (float(loss.detach()) - running)
+        if step == CHANCE_STEPS and at_chance(running, run.batch_size):
+            journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
+                        f"({chance_level(run.batch_size):.3f}); check captions and learning rate")  # fmt: skip
+        if common.due(step, run.log_every, run):
+            journal.log(step, loss=float(loss.detach()), scale=float(scale.detach().exp()))
+        if common.due(step, run.validate_every, run):
+            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config.language)  # type: ignore[arg-type]
+            journal.log(step, **values)
+            journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+        if common.due(step, run.save_every, run):
+            common.save_state(accelerator, run, step, model, optimizers, average)
+
+    if accelerator.is_main_process:
+        name = save_part(run.model_dir, "scorer", average.fill(averaged), to_dict(config.model), identities)
+        print(f"scorer {name} written to {Path(run.model_dir) / 'scorer.safetensors'}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Stage 2: learn the text tokenizer from the captions of the training pictures.
+
+python -m dalle_mini_impl.train.text_tokenizer --config configs/emoji/text_tokenizer.yaml
+"""
+
+from collections.abc import Sequence
+
+from dalle_mini_impl.config import TextTokenizerRun
+from dalle_mini_impl.data.store import open_store
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.text_tokenizer import train_text_tokenizer
+from dalle_mini_impl.train.common import parse
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and save; see `configs/emoji/text_tokenizer.yaml` for the settings."""
+    config, _ = parse(TextTokenizerRun, "Train the text tokenizer.", argv)
+    if not config.out:
+        raise UserError("out is empty; name the .model file to write")
+    entries = open_store(config.data, "train").entries
+    # Each distinct caption once: four vendors drawing the same thing do not make its name more frequent.
+    captions = sorted({caption.text for entry in entries for caption in entry.captions})
+    tokenizer = train_text_tokenizer(captions, config.out, config.vocab_size, config.normalization)
+    lengths = [len(tokenizer.encode(caption)) for caption in captions]
+    print(f"text tokenizer {tokenizer.identity}: {tokenizer.vocab_size} ids from {len(captions)} captions, "
+          f"{sum(lengths) / len(lengths):.1f} ids per caption, longest {max(lengths)}; "
+          f"written to {config.out}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

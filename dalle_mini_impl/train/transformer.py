@@ -1,0 +1,188 @@
+"""Stage 4: train the transformer on captions and image ids.
+
+accelerate launch -m dalle_mini_impl.train.transformer --config configs/emoji/transformer.yaml
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part, save_settings
+from dalle_mini_impl.config import StreamConfig, TransformerRun, to_dict
+from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, open_cache
+from dalle_mini_impl.generate import Prompt, generate
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.train import common
+from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.transformer import Transformer, build_transformer
+
+VALIDATION_PICTURES = 512
+SAMPLES_PER_PROMPT = 4
+
+
+class StreamLoss(nn.Module):
+    """The transformer with its loss, as one module, so that distributed training sees a single forward."""
+
+    def __init__(self, transformer: Transformer, stream: Stream) -> None:
+        super().__init__()
+        self.transformer, self.stream = transformer, stream
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean nats per text id and per image id.
+
+        Each position is scored among the ids that may stand there: text and padding, or image ids.
+
+        Args:
+            inputs: (B, T - 1) stream without its last id, possibly corrupted.
+            targets: (B, T - 1) stream without its first id.
+        """
+        hidden, length = self.transformer(inputs), self.stream.config.text_length
+        text = self.transformer.logits(hidden[:, :length], self.stream.text_range)
+        image = self.transformer.logits(hidden[:, length:], self.stream.image_range)
+        image_targets = targets[:, length:] - self.stream.image_offset
+        return (
+            F.cross_entropy(text.flatten(0, 1).float(), targets[:, :length].flatten()),
+            F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten()),
+        )
+
+
+def draw_batch(
+    cache: TokenCache, captions: CaptionDrawer, tokenizer: TextTokenizer, stream: Stream, config: TransformerRun,
+    step: int, rows: slice,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Inputs and targets (rows, T - 1) of one process's share of a step."""
+    run = config.run
+    indices = common.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
+    texts, wanted, seen = [], [], []
+    for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
+        random = np.random.default_rng([run.seed, step, place])
+        ids = cache.image_ids[index, random.integers(cache.image_ids.shape[1])].astype(np.int64)
+        wanted.append(ids)
+        seen.append(corrupt(ids, cache, config.id_corruption, random))
+        if random.random() < config.caption_dropout:
+            texts.append([])
+        else:
+            text = captions.draw(int(index), random).text
+            texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random)[: config.text_length])
+    prefix = stream.prefix(texts)
+    targets = stream.join(prefix, torch.from_numpy(np.stack(wanted)))
+    inputs = stream.join(prefix, torch.from_numpy(np.stack(seen)))
+    return inputs[:, :-1], targets[:, 1:]
+
+
+def corrupt(image_ids: np.ndarray, cache: TokenCache, share: float, random: np.random.Generator) -> np.ndarray:
+    """Replace a share of the ids (h, w) by those of another picture: like a model's own slips when it samples."""
+    other = cache.image_ids[random.integers(len(cache)), random.integers(cache.image_ids.shape[1])]
+    return np.where(random.random(image_ids.shape) < share, other, image_ids)
+
+
+@torch.inference_mode()
+def validate(
+    accelerator: Accelerator, model: StreamLoss, cache: TokenCache, tokenizer: TextTokenizer, config: TransformerRun
+) -> dict[str, float]:
+    """Mean nats per text id and per image id on held-out pictures, first caption each, nothing corrupted."""
+    totals, count = np.zeros(2), min(len(cache), VALIDATION_PICTURES)
+    for start in range(0, count, 64):
+        rows = range(start, min(start + 64, count))
+        texts = [tokenizer.encode(cache.entries[row].captions[0].text)[: config.text_length] for row in rows]
+        ids = torch.from_numpy(np.asarray(cache.image_ids[rows.start : rows.stop, 0]).astype(np.int64))
+        stream_ids = model.stream.join(model.stream.prefix(texts), ids).to(accelerator.device)
+        with accelerator.autocast():
+            losses = model(stream_ids[:, :-1], stream_ids[:, 1:])
+        totals += np.array([float(loss) for loss in losses]) * len(rows)
+    return {"validation_text": totals[0] / count, "validation_image": totals[1] / count}
+
+
+def draw_samples(
+    model: StreamLoss, image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer, config: TransformerRun, path: Path
+) -> None:
+    """Write a sheet of a few unranked samples for each of the config's prompts."""
+    pictures = []
+    for prompt in config.prompts:
+        text_ids = tokenizer.encode(prompt)[: config.text_length]
+        ids = generate(
+            model.transformer, model.stream, Prompt(text_ids), list(range(SAMPLES_PER_PROMPT)), config.sampling
+        )
+        pictures += to_images(image_tokenizer.decode(ids.to(next(image_tokenizer.parameters()).device)))
+    labels = [prompt for prompt in config.prompts for _ in range(SAMPLES_PER_PROMPT)]
+    save_png(contact_sheet(pictures, columns=2 * SAMPLES_PER_PROMPT, labels=labels), path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, validate, sample, save; see `configs/emoji/transformer.yaml` for the settings."""
+    config, resume = common.parse(TransformerRun, "Train the transformer.", argv)
+    run = config.run
+    accelerator = common.start(run)
+    image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
+    with accelerator.main_process_first():
+        tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
+    train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
+    captions = CaptionDrawer(train.entries, config.languages)
+    layout = StreamConfig(
+        text_length=config.text_length, text_vocab=tokenizer.vocab_size, grid=train.header.grid,
+        image_vocab=train.header.codebook_size, bos_id=tokenizer.bos_id,
+    )  # fmt: skip
+    stream = Stream(layout)
+    model, averaged = (
+        StreamLoss(build_transformer(config.model, layout), stream).to(accelerator.device) for _ in range(2)
+    )
+    average = common.Average(model, run.ema)
+    optimizers = build_optimizers(model, config.optimizer)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
+    journal = common.Journal(accelerator, run, config, first)
+    forward = torch.compile(model) if run.compile else model
+
+    def save(final: bool) -> None:
+        identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
+        settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
+        module = average.fill(averaged).transformer  # type: ignore[union-attr]
+        name = save_part(run.model_dir, "transformer", module, settings, identities)
+        save_settings(run.model_dir, config.sampling)
+        if final:
+            print(f"transformer {name} written to {Path(run.model_dir) / 'transformer.safetensors'}")
+
+    for step in journal.steps():
+        model.train()
+        set_rate(optimizers, step, run.steps, config.optimizer)
+        totals = np.zeros(2)
+        for rows in common.passes(accelerator, run):
+            inputs, targets = draw_batch(train, captions, tokenizer, stream, config, step, rows)
+            with accelerator.autocast():
+                text, image = forward(inputs.to(accelerator.device), targets.to(accelerator.device))
+            loss = (text + config.image_weight * image) / (1 + config.image_weight)
+            accelerator.backward(loss / run.accumulation)
+            totals += np.array([float(text.detach()), float(image.detach())]) / run.accumulation
+        accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        average.update(accelerator.unwrap_model(model), step)
+
+        if common.due(step, run.log_every, run):
+            means = accelerator.reduce(torch.tensor(totals, device=accelerator.device), "mean").tolist()
+            journal.log(step, text=means[0], image=means[1])
+        if common.due(step, run.validate_every, run):
+            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config)  # type: ignore[arg-type]
+            journal.log(step, **values)
+            journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        if common.due(step, run.sample_every, run) and accelerator.is_main_process:
+            path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
+            draw_samples(average.fill(averaged), image_tokenizer, tokenizer, config, path)  # type: ignore[arg-type]
+        if common.due(step, run.save_every, run):
+            common.save_state(accelerator, run, step, model, optimizers, average)
+            if accelerator.is_main_process:
+                save(final=step + 1 == run.steps)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
