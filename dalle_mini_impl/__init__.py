@@ -1,10 +1,10 @@
 """Train, sample and judge your own DALL-E 1.
 
-    from dalle_mini_impl import DalleMini
+from dalle_mini_impl import DalleMini
 
-    dalle = DalleMini.from_pretrained("emoji")
-    result = dalle.generate("a red heart", candidates=32, keep=8, seed=0)
-    result.grid().save("grid.png")
+dalle = DalleMini.from_pretrained("emoji")
+result = dalle.generate("a red heart", candidates=32, keep=8, seed=0)
+result.grid().save("grid.png")
 """
 
 import importlib

@@ -35,7 +35,7 @@ from dalle_mini_impl.config import (
     to_dict,
 )
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.files import replace_file, shipped
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.scorer import Scorer, build_clip
 from dalle_mini_impl.text_tokenizer import TextTokenizer
@@ -181,7 +181,7 @@ def add_text_tokenizer(model_dir: str | Path, source: str | Path) -> TextTokeniz
         raise UserError(f"{target} is text tokenizer {old}, but the config names {source} ({tokenizer.identity}); "
                         f"use another model_dir or the same tokenizer")  # fmt: skip
     with replace_file(target) as temporary:
-        shutil.copyfile(source, temporary)
+        shutil.copyfile(shipped(source), temporary)
     return tokenizer
 
 

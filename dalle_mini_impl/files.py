@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one: a temporary name first, then a rename."""
+"""Finding the files that ship with the package, and writing files so that no reader sees half of one."""
 
 import os
 import shutil
@@ -6,6 +6,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+
+def shipped(path: Path | str) -> Path:
+    """A path as given, or, where nothing is there, the file of that name that ships with the package.
+
+    Configs and tokenizers lie inside an installed package and at the top of a checkout; `configs/…` and
+    `tokenizers/…` work from any folder in both.
+    """
+    if not Path(path).exists():
+        for home in (PACKAGE, PACKAGE.parent):
+            if (home / path).exists():
+                return home / path
+    return Path(path)
 
 
 @contextmanager

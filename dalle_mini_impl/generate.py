@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_mini_impl.attention import KVCache
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.sampling import check, guide, next_ids
 from dalle_mini_impl.stream import Stream
@@ -75,12 +76,22 @@ def generate(
     return ids.unflatten(1, stream.config.grid)
 
 
-def _decode(transformer, stream, cache, hidden, uniforms, sampling, progress) -> Tensor:  # type: ignore[no-untyped-def]
+def _decode(
+    transformer: Transformer,
+    stream: Stream,
+    cache: KVCache,
+    hidden: Tensor,
+    uniforms: Tensor,
+    sampling: SamplingConfig,
+    progress: Callable[[int], object],
+) -> Tensor:
+    """Draw (N, h * w) ids, one position at a time for all rows of `hidden` (N or 2N, C)."""
     drawn = []
     for place in range(uniforms.shape[1]):
         logits = transformer.logits(hidden, stream.image_range).float()
         if len(logits) > len(uniforms):
-            logits = guide(*logits.chunk(2), sampling.guidance)
+            conditional, null = logits.chunk(2)
+            logits = guide(conditional, null, sampling.guidance)
         ids = next_ids(logits, uniforms[:, place], sampling)
         drawn.append(ids)
         progress(len(ids))

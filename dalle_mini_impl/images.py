@@ -69,8 +69,9 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     width = max(image.width for image in images)
     height = max(image.height for image in images)
-    font = ImageFont.load_default(size=max(9, min(14, width // 8)))
-    text_height = int(font.size * 1.4) if labels else 0
+    font_size = max(9, min(14, width // 8))
+    font = ImageFont.load_default(size=font_size)
+    text_height = int(font_size * 1.4) if labels else 0
     cell_width, cell_height = width + gap, height + gap + text_height
     sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
     pen = ImageDraw.Draw(sheet)

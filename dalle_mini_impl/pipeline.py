@@ -97,7 +97,9 @@ def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> I
     if len(results) > 1 or scores:
         for result in results:
             name = [result.prompt] * (len(results) > 1)
-            labels += [" ".join([*([f"{c.score:.3f}"] if scores and c.score is not None else []), *name]) for c in result]
+            labels += [
+                " ".join([*([f"{c.score:.3f}"] if scores and c.score is not None else []), *name]) for c in result
+            ]
     if not columns and len(results) > 1:
         columns = max(len(result) for result in results)
     return contact_sheet([candidate.image for candidate in candidates], columns, labels)
@@ -125,7 +127,11 @@ class DalleMini:
         self, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
         stream: Stream, scorer: Scorer | None, sampling: SamplingConfig, source: dict[str, str],
     ) -> None:  # fmt: skip
-        self.text_tokenizer, self.image_tokenizer, self.transformer = text_tokenizer, image_tokenizer, transformer
+        self.text_tokenizer, self.image_tokenizer, self.transformer = (
+            text_tokenizer,
+            image_tokenizer,
+            transformer,
+        )
         self.stream, self.sampling, self.source = stream, sampling, source
         self._scorer = scorer
 
@@ -158,7 +164,9 @@ class DalleMini:
             UserError: the checkpoint has none.
         """
         if self._scorer is None:
-            raise UserError(f"model {self.source.get('model')} has no scorer; train one with dalle_mini_impl.train.scorer")
+            raise UserError(
+                f"model {self.source.get('model')} has no scorer; train one with dalle_mini_impl.train.scorer"
+            )
         return self._scorer
 
     def generate(
@@ -173,7 +181,7 @@ class DalleMini:
         rank: bool = True,
         chunk: int = CHUNK,
         progress: Callable[[int], object] = lambda ids: None,
-        **sampling: float,
+        **sampling: Any,
     ) -> Result:
         """Sample candidates, decode them, and keep those the scorer likes best.
 
@@ -237,12 +245,14 @@ class DalleMini:
     def _encode(self, text: str) -> list[int]:
         return self.text_tokenizer.cut(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
 
-    def _sampling(self, changes: dict[str, float]) -> SamplingConfig:
+    def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:
         unknown = set(changes) - {field.name for field in dataclasses.fields(SamplingConfig)}
         if unknown:
             raise UserError(f"unknown sampling setting {sorted(unknown)[0]!r}; "
                             f"known are {', '.join(f.name for f in dataclasses.fields(SamplingConfig))}")  # fmt: skip
-        return dataclasses.replace(self.sampling, **{name: value for name, value in changes.items() if value is not None})
+        return dataclasses.replace(
+            self.sampling, **{name: value for name, value in changes.items() if value is not None}
+        )
 
 
 def choose_device(name: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.files import replace_file, shipped
 
 NORMALIZATIONS = ("nfkc", "nfkc_cf")
 SPACE = "\u2581"
@@ -26,7 +26,7 @@ class TextTokenizer:
     """A trained SentencePiece model.
 
     Args:
-        path: the `.model` file.
+        path: the `.model` file; `tokenizers/…` also finds those that ship with the package.
 
     Raises:
         UserError: the file is missing, damaged, or lacks one of pad, BOS and EOS.
@@ -34,7 +34,7 @@ class TextTokenizer:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            content = Path(path).read_bytes()
+            content = shipped(path).read_bytes()
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a SentencePiece model"
@@ -124,7 +124,7 @@ def train_text_tokenizer(
     Args:
         captions: training text, one caption each.
         out: the `.model` file to write.
-        vocab_size: number of ids, with 4 special and 256 byte ids among them.
+        vocab_size: most ids to use, 4 special and 256 byte ids among them; few captions may support fewer.
         normalization: `nfkc`, or `nfkc_cf` which also folds case.
 
     Raises:
@@ -137,11 +137,11 @@ def train_text_tokenizer(
             with temporary.open("wb") as file:
                 sentencepiece.SentencePieceTrainer.train(
                     sentence_iterator=iter(captions), model_writer=file, model_type="bpe", vocab_size=vocab_size,
-                    byte_fallback=True, character_coverage=0.9999, normalization_rule_name=normalization,
+                    byte_fallback=True, hard_vocab_limit=False, character_coverage=0.9999, normalization_rule_name=normalization,
                     pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2, shuffle_input_sentence=False,
                 )  # fmt: skip
         except RuntimeError as error:
             reason = str(error).splitlines()[-1]
             raise UserError(f"no vocabulary of {vocab_size} could be learned: {reason}; "
-                            f"give more captions or a smaller vocab_size (at least 300)") from error  # fmt: skip
+                            f"give more captions, or a larger vocab_size (300 at least, more for many scripts)") from error  # fmt: skip
     return TextTokenizer(out)

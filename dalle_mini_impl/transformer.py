@@ -61,10 +61,17 @@ class Transformer(nn.Module):
         UserError: the numbers do not fit together.
     """
 
+    coordinates: Tensor
     table: Tensor | None
 
     def __init__(
-        self, vocab_size: int, coordinates: Tensor, n_layer: int, n_head: int, n_embd: int, position: str = "rope"
+        self,
+        vocab_size: int,
+        coordinates: Tensor,
+        n_layer: int,
+        n_head: int,
+        n_embd: int,
+        position: str = "rope",
     ) -> None:
         super().__init__()
         if n_embd % n_head or (position == "rope" and n_embd // n_head % 4):

@@ -100,6 +100,15 @@ def test_text_is_read_up_to_end_of_text_and_no_further():
         torch.testing.assert_close(clip.encode_text(changed)[1], embed[1])
 
 
+def test_text_is_pooled_at_end_of_text():
+    # Without blocks, positions do not mix: only what stands at the pooled one can be seen.
+    clip = make_clip(text_layers=0)
+    embed = clip.encode_text(make_ids([7, 36], [35, 8], [7, 36, 9]))
+    tower = clip.text_tower
+    expected = tower.project(tower.norm(tower.tokens.weight[EOS] + tower.positions[[2, 2, 3]]))
+    torch.testing.assert_close(embed, expected)
+
+
 def test_text_tower_knows_word_order():
     embed = make_clip().encode_text(make_ids([7, 8, 9], [9, 8, 7]))
     assert not torch.allclose(embed[0], embed[1], atol=1e-4)
@@ -122,9 +131,7 @@ def test_image_tower_sees_every_patch_and_its_place():
 def test_all_parameters_learn_under_bf16():
     clip = make_clip()
     with torch.autocast("cpu", torch.bfloat16):
-        image_embed, text_embed, scale = clip(
-            torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12])
-        )
+        image_embed, text_embed, scale = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
     contrastive_loss(image_embed, text_embed, scale).backward()
     assert image_embed.dtype == torch.bfloat16
     for name, parameter in clip.named_parameters():
@@ -194,6 +201,7 @@ def test_embeddings_are_normalised_fp32_and_free_to_use():
         assert embed.dtype == torch.float32
         assert embed.shape[1] == 17
         torch.testing.assert_close(embed.norm(dim=1), torch.ones(len(embed)))
+        assert not embed.requires_grad
         embed.requires_grad_(True).square().sum().backward()
 
 
@@ -201,9 +209,7 @@ def test_chunks_do_not_matter():
     pictures, texts = make_pictures(7), ["a", "bcdefghijklmnopqrstuvw", "xy", "zab", "c"]
     whole, parts = make_scorer(), make_scorer(chunk_size=3)
     torch.testing.assert_close(parts.embed_images(pictures), whole.embed_images(pictures))
-    torch.testing.assert_close(
-        parts.embed_images(to_pixels(pictures, 29)), whole.embed_images(to_pixels(pictures, 29))
-    )
+    torch.testing.assert_close(parts.embed_images(to_pixels(pictures, 29)), whole.embed_images(to_pixels(pictures, 29)))
     torch.testing.assert_close(parts.embed_texts(texts), whole.embed_texts(texts))
 
 
@@ -216,9 +222,9 @@ def test_other_sizes_are_cropped_to_the_middle_and_antialiased():
     seen = []
     scorer = make_scorer(Compass())
     scorer.model.encode_image = lambda pixels: seen.append(pixels) or pixels[:, :2, 0, 0] + 3
-    board = (torch.arange(42)[:, None] + torch.arange(42)[None, :]) % 2 * 2.0 - 1
-    wide = torch.ones(1, 3, 42, 52)
-    wide[..., 5:47] = board
+    # Stripes as wide apart as the new pixels: antialiasing finds their mean, 0; a plain sample one of them.
+    wide = torch.ones(1, 3, 63, 73)
+    wide[..., 5:68] = torch.tensor([1.0, -0.5, -0.5]).repeat(21)
     scorer.embed_images(wide)
     assert seen[0].shape == (1, 3, SIZE, SIZE)
     torch.testing.assert_close(seen[0][..., 2:-2, 2:-2], torch.zeros(1, 3, 17, 17), rtol=0, atol=1e-5)

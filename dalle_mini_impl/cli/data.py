@@ -72,15 +72,11 @@ def inspect(source: str, sheet: Path, as_json: bool) -> None:
     report, sample = inspect_pairs(tqdm(pairs, desc="inspecting", unit=" pictures", delay=2))
     if report is None:
         click.echo(log.report(), err=True)
-        raise UserError(
-            f"{source} has no usable picture; expected pictures with captions; see above what is wrong"
-        )
+        raise UserError(f"{source} has no usable picture; expected pictures with captions; see above what is wrong")
     save_png(contact_sheet([image for _, image in sample], labels=[text for text, _ in sample]), sheet)
     if as_json:
         skipped = [{"name": name, "reason": reason} for name, reason in log.entries]
-        click.echo(
-            json.dumps({**asdict(report), "skipped": skipped, "sheet": str(sheet)}, ensure_ascii=False)
-        )
+        click.echo(json.dumps({**asdict(report), "skipped": skipped, "sheet": str(sheet)}, ensure_ascii=False))
     else:
         click.echo(describe(report))
         click.echo(log.report() or "nothing was skipped")

@@ -101,7 +101,7 @@ def recorded_jobs(recorded: dict[str, Any]) -> list[dict[str, Any]]:
         key = (picture["prompt"], picture["negative"])
         job = jobs.setdefault(key, {"prompt": key[0], "negative": key[1], "seeds": [], **recorded["sampling"]})
         job["seeds"].append(picture["seed"])
-        job["keep"] = len(job["seeds"])
+        job["keep"], job["rank"] = len(job["seeds"]), picture["score"] is not None
     return list(jobs.values())
 
 

@@ -59,11 +59,20 @@ def augmented_pixels(rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, si
     Returns:
         (B, 3, size, size) float32 in [-1, 1].
     """
-    scale, mirrored, shift, colour = changes[:, :1], changes[:, 1], changes[:, 2:4], changes[:, 4:, None, None]
+    scale, mirrored, shift, colour = (
+        changes[:, :1],
+        changes[:, 1],
+        changes[:, 2:4],
+        changes[:, 4:, None, None],
+    )
     mirrored = torch.where(torch.from_numpy(may_flip), mirrored, 1.0)
     # affine_grid maps output places to input places, hence the inverse of the wanted change.
     matrix = torch.zeros(len(rgba), 2, 3)
-    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = mirrored / scale[:, 0], 1 / scale[:, 0], -shift / scale
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = (
+        mirrored / scale[:, 0],
+        1 / scale[:, 0],
+        -shift / scale,
+    )
     layers = torch.cat(_premultiplied(rgba), 1)
     if rgba.shape[1] > 2 * size:  # grid_sample reads 4 neighbours: more than twofold shrinking would alias
         layers = F.interpolate(layers, (2 * size, 2 * size), mode="bilinear", antialias=True)

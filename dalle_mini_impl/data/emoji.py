@@ -71,9 +71,7 @@ def build(out: Path, size: int = SIZE) -> dict[str, Any]:
                 pictures[emoji, vendor.name] = picture
             sources.append(art_source(vendor, digest))
         annotations = load_annotations(annotation_folders)
-        emoji_set = EmojiSet(
-            table=table, vendors=VENDORS, pictures=pictures, annotations=annotations, sources=sources
-        )
+        emoji_set = EmojiSet(table=table, vendors=VENDORS, pictures=pictures, annotations=annotations, sources=sources)
         return write_set(folder, emoji_set, size)
 
 

@@ -130,9 +130,7 @@ def _measure(seen: _Seen, pair: Pair) -> None:
         seen.languages[caption.language or "unknown"] += 1
     seen.letters.update(scripts_of(pair.captions))
     shape = f"{pair.image.size}".encode()
-    seen.digests.append(
-        hashlib.blake2b(shape + pair.image.convert("RGBA").tobytes(), digest_size=16).digest()
-    )
+    seen.digests.append(hashlib.blake2b(shape + pair.image.convert("RGBA").tobytes(), digest_size=16).digest())
     plain = on_background(pair.image)
     grey = np.asarray(plain.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     seen.steps.append(grey[:, 1:] > grey[:, :-1])
@@ -236,8 +234,7 @@ def describe(report: Report) -> str:
         f"width : height         {spread(report.aspect)}",
         f"captions per picture   {spread(report.captions_per_picture)}",
         f"caption length         {spread(report.characters)} characters",
-        "scripts of letters     "
-        + ", ".join(f"{name} {share:.1%}" for name, share in report.scripts.items()),
+        "scripts of letters     " + ", ".join(f"{name} {share:.1%}" for name, share in report.scripts.items()),
         f"caption languages      {_counts(report.languages)}",
     ]
     for title, groups in (("same pixels", report.exact_duplicates), ("look alike", report.near_duplicates)):

@@ -53,7 +53,16 @@ def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: in
     """
     if not 0 <= worker < workers:
         raise ValueError(f"worker is {worker}; expected 0 to {workers - 1}")
+    if not str(source):
+        raise UserError(f"no source was named; expected {EXPECTED}")
     path = Path(source).expanduser()
+    try:
+        return _open(path, log, worker, workers)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _open(path: Path, log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
     if path.is_dir():
         tars = sorted(file for file in path.iterdir() if file.suffix.lower() == ".tar")
         if tars:

@@ -69,10 +69,16 @@ def open_store(config: DataConfig, split: str) -> PictureStore:
         raise UserError("data.store is empty; name a folder where decoded pictures are kept")
     if not folder.exists():
         build_store(config)
-    made = json.loads((folder / "store.json").read_text())
+    try:
+        identity = json.loads((folder / "store.json").read_text())["identity"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is not a picture store ({type(error).__name__} on its store.json); "
+            f"let data.store name a folder that does not exist yet, or one that was built from data.source"
+        ) from error
     wanted = _identity(config)
-    if config.source and made["identity"] != wanted:
-        raise UserError(f"store {folder} was built with {made['identity']}, the config says {wanted}; "
+    if config.source and identity != wanted:
+        raise UserError(f"store {folder} was built with {identity}, the config says {wanted}; "
                         f"delete the store or name another")  # fmt: skip
     entries, numbers = [], []
     with (folder / "pairs.jsonl").open(encoding="utf-8") as lines:

@@ -19,7 +19,7 @@ class Quantizer(Protocol):
     codebook_size: int
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z (B, n, D) -> quantized z (B, n, D) with straight-through gradients, ids (B, n), commitment loss."""
+        """Z (B, n, D) -> quantized z (B, n, D) with straight-through gradients, ids (B, n), commitment loss."""
         ...
 
     def lookup(self, image_ids: Tensor) -> Tensor:

@@ -53,6 +53,13 @@ class ImageTokenizer(nn.Module):
             config.quantizer, config.codebook_size, config.embed_dim, config.fsq_levels, commitment
         )
 
+    @classmethod
+    def from_pretrained(cls, name: str, device: str = "cpu") -> "ImageTokenizer":
+        """The image tokenizer of a shipped model or a checkpoint folder."""
+        from dalle_mini_impl.checkpoint import load_image_tokenizer
+
+        return load_image_tokenizer(name, device)[0]
+
     @property
     def codebook_size(self) -> int:
         """K, number of image ids."""
@@ -65,7 +72,7 @@ class ImageTokenizer(nn.Module):
             pixels: (B, 3, H, W) in [-1, 1], H and W multiples of `factor`.
         """
         z = self._encode(pixels)
-        h, w = z.shape[-2:]
+        h = z.shape[-2]
         quantized, ids, commitment = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
         z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=torch.channels_last)
         return Reconstruction(self.decoder(z), rearrange(ids, "B (h w) -> B h w", h=h), commitment)

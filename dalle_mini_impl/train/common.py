@@ -6,8 +6,9 @@ which each process takes its rows. So a run resumes at any step exactly, and two
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +20,13 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from tqdm import tqdm
 
-from dalle_mini_impl.config import RunConfig, load, to_dict
+from dalle_mini_impl.config import load, to_dict
 from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.train.runs import RunConfig
 
 C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 STATE = "state.pt"
 
 
@@ -41,6 +44,18 @@ def parse(kind: type[C], description: str, argv: Sequence[str] | None = None) ->
     return load(kind, arguments.config, arguments.overrides), arguments.resume
 
 
+def command(main: Callable[[], None]) -> None:
+    """Run a stage from the command line; bad input ends with one line and exit code 2, not with a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; --resume continues from the last saved state", file=sys.stderr)
+        sys.exit(130)
+
+
 def start(run: RunConfig) -> Accelerator:
     """Set up the processes, precision and seeds of a run.
 
@@ -48,7 +63,9 @@ def start(run: RunConfig) -> Accelerator:
         UserError: a setting of the run is missing or does not divide.
     """
     if not run.model_dir or not run.state_dir:
-        raise UserError(f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder")
+        raise UserError(
+            f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder"
+        )
     if run.precision not in ("bf16", "fp32"):
         raise UserError(f"run.precision is {run.precision!r}; expected bf16 or fp32")
     if run.tracker not in ("none", "tensorboard"):
@@ -123,7 +140,7 @@ class Average:
             else:
                 self.state[name].copy_(value)
 
-    def fill(self, model: nn.Module) -> nn.Module:
+    def fill(self, model: M) -> M:
         """Load the averaged weights into `model` (a second instance) and set it to evaluation."""
         model.load_state_dict(self.state)
         return model.eval()
@@ -159,7 +176,12 @@ class Journal:
             return
         seconds = time.monotonic() - self.started
         done = (step + 1 - self.first_step) * self.run.batch_size
-        line = {"step": step, **values, "seconds": round(seconds, 1), "pictures_per_second": round(done / seconds, 1)}
+        line = {
+            "step": step,
+            **values,
+            "seconds": round(seconds, 1),
+            "pictures_per_second": round(done / seconds, 1),
+        }
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
@@ -184,7 +206,12 @@ def due(step: int, every: int, run: RunConfig) -> bool:
 
 
 def save_state(
-    accelerator: Accelerator, run: RunConfig, step: int, model: nn.Module, optimizers: list[Any], average: Average
+    accelerator: Accelerator,
+    run: RunConfig,
+    step: int,
+    model: nn.Module,
+    optimizers: list[Any],
+    average: Average,
 ) -> None:
     """Write everything that `load_state` needs to continue after `step` as if nothing had happened."""
     states = accelerator.gather_for_metrics([torch.get_rng_state()], use_gather_object=True)

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle_mini_impl.checkpoint import load_image_tokenizer
-from dalle_mini_impl.config import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import CacheHeader, write_entries, write_header
@@ -25,6 +24,7 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_folder
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train import common
+from dalle_mini_impl.train.runs import EncodeRun
 
 
 def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: EncodeRun, size: int) -> Tensor:
@@ -89,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

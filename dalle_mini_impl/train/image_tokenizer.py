@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint import save_part
-from dalle_mini_impl.config import ImageTokenizerRun, to_dict
+from dalle_mini_impl.config import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -21,6 +20,7 @@ from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.runs import ImageTokenizerRun
 
 VALIDATION_PICTURES = 512
 
@@ -47,7 +47,9 @@ def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageToken
     return augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
 
 
-def validate(accelerator: Accelerator, model: ImageTokenizer, store: PictureStore, sheet: Path | None) -> dict[str, float]:
+def validate(
+    accelerator: Accelerator, model: ImageTokenizer, store: PictureStore, sheet: Path | None
+) -> dict[str, float]:
     """PSNR, codebook usage and perplexity on held-out pictures; writes a before/after sheet."""
     pixels, decoded, counts = [], [], torch.zeros(model.codebook_size, dtype=torch.int64)
     chosen = np.arange(len(store))[:VALIDATION_PICTURES]
@@ -61,7 +63,11 @@ def validate(accelerator: Accelerator, model: ImageTokenizer, store: PictureStor
     if sheet is not None:
         pairs = torch.stack([before[:32], after[:32]], 1).flatten(0, 1)
         save_png(contact_sheet(to_images(pairs), columns=16), sheet)
-    return {"psnr": float(psnr(after, before).mean()), "usage": usage(counts), "perplexity": perplexity(counts)}
+    return {
+        "psnr": float(psnr(after, before).mean()),
+        "usage": usage(counts),
+        "perplexity": perplexity(counts),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +113,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             counts.zero_()  # a new epoch: usage and perplexity are counted over one at a time
         if common.due(step, run.validate_every, run):
             shown = due_sheet(step, config)
-            values = validate(accelerator, average.fill(averaged), validation, shown if accelerator.is_main_process else None)
+            values = validate(
+                accelerator,
+                average.fill(averaged),
+                validation,
+                shown if accelerator.is_main_process else None,
+            )
             journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
@@ -126,4 +137,4 @@ def due_sheet(step: int, config: ImageTokenizerRun) -> Path | None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

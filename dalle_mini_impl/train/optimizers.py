@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalle_mini_impl.config import OptimizerConfig
+from dalle_mini_impl.train.runs import OptimizerConfig
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -16,7 +16,9 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     (Jordan 2024) orthogonalises the update of hidden 2-D weights; embeddings and heads stay with AdamW, as
     do convolutions.
     """
-    hidden, matrices, vectors = [], [], []
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if config.muon_learning_rate and parameter.ndim == 2 and ".blocks." in f".{name}":
             hidden.append(parameter)

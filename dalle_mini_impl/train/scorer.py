@@ -15,17 +15,25 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part
-from dalle_mini_impl.config import ScorerRun, to_dict
+from dalle_mini_impl.config import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import CaptionDrawer
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.scorer import CLIP, at_chance, build_clip, chance_level, contrastive_loss, gather_with_gradient
+from dalle_mini_impl.scorer import (
+    CLIP,
+    at_chance,
+    build_clip,
+    chance_level,
+    contrastive_loss,
+    gather_with_gradient,
+)
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.runs import ScorerRun
 
 VALIDATION_PICTURES = 512
 CHANCE_STEPS = 300
@@ -111,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         through, identities["image_tokenizer"] = load_image_tokenizer(run.model_dir, str(accelerator.device))
     captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
     ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-    model, averaged = (
-        build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device) for _ in range(2)
-    )
+    model, averaged = (build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device) for _ in range(2))
     average = common.Average(model, run.ema)
     optimizers = build_optimizers(model, config.optimizer)
     model, *optimizers = accelerator.prepare(model, *optimizers)
@@ -129,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with accelerator.autocast():
             image, text, scale = forward(pixels.to(accelerator.device), text_ids.to(accelerator.device))
         groups = torch.from_numpy(concepts[indices]).to(accelerator.device)
-        gathered = (gather_with_gradient(part.contiguous()) for part in (image.float(), text.float()))
-        loss = contrastive_loss(*gathered, scale, gather_with_gradient(groups))
+        images, texts = gather_with_gradient(image.float()), gather_with_gradient(text.float())
+        loss = contrastive_loss(images, texts, scale, gather_with_gradient(groups))
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
@@ -146,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.due(step, run.log_every, run):
             journal.log(step, loss=float(loss.detach()), scale=float(scale.detach().exp()))
         if common.due(step, run.validate_every, run):
-            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config.language)  # type: ignore[arg-type]
+            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config.language)
             journal.log(step, **values)
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
@@ -159,4 +165,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part, save_settings
-from dalle_mini_impl.config import StreamConfig, TransformerRun, to_dict
+from dalle_mini_impl.config import StreamConfig, to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, open_cache
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -22,6 +22,7 @@ from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.runs import TransformerRun
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
 VALIDATION_PICTURES = 512
@@ -61,7 +62,8 @@ def draw_batch(
     """Inputs and targets (rows, T - 1) of one process's share of a step."""
     run = config.run
     indices = common.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
-    texts, wanted, seen = [], [], []
+    texts: list[list[int]] = []
+    wanted, seen = [], []
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
         random = np.random.default_rng([run.seed, step, place])
         ids = cache.image_ids[index, random.integers(cache.image_ids.shape[1])].astype(np.int64)
@@ -86,7 +88,11 @@ def corrupt(image_ids: np.ndarray, cache: TokenCache, share: float, random: np.r
 
 @torch.inference_mode()
 def validate(
-    accelerator: Accelerator, model: StreamLoss, cache: TokenCache, tokenizer: TextTokenizer, config: TransformerRun
+    accelerator: Accelerator,
+    model: StreamLoss,
+    cache: TokenCache,
+    tokenizer: TextTokenizer,
+    config: TransformerRun,
 ) -> dict[str, float]:
     """Mean nats per text id and per image id on held-out pictures, first caption each, nothing corrupted."""
     totals, count = np.zeros(2), min(len(cache), VALIDATION_PICTURES)
@@ -102,14 +108,22 @@ def validate(
 
 
 def draw_samples(
-    model: StreamLoss, image_tokenizer: ImageTokenizer, tokenizer: TextTokenizer, config: TransformerRun, path: Path
+    model: StreamLoss,
+    image_tokenizer: ImageTokenizer,
+    tokenizer: TextTokenizer,
+    config: TransformerRun,
+    path: Path,
 ) -> None:
     """Write a sheet of a few unranked samples for each of the config's prompts."""
     pictures = []
     for prompt in config.prompts:
         text_ids = tokenizer.encode(prompt)[: config.text_length]
         ids = generate(
-            model.transformer, model.stream, Prompt(text_ids), list(range(SAMPLES_PER_PROMPT)), config.sampling
+            model.transformer,
+            model.stream,
+            Prompt(text_ids),
+            list(range(SAMPLES_PER_PROMPT)),
+            config.sampling,
         )
         pictures += to_images(image_tokenizer.decode(ids.to(next(image_tokenizer.parameters()).device)))
     labels = [prompt for prompt in config.prompts for _ in range(SAMPLES_PER_PROMPT)]
@@ -144,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def save(final: bool) -> None:
         identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
-        module = average.fill(averaged).transformer  # type: ignore[union-attr]
+        module = average.fill(averaged).transformer
         name = save_part(run.model_dir, "transformer", module, settings, identities)
         save_settings(run.model_dir, config.sampling)
         if final:
@@ -171,12 +185,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             means = accelerator.reduce(torch.tensor(totals, device=accelerator.device), "mean").tolist()
             journal.log(step, text=means[0], image=means[1])
         if common.due(step, run.validate_every, run):
-            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config)  # type: ignore[arg-type]
+            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config)
             journal.log(step, **values)
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if common.due(step, run.sample_every, run) and accelerator.is_main_process:
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
-            draw_samples(average.fill(averaged), image_tokenizer, tokenizer, config, path)  # type: ignore[arg-type]
+            draw_samples(average.fill(averaged), image_tokenizer, tokenizer, config, path)
         if common.due(step, run.save_every, run):
             common.save_state(accelerator, run, step, model, optimizers, average)
             if accelerator.is_main_process:
@@ -185,4 +199,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command(main)

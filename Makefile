@@ -1,0 +1,31 @@
+# Every target does its own set-up in .venv: Python 3.10 or newer, pip and make are all it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-all check clean
+
+demo: $(READY)  ## draw pictures with the shipped model
+	$(BIN)/dalle sample "a red heart" "a cat" "a yellow star" "pizza, 3d" "a house" "a green tree" \
+		--keep 6 --out demo.png
+
+test: check  ## lint, types, layers, tests
+	$(BIN)/python -m pytest
+
+test-all: check  ## also the slow tests
+	$(BIN)/python -m pytest -m ""
+
+check: $(READY)  ## format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,164 @@
+"""Settings of the training stages: what each config file under `configs/` may say."""
+
+from dataclasses import dataclass, field
+
+from dalle_mini_impl.config import (
+    AugmentConfig,
+    DataConfig,
+    ImageTokenizerConfig,
+    SamplingConfig,
+    ScorerConfig,
+    TransformerConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW, optionally with Muon on the hidden matrices; warmup, then cosine decay."""
+
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW."""
+    muon_learning_rate: float = 0.0
+    """Peak rate of Muon on hidden 2-D matrices; 0 leaves everything to AdamW."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decay rates."""
+    warmup_steps: int = 100
+    """Steps of linear warmup."""
+    decay_start: float = 0.0
+    """Share of the steps after which the cosine decay begins; before that the rate is constant."""
+    final_rate: float = 0.02
+    """Rate at the last step, as a share of the peak."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training stage shares."""
+
+    model_dir: str = ""
+    """Checkpoint folder; each stage adds its part to it."""
+    state_dir: str = ""
+    """Folder for logs, samples and resumable state."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Pictures per optimizer step over all processes."""
+    accumulation: int = 1
+    """Passes that one optimizer step is split into."""
+    seed: int = 0
+    """Everything random follows from it."""
+    precision: str = "bf16"
+    """`bf16` (autocast) or `fp32`."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are saved and validated; 0 switches averaging off."""
+    log_every: int = 20
+    """Steps between log lines."""
+    validate_every: int = 500
+    """Steps between validation rounds."""
+    save_every: int = 200
+    """Steps between resumable states."""
+    sample_every: int = 1000
+    """Steps between sample pictures; 0 makes none."""
+    tracker: str = "none"
+    """`none` or `tensorboard` (extra); JSONL is always written."""
+    compile: bool = False
+    """Use torch.compile; needs a C++ compiler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokenizerRun:
+    """Stage 1: pictures -> image tokenizer."""
+
+    model: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    commitment: float = 0.25
+    """Weight of the commitment loss (`vq` only)."""
+    edge: float = 0.5
+    """Weight of the loss on differences between neighbouring pixels, which keeps outlines sharp."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTokenizerRun:
+    """Stage 2: captions -> text tokenizer."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = ""
+    """The SentencePiece model file to write."""
+    vocab_size: int = 8192
+    """Most text ids to use, special and byte ids included; few captions may support fewer."""
+    normalization: str = "nfkc_cf"
+    """`nfkc`, or `nfkc_cf` which also folds case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRun:
+    """Stage 3: pictures + image tokenizer -> token cache."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model_dir: str = ""
+    """Checkpoint folder with the image tokenizer."""
+    out: str = ""
+    """Folder of the token cache."""
+    variants: int = 16
+    """Augmented versions of each training picture; validation pictures are encoded plain."""
+    batch_size: int = 128
+    """Pictures per pass."""
+    seed: int = 0
+    """Draws the variants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerRun:
+    """Stage 4: token cache + text tokenizer -> transformer."""
+
+    model: TransformerConfig = field(default_factory=TransformerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Defaults written into the checkpoint."""
+    cache: str = ""
+    """Folder of the token cache."""
+    text_tokenizer: str = ""
+    """SentencePiece model file."""
+    text_length: int = 24
+    """Text positions of the stream."""
+    languages: dict[str, float] = field(default_factory=dict)
+    """Relative frequency of each caption language; languages not named get 1."""
+    image_weight: float = 7.0
+    """Weight of the image loss; the text loss has weight 1 (DALL-E 1, section 2.2)."""
+    caption_dropout: float = 0.1
+    """Chance of an empty caption, which is what guidance is measured against."""
+    bpe_dropout: float = 0.1
+    """Chance of skipping a BPE merge in training captions."""
+    id_corruption: float = 0.05
+    """Share of image ids that are replaced by random ones on the input side; holds off memorising."""
+    prompts: tuple[str, ...] = ("a red heart", "a cat", "a yellow star", "a green apple")
+    """Prompts for the sample pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerRun:
+    """Stage 5: captioned pictures + text tokenizer -> CLIP scorer."""
+
+    model: ScorerConfig = field(default_factory=ScorerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    text_tokenizer: str = ""
+    """SentencePiece model file."""
+    languages: dict[str, float] = field(default_factory=dict)
+    """Relative frequency of each caption language; languages not named get 1."""
+    bpe_dropout: float = 0.1
+    """Chance of skipping a BPE merge in training captions."""
+    language: str = "en"
+    """Language of the captions used in validation, where pictures have it."""
+    reconstructed: float = 0.0
+    """Share of pictures seen through the image tokenizer, as the ones to be ranked will be."""

@@ -1,0 +1,105 @@
+"""Shared fixtures: a whole model, small enough to be built in a second, with random weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, add_text_tokenizer, save_part, save_settings
+from dalle_mini_impl.config import (
+    ImageTokenizerConfig,
+    SamplingConfig,
+    ScorerConfig,
+    StreamConfig,
+    TransformerConfig,
+    to_dict,
+)
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.pipeline import DalleMini
+from dalle_mini_impl.scorer import build_clip
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.text_tokenizer import TextTokenizer, train_text_tokenizer
+from dalle_mini_impl.transformer import Transformer, build_transformer
+
+CAPTIONS = (
+    "a red heart", "a green apple", "a yellow star", "two cats", "a cat with a red hat", "ein rotes Herz",
+    "ein gelber Stern", "eine grüne Katze", "et rødt hjerte", "rdeče srce", "punane süda", "een rood hart",
+    "красное сердце", "зелёное яблоко", "قلب أحمر", "تفاحة خضراء", "心形", "红苹果", "赤いハート", "黄色い星",
+    "빨간 하트", "สีแดง", "लाल दिल", "κόκκινη καρδιά", "a house", "a tree", "a green tree", "a red house",
+    "a yellow house", "trees and houses", "hearts and stars", "the heart of a star",
+)  # fmt: skip
+
+IMAGE_TOKENIZER = ImageTokenizerConfig(
+    image_size=24, factor=8, channels=(13, 17), decoder_blocks=1, codebook_size=61, embed_dim=5
+)
+TRANSFORMER = TransformerConfig(n_layer=3, n_head=2, n_embd=24)
+SCORER = ScorerConfig(
+    image_size=14, patch_size=7, n_embd=22, n_head=2, image_layers=1, text_layers=1, text_length=11, embed_dim=19
+)
+SAMPLING = SamplingConfig(temperature=0.9, top_k=53, top_p=0.98, guidance=2.5)
+TEXT_VOCAB, TEXT_LENGTH, GRID = 367, 7, (3, 5)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tensors here are too small to share out, and threads that wait for each other would cost minutes."""
+    torch.set_num_threads(1)
+
+
+def randomise(module: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
+    """Random weights everywhere, so that no part of a fresh model is silent because it starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in module.parameters():
+            spread = scale * value.shape[-1] ** -0.5 if value.ndim > 1 else 0.1
+            centre = 1.0 if value.ndim == 1 else 0.0
+            value.copy_(centre + spread * torch.randn(value.shape, generator=generator))
+    return module.eval()
+
+
+def make_transformer(position: str = "rope", seed: int = 3) -> tuple[Transformer, Stream]:
+    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions."""
+    stream = StreamConfig(text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61)
+    config = TransformerConfig(**{**to_dict(TRANSFORMER), "position": position})
+    transformer = randomise(build_transformer(config, stream), seed, scale=2.0)
+    return transformer, Stream(stream)  # type: ignore[return-value]
+
+
+def make_image_tokenizer(config: ImageTokenizerConfig = IMAGE_TOKENIZER, seed: int = 5) -> ImageTokenizer:
+    """A random image tokenizer whose codebook has seen one batch of noise."""
+    tokenizer = randomise(ImageTokenizer(config), seed)
+    torch.manual_seed(seed)
+    side = config.factor * 3
+    tokenizer.train()(torch.rand(11, 3, side, side) * 2 - 1)
+    return tokenizer.eval()  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete checkpoint folder. Tests must not change it: copy it first."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    source = tmp_path_factory.mktemp("text") / TEXT_TOKENIZER
+    train_text_tokenizer(CAPTIONS, source, TEXT_VOCAB)
+    text = add_text_tokenizer(folder, source)
+    image = save_part(folder, "image_tokenizer", make_image_tokenizer(), to_dict(IMAGE_TOKENIZER), {})
+    transformer, stream = make_transformer()
+    config = {"stream": to_dict(stream.config), "transformer": to_dict(TRANSFORMER)}
+    trained_with = {"text_tokenizer": text.identity, "image_tokenizer": image}
+    save_part(folder, "transformer", transformer, config, trained_with)
+    clip = randomise(build_clip(SCORER, TEXT_VOCAB, pad_id=text.pad_id, eos_id=text.eos_id), 7)
+    save_part(folder, "scorer", clip, to_dict(SCORER), {"text_tokenizer": text.identity})
+    save_settings(folder, SAMPLING)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dalle(tiny_model: Path) -> DalleMini:
+    """The checkpoint, loaded."""
+    return DalleMini.from_pretrained(tiny_model, "cpu")
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer(tiny_model: Path) -> TextTokenizer:
+    """367 text ids, learned from captions in eight scripts."""
+    return TextTokenizer(tiny_model / TEXT_TOKENIZER)

@@ -1,0 +1,156 @@
+"""Slow, obvious versions of what the package does fast: loops over plain numbers, no cache, no batches."""
+
+import cmath
+import math
+
+import torch
+from torch import Tensor
+
+
+def rms_norm(vector: list[float], weight: list[float], eps: float = 1e-6) -> list[float]:
+    """x / sqrt(mean(x²) + eps), scaled."""
+    size = math.sqrt(sum(x * x for x in vector) / len(vector) + eps)
+    return [w * x / size for w, x in zip(weight, vector, strict=True)]
+
+
+def rotated(vector: list[float], place: tuple[int, int], base: float) -> list[float]:
+    """Rotary embedding in the plane: pair i of the vector is entries i and i + half.
+
+    The first half of the pairs turns with the row, the second half with the column.
+    """
+    half = len(vector) // 2
+    quarter = half // 2
+    result = [0.0] * len(vector)
+    for pair in range(half):
+        coordinate, number = place[pair // quarter], pair % quarter
+        angle = coordinate * base ** -(number / quarter)
+        turned = complex(vector[pair], vector[half + pair]) * cmath.exp(1j * angle)
+        result[pair], result[half + pair] = turned.real, turned.imag
+    return result
+
+
+def attention(
+    x: list[list[float]], layer: torch.nn.Module, places: list[tuple[int, int]] | None, base: float
+) -> list[list[float]]:
+    """Causal attention of one sequence, one head and one position at a time."""
+    width, heads = len(x[0]), layer.n_head
+    size = width // heads
+    project = [torch.tensor(row, dtype=torch.float64) @ layer.qkv.weight.double().T for row in x]
+    q_weight, k_weight = layer.q_norm.weight.tolist(), layer.k_norm.weight.tolist()
+    rows: list[list[float]] = [[] for _ in x]
+    for head in range(heads):
+        queries, keys, values = [], [], []
+        for number, row in enumerate(project):
+            parts = [row[part * width + head * size :][:size].tolist() for part in range(3)]
+            q, k = rms_norm(parts[0], q_weight), rms_norm(parts[1], k_weight)
+            if places is not None:
+                q, k = rotated(q, places[number], base), rotated(k, places[number], base)
+            queries.append(q)
+            keys.append(k)
+            values.append(parts[2])
+        for t, query in enumerate(queries):
+            scores = [math.exp(dot(query, keys[s]) / math.sqrt(size)) for s in range(t + 1)]
+            for channel in range(size):
+                weighted = sum(score * values[s][channel] for s, score in enumerate(scores))
+                rows[t].append(weighted / sum(scores))
+    out = layer.out.weight.double()
+    return [(out @ torch.tensor(row, dtype=torch.float64)).tolist() for row in rows]
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    """Sum of products."""
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def probabilities(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[tuple[int, float]]:
+    """The ids that may be drawn with their probabilities, likeliest first, lower id first among equals."""
+    if temperature == 0:
+        return [(logits.index(max(logits)), 1.0)]
+    order = sorted(range(len(logits)), key=lambda number: (-logits[number], number))
+    order = order[: top_k or len(order)]
+    weights = [math.exp((logits[number] - logits[order[0]]) / temperature) for number in order]
+    shares = [weight / sum(weights) for weight in weights]
+    kept, total = [], 0.0
+    for number, share in zip(order, shares, strict=True):
+        kept.append((number, share))
+        total += share
+        if total >= top_p:
+            break
+    return [(number, share / total) for number, share in kept]
+
+
+def next_id(logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
+    """Walk along the ids, likeliest first, until `uniform` of the probability lies behind."""
+    allowed = probabilities(logits, temperature, top_k, top_p)
+    passed = 0.0
+    for number, share in allowed:
+        passed += share
+        if uniform < passed:
+            return number
+    return allowed[-1][0]
+
+
+@torch.no_grad()
+def image_logits(transformer: torch.nn.Module, ids: list[int], image_range: tuple[int, int]) -> Tensor:
+    """Run the whole stream so far and cut the image ids' scores out of all scores."""
+    hidden = transformer(torch.tensor([ids]))[0, -1]
+    return (transformer.head.weight @ hidden)[image_range[0] : image_range[1]]
+
+
+def stream_ids(stream, caption: list[int]) -> list[int]:
+    """BOS, caption, and each empty text position's own padding id."""
+    text = list(caption) + [stream.config.text_vocab + place for place in range(len(caption), stream.config.text_length)]
+    return [stream.config.bos_id, *text]
+
+
+def generate(transformer, stream, captions: tuple[list[int], list[int]], seed: int, sampling) -> Tensor:
+    """One candidate, id by id, the whole stream run anew each time; captions are (prompt, negative)."""
+    uniforms = torch.rand(stream.image_length, generator=torch.Generator().manual_seed(seed)).tolist()
+    wanted, unwanted = (stream_ids(stream, caption) for caption in captions)
+    drawn = []
+    for uniform in uniforms:
+        logits = image_logits(transformer, wanted, stream.image_range)
+        if sampling.guidance != 1:
+            null = image_logits(transformer, unwanted, stream.image_range)
+            logits = null + sampling.guidance * (logits - null)
+        number = next_id(logits.tolist(), uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+        drawn.append(number)
+        wanted.append(stream.image_offset + number)
+        unwanted.append(stream.image_offset + number)
+    return torch.tensor(drawn).reshape(stream.config.grid)
+
+
+def log_likelihood(transformer, stream, caption: list[int], image_ids: list[int]) -> list[float]:
+    """Log-probability of each image id, each from its own run of the stream before it."""
+    ids, result = stream_ids(stream, caption), []
+    for number in image_ids:
+        logits = image_logits(transformer, ids, stream.image_range).double().tolist()
+        result.append(logits[number] - math.log(sum(math.exp(value) for value in logits)))
+        ids.append(stream.image_offset + number)
+    return result
+
+
+def nearest(vector: list[float], codebook: list[list[float]]) -> int:
+    """The codebook entry at the smallest angle; the first of equals."""
+    cosines = [dot(vector, entry) / math.hypot(*vector) / math.hypot(*entry) for entry in codebook]
+    return cosines.index(max(cosines))
+
+
+def ssim(x: Tensor, y: Tensor) -> float:
+    """Structural similarity of two pictures (3, H, W) in [-1, 1], window by window."""
+    x, y = (x.double() + 1) / 2, (y.double() + 1) / 2
+    gauss = [math.exp(-(offset**2) / 4.5) for offset in range(-5, 6)]
+    window = torch.tensor([[a * b for a in gauss] for b in gauss], dtype=torch.float64)
+    window /= window.sum()
+    scores = []
+    for channel in range(3):
+        for top in range(x.shape[1] - 10):
+            for left in range(x.shape[2] - 10):
+                a, b = (p[channel, top : top + 11, left : left + 11] for p in (x, y))
+                mean_a, mean_b = float((window * a).sum()), float((window * b).sum())
+                var_a = float((window * (a - mean_a) ** 2).sum())
+                var_b = float((window * (b - mean_b) ** 2).sum())
+                both = float((window * (a - mean_a) * (b - mean_b)).sum())
+                light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+                scores.append(light * (2 * both + 0.03**2) / (var_a + var_b + 0.03**2))
+    return sum(scores) / len(scores)
