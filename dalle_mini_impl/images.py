@@ -61,10 +61,13 @@ def contact_sheet(
         gap: space between cells in pixels.
 
     Raises:
-        UserError: there is no picture.
+        UserError: there is no picture, or `columns` is negative.
     """
-    if not images:
-        raise UserError("a contact sheet of 0 pictures was asked for; give at least 1")
+    if not images or columns < 0:
+        raise UserError(
+            f"a contact sheet of {len(images)} pictures in {columns} columns was asked for; "
+            f"give at least 1 picture, and 0 columns (chosen for you) or more"
+        )
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)
     width = max(image.width for image in images)
@@ -80,7 +83,7 @@ def contact_sheet(
         top = gap + number // columns * cell_height
         sheet.paste(on_background(image), (left, top))
         if number < len(labels):
-            text = _shorten(labels[number], lambda s: pen.textlength(s, font=font), width)
+            text = _shorten(" ".join(labels[number].split()), lambda s: pen.textlength(s, font=font), width)
             pen.text((left, top + height + 1), text, fill="black", font=font)
     return sheet
 
@@ -112,11 +115,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         with Image.open(path) as image:
             image.load()
             text = image.info.get(METADATA_KEY)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not a readable picture ({error}); give a PNG made by dalle sample") from error
     if text is None:
         raise UserError(f"{path} carries no settings; give a PNG made by dalle sample")
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"the settings in {path} are damaged ({error}); give a PNG made by dalle sample") from error
 
 
 def _shorten(text: str, length: Any, width: int) -> str:

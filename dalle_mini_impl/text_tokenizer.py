@@ -137,11 +137,11 @@ def train_text_tokenizer(
             with temporary.open("wb") as file:
                 sentencepiece.SentencePieceTrainer.train(
                     sentence_iterator=iter(captions), model_writer=file, model_type="bpe", vocab_size=vocab_size,
-                    byte_fallback=True, hard_vocab_limit=False, character_coverage=0.9999, normalization_rule_name=normalization,
-                    pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2, shuffle_input_sentence=False,
+                    hard_vocab_limit=False, byte_fallback=True, character_coverage=0.9999,
+                    normalization_rule_name=normalization, pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2,
                 )  # fmt: skip
         except RuntimeError as error:
             reason = str(error).splitlines()[-1]
             raise UserError(f"no vocabulary of {vocab_size} could be learned: {reason}; "
-                            f"give more captions, or a larger vocab_size (300 at least, more for many scripts)") from error  # fmt: skip
+                            f"give more captions, or a vocab_size from 300 upwards") from error  # fmt: skip
     return TextTokenizer(out)

@@ -173,7 +173,7 @@ def _report(seen: _Seen) -> Report:
         aspect=_spread([round(width / height, 3) for width, height in seen.sizes]),
         captions_per_picture=_spread(seen.captions),
         characters=_spread(seen.characters),
-        scripts={script: round(count / total, 4) for script, count in seen.letters.most_common()},
+        scripts={script: round(count / total, 6) for script, count in seen.letters.most_common()},
         languages=dict(seen.languages.most_common()),
         exact_duplicates=[[seen.keys[number] for number in group] for group in exact],
         near_duplicates=[[seen.keys[number] for number in group] for group in near],
@@ -239,10 +239,10 @@ def describe(report: Report) -> str:
     ]
     for title, groups in (("same pixels", report.exact_duplicates), ("look alike", report.near_duplicates)):
         copies = sum(len(group) - 1 for group in groups)
-        lines.append(f"{title:<22} {copies} pictures beyond the first of their kind, in {len(groups)} groups")
+        lines.append(f"{title:<22} repeats: {copies}, groups: {len(groups)}")
         lines += [f"  {' = '.join(group[:4])}{' …' if len(group) > 4 else ''}" for group in groups[:5]]
     if report.leaking:
-        lines.append(f"  {report.leaking} groups are both in train and in validation")
+        lines.append(f"  groups that are both in train and in validation: {report.leaking}")
     if report.compared == NEAR_LIMIT:
         lines.append(f"  (only the first {NEAR_LIMIT} different pictures were compared)")
     return "\n".join(lines)

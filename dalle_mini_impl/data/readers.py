@@ -22,6 +22,7 @@ from dalle_mini_impl.data.samples import (
     captions_from_fields,
     captions_from_lines,
     make_pair,
+    printable,
     read_bytes,
     run_jobs,
 )
@@ -64,10 +65,15 @@ def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: in
 
 def _open(path: Path, log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
     if path.is_dir():
-        tars = sorted(file for file in path.iterdir() if file.suffix.lower() == ".tar")
-        if tars:
-            return read_tars(tars, log, worker, workers)
-        return run_jobs(_folder_jobs(path, log if worker == 0 else SkipLog()), log, worker, workers)
+        folder_log = log if worker == 0 else SkipLog()
+        files = sorted(path.iterdir())
+        tars = [file for file in files if file.suffix.lower() == ".tar"]
+        if not tars:
+            return run_jobs(_folder_jobs(path, folder_log), log, worker, workers)
+        for file in files:
+            if file.suffix.lower() in PICTURE_ENDINGS:
+                folder_log.add(printable(str(file)), "beside tars: a folder is read as tars or as pictures")
+        return read_tars(tars, log, worker, workers)
     if path.suffix.lower() == ".jsonl" and path.is_file():
         return run_jobs(_table_jobs(path, _jsonl_rows(path)), log, worker, workers)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
@@ -129,7 +135,7 @@ def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
 
 def _walk(folder: Path, log: SkipLog) -> list[Path]:
     def unreadable(error: OSError) -> None:
-        log.add(str(error.filename), f"unreadable folder: {error.strerror}")
+        log.add(printable(str(error.filename)), f"unreadable folder: {error.strerror}")
 
     found, seen = [], set()
     for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):

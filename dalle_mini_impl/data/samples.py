@@ -79,10 +79,10 @@ def decode_picture(data: bytes) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Skip(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
-        raise Skip("not a picture: no known picture format") from error
+        raise Skip("not a picture: no known format, or cut off within its first bytes") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         kind = "truncated" if "truncated" in str(error).lower() else "broken"
-        raise Skip(f"{kind} picture: {error or type(error).__name__}") from error
+        raise Skip(f"{kind} picture: {str(error) or type(error).__name__}") from error
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -38,6 +38,13 @@ class Scorer:
     def __post_init__(self) -> None:
         self.model.to(self.device).eval()
 
+    @classmethod
+    def from_pretrained(cls, name: str, device: str = "cpu") -> "Scorer":
+        """The scorer of a shipped model or a checkpoint folder."""
+        from dalle_mini_impl.checkpoint import load_scorer
+
+        return load_scorer(name, device)
+
     def embed_images(self, images: Images) -> Tensor:
         """Embed pictures.
 

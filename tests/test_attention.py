@@ -1,0 +1,173 @@
+import math
+
+import pytest
+import reference
+import torch
+from conftest import randomise
+
+from dalle_mini_impl.attention import Attention, KVCache, normalise, rotary_table, rotate
+
+BASE = 100.0
+PLACES = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [3, 4], [3, 5], [4, 3], [4, 4], [4, 5], [5, 3], [5, 4]])
+
+
+def make(width=24, heads=2, seed=0):
+    return randomise(Attention(width, heads), seed, scale=2.0).double()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# --- rotary positions
+
+
+def test_the_table_is_one_angle_per_pair():
+    table = rotary_table(torch.tensor([[0, 0], [2, 5]]), 8, BASE)
+    assert table.shape == (2, 4, 2)
+    assert table[0, :, 0].tolist() == [1] * 4
+    assert table[0, :, 1].tolist() == [0] * 4
+    angles = [2.0, 2 / 10, 5.0, 5 / 10]
+    assert table[1, :, 0].tolist() == pytest.approx([math.cos(a) for a in angles], abs=1e-6)
+    assert table[1, :, 1].tolist() == pytest.approx([math.sin(a) for a in angles], abs=1e-6)
+
+
+def test_rotate_is_what_the_reference_says():
+    x = noise(2, 3, 11, 12)
+    rotated = rotate(x, rotary_table(PLACES, 12, BASE))
+    for b in range(2):
+        for head in range(3):
+            for t in range(11):
+                expected = reference.rotated(x[b, head, t].tolist(), PLACES[t].tolist(), BASE)
+                assert rotated[b, head, t].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rotation_keeps_lengths_and_vanishes_nowhere():
+    x = noise(1, 1, 11, 12)
+    rotated = rotate(x, rotary_table(PLACES, 12, BASE))
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=0)
+
+
+def test_scores_depend_on_the_distance_alone():
+    q, k = noise(12, seed=1), noise(12, seed=2)
+
+    def score(place_q, place_k):
+        table = rotary_table(torch.tensor([place_q, place_k]), 12, BASE).double()
+        turned = rotate(torch.stack([q, k])[None, None], table)[0, 0]
+        return float(turned[0] @ turned[1])
+
+    here = score((4, 9), (2, 3))
+    assert score((14, 29), (12, 23)) == pytest.approx(here, abs=1e-5)
+    assert score((2, 6), (0, 0)) == pytest.approx(here, abs=1e-5)
+    assert abs(score((9, 4), (3, 2)) - here) > 0.01  # rows and columns are not the same
+    assert abs(score((4, 9), (2, 4)) - here) > 0.01
+    assert abs(score((4, 9), (1, 3)) - here) > 0.01
+
+
+# --- attention
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_attention_equals_a_loop(rope):
+    layer, x = make(), noise(3, 11, 24)
+    table = rotary_table(PLACES, 12, BASE) if rope else None
+    y = layer(x, table)
+    places = PLACES.tolist() if rope else None
+    for b in range(3):
+        expected = torch.tensor(reference.attention(x[b].tolist(), layer, places, BASE))
+        torch.testing.assert_close(y[b].float(), expected, atol=2e-5, rtol=0)
+
+
+def test_the_first_position_sees_itself_alone():
+    layer, x = make(), noise(1, 5, 24)
+    value = (x[0, 0] @ layer.qkv.weight.T)[48:]
+    torch.testing.assert_close(layer(x, None)[0, 0], value @ layer.out.weight.T)
+
+
+def test_long_queries_and_keys_do_not_sharpen_attention():
+    # QK-norm: the size of the input has no say in who looks at whom
+    layer, x = make(), noise(1, 7, 24)
+    torch.testing.assert_close(layer(1000 * x, None), 1000 * layer(x, None), atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[11], [1] * 11, [3, 5, 3], [10, 1], [1, 10], [2, 1, 4, 1, 3]])
+@pytest.mark.parametrize("rope", [True, False])
+def test_pieces_with_a_cache_equal_the_whole(sizes, rope):
+    layer, x = make(), noise(3, 11, 24)
+    table = rotary_table(PLACES, 12, BASE) if rope else None
+    cache = KVCache(1, (3, 2, 11, 12), torch.device("cpu"), torch.float64)
+    pieces, start = [], 0
+    for size in sizes:
+        part = slice(start, start + size)
+        pieces.append(layer(x[:, part], None if table is None else table[part], cache, 0))
+        start += size
+        cache.length = start
+    torch.testing.assert_close(torch.cat(pieces, 1), layer(x, table), atol=1e-12, rtol=0)
+
+
+def test_normalise_keeps_the_type_of_its_input():
+    norm = torch.nn.RMSNorm(7, eps=1e-6)
+    assert normalise(norm, torch.ones(2, 7, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    x = noise(3, 7)
+    weight = torch.rand(7)
+    norm.weight.data = weight
+    expected = [reference.rms_norm(row.tolist(), weight.tolist()) for row in x]
+    torch.testing.assert_close(normalise(norm.double(), x), torch.tensor(expected, dtype=torch.float64))
+
+
+# --- cache
+
+
+def filled_cache(capacity=7, length=5):
+    cache = KVCache(3, (2, 4, capacity, 6), torch.device("cpu"), torch.float32)
+    for layer in range(3):
+        k, v = torch.randn(2, 4, length, 6), torch.randn(2, 4, length, 6)
+        keys, values = cache.append(layer, k, v)
+        assert torch.equal(keys, k)
+        assert torch.equal(values, v)
+    cache.length = length
+    return cache
+
+
+def test_a_cache_is_allocated_once():
+    cache = KVCache(3, (2, 4, 7, 6), torch.device("cpu"), torch.bfloat16)
+    assert cache.keys.shape == cache.values.shape == (3, 2, 4, 7, 6)
+    assert cache.keys.dtype == torch.bfloat16
+    place = cache.keys.data_ptr()
+    cache.append(1, torch.ones(2, 4, 3, 6), torch.ones(2, 4, 3, 6))
+    assert cache.keys.data_ptr() == place
+    assert cache.length == 0  # moved on by the model, after its last layer
+
+
+def test_append_writes_behind_what_is_there_and_nowhere_else():
+    cache = filled_cache()
+    before = cache.keys.clone(), cache.values.clone()
+    keys, values = cache.append(1, torch.full((2, 4, 1, 6), 3.0), torch.full((2, 4, 1, 6), 5.0))
+    assert keys.shape == values.shape == (2, 4, 6, 6)
+    assert bool((keys[:, :, 5] == 3).all())
+    assert bool((values[:, :, 5] == 5).all())
+    for now, then in zip((cache.keys, cache.values), before, strict=True):
+        assert torch.equal(now[1, :, :, :5], then[1, :, :, :5])
+        assert torch.equal(now[[0, 2]], then[[0, 2]])
+        assert not now[1, :, :, 6:].any()
+
+
+def test_repeat_copies_the_rows_that_were_asked_for():
+    cache = filled_cache()
+    more = cache.repeat(torch.tensor([1, 0, 0, 1, 1]), 13)
+    assert more.keys.shape == (3, 5, 4, 13, 6)
+    assert more.length == 5
+    for number, row in enumerate((1, 0, 0, 1, 1)):
+        assert torch.equal(more.keys[:, number, :, :5], cache.keys[:, row, :, :5])
+        assert torch.equal(more.values[:, number, :, :5], cache.values[:, row, :, :5])
+    assert not more.keys[:, :, :, 5:].any()
+
+
+def test_a_repeated_cache_shares_nothing_with_the_old_one():
+    cache = filled_cache()
+    before = cache.keys.clone()
+    more = cache.repeat(torch.tensor([0, 1]), 7)
+    more.append(0, torch.ones(2, 4, 2, 6), torch.ones(2, 4, 2, 6))
+    more.keys.fill_(9)
+    assert torch.equal(cache.keys, before)
+    assert cache.length == 5

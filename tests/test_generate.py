@@ -1,0 +1,267 @@
+import copy
+
+import pytest
+import reference
+import torch
+from conftest import GRID, make_transformer
+
+from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.generate import Prompt, generate, log_likelihood
+from dalle_mini_impl.stream import Stream
+
+PROMPT = Prompt((5, 300, 17), (41, 2))
+SETTINGS = SamplingConfig(temperature=0.9, top_k=31, top_p=0.95, guidance=2.5)
+POSITIONS = ["rope", "learned"]
+
+
+@pytest.fixture(scope="module")
+def rope():
+    return make_transformer("rope")
+
+
+def draw(model, seeds, prompt=PROMPT, settings=SETTINGS, **rest):
+    return generate(*model, prompt, seeds, settings, **rest)
+
+
+# --- against the slow reference: uncached, unbatched, unchunked
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        SamplingConfig(temperature=1.0, guidance=1.0),
+        SamplingConfig(temperature=0.0, guidance=4.0),
+        SamplingConfig(temperature=0.7, top_k=5, guidance=0.0),
+    ],
+    ids=["all", "plain", "greedy", "null"],
+)
+@pytest.mark.parametrize("prompt", [PROMPT, Prompt((5, 300, 17)), Prompt(())], ids=["negative", "caption", "empty"])
+def test_the_reference_agrees(position, settings, prompt):
+    transformer, stream = make_transformer(position)
+    drawn = generate(transformer, stream, prompt, [3, 2**32 - 1], settings)
+    captions = list(prompt.text_ids), list(prompt.negative_ids)
+    for ids, seed in zip(drawn, (3, 2**32 - 1), strict=True):
+        assert torch.equal(ids, reference.generate(transformer, stream, captions, seed, settings))
+
+
+# --- a candidate depends on its seed alone
+
+
+def test_a_candidate_does_not_depend_on_the_others(rope):
+    seeds = list(range(100, 137))
+    whole = draw(rope, seeds)
+    assert whole.shape == (37, *GRID)
+    assert len(whole.flatten(1).unique(dim=0)) == 37  # the seeds do matter
+    for number in (0, 17, 36):
+        assert torch.equal(draw(rope, [seeds[number]])[0], whole[number])
+    for chunk in (1, 3, 7, 37, 64):
+        assert torch.equal(draw(rope, seeds, chunk=chunk), whole)
+    order = torch.randperm(37, generator=torch.Generator().manual_seed(0)).tolist()
+    assert torch.equal(draw(rope, [seeds[number] for number in order]), whole[order])
+
+
+def test_equal_seeds_give_equal_pictures(rope):
+    drawn = draw(rope, [5, 11, 5])
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_greedy_candidates_are_all_alike(rope):
+    drawn = draw(rope, [1, 2, 3], settings=SamplingConfig(temperature=0.0))
+    assert len(drawn.flatten(1).unique(dim=0)) == 1
+
+
+def test_the_global_random_state_has_no_say_and_no_loss(rope):
+    torch.manual_seed(0)
+    first, state = draw(rope, [7]), torch.get_rng_state()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert torch.equal(draw(rope, [7]), first)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- what may be drawn
+
+
+def test_only_image_ids_are_drawn():
+    transformer, stream = make_transformer()
+    with torch.no_grad():  # a model that would rather go on with text, at every position
+        transformer.head.weight[: stream.image_offset] *= 1000
+    settings = SamplingConfig(temperature=5.0, guidance=1.0)
+    drawn = generate(transformer, stream, PROMPT, range(101), settings)
+    assert drawn.dtype == torch.int64
+    assert int(drawn.min()) >= 0
+    assert int(drawn.max()) < stream.config.image_vocab
+    assert len(drawn.unique()) == stream.config.image_vocab  # none is left out either
+
+
+def test_the_model_sees_image_ids_only_at_image_positions(rope):
+    transformer, stream = rope
+    seen = []
+    hook = transformer.embed.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    draw(rope, [1, 2, 3])
+    hook.remove()
+    prefix, steps = seen[0], seen[1:]
+    assert torch.equal(prefix, stream.prefix([PROMPT.text_ids, PROMPT.negative_ids]))
+    assert len(steps) == stream.image_length - 1
+    for ids in steps:
+        assert ids.shape == (6, 1)  # with and without caption in one pass
+        assert stream.image_offset <= int(ids.min()) <= int(ids.max()) < stream.vocab_size
+        assert torch.equal(ids[:3], ids[3:])
+
+
+@pytest.mark.parametrize(("guidance", "rows"), [(2.5, 2), (1.0, 1)])
+def test_the_prompt_is_run_once_for_all_candidates(rope, guidance, rows):
+    transformer, stream = rope
+    seen = []
+    hook = transformer.embed.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    draw(rope, range(11), settings=SamplingConfig(guidance=guidance), chunk=5)
+    hook.remove()
+    assert seen[0] == (rows, 8)
+    assert [shape[1] for shape in seen[1:]] == [1] * 3 * 14
+    assert [shape[0] for shape in seen[1::14]] == [5 * rows, 5 * rows, rows]
+
+
+# --- guidance
+
+
+def test_guidance_1_is_the_conditional_model_alone(rope):
+    off = SamplingConfig(temperature=0.9, top_k=31, guidance=1.0)
+    plain = draw(rope, [1, 2, 3], Prompt(PROMPT.text_ids), off)
+    assert torch.equal(draw(rope, [1, 2, 3], Prompt(PROMPT.text_ids, (9, 9, 9)), off), plain)
+    # as a limit too: nearly 1 is nearly no guidance
+    nearly = SamplingConfig(temperature=0.9, top_k=31, guidance=1.0 + 1e-7)
+    assert torch.equal(draw(rope, [1, 2, 3], PROMPT, nearly), plain)
+
+
+def test_guidance_0_is_the_null_model_alone(rope):
+    null = SamplingConfig(temperature=0.9, top_k=31, guidance=0.0)
+    off = SamplingConfig(temperature=0.9, top_k=31, guidance=1.0)
+    expected = draw(rope, [1, 2, 3], Prompt(PROMPT.negative_ids), off)
+    assert torch.equal(draw(rope, [1, 2, 3], PROMPT, null), expected)
+
+
+def test_prompt_negative_and_guidance_all_matter(rope):
+    first = draw(rope, [1, 2, 3])
+    for other in (
+        draw(rope, [1, 2, 3], Prompt((5, 300, 18), PROMPT.negative_ids)),
+        draw(rope, [1, 2, 3], Prompt(PROMPT.text_ids)),
+        draw(rope, [1, 2, 3], settings=SamplingConfig(temperature=0.9, top_k=31, top_p=0.95, guidance=2.0)),
+    ):
+        assert not torch.equal(first, other)
+
+
+def test_guidance_against_the_prompt_itself_is_no_guidance(rope):
+    off = SamplingConfig(temperature=0.9, guidance=1.0)
+    on = SamplingConfig(temperature=0.9, guidance=7.0)
+    prompt = Prompt(PROMPT.text_ids, PROMPT.text_ids)
+    assert torch.equal(draw(rope, [1, 2, 3], prompt, on), draw(rope, [1, 2, 3], prompt, off))
+
+
+# --- what must not change
+
+
+def test_nothing_that_is_passed_in_is_changed():
+    transformer, stream = make_transformer()
+    text_ids, negative_ids, seeds = [5, 300], [41], [1, 2, 3]
+    state = copy.deepcopy(transformer.state_dict())
+    attributes = set(vars(transformer)), set(vars(stream))
+    drawn = generate(transformer, stream, Prompt(text_ids, negative_ids), seeds, SETTINGS, chunk=2)
+    log_likelihood(transformer, stream, text_ids, drawn)
+    assert (text_ids, negative_ids, seeds) == ([5, 300], [41], [1, 2, 3])
+    assert all(torch.equal(value, state[name]) for name, value in transformer.state_dict().items())
+    assert (set(vars(transformer)), set(vars(stream))) == attributes
+
+
+def test_progress_counts_every_id(rope):
+    told = []
+    draw(rope, range(7), chunk=3, progress=told.append)
+    assert sum(told) == 7 * 15
+    assert told[:15] == [3] * 15
+    assert told[-1] == 1
+
+
+def test_no_seeds_no_pictures(rope):
+    assert draw(rope, []).shape == (0, *GRID)
+
+
+# --- errors
+
+
+def test_settings_are_checked_against_the_image_ids(rope):
+    with pytest.raises(UserError, match=r"top_k 62 .* to 61"):
+        draw(rope, [1], settings=SamplingConfig(top_k=62))
+
+
+def test_a_caption_that_is_too_long_is_refused(rope):
+    with pytest.raises(UserError, match="8 text ids was given, 7 fit"):
+        draw(rope, [1], Prompt((1,) * 8))
+    with pytest.raises(UserError, match="8 text ids"):
+        draw(rope, [1], Prompt((1,), (1,) * 8))
+
+
+@pytest.mark.parametrize("chunk", [0, -3])
+def test_a_chunk_holds_at_least_one_candidate(rope, chunk):
+    with pytest.raises(UserError, match=f"chunk {chunk}"):
+        draw(rope, [1], chunk=chunk)
+
+
+# --- log-likelihood
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("caption", [[5, 300, 17], []])
+def test_log_likelihood_equals_brute_force(position, caption):
+    transformer, stream = make_transformer(position)
+    image_ids = torch.randint(61, (3, *GRID), generator=torch.Generator().manual_seed(0))
+    scores = log_likelihood(transformer, stream, caption, image_ids)
+    assert scores.shape == (3, 15)
+    assert float(scores.max()) <= 0
+    for row, ids in zip(scores, image_ids, strict=True):
+        expected = reference.log_likelihood(transformer, stream, caption, ids.flatten().tolist())
+        assert row.tolist() == pytest.approx(expected, abs=2e-5)
+
+
+def test_likelihoods_of_all_next_ids_sum_to_one(rope):
+    transformer, stream = rope
+    image_ids = torch.zeros(61, *GRID, dtype=torch.int64)
+    image_ids[:, -1, -1] = torch.arange(61)
+    scores = log_likelihood(transformer, stream, [5], image_ids)
+    assert float(scores[:, -1].exp().sum()) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(scores[:, :-1], scores[:1, :-1].expand(61, -1), atol=1e-5, rtol=0)
+
+
+def test_what_greedy_draws_is_likeliest(rope):
+    transformer, stream = rope
+    greedy = draw(rope, [0], settings=SamplingConfig(temperature=0.0, guidance=1.0))
+    best = log_likelihood(transformer, stream, PROMPT.text_ids, greedy)[0]
+    for place in (0, 7, 14):
+        others = greedy.flatten(1).repeat(61, 1)
+        others[:, place] = torch.arange(61)
+        scores = log_likelihood(transformer, stream, PROMPT.text_ids, others.unflatten(1, GRID))
+        assert float(scores[:, place].max()) == pytest.approx(float(best[place]), abs=1e-5)
+
+
+def test_likelihood_of_a_wrong_grid_is_refused(rope):
+    transformer, stream = rope
+    for shape in ((1, 5, 3), (1, 3, 6)):
+        with pytest.raises(UserError, match="grid"):
+            log_likelihood(transformer, stream, [5], torch.zeros(shape, dtype=torch.int64))
+
+
+def test_likelihood_of_an_unknown_id_is_refused(rope):
+    transformer, stream = rope
+    for number in (-1, 61):
+        with pytest.raises(UserError, match=f"{number}"):
+            log_likelihood(transformer, stream, [5], torch.full((1, *GRID), number))
+
+
+def test_the_stream_is_what_the_model_was_built_for(rope):
+    transformer, stream = rope
+    assert isinstance(stream, Stream)
+    assert transformer.max_length == stream.length
