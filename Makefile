@@ -24,7 +24,7 @@ check: $(READY)  ## format, lint, types, import layers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,tensorboard]'
 	touch $(READY)
 
 clean:

@@ -100,32 +100,32 @@ class Attention(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        y = attend(q, k, v)
+        # A single new position sees everything; of several, each sees the cached ones and those up to itself.
+        S = k.shape[2]
+        allowed = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if T > 1 else None
+        y = attend(q, k, v, allowed)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of the last positions to all.
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention by the faster of two ways.
 
     Args:
-        q: (B, n_head, T, head_dim) of the last T positions.
-        k: (B, n_head, S, head_dim) of all S >= T positions.
+        q: (B, n_head, T, head_dim).
+        k: (B, n_head, S, head_dim).
         v: the same shape as k.
+        allowed: bool, broadcast to (B, n_head, T, S): what each position may look at; None allows all.
 
     Returns:
         (B, n_head, T, head_dim).
     """
-    T, S = q.shape[2], k.shape[2]
-    if T == 1:  # a single new position sees everything
-        return F.scaled_dot_product_attention(q, k, v)
-    hidden = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(S - T + 1)
-    if q.device.type == "cpu" and q.requires_grad:
-        # The fused kernel's backward takes five times as long as plain matrix products on a CPU.
-        scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
-        return scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v
-    if T == S:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=~hidden)
+    if q.device.type != "cpu" or not q.requires_grad:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    # On a CPU the fused kernel's backward takes five times as long as these two matrix products.
+    scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 def normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.attention import KVCache
 from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.sampling import check, guide, next_ids
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import Transformer
@@ -55,9 +56,11 @@ def generate(
         (N, h, w) int64 ids in [0, K), in the order of `seeds`.
 
     Raises:
-        UserError: a sampling setting is out of range, or the caption does not fit.
+        UserError: a sampling setting or `chunk` is out of range, or the caption does not fit.
     """
     check(sampling, stream.config.image_vocab)
+    if chunk < 1:
+        raise UserError(f"chunk {chunk} was given, expected at least 1 candidate at a time")
     guided = sampling.guidance != 1
     device = transformer.embed.weight.device
     captions = [prompt.text_ids, prompt.negative_ids] if guided else [prompt.text_ids]
@@ -117,7 +120,17 @@ def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[
 
     Returns:
         (B, h * w) in nats, at most 0.
+
+    Raises:
+        UserError: the image ids have another grid, or one is out of range.
     """
+    if image_ids.shape[1:] != stream.config.grid:
+        raise UserError(f"image ids of shape {tuple(image_ids.shape)} were given, expected grid {stream.config.grid}")
+    if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < stream.config.image_vocab:
+        raise UserError(
+            f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
+            f"expected 0 to {stream.config.image_vocab - 1}"
+        )
     device = transformer.embed.weight.device
     prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
     ids = stream.join(prefix, image_ids.to(device))

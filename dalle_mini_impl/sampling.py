@@ -4,6 +4,8 @@ With one such number per step, drawn from a candidate's own generator, a candida
 others are sampled beside it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,13 @@ def check(config: SamplingConfig, vocab: int) -> None:
     Raises:
         UserError: naming the setting, its value and its range.
     """
-    if config.temperature < 0:
+    if not 0 <= config.temperature < math.inf:
         raise UserError(f"temperature {config.temperature} was given, expected 0 or more")
     if not 0 <= config.top_k <= vocab:
         raise UserError(f"top_k {config.top_k} was given, expected 0 (all) to {vocab}")
     if not 0 < config.top_p <= 1:
         raise UserError(f"top_p {config.top_p} was given, expected more than 0 and at most 1")
-    if config.guidance < 0:
+    if not 0 <= config.guidance < math.inf:
         raise UserError(f"guidance {config.guidance} was given, expected 0 or more (1 is off)")
 
 

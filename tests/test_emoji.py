@@ -127,7 +127,7 @@ def test_annotations_are_read_from_both_packages(tmp_path):
 
 
 def test_stable_number_is_a_number_of_the_strings():
-    assert stable_number("a", "b") == 14857082450574911283
+    assert stable_number("a", "b") == 18429100309458631331
     assert stable_number("ab", "") != stable_number("a", "b")
 
 
@@ -421,3 +421,28 @@ def test_bad_option_is_refused_by_the_command(tmp_path):
         result = CliRunner().invoke(data, ["emoji", "--out", str(tmp_path / "set"), *arguments])
         assert result.exit_code == 2
         assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path, packages):
+    (tmp_path / "thesis.txt").write_text("precious")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--out", str(out)])
+        assert isinstance(result.exception, UserError)
+        assert "name a new folder" in str(result.exception)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_an_older_set_is_replaced(tmp_path, packages):
+    out = tmp_path / "set"
+    out.mkdir()
+    for _ in range(2):
+        result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--size", "17", "--out", str(out)])
+        assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["emoji-000.tar", "manifest.json"]
+
+
+def test_an_unwritable_place_is_told(tmp_path, packages):
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--out", str(tmp_path / "file" / "set")])
+    assert isinstance(result.exception, UserError)
+    assert "choose a writable place" in str(result.exception)

@@ -29,21 +29,22 @@ def draw(model, seeds, prompt=PROMPT, settings=SETTINGS, **rest):
 
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "prompt", "seeds"),
     [
-        SETTINGS,
-        SamplingConfig(temperature=1.0, guidance=1.0),
-        SamplingConfig(temperature=0.0, guidance=4.0),
-        SamplingConfig(temperature=0.7, top_k=5, guidance=0.0),
+        (SETTINGS, PROMPT, [3, 2**32 - 1]),
+        (SETTINGS, Prompt((5, 300, 17)), [5]),
+        (SamplingConfig(temperature=1.0, guidance=1.0), PROMPT, [7]),
+        (SamplingConfig(temperature=1.0, guidance=1.0), Prompt(()), [11]),
+        (SamplingConfig(temperature=0.0, guidance=4.0), PROMPT, [0]),
+        (SamplingConfig(temperature=0.7, top_k=5, guidance=0.0), PROMPT, [2]),
     ],
-    ids=["all", "plain", "greedy", "null"],
+    ids=["all", "no negative", "off", "empty", "greedy", "null"],
 )
-@pytest.mark.parametrize("prompt", [PROMPT, Prompt((5, 300, 17)), Prompt(())], ids=["negative", "caption", "empty"])
-def test_the_reference_agrees(position, settings, prompt):
+def test_the_reference_agrees(position, settings, prompt, seeds):
     transformer, stream = make_transformer(position)
-    drawn = generate(transformer, stream, prompt, [3, 2**32 - 1], settings)
+    drawn = generate(transformer, stream, prompt, seeds, settings)
     captions = list(prompt.text_ids), list(prompt.negative_ids)
-    for ids, seed in zip(drawn, (3, 2**32 - 1), strict=True):
+    for ids, seed in zip(drawn, seeds, strict=True):
         assert torch.equal(ids, reference.generate(transformer, stream, captions, seed, settings))
 
 
@@ -57,7 +58,7 @@ def test_a_candidate_does_not_depend_on_the_others(rope):
     assert len(whole.flatten(1).unique(dim=0)) == 37  # the seeds do matter
     for number in (0, 17, 36):
         assert torch.equal(draw(rope, [seeds[number]])[0], whole[number])
-    for chunk in (1, 3, 7, 37, 64):
+    for chunk in (3, 7):
         assert torch.equal(draw(rope, seeds, chunk=chunk), whole)
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0)).tolist()
     assert torch.equal(draw(rope, [seeds[number] for number in order]), whole[order])

@@ -48,20 +48,20 @@ def build_openmoji(out: Path, size: int = SIZE) -> dict[str, Any]:
         licence="CC-BY-SA-4.0", attribution="OpenMoji, HfG Schwäbisch Gmünd", flags=True,
     )  # fmt: skip
     drawn = {emoji: files[codepoint_key(emoji)] for emoji in emojis if codepoint_key(emoji) in files}
-    pictures: dict[tuple[str, str], Image.Image] = {}
-    hashed = hashlib.sha256()
-    for emoji, path in tqdm(drawn.items(), desc="openmoji"):
-        svg = path.read_text(encoding="utf-8")
-        hashed.update(svg.encode())
-        pictures[emoji, vendor.name] = draw_svg(svg, size)
-    emoji_set = EmojiSet(
-        table={emoji: {"name": _english(emoji, names), "group": group_of(emoji)} for emoji in drawn},
-        vendors=(vendor,),
-        pictures=pictures,
-        annotations=names,
-        sources=[art_source(vendor, hashed.hexdigest()), _names_source(names)],
-    )
     with replace_folder(out) as folder:
+        pictures: dict[tuple[str, str], Image.Image] = {}
+        hashed = hashlib.sha256()
+        for emoji, path in tqdm(drawn.items(), desc="openmoji"):
+            svg = path.read_text(encoding="utf-8")
+            hashed.update(svg.encode())
+            pictures[emoji, vendor.name] = draw_svg(svg, size)
+        emoji_set = EmojiSet(
+            table={emoji: {"name": _english(emoji, names), "group": group_of(emoji)} for emoji in drawn},
+            vendors=(vendor,),
+            pictures=pictures,
+            annotations=names,
+            sources=[art_source(vendor, hashed.hexdigest()), _names_source(names)],
+        )
         return write_set(folder, emoji_set, size)
 
 

@@ -130,7 +130,7 @@ def captions_from_fields(fields: dict[str, Any]) -> tuple[list[Caption], dict[st
     Raises:
         Skip: the captions are of another type.
     """
-    found = next((fields[name] for name in CAPTION_FIELDS if fields.get(name)), [])
+    found: Any = next((fields[name] for name in CAPTION_FIELDS if fields.get(name)), [])
     captions = []
     for entry in found if isinstance(found, list) else [found]:
         caption = entry if isinstance(entry, dict) else {"text": entry}

@@ -7,6 +7,7 @@ costs one sample instead of the rest of the tar.
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from dalle_mini_impl.data.pairs import Caption, Pair, SkipLog
 from dalle_mini_impl.data.samples import (
@@ -108,7 +109,7 @@ def _tar_pair(archive: tarfile.TarFile, key: str, members: Members) -> Callable[
         if not members.keys() & {".txt", ".json"}:
             raise Skip("no caption: neither .txt nor .json beside it")
         captions: list[Caption] = []
-        details = {}
+        details: dict[str, Any] = {}
         if ".txt" in members:
             captions += captions_from_lines(_content(archive, members[".txt"]))
         if ".json" in members:

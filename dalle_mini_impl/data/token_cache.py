@@ -15,6 +15,7 @@ import numpy as np
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import Entry, read_entry
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.text_tokenizer import TextTokenizer
 
 HEADER = "cache.json"
 
@@ -83,6 +84,25 @@ def write_entries(folder: Path, entries: list[Entry]) -> None:
     """Write the captions and details of a split."""
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
+
+
+def long_captions(entries: list[Entry], tokenizer: TextTokenizer, room: int, most: int = 5000) -> str:
+    """One line on captions that do not fit, or "" when all do.
+
+    Args:
+        entries: pictures with their captions.
+        tokenizer: counts their ids.
+        room: ids that fit.
+        most: captions looked at, evenly spread.
+    """
+    captions = [caption.text for entry in entries for caption in entry.captions]
+    looked_at = captions[:: max(1, len(captions) // most)]
+    cut = [text for text in looked_at if len(tokenizer.encode(text)) > room]
+    if not cut:
+        return ""
+    lost = tokenizer.decode(tokenizer.encode(cut[0])[room:])
+    share = 100 * len(cut) / len(looked_at)
+    return f"{share:.1f} % of captions have more than {room} text ids and are cut: {cut[0]!r} loses {lost!r}"
 
 
 class CaptionDrawer:

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_mini_impl.attention import attend
 from dalle_mini_impl.config import ScorerConfig, to_dict
 from dalle_mini_impl.errors import UserError
 
@@ -31,8 +32,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three head c) -> three b head n c", three=3, head=self.n_head)
         mask = None if allowed is None else allowed[:, None, None, :]
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(rearrange(x, "b head n c -> b n (head c)"))
+        return self.out(rearrange(attend(q, k, v, mask), "b head n c -> b n (head c)"))
 
 
 class Block(nn.Module):

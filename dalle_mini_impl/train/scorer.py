@@ -19,7 +19,7 @@ from dalle_mini_impl.config import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import PictureStore, open_store
-from dalle_mini_impl.data.token_cache import CaptionDrawer
+from dalle_mini_impl.data.token_cache import CaptionDrawer, long_captions
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.scorer import (
@@ -125,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, *optimizers = accelerator.prepare(model, *optimizers)
     first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
+    if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
+        journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
     rows, running = common.passes(accelerator, run)[0], chance_level(run.batch_size)
 

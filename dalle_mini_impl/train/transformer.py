@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part, save_settings
 from dalle_mini_impl.config import StreamConfig, to_dict
-from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, open_cache
+from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
@@ -153,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, *optimizers = accelerator.prepare(model, *optimizers)
     first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
+    if cut := long_captions(train.entries, tokenizer, config.text_length):
+        journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 
     def save(final: bool) -> None:
