@@ -35,7 +35,7 @@ def ssim(pixels: Tensor, reference: Tensor) -> Tensor:
     window = torch.outer(line, line)[None, None] / line.sum() ** 2
 
     def blur(values: Tensor) -> Tensor:
-        return F.conv2d(values.flatten(0, 1)[:, None], window).unflatten(0, values.shape[:2])
+        return F.conv2d(values.flatten(0, 1)[:, None], window)[:, 0].unflatten(0, values.shape[:2])
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2

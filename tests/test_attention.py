@@ -5,7 +5,7 @@ import reference
 import torch
 from conftest import randomise
 
-from dalle_mini_impl.attention import Attention, KVCache, normalise, rotary_table, rotate
+from dalle_mini_impl.attention import Attention, KVCache, attend, normalise, rotary_table, rotate
 
 BASE = 100.0
 PLACES = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [3, 4], [3, 5], [4, 3], [4, 4], [4, 5], [5, 3], [5, 4]])
@@ -17,6 +17,13 @@ def make(width=24, heads=2, seed=0):
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(params=[True, False], ids=["training", "inference"])
+def grad(request):
+    """Attention takes another way where gradients are wanted; both must say the same."""
+    with torch.set_grad_enabled(request.param):
+        yield
 
 
 # --- rotary positions
@@ -67,11 +74,12 @@ def test_scores_depend_on_the_distance_alone():
 # --- attention
 
 
+@pytest.mark.usefixtures("grad")
 @pytest.mark.parametrize("rope", [True, False])
 def test_attention_equals_a_loop(rope):
     layer, x = make(), noise(3, 11, 24)
     table = rotary_table(PLACES, 12, BASE) if rope else None
-    y = layer(x, table)
+    y = layer(x, table).detach()
     places = PLACES.tolist() if rope else None
     for b in range(3):
         expected = torch.tensor(reference.attention(x[b].tolist(), layer, places, BASE))
@@ -90,6 +98,7 @@ def test_long_queries_and_keys_do_not_sharpen_attention():
     torch.testing.assert_close(layer(1000 * x, None), 1000 * layer(x, None), atol=1e-3, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("grad")
 @pytest.mark.parametrize("sizes", [[11], [1] * 11, [3, 5, 3], [10, 1], [1, 10], [2, 1, 4, 1, 3]])
 @pytest.mark.parametrize("rope", [True, False])
 def test_pieces_with_a_cache_equal_the_whole(sizes, rope):
@@ -113,6 +122,22 @@ def test_normalise_keeps_the_type_of_its_input():
     norm.weight.data = weight
     expected = [reference.rms_norm(row.tolist(), weight.tolist()) for row in x]
     torch.testing.assert_close(normalise(norm.double(), x), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("allowed", [None, torch.ones(5, 7, dtype=torch.bool).tril(2)], ids=["all", "causal"])
+def test_attend_is_the_formula_and_has_its_gradients(allowed):
+    q, k, v = (noise(2, 3, size, 4, seed=size + n).requires_grad_() for n, size in enumerate((5, 7, 7)))
+    weight = noise(2, 3, 5, 4)
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / 2
+    if allowed is not None:
+        scores = scores + torch.where(allowed, 0.0, -torch.inf)
+    expected = torch.einsum("bhts,bhsd->bhtd", scores.softmax(-1), v)
+    ours = attend(q, k, v, allowed)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(attend(q.detach(), k, v, allowed), expected)
+    gradients = [torch.autograd.grad((y * weight).sum(), (q, k, v)) for y in (ours, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # --- cache

@@ -34,12 +34,13 @@ def run_in_pieces(model, ids, sizes, cache=None):
     return torch.cat(pieces, 1)
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("t", [0, 1, TEXT_LENGTH - 1, TEXT_LENGTH, TEXT_LENGTH + 1, 11, T - 2])
-def test_no_position_sees_the_future(model, t):
+def test_no_position_sees_the_future(model, t, grad):
     ids = random_ids(model)
     changed = ids.clone()
     changed[:, t + 1] = (ids[:, t + 1] + 1) % model.vocab_size
-    with torch.no_grad():
+    with torch.set_grad_enabled(grad):
         before, after = model(ids), model(changed)
     assert torch.equal(before[:, : t + 1], after[:, : t + 1])
     assert bool((before[:, t + 1 :] != after[:, t + 1 :]).any(-1).all())
@@ -54,6 +55,13 @@ def test_cached_equals_uncached_at_every_position(model, sizes):
     ids = random_ids(model)
     with torch.no_grad():
         torch.testing.assert_close(run_in_pieces(model, ids, sizes), model(ids), atol=1e-12, rtol=0)
+
+
+def test_training_and_inference_say_the_same(model):
+    ids = random_ids(model)
+    with torch.no_grad():
+        inference = model(ids)
+    torch.testing.assert_close(model(ids), inference, atol=1e-12, rtol=0)
 
 
 def test_rows_do_not_see_each_other(model):

@@ -55,18 +55,22 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         image_tokenizer: identity of the tokenizer that will decode the ids.
 
     Raises:
-        UserError: there is no cache, or it was made with another image tokenizer.
+        UserError: there is no cache, it is damaged, or it was made with another image tokenizer.
     """
     folder = Path(folder)
     if not (folder / HEADER).is_file():
         raise UserError(f"{folder} is no token cache; make one with dalle_mini_impl.train.encode")
-    header = read_header(folder)
+    try:
+        header = read_header(folder)
+        with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
+            entries = [read_entry(json.loads(line)) for line in lines]
+        image_ids = np.load(folder / split / "image_ids.npy", mmap_mode="r")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"token cache {folder} is damaged or has no {split} split ({error}); encode again") from error
     if header.image_tokenizer != image_tokenizer:
         raise UserError(f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
                         f"has {image_tokenizer}; encode again with this tokenizer")  # fmt: skip
-    with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
-        entries = [read_entry(json.loads(line)) for line in lines]
-    return TokenCache(header, np.load(folder / split / "image_ids.npy", mmap_mode="r"), entries)
+    return TokenCache(header, image_ids, entries)
 
 
 def read_header(folder: Path) -> CacheHeader:

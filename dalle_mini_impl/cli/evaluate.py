@@ -1,0 +1,197 @@
+"""`dalle evaluate`: what an image tokenizer or a whole model is worth, in numbers."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.files import replace_file
+
+if TYPE_CHECKING:
+    from dalle_mini_impl.evaluate.generation import Setup
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure an image tokenizer or a whole model."""
+
+
+@evaluate.command("image-tokenizer")
+@click.argument("model")
+@click.argument("data")
+@click.option(
+    "--split", type=click.Choice(["train", "validation", "all"]), default="validation", show_default=True
+)
+@click.option("--sheet", type=click.Path(dir_okay=False), default="before-after.png", show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+def image_tokenizer(
+    model: str, data: str, split: str, sheet: str, json_file: str | None, device: str
+) -> None:
+    """Measure what MODEL's image tokenizer keeps of the pictures in DATA.
+
+    DATA is a store of decoded pictures, a folder with .txt captions, a .jsonl or .csv file, or WebDataset tars.
+    """
+    from tqdm import tqdm
+
+    from dalle_mini_impl.checkpoint import load_image_tokenizer
+    from dalle_mini_impl.data.pairs import SkipLog
+    from dalle_mini_impl.evaluate.image_tokenizer import evaluate_image_tokenizer, picture_batches
+    from dalle_mini_impl.images import save_png
+    from dalle_mini_impl.pipeline import choose_device
+
+    tokenizer, identity = load_image_tokenizer(model, choose_device(device))
+    log = SkipLog()
+    click.echo(f"image tokenizer {identity} on {data}, {split}", err=True)
+    batches = picture_batches(data, split, tokenizer.config.image_size, log)
+    report, picture = evaluate_image_tokenizer(tokenizer, tqdm(batches, unit=" batches", delay=2, leave=False))
+    if log.entries:
+        click.echo(log.report(), err=True)
+    click.echo(f"pictures            {report.pictures} at {tokenizer.config.image_size} px")
+    click.echo(f"PSNR                {report.psnr:.2f} dB")
+    click.echo(f"SSIM                {report.ssim:.3f}")
+    click.echo(f"codebook usage      {report.usage:.1%} of {report.codebook_size}")
+    click.echo(f"perplexity          {report.perplexity:.0f}")
+    click.echo(f"speed               {report.pictures_per_second:.0f} pictures/s")
+    facts = {"model": model, "image_tokenizer": identity, "data": data, "split": split}
+    write_json(json_file, {**facts, **dataclasses.asdict(report)})
+    click.echo(save_png(picture, sheet))
+
+
+@evaluate.command()
+@click.argument("model", default="emoji")
+@click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set.")
+@click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs of each split.")
+@click.option("--candidates", type=click.IntRange(1), default=16, show_default=True, help="Pictures a prompt.")
+@click.option("--kinds", default="plain", show_default=True, help="Kinds the model was trained on, e.g. plain,flag.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs and pictures.")
+@click.option("--languages", default="", help="Also in these: de,no,sl,et,nl")
+@click.option("--sweep", is_flag=True, help="Also try every --temperatures with every --guidances.")
+@click.option("--temperatures", default="0.5,0.7,0.9,1.1", show_default=True)
+@click.option("--guidances", default="1,2,3,5", show_default=True)
+@click.option("--sweep-pairs", type=click.IntRange(1), default=40, show_default=True, help="Pairs of the sweep.")
+@click.option("--sheet", type=click.Path(dir_okay=False), help="Write the best pictures of held-out pairs here.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+def generation(model: str, **options: Any) -> None:
+    """Measure by R-precision whether MODEL draws what the prompts say.
+
+    A picture for "a red heart, noto" is right at top-5 if real art of a red heart is among the five concepts
+    it resembles most. Two judges look: EfficientNet-Lite0, and the bare pixels.
+    """
+    start = time.perf_counter()
+    setup = set_up(model, options)
+    click.echo(heading(setup))
+
+    from dalle_mini_impl.evaluate import generation as measure
+    from dalle_mini_impl.evaluate.report import table
+
+    rows = [*measure.real_rows(setup), *measure.reconstruction_rows(setup)]
+    click.echo(table(rows))
+    drawn, held_out = measure.generation_rows(setup)
+    click.echo(table(drawn))
+    cells = measure.sweep(setup) if options["sweep"] else []
+    if cells:
+        click.echo(table([row for cell in cells for row in cell.rows]))
+        best = max(cells, key=lambda cell: cell.merit)
+        click.echo(f"best: temperature {best.temperature:g}, guidance {best.guidance:g}")
+    facts = {**setup.dalle.source, "sampling": dataclasses.asdict(setup.dalle.sampling), "data": options["data"],
+             "settings": dataclasses.asdict(setup.settings), "rows": [dataclasses.asdict(r) for r in [*rows, *drawn]],
+             "sweep": [dataclasses.asdict(cell) for cell in cells],
+             "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
+    write_json(options["json_file"], facts)
+    if options["sheet"]:
+        click.echo(write_sheet(held_out.results, options["sheet"]))
+
+
+def set_up(model: str, options: dict[str, Any]) -> "Setup":
+    """Load the model and the judges, and show the judges all art.
+
+    Raises:
+        UserError: a list is malformed, or model, store or judge is missing.
+    """
+    from tqdm import tqdm
+
+    from dalle_mini_impl.evaluate.art import build_banks, open_art
+    from dalle_mini_impl.evaluate.generation import GenerationSettings, Setup
+    from dalle_mini_impl.judge import load_judges
+    from dalle_mini_impl.pipeline import DalleMini
+
+    same = ("pairs", "candidates", "seed", "sweep_pairs")
+    settings = GenerationSettings(
+        **{name: options[name] for name in same}, kinds=names(options["kinds"]), languages=names(options["languages"]),
+        temperatures=numbers(options["temperatures"], "--temperatures"),
+        guidances=numbers(options["guidances"], "--guidances"),
+    )  # fmt: skip
+    dalle = DalleMini.from_pretrained(model, options["device"])
+    art = open_art(options["data"], dalle.image_tokenizer.config.image_size)
+    judges = load_judges(dalle.transformer.embed.weight.device)
+    with tqdm(total=len(art.store), desc="judges look at real art", unit=" pictures", delay=2, leave=False) as bar:
+        banks = build_banks(art, judges, bar.update)
+    return Setup(dalle, art, banks, settings)
+
+
+def heading(setup: "Setup") -> str:
+    """What is measured, and what chance would give."""
+    sampling, art = setup.dalle.sampling, setup.art
+    concepts = next(iter(setup.banks.values())).concept_count
+    return (
+        f"model {setup.dalle.source['model']} ({setup.dalle.source['checkpoint']}): temperature "
+        f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}\n"
+        f"real art: {len(art.store)} pictures of {concepts} concepts by {', '.join(art.vendor_names)}, at {art.size} px; "
+        f"chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
+        f"share of pictures whose concept is the nearest (top-1) or among the nearest five, 95 % interval"
+    )
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parts of a comma-separated list."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers of a comma-separated list.
+
+    Raises:
+        UserError: there is none, or a part is no number.
+    """
+    try:
+        found = tuple(float(part) for part in names(text))
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} was given, expected numbers such as 0.7,0.9") from error
+    if not found:
+        raise UserError(f"{option} {text!r} was given, expected at least one number")
+    return found
+
+
+def write_json(path: str | None, facts: dict[str, Any]) -> None:
+    """Write figures as JSON, if a file was asked for.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        with replace_file(path) as temporary:
+            temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+    click.echo(path)
+
+
+def write_sheet(results: list[Any], path: str) -> Path:
+    """Write the best picture of each prompt, at twice its size, with the prompt underneath."""
+    from PIL import Image
+
+    from dalle_mini_impl.images import contact_sheet, save_png
+
+    best = [result[0] for result in results]
+    large = [c.image.resize((2 * c.image.width, 2 * c.image.height), Image.Resampling.BICUBIC) for c in best]
+    pictures = [picture for result in results for picture in result.metadata([result[0]])["pictures"]]
+    sheet = contact_sheet(large, labels=[result.prompt for result in results])
+    return save_png(sheet, path, {**results[0].settings, "pictures": pictures})

@@ -1,0 +1,79 @@
+"""R-precision: real art as one judge sees it, and at which place a picture's own concept comes among all."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle_mini_impl.judge import Judge
+
+CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """The features of all real art, by which pictures are matched to concepts."""
+
+    judge: Judge
+    centre: Tensor
+    """(D,) mean over the art."""
+    features: Tensor
+    """(n, D), centred and L2-normalised."""
+    concepts: Tensor
+    """(n,) int64, number of each picture's concept, 0 to `concept_count - 1`."""
+    vendors: Tensor
+    """(n,) int64, number of who drew it."""
+
+    @property
+    def concept_count(self) -> int:
+        """Number of concepts to choose among."""
+        return int(self.concepts.max()) + 1
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """Features (B, D) of pictures (B, 3, H, W) in [-1, 1], centred as the bank is and L2-normalised."""
+        return F.normalize(self.judge(pixels) - self.centre, dim=-1)
+
+    def ranks(self, features: Tensor, concepts: Tensor, other_than: Tensor | None = None) -> Tensor:
+        """How many concepts fit each picture at least as well as its own does; 0 is a hit at the first place.
+
+        A concept fits as well as the most similar of its drawings. Ties count against the picture.
+
+        Args:
+            features: (B, D) from `see`.
+            concepts: (B,) int64, each picture's own concept.
+            other_than: (B,) int64, a vendor whose art is left out for that picture; None leaves out nothing.
+
+        Returns:
+            (B,) int64, 0 to `concept_count - 1`.
+        """
+        parts = []
+        for start in range(0, len(features), CHUNK):
+            rows = slice(start, start + CHUNK)
+            cosines = features[rows] @ self.features.T
+            if other_than is not None:
+                cosines = cosines.masked_fill(self.vendors == other_than[rows, None], -torch.inf)
+            fit = cosines.new_full((len(cosines), self.concept_count), -torch.inf)
+            fit = fit.scatter_reduce(1, self.concepts.expand_as(cosines), cosines, "amax")
+            own = fit.gather(1, concepts[rows, None])
+            parts.append((fit >= own).sum(1) - 1)
+        return torch.cat(parts)
+
+
+def build_bank(judge: Judge, embeds: Tensor, concepts: Tensor, vendors: Tensor) -> Bank:
+    """A bank from what the judge made of all art.
+
+    Args:
+        judge: made the embeds and will see the pictures to be matched.
+        embeds: (n, D), neither centred nor normalised.
+        concepts: (n,) int64.
+        vendors: (n,) int64.
+    """
+    centre = embeds.mean(0)
+    return Bank(judge, centre, F.normalize(embeds - centre, dim=-1), concepts, vendors)
+
+
+def has_other_art(concepts: Tensor, vendors: Tensor) -> Tensor:
+    """(n,) bool: whether another vendor drew the same concept, so that it can be found without one's own."""
+    pairs = torch.stack([concepts, vendors], 1).unique(dim=0)
+    return torch.bincount(pairs[:, 0], minlength=int(concepts.max()) + 1)[concepts] > 1

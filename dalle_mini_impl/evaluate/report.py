@@ -1,0 +1,68 @@
+"""Shares with their uncertainty, and the tables that show them. Imports no torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+TOP = (1, 5)
+CONFIDENCE = 1.96  # standard normal quantile of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Share:
+    """A measured share with its 95 % interval, all 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """R-precision of one group of pictures by every judge."""
+
+    name: str
+    count: int
+    """Captioned pairs that were measured; several candidates of one prompt count once."""
+    shares: Mapping[str, tuple[Share, ...]]
+    """Judge -> top-1 and top-5."""
+
+
+def share(values: Sequence[float]) -> Share:
+    """Mean of independent values in [0, 1], with Wilson's score interval.
+
+    For hits and misses that is the usual interval. For values in between, such as the share of a prompt's
+    candidates that hit, it errs on the wide side, as no variable in [0, 1] varies more than a hit or miss.
+
+    Args:
+        values: at least one.
+    """
+    count, mean = len(values), math.fsum(values) / len(values)
+    shrink = 1 + CONFIDENCE**2 / count
+    centre = (mean + CONFIDENCE**2 / (2 * count)) / shrink
+    spread = mean * (1 - mean) / count + CONFIDENCE**2 / (4 * count**2)
+    half = CONFIDENCE / shrink * math.sqrt(spread)
+    return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as aligned text: for each judge top-1 and top-5, each with its 95 % interval."""
+    judges = list(rows[0].shares)
+    width = max(len(row.name) for row in rows)
+    lines = [
+        " " * (width + 7) + "".join(f"  {judge:<30}" for judge in judges).rstrip(),
+        f"{'':{width}}  pairs" + "".join(f"  top-{k:<11}" for _ in judges for k in TOP).rstrip(),
+    ]
+    for row in rows:
+        cells = [cell(value) for judge in judges for value in row.shares[judge]]
+        lines.append(f"{row.name:{width}}  {row.count:5}  " + "  ".join(f"{text:14}" for text in cells).rstrip())
+    return "\n".join(lines)
+
+
+def cell(value: Share) -> str:
+    """A share as `.31 (.22–.41)`."""
+    return f"{_short(value.value)} ({_short(value.low)}–{_short(value.high)})"
+
+
+def _short(number: float) -> str:
+    return f"{number:.2f}".replace("0.", ".", 1) if number < 0.995 else "1.0"
