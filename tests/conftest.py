@@ -1,6 +1,7 @@
 """Shared fixtures: a whole model, small enough to be built in a second, with random weights."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -47,7 +48,10 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def randomise(module: nn.Module, seed: int, scale: float = 1.0) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def randomise(module: M, seed: int, scale: float = 1.0) -> M:
     """Random weights everywhere, so that no part of a fresh model is silent because it starts at zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -65,7 +69,7 @@ def make_transformer(position: str = "rope", seed: int = 3) -> tuple[Transformer
     transformer = randomise(build_transformer(config, stream), seed, scale=2.0)
     with torch.no_grad():  # logits of spread 1: no id is out of the question, none is sure
         transformer.head.weight *= 0.5
-    return transformer, Stream(stream)  # type: ignore[return-value]
+    return transformer, Stream(stream)
 
 
 def make_image_tokenizer(config: ImageTokenizerConfig = IMAGE_TOKENIZER, seed: int = 5) -> ImageTokenizer:
@@ -74,7 +78,7 @@ def make_image_tokenizer(config: ImageTokenizerConfig = IMAGE_TOKENIZER, seed: i
     torch.manual_seed(seed)
     side = config.factor * 3
     tokenizer.train()(torch.rand(11, 3, side, side) * 2 - 1)
-    return tokenizer.eval()  # type: ignore[return-value]
+    return tokenizer.eval()
 
 
 @pytest.fixture(scope="session")

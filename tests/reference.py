@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rms_norm(vector: list[float], weight: list[float], eps: float = 1e-6) -> list[float]:
-    """x / sqrt(mean(x²) + eps), scaled."""
+    """Divide by the root of the mean square, then scale."""
     size = math.sqrt(sum(x * x for x in vector) / len(vector) + eps)
     return [w * x / size for w, x in zip(weight, vector, strict=True)]
 
@@ -29,9 +29,7 @@ def rotated(vector: list[float], place: tuple[int, int], base: float) -> list[fl
     return result
 
 
-def attention(
-    x: list[list[float]], layer: torch.nn.Module, places: list[tuple[int, int]] | None, base: float
-) -> list[list[float]]:
+def attention(x: list[list[float]], layer, places: list[tuple[int, int]] | None, base: float) -> list[list[float]]:
     """Causal attention of one sequence, one head and one position at a time."""
     width, heads = len(x[0]), layer.n_head
     size = width // heads
@@ -91,7 +89,7 @@ def next_id(logits: list[float], uniform: float, temperature: float, top_k: int,
 
 
 @torch.no_grad()
-def image_logits(transformer: torch.nn.Module, ids: list[int], image_range: tuple[int, int]) -> Tensor:
+def image_logits(transformer, ids: list[int], image_range: tuple[int, int]) -> Tensor:
     """Run the whole stream so far and cut the image ids' scores out of all scores."""
     hidden = transformer(torch.tensor([ids]))[0, -1]
     return (transformer.head.weight @ hidden)[image_range[0] : image_range[1]]
@@ -99,8 +97,9 @@ def image_logits(transformer: torch.nn.Module, ids: list[int], image_range: tupl
 
 def stream_ids(stream, caption: list[int]) -> list[int]:
     """BOS, caption, and each empty text position's own padding id."""
-    text = list(caption) + [stream.config.text_vocab + place for place in range(len(caption), stream.config.text_length)]
-    return [stream.config.bos_id, *text]
+    config = stream.config
+    padding = [config.text_vocab + place for place in range(len(caption), config.text_length)]
+    return [config.bos_id, *caption, *padding]
 
 
 def generate(transformer, stream, captions: tuple[list[int], list[int]], seed: int, sampling) -> Tensor:

@@ -9,6 +9,11 @@ def listing(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def stop_halfway(path):
+    path.write_text("half")
+    raise KeyboardInterrupt
+
+
 def test_a_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "a.png"
     with replace_file(path) as temporary:
@@ -33,8 +38,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt), replace_file(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+        stop_halfway(temporary)
     assert path.read_text() == "old"
     assert listing(tmp_path) == ["a.txt"]
 
@@ -70,8 +74,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
     path.mkdir()
     (path / "old.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt), replace_folder(path) as temporary:
-        (temporary / "new.txt").write_text("new")
-        raise KeyboardInterrupt
+        stop_halfway(temporary / "new.txt")
     assert listing(tmp_path) == ["set", "set/old.txt"]
 
 

@@ -118,7 +118,7 @@ def test_the_model_sees_image_ids_only_at_image_positions(rope):
 
 @pytest.mark.parametrize(("guidance", "rows"), [(2.5, 2), (1.0, 1)])
 def test_the_prompt_is_run_once_for_all_candidates(rope, guidance, rows):
-    transformer, stream = rope
+    transformer, _ = rope
     seen = []
     hook = transformer.embed.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
     draw(rope, range(11), settings=SamplingConfig(guidance=guidance), chunk=5)

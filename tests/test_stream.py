@@ -26,9 +26,7 @@ def test_each_empty_text_position_has_its_own_padding_id():
 
 def test_join_appends_the_picture_row_by_row():
     image_ids = torch.tensor([[[0, 1, 2], [8, 9, 10]]])
-    assert STREAM.join(STREAM.prefix([[7]]), image_ids).tolist() == [
-        [13, 7, 18, 19, 20, 21, 22, 23, 24, 30, 31, 32]
-    ]
+    assert STREAM.join(STREAM.prefix([[7]]), image_ids).tolist() == [[13, 7, 18, 19, 20, 21, 22, 23, 24, 30, 31, 32]]
 
 
 def test_split_is_the_inverse_of_join():

@@ -12,10 +12,13 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.text_tokenizer import TextTokenizer, train_text_tokenizer
 
 STRANGE = (
-    "", "a", " ", "A RED Heart", "🦄", "❤️‍🔥", "👩🏽‍🚀 👨‍👩‍👧‍👦", "🇳🇴", "心形", "紅い心", "قلب أحمر", "לב אדום", "हृदय", "ใจแดง",
+    "", "a", " ", "A RED Heart", "🦄", "❤️‍🔥", "👩🏽‍🚀 👨‍👩‍👧‍👦", "🇳🇴", "心形", "紅い心", "قلب أحمر",
+    "לב אדום", "हृदय", "ใจแดง",
     "Ⅷ ﬁ ½ ① ㌔ ﷺ", "é e\u0301", "Straße STRASSE", "İstanbul ıI", "ΌΔΟΣ ὀδός", "\x00a\x01b\x7f", "a\tb\nc\r\n",
-    "  two   spaces  ", "\u3000wide\u00a0space", "\u200bzero\u200dwidth\ufeff", "\u202eright-to-left", "<s></s><pad><unk>",
-    "<0x41><0xFF>", "\ufffd", "\U0010fffd", "𝔘𝔫𝔦", "ＦＵＬＬ", "\u1100\u1161\u11a8", "a" * 301, "x\u0323\u0307", "\\n %s {}",
+    "  two   spaces  ", "\u3000wide\u00a0space", "\u200bzero\u200dwidth\ufeff", "\u202eright-to-left",
+    "<s></s><pad><unk>",
+    "<0x41><0xFF>", "\ufffd", "\U0010fffd", "𝔘𝔫𝔦", "ＦＵＬＬ", "\u1100\u1161\u11a8", "a" * 301, "x\u0323\u0307",
+    "\\n %s {}",
 )  # fmt: skip
 
 
@@ -31,7 +34,6 @@ def random_texts(count, seed=0):
     random = np.random.default_rng(seed)
     known = [c for c in map(chr, range(0x1FAFF)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
     return ["".join(known[n] for n in random.integers(len(known), size=random.integers(1, 23))) for _ in range(count)]
-
 
 
 # --- any text
@@ -146,9 +148,9 @@ def test_end_of_text_follows_the_caption_and_survives_the_cut(text_tokenizer):
         batch = t.encode_batch(["a cat", "", "the heart of a star"], 5, end=True)
     cat, long = t.encode("a cat"), t.encode("the heart of a star")
     assert batch.tolist() == [
-        cat + [t.eos_id] + [t.pad_id] * (4 - len(cat)),
-        [t.eos_id] + [t.pad_id] * 4,
-        long[:4] + [t.eos_id],
+        [*cat, t.eos_id, *[t.pad_id] * (4 - len(cat))],
+        [t.eos_id, *[t.pad_id] * 4],
+        [*long[:4], t.eos_id],
     ]
 
 

@@ -76,10 +76,12 @@ def test_a_folder_without_cache_is_refused(tmp_path):
             open_cache(folder, "train", "x")
 
 
-@pytest.mark.parametrize("content", ["", "{half", "{}", "[1]", '{"image_tokenizer": "x", "codebook_size": 3, "grid": []}'])
+@pytest.mark.parametrize(
+    "content", ["", "{half", "{}", "[1]", '{"image_tokenizer": "x", "codebook_size": 3, "grid": []}']
+)
 def test_a_damaged_header_is_refused(cache, content):
     (cache / "cache.json").write_text(content)
-    with pytest.raises(UserError, match="is damaged .* encode again"):
+    with pytest.raises(UserError, match=r"is damaged .* encode again"):
         open_cache(cache, "train", "x")
 
 

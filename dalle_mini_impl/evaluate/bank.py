@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.judge import Judge
 
 CHUNK = 256
+COMPONENTS = 192
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,9 +18,11 @@ class Bank:
 
     judge: Judge
     centre: Tensor
-    """(D,) mean over the art."""
+    """(D,) mean of the judge's features over the art."""
+    axes: Tensor
+    """(D, d) principal axes of the art, scaled so that no few of them decide."""
     features: Tensor
-    """(n, D), centred and L2-normalised."""
+    """(n, d), the art's features as `see` gives them."""
     concepts: Tensor
     """(n,) int64, number of each picture's concept, 0 to `concept_count - 1`."""
     vendors: Tensor
@@ -31,8 +34,8 @@ class Bank:
         return int(self.concepts.max()) + 1
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Features (B, D) of pictures (B, 3, H, W) in [-1, 1], centred as the bank is and L2-normalised."""
-        return F.normalize(self.judge(pixels) - self.centre, dim=-1)
+        """Pictures (B, 3, H, W) in [-1, 1] -> (B, d), centred and scaled as the bank is, L2-normalised."""
+        return F.normalize((self.judge(pixels) - self.centre) @ self.axes, dim=-1)
 
     def ranks(self, features: Tensor, concepts: Tensor, other_than: Tensor | None = None) -> Tensor:
         """How many concepts fit each picture at least as well as its own does; 0 is a hit at the first place.
@@ -40,7 +43,7 @@ class Bank:
         A concept fits as well as the most similar of its drawings. Ties count against the picture.
 
         Args:
-            features: (B, D) from `see`.
+            features: (B, d) from `see`.
             concepts: (B,) int64, each picture's own concept.
             other_than: (B,) int64, a vendor whose art is left out for that picture; None leaves out nothing.
 
@@ -63,14 +66,22 @@ class Bank:
 def build_bank(judge: Judge, embeds: Tensor, concepts: Tensor, vendors: Tensor) -> Bank:
     """A bank from what the judge made of all art.
 
+    Features are centred and half whitened: each principal axis is divided by the square root of its standard
+    deviation. Undivided, a few broad properties such as how full the frame is outweigh everything else; fully
+    whitened, noise does.
+
     Args:
         judge: made the embeds and will see the pictures to be matched.
-        embeds: (n, D), neither centred nor normalised.
+        embeds: (n, D), as the judge gives them.
         concepts: (n,) int64.
         vendors: (n,) int64.
     """
     centre = embeds.mean(0)
-    return Bank(judge, centre, F.normalize(embeds - centre, dim=-1), concepts, vendors)
+    variances, axes = torch.linalg.eigh((embeds - centre).T.double().cov())
+    kept = variances > variances[-1] * 1e-6
+    kept[:-COMPONENTS] = False
+    axes = (axes[:, kept] / variances[kept] ** 0.25).to(embeds.dtype)
+    return Bank(judge, centre, axes, F.normalize((embeds - centre) @ axes, dim=-1), concepts, vendors)
 
 
 def has_other_art(concepts: Tensor, vendors: Tensor) -> Tensor:

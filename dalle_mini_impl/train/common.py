@@ -5,7 +5,9 @@ which each process takes its rows. So a run resumes at any step exactly, and two
 """
 
 import argparse
+import importlib.util
 import json
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dalle_mini_impl.config import load, to_dict
@@ -70,6 +72,11 @@ def start(run: RunConfig) -> Accelerator:
         raise UserError(f"run.precision is {run.precision!r}; expected bf16 or fp32")
     if run.tracker not in ("none", "tensorboard"):
         raise UserError(f"run.tracker is {run.tracker!r}; expected none or tensorboard")
+    if run.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise need_extra("tensorboard", "tensorboard")
+    for name, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0)):
+        if getattr(run, name) < least:
+            raise UserError(f"run.{name} is {getattr(run, name)}; it must be at least {least}")
     accelerator = Accelerator(
         mixed_precision="bf16" if run.precision == "bf16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -154,10 +161,7 @@ class Journal:
         self.started, self.first_step = time.monotonic(), first_step
         self.bar = tqdm(initial=first_step, total=run.steps, disable=not accelerator.is_main_process, unit=" steps")
         if run.tracker != "none":
-            try:
-                accelerator.init_trackers("tensorboard")
-            except (ImportError, ValueError) as error:
-                raise need_extra("tensorboard", "tensorboard") from error
+            accelerator.init_trackers(run.tracker)
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -195,9 +199,10 @@ class Journal:
     def _drop_lines_from(self, step: int) -> None:
         path = self.folder / "log.jsonl"
         if path.is_file():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step]
+            # A kill may have left half a line, which is then the last one and belongs to a step to be done again.
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             with replace_file(path) as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in kept))
+                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] < step))
 
 
 def due(step: int, every: int, run: RunConfig) -> bool:
@@ -212,16 +217,23 @@ def save_state(
     model: nn.Module,
     optimizers: list[Any],
     average: Average,
+    **own: Tensor,
 ) -> None:
-    """Write everything that `load_state` needs to continue after `step` as if nothing had happened."""
-    states = accelerator.gather_for_metrics([torch.get_rng_state()], use_gather_object=True)
+    """Write everything that `load_state` needs to continue after `step` as if nothing had happened.
+
+    `own` are further CPU tensors to keep, of which each process has its own.
+    """
+    if accelerator.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
+    states = accelerator.gather_for_metrics([(torch.get_rng_state(), own)], use_gather_object=True)
     if accelerator.is_main_process:
         state = {
             "step": step + 1,
             "model": accelerator.unwrap_model(model).state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "average": average.state,
-            "rng": list(states),
+            "rng": [rng for rng, _ in states],
+            "own": [others for _, others in states],
         }
         with replace_file(Path(run.state_dir) / STATE) as temporary:
             torch.save(state, temporary)
@@ -229,17 +241,25 @@ def save_state(
 
 
 def load_state(
-    accelerator: Accelerator, run: RunConfig, model: nn.Module, optimizers: list[Any], average: Average
+    accelerator: Accelerator,
+    run: RunConfig,
+    model: nn.Module,
+    optimizers: list[Any],
+    average: Average,
+    **own: Tensor,
 ) -> int:
-    """Restore the last saved state and return the step to go on with.
+    """Restore the last saved state, in place, and return the step to go on with.
 
     Raises:
-        UserError: there is none, or it is of another model.
+        UserError: there is none, it is damaged, or it is of another model.
     """
     path = Path(run.state_dir) / STATE
     if not path.is_file():
         raise UserError(f"--resume was given but {path} does not exist; start without it")
-    state = torch.load(path, map_location=accelerator.device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=accelerator.device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}); start without --resume") from error
     try:
         accelerator.unwrap_model(model).load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -248,5 +268,11 @@ def load_state(
         raise UserError(f"{path} is the state of another model or optimizer ({str(error).splitlines()[0]}); "
                         f"resume with the config it was started with") from error  # fmt: skip
     average.state = state["average"]
-    torch.set_rng_state(state["rng"][accelerator.process_index % len(state["rng"])].cpu())
+    process = accelerator.process_index % len(state["rng"])
+    torch.set_rng_state(state["rng"][process].cpu())
+    others = state["own"][process] if "own" in state else {}
+    if accelerator.device.type == "cuda" and "cuda_rng" in others:
+        torch.cuda.set_rng_state(others["cuda_rng"].cpu(), accelerator.device)
+    for name in own.keys() & others.keys():
+        own[name].copy_(others[name])
     return int(state["step"])

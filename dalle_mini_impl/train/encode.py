@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split) for split in ("train", "validation")}
     # All processes write to one place, which only the main one may make and, once all is there, rename.
-    working = Path(f"{config.out}.partial")
+    working = Path(f"{Path(config.out)}.partial")
     if accelerator.is_main_process:
         shutil.rmtree(working, ignore_errors=True)
         for split, store in stores.items():

@@ -82,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     average = common.Average(model, run.ema)
     optimizers = build_optimizers(model, config.optimizer)
     model, *optimizers = accelerator.prepare(model, *optimizers)
-    first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
+    counts = torch.zeros(config.model.codebook_size, dtype=torch.int64)
+    first = common.load_state(accelerator, run, model, optimizers, average, counts=counts) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
     forward = torch.compile(model) if run.compile else model
-    counts = torch.zeros(config.model.codebook_size, dtype=torch.int64)
 
     for step in journal.steps():
         model.train()
@@ -106,9 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         average.update(accelerator.unwrap_model(model), step)
 
         if common.due(step, run.log_every, run):
-            values = {"psnr": float(psnr(result.pixels.detach(), target).mean())}
+            figures = torch.tensor([total, float(psnr(result.pixels.detach(), target).mean())])
+            means = accelerator.reduce(figures.to(accelerator.device), "mean").tolist()
             seen = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
-            journal.log(step, loss=total, **values, usage=usage(seen), perplexity=perplexity(seen))
+            journal.log(step, loss=means[0], psnr=means[1], usage=usage(seen), perplexity=perplexity(seen))
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
             counts.zero_()  # a new epoch: usage and perplexity are counted over one at a time
         if common.due(step, run.validate_every, run):
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
-            common.save_state(accelerator, run, step, model, optimizers, average)
+            common.save_state(accelerator, run, step, model, optimizers, average, counts=counts)
 
     if accelerator.is_main_process:
         identity = save_part(run.model_dir, "image_tokenizer", average.fill(averaged), to_dict(config.model), {})

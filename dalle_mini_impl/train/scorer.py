@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
-    rows, running = common.passes(accelerator, run)[0], chance_level(run.batch_size)
+    rows, running = common.passes(accelerator, run)[0], 0.0
 
     for step in journal.steps():
         model.train()
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.unwrap_model(model).clamp_logit_scale()
         average.update(accelerator.unwrap_model(model), step)
 
-        running += 0.02 * (float(loss.detach()) - running)
+        running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
         if step == CHANCE_STEPS and at_chance(running, run.batch_size):
             journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
                         f"({chance_level(run.batch_size):.3f}); check captions and learning rate")  # fmt: skip

@@ -157,14 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 
-    def save(final: bool) -> None:
+    def save() -> str:
         identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
         module = average.fill(averaged).transformer
-        name = save_part(run.model_dir, "transformer", module, settings, identities)
         save_settings(run.model_dir, config.sampling)
-        if final:
-            print(f"transformer {name} written to {Path(run.model_dir) / 'transformer.safetensors'}")
+        return save_part(run.model_dir, "transformer", module, settings, identities)
 
     for step in journal.steps():
         model.train()
@@ -196,7 +194,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.due(step, run.save_every, run):
             common.save_state(accelerator, run, step, model, optimizers, average)
             if accelerator.is_main_process:
-                save(final=step + 1 == run.steps)
+                save()
+
+    if accelerator.is_main_process:
+        print(f"transformer {save()} written to {Path(run.model_dir) / 'transformer.safetensors'}")
     accelerator.end_training()
 
 

@@ -1,0 +1,220 @@
+"""What holds for the code as a whole."""
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import dalle_mini_impl
+from dalle_mini_impl.checkpoint import build_clip, build_transformer
+from dalle_mini_impl.config import StreamConfig, load
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.train import runs
+
+PACKAGE = Path(dalle_mini_impl.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+
+LONGEST_FILE, LONGEST_FUNCTION = 250, 60
+LONGER_FILES = {
+    "pipeline.py",  # the one file that knows every stage
+    "data/inspect.py",
+    "train/common.py",
+}
+LONGER_FUNCTIONS = {  # trainers are read from top to bottom, in one piece
+    "train/transformer.py:main",
+}
+NETWORK = {
+    "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "urllib", "urllib3",
+    "websockets", "wandb",
+}  # fmt: skip
+RUNS = {
+    "image_tokenizer": runs.ImageTokenizerRun,
+    "text_tokenizer": runs.TextTokenizerRun,
+    "encode": runs.EncodeRun,
+    "transformer": runs.TransformerRun,
+    "scorer": runs.ScorerRun,
+}
+
+
+@functools.cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path):
+    """Names of all modules a file imports, wherever in it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+# --- imports
+
+
+def test_imports_go_down_only(monkeypatch):
+    pytest.importorskip("importlinter")
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.skip("the contract is in the checkout's pyproject.toml")
+    from importlinter.cli import lint_imports
+
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True) == 0
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys, dalle_mini_impl, dalle_mini_impl.cli\n"
+        "dir(dalle_mini_impl)\n"
+        "from click.testing import CliRunner\n"
+        "for name in ([], ['sample'], ['data'], ['info'], ['classify']):\n"
+        "    assert CliRunner().invoke(dalle_mini_impl.cli.dalle, [*name, '--help']).exit_code == 0, name\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'sentencepiece', 'accelerate', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_has_no_side_effects():
+    code = (
+        "import random, torch\n"
+        "random.seed(0); torch.manual_seed(0)\n"
+        "def state():\n"
+        "    return (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), random.getstate(),\n"
+        "            torch.get_rng_state().tolist(), torch.get_float32_matmul_precision())\n"
+        "before = state()\n"
+        "import dalle_mini_impl.pipeline\n"
+        "assert state() == before"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_reaches_for_the_network(name):
+    assert not {module.split(".")[0] for module in imported(MODULES[name])} & NETWORK
+
+
+def test_blocks_can_be_lifted_out():
+    own = {name: {m for m in imported(MODULES[name]) if m.startswith("dalle_mini_impl")} for name in MODULES}
+    assert not {m for m in own["transformer.py"] if "tokenizer" in m or "images" in m}
+    assert own["attention.py"] == set()
+    assert own["metrics.py"] == set()
+    assert own["errors.py"] == set()
+    assert not {m for m in own["sampling.py"] if m not in ("dalle_mini_impl.config", "dalle_mini_impl.errors")}
+    heavy = {"torch", "numpy", "PIL", "accelerate"}
+    assert not heavy & set(imported(MODULES["config.py"]))
+    assert not heavy & set(imported(MODULES["train/runs.py"]))
+
+
+def test_no_pickle_is_read():
+    for name, path in MODULES.items():
+        assert "pickle" not in set(imported(path)), name
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert keywords.get("weights_only", "True") == "True", name
+                assert keywords.get("allow_pickle", "False") == "False", name
+
+
+def test_tokenizers_is_a_folder_of_data():
+    # A package of that name would shadow the tokenizers library
+    assert not list((ROOT / "tokenizers").rglob("*.py"))
+
+
+# --- size and shape
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_are_short_and_say_what_they_are_for(name):
+    text = MODULES[name].read_text(encoding="utf-8")
+    if text.strip():  # an empty __init__.py marks a folder
+        assert ast.get_docstring(tree(MODULES[name])), f"{name} has no docstring"
+    if name not in LONGER_FILES:
+        assert len(text.splitlines()) <= LONGEST_FILE, f"{name} has {len(text.splitlines())} lines"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functions_fit_a_screen(name):
+    for node in ast.walk(tree(MODULES[name])):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and f"{name}:{node.name}" not in LONGER_FUNCTIONS:
+            length = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node):
+                length -= node.body[0].end_lineno - node.body[0].lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{name}:{node.name} has {length} lines without its docstring"
+
+
+def test_every_module_can_be_imported():
+    names = ["dalle_mini_impl." + name[:-3].replace("/", ".").removesuffix(".__init__") for name in MODULES]
+    for name in names:
+        if not name.endswith("__main__"):
+            __import__(name)
+
+
+# --- configs
+
+
+def test_there_are_configs_for_every_stage():
+    folders = {path.parent.name for path in CONFIGS}
+    assert "emoji" in folders
+    for folder in folders:
+        assert {path.stem for path in CONFIGS if path.parent.name == folder} == set(RUNS), folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_configs_parse_and_name_no_place_of_one_machine(path):
+    config = load(RUNS[path.stem], path)
+    assert config != RUNS[path.stem]()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert not [word for word in line.split() if word.startswith(("/", "~"))], line
+    assert path.read_text(encoding="utf-8").startswith("# "), "says what it is for"
+    assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in CONFIGS}), ids=lambda folder: folder.name)
+def test_configs_build_and_fit_together(folder):
+    configs = {name: load(kind, folder / f"{name}.yaml") for name, kind in RUNS.items()}
+    image, text = configs["image_tokenizer"].model, configs["text_tokenizer"]
+    vocab = text.vocab_size
+    stream = StreamConfig(
+        text_length=configs["transformer"].text_length,
+        text_vocab=vocab,
+        grid=image.grid,
+        image_vocab=image.codebook_size,
+    )
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer(image)
+        transformer = build_transformer(configs["transformer"].model, stream)
+        clip = build_clip(configs["scorer"].model, vocab, pad_id=0, eos_id=3)
+        pixels = torch.zeros(2, 3, image.image_size, image.image_size)
+        assert tokenizer.encoder(pixels).shape == (2, image.embed_dim, *image.grid)
+        assert transformer.head.weight.shape[0] == vocab + stream.text_length + image.codebook_size
+        assert transformer.max_length == 1 + stream.text_length + image.grid[0] * image.grid[1]
+        side = configs["scorer"].model.image_size
+        assert clip.encode_image(torch.zeros(2, 3, side, side)).shape == (2, configs["scorer"].model.embed_dim)
+
+    assert configs["transformer"].sampling.top_k <= image.codebook_size
+    assert configs["transformer"].cache == configs["encode"].out
+    assert configs["transformer"].text_tokenizer == configs["scorer"].text_tokenizer == text.out
+    runs_ = [configs[name].run for name in ("image_tokenizer", "transformer", "scorer")]
+    assert len({run.model_dir for run in runs_} | {configs["encode"].model_dir}) == 1
+    assert len({run.state_dir for run in runs_}) == 3
+    for run in runs_:
+        assert run.batch_size % run.accumulation == 0
+
+
+def test_every_stage_says_how_it_is_started():
+    for stage in RUNS:
+        source = MODULES[f"train/{stage}.py"].read_text(encoding="utf-8")
+        assert f"-m dalle_mini_impl.train.{stage} --config configs/emoji/{stage}.yaml" in source
+        assert 'if __name__ == "__main__":' in source

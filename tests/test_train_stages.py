@@ -1,0 +1,590 @@
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from conftest import make_transformer
+from PIL import Image
+from safetensors import safe_open
+from train_fixtures import DEADLINE, STAGES, python
+
+from dalle_mini_impl import DalleMini, UserError
+from dalle_mini_impl.checkpoint import load_image_tokenizer, load_text_tokenizer, read_part
+from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.config import AugmentConfig, DataConfig, SamplingConfig, TransformerConfig, load
+from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.pairs import Caption
+from dalle_mini_impl.data.store import open_store
+from dalle_mini_impl.data.token_cache import (
+    CacheHeader,
+    CaptionDrawer,
+    TokenCache,
+    open_cache,
+    write_entries,
+    write_header,
+)
+from dalle_mini_impl.generate import Prompt, generate
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.train import encode, image_tokenizer, runs, scorer, transformer
+
+pytest_plugins = ("train_fixtures",)
+
+RUNS = {"text_tokenizer": runs.TextTokenizerRun, "image_tokenizer": runs.ImageTokenizerRun, "encode": runs.EncodeRun,
+        "transformer": runs.TransformerRun, "scorer": runs.ScorerRun}  # fmt: skip
+TRAINED = ("image_tokenizer", "transformer", "scorer")
+
+
+def config_of(home, stage, *overrides):
+    return load(RUNS[stage], home.folder / f"{stage}.yaml", overrides)
+
+
+def identity(home, part):
+    return read_part(home.folder / "model", part).identity
+
+
+# --- the whole path
+
+
+def test_the_stages_leave_a_whole_model(trained):
+    files = {path.name for path in (trained.folder / "model").iterdir()}
+    parts = {f"{part}.safetensors" for part in TRAINED}
+    assert files == {*parts, "text_tokenizer.model", "config.yaml"}
+    assert (trained.folder / "model" / "text_tokenizer.model").read_bytes() == (trained.folder / "words.model").read_bytes()
+
+
+def test_parts_know_what_they_were_trained_with(trained):
+    model = trained.folder / "model"
+    words, pictures = load_text_tokenizer(model).identity, identity(trained, "image_tokenizer")
+    assert read_part(model, "image_tokenizer").trained_with == {}
+    assert read_part(model, "transformer").trained_with == {"text_tokenizer": words, "image_tokenizer": pictures}
+    assert read_part(model, "scorer").trained_with == {"text_tokenizer": words, "image_tokenizer": pictures}
+    assert json.loads((trained.folder / "ids" / "cache.json").read_text())["image_tokenizer"] == pictures
+
+
+def test_a_scorer_that_saw_no_reconstructions_needs_no_image_tokenizer(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "image_tokenizer.safetensors", "scorer")
+    (home.folder / "model" / "image_tokenizer.safetensors").unlink()
+    home.run("scorer", "reconstructed=0", "run.steps=1")
+    words = load_text_tokenizer(home.folder / "model").identity
+    assert read_part(home.folder / "model", "scorer").trained_with == {"text_tokenizer": words}
+
+
+def test_the_model_draws_and_ranks(trained):
+    loaded = DalleMini.from_pretrained(trained.folder / "model", "cpu")
+    assert loaded.sampling == SamplingConfig()
+    result = loaded.generate("a red disc", candidates=3, keep=2, seed=1)
+    assert len(result) == 2
+    assert result[0].image.size == (16, 16)
+    assert result[0].score >= result[1].score
+
+
+def test_the_model_can_be_looked_into(trained):
+    result = CliRunner().invoke(dalle, ["info", str(trained.folder / "model"), "--json"])
+    facts = json.loads(result.output)
+    assert {part: facts[part]["identity"] for part in TRAINED} == {part: identity(trained, part) for part in TRAINED}
+    assert facts["transformer"]["config"]["stream"] == {
+        "text_length": 11, "text_vocab": 300, "grid": [2, 2], "image_vocab": 13, "bos_id": 2,
+    }  # fmt: skip
+
+
+def test_logs_hold_every_step_and_validation(trained):
+    figures = {
+        "image_tokenizer": {"loss", "psnr", "usage", "perplexity"},
+        "transformer": {"text", "image"},
+        "scorer": {"loss", "scale"},
+    }
+    held_out = {
+        "image_tokenizer": {"validation_psnr", "validation_usage", "validation_perplexity"},
+        "transformer": {"validation_text", "validation_image"},
+        "scorer": {f"{way}_at_{n}" for way in ("image_to_text", "text_to_image") for n in (1, 5)},
+    }
+    for stage in TRAINED:
+        log = trained.log(stage)
+        assert [line["step"] for line in log if figures[stage] < line.keys()] == list(range(10))
+        assert [line["step"] for line in log if held_out[stage] < line.keys()] == [4, 9]
+        assert all(math.isfinite(value) for line in log for value in line.values())
+
+
+def test_states_configs_and_samples_lie_beside_the_logs(trained):
+    for stage in TRAINED:
+        folder = trained.folder / stage
+        assert load(RUNS[stage], folder / "config.yaml") == config_of(trained, stage)
+        expected = {"config.yaml", "log.jsonl", "state.pt"}
+        if stage != "scorer":
+            expected |= {"samples-000005.png", "samples-000010.png"}
+        assert {path.name for path in folder.iterdir()} == expected
+    with Image.open(trained.folder / "image_tokenizer" / "samples-000010.png") as sheet:
+        assert sheet.width > 16 * 16
+
+
+def test_untrained_models_begin_at_chance(trained):
+    first = trained.log("transformer")[0]
+    assert first["image"] == pytest.approx(math.log(13), rel=1e-4)
+    assert first["text"] == pytest.approx(math.log(300 + 11), rel=1e-4)
+
+
+def test_losses_fall(trained):
+    for stage, name in (("image_tokenizer", "loss"), ("transformer", "text"), ("transformer", "image"), ("scorer", "loss")):
+        values = [line[name] for line in trained.log(stage) if name in line]
+        assert values[-1] < values[0]
+
+
+def test_captions_that_do_not_fit_are_announced(trained, tmp_path, capsys):
+    home = trained.copy(tmp_path / "home", "transformer")
+    home.run("transformer", "text_length=5", "run.steps=1")
+    assert "of captions have more than 5 text ids and are cut" in capsys.readouterr().out
+    assert read_part(home.folder / "model", "transformer").config["stream"]["text_length"] == 5
+
+
+# --- what belongs together
+
+
+@pytest.fixture(scope="module")
+def changed(trained, tmp_path_factory):
+    """A copy whose image tokenizer has been trained anew, with another seed, after everything else."""
+    home = trained.copy(tmp_path_factory.mktemp("changed") / "home", "image_tokenizer", "transformer", "scorer")
+    home.run("image_tokenizer", "run.seed=1", "run.steps=2")
+    assert identity(home, "image_tokenizer") != identity(trained, "image_tokenizer")
+    return home
+
+
+def test_a_cache_of_another_tokenizer_is_refused(trained, changed):
+    old, new = identity(trained, "image_tokenizer"), identity(changed, "image_tokenizer")
+    with pytest.raises(UserError, match=f"was made with image tokenizer {old}, but the model has {new}; encode again"):
+        changed.run("transformer")
+    assert not (changed.folder / "transformer").exists()
+
+
+def test_a_transformer_of_another_tokenizer_is_refused(trained, changed):
+    old, new = identity(trained, "image_tokenizer"), identity(changed, "image_tokenizer")
+    with pytest.raises(UserError, match=f"was trained with image_tokenizer {old}, but {new} was given"):
+        DalleMini.from_pretrained(changed.folder / "model", "cpu")
+
+
+def test_encoding_again_makes_it_whole(changed, tmp_path):
+    home = changed.copy(tmp_path / "home")
+    home.run("encode", f"out={home.folder}/ids/")
+    home.run("transformer", "run.steps=1")
+    assert len(DalleMini.from_pretrained(home.folder / "model", "cpu").generate("a disc", candidates=1)) == 1
+    assert {path.name for path in (home.folder / "ids").iterdir()} == {"cache.json", "train", "validation"}
+    assert not list(home.folder.glob("*ids.*")) + list(home.folder.glob(".ids*"))
+
+
+def test_another_text_tokenizer_is_refused(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "transformer", "scorer")
+    home.run("text_tokenizer", "vocab_size=290")
+    for stage in ("transformer", "scorer"):
+        with pytest.raises(UserError, match="use another model_dir or the same tokenizer"):
+            home.run(stage)
+
+
+# --- text tokenizer
+
+
+def test_text_tokenizer_learns_each_training_caption_once(trained, tmp_path, monkeypatch, capsys):
+    home = trained.copy(tmp_path / "home")
+    seen = []
+    learn = STAGES["text_tokenizer"].__globals__["train_text_tokenizer"]
+    monkeypatch.setitem(
+        STAGES["text_tokenizer"].__globals__, "train_text_tokenizer", lambda texts, *rest: seen.extend(texts) or learn(texts, *rest)
+    )
+    home.run("text_tokenizer")
+    entries = open_store(config_of(home, "text_tokenizer").data, "train").entries
+    assert seen == sorted({caption.text for entry in entries for caption in entry.captions})
+    assert f"300 ids from {len(seen)} captions" in capsys.readouterr().out
+    assert (home.folder / "words.model").read_bytes() == (trained.folder / "words.model").read_bytes()
+
+
+# --- image tokenizer
+
+
+def test_reconstruction_loss_by_hand():
+    target = torch.zeros(1, 1, 2, 3)
+    pixels = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 0.0, 3.0]]]])
+    pixelwise = (1 + 1 + 3) / 6 + (1 + 1 + 9) / 6
+    sideways, downwards = (1 + 0 + 0 + 3) / 4, (0 + 1 + 2) / 3
+    assert float(image_tokenizer.reconstruction_loss(pixels, target, 0)) == pytest.approx(pixelwise)
+    assert float(image_tokenizer.reconstruction_loss(pixels, target, 0.5)) == pytest.approx(
+        pixelwise + 0.5 * (sideways + downwards)
+    )
+
+
+def test_reconstruction_loss_works_in_full_precision():
+    pixels, target = torch.rand(2, 3, 5, 7), torch.rand(2, 3, 5, 7)
+    half = image_tokenizer.reconstruction_loss(pixels.bfloat16(), target, 0.5)
+    assert half.dtype == torch.float32
+    assert half == image_tokenizer.reconstruction_loss(pixels.bfloat16().float(), target, 0.5)
+
+
+def test_a_share_of_a_step_is_the_same_as_in_the_whole(trained):
+    config = config_of(trained, "image_tokenizer")
+    store = open_store(config.data, "train")
+    whole = image_tokenizer.batch_pixels(store, 3, slice(0, 12), config)
+    assert whole.shape == (12, 3, 16, 16)
+    for rows in (slice(0, 5), slice(5, 12)):
+        assert torch.equal(image_tokenizer.batch_pixels(store, 3, rows, config), whole[rows])
+    assert not torch.equal(image_tokenizer.batch_pixels(store, 4, slice(0, 12), config), whole)
+
+
+def test_image_tokenizer_learns(untrained, tmp_path):
+    home = untrained.copy(tmp_path / "home")
+    home.run("image_tokenizer", "run.steps=60", "run.sample_every=0", "run.save_every=0", "run.validate_every=60",
+             "optimizer.learning_rate=1e-2", "model.codebook_size=61")  # fmt: skip
+    log = home.log("image_tokenizer")
+    losses = [line["loss"] for line in log if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+    assert log[-1]["validation_psnr"] > log[0]["psnr"] + 3
+    assert not list((home.folder / "image_tokenizer").glob("samples*"))
+    assert (home.folder / "model" / "image_tokenizer.safetensors").is_file()
+
+
+# --- encoding
+
+
+def cache_of(home, split):
+    return open_cache(home.folder / "ids", split, identity(home, "image_tokenizer"))
+
+
+def test_the_cache_has_every_picture_of_each_split(trained):
+    data = config_of(trained, "encode").data
+    for split, variants in (("train", 3), ("validation", 1)):
+        cache, store = cache_of(trained, split), open_store(data, split)
+        assert cache.entries == store.entries
+        assert cache.image_ids.shape == (len(store), variants, 2, 2)
+        assert cache.image_ids.dtype == np.uint16
+        assert cache.image_ids.max() < 13
+    assert cache.header == CacheHeader(identity(trained, "image_tokenizer"), 13, (2, 2))
+
+
+def test_validation_pictures_are_encoded_plain_and_training_pictures_varied(trained):
+    tokenizer, _ = load_image_tokenizer(trained.folder / "model")
+    for split in ("validation", "train"):
+        store = open_store(config_of(trained, "encode").data, split)
+        ids = tokenizer.encode(plain_pixels(store.take(np.arange(len(store))), 16)).numpy()
+        stored = cache_of(trained, split).image_ids
+        assert ((stored[:, 0] == ids).mean() > 0.99) == (split == "validation")
+    assert (stored[:, 0] != stored[:, 1]).any()
+    assert (stored[:, 1] != stored[:, 2]).any()
+
+
+def test_a_variant_depends_on_its_number_alone(trained):
+    config = config_of(trained, "encode")
+    store = open_store(config.data, "train")
+    whole = encode.variant_pixels(store, np.arange(11), 2, config, 16)
+    assert torch.equal(encode.variant_pixels(store, np.array([7, 3]), 2, config, 16), whole[[7, 3]])
+    assert not torch.equal(encode.variant_pixels(store, np.arange(11), 1, config, 16), whole)
+    other = config_of(trained, "encode", "seed=1")
+    assert not torch.equal(encode.variant_pixels(store, np.arange(11), 2, other, 16), whole)
+
+
+def test_without_variants_pictures_are_encoded_plain(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "ids")
+    home.run("encode", "variants=0")
+    assert cache_of(home, "train").image_ids.shape[1] == 1
+    config = config_of(home, "encode", "variants=0")
+    store = open_store(config.data, "train")
+    plain = plain_pixels(store.take(np.arange(5)), 16)
+    assert torch.equal(encode.variant_pixels(store, np.arange(5), 0, config, 16), plain)
+
+
+# --- transformer
+
+
+def test_stream_loss_by_hand():
+    model, stream = make_transformer()
+    ids = stream.join(stream.prefix([[3, 5], [], [7] * 7]), torch.randint(0, 61, (3, 3, 5)))
+    with torch.inference_mode():
+        text, image = transformer.StreamLoss(model, stream)(ids[:, :-1], ids[:, 1:])
+        logits = model.logits(model(ids[:, :-1]))
+    sums = {"text": [], "image": []}
+    for row in range(3):
+        for place in range(stream.length - 1):
+            kind = "text" if place < 7 else "image"
+            first, end = stream.text_range if kind == "text" else stream.image_range
+            allowed = logits[row, place, first:end].double()
+            sums[kind].append(float(allowed.logsumexp(0) - logits[row, place, ids[row, place + 1]]))
+    assert len(sums["text"]) == 21
+    assert len(sums["image"]) == 45
+    assert float(text) == pytest.approx(np.mean(sums["text"]), rel=1e-5)
+    assert float(image) == pytest.approx(np.mean(sums["image"]), rel=1e-5)
+
+
+class Batches:
+    """Draws batches from the trained home's cache under changed settings."""
+
+    def __init__(self, home, *overrides):
+        self.config = config_of(home, "transformer", *overrides)
+        self.cache = cache_of(home, "train")
+        self.tokenizer = load_text_tokenizer(home.folder / "model")
+        self.stream = Stream(load_stream(home))
+        self.captions = CaptionDrawer(self.cache.entries, {})
+
+    def draw(self, step=3, rows=slice(0, 12)):
+        return transformer.draw_batch(
+            self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows
+        )
+
+    def draw_many(self, steps=40):
+        inputs, targets = zip(*[self.draw(step) for step in range(steps)], strict=True)
+        return torch.cat(inputs), torch.cat(targets)
+
+
+def load_stream(home):
+    from dalle_mini_impl.checkpoint import load_transformer
+
+    return load_transformer(home.folder / "model")[1]
+
+
+def test_a_share_of_a_batch_is_the_same_as_in_the_whole(trained):
+    batches = Batches(trained, "id_corruption=0.3", "caption_dropout=0.3", "bpe_dropout=0.3")
+    inputs, targets = batches.draw()
+    assert inputs.shape == targets.shape == (12, 11 + 4)
+    for rows in (slice(0, 5), slice(5, 12)):
+        for part, whole in zip(batches.draw(rows=rows), (inputs, targets), strict=True):
+            assert torch.equal(part, whole[rows])
+    assert not torch.equal(batches.draw(step=4)[0], inputs)
+
+
+def test_undisturbed_batches_are_captions_and_ids_of_the_same_picture(trained):
+    batches = Batches(trained, "id_corruption=0", "caption_dropout=0", "bpe_dropout=0")
+    inputs, targets = batches.draw_many()
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    texts, ids = batches.stream.split(torch.cat([inputs, targets[:, -1:]], 1))
+    known = {}
+    for entry, variants in zip(batches.cache.entries, batches.cache.image_ids, strict=True):
+        for caption in entry.captions:
+            text = tuple(batches.tokenizer.encode(caption.text)[:11])
+            known.setdefault(text, set()).update(variant.tobytes() for variant in variants.astype(np.int64))
+    drawn = [(tuple(text), picture.numpy().tobytes()) for text, picture in zip(texts, ids, strict=True)]
+    assert all(picture in known[text] for text, picture in drawn)
+    assert {text for text, _ in drawn} == set(known)
+    assert {picture for _, picture in drawn} == set().union(*known.values())
+
+
+def test_ids_are_corrupted_on_the_input_side_only(trained):
+    clean = Batches(trained, "id_corruption=0", "caption_dropout=0", "bpe_dropout=0").draw_many()
+    corrupted = Batches(trained, "id_corruption=0.4", "caption_dropout=0", "bpe_dropout=0").draw_many()
+    assert torch.equal(corrupted[1], clean[1])
+    assert torch.equal(corrupted[0][:, :12], clean[0][:, :12])
+    changed = (corrupted[0] != clean[0])[:, 12:].float().mean()
+    assert 0.05 < changed < 0.4  # of the replaced ids some are equal by chance
+    every = Batches(trained, "id_corruption=1", "caption_dropout=0", "bpe_dropout=0").draw_many()
+    assert (every[0] != clean[0])[:, 12:].float().mean() > 2 * changed
+
+
+def test_corruption_takes_ids_from_one_other_picture():
+    ids = np.arange(2 * 3 * 3 * 5).reshape(2, 3, 3, 5)
+    cache = TokenCache(CacheHeader("x", 90, (3, 5)), ids, [None, None])
+    mine = np.full((3, 5), 1000)
+    random = np.random.default_rng(1)
+    assert (transformer.corrupt(mine, cache, 0.0, random) == mine).all()
+    replaced = transformer.corrupt(mine, cache, 0.5, random)
+    taken = replaced != mine
+    assert 0 < taken.sum() < 15
+    assert any((replaced == np.where(taken, variant, mine)).all() for variant in ids.reshape(6, 3, 5))
+
+
+def test_captions_are_dropped_as_often_as_asked(trained):
+    batches = Batches(trained, "caption_dropout=0.25")
+    texts, _ = batches.stream.split(torch.cat([inputs := batches.draw_many(50)[0], inputs[:, -1:]], 1))
+    assert sum(not text for text in texts) / len(texts) == pytest.approx(0.25, abs=3 * math.sqrt(0.25 * 0.75 / 600))
+
+
+def test_merges_are_dropped_when_asked(trained):
+    whole, split = (Batches(trained, "caption_dropout=0", f"bpe_dropout={share}") for share in (0, 0.5))
+    count = [(batches.draw_many()[1] < 300).sum() for batches in (whole, split)]
+    assert count[1] > 1.1 * count[0]
+
+
+def test_accumulated_passes_equal_one(trained, tmp_path):
+    logs, weights = [], []
+    for passes in (1, 2, 3):
+        home = trained.copy(tmp_path / str(passes), "transformer")
+        home.run("transformer", f"run.accumulation={passes}", "run.steps=6", "run.sample_every=0")
+        logs.append([[line[name] for name in ("text", "image")] for line in home.log("transformer") if "text" in line])
+        weights.append(torch.load(home.folder / "transformer" / "state.pt", weights_only=True)["model"])
+    for log, weight in zip(logs[1:], weights[1:], strict=True):
+        np.testing.assert_allclose(log, logs[0], rtol=1e-5)
+        for name, value in weight.items():
+            torch.testing.assert_close(value, weights[0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "transformer", "ids")
+    name = identity(home, "image_tokenizer")
+    ids = np.array([[[[1, 12], [5, 0]]], [[[7, 7], [3, 11]]], [[[1, 4], [12, 5]]]], dtype=np.uint16)
+    entries = open_store(config_of(home, "encode").data, "train").entries[:3]
+    for split in ("train", "validation"):
+        (home.folder / "ids" / split).mkdir(parents=True)
+        np.save(home.folder / "ids" / split / "image_ids.npy", ids)
+        write_entries(home.folder / "ids" / split, entries)
+    write_header(home.folder / "ids", CacheHeader(name, 13, (2, 2)))
+    home.run("transformer", "run.steps=150", "run.batch_size=3", "run.log_every=50", "run.validate_every=150",
+             "run.save_every=0", "run.sample_every=0", "caption_dropout=0", "bpe_dropout=0", "id_corruption=0",
+             "optimizer.learning_rate=1e-2", "model.n_embd=32")  # fmt: skip
+    log = home.log("transformer")
+    assert log[-1]["validation_image"] < 0.05
+    loaded = DalleMini.from_pretrained(home.folder / "model", "cpu")
+    for entry, expected in zip(entries, ids, strict=True):
+        for caption in entry.captions:
+            prompt = Prompt(loaded.text_tokenizer.encode(caption.text)[:11])
+            greedy = generate(loaded.transformer, loaded.stream, prompt, [0], SamplingConfig(temperature=0, guidance=1))
+            assert (greedy[0].numpy() == expected[0]).all()
+
+
+# --- scorer
+
+
+def entry(key, *captions, **details):
+    return SimpleNamespace(key=key, captions=tuple(Caption(*caption) for caption in captions), details=details)
+
+
+def test_pictures_of_one_concept_share_a_number():
+    store = SimpleNamespace(entries=[entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
+    numbers = scorer.concept_numbers(store)
+    assert numbers[0] == numbers[2]
+    assert len(set(numbers)) == 3
+
+
+def test_plain_caption_is_the_first_of_its_language_or_of_all():
+    captions = entry("a", ("eins", "de"), ("one", "en"), ("two", "en")).captions
+    assert scorer.plain_caption(captions, "en").text == "one"
+    assert scorer.plain_caption(captions, "fr").text == "eins"
+
+
+@pytest.mark.parametrize("reconstructed", [0.0, 0.5, 1.0])
+def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconstructed):
+    config = config_of(trained, "scorer", f"reconstructed={reconstructed}")
+    store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
+    seen = []
+
+    class Through:
+        """Stands in for the image tokenizer: returns black, and remembers how many pictures it got."""
+
+        config = SimpleNamespace(image_size=16)
+
+        def parameters(self):
+            yield torch.zeros(1)
+
+        def encode(self, pixels):
+            seen.append(len(pixels))
+            return pixels
+
+        def decode(self, ids):
+            return torch.full_like(ids, -1)
+
+    def draw(rows):
+        captions = CaptionDrawer(store.entries, {})
+        return scorer.draw_batch(store, captions, tokenizer, Through(), config, 3, rows)
+
+    pixels, text_ids, indices = draw(slice(0, 12))
+    assert pixels.shape == (12, 3, 16, 16)
+    assert text_ids.shape == (12, 11)
+    assert (text_ids == tokenizer.eos_id).sum(1).tolist() == [1] * 12
+    black = (pixels == -1).flatten(1).all(1)
+    assert sum(seen) == int(black.sum())
+    if reconstructed != 0.5:
+        assert black.all() == bool(reconstructed)
+    else:
+        assert 0 < black.sum() < 12
+    for rows in (slice(0, 5), slice(5, 12)):
+        part = draw(rows)
+        assert torch.equal(part[0], pixels[rows])
+        assert torch.equal(part[1], text_ids[rows])
+        assert (part[2] == indices[rows]).all()
+
+
+def test_scorer_learns_which_caption_fits(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "scorer")
+    home.run("scorer", "run.steps=60", "run.validate_every=60", "run.save_every=0", "reconstructed=0",
+             "optimizer.learning_rate=1e-2", "bpe_dropout=0")  # fmt: skip
+    losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
+    assert np.mean(losses[-5:]) < 0.5 * math.log(12)
+    assert home.log("scorer")[-1]["image_to_text_at_5"] > 2 * 5 / 14
+
+
+def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scorer, "CHANCE_STEPS", 2)
+    home = trained.copy(tmp_path / "home", "scorer")
+    home.run("scorer", "run.steps=4", "optimizer.learning_rate=0")
+    assert "which is chance level for 12 pairs (2.485)" in capsys.readouterr().out
+    home.run("scorer", "run.steps=40", "optimizer.learning_rate=1e-2", "reconstructed=0", "run.log_every=0")
+    monkeypatch.setattr(scorer, "CHANCE_STEPS", 41)
+    capsys.readouterr()
+    # After a resume the running loss begins at what the model has reached, not at chance.
+    monkeypatch.setattr(scorer, "CHANCE_STEPS", 40)
+    home.run("scorer", "run.steps=42", "optimizer.learning_rate=1e-2", "reconstructed=0", "--resume")
+    assert "chance level" not in capsys.readouterr().out
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "message"),
+    [
+        ("text_tokenizer", "out=", "out is None|expected str|out is empty"),
+        ("text_tokenizer", "out=''", "out is empty; name the .model file"),
+        ("text_tokenizer", "data.store=''", "data.store is empty"),
+        ("text_tokenizer", "data.validation=1.0", "was built with .* the config says"),
+        ("text_tokenizer", "vocab_size=100", "no vocabulary of 100 could be learned"),
+        ("image_tokenizer", "run.precision=fp16", "run.precision is 'fp16'; expected bf16 or fp32"),
+        ("image_tokenizer", "run.model_dir=''", "both must name a folder"),
+        ("image_tokenizer", "run.accumulation=5", "make it a multiple of 5"),
+        ("image_tokenizer", "model.factor=5", "multiple of factor 5|factor must be"),
+        ("image_tokenizer", "model.quantizer=rq", "unknown quantizer 'rq'"),
+        ("encode", "out=''", "out is empty; name the folder"),
+        ("encode", "model_dir=nowhere", "no model 'nowhere'"),
+        ("transformer", "cache=nowhere", "nowhere is no token cache"),
+        ("transformer", "run.tracker=wandb", "expected none or tensorboard"),
+        ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
+        ("transformer", "model.n_head=3", "n_embd 16 with n_head 3"),
+        ("scorer", "run.accumulation=2", "a contrastive loss needs the batch in one pass"),
+        ("scorer", "run.model_dir=''", "both must name a folder"),
+    ],
+)
+def test_bad_settings_are_refused(trained, stage, override, message):
+    with pytest.raises(UserError, match=message):
+        trained.run(stage, override)
+
+
+def test_a_tokenizer_with_too_many_ids_for_a_cache_is_refused(trained, tmp_path, monkeypatch):
+    home = trained.copy(tmp_path / "home")
+    monkeypatch.setattr(encode, "load_image_tokenizer", lambda *_: (SimpleNamespace(codebook_size=2**16 + 1), "x"))
+    with pytest.raises(UserError, match="has 65537 ids; a token cache holds at most 65536"):
+        home.run("encode")
+
+
+def test_a_bad_config_ends_a_process_with_one_line(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"run": {"stepps": 3}}))
+    process = python("-m", "dalle_mini_impl.train.transformer", "--config", str(path), stdout=-1, stderr=-1)
+    output, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 2
+    assert output == ""
+    assert errors.splitlines() == [f"error: {path}: run: unknown key 'stepps'; did you mean 'steps'?"]
+
+
+# --- configs
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml")), ids=lambda p: "-".join(p.parts[-2:]))
+def test_shipped_configs_parse(path):
+    config = load(RUNS[path.stem], path)
+    assert config != RUNS[path.stem]()
+
+
+@pytest.mark.parametrize("family", ["small", "emoji"])
+def test_shipped_configs_of_a_family_fit_together(family):
+    configs = {stage: load(kind, f"configs/{family}/{stage}.yaml") for stage, kind in RUNS.items()}
+    assert len({configs[stage].run.model_dir for stage in TRAINED} | {configs["encode"].model_dir}) == 1
+    assert len({configs[stage].run.state_dir for stage in TRAINED}) == 3
+    assert configs["transformer"].cache == configs["encode"].out
+    assert configs["transformer"].text_tokenizer == configs["scorer"].text_tokenizer == configs["text_tokenizer"].out
+    assert len({configs[stage].data.store for stage in RUNS if stage != "transformer"}) == 1
+    assert configs["scorer"].model.image_size == configs["image_tokenizer"].model.image_size
