@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dalle_mini_impl.errors import UserError
+
 PACKAGE = Path(__file__).parent
 
 
@@ -28,32 +30,54 @@ def replace_file(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, it takes the place of `path`.
 
     The temporary name keeps the suffix, because Pillow and others choose the format by it.
+
+    Raises:
+        UserError: the place cannot be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replace_folder(path: Path | str) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; when the block ends well, it takes the place of `path`."""
+    """Give a temporary folder beside `path`; when the block ends well, it takes the place of `path`.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary.chmod(0o755)
+        try:
+            yield temporary
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+                os.rename(path, old / "old")
+                try:
+                    os.rename(temporary, path)
+                except OSError:
+                    os.rename(old / "old", path)
+                    raise
+                finally:
+                    shutil.rmtree(old)
+            else:
+                os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        yield temporary
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.rename(path, old / "old")
-            os.rename(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a writable place") from error

@@ -97,11 +97,8 @@ def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | No
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
         info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
-    try:
-        with replace_file(path) as temporary:
-            image.save(temporary, "PNG", pnginfo=info)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+    with replace_file(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=info)
     return Path(path)
 
 

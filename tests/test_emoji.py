@@ -48,6 +48,24 @@ def test_split_is_the_same_whatever_the_order_and_company():
     assert 340 < held_out < 460
 
 
+def test_a_picture_that_training_has_under_another_name_is_not_held_out(tmp_path):
+    emojis = [chr(0x1F300 + number) for number in range(60)]
+    table = {one: {"name": f"name {number}", "group": "Objects"} for number, one in enumerate(emojis)}
+
+    def held_out(pictures):
+        emoji_set = EmojiSet(
+            table=table, vendors=VENDORS, pictures=pictures, annotations=annotations(*emojis), sources=[]
+        )
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        return write_set(folder, emoji_set, 8)["counts"]["by_split"].get("validation", 0)
+
+    pairs = [(one, vendor) for one in emojis for vendor in VENDOR_NAMES]
+    different = {pair: Image.new("RGBA", (8, 8), (number, 7, 9)) for number, pair in enumerate(pairs)}
+    assert held_out(different) > 10
+    assert held_out({pair: Image.new("RGBA", (8, 8), "red") for pair in pairs}) == 0
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_every_emoji_keeps_a_vendor_in_training(monkeypatch, count):
     monkeypatch.setattr(emoji, "VALIDATION_PER_MILLE", 900)

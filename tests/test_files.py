@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file, replace_folder, shipped
 
 
@@ -90,7 +91,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail_at_target)
-    with pytest.raises(OSError, match="disk full"), replace_folder(path) as temporary:
+    with pytest.raises(UserError, match="cannot write .*disk full"), replace_folder(path) as temporary:
         (temporary / "new.txt").write_text("new")
     assert (path / "old.txt").read_text() == "old"
 

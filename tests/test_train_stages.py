@@ -10,13 +10,12 @@ import yaml
 from click.testing import CliRunner
 from conftest import make_transformer
 from PIL import Image
-from safetensors import safe_open
 from train_fixtures import DEADLINE, STAGES, python
 
 from dalle_mini_impl import DalleMini, UserError
 from dalle_mini_impl.checkpoint import load_image_tokenizer, load_text_tokenizer, read_part
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.config import AugmentConfig, DataConfig, SamplingConfig, TransformerConfig, load
+from dalle_mini_impl.config import SamplingConfig, load
 from dalle_mini_impl.data.augment import plain_pixels
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import open_store
@@ -402,16 +401,20 @@ def test_merges_are_dropped_when_asked(trained):
 
 
 def test_accumulated_passes_equal_one(trained, tmp_path):
-    logs, weights = [], []
+    settings = ("run.steps=4", "run.save_every=4", "run.sample_every=0", "optimizer.muon_learning_rate=0",
+                "optimizer.clip=1e9")  # fmt: skip
+    logs, moments = [], []
     for passes in (1, 2, 3):
         home = trained.copy(tmp_path / str(passes), "transformer")
-        home.run("transformer", f"run.accumulation={passes}", "run.steps=6", "run.sample_every=0")
+        home.run("transformer", f"run.accumulation={passes}", *settings)
         logs.append([[line[name] for name in ("text", "image")] for line in home.log("transformer") if "text" in line])
-        weights.append(torch.load(home.folder / "transformer" / "state.pt", weights_only=True)["model"])
-    for log, weight in zip(logs[1:], weights[1:], strict=True):
-        np.testing.assert_allclose(log, logs[0], rtol=1e-5)
-        for name, value in weight.items():
-            torch.testing.assert_close(value, weights[0][name], rtol=1e-3, atol=1e-4)
+        state = torch.load(home.folder / "transformer" / "state.pt", weights_only=True)["optimizers"][0]["state"]
+        # AdamW's steps do not depend on the gradient's scale, but its mean of gradients does.
+        moments.append([values["exp_avg"] for values in state.values()])
+    for log, moment in zip(logs[1:], moments[1:], strict=True):
+        np.testing.assert_allclose(log, logs[0], rtol=1e-6)
+        for value, expected in zip(moment, moments[0], strict=True):
+            assert (value - expected).norm() <= 1e-4 * expected.norm()
 
 
 def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
@@ -424,7 +427,7 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
         np.save(home.folder / "ids" / split / "image_ids.npy", ids)
         write_entries(home.folder / "ids" / split, entries)
     write_header(home.folder / "ids", CacheHeader(name, 13, (2, 2)))
-    home.run("transformer", "run.steps=150", "run.batch_size=3", "run.log_every=50", "run.validate_every=150",
+    home.run("transformer", "run.steps=100", "run.batch_size=3", "run.log_every=50", "run.validate_every=100",
              "run.save_every=0", "run.sample_every=0", "caption_dropout=0", "bpe_dropout=0", "id_corruption=0",
              "optimizer.learning_rate=1e-2", "model.n_embd=32")  # fmt: skip
     log = home.log("transformer")
@@ -501,11 +504,12 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
 
 def test_scorer_learns_which_caption_fits(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "scorer")
-    home.run("scorer", "run.steps=60", "run.validate_every=60", "run.save_every=0", "reconstructed=0",
-             "optimizer.learning_rate=1e-2", "bpe_dropout=0")  # fmt: skip
+    home.run("scorer", "run.steps=60", "run.validate_every=60", "run.save_every=0", "reconstructed=0", "bpe_dropout=0",
+             "augment={scale: [1, 1], shift: 0, flip: 0, background: 0}", "model.n_embd=32", "model.n_head=4",
+             "model.embed_dim=17")  # fmt: skip
     losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
     assert np.mean(losses[-5:]) < 0.5 * math.log(12)
-    assert home.log("scorer")[-1]["image_to_text_at_5"] > 2 * 5 / 14
+    assert home.log("scorer")[-1]["image_to_text_at_5"] > 1.5 * 5 / 14
 
 
 def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
@@ -513,13 +517,15 @@ def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
     home = trained.copy(tmp_path / "home", "scorer")
     home.run("scorer", "run.steps=4", "optimizer.learning_rate=0")
     assert "which is chance level for 12 pairs (2.485)" in capsys.readouterr().out
-    home.run("scorer", "run.steps=40", "optimizer.learning_rate=1e-2", "reconstructed=0", "run.log_every=0")
-    monkeypatch.setattr(scorer, "CHANCE_STEPS", 41)
-    capsys.readouterr()
-    # After a resume the running loss begins at what the model has reached, not at chance.
-    monkeypatch.setattr(scorer, "CHANCE_STEPS", 40)
-    home.run("scorer", "run.steps=42", "optimizer.learning_rate=1e-2", "reconstructed=0", "--resume")
-    assert "chance level" not in capsys.readouterr().out
+
+
+def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(scorer, "CHANCE_STEPS", 10)
+    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch: judged.append((loss, batch)))
+    home = trained.copy(tmp_path / "home")
+    home.run("scorer", "run.steps=12", "--resume")
+    assert judged == [(home.log("scorer")[-3]["loss"], 12)]
 
 
 # --- bad input

@@ -34,10 +34,7 @@ def emoji(out: Path, size: int, art: str) -> None:
     if out.exists() and not (out / "manifest.json").is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no emoji set; building would delete it; name a new folder")
     click.echo(f"building the emoji set ({art}) at {size} px")
-    try:
-        manifest = build(out, size)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose a writable place") from error
+    manifest = build(out, size)
     counts = manifest["counts"]
     click.echo(
         f"{counts['pictures']} pictures of {counts['concepts']} emoji, {counts['captions']} captions in "

@@ -23,15 +23,11 @@ def evaluate() -> None:
 @evaluate.command("image-tokenizer")
 @click.argument("model")
 @click.argument("data")
-@click.option(
-    "--split", type=click.Choice(["train", "validation", "all"]), default="validation", show_default=True
-)
+@click.option("--split", type=click.Choice(["train", "validation", "all"]), default="validation", show_default=True)
 @click.option("--sheet", type=click.Path(dir_okay=False), default="before-after.png", show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-def image_tokenizer(
-    model: str, data: str, split: str, sheet: str, json_file: str | None, device: str
-) -> None:
+def image_tokenizer(model: str, data: str, split: str, sheet: str, json_file: str | None, device: str) -> None:
     """Measure what MODEL's image tokenizer keeps of the pictures in DATA.
 
     DATA is a store of decoded pictures, a folder with .txt captions, a .jsonl or .csv file, or WebDataset tars.

@@ -162,8 +162,18 @@ def _records(emoji_set: EmojiSet) -> list[dict[str, Any]]:
             }  # fmt: skip
             if record["captions"]:
                 records.append(record)
+    _free_validation_of_twins(records, emoji_set.pictures)
     # A stable shuffle, so that a part of the set is a fair sample of it.
     return sorted(records, key=lambda record: stable_number("order", record["emoji"], record["vendor"]))
+
+
+def _free_validation_of_twins(records: list[dict[str, Any]], pictures: dict[tuple[str, str], Image.Image]) -> None:
+    """Move a held-out picture to training when the same pixels are there already, under another name."""
+    content = [pictures[record["emoji"], record["vendor"]].tobytes() for record in records]
+    seen = {pixels for pixels, record in zip(content, records, strict=True) if record["split"] == "train"}
+    for pixels, record in zip(content, records, strict=True):
+        if pixels in seen:
+            record["split"] = "train"
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -71,25 +71,26 @@ def open_store(config: DataConfig, split: str) -> PictureStore:
         build_store(config)
     try:
         identity = json.loads((folder / "store.json").read_text())["identity"]
+        lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+        everything = [read_entry(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder} is not a picture store ({type(error).__name__} on its store.json); "
+            f"{folder} is not a picture store ({type(error).__name__}: {error}); "
             f"let data.store name a folder that does not exist yet, or one that was built from data.source"
         ) from error
     wanted = _identity(config)
     if config.source and identity != wanted:
         raise UserError(f"store {folder} was built with {identity}, the config says {wanted}; "
                         f"delete the store or name another")  # fmt: skip
-    entries, numbers = [], []
-    with (folder / "pairs.jsonl").open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            entry = read_entry(json.loads(line))
-            if entry.split == split and entry.details.get("kind") not in config.skip_kinds:
-                entries.append(entry)
-                numbers.append(number)
-    if not entries:
+    chosen = [
+        (number, entry)
+        for number, entry in enumerate(everything)
+        if entry.split == split and entry.details.get("kind") not in config.skip_kinds
+    ]
+    if not chosen:
         raise UserError(f"store {folder} has no {split} pictures; check data.validation and data.skip_kinds")
-    return PictureStore(np.load(folder / "pixels.npy", mmap_mode="r"), np.array(numbers), entries)
+    return PictureStore(pixels, np.array([number for number, _ in chosen]), [entry for _, entry in chosen])
 
 
 def build_store(config: DataConfig) -> None:

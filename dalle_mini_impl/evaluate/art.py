@@ -81,8 +81,7 @@ def build_banks(
             embeds[name].append(judge(pixels))
         progress(len(chunk))
     return {
-        name: build_bank(judge, torch.cat(embeds[name]), art.concepts, art.vendors)
-        for name, judge in judges.items()
+        name: build_bank(judge, torch.cat(embeds[name]), art.concepts, art.vendors) for name, judge in judges.items()
     }
 
 

@@ -258,7 +258,7 @@ def load_state(
         raise UserError(f"--resume was given but {path} does not exist; start without it")
     try:
         state = torch.load(path, map_location=accelerator.device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}); start without --resume") from error
     try:
         accelerator.unwrap_model(model).load_state_dict(state["model"])

@@ -1,0 +1,94 @@
+"""Two processes do what one does. Each starts three Pythons, so only one of them runs by default."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_fixtures import launch_two
+
+from dalle_mini_impl.checkpoint import read_part
+
+pytest_plugins = ("train_fixtures",)
+
+FEW = ("run.steps=6", "run.validate_every=3", "run.save_every=6", "run.sample_every=0")
+PLAIN = ("optimizer.muon_learning_rate=0", "optimizer.clip=1e9")
+"""Orthogonalised updates magnify rounding."""
+FSQ = ("model.quantizer=fsq", "model.fsq_levels=[5, 7]", "model.codebook_size=35", "model.embed_dim=2")
+
+
+def one_and_two(trained, tmp_path, stage, *settings):
+    """The same stage in one process and in two."""
+    one, two = (trained.copy(tmp_path / name, stage) for name in ("one", "two"))
+    one.run(stage, *settings)
+    launch_two("-m", f"dalle_mini_impl.train.{stage}", *two.arguments(stage, *settings))
+    return one, two
+
+
+def state(home, stage):
+    return torch.load(home.folder / stage / "state.pt", weights_only=True)
+
+
+def compare(one, two, stage, tolerance):
+    """Logs, gradients and weights agree; and there really were two processes."""
+    assert [len(state(home, stage)["rng"]) for home in (one, two)] == [1, 2]
+    logs = [home.log(stage) for home in (one, two)]
+    assert len(logs[0]) == 8
+    assert [list(line) for line in logs[1]] == [list(line) for line in logs[0]]
+    np.testing.assert_allclose(*[[list(line.values()) for line in log] for log in logs], rtol=tolerance)
+    moments = [
+        [values["exp_avg"] for values in state(home, stage)["optimizers"][0]["state"].values()] for home in (one, two)
+    ]
+    for value, expected in zip(moments[1], moments[0], strict=True):
+        assert (value - expected).norm() <= 1e-3 * expected.norm()
+    weights = [read_part(home.folder / "model", stage).tensors for home in (one, two)]
+    for name, value in weights[1].items():
+        torch.testing.assert_close(value, weights[0][name], rtol=2**-7, atol=1e-3)
+
+
+def test_transformer(trained, tmp_path):
+    one, two = one_and_two(trained, tmp_path, "transformer", *FEW, *PLAIN)
+    compare(one, two, "transformer", 1e-5)
+
+
+@pytest.mark.slow
+def test_transformer_with_accumulation(trained, tmp_path):
+    one, two = one_and_two(trained, tmp_path, "transformer", *FEW, *PLAIN, "run.accumulation=3")
+    compare(one, two, "transformer", 1e-5)
+
+
+@pytest.mark.slow
+def test_image_tokenizer(trained, tmp_path):
+    one, two = one_and_two(trained, tmp_path, "image_tokenizer", *FEW, *PLAIN, *FSQ)
+    compare(one, two, "image_tokenizer", 1e-5)
+
+
+@pytest.mark.slow
+def test_scorer(trained, tmp_path):
+    one, two = one_and_two(trained, tmp_path, "scorer", *FEW, *PLAIN, "reconstructed=0")
+    compare(one, two, "scorer", 1e-5)
+
+
+@pytest.mark.slow
+def test_encode(trained, tmp_path):
+    one, two = one_and_two(trained, tmp_path, "encode")
+    for name in ("cache.json", "train/pairs.jsonl", "train/image_ids.npy", "validation/image_ids.npy"):
+        assert (two.folder / "ids" / name).read_bytes() == (one.folder / "ids" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_codebook_is_the_same_in_both_processes_and_resumes_bit_for_bit(trained, tmp_path):
+    # A learned codebook starts from vectors that are sampled per process: two processes cannot repeat what one drew.
+    script = str(Path(__file__).parent / "ranks.py")
+    whole, broken = (trained.copy(tmp_path / name, "image_tokenizer") for name in ("whole", "broken"))
+    launch_two(script, str(whole.folder), "-1", "image_tokenizer", *whole.arguments("image_tokenizer"))
+    for step in range(10):
+        books = [torch.load(whole.folder / f"{rank}-{step}.pt") for rank in (0, 1)]
+        assert torch.equal(*books)
+        assert books[0].norm(dim=-1).min() > 0.99
+    launch_two(script, str(broken.folder), "6", "image_tokenizer", *broken.arguments("image_tokenizer"))
+    assert broken.log("image_tokenizer")[-1]["step"] == 5
+    launch_two(script, str(broken.folder), "-1", "image_tokenizer", *broken.arguments("image_tokenizer", "--resume"))
+    assert broken.log("image_tokenizer") == whole.log("image_tokenizer")
+    identities = [read_part(home.folder / "model", "image_tokenizer").identity for home in (whole, broken)]
+    assert identities[0] == identities[1]
