@@ -189,7 +189,7 @@ def test_a_failure_while_saving_leaves_the_old_part(folder, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         checkpoint.save_part(folder, "transformer", make_transformer(seed=5)[0], {}, {})
     assert (folder / "transformer.safetensors").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == names

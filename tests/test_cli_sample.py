@@ -347,7 +347,7 @@ def test_a_closed_pipe_is_no_traceback(monkeypatch):
 
 def test_the_real_command(tmp_path):
     command = [sys.executable, "-m", "dalle_mini_impl", "sample"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert one_line(done.stderr) == 'error: no prompt was given; try: dalle sample "a red heart"\n'

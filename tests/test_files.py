@@ -91,9 +91,35 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail_at_target)
-    with pytest.raises(UserError, match="cannot write .*disk full"), replace_folder(path) as temporary:
+    with pytest.raises(UserError, match=r"cannot write .*disk full"), replace_folder(path) as temporary:
         (temporary / "new.txt").write_text("new")
     assert (path / "old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_folder])
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, replace):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match=r"cannot write .*inside: .*choose a writable place"):
+        replace(tmp_path / "file" / "inside").__enter__()
+    assert listing(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_an_interrupt_between_the_renames_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    rename = os.rename
+
+    def stop_at_target(source, target):
+        if str(target) == str(path):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", stop_at_target)
+    with pytest.raises(KeyboardInterrupt), replace_folder(path) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert [file.read_text() for file in tmp_path.rglob("*.txt")] == ["old"]
 
 
 def test_shipped_prefers_what_the_user_names(tmp_path, monkeypatch):

@@ -19,7 +19,9 @@ RUN = RunConfig(model_dir="model", state_dir="state", precision="fp32", steps=29
 
 def process(index=0, count=1):
     """What plain functions ask of an Accelerator."""
-    return SimpleNamespace(process_index=index, num_processes=count, is_main_process=index == 0, log=lambda *_, **__: None)
+    return SimpleNamespace(
+        process_index=index, num_processes=count, is_main_process=index == 0, log=lambda *_, **__: None
+    )
 
 
 @pytest.fixture
@@ -88,9 +90,9 @@ def test_passes_of_all_processes_cover_the_batch_once(processes, accumulation):
     run = RunConfig(batch_size=60, accumulation=accumulation)
     slices = [common.passes(process(index, processes), run) for index in range(processes)]
     assert {len(own) for own in slices} == {accumulation}
-    rows = [list(range(60))[rows] for own in slices for rows in own]
+    rows = [np.arange(60)[rows] for own in slices for rows in own]
     assert {len(part) for part in rows} == {60 // processes // accumulation}
-    assert sum(rows, []) == list(range(60))
+    assert (np.concatenate(rows) == np.arange(60)).all()
 
 
 # --- averaged weights
@@ -234,6 +236,13 @@ def test_start_sets_the_precision(start, precision, expected):
         assert (torch.rand(2, 3) @ torch.rand(3, 2)).dtype == expected
 
 
+def test_launched_processes_that_would_each_work_alone_are_refused(start, monkeypatch):
+    monkeypatch.setattr(common, "Accelerator", lambda **_: process(0, 1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, but on this device each would work alone"):
+        start()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -255,7 +264,9 @@ def test_bad_settings_are_refused(start, settings, message):
 
 def test_tensorboard_is_asked_for_before_anything_is_trained(start, monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest)
+    )
     with pytest.raises(UserError, match=r"tensorboard is not installed.*\[tensorboard\]"):
         start(tracker="tensorboard")
 

@@ -33,9 +33,10 @@ def interrupt(home, stage, step, monkeypatch, *settings):
             raise Killed
         update(average, model, now)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(common.Average, "update", deadly)
-        home.run(stage, *settings)
+        with pytest.raises(Killed):
+            home.run(stage, *settings)
 
 
 def outcome(home, stage):
@@ -107,9 +108,10 @@ def test_a_kill_while_saving_leaves_the_state_before(trained, tmp_path, monkeypa
             raise Killed
         save(state, path)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(torch, "save", deadly)
-        broken.run("transformer")
+        with pytest.raises(Killed):
+            broken.run("transformer")
     assert torch.load(broken.folder / "transformer" / "state.pt", weights_only=True)["step"] == 4
     broken.run("transformer", "--resume")
     assert outcome(broken, "transformer") == outcome(trained, "transformer")
@@ -147,7 +149,9 @@ def test_each_process_gets_back_what_it_had(tmp_path):
             device=torch.device("cpu"),
             unwrap_model=lambda model: model,
             wait_for_everyone=lambda: None,
-            gather_for_metrics=lambda own, use_gather_object: list(zip(generators, [{"counts": c} for c in counts], strict=True)),
+            gather_for_metrics=lambda own, use_gather_object: list(
+                zip(generators, [{"counts": c} for c in counts], strict=True)
+            ),
         )
 
     average = common.Average(model, 0.9)

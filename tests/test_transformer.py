@@ -196,6 +196,20 @@ def test_learned_positions_are_rows_plus_columns():
     assert int(stream.coordinates()[:, 1].max()) == columns.num_embeddings - 1
 
 
+@pytest.mark.parametrize("position", POSITIONS)
+def test_what_enters_the_first_block(position):
+    model, stream = make_transformer(position)
+    entered = []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    ids = random_ids(model)
+    model(ids)
+    for t, (row, column) in enumerate(stream.coordinates().tolist()):
+        expected = model.embed.weight[ids[:, t]]
+        if position == "learned":
+            expected = expected + model.positions[0].weight[row] + model.positions[1].weight[column]
+        torch.testing.assert_close(entered[0][:, t], expected)
+
+
 def test_a_new_cache_fits_the_model():
     model, _ = make_transformer()
     assert model.new_cache(5).keys.shape == (3, 5, 2, T, 12)

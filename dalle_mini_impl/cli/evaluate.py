@@ -138,8 +138,8 @@ def heading(setup: "Setup") -> str:
     return (
         f"model {setup.dalle.source['model']} ({setup.dalle.source['checkpoint']}): temperature "
         f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}\n"
-        f"real art: {len(art.store)} pictures of {concepts} concepts by {', '.join(art.vendor_names)}, at {art.size} px; "
-        f"chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
+        f"real art: {len(art.store)} pictures of {concepts} concepts by {', '.join(art.vendor_names)}, "
+        f"at {art.size} px; chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
         f"share of pictures whose concept is the nearest (top-1) or among the nearest five, 95 % interval"
     )
 

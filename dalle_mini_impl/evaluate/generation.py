@@ -8,6 +8,7 @@ matched against the other vendors' art alone, which is the ceiling for a picture
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def reconstruct(dalle: DalleMini, pixels: Tensor) -> Tensor:
 
 
 def draw(
-    setup: Setup, numbers: Sequence[int], name: str, language: str = "en", styled: bool = True, **sampling: float
+    setup: Setup, numbers: Sequence[int], name: str, language: str = "en", styled: bool = True, **sampling: Any
 ) -> Drawing:
     """Draw candidates for pictures' captions and find their own concepts' places.
 

@@ -1,7 +1,7 @@
 """What an image tokenizer keeps of pictures: PSNR, SSIM, and how much of its codebook it uses."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class TokenizerReport:
 
 
 def evaluate_image_tokenizer(
-    tokenizer: ImageTokenizer, batches: Iterator[Tensor]
+    tokenizer: ImageTokenizer, batches: Iterable[Tensor]
 ) -> tuple[TokenizerReport, Image.Image]:
     """Encode and decode pictures.
 

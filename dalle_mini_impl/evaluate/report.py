@@ -48,15 +48,13 @@ def share(values: Sequence[float]) -> Share:
 def table(rows: Sequence[Row]) -> str:
     """Rows as aligned text: for each judge top-1 and top-5, each with its 95 % interval."""
     judges = list(rows[0].shares)
-    width = max(len(row.name) for row in rows)
-    lines = [
-        " " * (width + 7) + "".join(f"  {judge:<30}" for judge in judges).rstrip(),
-        f"{'':{width}}  pairs" + "".join(f"  top-{k:<11}" for _ in judges for k in TOP).rstrip(),
-    ]
-    for row in rows:
-        cells = [cell(value) for judge in judges for value in row.shares[judge]]
-        lines.append(f"{row.name:{width}}  {row.count:5}  " + "  ".join(f"{text:14}" for text in cells).rstrip())
-    return "\n".join(lines)
+    heads = [("", "", *(judge if k == TOP[0] else "" for judge in judges for k in TOP))]
+    heads.append(("", "pairs", *(f"top-{k}" for _ in judges for k in TOP)))
+    body = [(row.name, str(row.count), *(cell(value) for j in judges for value in row.shares[j])) for row in rows]
+    lines = [*heads, *body]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ("  ".join(map(str.ljust, line, widths)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def cell(value: Share) -> str:

@@ -7,6 +7,7 @@ which each process takes its rows. So a run resumes at any step exactly, and two
 import argparse
 import importlib.util
 import json
+import os
 import pickle
 import sys
 import time
@@ -58,6 +59,21 @@ def command(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def processes(**options: Any) -> Accelerator:
+    """The processes that were launched, as an Accelerator.
+
+    Raises:
+        UserError: several were launched, but here each would work alone.
+    """
+    # Unless told so, accelerate does not connect the processes of a machine that has nothing but a CPU.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise UserError(f"{launched} processes were launched, but on this device each would work alone; "
+                        f"launch one, or set ACCELERATE_USE_CPU=true")  # fmt: skip
+    return accelerator
+
+
 def start(run: RunConfig) -> Accelerator:
     """Set up the processes, precision and seeds of a run.
 
@@ -77,7 +93,7 @@ def start(run: RunConfig) -> Accelerator:
     for name, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0)):
         if getattr(run, name) < least:
             raise UserError(f"run.{name} is {getattr(run, name)}; it must be at least {least}")
-    accelerator = Accelerator(
+    accelerator = processes(
         mixed_precision="bf16" if run.precision == "bf16" else "no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if run.tracker == "none" else run.tracker,

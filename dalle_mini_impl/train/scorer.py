@@ -46,6 +46,19 @@ def concept_numbers(store: PictureStore) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1]
 
 
+def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
+    """The image tokenizer through which some pictures are seen, and its identity.
+
+    Raises:
+        UserError: there is none, or its pictures have another size than the scorer's.
+    """
+    through, identity = load_image_tokenizer(config.run.model_dir, device)
+    if through.config.image_size != config.model.image_size:
+        raise UserError(f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
+                        f"{through.config.image_size} pixels; make them equal, or set reconstructed to 0")  # fmt: skip
+    return through, identity
+
+
 def draw_batch(
     store: PictureStore, captions: CaptionDrawer, tokenizer: TextTokenizer, through: ImageTokenizer | None,
     config: ScorerRun, step: int, rows: slice,
@@ -55,8 +68,7 @@ def draw_batch(
     indices = common.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
     changes = random_changes(run.batch_size, config.augment, common.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
-    size = config.model.image_size if through is None else through.config.image_size
-    pixels = augmented_pixels(store.take(indices), may_flip, changes, size)
+    pixels = augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
     text_ids, seen_through = [], []
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
         random = np.random.default_rng([run.seed, step, place])
@@ -116,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     identities = {"text_tokenizer": tokenizer.identity}
     through = None
     if config.reconstructed:
-        through, identities["image_tokenizer"] = load_image_tokenizer(run.model_dir, str(accelerator.device))
+        through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
     captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
     ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
     model, averaged = (build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device) for _ in range(2))
