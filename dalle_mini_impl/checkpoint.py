@@ -69,7 +69,7 @@ def find(name: str | Path) -> Path:
         return Path(name)
     if shipped.is_dir() and len(Path(name).parts) == 1:
         return shipped
-    known = ", ".join(sorted(path.name for path in SHIPPED.iterdir() if path.is_dir()))
+    known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml")))
     raise UserError(f"no model {str(name)!r}; expected a checkpoint folder or a shipped name ({known})")
 
 
@@ -110,10 +110,13 @@ def read_part(model_dir: Path, part: str) -> Part:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         config, trained_with = json.loads(header["config"]), json.loads(header["trained_with"])
+        identity = header["identity"]
+        if not (isinstance(config, dict) and isinstance(trained_with, dict)):
+            raise ValueError("its description is no table")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged or was not written by this package ({error}); copy or train it anew"
                         ) from error  # fmt: skip
-    return Part(path, header["identity"], config, trained_with, tensors)
+    return Part(path, identity, config, trained_with, tensors)
 
 
 def load_text_tokenizer(name: str | Path) -> TextTokenizer:
@@ -138,8 +141,8 @@ def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer
     part = read_part(folder, "transformer")
     check_trained_with(part, "text_tokenizer", load_text_tokenizer(folder).identity)
     check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer").identity)
-    stream = from_dict(StreamConfig, part.config["stream"], str(part.path))
-    config = from_dict(TransformerConfig, part.config["transformer"], str(part.path))
+    stream = from_dict(StreamConfig, part.config.get("stream"), f"{part.path}: stream")
+    config = from_dict(TransformerConfig, part.config.get("transformer"), f"{part.path}: transformer")
     return _fill(build_transformer(config, stream), part, device), stream
 
 
@@ -198,7 +201,7 @@ def load_settings(name: str | Path) -> SamplingConfig:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         return from_dict(SamplingConfig, values["sampling"], str(path))
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error
 
 
@@ -207,8 +210,7 @@ def fingerprint(folder: Path) -> str:
     identities = [load_text_tokenizer(folder).identity]
     for part in ("image_tokenizer", "transformer", "scorer"):
         if (folder / f"{part}.safetensors").is_file():
-            with safe_open(folder / f"{part}.safetensors", "pt") as file:
-                identities.append(file.metadata()["identity"])
+            identities.append(read_part(folder, part).identity)
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
 
 

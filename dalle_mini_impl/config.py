@@ -161,13 +161,19 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         values = yaml.safe_load(shipped(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, got {values!r}")
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise UserError(f"override {override!r} was given, expected key=value such as run.steps=50")
-        _set(values, key.split("."), yaml.safe_load(text), override)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        _set(values, key.split("."), value, override)
     return from_dict(kind, values, where=str(path))
 
 
@@ -185,6 +191,10 @@ def from_dict(kind: type[C], values: Any, where: str = "config") -> C:
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(hints)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    needed = [field.name for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+              if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]  # fmt: skip
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where}: {missing[0]!r} is missing")
     return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
 
 

@@ -68,7 +68,8 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
                     os.rename(old / "old", path)
                     raise
                 finally:
-                    shutil.rmtree(old)
+                    if path.exists():  # never the only copy, whatever came between the renames
+                        shutil.rmtree(old)
             else:
                 os.rename(temporary, path)
         finally:

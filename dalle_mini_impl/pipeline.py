@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl import checkpoint
-from dalle_mini_impl.config import SamplingConfig, to_dict
+from dalle_mini_impl.config import SamplingConfig, from_dict, to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.generate import CHUNK, Prompt, generate, log_likelihood
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -24,7 +24,7 @@ from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """One sampled picture."""
 
@@ -38,7 +38,7 @@ class Candidate:
     """(h, w) int64."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result(Sequence[Candidate]):
     """The kept candidates of one prompt, best first."""
 
@@ -203,12 +203,14 @@ class DalleMini:
         Raises:
             UserError: a number is out of range, or a sampling setting is unknown.
         """
+        if candidates < 1 or keep < 1:
+            raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
+        if seed < 0:
+            raise UserError(f"seed {seed} was given, expected 0 or more")
         if seeds is None:
-            if candidates < 1 or keep < 1:
-                raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
-            if seed < 0:
-                raise UserError(f"seed {seed} was given, expected 0 or more")
             seeds = [candidate_seed(seed, number) for number in range(candidates)]
+        if not seeds or not all(0 <= number < 2**63 for number in seeds):
+            raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
         settings = self._sampling(sampling)
         ids = [self._encode(text) for text in (prompt, negative)]
         image_ids = generate(
@@ -250,9 +252,8 @@ class DalleMini:
         if unknown:
             raise UserError(f"unknown sampling setting {sorted(unknown)[0]!r}; "
                             f"known are {', '.join(f.name for f in dataclasses.fields(SamplingConfig))}")  # fmt: skip
-        return dataclasses.replace(
-            self.sampling, **{name: value for name, value in changes.items() if value is not None}
-        )
+        given = {name: value for name, value in changes.items() if value is not None}
+        return from_dict(SamplingConfig, {**to_dict(self.sampling), **given}, "sampling")
 
 
 def choose_device(name: str) -> str:

@@ -55,7 +55,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without BOS, EOS or padding. Empty text has no ids."""
-        return self._model.encode(text)
+        return self._model.encode(_without_surrogates(text))
 
     def decode(self, text_ids: Sequence[int]) -> str:
         """Ids -> normalised text. Padding, BOS and EOS are left out."""
@@ -70,7 +70,7 @@ class TextTokenizer:
             dropout: chance of skipping a possible merge in a round, 0 to 1; 0 gives what `encode` gives.
             random: source of the choices.
         """
-        pieces = list(self._model.normalize(text).replace(" ", SPACE))
+        pieces = list(self._model.normalize(_without_surrogates(text)).replace(" ", SPACE))
         while len(pieces) > 1:
             best, best_score = -1, -np.inf
             skip = random.random(len(pieces) - 1) < dropout
@@ -114,6 +114,11 @@ class TextTokenizer:
             message = f"caption {text!r} has {len(text_ids)} text ids, {room} fit; cut off: {lost!r}"
             warnings.warn(message, stacklevel=2)
         return text_ids[:room]
+
+
+def _without_surrogates(text: str) -> str:
+    """Text as it can be encoded: a shell passes bytes that are no UTF-8 on as lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def train_text_tokenizer(

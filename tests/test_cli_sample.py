@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import dalle_mini_impl
+from dalle_mini_impl.checkpoint import SHIPPED
 from dalle_mini_impl.cli import COMMANDS, dalle, main
 from dalle_mini_impl.config import SamplingConfig, to_dict
 from dalle_mini_impl.images import read_metadata, save_png
@@ -164,6 +165,21 @@ def test_two_runs_are_the_same_file(sample):
     sample("a cat", "--out", "b.png")
     with open("a.png", "rb") as a, open("b.png", "rb") as b:
         assert a.read() == b.read()
+
+
+SHIPPED_MODEL = SHIPPED / "emoji" / "transformer.safetensors"
+
+
+@pytest.mark.skipif(not SHIPPED_MODEL.is_file(), reason="this checkout has no shipped model")
+def test_the_shipped_model_draws_and_ranks(sample, tiny_dalle):
+    result = sample("a red heart", "ein rotes Herz", "--keep", 2, "--json", model=None)
+    report = json.loads(result.stdout)
+    assert [entry["model"] for entry in report] == ["emoji", "emoji"]
+    assert report[0]["checkpoint"] != tiny_dalle.source["checkpoint"]
+    assert report[0]["pictures"][0]["score"] >= report[0]["pictures"][1]["score"] > -1
+    first = pixels("grid.png")
+    sample("--from", "grid.png", "--out", "again.png", model=None)
+    assert np.array_equal(pixels("again.png"), first)
 
 
 # --- drawing again

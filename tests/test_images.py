@@ -158,6 +158,7 @@ def test_metadata_and_pixels_come_back(tmp_path):
     picture = noise(13, 7)
     path = save_png(picture, tmp_path / "deep" / "a.png", metadata)
     assert read_metadata(path) == metadata
+    assert "ein rotes Herz ❤️‍🔥 心形".encode() in path.read_bytes()  # for other programs to show
     with Image.open(path) as read:
         assert read.format == "PNG"
         assert np.array_equal(array(read), array(picture))

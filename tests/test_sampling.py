@@ -121,6 +121,11 @@ def test_zero_draws_the_likeliest_and_almost_one_the_last():
     assert draw([3, 1, 2], [0.0, ALMOST_ONE], top_p=0.7) == [0, 2]
 
 
+def test_each_id_owns_its_lower_end():
+    # shares of exactly 1/4: a number on the border belongs to the id that begins there
+    assert draw([0, 0, 0, 0], [0.0, 0.25, 0.5, 0.75]) == [0, 1, 2, 3]
+
+
 def test_no_sum_falls_short_of_almost_one():
     # 4099 summed shares round to less than 1: the draw must still land inside
     logits = torch.randn(5, 4099, generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from train_fixtures import launch_two
@@ -29,44 +28,43 @@ def state(home, stage):
     return torch.load(home.folder / stage / "state.pt", weights_only=True)
 
 
-def compare(one, two, stage, tolerance):
-    """Logs, gradients and weights agree; and there really were two processes."""
+def gradients(home, stage):
+    """AdamW's mean of gradients as one vector: some parameters have none but rounding."""
+    moments = state(home, stage)["optimizers"][0]["state"].values()
+    return torch.cat([values["exp_avg"].flatten() for values in moments])
+
+
+def compare(one, two, stage):
+    """Every logged figure and the gradients agree; and there really were two processes."""
     assert [len(state(home, stage)["rng"]) for home in (one, two)] == [1, 2]
-    logs = [home.log(stage) for home in (one, two)]
-    assert len(logs[0]) == 8
-    assert [list(line) for line in logs[1]] == [list(line) for line in logs[0]]
-    np.testing.assert_allclose(*[[list(line.values()) for line in log] for log in logs], rtol=tolerance)
-    moments = [
-        [values["exp_avg"] for values in state(home, stage)["optimizers"][0]["state"].values()] for home in (one, two)
-    ]
-    for value, expected in zip(moments[1], moments[0], strict=True):
-        assert (value - expected).norm() <= 1e-3 * expected.norm()
-    weights = [read_part(home.folder / "model", stage).tensors for home in (one, two)]
-    for name, value in weights[1].items():
-        torch.testing.assert_close(value, weights[0][name], rtol=2**-7, atol=1e-3)
+    assert len(one.log(stage)) == 8
+    for line, expected in zip(two.log(stage), one.log(stage), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+    expected = gradients(one, stage)
+    assert (gradients(two, stage) - expected).norm() <= 1e-4 * expected.norm()
 
 
 def test_transformer(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "transformer", *FEW, *PLAIN)
-    compare(one, two, "transformer", 1e-5)
+    compare(one, two, "transformer")
 
 
 @pytest.mark.slow
 def test_transformer_with_accumulation(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "transformer", *FEW, *PLAIN, "run.accumulation=3")
-    compare(one, two, "transformer", 1e-5)
+    compare(one, two, "transformer")
 
 
 @pytest.mark.slow
 def test_image_tokenizer(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "image_tokenizer", *FEW, *PLAIN, *FSQ)
-    compare(one, two, "image_tokenizer", 1e-5)
+    compare(one, two, "image_tokenizer")
 
 
 @pytest.mark.slow
 def test_scorer(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "scorer", *FEW, *PLAIN, "reconstructed=0")
-    compare(one, two, "scorer", 1e-5)
+    compare(one, two, "scorer")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from train_fixtures import DEADLINE, python
 
-from dalle_mini_impl.checkpoint import read_part
+from dalle_mini_impl.checkpoint import load_transformer, read_part
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.runs import RunConfig
@@ -69,6 +69,7 @@ def test_scorer_resumes_bit_for_bit(trained, tmp_path, monkeypatch, step):
 def test_transformer_resumes_bit_for_bit_after_sigkill(trained, tmp_path):
     settings = ("run.steps=120", "run.save_every=10", "run.validate_every=40", "run.sample_every=0")
     whole, broken = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "broken"))
+    (broken.folder / "model" / "transformer.safetensors").unlink()
     arguments = ("-m", "dalle_mini_impl.train.transformer", *broken.arguments("transformer", *settings))
     with (tmp_path / "output").open("w") as output:
         process = python(*arguments, stdout=output, stderr=output)
@@ -79,6 +80,7 @@ def test_transformer_resumes_bit_for_bit_after_sigkill(trained, tmp_path):
         assert process.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
     reached = broken.log("transformer")[-1]["step"]
     assert 25 <= reached < 119
+    load_transformer(broken.folder / "model")  # what was saved on the way can be used
     whole.run("transformer", *settings)
     broken.run("transformer", *settings, "--resume")
     assert len(whole.log("transformer")) == 123

@@ -51,7 +51,11 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
 
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
     recorded = read_metadata(options["picture"]) if options["picture"] else None
-    jobs = recorded_jobs(recorded) if recorded else [new_job(text, options) for text in texts]
+    jobs = (
+        recorded_jobs(recorded, options["picture"])
+        if recorded is not None
+        else [new_job(text, options) for text in texts]
+    )
     name = options["model"] or (recorded or {}).get("model", "emoji")
     dalle = DalleMini.from_pretrained(name, options["device"])
     if recorded and recorded["checkpoint"] != dalle.source["checkpoint"]:
@@ -64,7 +68,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
             results.append(dalle.generate(**job, chunk=options["chunk"], progress=bar.update))
     layout = (recorded or {}).get("layout", {"columns": options["columns"], "scores": options["scores"]})
     report(dalle, results, options)
-    if recorded and len(recorded["pictures"]) == 1:
+    if recorded and "layout" not in recorded:  # a separate picture, not a grid
         sheet, metadata = results[0][0].image, results[0].metadata()
     else:
         sheet, metadata = grid(results, **layout), {**sheet_metadata(results), "layout": layout}
@@ -76,15 +80,16 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
 
 
 def read_prompts(prompts: tuple[str, ...], path: str | None) -> list[str]:
-    """Prompts of the command line, then those of the file, blank lines left out."""
-    texts = [prompt for prompt in prompts if prompt.strip()]
+    """Prompts of the command line, then those of the file, each once, blank ones left out."""
+    # Bytes that are no UTF-8 arrive as lone surrogates, which neither a tokenizer nor a PNG can hold.
+    texts = [text for prompt in prompts if (text := prompt.encode("utf-8", "replace").decode()).strip()]
     if path:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read prompts file {path} ({error}); give a UTF-8 text file") from error
         texts += [line.strip() for line in lines if line.strip()]
-    return texts
+    return list(dict.fromkeys(texts))
 
 
 def new_job(text: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +99,20 @@ def new_job(text: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": text, "rank": not options["no_rank"], **rest, **sampling}
 
 
-def recorded_jobs(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Arguments of `DalleMini.generate` that make the pictures of a PNG's metadata again, prompt by prompt."""
+def recorded_jobs(recorded: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """Arguments of `DalleMini.generate` that make the pictures of a PNG's metadata again, prompt by prompt.
+
+    Raises:
+        UserError: the metadata is not that of a sampled picture.
+    """
+    wanted = {"prompt", "negative", "seed", "score"}
+    if (
+        not isinstance(recorded, dict)
+        or not {"checkpoint", "sampling", "pictures"} <= set(recorded)
+        or not recorded["pictures"]
+        or not all(wanted <= set(picture) for picture in recorded["pictures"])
+    ):
+        raise UserError(f"{path} does not say how it was sampled; give a PNG made by dalle sample")
     jobs: dict[tuple[str, str], dict[str, Any]] = {}
     for picture in recorded["pictures"]:
         key = (picture["prompt"], picture["negative"])

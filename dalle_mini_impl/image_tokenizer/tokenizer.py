@@ -40,7 +40,7 @@ class ImageTokenizer(nn.Module):
     def __init__(self, config: ImageTokenizerConfig, commitment: float = 0.25) -> None:
         super().__init__()
         stem = stem_factor(config.factor, len(config.channels))
-        if stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
+        if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
             raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given; "
                             f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
         if config.image_size % config.factor:

@@ -273,7 +273,7 @@ def load_state(
     if not path.is_file():
         raise UserError(f"--resume was given but {path} does not exist; start without it")
     try:
-        state = torch.load(path, map_location=accelerator.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}); start without --resume") from error
     try:
@@ -283,12 +283,13 @@ def load_state(
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} is the state of another model or optimizer ({str(error).splitlines()[0]}); "
                         f"resume with the config it was started with") from error  # fmt: skip
-    average.state = state["average"]
+    for name, value in state["average"].items():
+        average.state[name].copy_(value)
     process = accelerator.process_index % len(state["rng"])
-    torch.set_rng_state(state["rng"][process].cpu())
+    torch.set_rng_state(state["rng"][process])
     others = state["own"][process] if "own" in state else {}
     if accelerator.device.type == "cuda" and "cuda_rng" in others:
-        torch.cuda.set_rng_state(others["cuda_rng"].cpu(), accelerator.device)
+        torch.cuda.set_rng_state(others["cuda_rng"], accelerator.device)
     for name in own.keys() & others.keys():
         own[name].copy_(others[name])
     return int(state["step"])

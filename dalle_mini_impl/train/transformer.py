@@ -182,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         average.update(accelerator.unwrap_model(model), step)
 
         if common.due(step, run.log_every, run):
-            means = accelerator.reduce(torch.tensor(totals, device=accelerator.device), "mean").tolist()
+            figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
+            means = accelerator.reduce(figures, "mean").tolist()
             journal.log(step, text=means[0], image=means[1])
         if common.due(step, run.validate_every, run):
             values = validate(accelerator, average.fill(averaged), validation, tokenizer, config)
