@@ -59,16 +59,16 @@ class Part:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a shipped model's name, or a checkpoint folder itself.
+    """The folder of a shipped model's name, or else a checkpoint folder itself.
 
     Raises:
         UserError: there is neither.
     """
     shipped = SHIPPED / str(name)
+    if "/" not in str(name) and (shipped / "config.yaml").is_file():
+        return shipped  # a folder that happens to have this name is meant by ./emoji
     if Path(name).is_dir():
         return Path(name)
-    if shipped.is_dir() and len(Path(name).parts) == 1:
-        return shipped
     known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml")))
     raise UserError(f"no model {str(name)!r}; expected a checkpoint folder or a shipped name ({known})")
 

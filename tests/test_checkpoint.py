@@ -313,7 +313,8 @@ def test_a_folder_or_a_shipped_name_is_found(folder, tmp_path, monkeypatch):
     assert checkpoint.find("heart") == shipped / "heart"
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "heart")
-    assert checkpoint.find("heart").resolve() == tmp_path / "heart"  # what the user has comes first
+    assert checkpoint.find("heart") == shipped / "heart"  # a folder that happens to have this name is not meant
+    assert checkpoint.find("./heart").resolve() == tmp_path / "heart"
 
 
 @pytest.mark.parametrize("name", ["hart", "nowhere/at/all", "../pretrained/heart", "heart/transformer.safetensors"])
