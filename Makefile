@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test test-all check clean
 
 demo: $(READY)  ## draw pictures with the shipped model
-	$(BIN)/dalle sample "a red heart" "a cat" "a yellow star" "pizza, 3d" "a house" "a green tree" \
+	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
 		--keep 6 --out demo.png
 
 test: check  ## lint, types, layers, tests
