@@ -314,3 +314,11 @@ def test_interrupting_says_how_to_go_on(capsys):
         common.command(interrupt)
     assert caught.value.code == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):
+    (tmp_path / common.STATE).write_bytes(b"earlier")
+    journal(tmp_path, first=7)
+    assert (tmp_path / common.STATE).exists()
+    journal(tmp_path, first=0)
+    assert not (tmp_path / common.STATE).exists()

@@ -182,6 +182,8 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
             self._drop_lines_from(first_step)
+            if first_step == 0:  # the state of an earlier run would be taken for this one's by --resume
+                (self.folder / STATE).unlink(missing_ok=True)
 
     def steps(self) -> Iterator[int]:
         """The steps still to be done, with a progress bar."""
