@@ -333,9 +333,9 @@ def packages(tmp_path, monkeypatch):
     svg.mkdir()
     table = {}
     emojis = [HEART, "🇳🇴", "👩‍🚒", *(chr(0x1F400 + number) for number in range(37))]
-    for one in [*emojis, "👋🏽"]:
+    for number, one in enumerate([*emojis, "👋🏽"]):
         name = "-".join(f"{ord(character):04X}" for character in one)
-        (svg / f"{name}.svg").write_text(SVG.format("#fa0a14"))
+        (svg / f"{name}.svg").write_text(SVG.format(f"#fa0a{20 + number:02x}"))
         (svg / f"{name}.svg.gz").write_bytes(gzip.compress(b"<svg/>"))
         table[one] = {"status": 2, "en": f":thing_{name}:", "de": f":ding_{name}:", "alias": [f":a_{name}:"]}
     table["🇳🇴"]["en"] = ":Norway:"

@@ -40,7 +40,7 @@ class GenerationSettings:
     languages: tuple[str, ...] = ()
     """Languages to draw the held-out pairs in besides English."""
     temperatures: tuple[float, ...] = ()
-    """Temperatures of the sweep; empty sweeps nothing."""
+    """Temperatures of the sweep; empty for none."""
     guidances: tuple[float, ...] = ()
     """Guidance scales of the sweep."""
     sweep_pairs: int = 40
@@ -88,17 +88,32 @@ class SweepCell:
         return sum(value.value for value in shares) / len(shares)
 
 
-def pick(setup: Setup, split: str, count: int, skip: int = 0) -> list[int]:
+def check(art: Art, settings: GenerationSettings) -> None:
+    """Refuse settings that the art cannot serve, before hours are spent on others.
+
+    Raises:
+        UserError: a split has no such picture, the sweep has no pairs of its own, or a language no caption.
+    """
+    pick(art, settings, "train", settings.pairs)
+    held_out = pick(art, settings, "validation", settings.pairs)
+    if settings.temperatures:
+        pick(art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    for language in settings.languages:
+        if all(prompt_of(art.store.entries[number], language) is None for number in held_out):
+            raise UserError(f"no held-out picture has a caption in language {language!r}; choose one the captions have")
+
+
+def pick(art: Art, settings: GenerationSettings, split: str, count: int, skip: int = 0) -> list[int]:
     """Numbers of `count` pictures of a split, drawn at random after the first `skip` drawn.
 
     Raises:
         UserError: none is left.
     """
-    numbers = setup.art.numbers(split, setup.settings.kinds)
-    order = np.random.default_rng(setup.settings.seed).permutation(len(numbers))
+    numbers = art.numbers(split, settings.kinds)
+    order = np.random.default_rng(settings.seed).permutation(len(numbers))
     chosen = [numbers[place] for place in order[skip : skip + count]]
     if not chosen:
-        raise UserError(f"{split} has {len(numbers)} pictures of kind {', '.join(setup.settings.kinds)}, and more "
+        raise UserError(f"{split} has {len(numbers)} pictures of kind {', '.join(settings.kinds)}, and more "
                         f"than {skip} are needed; take fewer pairs or other kinds")  # fmt: skip
     return chosen
 
@@ -165,9 +180,6 @@ def draw(
         language: of the prompts; pictures without a caption in it are left out.
         styled: whether prompts name the vendor's style.
         **sampling: other settings than the model's own, as for `DalleMini.generate`.
-
-    Raises:
-        UserError: no picture has a caption in this language.
     """
     settings, results = setup.settings, []
     ranks: dict[str, list[Tensor]] = {judge: [] for judge in setup.banks}
@@ -181,8 +193,6 @@ def draw(
         pixels = to_pixels([candidate.image for candidate in results[-1]], setup.art.size)
         for judge, bank in setup.banks.items():
             ranks[judge].append(bank.ranks(bank.see(pixels), setup.art.concepts[number].expand(len(pixels))))
-    if not results:
-        raise UserError(f"no picture has a caption in language {language!r}; choose one the captions have")
     return Drawing(results, {judge: torch.stack(parts) for judge, parts in ranks.items()})
 
 
@@ -203,9 +213,9 @@ def generation_rows(setup: Setup) -> tuple[list[Row], Drawing]:
         The rows, and the pictures of the held-out pairs.
     """
     settings = setup.settings
-    held_out = pick(setup, "validation", settings.pairs)
+    held_out = pick(setup.art, settings, "validation", settings.pairs)
     drawing = draw(setup, held_out, "held-out pairs")
-    rows = drawing_rows("seen pairs", draw(setup, pick(setup, "train", settings.pairs), "seen pairs"))
+    rows = drawing_rows("seen pairs", draw(setup, pick(setup.art, settings, "train", settings.pairs), "seen pairs"))
     rows += drawing_rows("held-out pairs", drawing)
     rows += drawing_rows("  no style word", draw(setup, held_out, "no style word", styled=False))
     for language in settings.languages:
@@ -214,13 +224,9 @@ def generation_rows(setup: Setup) -> tuple[list[Row], Drawing]:
 
 
 def sweep(setup: Setup) -> list[SweepCell]:
-    """Quality at every temperature and guidance scale, on held-out pairs that no other figure uses.
-
-    Raises:
-        UserError: there are no further held-out pairs.
-    """
+    """Quality at every temperature and guidance scale, on held-out pairs that no other figure uses."""
     settings, cells = setup.settings, []
-    numbers = pick(setup, "validation", settings.sweep_pairs, skip=settings.pairs)
+    numbers = pick(setup.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
     for temperature in settings.temperatures:
         for guidance in settings.guidances:
             name = f"temperature {temperature:g}, guidance {guidance:g}"
