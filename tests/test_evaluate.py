@@ -21,6 +21,7 @@ from dalle_mini_impl.evaluate.bank import Bank, build_bank, has_other_art
 from dalle_mini_impl.evaluate.generation import (
     GenerationSettings,
     Setup,
+    check,
     draw,
     drawing_rows,
     make_row,
@@ -243,7 +244,7 @@ def test_reconstruction_goes_through_the_tokenizer(setup):
 
 
 def test_draw_ranks_candidates_and_repeats(setup):
-    numbers = pick(setup, "validation", 3)
+    numbers = pick(setup.art, setup.settings, "validation", 3)
     drawing = draw(setup, numbers, "test")
     assert drawing.ranks["pixels"].shape == (3, 3)
     scores = [[candidate.score for candidate in result] for result in drawing.results]
@@ -271,7 +272,7 @@ def test_draw_finds_what_the_model_was_asked_for(setup, monkeypatch):
         return [type("Candidate", (), {"image": image, **fields}) for image in white]
 
     monkeypatch.setattr(DalleMini, "generate", generate)
-    mean, best = drawing_rows("x", draw(setup, pick(setup, "train", 9), "test"))
+    mean, best = drawing_rows("x", draw(setup, pick(setup.art, setup.settings, "train", 9), "test"))
     assert (mean.name, best.name) == ("x, mean of 2", "x, best of 2")
     assert mean.shares["pixels"][0].value == 0.5
     assert best.shares["pixels"][0].value == 1
@@ -281,17 +282,29 @@ def test_without_a_scorer_there_is_no_best_row(setup):
     whole = setup.dalle
     dalle_alone = DalleMini(whole.text_tokenizer, whole.image_tokenizer, whole.transformer, whole.stream, None,
                             whole.sampling, whole.source)  # fmt: skip
-    drawing = draw(replace(setup, dalle=dalle_alone), pick(setup, "train", 2), "test")
+    drawing = draw(replace(setup, dalle=dalle_alone), pick(setup.art, setup.settings, "train", 2), "test")
     assert [row.name for row in drawing_rows("x", drawing)] == ["x, mean of 3"]
 
 
 def test_pick_is_fixed_by_the_seed_and_skips(setup):
-    everything = pick(setup, "train", 18)
+    everything = pick(setup.art, setup.settings, "train", 18)
     assert len(set(everything)) == 18
-    assert pick(setup, "train", 5) == everything[:5]
-    assert pick(setup, "train", 5, skip=5) == everything[5:10]
-    with pytest.raises(UserError, match=r"validation has 3 pictures of kind plain, and more than 3 are needed"):
-        pick(setup, "validation", 5, skip=3)
+    assert pick(setup.art, setup.settings, "train", 5) == everything[:5]
+    assert pick(setup.art, setup.settings, "train", 5, skip=5) == everything[5:10]
+
+
+def test_settings_the_art_cannot_serve_are_refused_at_once(setup):
+    check(setup.art, setup.settings)
+    refused = {
+        "validation has 3 pictures of kind plain, and more than 3 are needed": {"pairs": 3},
+        "train has 0 pictures of kind animal": {"kinds": ("animal",)},
+        "validation has 0 pictures of kind flag": {"kinds": ("flag",)},
+        "no held-out picture has a caption in language 'xx'": {"languages": ("de", "xx")},
+    }
+    for message, change in refused.items():
+        with pytest.raises(UserError, match=message):
+            check(setup.art, replace(setup.settings, **change))
+    check(setup.art, replace(setup.settings, pairs=3, temperatures=()))
 
 
 def test_sweep_uses_other_pairs_and_every_setting(setup):
@@ -300,11 +313,7 @@ def test_sweep_uses_other_pairs_and_every_setting(setup):
     assert all(cell.rows[0].count == 1 for cell in cells)  # three are held out, two of them reported
     values = [value.value for value in cells[0].rows[-1].shares["pixels"]]
     assert cells[0].merit == sum(values) / 2
-
-
-def test_unknown_language_is_refused(setup):
-    with pytest.raises(UserError, match=r"no picture has a caption in language 'xx'"):
-        draw(setup, pick(setup, "train", 2), "test", "xx")
+    assert sweep(replace(setup, settings=GenerationSettings())) == []
 
 
 def test_art_needs_a_store_with_concepts(tmp_path):

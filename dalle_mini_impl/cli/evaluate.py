@@ -90,7 +90,7 @@ def generation(model: str, **options: Any) -> None:
     click.echo(table(rows))
     drawn, held_out = measure.generation_rows(setup)
     click.echo(table(drawn))
-    cells = measure.sweep(setup) if options["sweep"] else []
+    cells = measure.sweep(setup)
     if cells:
         click.echo(table([row for cell in cells for row in cell.rows]))
         best = max(cells, key=lambda cell: cell.merit)
@@ -108,23 +108,24 @@ def set_up(model: str, options: dict[str, Any]) -> "Setup":
     """Load the model and the judges, and show the judges all art.
 
     Raises:
-        UserError: a list is malformed, or model, store or judge is missing.
+        UserError: a list is malformed, the store cannot serve the settings, or model, store or judge is missing.
     """
     from tqdm import tqdm
 
     from dalle_mini_impl.evaluate.art import build_banks, open_art
-    from dalle_mini_impl.evaluate.generation import GenerationSettings, Setup
+    from dalle_mini_impl.evaluate.generation import GenerationSettings, Setup, check
     from dalle_mini_impl.judge import load_judges
     from dalle_mini_impl.pipeline import DalleMini
 
     same = ("pairs", "candidates", "seed", "sweep_pairs")
     settings = GenerationSettings(
         **{name: options[name] for name in same}, kinds=names(options["kinds"]), languages=names(options["languages"]),
-        temperatures=numbers(options["temperatures"], "--temperatures"),
-        guidances=numbers(options["guidances"], "--guidances"),
+        temperatures=numbers(options["temperatures"], "--temperatures") if options["sweep"] else (),
+        guidances=numbers(options["guidances"], "--guidances") if options["sweep"] else (),
     )  # fmt: skip
     dalle = DalleMini.from_pretrained(model, options["device"])
     art = open_art(options["data"], dalle.image_tokenizer.config.image_size)
+    check(art, settings)
     judges = load_judges(dalle.transformer.embed.weight.device)
     with tqdm(total=len(art.store), desc="judges look at real art", unit=" pictures", delay=2, leave=False) as bar:
         banks = build_banks(art, judges, bar.update)

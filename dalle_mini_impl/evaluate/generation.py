@@ -98,8 +98,9 @@ def check(art: Art, settings: GenerationSettings) -> None:
     held_out = pick(art, settings, "validation", settings.pairs)
     if settings.temperatures:
         pick(art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    entries = [art.store.entries[number] for number in held_out]
     for language in settings.languages:
-        if all(prompt_of(art.store.entries[number], language) is None for number in held_out):
+        if all(prompt_of(entry, language) is None for entry in entries):
             raise UserError(f"no held-out picture has a caption in language {language!r}; choose one the captions have")
 
 
@@ -226,6 +227,8 @@ def generation_rows(setup: Setup) -> tuple[list[Row], Drawing]:
 def sweep(setup: Setup) -> list[SweepCell]:
     """Quality at every temperature and guidance scale, on held-out pairs that no other figure uses."""
     settings, cells = setup.settings, []
+    if not settings.temperatures:
+        return []
     numbers = pick(setup.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
     for temperature in settings.temperatures:
         for guidance in settings.guidances:
