@@ -1,49 +1,12 @@
-"""Causal attention with rotary positions in the plane, and the key/value cache it decodes with."""
+"""Causal attention with rotary positions in the plane."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dalle_mini_impl.kv_cache import Cache
 
-class KVCache:
-    """Keys and values of every layer, allocated once for the whole stream.
-
-    Passed to the model by whoever decodes; the model keeps no state.
-
-    Args:
-        n_layer: blocks of the model.
-        shape: `(B, n_head, T, head_dim)` of one layer's keys, T being the longest stream it will hold.
-        device: where it lives.
-        dtype: of keys and values.
-    """
-
-    def __init__(
-        self, n_layer: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.keys = torch.zeros(n_layer, *shape, device=device, dtype=dtype)
-        self.values = torch.zeros(n_layer, *shape, device=device, dtype=dtype)
-        self.length = 0
-        """Positions filled so far."""
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the next positions of one layer and return all its keys and values so far."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def repeat(self, rows: Tensor, capacity: int) -> "KVCache":
-        """A cache with room for `capacity` positions whose row i starts as this one's row `rows[i]`.
-
-        A prompt is thus run once, however many candidates continue it.
-        """
-        n_layer, _, n_head, _, head_dim = self.keys.shape
-        shape = (len(rows), n_head, capacity, head_dim)
-        cache = KVCache(n_layer, shape, self.keys.device, self.keys.dtype)
-        cache.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]
-        cache.values[:, :, :, : self.length] = self.values[:, rows, :, : self.length]
-        cache.length = self.length
-        return cache
+EPS = 1e-6
 
 
 def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
@@ -55,19 +18,31 @@ def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
         base: wavelengths run from 2π to 2π × base positions.
 
     Returns:
-        (T, head_dim // 2, 2) cosine and sine of each pair's angle.
+        (T, 2, head_dim) of each position: cosines, and sines with the sign they have in `rotate`.
     """
     pairs = head_dim // 4
     frequencies = base ** -(torch.arange(pairs) / pairs)
     angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (T, 2 · pairs)
-    return torch.stack([angles.cos(), angles.sin()], -1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn each pair of numbers of x (B, n_head, T, head_dim) by its position's angle."""
+    """Turn each pair of numbers of x (B, T, …, head_dim) by its position's angle; table (T, 2, head_dim)."""
+    cos, sin = table.to(x.dtype).view(len(table), 2, *[1] * (x.ndim - 3), x.shape[-1]).unbind(1)
     first, second = x.chunk(2, -1)
-    cos, sin = table[..., 0].to(x.dtype), table[..., 1].to(x.dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+    return torch.addcmul(x * cos, torch.cat([second, first], -1), sin)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of the last dimension (Zhang & Sennrich 2019), in the dtype of its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -77,11 +52,11 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head = n_head
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
-        self.q_norm = nn.RMSNorm(n_embd // n_head, eps=1e-6)
-        self.k_norm = nn.RMSNorm(n_embd // n_head, eps=1e-6)
+        self.q_norm = RMSNorm(n_embd // n_head)
+        self.k_norm = RMSNorm(n_embd // n_head)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None, cache: Cache | None = None, layer: int = 0) -> Tensor:
         """Attend from each position to itself and all before it.
 
         Args:
@@ -94,16 +69,15 @@ class Attention(nn.Module):
             (B, T, C).
         """
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        q, k = normalise(self.q_norm, q), normalise(self.k_norm, k)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
+        qk = rms_norm(qkv[:, :, :2], torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None])
         if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
+            qk = rotate(qk, table)
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
         if cache is not None:
-            k, v = cache.append(layer, k, v)
-        # A single new position sees everything; of several, each sees the cached ones and those up to itself.
-        S = k.shape[2]
-        allowed = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if T > 1 else None
-        y = attend(q, k, v, allowed)
+            y = cache.attend(layer, q, k, v)
+        else:
+            y = attend(q, k, v, torch.ones(T, T, dtype=torch.bool, device=x.device).tril())
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -128,6 +102,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Te
     return scores.softmax(-1) @ v
 
 
-def normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """Apply an RMSNorm in the dtype of its input, which keeps autocast on the fused kernel."""
-    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Divide x (…, C) by the root of its mean square over the last dimension; times weight (…, C)."""
+    weight = weight.to(x.dtype)
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.rms_norm(x, x.shape[-1:], eps=EPS) * weight
+    # Without gradients a CPU takes three times as long over the above as over these few operations.
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(size.square_().mul_(1 / x.shape[-1]).add_(EPS)).to(x.dtype)
+    return x * scale * weight

@@ -127,7 +127,7 @@ def load_text_tokenizer(name: str | Path) -> TextTokenizer:
 def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
     """The image tokenizer of a model, ready for use, and its identity."""
     part = read_part(find(name), "image_tokenizer")
-    module = ImageTokenizer(from_dict(ImageTokenizerConfig, part.config, str(part.path)))
+    module = ImageTokenizer(from_dict(ImageTokenizerConfig, part.config, str(part.path)), commitment=None)
     return _fill(module, part, device), part.identity
 
 

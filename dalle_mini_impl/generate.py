@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.attention import KVCache
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.kv_cache import Cache
 from dalle_mini_impl.sampling import check, guide, next_ids
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import Transformer
@@ -72,9 +72,9 @@ def generate(
         part = seeds[start : start + chunk]
         uniforms = torch.stack([_uniforms(seed, stream.image_length) for seed in part]).to(device)
         # Row order: every candidate with the caption, then every candidate without.
-        source = torch.arange(len(captions), device=device).repeat_interleave(len(part))
-        cache = prompt_cache.repeat(source, stream.length)
-        rows.append(_decode(transformer, stream, cache, hidden[source], uniforms, sampling, progress))
+        cache = prompt_cache.branch(len(part), stream.length)
+        first = hidden.repeat_interleave(len(part), 0)
+        rows.append(_decode(transformer, stream, cache, first, uniforms, sampling, progress))
     ids = torch.cat(rows) if rows else torch.empty(0, stream.image_length, dtype=torch.int64)
     return ids.unflatten(1, stream.config.grid)
 
@@ -82,7 +82,7 @@ def generate(
 def _decode(
     transformer: Transformer,
     stream: Stream,
-    cache: KVCache,
+    cache: Cache,
     hidden: Tensor,
     uniforms: Tensor,
     sampling: SamplingConfig,

@@ -18,6 +18,7 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.generate import CHUNK, Prompt, generate, log_likelihood
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.packing import choose_precision, pack
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
@@ -136,24 +137,28 @@ class DalleMini:
         self._scorer = scorer
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto") -> "DalleMini":
+    def from_pretrained(cls, name: str | Path, device: str = "auto", precision: str = "auto") -> "DalleMini":
         """Load a shipped model or a checkpoint folder.
 
         Args:
             name: `emoji`, or a folder.
             device: `auto`, `cpu`, `cuda`, `mps` …
+            precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 where the
+                device computes it by itself.
 
         Raises:
-            UserError: the checkpoint is missing, incomplete or mixed, or there is no such device.
+            UserError: the checkpoint is missing, incomplete or mixed, or there is no such device or precision.
         """
         folder, device = checkpoint.find(name), choose_device(device)
+        precision = choose_precision(precision, device)
         transformer, stream = checkpoint.load_transformer(folder, device)
+        pack(transformer, precision, Stream(stream).image_range)
         image_tokenizer, _ = checkpoint.load_image_tokenizer(folder, device)
         has_scorer = (folder / "scorer.safetensors").is_file()
         return cls(
             checkpoint.load_text_tokenizer(folder), image_tokenizer, transformer, Stream(stream),
             checkpoint.load_scorer(folder, device) if has_scorer else None, checkpoint.load_settings(folder),
-            {"model": str(name), "checkpoint": checkpoint.fingerprint(folder)},
+            {"model": str(name), "checkpoint": checkpoint.fingerprint(folder), "precision": precision},
         )  # fmt: skip
 
     @property

@@ -61,12 +61,30 @@ def next_ids(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     if config.temperature == 0:
         # argmax may return any of several maxima: ask for the first
         return (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
-    ordered, ids = torch.sort(logits.float() / config.temperature, dim=-1, descending=True, stable=True)
-    if config.top_k:
-        ordered, ids = ordered[:, : config.top_k], ids[:, : config.top_k]
-    cumulative = torch.softmax(ordered, -1).cumsum(-1)
-    # Total probability of the kept ids: the first place where the sum reaches top_p ends the list.
-    last = (cumulative < config.top_p).sum(-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
-    total = cumulative.gather(-1, last)
+    scores = logits.float() / config.temperature
+    if 0 < config.top_k < scores.shape[-1]:
+        scores = _keep_top_k(scores, config.top_k)
+    if config.top_p < 1:
+        scores = _keep_top_p(scores, config.top_p)
+    # Each id owns a stretch of [0, 1) as long as its probability, in the order of the ids.
+    cumulative = torch.softmax(scores, -1).cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
     place = torch.searchsorted(cumulative, uniform[:, None].to(cumulative.dtype) * total, right=True)
-    return ids.gather(-1, torch.minimum(place, last))[:, 0]
+    # Rounding may put a number just below 1 behind the last stretch.
+    return torch.minimum(place, torch.searchsorted(cumulative, total))[:, 0]
+
+
+def _keep_top_k(scores: Tensor, k: int) -> Tensor:
+    """Scores (N, K) with all but the k highest of each row at minus infinity, found without sorting."""
+    lowest = torch.kthvalue(scores, scores.shape[-1] - k + 1, dim=-1, keepdim=True).values
+    above, ties = scores > lowest, scores == lowest
+    first_ties = ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True))
+    return scores.masked_fill(~(above | first_ties), -math.inf)
+
+
+def _keep_top_p(scores: Tensor, p: float) -> Tensor:
+    """Scores (N, K) with minus infinity for all but the fewest likeliest ids whose probabilities reach p."""
+    ordered, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
+    before = torch.softmax(ordered, -1).cumsum(-1).roll(1, -1)
+    before[:, 0] = 0
+    return torch.empty_like(scores).scatter_(-1, ids, ordered.masked_fill(before >= p, -math.inf))

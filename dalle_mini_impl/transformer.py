@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.attention import Attention, KVCache, normalise, rotary_table
+from dalle_mini_impl.attention import Attention, RMSNorm, rotary_table
 from dalle_mini_impl.config import StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.kv_cache import Cache, KVCache
 from dalle_mini_impl.stream import Stream
 
 ROPE_BASE = 100.0
@@ -36,14 +37,14 @@ class Block(nn.Module):
 
     def __init__(self, n_embd: int, n_head: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(n_embd, eps=1e-6)
+        self.attention_norm = RMSNorm(n_embd)
         self.attention = Attention(n_embd, n_head)
-        self.mlp_norm = nn.RMSNorm(n_embd, eps=1e-6)
+        self.mlp_norm = RMSNorm(n_embd)
         self.mlp = SwiGLU(n_embd)
 
-    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attention(normalise(self.attention_norm, x), table, cache, layer)
-        return x + self.mlp(normalise(self.mlp_norm, x))
+    def forward(self, x: Tensor, table: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), table, cache, layer)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -90,11 +91,13 @@ class Transformer(nn.Module):
             sizes = (coordinates.max(0).values + 1).tolist() if not coordinates.is_meta else [len(coordinates)] * 2
             self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
         self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))
-        self.norm = nn.RMSNorm(n_embd, eps=1e-6)
+        self.norm = RMSNorm(n_embd)
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.heads: dict[tuple[int, int], nn.Module] = {}
+        """Parts of the head that were made ready for decoding."""
         self._initialise()
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states of the next positions.
 
         Args:
@@ -118,7 +121,7 @@ class Transformer(nn.Module):
             x = block(x, table, cache, layer)
         if cache is not None:
             cache.length = end
-        return normalise(self.norm, x)
+        return self.norm(x)
 
     def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
         """Scores of the next id.
@@ -130,6 +133,8 @@ class Transformer(nn.Module):
         Returns:
             (…, end - first), or (…, V) without `allowed`.
         """
+        if allowed in self.heads:
+            return self.heads[allowed](hidden)
         weight = self.head.weight if allowed is None else self.head.weight[allowed[0] : allowed[1]]
         return F.linear(hidden, weight)
 

@@ -78,8 +78,8 @@ def probabilities(logits: list[float], temperature: float, top_k: int, top_p: fl
 
 
 def next_id(logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
-    """Walk along the ids, likeliest first, until `uniform` of the probability lies behind."""
-    allowed = probabilities(logits, temperature, top_k, top_p)
+    """Walk along the allowed ids until `uniform` of the probability lies behind."""
+    allowed = sorted(probabilities(logits, temperature, top_k, top_p))
     passed = 0.0
     for number, share in allowed:
         passed += share

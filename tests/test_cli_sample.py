@@ -94,6 +94,14 @@ def test_every_setting_reaches_the_model(sample):
     ]
 
 
+def test_a_picture_is_made_again_in_the_precision_it_had(sample):
+    sample("a cat", "--candidates", 2, "--keep", 2, "--precision", "fp32", "--out", "first.png")
+    assert read_metadata("first.png")["precision"] == "fp32"
+    sample("--from", "first.png", "--out", "second.png")
+    assert read_metadata("second.png")["precision"] == "fp32"
+    assert np.array_equal(pixels("first.png"), pixels("second.png"))
+
+
 def test_several_prompts_make_rows(sample):
     result = sample("a red heart", "心形", "--keep", 2, "--columns", 0)
     names = [line.split(":")[0] for line in result.stdout.splitlines()[:-1]]
@@ -255,6 +263,12 @@ def test_what_carries_no_settings_is_refused(refused, tmp_path):
     assert "carries no settings" in one_line(refused("sample", "--from", "plain.png"))
     assert "not a readable picture" in one_line(refused("sample", "--from", "text.png"))
     assert "not a readable picture" in one_line(refused("sample", "--from", "missing.png"))
+
+
+def test_unknown_precisions_are_refused(refused, tiny_model):
+    assert "unknown precision 'fp8'" in one_line(
+        refused("sample", "a cat", "--precision", "fp8", "--model", tiny_model)
+    )
 
 
 # --- bad input

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.image_tokenizer.quantizers import VQ, FiniteScalar, build_quantizer
+from dalle_mini_impl.image_tokenizer.quantizers import VQ, FiniteScalar, TrainedVQ, build_quantizer
 
 # Eight directions in the plane, 45 degrees apart
 COMPASS = torch.tensor([[math.cos(n * math.pi / 4), math.sin(n * math.pi / 4)] for n in range(8)])
@@ -212,6 +212,24 @@ def test_quantizers_are_built_by_name():
 def test_fsq_levels_must_give_the_numbers(codebook_size, embed_dim):
     with pytest.raises(UserError, match=r"fsq_levels \[7, 5, 3\] give 105 ids of width 3, but codebook_size is"):
         build_quantizer("fsq", codebook_size, embed_dim, LEVELS, 0.3)
+
+
+def test_a_trained_codebook_needs_no_library():
+    torch.manual_seed(0)
+    vq = VQ(61, 5)
+    for seed in range(3):
+        vq.train()(random_vectors(3, 97, 5, seed=seed))
+    trained = build_quantizer("vq", 61, 5, (8, 8), None)
+    assert isinstance(trained, TrainedVQ)
+    trained.load_state_dict(vq.eval().state_dict())
+    z = random_vectors(3, 37, 5, seed=9)
+    quantized, ids, loss = trained(z)
+    theirs = vq(z)
+    assert torch.equal(ids, theirs[1])
+    assert len(ids.unique()) > 20
+    torch.testing.assert_close(quantized, theirs[0])
+    torch.testing.assert_close(trained.lookup(ids), vq.lookup(ids))
+    assert loss == 0
 
 
 def test_an_unknown_quantizer_is_refused():

@@ -31,15 +31,15 @@ def frequencies(logits, count=10_000, **settings):
 EIGHTHS = [math.log(1 / 8), math.log(1 / 2), math.log(1 / 8), math.log(1 / 4)]
 
 
-def test_ids_are_laid_out_likeliest_first():
-    # id 1 up to .5, id 3 up to .75, ids 0 and 2 (equal: the lower first) up to .875 and 1
-    uniforms = [0.0, 0.25, 0.49, 0.51, 0.74, 0.76, 0.87, 0.88, ALMOST_ONE]
-    assert draw(EIGHTHS, uniforms) == [1, 1, 1, 3, 3, 0, 0, 2, 2]
+def test_each_id_owns_a_stretch_in_the_order_of_ids():
+    # id 0 up to .125, id 1 up to .625, id 2 up to .75, id 3 up to 1
+    uniforms = [0.0, 0.12, 0.13, 0.62, 0.63, 0.74, 0.76, ALMOST_ONE]
+    assert draw(EIGHTHS, uniforms) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_constant_added_to_all_logits_changes_nothing():
-    uniforms = [0.1, 0.6, 0.8, 0.95]
-    assert draw([x + 300 for x in EIGHTHS], uniforms) == draw(EIGHTHS, uniforms) == [1, 3, 0, 2]
+    uniforms = [0.1, 0.6, 0.7, 0.95]
+    assert draw([x + 300 for x in EIGHTHS], uniforms) == draw(EIGHTHS, uniforms) == [0, 1, 2, 3]
 
 
 def test_frequencies_are_probabilities():
@@ -115,10 +115,10 @@ def test_greedy_does_not_look_at_the_number():
 # --- the ends of the interval
 
 
-def test_zero_draws_the_likeliest_and_almost_one_the_last():
-    assert draw([3, 1, 2], [0.0, ALMOST_ONE]) == [0, 1]
-    assert draw([3, 1, 2], [0.0, ALMOST_ONE], top_k=2) == [0, 2]
-    assert draw([3, 1, 2], [0.0, ALMOST_ONE], top_p=0.7) == [0, 2]
+def test_the_ends_draw_the_first_and_the_last_kept_id():
+    assert draw([3, 1, 2], [0.0, ALMOST_ONE]) == [0, 2]
+    assert draw([1, 3, 2, 0], [0.0, ALMOST_ONE], top_k=2) == [1, 2]
+    assert draw([1, 2, 3, 0], [0.0, ALMOST_ONE], top_p=0.7) == [1, 2]
 
 
 def test_each_id_owns_its_lower_end():
@@ -189,7 +189,7 @@ def test_nothing_is_changed_and_nothing_drawn_elsewhere():
 
 def test_half_precision_logits():
     logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.bfloat16)
-    assert next_ids(logits, torch.tensor([0.99]), SamplingConfig(**PLAIN)).tolist() == [0]
+    assert next_ids(logits, torch.tensor([0.05]), SamplingConfig(**PLAIN)).tolist() == [0]
 
 
 # --- guidance

@@ -72,19 +72,6 @@ def test_rows_do_not_see_each_other(model):
             torch.testing.assert_close(model(ids[row : row + 1])[0], together[row], atol=1e-12, rtol=0)
 
 
-def test_a_prompt_can_be_continued_in_many_ways(model):
-    # Two prompts, as guidance has them, with several continuations each
-    prompts, rows = random_ids(model, 2)[:, :8], torch.tensor([0, 0, 0, 1, 1, 1])
-    ends = random_ids(model, 3, seed=1)[:, 8:].repeat(2, 1)
-    with torch.no_grad():
-        cache = model.new_cache(2, 8)
-        model(prompts, cache)
-        more = cache.repeat(rows, T)
-        cached = torch.cat([model(ends[:, t : t + 1], more) for t in range(ends.shape[1])], 1)
-        whole = model(torch.cat([prompts[rows], ends], 1))[:, 8:]
-    torch.testing.assert_close(cached, whole, atol=1e-12, rtol=0)
-
-
 def test_a_cache_is_neither_read_nor_written_beyond_its_length(model):
     ids, cache = random_ids(model), model.new_cache(3)
     cache.keys.fill_(torch.nan)

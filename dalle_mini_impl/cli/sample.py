@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid.")
 @click.option("--save-dir", type=click.Path(), help="Folder for the separate pictures.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--precision", help="auto, fp32, bf16 or int8.  [default: that of --from's picture, or auto]")
 @click.option("--chunk", default=64, show_default=True, help="Candidates decoded at a time; less needs less memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print seeds and scores as JSON.")
 def sample(prompts: tuple[str, ...], **options: Any) -> None:
@@ -57,7 +58,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
         else [new_job(text, options) for text in texts]
     )
     name = options["model"] or (recorded or {}).get("model", "emoji")
-    dalle = DalleMini.from_pretrained(name, options["device"])
+    precision = options["precision"] or (recorded or {}).get("precision", "auto")
+    dalle = DalleMini.from_pretrained(name, options["device"], precision)
     if recorded and recorded["checkpoint"] != dalle.source["checkpoint"]:
         raise UserError(f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
                         f"{dalle.source['checkpoint']}; name the model it came from with --model")  # fmt: skip

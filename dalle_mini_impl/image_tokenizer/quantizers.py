@@ -4,11 +4,11 @@ All work on flat (B, n, D) vectors in fp32, outside autocast: half precision pic
 library's image-map mode transposes flat ids.
 """
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from vector_quantize_pytorch import FSQ, VectorQuantize
+from torch.nn import functional as F
 
 from dalle_mini_impl.errors import UserError
 
@@ -35,6 +35,8 @@ class VQ(nn.Module):
 
     def __init__(self, codebook_size: int, embed_dim: int, commitment: float = 0.25, revive: float = 0.5) -> None:
         super().__init__()
+        from vector_quantize_pytorch import VectorQuantize
+
         self.codebook_size = codebook_size
         # Stated in full because three library defaults hurt here: no restarts, decay 0.8, rotation trick.
         self.inner = VectorQuantize(
@@ -58,11 +60,43 @@ class VQ(nn.Module):
         return self.inner.codebook[image_ids]
 
 
+class TrainedVQ(nn.Module):
+    """A `VQ` that learns no more. It needs its table alone, and not the library, whose import takes seconds."""
+
+    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        # The library's names, so that what was trained with it loads.
+        self.inner = nn.Module()
+        self.inner._codebook = nn.Module()
+        for name, value in {
+            "embed": torch.zeros(1, codebook_size, embed_dim),
+            "embed_avg": torch.zeros(1, codebook_size, embed_dim),
+            "cluster_size": torch.zeros(1, codebook_size),
+            "initted": torch.tensor(False),
+        }.items():
+            self.inner._codebook.register_buffer(name, value)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            ids = (F.normalize(z.float(), dim=-1) @ self._table.T).argmax(-1)
+        return self.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        return self._table[image_ids]
+
+    @property
+    def _table(self) -> Tensor:
+        return cast(Tensor, cast(nn.Module, self.inner._codebook).embed)[0]
+
+
 class FiniteScalar(nn.Module):
     """Each of D numbers rounded to a few levels; no codebook to collapse (Mentzer 2023)."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
+        from vector_quantize_pytorch import FSQ
+
         self.inner = FSQ(levels=list(levels))
         self.codebook_size = int(self.inner.codebook_size)
 
@@ -76,15 +110,15 @@ class FiniteScalar(nn.Module):
 
 
 def build_quantizer(
-    name: str, codebook_size: int, embed_dim: int, fsq_levels: tuple[int, ...], commitment: float
-) -> VQ | FiniteScalar:
-    """Make a quantizer by its config name.
+    name: str, codebook_size: int, embed_dim: int, fsq_levels: tuple[int, ...], commitment: float | None
+) -> VQ | TrainedVQ | FiniteScalar:
+    """Make a quantizer by its config name; with no commitment loss, one that only has to be filled.
 
     Raises:
         UserError: the name is unknown, or `fsq_levels` does not fit the other numbers.
     """
     if name == "vq":
-        return VQ(codebook_size, embed_dim, commitment)
+        return TrainedVQ(codebook_size, embed_dim) if commitment is None else VQ(codebook_size, embed_dim, commitment)
     if name == "fsq":
         quantizer = FiniteScalar(fsq_levels)
         if (quantizer.codebook_size, len(fsq_levels)) != (codebook_size, embed_dim):

@@ -31,13 +31,13 @@ class ImageTokenizer(nn.Module):
 
     Args:
         config: its shape.
-        commitment: weight of the commitment loss, used in training only.
+        commitment: weight of the commitment loss in training; None makes a tokenizer that is only used.
 
     Raises:
         UserError: the config's numbers do not fit together.
     """
 
-    def __init__(self, config: ImageTokenizerConfig, commitment: float = 0.25) -> None:
+    def __init__(self, config: ImageTokenizerConfig, commitment: float | None = 0.25) -> None:
         super().__init__()
         stem = stem_factor(config.factor, len(config.channels))
         if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from conftest import make_transformer
+
+from dalle_mini_impl import kv_cache
+from dalle_mini_impl.kv_cache import BranchedCache, KVCache
+
+CPU = torch.device("cpu")
+SHAPE = (2, 4, 7, 6)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def filled_cache(length=5):
+    cache = KVCache(3, SHAPE, CPU, torch.float64)
+    for layer in range(3):
+        q, k, v = (noise(2, 4, length, 6, seed=10 * layer + n) for n in range(3))
+        cache.attend(layer, q, k, v)
+    cache.length = length
+    return cache
+
+
+def test_a_cache_is_allocated_once():
+    cache = KVCache(3, SHAPE, CPU, torch.bfloat16)
+    assert cache.keys.shape == cache.values.shape == (3, 2, 4, 7, 6)
+    assert cache.keys.dtype == torch.bfloat16
+    place = cache.keys.data_ptr()
+    cache.attend(1, *[torch.ones(2, 4, 3, 6, dtype=torch.bfloat16)] * 3)
+    assert cache.keys.data_ptr() == place
+    assert cache.length == 0  # moved on by the model, after its last layer
+
+
+def test_attending_writes_behind_what_is_there_and_nowhere_else():
+    cache = filled_cache()
+    before = cache.keys.clone(), cache.values.clone()
+    one = torch.ones(2, 4, 1, 6, dtype=torch.float64)
+    cache.attend(1, one, 3 * one, 5 * one)
+    assert bool((cache.keys[1, :, :, 5] == 3).all())
+    assert bool((cache.values[1, :, :, 5] == 5).all())
+    for now, then in zip((cache.keys, cache.values), before, strict=True):
+        assert torch.equal(now[1, :, :, :5], then[1, :, :, :5])
+        assert torch.equal(now[[0, 2]], then[[0, 2]])
+        assert not now[1, :, :, 6:].any()
+
+
+@pytest.mark.parametrize("kind", ["accelerator", "cpu"])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_prompt_can_be_continued_in_many_ways(monkeypatch, kind, count, position):
+    # Two prompts, as guidance has them, with several continuations each, over places that grow several times
+    monkeypatch.setattr(kv_cache, "ROOM", 4)
+    model = make_transformer(position)[0].double()
+    ids = torch.randint(model.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(model.vocab_size, (2 * count, 15), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cache = model.new_cache(2, 8)
+        model(ids, cache)
+        more = BranchedCache(cache, count) if kind == "cpu" else cache.repeat(count, model.max_length)
+        cached = torch.cat([model(ends[:, t : t + 1], more) for t in range(15)], 1)
+        whole = model(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 8:]
+    assert more.length == 23
+    torch.testing.assert_close(cached, whole, atol=1e-12, rtol=0)
+
+
+def test_branches_share_nothing_that_one_of_them_writes():
+    cache = filled_cache()
+    before = cache.keys.clone()
+    first, second = cache.branch(2, 7), cache.branch(2, 7)
+    q, k, v = (noise(4, 4, 1, 6, seed=n) for n in range(3))
+    once = first.attend(0, q, k, v)
+    first.length += 1
+    first.attend(0, q, 9 * k, 9 * v)
+    assert torch.equal(second.attend(0, q, k, v), once)
+    assert torch.equal(cache.keys, before)
+    assert cache.length == 5
