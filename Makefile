@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check peers clean
 
 demo: $(READY)  ## draw pictures with the shipped model
 	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
@@ -26,6 +26,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,tensorboard]'
 	touch $(READY)
+
+peers: $(READY)  ## what dalle bench measures against; dalle-pytorch asks for packages that cannot be built any more
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' ftfy
+	$(BIN)/python -m pip install -q --no-deps dalle-pytorch==1.6.6 axial-positional-embedding==0.3.12 \
+		rotary-embedding-torch==0.9.1
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -13,6 +13,7 @@ COMMANDS = {
     "data": "Build, look into and check sets of captioned pictures.",
     "evaluate": "Measure an image tokenizer or a whole model.",
     "classify": "Sort pictures by labels of your own, zero-shot.",
+    "bench": "Measure speed beside the peers and the machine's limits.",
     "info": "Tell what a model consists of.",
 }
 

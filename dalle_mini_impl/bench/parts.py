@@ -1,0 +1,110 @@
+"""Rows of the other parts: image tokenizer, scorer, text tokenizer, and commands from a cold start."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from dalle_mini_impl.bench.machine import Machine
+from dalle_mini_impl.bench.peers import import_dalle_pytorch
+from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.timing import median_seconds
+from dalle_mini_impl.checkpoint import load_image_tokenizer, load_scorer, load_text_tokenizer
+
+PICTURES = 64
+CAPTIONS = ("a red heart", "ein lachendes Gesicht mit Sonnenbrille", "en hund", "punane süda, keel", "三毛猫") * 200
+STAGES = (
+    ("python", "pass"),
+    ("torch", "import torch"),
+    ("the package", "import dalle_mini_impl.pipeline"),
+    ("the model", "from dalle_mini_impl.pipeline import DalleMini; DalleMini.from_pretrained('emoji')"),
+)
+
+
+def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Iterator[Row]:
+    """Encode, decode and train the shipped image tokenizer, beside a `DiscreteVAE` of the same grid and ids."""
+    device = machine.device
+    ours = load_image_tokenizer("emoji", device)[0]
+    size, factor = ours.config.image_size, ours.config.factor
+    pixels = torch.rand(PICTURES, 3, size, size, device=device) * 2 - 1
+    ids = ours.encode(pixels)
+    runs: dict[str, dict[str, Callable[[], Any]]] = {
+        "encode": {"ours": lambda: ours.encode(pixels)},
+        "decode": {"ours": lambda: ours.decode(ids)},
+        "train/image-tokenizer": {"ours": lambda: _backward(ours, pixels)},
+    }
+    if with_peer:
+        theirs = import_dalle_pytorch().DiscreteVAE(
+            image_size=size, num_layers=factor.bit_length() - 1, num_tokens=ours.codebook_size,
+            codebook_dim=512, hidden_dim=256, num_resnet_blocks=2,
+        ).to(device)  # fmt: skip  # sizes of its own training script
+        runs["encode"]["dalle-pytorch"] = lambda: theirs.get_codebook_indices(pixels)
+        runs["decode"]["dalle-pytorch"] = lambda: theirs.decode(ids.flatten(1))
+        runs["train/image-tokenizer"]["dalle-pytorch"] = lambda: theirs(pixels, return_loss=True).backward()
+    for name, pair in runs.items():
+        with torch.set_grad_enabled(name.startswith("train")):
+            seconds = median_seconds(pair, device, repeats)
+        peer = "dalle-pytorch" if with_peer else ""
+        note = f"{PICTURES / seconds['ours']:.0f} pictures/s"
+        yield Row(name, seconds["ours"], peer, seconds.get(peer, torch.nan), note=note, details={"pictures": PICTURES})
+
+
+def _backward(tokenizer: Any, pixels: torch.Tensor) -> None:
+    tokenizer.train()
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        result = tokenizer(pixels)
+    ((result.pixels - pixels).abs().mean() + result.loss).backward()
+    tokenizer.zero_grad()
+    tokenizer.eval()
+
+
+def scorer_rows(machine: Machine, repeats: int) -> Iterator[Row]:
+    """Score pictures against a caption, and cut captions into ids."""
+    scorer = load_scorer("emoji", machine.device)
+    size = scorer.model.image_size
+    pixels = torch.rand(PICTURES, 3, size, size) * 2 - 1
+    tokenizer = load_text_tokenizer("emoji")
+    seconds = median_seconds(
+        {
+            "score": lambda: scorer.score(pixels, "a red heart"),
+            "text-tokenizer": lambda: [tokenizer.encode(text) for text in CAPTIONS],
+        },
+        machine.device,
+        repeats,
+    )
+    yield Row("score", seconds["score"], note=f"{PICTURES / seconds['score']:.0f} pairs/s")
+    per_second = len(CAPTIONS) / seconds["text-tokenizer"]
+    yield Row("text-tokenizer", seconds["text-tokenizer"], note=f"{per_second:.0f} captions/s")
+
+
+def startup_rows(device: str, repeats: int) -> Iterator[Row]:
+    """Commands from a cold process, and where their time goes."""
+    with tempfile.TemporaryDirectory() as folder:
+        grid = str(Path(folder) / "grid.png")
+        commands = {
+            "startup/help": ["-m", "dalle_mini_impl", "--help"],
+            "startup/sample": ["-m", "dalle_mini_impl", "sample", "a red heart", "--out", grid, "--device", device],
+        }
+        for name, command in commands.items():
+            yield Row(name, _cold(command, repeats))
+    before = 0.0
+    for name, code in STAGES:
+        seconds = _cold(["-c", code], repeats)
+        yield Row(f"startup/of which {name}", max(seconds - before, 0.0))
+        before = seconds
+
+
+def _cold(arguments: list[str], repeats: int) -> float:
+    """Median seconds of a fresh Python process; one goes before, so that files are in memory as on any second use."""
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])

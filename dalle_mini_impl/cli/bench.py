@@ -1,0 +1,105 @@
+"""`dalle bench`: how fast this machine runs it, beside the peers and the machine's own limits."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.files import replace_file
+
+if TYPE_CHECKING:
+    from dalle_mini_impl.bench.machine import Machine
+    from dalle_mini_impl.bench.report import Row
+
+PARTS = ("sample", "train", "parts", "startup")
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="A tiny shape, once each: shows that everything runs, not how fast.")
+@click.option("--shape", default="R", show_default=True, help="Transformer shape: R, emoji, gpu or quick.")
+@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Just these parts; may be given several times.")
+@click.option("--peer", "peers", multiple=True, help="dalle-pytorch, transformers or none.  [default: all installed]")
+@click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
+@click.option(
+    "--config", default="configs/emoji/transformer.yaml", show_default=True, help="Learning race: what to train."
+)
+@click.option("--minutes", default=0.0, help="Learning race: minutes for each side; 0 leaves it out.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
+def bench(quick: bool, **options: Any) -> None:
+    """Measure speed: rooflines, sampling, training, the other parts, and start-up, in one run."""
+    from dalle_mini_impl.bench.machine import measure_machine
+    from dalle_mini_impl.bench.report import table
+    from dalle_mini_impl.bench.shapes import SHAPES
+    from dalle_mini_impl.pipeline import choose_device
+
+    name = "quick" if quick else options["shape"]
+    if name not in SHAPES:
+        raise UserError(f"unknown shape {name!r}; expected {', '.join(SHAPES)}")
+    repeats = 1 if quick else options["repeats"]
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats} was given, expected at least 1")
+    device = choose_device(options["device"])
+    machine = measure_machine(device, repeats)
+    click.echo(f"{device}: copy {machine.copy / 1e9:.0f} GB/s read and written, products "
+               + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items()))  # fmt: skip
+    rows: list[Row] = []
+    if options["minutes"]:
+        from dalle_mini_impl.bench.learn import race
+
+        rows += race(Path(options["config"]), options["minutes"], device)
+    for row in all_rows(machine, name, find_peers(options["peers"]), options["only"] or PARTS, repeats):
+        rows.append(row)
+        click.echo(f"  {row.row} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
+    click.echo(table(rows))
+    if options["json_file"]:
+        with replace_file(Path(options["json_file"])) as temporary:
+            temporary.write_text(json.dumps([row.facts() for row in rows], indent=1))
+        click.echo(options["json_file"])
+
+
+def find_peers(wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Classes of the wanted peers by name; of all that are installed where none is named.
+
+    Raises:
+        UserError: a peer is unknown, or wanted and not installed.
+    """
+    import importlib.util
+
+    from dalle_mini_impl.bench.peers import DallePytorch, Llama
+
+    known: dict[str, tuple[Any, str]] = {
+        "dalle-pytorch": (DallePytorch, "dalle_pytorch"),
+        "transformers": (Llama, "transformers"),
+    }
+    if unknown := set(wanted) - {*known, "none"}:
+        raise UserError(f"unknown peer {', '.join(sorted(unknown))}; expected {', '.join(known)} or none")
+    installed = {name for name, (_, module) in known.items() if importlib.util.find_spec(module)}
+    if missing := set(wanted) - installed - {"none"}:
+        raise UserError(f"{', '.join(sorted(missing))} not installed; in a clone, make peers installs it")
+    return {name: kind for name, (kind, _) in known.items() if name in installed and (not wanted or name in wanted)}
+
+
+def all_rows(
+    machine: "Machine", shape_name: str, peers: dict[str, Any], parts: tuple[str, ...], repeats: int
+) -> "Iterator[Row]":
+    """The rows of the wanted parts, as they are measured."""
+    from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
+    from dalle_mini_impl.bench.sampling import sampling_rows
+    from dalle_mini_impl.bench.shapes import SHAPES
+    from dalle_mini_impl.bench.training import training_rows
+
+    shape = SHAPES[shape_name]
+    builders = {name: lambda kind=kind: kind(shape, machine.device) for name, kind in peers.items()}
+    if "sample" in parts:
+        yield from sampling_rows(shape, machine, builders, repeats)
+    if "train" in parts:
+        yield from training_rows(shape, machine, builders, repeats)
+    if "parts" in parts:
+        yield from image_tokenizer_rows(machine, "dalle-pytorch" in peers, repeats)
+        yield from scorer_rows(machine, repeats)
+    if "startup" in parts:
+        yield from startup_rows(machine.device, repeats)

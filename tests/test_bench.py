@@ -1,0 +1,161 @@
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dalle_mini_impl.bench import peers
+from dalle_mini_impl.bench.machine import Machine, measure_machine
+from dalle_mini_impl.bench.report import Row, table
+from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
+from dalle_mini_impl.bench.timing import median_seconds, peak_memory
+from dalle_mini_impl.cli import bench, dalle
+from dalle_mini_impl.errors import UserError
+
+QUICK = SHAPES["quick"]
+
+
+# --- limits
+
+
+def test_limits_are_the_slower_of_moving_and_computing():
+    machine = Machine("cpu", copy=100.0, flops={"bf16": 1000.0, "fp32": 500.0})
+    assert machine.seconds(2000, 100, "bf16") == 2
+    assert machine.seconds(2000, 100, "fp32") == 4
+    assert machine.seconds(2000, 300, "int8") == 3  # 8-bit weights are multiplied in bf16
+
+
+def test_a_machine_is_measured():
+    machine = measure_machine("cpu", repeats=1)
+    assert machine.copy > 1e8
+    assert all(rate > 1e8 for rate in machine.flops.values())
+
+
+def test_weights_are_those_of_the_blocks():
+    # Per block: queries, keys, values and output 4 C^2, feed-forward 3 C x 192
+    assert matrix_weights(QUICK.build()) == 2 * (4 * 64**2 + 3 * 64 * 192)
+
+
+def test_a_decoding_step_is_counted():
+    weights, seen = 1000, 32
+    plain = decode_cost(QUICK, weights, 3, False, "bf16")
+    products = 2 * 3 * (weights + 64 * 128)
+    attention = 3 * 2 * (2 * 2) * 64 * (9 + seen)  # rows, layers, two products of two operations, width, positions
+    assert plain.flops == products + attention
+    # Weights once; keys and values of two layers: 9 shared positions, and 32 of each row
+    assert plain.bytes_moved == 2 * (weights + 64 * 128) + 2 * (2 * 2 * 64 * (9 + 3 * seen))
+    guided = decode_cost(QUICK, weights, 3, True, "bf16")
+    assert guided.flops == 2 * plain.flops
+    assert guided.bytes_moved == plain.bytes_moved + 2 * (2 * 2 * 64 * (9 + 3 * seen))
+    assert decode_cost(QUICK, weights, 3, False, "int8").bytes_moved == plain.bytes_moved - (weights + 64 * 128)
+
+
+def test_a_training_step_is_counted():
+    weights = 1000
+    length = 8 + 64
+    head = 8 * (128 + 8) + 64 * 128
+    forward = 2 * (weights * length + 64 * head) + 2 * 2 * 2 * 64 * length**2 / 2
+    assert train_cost(QUICK, weights, 5).flops == pytest.approx(3 * 5 * forward)
+
+
+# --- timing
+
+
+def test_runs_take_turns_and_warm_up():
+    calls = []
+    seconds = median_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, "cpu", repeats=3)
+    assert calls == ["a", "b"] * 4
+    assert all(0 <= value < 1 for value in seconds.values())
+
+
+def test_memory_is_seen_at_its_highest():
+    def use():
+        block = torch.ones(2**26)  # 256 MiB
+        for _ in range(20):
+            block.add_(1)
+
+    assert peak_memory(use, "cpu") > 0.5 * 2**28
+
+
+# --- report
+
+
+def test_ratios_say_how_many_times_better_ours_is():
+    assert Row("sample/1/plain", 2.0, "peer", 10.0).ratio == 5
+    assert Row("learn/image-tokenizer", 24.0, "peer", 20.0, higher_is_better=True).ratio == 1.2
+    assert math.isnan(Row("startup/help", 0.2).ratio)
+
+
+def test_rows_become_a_table_and_json():
+    rows = [Row("sample/1/plain", 2.0, "peer", 10.0, 0.55, "8 ids/s"), Row("startup/help", 0.21)]
+    lines = table(rows).splitlines()
+    assert len(lines) == 3
+    assert lines[1].split() == ["sample/1/plain", "2", "peer", "10", "5.00x", "55%", "8", "ids/s"]
+    assert lines[2].split() == ["startup/help", "0.21"]
+    facts = json.loads(json.dumps([row.facts() for row in rows], allow_nan=False))
+    assert facts[0]["ratio"] == 5
+    assert facts[1]["theirs"] is facts[1]["limit_share"] is None
+
+
+# --- peers
+
+
+@pytest.mark.parametrize("kind", [peers.DallePytorch, peers.Llama])
+@pytest.mark.parametrize("guided", [True, False])
+def test_peers_draw_image_ids_and_learn(kind, guided):
+    try:
+        peer = kind(QUICK, "cpu")
+    except UserError:
+        pytest.skip(f"{kind.name} is not installed")
+    ids = peer.sample(3, guided)
+    assert ids.shape == (3, 64)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < 128
+    peer = kind(QUICK, "cpu")
+    loss = peer.loss(torch.randint(2, 128, (2, 8)), torch.randint(0, 128, (2, 64)))
+    loss.backward()
+    assert 3 < float(loss.detach()) < 7  # nearly uniform over the ids that may stand there
+
+
+def test_missing_peers_are_named(monkeypatch):
+    with pytest.raises(UserError, match="unknown peer minDALL-E; expected dalle-pytorch, transformers or none"):
+        bench.find_peers(("minDALL-E",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert bench.find_peers(()) == bench.find_peers(("none",)) == {}
+    with pytest.raises(UserError, match="transformers not installed; in a clone, make peers installs it"):
+        bench.find_peers(("transformers",))
+    with pytest.raises(UserError, match="dalle-pytorch is not installed; in a clone, make peers installs it"):
+        peers.DallePytorch(QUICK, "cpu")
+    with pytest.raises(UserError, match="dalle-mini-impl\\[bench\\]"):
+        peers.Llama(QUICK, "cpu")
+
+
+# --- the command
+
+
+def run(*arguments):
+    return CliRunner().invoke(dalle, ["bench", *arguments], catch_exceptions=True)
+
+
+def test_the_command_writes_a_table_and_json(tmp_path):
+    path = tmp_path / "bench.json"
+    result = run("--quick", "--peer", "none", "--only", "sample", "--json", str(path), "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    rows = {row["row"]: row for row in json.loads(path.read_text())}
+    assert set(rows) == {f"sample/{n}/{kind}" for n in (1, 16, 64) for kind in ("guided", "plain")}
+    assert all(row["ours"] > 0 and 0 < row["limit_share"] < 1 for row in rows.values())
+    assert result.output.rstrip().endswith(str(path))
+    assert "sample/64/guided" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "huge"], "unknown shape 'huge'; expected R, emoji, gpu, quick"),
+        (["--repeats", "0"], "--repeats 0 was given, expected at least 1"),
+    ],
+)
+def test_bad_options_are_refused(arguments, message):
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == message
