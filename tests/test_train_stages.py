@@ -368,7 +368,7 @@ def test_a_share_of_a_batch_is_the_same_as_in_the_whole(trained):
 
 
 def test_undisturbed_batches_are_captions_and_ids_of_the_same_picture(trained):
-    batches = Batches(trained, "id_corruption=0", "caption_dropout=0", "bpe_dropout=0")
+    batches = Batches(trained, "id_corruption=0", "id_dropout=0", "caption_dropout=0", "bpe_dropout=0")
     inputs, targets = batches.draw_many()
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     texts, ids = batches.stream.split(torch.cat([inputs, targets[:, -1:]], 1))
@@ -384,14 +384,30 @@ def test_undisturbed_batches_are_captions_and_ids_of_the_same_picture(trained):
 
 
 def test_ids_are_corrupted_on_the_input_side_only(trained):
-    clean = Batches(trained, "id_corruption=0", "caption_dropout=0", "bpe_dropout=0").draw_many()
-    corrupted = Batches(trained, "id_corruption=0.4", "caption_dropout=0", "bpe_dropout=0").draw_many()
+    whole = "id_dropout=0", "caption_dropout=0", "bpe_dropout=0"
+    clean = Batches(trained, "id_corruption=0", *whole).draw_many()
+    corrupted = Batches(trained, "id_corruption=0.4", *whole).draw_many()
     assert torch.equal(corrupted[1], clean[1])
     assert torch.equal(corrupted[0][:, :12], clean[0][:, :12])
     changed = (corrupted[0] != clean[0])[:, 12:].float().mean()
     assert 0.05 < changed < 0.4  # of the replaced ids some are equal by chance
-    every = Batches(trained, "id_corruption=1", "caption_dropout=0", "bpe_dropout=0").draw_many()
+    every = Batches(trained, "id_corruption=1", *whole).draw_many()
     assert (every[0] != clean[0])[:, 12:].float().mean() > 2 * changed
+
+
+def test_ids_are_hidden_on_the_input_side_only(trained):
+    others = "id_corruption=0", "caption_dropout=0", "bpe_dropout=0"
+    clean = Batches(trained, "id_dropout=0", *others).draw_many()
+    batches = Batches(trained, "id_dropout=0.5", *others)
+    hidden = batches.draw_many()
+    assert torch.equal(hidden[1], clean[1])
+    assert torch.equal(hidden[0][:, :12], clean[0][:, :12])
+    gone = hidden[0] != clean[0]
+    assert bool((hidden[0][gone] == batches.stream.config.bos_id).all())
+    # Half of the pictures are whole; of the others' three input ids every share is as likely as any other.
+    shares = gone[:, 12:].float().mean(1)
+    assert float(shares.mean()) == pytest.approx(0.25, abs=0.05)
+    assert float((shares == 1).float().mean()) == pytest.approx(0.5 / 4, abs=0.05)
 
 
 def test_corruption_takes_ids_from_one_other_picture():

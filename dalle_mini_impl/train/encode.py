@@ -2,8 +2,8 @@
 
 accelerate launch -m dalle_mini_impl.train.encode --config configs/emoji/encode.yaml
 
-Each training picture is encoded in several augmented variants: with one fixed id sequence per picture a
-transformer learns to recite. Validation pictures are encoded plain.
+Each training picture is encoded in several augmented variants, or as it is: with one fixed id sequence per
+picture a transformer learns to recite, which some sets want (docs/log.md). Validation pictures are encoded plain.
 """
 
 import shutil

@@ -107,7 +107,7 @@ class EncodeRun:
     out: str = ""
     """Folder of the token cache."""
     variants: int = 16
-    """Augmented versions of each training picture; validation pictures are encoded plain."""
+    """Augmented versions of each training picture; 0 keeps it as it is. Validation pictures are encoded plain."""
     batch_size: int = 128
     """Pictures per pass."""
     seed: int = 0
@@ -139,6 +139,9 @@ class TransformerRun:
     """Chance of skipping a BPE merge in training captions."""
     id_corruption: float = 0.05
     """Share of image ids that are replaced by random ones on the input side; holds off memorising."""
+    id_dropout: float = 0.5
+    """Share of pictures of which a random share of image ids, up to all, is hidden on the input side. What comes next
+    must then be told from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
     prompts: tuple[str, ...] = ("a red heart", "a cat", "a yellow star", "a green apple")
     """Prompts for the sample pictures."""
 

@@ -63,12 +63,14 @@ def draw_batch(
     run = config.run
     indices = common.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
     texts: list[list[int]] = []
-    wanted, seen = [], []
+    wanted, seen, hidden = [], [], []
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
         random = np.random.default_rng([run.seed, step, place])
         ids = cache.image_ids[index, random.integers(cache.image_ids.shape[1])].astype(np.int64)
         wanted.append(ids)
         seen.append(corrupt(ids, cache, config.id_corruption, random))
+        share = random.random() * (random.random() < config.id_dropout)
+        hidden.append(random.random(ids.size) < share)
         if random.random() < config.caption_dropout:
             texts.append([])
         else:
@@ -77,6 +79,7 @@ def draw_batch(
     prefix = stream.prefix(texts)
     targets = stream.join(prefix, torch.from_numpy(np.stack(wanted)))
     inputs = stream.join(prefix, torch.from_numpy(np.stack(seen)))
+    inputs[:, prefix.shape[1] :][torch.from_numpy(np.stack(hidden))] = stream.config.bos_id
     return inputs[:, :-1], targets[:, 1:]
 
 
