@@ -32,6 +32,7 @@ from dalle_mini_impl.config import (
     StreamConfig,
     TransformerConfig,
     from_dict,
+    read_yaml,
     to_dict,
 )
 from dalle_mini_impl.errors import UserError
@@ -199,7 +200,7 @@ def load_settings(name: str | Path) -> SamplingConfig:
     """The sampling settings a model recommends."""
     path = find(name) / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
         return from_dict(SamplingConfig, values["sampling"], str(path))
     except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error

@@ -6,6 +6,7 @@ full name, and `key=value` overrides from the command line go through the same c
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -146,6 +147,23 @@ class AugmentConfig:
     """Chance of a random colour instead of white behind transparent pictures."""
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which only `true` and `false` are booleans: the language code `no` stays a word (as YAML 1.2 has it)."""
+
+    yaml_implicit_resolvers: typing.ClassVar = {
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values of a YAML text; raises `yaml.YAMLError` if it is none."""
+    return yaml.load(text, _Loader)
+
+
 def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read a YAML file and `key=value` overrides into a config.
 
@@ -158,7 +176,7 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         UserError: the file cannot be read, or a key or value does not fit; the message names it.
     """
     try:
-        values = yaml.safe_load(shipped(path).read_text(encoding="utf-8")) or {}
+        values = read_yaml(shipped(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -170,7 +188,7 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         if not sign or not key:
             raise UserError(f"override {override!r} was given, expected key=value such as run.steps=50")
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text)
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
         _set(values, key.split("."), value, override)

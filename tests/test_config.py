@@ -11,6 +11,7 @@ from dalle_mini_impl.config import (
     StreamConfig,
     from_dict,
     load,
+    read_yaml,
     to_dict,
 )
 from dalle_mini_impl.errors import UserError, need_extra
@@ -135,6 +136,13 @@ def test_an_override_goes_through_the_same_checks(tmp_path):
         load(Outer, path, ["model.sted=3"])
     with pytest.raises(UserError, match="'out' is a single value"):
         load(Outer, path, ["out.there=3"])
+
+
+def test_a_language_code_that_old_yaml_takes_for_a_boolean_stays_a_word(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("{no: 4, yes: 2, on: true, off: False}")
+    assert read_yaml(path.read_text()) == {"no": 4, "yes": 2, "on": True, "off": False}
+    assert load(Outer, write(tmp_path, "languages: {no: 4}"), ["languages.en=2"]).languages == {"no": 4.0, "en": 2.0}
 
 
 def test_an_override_that_is_no_yaml_is_refused(tmp_path):
