@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `dalle --help` and `import dalle_mini_impl` do not wait for torch.
 _WHERE = {
-    "Candidate": "pipeline",
+    "Candidate": "results",
     "DalleMini": "pipeline",
     "ImageTokenizer": "image_tokenizer",
-    "Result": "pipeline",
+    "Result": "results",
     "Scorer": "scorer",
     "TextTokenizer": "text_tokenizer",
     "UserError": "errors",
@@ -27,7 +27,8 @@ __all__ = ["Candidate", "DalleMini", "ImageTokenizer", "Result", "Scorer", "Text
 if TYPE_CHECKING:
     from dalle_mini_impl.errors import UserError
     from dalle_mini_impl.image_tokenizer import ImageTokenizer
-    from dalle_mini_impl.pipeline import Candidate, DalleMini, Result
+    from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.results import Candidate, Result
     from dalle_mini_impl.scorer import Scorer
     from dalle_mini_impl.text_tokenizer import TextTokenizer
 

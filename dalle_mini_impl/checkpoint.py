@@ -25,16 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_mini_impl.config import (
-    ImageTokenizerConfig,
-    SamplingConfig,
-    ScorerConfig,
-    StreamConfig,
-    TransformerConfig,
-    from_dict,
-    read_yaml,
-    to_dict,
-)
+from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config_io import from_dict, read_yaml, to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file, shipped
 from dalle_mini_impl.image_tokenizer import ImageTokenizer

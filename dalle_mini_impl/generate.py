@@ -27,6 +27,19 @@ class Prompt:
     """What guidance steers away from; empty means "no caption"."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Sampled candidates."""
+
+    image_ids: Tensor
+    """(N, h, w) int64 in [0, K), in the order of the seeds."""
+    likelihood: Tensor
+    """(N, 1) or, with guidance, (N, 2): nats of the whole picture given the caption, and given the negative one.
+
+    The model's own, at temperature 1 and without top-k or top-p, whatever the settings were.
+    """
+
+
 @torch.inference_mode()
 def generate(
     transformer: Transformer,
@@ -37,7 +50,7 @@ def generate(
     *,
     chunk: int = CHUNK,
     progress: Callable[[int], object] = lambda ids: None,
-) -> Tensor:
+) -> Drawn:
     """Sample the image ids of several candidates for one prompt.
 
     Each candidate has its own random numbers, drawn from its own seed on the CPU, so its picture does not
@@ -52,12 +65,11 @@ def generate(
         chunk: candidates decoded at a time, which bounds memory.
         progress: told how many image ids each step has drawn.
 
-    Returns:
-        (N, h, w) int64 ids in [0, K), in the order of `seeds`.
-
     Raises:
-        UserError: a sampling setting or `chunk` is out of range, or the caption does not fit.
+        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption does not fit.
     """
+    if not seeds:
+        raise UserError("no seeds were given; give one per candidate")
     check(sampling, stream.config.image_vocab)
     if chunk < 1:
         raise UserError(f"chunk {chunk} was given, expected at least 1 candidate at a time")
@@ -67,16 +79,17 @@ def generate(
     prefix = stream.prefix(captions).to(device)
     prompt_cache = transformer.new_cache(len(captions), prefix.shape[1])
     hidden = transformer(prefix, prompt_cache)[:, -1]
-    rows = []
+    ids, nats = [], []
     for start in range(0, len(seeds), chunk):
         part = seeds[start : start + chunk]
         uniforms = torch.stack([_uniforms(seed, stream.image_length) for seed in part]).to(device)
         # Row order: every candidate with the caption, then every candidate without.
         cache = prompt_cache.branch(len(part), stream.length)
         first = hidden.repeat_interleave(len(part), 0)
-        rows.append(_decode(transformer, stream, cache, first, uniforms, sampling, progress))
-    ids = torch.cat(rows) if rows else torch.empty(0, stream.image_length, dtype=torch.int64)
-    return ids.unflatten(1, stream.config.grid)
+        drawn, likelihood = _decode(transformer, stream, cache, first, uniforms, sampling, progress)
+        ids.append(drawn.unflatten(1, stream.config.grid))
+        nats.append(likelihood)
+    return Drawn(torch.cat(ids), torch.cat(nats))
 
 
 def _decode(
@@ -87,21 +100,24 @@ def _decode(
     uniforms: Tensor,
     sampling: SamplingConfig,
     progress: Callable[[int], object],
-) -> Tensor:
-    """Draw (N, h * w) ids, one position at a time for all rows of `hidden` (N or 2N, C)."""
-    drawn = []
+) -> tuple[Tensor, Tensor]:
+    """Draw (N, h * w) ids, one position at a time for all rows of `hidden` (N or 2N, C), and sum up their nats."""
+    groups = len(hidden) // len(uniforms)
+    drawn, nats = [], torch.zeros(len(hidden), device=hidden.device)
     for place in range(uniforms.shape[1]):
         logits = transformer.logits(hidden, stream.image_range).float()
-        if len(logits) > len(uniforms):
+        wanted = logits
+        if groups == 2:
             conditional, null = logits.chunk(2)
-            logits = guide(conditional, null, sampling.guidance)
-        ids = next_ids(logits, uniforms[:, place], sampling)
+            wanted = guide(conditional, null, sampling.guidance)
+        ids = next_ids(wanted, uniforms[:, place], sampling)
+        rows = ids.repeat(groups)
+        nats += logits.gather(1, rows[:, None])[:, 0] - logits.logsumexp(1)
         drawn.append(ids)
         progress(len(ids))
         if place + 1 < uniforms.shape[1]:
-            step = (ids + stream.image_offset).repeat(len(hidden) // len(ids))
-            hidden = transformer(step[:, None], cache)[:, -1]
-    return torch.stack(drawn, 1)
+            hidden = transformer((rows + stream.image_offset)[:, None], cache)[:, -1]
+    return torch.stack(drawn, 1), nats.view(groups, -1).T
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

@@ -1,11 +1,9 @@
 """DalleMini: prompt -> ranked pictures. The one file that knows every stage."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,97 +11,22 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl import checkpoint
-from dalle_mini_impl.config import SamplingConfig, from_dict, to_dict
+from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.config_io import from_dict, to_dict
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import CHUNK, Prompt, generate, log_likelihood
+from dalle_mini_impl.generate import CHUNK, Drawn, Prompt, generate, log_likelihood
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.images import to_images
 from dalle_mini_impl.packing import choose_precision, pack
+from dalle_mini_impl.results import Candidate, Result
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer
 
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One sampled picture."""
-
-    image: Image.Image
-    """RGB."""
-    score: float | None
-    """Cosine of picture and prompt by the scorer, or None when not ranked."""
-    seed: int
-    """Makes exactly this picture again: `generate(prompt, seeds=[seed])`."""
-    image_ids: Tensor
-    """(h, w) int64."""
-
-
-@dataclass(frozen=True, eq=False)
-class Result(Sequence[Candidate]):
-    """The kept candidates of one prompt, best first."""
-
-    prompt: str
-    negative: str
-    candidates: tuple[Candidate, ...]
-    settings: dict[str, Any]
-    """Model, checkpoint hash and sampling settings."""
-
-    def __len__(self) -> int:
-        return len(self.candidates)
-
-    def __iter__(self) -> Iterator[Candidate]:
-        return iter(self.candidates)
-
-    @overload
-    def __getitem__(self, index: int) -> Candidate: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Candidate, ...]: ...
-    def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
-        return self.candidates[index]
-
-    def grid(self, columns: int = 0, scores: bool = False) -> Image.Image:
-        """All pictures on one sheet, optionally with their scores underneath."""
-        return grid([self], columns, scores)
-
-    def metadata(self, candidates: Sequence[Candidate] | None = None) -> dict[str, Any]:
-        """What a PNG of these candidates (default: all) records, enough to make them again."""
-        chosen = self.candidates if candidates is None else candidates
-        pictures = [
-            {"prompt": self.prompt, "negative": self.negative, "seed": c.seed, "score": c.score} for c in chosen
-        ]
-        return {**self.settings, "pictures": pictures}
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write each picture as its own PNG with its settings inside; returns the paths, best first."""
-        stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
-        # Prompts that spell alike in file names must not overwrite each other's pictures.
-        stem += "-" + hashlib.sha256(f"{self.prompt}\0{self.negative}".encode()).hexdigest()[:6]
-        return [
-            save_png(candidate.image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate]))
-            for rank, candidate in enumerate(self.candidates, 1)
-        ]
-
-
-def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> Image.Image:
-    """One sheet of several results; with several prompts, each starts a row of its own by default.
-
-    Args:
-        results: of one or several prompts.
-        columns: pictures per row; 0 chooses.
-        scores: write each picture's score under it.
-    """
-    candidates = [candidate for result in results for candidate in result]
-    labels = []
-    if len(results) > 1 or scores:
-        for result in results:
-            name = [result.prompt] * (len(results) > 1)
-            labels += [
-                " ".join([*([f"{c.score:.3f}"] if scores and c.score is not None else []), *name]) for c in result
-            ]
-    if not columns and len(results) > 1:
-        columns = max(len(result) for result in results)
-    return contact_sheet([candidate.image for candidate in candidates], columns, labels)
+NULL_SHARE = 0.5
+"""How much of the likelihood without caption is taken off. Without any, plain pictures win whatever the prompt; with
+all of it (the likelihood ratio), odd ones do. Measured in `docs/log.md`."""
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -183,12 +106,15 @@ class DalleMini:
         *,
         negative: str = "",
         seeds: Sequence[int] | None = None,
-        rank: bool = True,
         chunk: int = CHUNK,
         progress: Callable[[int], object] = lambda ids: None,
         **sampling: Any,
     ) -> Result:
-        """Sample candidates, decode them, and keep those the scorer likes best.
+        """Sample candidates, decode them, and keep the best.
+
+        `rank` says which these are: `clip` those whose cosine with the prompt is highest, `likelihood` those the
+        transformer itself finds likely given the prompt and unlikely without it, `both` (the default) the sum of
+        the two, each in nats, and `none` keeps the order of the seeds. A model without scorer ranks by likelihood.
 
         Args:
             prompt: the caption, in any language the model knows.
@@ -197,10 +123,10 @@ class DalleMini:
             seed: of the run; each candidate's own seed follows from it.
             negative: what guidance steers away from instead of "no caption".
             seeds: the candidates' own seeds, instead of `seed` and `candidates`.
-            rank: order by score; otherwise the order of the seeds is kept.
             chunk: candidates decoded at a time, which bounds memory.
             progress: told how many image ids each step has drawn.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`; the model's recommendation where not given.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`; the model's recommendation where not
+                given.
 
         Returns:
             The kept candidates, best first.
@@ -218,19 +144,26 @@ class DalleMini:
             raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
         settings = self._sampling(sampling)
         ids = [self._encode(text) for text in (prompt, negative)]
-        image_ids = generate(
-            self.transformer, self.stream, Prompt(*ids), seeds, settings, chunk=chunk, progress=progress
-        ).cpu()
+        drawn = generate(self.transformer, self.stream, Prompt(*ids), seeds, settings, chunk=chunk, progress=progress)
+        image_ids = drawn.image_ids.cpu()
         images = [image for part in image_ids.split(chunk) for image in self.decode(part)]
-        order, scores = list(range(len(images))), None
-        if rank and self._scorer is not None:
-            ranked, values = self._scorer.rank(images, prompt)
-            order, scores = ranked.tolist(), values.tolist()
-        kept = tuple(
-            Candidate(images[i], scores[place] if scores else None, seeds[i], image_ids[i])
-            for place, i in enumerate(order[:keep])
-        )
+        order, scores = list(range(len(images))), [None] * len(images)
+        if settings.rank != "none":
+            values = self._scores(settings.rank, prompt, images, drawn, chunk)
+            order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
+        kept = tuple(Candidate(images[i], scores[i], seeds[i], image_ids[i]) for i in order[:keep])
         return Result(prompt, negative, kept, {**self.source, "sampling": to_dict(settings)})
+
+    def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn, chunk: int) -> Tensor:
+        """What candidates are ordered by, (N,); see `generate`."""
+        cosines = self.scorer.score(images, prompt) if rank in ("clip", "both") else torch.zeros(len(images))
+        if rank == "clip":
+            return cosines
+        given, null = drawn.likelihood[:, 0], drawn.likelihood[:, -1]
+        if drawn.likelihood.shape[1] == 1:  # without guidance, nothing has run without the caption yet
+            null = torch.cat([self.log_likelihood("", part).sum(1) for part in drawn.image_ids.split(chunk)])
+        likelihood = given.cpu() - NULL_SHARE * null.cpu()
+        return likelihood + self.scorer.scale * cosines if rank == "both" else likelihood
 
     def decode(self, image_ids: Tensor) -> list[Image.Image]:
         """Image ids (B, h, w) -> RGB pictures."""
@@ -258,6 +191,8 @@ class DalleMini:
             raise UserError(f"unknown sampling setting {sorted(unknown)[0]!r}; "
                             f"known are {', '.join(f.name for f in dataclasses.fields(SamplingConfig))}")  # fmt: skip
         given = {name: value for name, value in changes.items() if value is not None}
+        if self._scorer is None and "rank" not in given and self.sampling.rank != "none":
+            given["rank"] = "likelihood"
         return from_dict(SamplingConfig, {**to_dict(self.sampling), **given}, "sampling")
 
 

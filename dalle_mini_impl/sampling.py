@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.config import RANKS, SamplingConfig
 from dalle_mini_impl.errors import UserError
 
 
@@ -31,6 +31,8 @@ def check(config: SamplingConfig, vocab: int) -> None:
         raise UserError(f"top_p {config.top_p} was given, expected more than 0 and at most 1")
     if not 0 <= config.guidance < math.inf:
         raise UserError(f"guidance {config.guidance} was given, expected 0 or more (1 is off)")
+    if config.rank not in RANKS:
+        raise UserError(f"rank {config.rank!r} was given, expected one of {', '.join(RANKS)}")
 
 
 def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, add_text_tokenizer, save_part, save_settings
-from dalle_mini_impl.config import (
-    ImageTokenizerConfig,
-    SamplingConfig,
-    ScorerConfig,
-    StreamConfig,
-    TransformerConfig,
-    to_dict,
-)
+from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.scorer import build_clip

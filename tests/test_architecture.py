@@ -12,7 +12,8 @@ import yaml
 
 import dalle_mini_impl
 from dalle_mini_impl.checkpoint import build_clip, build_transformer
-from dalle_mini_impl.config import StreamConfig, load
+from dalle_mini_impl.config import StreamConfig
+from dalle_mini_impl.config_io import load
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train import runs
 

@@ -11,7 +11,8 @@ from conftest import CAPTIONS, IMAGE_TOKENIZER, SAMPLING, TRANSFORMER, make_imag
 from safetensors.torch import load_file, save_file
 
 from dalle_mini_impl import checkpoint
-from dalle_mini_impl.config import SamplingConfig, to_dict
+from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.text_tokenizer import train_text_tokenizer
 

@@ -12,7 +12,8 @@ from PIL import Image
 import dalle_mini_impl
 from dalle_mini_impl.checkpoint import SHIPPED
 from dalle_mini_impl.cli import COMMANDS, dalle, main
-from dalle_mini_impl.config import SamplingConfig, to_dict
+from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.images import read_metadata, save_png
 from dalle_mini_impl.pipeline import candidate_seed
 
@@ -84,9 +85,9 @@ def test_it_is_what_the_api_gives(sample, tiny_dalle):
 
 
 def test_every_setting_reaches_the_model(sample):
-    settings = {"temperature": 0.5, "top_k": 13, "top_p": 0.75, "guidance": 1.5}
+    settings = {"temperature": 0.5, "top_k": 13, "top_p": 0.75, "guidance": 1.5, "rank": "none"}
     flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
-    sample("a cat", *flags, "--negative", "a dog", "--no-rank", "--keep", 2)
+    sample("a cat", *flags, "--negative", "a dog", "--keep", 2)
     metadata = read_metadata("grid.png")
     assert metadata["sampling"] == to_dict(SamplingConfig(**settings))
     assert metadata["pictures"] == [
@@ -155,17 +156,22 @@ def test_chunks_change_nothing(sample):
 
 
 def test_a_long_prompt_is_cut_with_one_plain_line(sample):
-    result = sample("a red heart and a green tree and a yellow star", "--no-rank")
+    result = sample("a red heart and a green tree and a yellow star", "--rank", "none")
     lines = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert len(lines) == 1
     assert "cut off" in lines[0]
     assert ".py" not in result.stderr
 
 
-def test_a_model_without_scorer_says_so(sample, tiny_model, tmp_path):
+def test_unranked_pictures_have_no_score(sample):
+    assert "a cat: not ranked, seed" in sample("a cat", "--rank", "none").stdout
+
+
+def test_a_model_without_scorer_ranks_all_the_same(sample, refused, tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     (folder / "scorer.safetensors").unlink()
-    assert "a cat: not ranked, seed" in sample("a cat", model=folder).stdout
+    assert "a cat: best score" in sample("a cat", model=folder).stdout
+    assert "bare has no scorer" in one_line(refused("sample", "a cat", "--rank", "clip", "--model", folder))
 
 
 def test_two_runs_are_the_same_file(sample):
@@ -201,7 +207,7 @@ def test_the_shipped_model_draws_and_ranks(sample, tiny_dalle):
         ["a red heart", "--columns", 1, "--scores"],
         ["a red heart", "心形", "--keep", 2, "--scores"],
         ["a red heart", "a red heart", "--keep", 2],
-        ["a red heart", "--no-rank", "--keep", 2],
+        ["a red heart", "--rank", "none", "--keep", 2],
         ["a cat", "--negative", "a red heart", "--temperature", 0.7, "--top-k", 7, "--top-p", 0.9, "--guidance", 4],
         ["a cat", "--candidates", 13, "--keep", 5, "--seed", 11],
     ],

@@ -4,16 +4,8 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
-from dalle_mini_impl.config import (
-    AugmentConfig,
-    ImageTokenizerConfig,
-    SamplingConfig,
-    StreamConfig,
-    from_dict,
-    load,
-    read_yaml,
-    to_dict,
-)
+from dalle_mini_impl.config import AugmentConfig, ImageTokenizerConfig, SamplingConfig, StreamConfig
+from dalle_mini_impl.config_io import from_dict, load, read_yaml, to_dict
 from dalle_mini_impl.errors import UserError, need_extra
 
 

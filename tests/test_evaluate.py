@@ -278,11 +278,8 @@ def test_draw_finds_what_the_model_was_asked_for(setup, monkeypatch):
     assert best.shares["pixels"][0].value == 1
 
 
-def test_without_a_scorer_there_is_no_best_row(setup):
-    whole = setup.dalle
-    dalle_alone = DalleMini(whole.text_tokenizer, whole.image_tokenizer, whole.transformer, whole.stream, None,
-                            whole.sampling, whole.source)  # fmt: skip
-    drawing = draw(replace(setup, dalle=dalle_alone), pick(setup.art, setup.settings, "train", 2), "test")
+def test_unranked_candidates_have_no_best_row(setup):
+    drawing = draw(setup, pick(setup.art, setup.settings, "train", 2), "test", rank="none")
     assert [row.name for row in drawing_rows("x", drawing)] == ["x, mean of 3"]
 
 

@@ -21,7 +21,7 @@ def rope():
 
 
 def draw(model, seeds, prompt=PROMPT, settings=SETTINGS, **rest):
-    return generate(*model, prompt, seeds, settings, **rest)
+    return generate(*model, prompt, seeds, settings, **rest).image_ids
 
 
 # --- against the slow reference: uncached, unbatched, unchunked
@@ -42,10 +42,28 @@ def draw(model, seeds, prompt=PROMPT, settings=SETTINGS, **rest):
 )
 def test_the_reference_agrees(position, settings, prompt, seeds):
     transformer, stream = make_transformer(position)
-    drawn = generate(transformer, stream, prompt, seeds, settings)
+    drawn = generate(transformer, stream, prompt, seeds, settings).image_ids
     captions = list(prompt.text_ids), list(prompt.negative_ids)
     for ids, seed in zip(drawn, seeds, strict=True):
         assert torch.equal(ids, reference.generate(transformer, stream, captions, seed, settings))
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_the_likelihoods_are_the_models_own_whatever_the_settings(rope, chunk):
+    guided = generate(*rope, PROMPT, [3, 5, 8], SETTINGS, chunk=chunk)
+    given, negative = (
+        log_likelihood(*rope, ids, guided.image_ids).sum(1) for ids in (PROMPT.text_ids, PROMPT.negative_ids)
+    )
+    torch.testing.assert_close(guided.likelihood, torch.stack([given, negative], 1), rtol=1e-5, atol=1e-4)
+    assert float((given - negative).abs().min()) > 1e-2  # or a swap would not show
+    plain = generate(*rope, PROMPT, [3, 5, 8], SamplingConfig(temperature=0.3, guidance=1.0), chunk=chunk)
+    expected = log_likelihood(*rope, PROMPT.text_ids, plain.image_ids).sum(1)
+    torch.testing.assert_close(plain.likelihood, expected[:, None], rtol=1e-5, atol=1e-4)
+
+
+def test_no_seeds_are_refused(rope):
+    with pytest.raises(UserError, match="no seeds were given; give one per candidate"):
+        draw(rope, [])
 
 
 # --- a candidate depends on its seed alone
@@ -94,7 +112,7 @@ def test_only_image_ids_are_drawn():
     with torch.no_grad():  # a model that would rather go on with text, at every position
         transformer.head.weight[: stream.image_offset] *= 1000
     settings = SamplingConfig(temperature=5.0, guidance=1.0)
-    drawn = generate(transformer, stream, PROMPT, range(101), settings)
+    drawn = generate(transformer, stream, PROMPT, range(101), settings).image_ids
     assert drawn.dtype == torch.int64
     assert int(drawn.min()) >= 0
     assert int(drawn.max()) < stream.config.image_vocab
@@ -172,7 +190,7 @@ def test_nothing_that_is_passed_in_is_changed():
     text_ids, negative_ids, seeds = [5, 300], [41], [1, 2, 3]
     state = copy.deepcopy(transformer.state_dict())
     attributes = set(vars(transformer)), set(vars(stream))
-    drawn = generate(transformer, stream, Prompt(text_ids, negative_ids), seeds, SETTINGS, chunk=2)
+    drawn = generate(transformer, stream, Prompt(text_ids, negative_ids), seeds, SETTINGS, chunk=2).image_ids
     log_likelihood(transformer, stream, text_ids, drawn)
     assert (text_ids, negative_ids, seeds) == ([5, 300], [41], [1, 2, 3])
     assert all(torch.equal(value, state[name]) for name, value in transformer.state_dict().items())
@@ -185,10 +203,6 @@ def test_progress_counts_every_id(rope):
     assert sum(told) == 7 * 15
     assert told[:15] == [3] * 15
     assert told[-1] == 1
-
-
-def test_no_seeds_no_pictures(rope):
-    assert draw(rope, []).shape == (0, *GRID)
 
 
 # --- errors

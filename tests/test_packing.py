@@ -98,18 +98,18 @@ def test_packing_loses_no_more_than_bf16_does(position):
 def test_a_candidate_does_not_depend_on_the_others():
     model, seeds = packed("bf16"), list(range(100, 137))
     settings = SamplingConfig(temperature=0.9, guidance=2.5)
-    whole = generate(*model, PROMPT, seeds, settings)
+    whole = generate(*model, PROMPT, seeds, settings).image_ids
     assert len(whole.flatten(1).unique(dim=0)) == 37
     for number in (0, 17, 36):
-        assert torch.equal(generate(*model, PROMPT, [seeds[number]], settings)[0], whole[number])
-    assert torch.equal(generate(*model, PROMPT, seeds, settings, chunk=7), whole)
+        assert torch.equal(generate(*model, PROMPT, [seeds[number]], settings).image_ids[0], whole[number])
+    assert torch.equal(generate(*model, PROMPT, seeds, settings, chunk=7).image_ids, whole)
 
 
 @needs_bf16
 def test_cached_equals_uncached():
     # Greedy ids from the cache, then the whole stream at once: each id must be among the likeliest there too
     transformer, stream = packed("bf16")
-    drawn = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0))
+    drawn = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0)).image_ids
     ids = stream.join(stream.prefix([PROMPT.text_ids]), drawn)
     with torch.inference_mode():
         logits = transformer.logits(
@@ -134,7 +134,7 @@ def test_odd_widths_can_be_packed():
     stream = Stream(layout)
     for precision in ("bf16", "int8"):
         ours = pack(copy.deepcopy(transformer), precision, stream.image_range)
-        assert generate(ours, stream, Prompt((2,)), [1, 2], SamplingConfig()).shape == (2, 2, 3)
+        assert generate(ours, stream, Prompt((2,)), [1, 2], SamplingConfig()).image_ids.shape == (2, 2, 3)
 
 
 # --- the choice

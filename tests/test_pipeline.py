@@ -11,9 +11,10 @@ from PIL import Image
 
 import dalle_mini_impl
 from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError
-from dalle_mini_impl.config import to_dict
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.images import read_metadata
-from dalle_mini_impl.pipeline import candidate_seed, choose_device, grid
+from dalle_mini_impl.pipeline import NULL_SHARE, candidate_seed, choose_device
+from dalle_mini_impl.results import grid
 
 
 class RedScorer:
@@ -22,11 +23,11 @@ class RedScorer:
     def __init__(self):
         self.asked = []
 
-    def rank(self, images, text):
+    scale = 1000.0
+
+    def score(self, images, text):
         self.asked.append((len(images), text))
-        scores = torch.tensor([float(np.asarray(image)[..., 0].mean()) / 255 for image in images])
-        values, order = torch.sort(scores, descending=True, stable=True)
-        return order, values
+        return torch.tensor([red(image) for image in images])
 
 
 def with_scorer(dalle, scorer):
@@ -67,9 +68,9 @@ def test_candidates_are_complete(result, tiny_dalle):
 def test_the_scorer_decides_the_order(tiny_dalle):
     scorer = RedScorer()
     dalle = with_scorer(tiny_dalle, scorer)
-    ranked = dalle.generate("a red heart", candidates=11, keep=4, seed=3)
+    ranked = dalle.generate("a red heart", candidates=11, keep=4, seed=3, rank="clip")
     assert scorer.asked == [(11, "a red heart")]
-    every = tiny_dalle.generate("a red heart", candidates=11, keep=11, seed=3, rank=False)
+    every = tiny_dalle.generate("a red heart", candidates=11, keep=11, seed=3, rank="none")
     best = sorted(every, key=lambda candidate: -red(candidate.image))[:4]
     assert [candidate.seed for candidate in ranked] == [candidate.seed for candidate in best]
     for candidate, expected in zip(ranked, best, strict=True):
@@ -78,26 +79,56 @@ def test_the_scorer_decides_the_order(tiny_dalle):
         assert candidate.score == pytest.approx(red(expected.image))
 
 
-def test_the_own_scorer_ranks_by_cosine(result, tiny_dalle):
-    scores = [candidate.score for candidate in result]
+def test_the_own_scorer_ranks_by_cosine(tiny_dalle):
+    ranked = tiny_dalle.generate("a red heart", candidates=7, keep=5, seed=3, rank="clip")
+    scores = [candidate.score for candidate in ranked]
     assert scores == sorted(scores, reverse=True)
-    again = tiny_dalle.scorer.score([candidate.image for candidate in result], "a red heart")
+    again = tiny_dalle.scorer.score([candidate.image for candidate in ranked], "a red heart")
     assert scores == pytest.approx(again.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(2.0, ""), (2.0, "a cat"), (1.0, "")])
+def test_ranking_by_likelihood_is_the_transformers_word(tiny_model, guidance, negative):
+    tiny_dalle = DalleMini.from_pretrained(tiny_model, "cpu", "fp32")
+    how = {"negative": negative, "guidance": guidance, "rank": "likelihood", "chunk": 4}
+    ranked = tiny_dalle.generate("a red heart", candidates=11, keep=11, seed=3, **how)
+    ids = torch.stack([candidate.image_ids for candidate in ranked])
+    given, null = (tiny_dalle.log_likelihood(text, ids).sum(1) for text in ("a red heart", negative))
+    scores = [candidate.score for candidate in ranked]
+    assert scores == pytest.approx((given - NULL_SHARE * null).tolist(), abs=1e-3)
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 11
+
+
+def test_both_is_the_sum_of_likelihood_and_scaled_cosine(tiny_dalle):
+    def scores(rank):
+        drawn = dalle.generate("a red heart", candidates=5, keep=5, seed=3, rank=rank)
+        return {candidate.seed: candidate.score for candidate in drawn}
+
+    dalle = with_scorer(tiny_dalle, RedScorer())
+    cosines, likelihoods, both = scores("clip"), scores("likelihood"), scores("both")
+    assert both == pytest.approx({seed: likelihoods[seed] + 1000 * cosines[seed] for seed in cosines})
+    assert both == scores(None)  # the default
+    assert list(both) == sorted(both, key=both.get, reverse=True)
 
 
 def test_unranked_keeps_the_order_of_the_candidates(tiny_dalle):
     scorer = RedScorer()
-    unranked = with_scorer(tiny_dalle, scorer).generate("a red heart", candidates=5, keep=3, seed=3, rank=False)
+    unranked = with_scorer(tiny_dalle, scorer).generate("a red heart", candidates=5, keep=3, seed=3, rank="none")
     assert scorer.asked == []
     assert [candidate.seed for candidate in unranked] == [candidate_seed(3, number) for number in range(3)]
     assert [candidate.score for candidate in unranked] == [None] * 3
 
 
-def test_a_model_without_scorer_draws_unranked(tiny_model, tmp_path):
+def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     (folder / "scorer.safetensors").unlink()
     dalle = DalleMini.from_pretrained(folder, "cpu")
-    assert [candidate.score for candidate in dalle.generate("a cat", candidates=2)] == [None, None]
+    ranked = dalle.generate("a cat", candidates=5)
+    assert [c.score for c in ranked] == [c.score for c in dalle.generate("a cat", candidates=5, rank="likelihood")]
+    for rank in ("clip", "both"):
+        with pytest.raises(UserError, match="bare has no scorer"):
+            dalle.generate("a cat", candidates=5, rank=rank)
     with pytest.raises(UserError, match=r"bare has no scorer; train one with dalle_mini_impl\.train\.scorer"):
         _ = dalle.scorer
 
@@ -125,8 +156,8 @@ def test_one_candidate_can_be_made_again_alone(result, tiny_dalle):
 
 
 def test_more_candidates_begin_with_the_fewer(tiny_dalle):
-    few = tiny_dalle.generate("a cat", candidates=2, keep=2, rank=False)
-    many = tiny_dalle.generate("a cat", candidates=5, keep=5, rank=False, chunk=3)
+    few = tiny_dalle.generate("a cat", candidates=2, keep=2, rank="none")
+    many = tiny_dalle.generate("a cat", candidates=5, keep=5, rank="none", chunk=3)
     assert all(torch.equal(one.image_ids, other.image_ids) for one, other in zip(few, many[:2], strict=True))
 
 
@@ -139,7 +170,7 @@ def test_seeds_of_different_runs_are_unrelated():
 def test_prompt_and_negative_both_matter(result, tiny_dalle):
     seeds = [candidate.seed for candidate in result]
     for changes in ({"prompt": "心形"}, {"negative": "a cat"}, {"guidance": 1.0}, {"temperature": 0.3}):
-        other = tiny_dalle.generate(**{"prompt": "a red heart", "seeds": seeds, "rank": False, **changes})
+        other = tiny_dalle.generate(**{"prompt": "a red heart", "seeds": seeds, "rank": "none", **changes})
         equal = [torch.equal(one.image_ids, two.image_ids) for one, two in zip(result, other, strict=True)]
         assert not all(equal), changes
 
@@ -152,7 +183,7 @@ def test_any_prompt_is_fine(tiny_dalle, prompt):
 def test_a_prompt_that_is_too_long_is_cut_with_a_warning(tiny_dalle):
     long = "a red heart and a green tree and a yellow star"
     with pytest.warns(UserWarning, match="7 fit; cut off"):
-        drawn = tiny_dalle.generate(long, candidates=1, rank=False)
+        drawn = tiny_dalle.generate(long, candidates=1, rank="none")
     assert drawn.prompt == long
     with pytest.warns(UserWarning, match="7 fit; cut off"):
         tiny_dalle.generate("a cat", candidates=1, negative=long)
@@ -316,7 +347,7 @@ def test_log_likelihood(tiny_dalle, result):
 
 
 def test_what_is_drawn_with_a_caption_fits_it_better_than_another(tiny_dalle):
-    drawn = tiny_dalle.generate("a red heart", candidates=29, keep=29, rank=False, guidance=1.0, top_k=0, top_p=1.0)
+    drawn = tiny_dalle.generate("a red heart", candidates=29, keep=29, rank="none", guidance=1.0, top_k=0, top_p=1.0)
     ids = torch.stack([candidate.image_ids for candidate in drawn])
     own, other = (tiny_dalle.log_likelihood(text, ids).sum(1).mean() for text in ("a red heart", "心形"))
     assert own > other

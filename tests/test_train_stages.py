@@ -15,7 +15,8 @@ from train_fixtures import DEADLINE, python
 from dalle_mini_impl import DalleMini, UserError
 from dalle_mini_impl.checkpoint import load_image_tokenizer, load_text_tokenizer, load_transformer, read_part
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.config import SamplingConfig, load
+from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.config_io import load
 from dalle_mini_impl.data.augment import plain_pixels
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import open_store
@@ -469,7 +470,9 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
     for entry, expected in zip(entries, ids, strict=True):
         for caption in entry.captions:
             prompt = Prompt(loaded.text_tokenizer.encode(caption.text)[:11])
-            greedy = generate(loaded.transformer, loaded.stream, prompt, [0], SamplingConfig(temperature=0, guidance=1))
+            greedy = generate(
+                loaded.transformer, loaded.stream, prompt, [0], SamplingConfig(temperature=0, guidance=1)
+            ).image_ids
             assert (greedy[0].numpy() == expected[0]).all()
 
 

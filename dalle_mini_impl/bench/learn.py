@@ -15,7 +15,7 @@ from dalle_mini_impl.bench.peers import DallePytorch
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.training import finish
-from dalle_mini_impl.config import load
+from dalle_mini_impl.config_io import load
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, open_cache, read_header
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.text_tokenizer import TextTokenizer

@@ -11,7 +11,7 @@ import click
 def info(model: str, as_json: bool) -> None:
     """Tell a model's parts, sizes, identities and settings."""
     from dalle_mini_impl import checkpoint
-    from dalle_mini_impl.config import to_dict
+    from dalle_mini_impl.config_io import to_dict
 
     folder = checkpoint.find(model)
     tokenizer = checkpoint.load_text_tokenizer(folder)

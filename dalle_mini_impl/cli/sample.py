@@ -10,7 +10,8 @@ import click
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.pipeline import DalleMini, Result
+    from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.results import Result
 
 
 @click.command()
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, help="Choose among ids of this total probability.  [default: the model's]")
 @click.option("--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]")
 @click.option("--negative", default="", help="What to steer away from.")
-@click.option("--no-rank", is_flag=True, help="Keep the first candidates instead of the best.")
+@click.option("--rank", help="What makes a picture good: clip, likelihood, both or none.  [default: the model's]")
 @click.option("--columns", default=0, help="Pictures per row of the grid; 0 chooses.")
 @click.option("--scores", is_flag=True, help="Write the scores under the pictures.")
 @click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid.")
@@ -48,7 +49,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     from tqdm import tqdm
 
     from dalle_mini_impl.images import read_metadata, save_png
-    from dalle_mini_impl.pipeline import DalleMini, grid
+    from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.results import grid
 
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
     recorded = read_metadata(options["picture"]) if options["picture"] else None
@@ -96,9 +98,9 @@ def read_prompts(prompts: tuple[str, ...], path: str | None) -> list[str]:
 
 def new_job(text: str, options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `DalleMini.generate` for a prompt of the command line."""
-    sampling = {name: options[name] for name in ("temperature", "top_k", "top_p", "guidance")}
+    sampling = {name: options[name] for name in ("temperature", "top_k", "top_p", "guidance", "rank")}
     rest = {name: options[name] for name in ("candidates", "keep", "seed", "negative")}
-    return {"prompt": text, "rank": not options["no_rank"], **rest, **sampling}
+    return {"prompt": text, **rest, **sampling}
 
 
 def recorded_jobs(recorded: dict[str, Any], path: str) -> list[dict[str, Any]]:
@@ -120,7 +122,7 @@ def recorded_jobs(recorded: dict[str, Any], path: str) -> list[dict[str, Any]]:
         key = (picture["prompt"], picture["negative"])
         job = jobs.setdefault(key, {"prompt": key[0], "negative": key[1], "seeds": [], **recorded["sampling"]})
         job["seeds"].append(picture["seed"])
-        job["keep"], job["rank"] = len(job["seeds"]), picture["score"] is not None
+        job["keep"] = len(job["seeds"])
     return list(jobs.values())
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_mini_impl.attention import attend
-from dalle_mini_impl.config import ScorerConfig, to_dict
+from dalle_mini_impl.config import ScorerConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)

@@ -45,6 +45,11 @@ class Scorer:
 
         return load_scorer(name, device)
 
+    @property
+    def scale(self) -> float:
+        """What cosines are multiplied with to become log-odds: the inverse of the learned temperature."""
+        return float(self.model.logit_scale.detach().exp())
+
     def embed_images(self, images: Images) -> Tensor:
         """Embed pictures.
 
@@ -111,7 +116,7 @@ class Scorer:
         if not labels:
             raise UserError("0 labels came; give at least one, better two or more to choose from")
         cosines = self.embed_images(images) @ self.embed_texts(labels).T
-        return (self.model.logit_scale.detach().float().cpu().exp() * cosines).softmax(dim=-1)
+        return (self.scale * cosines).softmax(dim=-1)
 
     def _embed(self, count: int, encode: Callable[[slice], Tensor]) -> Tensor:
         # Made outside inference mode, so that callers may change the result and use it in training.

@@ -23,7 +23,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dalle_mini_impl.config import load, to_dict
+from dalle_mini_impl.config_io import load, to_dict
 from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.train.runs import RunConfig

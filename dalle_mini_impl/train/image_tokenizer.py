@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dalle_mini_impl.checkpoint import save_part
-from dalle_mini_impl.config import to_dict
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.image_tokenizer import ImageTokenizer

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part, save_settings
-from dalle_mini_impl.config import StreamConfig, to_dict
+from dalle_mini_impl.config import StreamConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -121,13 +122,8 @@ def draw_samples(
     pictures = []
     for prompt in config.prompts:
         text_ids = tokenizer.encode(prompt)[: config.text_length]
-        ids = generate(
-            model.transformer,
-            model.stream,
-            Prompt(text_ids),
-            list(range(SAMPLES_PER_PROMPT)),
-            config.sampling,
-        )
+        seeds = list(range(SAMPLES_PER_PROMPT))
+        ids = generate(model.transformer, model.stream, Prompt(text_ids), seeds, config.sampling).image_ids
         pictures += to_images(image_tokenizer.decode(ids.to(next(image_tokenizer.parameters()).device)))
     labels = [prompt for prompt in config.prompts for _ in range(SAMPLES_PER_PROMPT)]
     save_png(contact_sheet(pictures, columns=2 * SAMPLES_PER_PROMPT, labels=labels), path)
