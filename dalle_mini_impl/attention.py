@@ -74,11 +74,14 @@ class Attention(nn.Module):
         if table is not None:
             qk = rotate(qk, table)
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        if cache is not None:
-            y = cache.attend(layer, q, k, v)
-        else:
-            y = attend(q, k, v, torch.ones(T, T, dtype=torch.bool, device=x.device).tril())
+        y = cache.attend(layer, q, k, v) if cache is not None else attend_before(q, k, v)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+def attend_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention (B, n_head, T, head_dim) of each position to itself and all before it; all of the same shape."""
+    T = q.shape[2]
+    return attend(q, k, v, torch.ones(T, T, dtype=torch.bool, device=q.device).tril())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:

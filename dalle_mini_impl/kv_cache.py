@@ -111,34 +111,34 @@ class BranchedCache:
         if place == self._keys[layer].shape[1]:
             self._grow(layer)
         keys, values = self._keys[layer], self._values[layer]
+        for place_of, part in ((keys, k), (values, v)):
+            place_of.view(-1, self._heads, self._count, *place_of.shape[1:])[:, :, :, place] = self._grouped(part)
         # Rows of one prompt and head lie side by side: (P · n_head, N, D), or one by one (P · n_head · N, 1, D).
-        q, k, v = (self._grouped(part) for part in (q, k, v))
-        keys[:, place], values[:, place] = k.flatten(0, 1), v.flatten(0, 1)
+        q = self._grouped(q * self._width**-0.5).reshape(self._groups, self._count, self._width).contiguous()
         shared = q @ self._shared_keys[layer].transpose(1, 2)
-        own = q.view(-1, 1, self._width) @ keys.transpose(1, 2)
-        scores = torch.cat([shared, own.view(self._groups, self._count, -1) + self._closed_after(place, keys)], -1)
-        shares = (scores * self._width**-0.5).softmax(-1)
-        y = shares[..., : self._shared_length] @ self._shared_values[layer]
+        own = (q.view(-1, 1, self._width) @ keys.transpose(1, 2)).view(self._groups, self._count, -1)
+        shares = torch.cat([shared, own.add_(self._closed_after(place, keys))], -1).softmax(-1)
         own = shares[..., self._shared_length :].reshape(-1, 1, keys.shape[1])
-        y = y + (own @ values).view_as(y)
-        return (
-            y.view(-1, self._heads, self._count, self._width).transpose(1, 2).reshape(-1, self._heads, 1, self._width)
-        )
+        y = (own @ values).view_as(q).add_(shares[..., : self._shared_length] @ self._shared_values[layer])
+        return y.view(-1, self._heads, self._count, self._width).transpose(1, 2).flatten(0, 1)[:, :, None]
 
     def _grouped(self, part: Tensor) -> Tensor:
-        """(P · N, n_head, 1, D) -> (P · n_head, N, D)."""
-        part = part.view(-1, self._count, self._heads, self._width).transpose(1, 2)
-        return part.reshape(self._groups, self._count, self._width).contiguous()
+        """(P · N, n_head, 1, D) -> (P, n_head, N, D)."""
+        return part.squeeze(2).unflatten(0, (-1, self._count)).transpose(1, 2)
 
     def _grow(self, layer: int) -> None:
         for parts in (self._keys, self._values):
-            parts[layer] = F.pad(parts[layer], (0, 0, 0, ROOM))
+            rows, filled, width = parts[layer].shape
+            larger = parts[layer].new_empty(rows, filled + ROOM, width)
+            larger[:, :filled], larger[:, filled:] = parts[layer], 0
+            parts[layer] = larger
 
     def _closed_after(self, place: int, keys: Tensor) -> Tensor:
         """(room,): 0 up to `place`, minus infinity behind it, where nothing is stored yet."""
         if len(self._closed) != keys.shape[1]:
             self._closed = keys.new_full((keys.shape[1],), -torch.inf)
-        self._closed[: place + 1] = 0
+            self._closed[:place] = 0
+        self._closed[place] = 0
         return self._closed
 
 

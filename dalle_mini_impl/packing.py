@@ -9,14 +9,19 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dalle_mini_impl.attention import RMSNorm, attend_before
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.transformer import Block, SwiGLU, Transformer
+from dalle_mini_impl.kv_cache import Cache
+from dalle_mini_impl.transformer import Block, Transformer
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 ROWS = 32
 """Rows the layout is chosen for; others work too."""
 INT8_BLOCK = 32
+SHORTEST = 1e-6
+"""Vectors shorter than this stay short: nothing is divided by zero."""
 
 
 class PackedLinear(nn.Module):
@@ -26,24 +31,20 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16().contiguous(), ROWS)
 
-    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, activation, [], "")
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+    def swish(self, x: Tensor) -> Tensor:
+        """The layer's output through y · sigmoid(y), in the same pass."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "swish", [], "")
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The layer's output multiplied with `other`, in the same pass."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "mul")
 
-
-class PackedSwiGLU(nn.Module):
-    """`SwiGLU` whose activation and product are part of its matrix products."""
-
-    def __init__(self, mlp: SwiGLU) -> None:
-        super().__init__()
-        gate, up = mlp.up.weight.chunk(2)
-        self.gate, self.up, self.down = PackedLinear(gate), PackedLinear(up), PackedLinear(mlp.down.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.up.times(x, self.gate(x, "swish")))
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The layer's output added to `other`, in the same pass."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
 
 
 class Int8Linear(nn.Module):
@@ -58,6 +59,84 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
         return y.unflatten(0, x.shape[:-1])
+
+    def swish(self, x: Tensor) -> Tensor:
+        """As `PackedLinear` has it; so the others."""
+        return F.silu(self(x))
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x) * other
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        return self(x) + other
+
+
+class PackedBlock(nn.Module):
+    """A transformer block of half as many operations.
+
+    The norms' weights are part of the matrices behind them, those of queries and keys of the rotary table, and sums
+    and products of the matrix products before them. The norms' epsilon is left out.
+
+    Args:
+        block: what to pack.
+        table: (T, 2, head_dim) rotary angles of the whole stream, or None for no rotation.
+        precision: `bf16` or `int8`.
+    """
+
+    table: Tensor
+
+    def __init__(self, block: Block, table: Tensor | None, precision: str) -> None:
+        super().__init__()
+        attention, mlp = block.attention, block.mlp
+        self.n_head, self.turns = attention.n_head, table is not None
+        gate, up = (part * gain(block.mlp_norm) for part in mlp.up.weight.chunk(2))
+        self.qkv = _packed(attention.qkv.weight * gain(block.attention_norm), precision)
+        self.out, self.down = _packed(attention.out.weight, precision), _packed(mlp.down.weight, precision)
+        self.gate, self.up = _packed(gate, precision), _packed(up, precision)
+        gains = torch.stack([gain(attention.q_norm), gain(attention.k_norm)])[:, None]  # (2, 1, head_dim)
+        if table is not None:
+            cos, sin = table[:, :, None, None].float().unbind(1)
+            # A sine meets the other half of its pair, and so that one's weight.
+            gains = torch.stack([cos * gains, sin * gains.roll(gains.shape[-1] // 2, -1)])
+        self.register_buffer("table", gains.bfloat16(), persistent=False)
+
+    def forward(self, x: Tensor, table: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+        """As `Block` has it; `table` is not needed."""
+        B, T, C = x.shape
+        qkv = self.qkv(unit(x)).view(B, T, 3, self.n_head, C // self.n_head)
+        start = cache.length if cache is not None else 0
+        qk = self._turned(unit(qkv[:, :, :2]), start)
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
+        y = cache.attend(layer, q, k, v) if cache is not None else attend_before(q, k, v)
+        x = self.out.plus(y.transpose(1, 2).reshape(B, T, C), x)
+        z = unit(x)
+        return self.down.plus(self.up.times(z, self.gate.swish(z)), x)
+
+    def _turned(self, qk: Tensor, start: int) -> Tensor:
+        """Normalised queries and keys (B, T, 2, n_head, head_dim), weighted and turned to their positions."""
+        if not self.turns:
+            return qk * self.table
+        cos, sin = self.table[:, start : start + qk.shape[1]]
+        first, second = qk.chunk(2, -1)
+        return torch.addcmul(qk * cos, torch.cat([second, first], -1), sin)
+
+
+class Unit(nn.Module):
+    """`unit` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unit(x)
+
+
+def unit(x: Tensor) -> Tensor:
+    """X (…, C) at length 1."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(SHORTEST)
+    return x / size.to(x.dtype)
+
+
+def gain(norm: RMSNorm) -> Tensor:
+    """What a vector of length 1 is multiplied with to be what the norm makes of it, (C,)."""
+    return norm.weight.float() * len(norm.weight) ** 0.5
 
 
 def has_bf16() -> bool:
@@ -97,22 +176,17 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     transformer.eval().requires_grad_(False)
     if precision == "fp32":
         return transformer
-    transformer.bfloat16()
     if transformer.embed.weight.device.type != "cpu":
-        return transformer
-    for block in cast(Iterable[Block], transformer.blocks):
-        for name in ("qkv", "out"):
-            setattr(block.attention, name, _packed(getattr(block.attention, name).weight, precision))
-        if precision == "bf16":
-            block.mlp = cast(SwiGLU, PackedSwiGLU(block.mlp))
-        else:
-            for name in ("up", "down"):
-                setattr(block.mlp, name, _packed(getattr(block.mlp, name).weight, precision))
+        return transformer.bfloat16()
+    blocks = cast(Iterable[Block], transformer.blocks)
+    transformer.blocks = nn.ModuleList(PackedBlock(block, transformer.table, precision) for block in blocks)
+    transformer.head.weight.mul_(gain(transformer.norm))
     transformer.heads[ids] = _packed(transformer.head.weight[ids[0] : ids[1]], precision)
-    return transformer
+    transformer.norm = cast(RMSNorm, Unit())
+    return transformer.bfloat16()
 
 
-def _packed(weight: Tensor, precision: str) -> nn.Module:
+def _packed(weight: Tensor, precision: str) -> PackedLinear | Int8Linear:
     # The 8-bit kernel reads whole blocks and does not check that there are any.
     fits = all(side % INT8_BLOCK == 0 for side in weight.shape)
     return Int8Linear(weight) if precision == "int8" and fits else PackedLinear(weight)

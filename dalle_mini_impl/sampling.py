@@ -77,8 +77,8 @@ def next_ids(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def _keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """Scores (N, K) with all but the k highest of each row at minus infinity, found without sorting."""
-    lowest = torch.kthvalue(scores, scores.shape[-1] - k + 1, dim=-1, keepdim=True).values
+    """Scores (N, K) with all but the k highest of each row at minus infinity."""
+    lowest = scores.topk(k, sorted=False).values.amin(-1, keepdim=True)
     above, ties = scores > lowest, scores == lowest
     first_ties = ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True))
     return scores.masked_fill(~(above | first_ties), -math.inf)

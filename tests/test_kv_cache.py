@@ -47,15 +47,16 @@ def test_attending_writes_behind_what_is_there_and_nowhere_else():
 
 @pytest.mark.parametrize("kind", ["accelerator", "cpu"])
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("prompts", [1, 2])
 @pytest.mark.parametrize("position", ["rope", "learned"])
-def test_a_prompt_can_be_continued_in_many_ways(monkeypatch, kind, count, position):
-    # Two prompts, as guidance has them, with several continuations each, over places that grow several times
+def test_a_prompt_can_be_continued_in_many_ways(monkeypatch, kind, count, prompts, position):
+    # Two prompts, as guidance has them, or one, with several continuations each, over places that grow several times
     monkeypatch.setattr(kv_cache, "ROOM", 4)
     model = make_transformer(position)[0].double()
-    ids = torch.randint(model.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
-    ends = torch.randint(model.vocab_size, (2 * count, 15), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(model.vocab_size, (prompts, 8), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(model.vocab_size, (prompts * count, 15), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        cache = model.new_cache(2, 8)
+        cache = model.new_cache(prompts, 8)
         model(ids, cache)
         more = BranchedCache(cache, count) if kind == "cpu" else cache.repeat(count, model.max_length)
         cached = torch.cat([model(ends[:, t : t + 1], more) for t in range(15)], 1)

@@ -9,9 +9,9 @@ from dalle_mini_impl import packing
 from dalle_mini_impl.config import SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.generate import Prompt, generate
-from dalle_mini_impl.packing import Int8Linear, PackedLinear, PackedSwiGLU, choose_precision, pack
+from dalle_mini_impl.packing import Int8Linear, PackedLinear, choose_precision, pack
 from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.transformer import SwiGLU, build_transformer
+from dalle_mini_impl.transformer import build_transformer
 
 needs_bf16 = pytest.mark.skipif(not packing.has_bf16(), reason="this CPU has no bf16")
 PROMPT = Prompt((5, 300, 17), (41, 2))
@@ -55,12 +55,14 @@ def test_an_int8_layer_is_the_product_of_rounded_weights(rows):
 
 
 @needs_bf16
-def test_the_packed_feed_forward_layer_is_the_same_layer():
-    torch.manual_seed(0)
-    mlp, x = SwiGLU(24), noise(5, 24)
+@pytest.mark.parametrize("kind", [PackedLinear, Int8Linear])
+def test_what_follows_a_layer_can_be_part_of_it(kind):
+    layer, x, other = kind(noise(32, 64)), noise(3, 64, seed=1).bfloat16(), noise(3, 32, seed=2).bfloat16()
     with torch.inference_mode():
-        expected, y = mlp(x), PackedSwiGLU(mlp)(x.bfloat16())
-    torch.testing.assert_close(y.float(), expected, rtol=0, atol=2**-6 * float(expected.abs().max()))
+        y = layer(x).float()
+        results = layer.swish(x), layer.times(x, other), layer.plus(x, other)
+    for result, expected in zip(results, (y * y.sigmoid(), y * other, y + other), strict=True):
+        torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=2**-6)
 
 
 # --- the whole model
