@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dalle_mini_impl.bench import peers
+from dalle_mini_impl.bench import learn, peers
 from dalle_mini_impl.bench.machine import Machine, measure_machine
 from dalle_mini_impl.bench.report import Row, table
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
@@ -13,6 +14,7 @@ from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.cli import bench, dalle
 from dalle_mini_impl.errors import UserError
 
+pytest_plugins = ("train_fixtures",)
 QUICK = SHAPES["quick"]
 
 
@@ -130,6 +132,46 @@ def test_missing_peers_are_named(monkeypatch):
         peers.Llama(QUICK, "cpu")
 
 
+# --- the learning race
+
+
+class Clock:
+    """A clock by which every reading is a second later."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1.0
+        return self.now
+
+
+def test_both_sides_get_the_same_minutes(monkeypatch):
+    monkeypatch.setattr(learn, "time", Clock())
+    steps = []
+    curve = list(learn.run(lambda number, share: steps.append((number, share)), lambda: 0.5, minutes=0.1, checks=3))
+    assert [number for number, _ in steps] == list(range(6))
+    assert [share for _, share in steps] == pytest.approx([n / 6 for n in range(6)])
+    assert [minutes for minutes, _ in curve] == pytest.approx([2 / 60, 4 / 60, 6 / 60])
+    assert [nats for _, nats in curve] == [0.5] * 3
+
+
+def test_the_race_trains_both_and_says_who_is_ahead(monkeypatch, trained, tmp_path):
+    monkeypatch.setattr(learn, "time", Clock())  # by it a step takes a second
+    monkeypatch.setattr(learn, "HELD_OUT", 5)
+    sides = []
+    if importlib.util.find_spec("dalle_pytorch") is None:
+        monkeypatch.setattr(learn, "peer_side", lambda *rest: (lambda *step: None, lambda held_out: 2.0))
+    monkeypatch.setattr(learn, "run", lambda *rest, run=learn.run: sides.append(list(run(*rest))) or sides[-1])
+    config = tmp_path / "transformer.yaml"  # the peer wants wider heads
+    config.write_text((trained.folder / "transformer.yaml").read_text().replace("n_embd: 16", "n_embd: 64"))
+    (row,) = learn.race(config, minutes=1.0, device="cpu", checks=3, peer_batch=4)
+    ours, theirs = ([nats for _, nats in curve] for curve in sides)
+    assert len(ours) == len(theirs) == 3
+    assert ours[-1] < ours[0] < math.log(13) + 0.5  # 13 image ids
+    assert (row.row, row.peer, row.ours, row.theirs) == ("learn/transformer", "dalle-pytorch", min(ours), min(theirs))
+
+
 # --- the command
 
 
@@ -139,11 +181,13 @@ def run(*arguments):
 
 def test_the_command_writes_a_table_and_json(tmp_path):
     path = tmp_path / "bench.json"
-    result = run("--quick", "--peer", "none", "--only", "sample", "--json", str(path), "--device", "cpu")
+    result = run("--quick", "--peer", "none", "--json", str(path), "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = {row["row"]: row for row in json.loads(path.read_text())}
-    assert set(rows) == {f"sample/{n}/{kind}" for n in (1, 16, 64) for kind in ("guided", "plain")}
-    assert all(row["ours"] > 0 and 0 < row["limit_share"] < 1 for row in rows.values())
+    sampling = {f"sample/{n}/{kind}" for n in (1, 16, 64) for kind in ("guided", "plain")}
+    parts = {"encode", "decode", "train/image-tokenizer", "score", "text-tokenizer", "startup/help", "startup/sample"}
+    assert {*sampling, *parts, "train", "train/muon"} <= set(rows)
+    assert all(rows[name]["ours"] > 0 and 0 < rows[name]["limit_share"] < 1 for name in (*sampling, "train"))
     assert result.output.rstrip().endswith(str(path))
     assert "sample/64/guided" in result.output
 

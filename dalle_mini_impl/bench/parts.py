@@ -16,6 +16,9 @@ from dalle_mini_impl.bench.peers import import_dalle_pytorch
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.timing import median_seconds
 from dalle_mini_impl.checkpoint import load_image_tokenizer, load_scorer, load_text_tokenizer
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.train.image_tokenizer import reconstruction_loss
+from dalle_mini_impl.train.runs import ImageTokenizerRun
 
 PICTURES = 64
 CAPTIONS = ("a red heart", "ein lachendes Gesicht mit Sonnenbrille", "en hund", "punane süda, keel", "三毛猫") * 200
@@ -37,7 +40,7 @@ def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Ite
     runs: dict[str, dict[str, Callable[[], Any]]] = {
         "encode": {"ours": lambda: ours.encode(pixels)},
         "decode": {"ours": lambda: ours.decode(ids)},
-        "train/image-tokenizer": {"ours": lambda: _backward(ours, pixels)},
+        "train/image-tokenizer": {"ours": _trainer(ours, pixels)},
     }
     if with_peer:
         theirs = import_dalle_pytorch().DiscreteVAE(
@@ -55,13 +58,18 @@ def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Ite
         yield Row(name, seconds["ours"], peer, seconds.get(peer, torch.nan), note=note, details={"pictures": PICTURES})
 
 
-def _backward(tokenizer: Any, pixels: torch.Tensor) -> None:
-    tokenizer.train()
-    with torch.autocast(pixels.device.type, torch.bfloat16):
-        result = tokenizer(pixels)
-    ((result.pixels - pixels).abs().mean() + result.loss).backward()
-    tokenizer.zero_grad()
-    tokenizer.eval()
+def _trainer(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], None]:
+    """Forward and backward pass of an untrained image tokenizer of the same shape."""
+    run = ImageTokenizerRun(model=tokenizer.config)
+    fresh = ImageTokenizer(run.model, run.commitment).to(pixels.device).train()
+
+    def step() -> None:
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            result = fresh(pixels)
+        (reconstruction_loss(result.pixels, pixels, run.edge) + result.commitment).backward()
+        fresh.zero_grad()
+
+    return step
 
 
 def scorer_rows(machine: Machine, repeats: int) -> Iterator[Row]:

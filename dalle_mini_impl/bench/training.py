@@ -65,9 +65,9 @@ def finish(model: nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tens
 
 
 def training_rows(
-    shape: Shape, machine: Machine, peers: Mapping[str, Callable[[], Peer]], repeats: int
+    shape: Shape, machine: Machine, peers: Mapping[str, Callable[[], Peer]], repeats: int, compiled: bool = True
 ) -> Iterator[Row]:
-    """Time optimizer steps: AdamW alone as the peers have it, compiled, and with Muon."""
+    """Time optimizer steps: AdamW alone as the peers have it, with Muon, and if wanted `torch.compile`d."""
     batch = shape.train_batch
     text_ids = torch.randint(2, shape.text_vocab, (batch, shape.text_length), device=machine.device)
     image_ids = torch.randint(0, shape.image_vocab, (batch, shape.image_length), device=machine.device)
@@ -77,7 +77,8 @@ def training_rows(
         "train": trainer(shape, machine.device, adamw, False),
         "train/muon": trainer(shape, machine.device, muon, False),
     }
-    own["train/compiled"] = trainer(shape, machine.device, adamw, True)
+    if compiled:
+        own["train/compiled"] = trainer(shape, machine.device, adamw, True)
     runs = {name: lambda step=step: step(text_ids, image_ids) for name, step in {**own, **steps}.items()}
     seconds = median_seconds(runs, machine.device, repeats, warm_up=2)
     cost = train_cost(shape, matrix_weights(shape.build()), batch)

@@ -97,7 +97,8 @@ def all_rows(
     if "sample" in parts:
         yield from sampling_rows(shape, machine, builders, repeats)
     if "train" in parts:
-        yield from training_rows(shape, machine, builders, repeats)
+        # Compiling asks for a C++ compiler and a minute, which a quick look should not.
+        yield from training_rows(shape, machine, builders, repeats, compiled=shape_name != "quick")
     if "parts" in parts:
         yield from image_tokenizer_rows(machine, "dalle-pytorch" in peers, repeats)
         yield from scorer_rows(machine, repeats)
