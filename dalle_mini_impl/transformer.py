@@ -7,6 +7,7 @@ biases, and an output head of which a caller can compute just the rows it needs.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dalle_mini_impl.attention import Attention, RMSNorm, rotary_table
 from dalle_mini_impl.config import StreamConfig, TransformerConfig
@@ -93,6 +94,8 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))
         self.norm = RMSNorm(n_embd)
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.recompute = False
+        """In training, keep only what passes between blocks and compute the rest again in the backward pass."""
         self.heads: dict[tuple[int, int], nn.Module] = {}
         """Parts of the head that were made ready for decoding."""
         self._initialise()
@@ -118,7 +121,10 @@ class Transformer(nn.Module):
             # The residual stream stays in one dtype with the matrix products, which keeps fused kernels in use.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for layer, block in enumerate(self.blocks):
-            x = block(x, table, cache, layer)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, table, cache, layer, use_reentrant=False)
+            else:
+                x = block(x, table, cache, layer)
         if cache is not None:
             cache.length = end
         return self.norm(x)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 import dalle_mini_impl
 from dalle_mini_impl.checkpoint import build_clip, build_transformer
@@ -20,7 +21,8 @@ from dalle_mini_impl.train import runs
 PACKAGE = Path(dalle_mini_impl.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
-CONFIGS = sorted((ROOT / "configs").glob("*/*.yaml"))
+LAUNCHERS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
+CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS})
 
 LONGEST_FILE, LONGEST_FUNCTION = 250, 60
 LONGER_FILES = {
@@ -194,6 +196,13 @@ def test_configs_parse_and_name_no_place_of_one_machine(path):
         assert not [word for word in line.split() if word.startswith(("/", "~"))], line
     assert path.read_text(encoding="utf-8").startswith("# "), "says what it is for"
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("cpu-2", 2), ("gpu", 1), ("gpus-8", 8)])
+def test_accelerate_reads_its_configs(name, processes):
+    assert len(LAUNCHERS) == 3
+    config = load_config_from_file(ROOT / f"configs/accelerate/{name}.yaml")
+    assert (config.num_processes, config.num_machines, config.mixed_precision) == (processes, 1, "no")
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in CONFIGS}), ids=lambda folder: folder.name)

@@ -34,6 +34,26 @@ def run_in_pieces(model, ids, sizes, cache=None):
     return torch.cat(pieces, 1)
 
 
+def gradients_and_kept(model, recompute):
+    """Gradients of a loss, and how many numbers were kept for computing them."""
+    kept = []
+    model.recompute = recompute
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        loss = model(random_ids(model)).square().sum()
+    loss.backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None], sum(kept)
+
+
+def test_recomputing_keeps_less_and_gives_the_same_gradients(model):
+    expected, all_kept = gradients_and_kept(model, False)
+    gradients, kept = gradients_and_kept(model, True)
+    assert len(gradients) == len(expected) > 10
+    for gradient, other in zip(gradients, expected, strict=True):
+        assert torch.equal(gradient, other)
+    assert kept < all_kept / 4
+
+
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("t", [0, 1, TEXT_LENGTH - 1, TEXT_LENGTH, TEXT_LENGTH + 1, 11, T - 2])
 def test_no_position_sees_the_future(model, t, grad):

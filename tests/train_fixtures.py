@@ -147,8 +147,8 @@ def launch_two(*arguments: str) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]  # fmt: skip
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu-2.yaml"),
+               "--main_process_port", str(port)]  # fmt: skip
     process = python(*command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, output

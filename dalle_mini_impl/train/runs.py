@@ -142,6 +142,8 @@ class TransformerRun:
     id_dropout: float = 0.5
     """Share of pictures of which a random share of image ids, up to all, is hidden on the input side. What comes next
     must then be told from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
+    recompute: bool = False
+    """Compute each block a second time in the backward pass instead of keeping what it computed (Chen et al. 2016)."""
     prompts: tuple[str, ...] = ("a red heart", "a cat", "a yellow star", "a green apple")
     """Prompts for the sample pictures."""
 

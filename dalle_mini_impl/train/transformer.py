@@ -147,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, averaged = (
         StreamLoss(build_transformer(config.model, layout), stream).to(accelerator.device) for _ in range(2)
     )
+    model.transformer.recompute = config.recompute
     average = common.Average(model, run.ema)
     optimizers = build_optimizers(model, config.optimizer)
     model, *optimizers = accelerator.prepare(model, *optimizers)
