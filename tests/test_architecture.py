@@ -201,7 +201,7 @@ def test_configs_parse_and_name_no_place_of_one_machine(path):
 @pytest.mark.parametrize(("name", "processes"), [("cpu-2", 2), ("gpu", 1), ("gpus-8", 8)])
 def test_accelerate_reads_its_configs(name, processes):
     assert len(LAUNCHERS) == 3
-    config = load_config_from_file(ROOT / f"configs/accelerate/{name}.yaml")
+    config = load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml"))
     assert (config.num_processes, config.num_machines, config.mixed_precision) == (processes, 1, "no")
 
 
