@@ -71,6 +71,12 @@ def test_runs_take_turns_and_warm_up():
     assert all(0 <= value < 1 for value in seconds.values())
 
 
+def test_a_single_round_is_all_there_is():
+    calls = []
+    median_seconds({"a": lambda: calls.append("a")}, "cpu", repeats=1)
+    assert calls == ["a"]
+
+
 def test_memory_is_seen_at_its_highest():
     def use():
         block = torch.ones(2**26)  # 256 MiB

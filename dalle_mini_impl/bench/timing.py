@@ -20,7 +20,7 @@ def wait_for(device: str) -> None:
 
 
 def median_seconds(
-    runs: Mapping[str, Callable[[], Any]], device: str, repeats: int, warm_up: int = 1
+    runs: Mapping[str, Callable[[], Any]], device: str, repeats: int, warm_up: int | None = None
 ) -> dict[str, float]:
     """Median seconds of each run.
 
@@ -28,8 +28,9 @@ def median_seconds(
         runs: what to time, by name. Each round runs every one of them once.
         device: waited for before the clock is read.
         repeats: rounds that count.
-        warm_up: rounds before, which do not.
+        warm_up: rounds before, which do not; by default one, unless a single one is asked for in all.
     """
+    warm_up = min(1, repeats - 1) if warm_up is None else warm_up
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warm_up + repeats):
         for name, run in runs.items():
