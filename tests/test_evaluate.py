@@ -355,6 +355,15 @@ def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "sheet.png").width > 2 * 2 * IMAGE_TOKENIZER.image_size
 
 
+def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
+    output = run("rerank", tiny_model, "--data", store, "--pairs", 1, "--sweep-pairs", 2, "--candidates", 4,
+                 "--device", "cpu", "--json", tmp_path / "curve.json")  # fmt: skip
+    facts = json.loads((tmp_path / "curve.json").read_text())
+    assert {point["candidates"] for point in facts["points"]} == {1, 2, 4}
+    assert "by likelihood" in output
+
+
 def test_evaluate_image_tokenizer_matches_the_metrics():
     tokenizer = make_image_tokenizer()
     pixels = torch.rand(17, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -104,6 +104,32 @@ def generation(model: str, **options: Any) -> None:
         click.echo(write_sheet(held_out.results, options["sheet"]))
 
 
+@evaluate.command()
+@click.argument("model", default="emoji")
+@click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set.")
+@click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs kept for other figures.")
+@click.option("--sweep-pairs", type=click.IntRange(1), default=80, show_default=True, help="Pairs to draw for.")
+@click.option("--candidates", type=click.IntRange(1), default=64, show_default=True, help="Pictures a prompt.")
+@click.option("--kinds", default="plain", show_default=True, help="Kinds the model was trained on, e.g. plain,flag.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs and pictures.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+def rerank(model: str, **options: Any) -> None:
+    """Measure what ranking gains: R-precision of MODEL's best of 1, 2, 4 … candidates by each way to choose it."""
+    setup = set_up(model, {**options, "languages": "", "sweep": False})
+    click.echo(heading(setup))
+
+    from dalle_mini_impl.evaluate import rerank as measure
+
+    points = measure.rerank(setup)
+    for judge in setup.banks:
+        click.echo(f"{judge}\n{measure.table(points, judge)}")
+    facts = {**setup.dalle.source, "sampling": dataclasses.asdict(setup.dalle.sampling), "data": options["data"],
+             "settings": dataclasses.asdict(setup.settings),
+             "points": [dataclasses.asdict(point) for point in points]}  # fmt: skip
+    write_json(options["json_file"], facts)
+
+
 def set_up(model: str, options: dict[str, Any]) -> "Setup":
     """Load the model and the judges, and show the judges all art.
 
