@@ -84,7 +84,7 @@ class ScorerConfig:
     """D, width of the shared embedding space."""
 
 
-RANKS = ("both", "clip", "likelihood", "none")
+RANKS = ("likelihood", "clip", "both", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class SamplingConfig:
     """Keep the smallest set of ids with at least this probability, in (0, 1]."""
     guidance: float = 3.0
     """Classifier-free guidance scale; 1 switches it off."""
-    rank: str = "both"
+    rank: str = "likelihood"
     """What orders candidates: `clip`, `likelihood`, `both` or `none`."""
 
 

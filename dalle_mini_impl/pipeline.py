@@ -24,9 +24,9 @@ from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer
 
-NULL_SHARE = 0.5
-"""How much of the likelihood without caption is taken off. Without any, plain pictures win whatever the prompt; with
-all of it (the likelihood ratio), odd ones do. Measured in `docs/log.md`."""
+NULL_SHARE = 0.3
+"""How much of the likelihood without caption is taken off. With all of it (the likelihood ratio) odd pictures win.
+`dalle evaluate rerank` measures it; see `docs/log.md`."""
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -112,8 +112,8 @@ class DalleMini:
     ) -> Result:
         """Sample candidates, decode them, and keep the best.
 
-        `rank` says which these are: `clip` those whose cosine with the prompt is highest, `likelihood` those the
-        transformer itself finds likely given the prompt and unlikely without it, `both` (the default) the sum of
+        `rank` says which these are: `likelihood` (the default) those that the transformer itself finds likely given
+        the prompt and less so without it, `clip` those whose cosine with the prompt is highest, `both` the sum of
         the two, each in nats, and `none` keeps the order of the seeds. A model without scorer ranks by likelihood.
 
         Args:

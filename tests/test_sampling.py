@@ -219,7 +219,7 @@ def test_guidance_moves_away_from_the_null():
         ({"guidance": -1.0}, r"guidance -1\.0 .* 0 or more"),
         ({"guidance": math.nan}, "guidance nan"),
         ({"guidance": math.inf}, "guidance inf"),
-        ({"rank": "best"}, "rank 'best' .* one of both, clip, likelihood, none"),
+        ({"rank": "best"}, "rank 'best' .* one of likelihood, clip, both, none"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

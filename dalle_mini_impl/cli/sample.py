@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, help="Choose among ids of this total probability.  [default: the model's]")
 @click.option("--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]")
 @click.option("--negative", default="", help="What to steer away from.")
-@click.option("--rank", help="What makes a picture good: clip, likelihood, both or none.  [default: the model's]")
+@click.option("--rank", help="What makes a picture good: likelihood, clip, both or none.  [default: the model's]")
 @click.option("--columns", default=0, help="Pictures per row of the grid; 0 chooses.")
 @click.option("--scores", is_flag=True, help="Write the scores under the pictures.")
 @click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid.")
