@@ -38,6 +38,6 @@ def measure_machine(device: str, repeats: int = 7) -> Machine:
     }
     runs: dict[str, Callable[[], Any]] = {"copy": partial(target.copy_, source)}
     runs |= {name: partial(torch.matmul, square, square) for name, square in squares.items()}
-    seconds = median_seconds(runs, device, repeats)
+    seconds = median_seconds(runs, device, repeats, warm_up=1)
     flops = {name: 2 * SIDE**3 / seconds[name] for name in squares}
     return Machine(device, 2 * COPY_BYTES / seconds["copy"], flops)
