@@ -203,6 +203,7 @@ def test_the_command_writes_a_table_and_json(tmp_path):
     [
         (["--shape", "huge"], "unknown shape 'huge'; expected R, emoji, gpu, quick"),
         (["--repeats", "0"], "--repeats 0 was given, expected at least 1"),
+        (["--candidates", "1,many"], "--candidates '1,many' was given, expected numbers such as 1,16"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):

@@ -16,16 +16,14 @@ from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.packing import choose_precision, pack
 
-COUNTS = (1, 16, 64)
-
 
 def sampling_rows(
     shape: Shape,
     machine: Machine,
     peers: Mapping[str, Callable[[], Peer]],
     repeats: int,
+    counts: Sequence[int],
     precision: str = "auto",
-    counts: Sequence[int] = COUNTS,
 ) -> Iterator[Row]:
     """Time drawing the image ids of several candidates for one full-length caption."""
     transformer = shape.build().to(machine.device).eval()

@@ -22,6 +22,7 @@ PARTS = ("sample", "train", "parts", "startup")
 @click.option("--shape", default="R", show_default=True, help="Transformer shape: R, emoji, gpu or quick.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="Just these parts; may be given several times.")
 @click.option("--peer", "peers", multiple=True, help="dalle-pytorch, transformers or none.  [default: all installed]")
+@click.option("--candidates", default="1,16,64", show_default=True, help="Sampling rows: how many at a time.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
 @click.option(
     "--config", default="configs/emoji/transformer.yaml", show_default=True, help="Learning race: what to train."
@@ -42,6 +43,9 @@ def bench(quick: bool, **options: Any) -> None:
     repeats = 1 if quick else options["repeats"]
     if repeats < 1:
         raise UserError(f"--repeats {repeats} was given, expected at least 1")
+    counts = [int(part) if part.isdecimal() else 0 for part in options["candidates"].split(",")]
+    if min(counts) < 1:
+        raise UserError(f"--candidates {options['candidates']!r} was given, expected numbers such as 1,16")
     device = choose_device(options["device"])
     machine = measure_machine(device, repeats)
     click.echo(f"{device}: copy {machine.copy / 1e9:.0f} GB/s read and written, products "
@@ -51,7 +55,8 @@ def bench(quick: bool, **options: Any) -> None:
         from dalle_mini_impl.bench.learn import race
 
         rows += race(Path(options["config"]), options["minutes"], device)
-    for row in all_rows(machine, name, find_peers(options["peers"]), options["only"] or PARTS, repeats):
+    peers = find_peers(options["peers"])
+    for row in all_rows(machine, name, peers, options["only"] or PARTS, repeats, counts):
         rows.append(row)
         click.echo(f"  {row.row} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
     click.echo(table(rows))
@@ -84,7 +89,12 @@ def find_peers(wanted: tuple[str, ...]) -> dict[str, Any]:
 
 
 def all_rows(
-    machine: "Machine", shape_name: str, peers: dict[str, Any], parts: tuple[str, ...], repeats: int
+    machine: "Machine",
+    shape_name: str,
+    peers: dict[str, Any],
+    parts: tuple[str, ...],
+    repeats: int,
+    counts: list[int],
 ) -> "Iterator[Row]":
     """The rows of the wanted parts, as they are measured."""
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
@@ -95,7 +105,7 @@ def all_rows(
     shape = SHAPES[shape_name]
     builders = {name: lambda kind=kind: kind(shape, machine.device) for name, kind in peers.items()}
     if "sample" in parts:
-        yield from sampling_rows(shape, machine, builders, repeats)
+        yield from sampling_rows(shape, machine, builders, repeats, counts)
     if "train" in parts:
         # Compiling asks for a C++ compiler and a minute, which a quick look should not.
         yield from training_rows(shape, machine, builders, repeats, compiled=shape_name != "quick")
