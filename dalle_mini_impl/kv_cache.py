@@ -111,8 +111,8 @@ class BranchedCache:
         if place == self._keys[layer].shape[1]:
             self._grow(layer)
         keys, values = self._keys[layer], self._values[layer]
-        for place_of, part in ((keys, k), (values, v)):
-            place_of.view(-1, self._heads, self._count, *place_of.shape[1:])[:, :, :, place] = self._grouped(part)
+        for stored, part in ((keys, k), (values, v)):
+            stored.view(-1, self._heads, self._count, *stored.shape[1:])[:, :, :, place] = self._grouped(part)
         # Rows of one prompt and head lie side by side: (P · n_head, N, D), or one by one (P · n_head · N, 1, D).
         q = self._grouped(q * self._width**-0.5).reshape(self._groups, self._count, self._width).contiguous()
         shared = q @ self._shared_keys[layer].transpose(1, 2)

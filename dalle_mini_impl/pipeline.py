@@ -29,6 +29,11 @@ NULL_SHARE = 0.3
 `dalle evaluate rerank` measures it; see `docs/log.md`."""
 
 
+def likelihood_score(given: Tensor, null: Tensor) -> Tensor:
+    """What `rank="likelihood"` orders by, from nats given the prompt and nats without it."""
+    return given - NULL_SHARE * null
+
+
 def candidate_seed(seed: int, number: int) -> int:
     """Seed of candidate `number` (from 0) of a run's `seed`; unrelated for different seeds."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
@@ -162,7 +167,7 @@ class DalleMini:
         given, null = drawn.likelihood[:, 0], drawn.likelihood[:, -1]
         if drawn.likelihood.shape[1] == 1:  # without guidance, nothing has run without the caption yet
             null = torch.cat([self.log_likelihood("", part).sum(1) for part in drawn.image_ids.split(chunk)])
-        likelihood = given.cpu() - NULL_SHARE * null.cpu()
+        likelihood = likelihood_score(given.cpu(), null.cpu())
         return likelihood + self.scorer.scale * cosines if rank == "both" else likelihood
 
     def decode(self, image_ids: Tensor) -> list[Image.Image]:

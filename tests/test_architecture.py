@@ -73,6 +73,13 @@ def test_imports_go_down_only(monkeypatch):
     assert lint_imports(no_cache=True) == 0
 
 
+def run_fresh(code):
+    """Run code in a Python of its own and give what it prints; it must succeed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys, dalle_mini_impl, dalle_mini_impl.cli\n"
@@ -83,8 +90,7 @@ def test_help_does_not_wait_for_torch():
         "heavy = {'torch', 'numpy', 'PIL', 'sentencepiece', 'accelerate', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_drawing_waits_for_no_library_that_only_training_needs():
@@ -95,8 +101,7 @@ def test_drawing_waits_for_no_library_that_only_training_needs():
         "slow = {'vector_quantize_pytorch', 'einx', 'torch._dynamo', 'accelerate', 'sympy'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    run_fresh(code)
 
 
 def test_importing_has_no_side_effects():
@@ -110,9 +115,7 @@ def test_importing_has_no_side_effects():
         "import dalle_mini_impl.pipeline\n"
         "assert state() == before"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    assert run_fresh(code) == ""
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -58,21 +58,30 @@ def image_tokenizer(model: str, data: str, split: str, sheet: str, json_file: st
     click.echo(save_png(picture, sheet))
 
 
+def judged(command: Any) -> Any:
+    """Give a command the arguments that everything with judges has."""
+    for parameter in reversed((
+        click.argument("model", default="emoji"),
+        click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set."),
+        click.option("--kinds", default="plain", show_default=True, help="Kinds it was trained on, e.g. plain,flag."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs, pictures."),
+        click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    )):  # fmt: skip
+        command = parameter(command)
+    return command
+
+
 @evaluate.command()
-@click.argument("model", default="emoji")
-@click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set.")
+@judged
 @click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs of each split.")
 @click.option("--candidates", type=click.IntRange(1), default=16, show_default=True, help="Pictures a prompt.")
-@click.option("--kinds", default="plain", show_default=True, help="Kinds the model was trained on, e.g. plain,flag.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs and pictures.")
 @click.option("--languages", default="", help="Also in these: de,no,sl,et,nl")
 @click.option("--sweep", is_flag=True, help="Also try every --temperatures with every --guidances.")
 @click.option("--temperatures", default="0.5,0.7,0.9,1.1", show_default=True)
 @click.option("--guidances", default="1,2,3,5", show_default=True)
 @click.option("--sweep-pairs", type=click.IntRange(1), default=40, show_default=True, help="Pairs of the sweep.")
 @click.option("--sheet", type=click.Path(dir_okay=False), help="Write the best pictures of held-out pairs here.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 def generation(model: str, **options: Any) -> None:
     """Measure by R-precision whether MODEL draws what the prompts say.
 
@@ -105,15 +114,10 @@ def generation(model: str, **options: Any) -> None:
 
 
 @evaluate.command()
-@click.argument("model", default="emoji")
-@click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set.")
+@judged
 @click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs kept for other figures.")
 @click.option("--sweep-pairs", type=click.IntRange(1), default=80, show_default=True, help="Pairs to draw for.")
 @click.option("--candidates", type=click.IntRange(1), default=64, show_default=True, help="Pictures a prompt.")
-@click.option("--kinds", default="plain", show_default=True, help="Kinds the model was trained on, e.g. plain,flag.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs and pictures.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 def rerank(model: str, **options: Any) -> None:
     """Measure what ranking gains: R-precision of MODEL's best of 1, 2, 4 … candidates by each way to choose it."""
     setup = set_up(model, {**options, "languages": "", "sweep": False})

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dalle_mini_impl.evaluate.generation import Drawing, Setup, draw, pick
 from dalle_mini_impl.evaluate.report import TOP, Share, share
-from dalle_mini_impl.pipeline import NULL_SHARE, DalleMini
+from dalle_mini_impl.pipeline import DalleMini, likelihood_score
 from dalle_mini_impl.results import Result
 
 WAYS = ("chance", "clip", "caption", "ratio", "likelihood", "both")
@@ -31,7 +31,7 @@ def scores(dalle: DalleMini, result: Result) -> dict[str, Tensor]:
     image_ids = torch.stack([candidate.image_ids for candidate in result])
     given, null = (dalle.log_likelihood(text, image_ids).sum(1) for text in (result.prompt, ""))
     cosines = dalle.scorer.score([candidate.image for candidate in result], result.prompt)
-    likelihood = given - NULL_SHARE * null
+    likelihood = likelihood_score(given, null)
     return {"clip": cosines, "caption": given, "ratio": given - null, "likelihood": likelihood,
             "both": likelihood + dalle.scorer.scale * cosines}  # fmt: skip
 
