@@ -93,6 +93,7 @@ def test_ratios_say_how_many_times_better_ours_is():
     assert Row("sample/1/plain", 2.0, "peer", 10.0).ratio == 5
     assert Row("learn/image-tokenizer", 24.0, "peer", 20.0, higher_is_better=True).ratio == 1.2
     assert math.isnan(Row("startup/help", 0.2).ratio)
+    assert math.isnan(Row("startup/of which the package", 0.0).ratio)
 
 
 def test_rows_become_a_table_and_json():

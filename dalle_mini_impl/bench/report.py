@@ -25,7 +25,9 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is."""
+        """How many times better ours is; NaN without a peer, where ours may also be 0."""
+        if math.isnan(self.theirs):
+            return math.nan
         return self.ours / self.theirs if self.higher_is_better else self.theirs / self.ours
 
     def facts(self) -> dict[str, Any]:
