@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.kv_cache import Cache
+from dalle_mini_impl.kv_cache import KVCache
 
 EPS = 1e-6
 
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(n_embd // n_head)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor | None, cache: Cache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         """Attend from each position to itself and all before it.
 
         Args:

@@ -1,164 +1,51 @@
-"""A transformer made ready for decoding on a CPU: weights laid out once for its matrix kernels.
+"""A transformer made ready for decoding: in the precision and the layout that its device is fastest with.
 
-What is packed computes, in bf16, the same numbers for a row whatever other rows are beside it, so a candidate
-does not depend on how many there are. It can no longer be trained or saved.
+On a CPU with a C compiler this is the compiled code of `native`, elsewhere PyTorch's own operations. A packed
+transformer can no longer be trained or saved.
 """
 
-from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dalle_mini_impl.attention import RMSNorm, attend_before
+from dalle_mini_impl.attention import RMSNorm
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.kv_cache import Cache
+from dalle_mini_impl.native.blocks import LayerWeights, NativeBlocks, NativeLinear, fits
+from dalle_mini_impl.native.library import load
 from dalle_mini_impl.transformer import Block, Transformer
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-ROWS = 32
-"""Rows the layout is chosen for; others work too."""
-INT8_BLOCK = 32
-SHORTEST = 1e-6
-"""Vectors shorter than this stay short: nothing is divided by zero."""
 
 
-class PackedLinear(nn.Module):
-    """A linear layer without bias, (…, in) -> (…, out), in oneDNN's own layout of the weight (out, in)."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16().contiguous(), ROWS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-
-    def swish(self, x: Tensor) -> Tensor:
-        """The layer's output through y · sigmoid(y), in the same pass."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "swish", [], "")
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The layer's output multiplied with `other`, in the same pass."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "mul")
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """The layer's output added to `other`, in the same pass."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
-
-
-class Int8Linear(nn.Module):
-    """A linear layer without bias whose weight (out, in) is kept as 8-bit integers, one scale per output."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        weight = weight.detach().float()
-        scale = weight.abs().amax(1).clamp_min(1e-12) / 127
-        self.weight, self.scale = (weight / scale[:, None]).round().to(torch.int8), scale.bfloat16()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
-        return y.unflatten(0, x.shape[:-1])
-
-    def swish(self, x: Tensor) -> Tensor:
-        """As `PackedLinear` has it; so the others."""
-        return F.silu(self(x))
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x) * other
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        return self(x) + other
-
-
-class PackedBlock(nn.Module):
-    """A transformer block of half as many operations.
-
-    The norms' weights are part of the matrices behind them, those of queries and keys of the rotary table, and sums
-    and products of the matrix products before them. The norms' epsilon is left out.
+def choose_precision(precision: str, transformer: Transformer) -> str:
+    """`auto` -> the fastest precision whose pictures are as good: bf16 but where fp32 is all there is.
 
     Args:
-        block: what to pack.
-        table: (T, 2, head_dim) rotary angles of the whole stream, or None for no rotation.
-        precision: `bf16` or `int8`.
-    """
-
-    table: Tensor
-
-    def __init__(self, block: Block, table: Tensor | None, precision: str) -> None:
-        super().__init__()
-        attention, mlp = block.attention, block.mlp
-        self.n_head, self.turns = attention.n_head, table is not None
-        gate, up = (part * gain(block.mlp_norm) for part in mlp.up.weight.chunk(2))
-        self.qkv = _packed(attention.qkv.weight * gain(block.attention_norm), precision)
-        self.out, self.down = _packed(attention.out.weight, precision), _packed(mlp.down.weight, precision)
-        self.gate, self.up = _packed(gate, precision), _packed(up, precision)
-        gains = torch.stack([gain(attention.q_norm), gain(attention.k_norm)])[:, None]  # (2, 1, head_dim)
-        if table is not None:
-            cos, sin = table[:, :, None, None].float().unbind(1)
-            # A sine meets the other half of its pair, and so that one's weight.
-            gains = torch.stack([cos * gains, sin * gains.roll(gains.shape[-1] // 2, -1)])
-        self.register_buffer("table", gains.bfloat16(), persistent=False)
-
-    def forward(self, x: Tensor, table: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """As `Block` has it; `table` is not needed."""
-        B, T, C = x.shape
-        qkv = self.qkv(unit(x)).view(B, T, 3, self.n_head, C // self.n_head)
-        start = cache.length if cache is not None else 0
-        qk = self._turned(unit(qkv[:, :, :2]), start)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        y = cache.attend(layer, q, k, v) if cache is not None else attend_before(q, k, v)
-        x = self.out.plus(y.transpose(1, 2).reshape(B, T, C), x)
-        z = unit(x)
-        return self.down.plus(self.up.times(z, self.gate.swish(z)), x)
-
-    def _turned(self, qk: Tensor, start: int) -> Tensor:
-        """Normalised queries and keys (B, T, 2, n_head, head_dim), weighted and turned to their positions."""
-        if not self.turns:
-            return qk * self.table
-        cos, sin = self.table[:, start : start + qk.shape[1]]
-        first, second = qk.chunk(2, -1)
-        return torch.addcmul(qk * cos, torch.cat([second, first], -1), sin)
-
-
-class Unit(nn.Module):
-    """`unit` as a layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return unit(x)
-
-
-def unit(x: Tensor) -> Tensor:
-    """X (…, C) at length 1."""
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp_min_(SHORTEST)
-    return x / size.to(x.dtype)
-
-
-def gain(norm: RMSNorm) -> Tensor:
-    """What a vector of length 1 is multiplied with to be what the norm makes of it, (C,)."""
-    return norm.weight.float() * len(norm.weight) ** 0.5
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices by itself."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def choose_precision(precision: str, device: str) -> str:
-    """`auto` -> the fastest precision whose pictures are as good: bf16 where the device has it.
+        precision: one of `PRECISIONS`.
+        transformer: on the device it will run on.
 
     Raises:
-        UserError: there is no such precision, or the device does not offer it.
+        UserError: there is no such precision, or not for this device or this transformer.
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; expected {', '.join(PRECISIONS)}")
+    device = transformer.embed.weight.device.type
+    reason = _missing(transformer) if device == "cpu" else ""
     if precision == "auto":
-        return "bf16" if device.startswith("cuda") or (device == "cpu" and has_bf16()) else "fp32"
+        return "bf16" if device == "cuda" or (device == "cpu" and not reason) else "fp32"
     if precision == "int8" and device != "cpu":
         raise UserError(f"precision int8 was given with device {device}; it is for cpu")
-    if precision != "fp32" and device == "cpu" and not has_bf16():
-        raise UserError(f"precision {precision} was given, but this CPU has no bf16; use fp32")
+    if precision != "fp32" and reason:
+        raise UserError(f"precision {precision} was given, but {reason}; use fp32")
     return precision
+
+
+def _missing(transformer: Transformer) -> str:
+    """What keeps this transformer from running in compiled code; empty if nothing does."""
+    if not fits(transformer.n_embd, transformer.n_head):
+        return f"compiled code does not know n_embd {transformer.n_embd} with n_head {transformer.n_head}"
+    return "" if load() is not None else "there is no C compiler with OpenMP to make it for this CPU"
 
 
 @torch.no_grad()
@@ -167,7 +54,7 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
 
     Args:
         transformer: on its device; afterwards only good for computing.
-        precision: `fp32`, `bf16`, or `int8` (weights alone, CPU).
+        precision: as `choose_precision` has it: `fp32`, `bf16`, or `int8` (weights alone, CPU).
         ids: `(first, end)` of the ids that will be drawn, whose part of the head is packed.
 
     Returns:
@@ -178,15 +65,37 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
         return transformer
     if transformer.embed.weight.device.type != "cpu":
         return transformer.bfloat16()
-    blocks = cast(Iterable[Block], transformer.blocks)
-    transformer.blocks = nn.ModuleList(PackedBlock(block, transformer.table, precision) for block in blocks)
+    library: Any = load()
+    layers = [_layer(cast(Block, block), transformer) for block in transformer.blocks]
+    blocks = NativeBlocks(library, layers, transformer.n_head, narrow=precision == "int8")
     transformer.head.weight.mul_(gain(transformer.norm))
-    transformer.heads[ids] = _packed(transformer.head.weight[ids[0] : ids[1]], precision)
-    transformer.norm = cast(RMSNorm, Unit())
-    return transformer.bfloat16()
+    head = transformer.head.weight[ids[0] : ids[1]]
+    transformer.heads[ids] = NativeLinear(library, head, narrow=precision == "int8")
+    # The blocks normalise what they return.
+    transformer.blocks, transformer.norm = nn.ModuleList([blocks]), cast(RMSNorm, nn.Identity())
+    transformer.new_cache = blocks.new_cache  # type: ignore[method-assign]
+    return transformer
 
 
-def _packed(weight: Tensor, precision: str) -> PackedLinear | Int8Linear:
-    # The 8-bit kernel reads whole blocks and does not check that there are any.
-    fits = all(side % INT8_BLOCK == 0 for side in weight.shape)
-    return Int8Linear(weight) if precision == "int8" and fits else PackedLinear(weight)
+def _layer(block: Block, transformer: Transformer) -> LayerWeights:
+    """A block's weights for vectors of length 1: the norms' weights are part of the matrices behind them."""
+    attention, mlp = block.attention, block.mlp
+    gate, up = (part * gain(block.mlp_norm) for part in mlp.up.weight.chunk(2))
+    qkv = attention.qkv.weight * gain(block.attention_norm)
+    return LayerWeights(qkv, attention.out.weight, gate, up, mlp.down.weight, _turn(block, transformer))
+
+
+def _turn(block: Block, transformer: Transformer) -> Tensor:
+    """The rotary table with the weights of the norms of queries and keys, (T, 2, 2, head_dim)."""
+    gains = torch.stack([gain(block.attention.q_norm), gain(block.attention.k_norm)])  # (2, head_dim)
+    gains[0] *= gains.shape[1] ** -0.5
+    cos, sin = torch.ones(transformer.max_length, 1, 1), torch.zeros(transformer.max_length, 1, 1)
+    if transformer.table is not None:
+        cos, sin = transformer.table[:, :, None].float().unbind(1)
+    # A sine meets the other half of its pair, and so that one's weight.
+    return torch.stack([cos * gains, sin * gains.roll(gains.shape[1] // 2, 1)], 2)
+
+
+def gain(norm: RMSNorm) -> Tensor:
+    """What a vector of length 1 is multiplied with to be what the norm makes of it, (C,)."""
+    return norm.weight.float() * len(norm.weight) ** 0.5

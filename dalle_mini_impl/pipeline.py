@@ -71,15 +71,15 @@ class DalleMini:
         Args:
             name: `emoji`, or a folder.
             device: `auto`, `cpu`, `cuda`, `mps` …
-            precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 where the
-                device computes it by itself.
+            precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 on CUDA
+                and on a CPU with a C compiler, fp32 elsewhere.
 
         Raises:
             UserError: the checkpoint is missing, incomplete or mixed, or there is no such device or precision.
         """
         folder, device = checkpoint.find(name), choose_device(device)
-        precision = choose_precision(precision, device)
         transformer, stream = checkpoint.load_transformer(folder, device)
+        precision = choose_precision(precision, transformer)
         pack(transformer, precision, Stream(stream).image_range)
         image_tokenizer, _ = checkpoint.load_image_tokenizer(folder, device)
         has_scorer = (folder / "scorer.safetensors").is_file()
@@ -150,18 +150,24 @@ class DalleMini:
         settings = self._sampling(sampling)
         ids = [self._encode(text) for text in (prompt, negative)]
         drawn = generate(self.transformer, self.stream, Prompt(*ids), seeds, settings, chunk=chunk, progress=progress)
-        image_ids = drawn.image_ids.cpu()
-        images = [image for part in image_ids.split(chunk) for image in self.decode(part)]
-        order, scores = list(range(len(images))), [None] * len(images)
+        pictures = self._pictures(drawn.image_ids, chunk) if settings.rank in ("clip", "both") else []
+        order, scores = list(range(len(seeds))), [None] * len(seeds)
         if settings.rank != "none":
-            values = self._scores(settings.rank, prompt, images, drawn, chunk)
+            values = self._scores(settings.rank, prompt, pictures, drawn, chunk)
             order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
-        kept = tuple(Candidate(images[i], scores[i], seeds[i], image_ids[i]) for i in order[:keep])
-        return Result(prompt, negative, kept, {**self.source, "sampling": to_dict(settings)})
+        order = order[:keep]
+        # Decoding all takes about as long as sampling them: what nobody asks to see is left out.
+        images = [pictures[i] for i in order] if pictures else self._pictures(drawn.image_ids[order], chunk)
+        image_ids = drawn.image_ids.cpu()
+        kept = (Candidate(image, scores[i], seeds[i], image_ids[i]) for i, image in zip(order, images, strict=True))
+        return Result(prompt, negative, tuple(kept), {**self.source, "sampling": to_dict(settings)})
+
+    def _pictures(self, image_ids: Tensor, chunk: int) -> list[Image.Image]:
+        return [image for part in image_ids.split(chunk) for image in self.decode(part)]
 
     def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn, chunk: int) -> Tensor:
-        """What candidates are ordered by, (N,); see `generate`."""
-        cosines = self.scorer.score(images, prompt) if rank in ("clip", "both") else torch.zeros(len(images))
+        """What candidates are ordered by, (N,); see `generate`. `images` are needed where the scorer is."""
+        cosines = self.scorer.score(images, prompt) if images else torch.zeros(len(drawn.image_ids))
         if rank == "clip":
             return cosines
         given, null = drawn.likelihood[:, 0], drawn.likelihood[:, -1]

@@ -43,7 +43,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(n_embd)
         self.mlp = SwiGLU(n_embd)
 
-    def forward(self, x: Tensor, table: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         x = x + self.attention(self.attention_norm(x), table, cache, layer)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
         weight = self.head.weight if allowed is None else self.head.weight[allowed[0] : allowed[1]]
         return F.linear(hidden, weight)
 
-    def new_cache(self, batch: int, capacity: int | None = None) -> KVCache:
+    def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """An empty cache for `batch` rows of up to `capacity` positions (the whole stream by default)."""
         shape = (batch, self.n_head, capacity or self.max_length, self.n_embd // self.n_head)
         return KVCache(self.n_layer, shape, self.embed.weight.device, self.embed.weight.dtype)

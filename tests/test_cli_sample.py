@@ -3,11 +3,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from train_fixtures import launch_two
 
 import dalle_mini_impl
 from dalle_mini_impl.checkpoint import SHIPPED
@@ -126,6 +128,22 @@ def test_prompts_come_from_a_file_too(sample, tmp_path):
     sample("a cat", "--prompts-file", "prompts.txt", "--keep", 1)
     prompts = [picture["prompt"] for picture in read_metadata("grid.png")["pictures"]]
     assert prompts == ["a cat", "ein rotes Herz", "心形"]
+
+
+def test_two_processes_draw_what_one_draws(sample, tiny_model, tmp_path):
+    prompts = ["a red heart", "a cat", "zwei Katzen"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    arguments = ["--prompts-file", "prompts.txt", "--keep", "2", "--save-dir"]
+    sample(*arguments, "one")
+    shared = ["--model", str(tiny_model), "--device", "cpu", "--candidates", "3", "--out", "two.png", "--json"]
+    output = launch_two("-m", "dalle_mini_impl", "sample", *shared, *arguments, "two")
+    lines = [line for line in output.splitlines() if line.startswith("[{")]  # of the first process alone
+    assert [result["pictures"][0]["prompt"] for line in lines for result in json.loads(line)] == prompts
+    assert np.array_equal(pixels("two.png"), pixels("grid.png"))
+    names = sorted(path.name for path in Path("one").iterdir())
+    assert len(names) == 6
+    assert names == sorted(path.name for path in Path("two").iterdir())
+    assert all(np.array_equal(pixels(f"one/{name}"), pixels(f"two/{name}")) for name in names)
 
 
 def test_separate_pictures(sample, tiny_dalle):

@@ -133,6 +133,17 @@ def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
         _ = dalle.scorer
 
 
+@pytest.mark.parametrize(("rank", "decoded"), [("likelihood", 2), ("none", 2), ("clip", 5), ("both", 5)])
+def test_only_what_is_kept_or_scored_is_decoded(tiny_dalle, monkeypatch, rank, decoded):
+    counts = []
+    decode = tiny_dalle.decode
+    monkeypatch.setattr(tiny_dalle, "decode", lambda ids: counts.append(len(ids)) or decode(ids))
+    result = tiny_dalle.generate("a red heart", candidates=5, keep=2, rank=rank)
+    assert sum(counts) == decoded
+    for candidate in result:
+        assert candidate.image.tobytes() == decode(candidate.image_ids[None])[0].tobytes()
+
+
 @pytest.mark.parametrize(("candidates", "keep", "expected"), [(1, 1, 1), (3, 8, 3), (5, 2, 2)])
 def test_keep_is_at_most_the_candidates(tiny_dalle, candidates, keep, expected):
     assert len(tiny_dalle.generate("a cat", candidates=candidates, keep=keep)) == expected

@@ -28,7 +28,7 @@ def sampling_rows(
     """Time drawing the image ids of several candidates for one full-length caption."""
     transformer = shape.build().to(machine.device).eval()
     _randomise(transformer)
-    stream, dtype = shape.stream(), choose_precision(precision, machine.device)
+    stream, dtype = shape.stream(), choose_precision(precision, transformer)
     weights = matrix_weights(transformer)
     pack(transformer, dtype, stream.image_range)
     built = {name: build() for name, build in peers.items()}

@@ -10,7 +10,6 @@ import click
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.pipeline import DalleMini
     from dalle_mini_impl.results import Result
 
 
@@ -37,7 +36,10 @@ if TYPE_CHECKING:
 @click.option("--chunk", default=64, show_default=True, help="Candidates decoded at a time; less needs less memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print seeds and scores as JSON.")
 def sample(prompts: tuple[str, ...], **options: Any) -> None:
-    """Draw pictures for one or several prompts, best first."""
+    """Draw pictures for one or several prompts, best first.
+
+    Launched in several processes (accelerate launch -m dalle_mini_impl sample …) each draws some of the prompts.
+    """
     texts = read_prompts(prompts, options["prompts_file"])
     if options["picture"] and texts:
         raise UserError("both prompts and --from were given; --from takes its prompts from the picture")
@@ -50,8 +52,10 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
 
     from dalle_mini_impl.images import read_metadata, save_png
     from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.processes import Processes
     from dalle_mini_impl.results import grid
 
+    processes = Processes(options["device"])
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
     recorded = read_metadata(options["picture"]) if options["picture"] else None
     jobs = (
@@ -61,17 +65,22 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     )
     name = options["model"] or (recorded or {}).get("model", "emoji")
     precision = options["precision"] or (recorded or {}).get("precision", "auto")
-    dalle = DalleMini.from_pretrained(name, options["device"], precision)
+    dalle = DalleMini.from_pretrained(name, processes.device, precision)
     if recorded and recorded["checkpoint"] != dalle.source["checkpoint"]:
         raise UserError(f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
                         f"{dalle.source['checkpoint']}; name the model it came from with --model")  # fmt: skip
-    count = sum(len(job.get("seeds") or range(job["candidates"])) for job in jobs)
-    results: list[Result] = []
-    with tqdm(total=count * dalle.stream.image_length, unit=" ids", disable=None, leave=False) as bar:
-        for job in jobs:
-            results.append(dalle.generate(**job, chunk=options["chunk"], progress=bar.update))
+    mine = processes.mine(jobs)
+    count = sum(len(job.get("seeds") or range(job["candidates"])) for job in mine)
+    drawn: list[Result] = []
+    quiet = None if processes.is_main else True  # None: where there is no terminal
+    with tqdm(total=count * dalle.stream.image_length, unit=" ids", disable=quiet, leave=False) as bar:
+        for job in mine:
+            drawn.append(dalle.generate(**job, chunk=options["chunk"], progress=bar.update))
+    results = processes.gather(drawn)
+    if not processes.is_main:
+        return
     layout = (recorded or {}).get("layout", {"columns": options["columns"], "scores": options["scores"]})
-    report(dalle, results, options)
+    report(results, options)
     if recorded and "layout" not in recorded:  # a separate picture, not a grid
         sheet, metadata = results[0][0].image, results[0].metadata()
     else:
@@ -133,7 +142,7 @@ def sheet_metadata(results: "list[Result]") -> dict[str, Any]:
     return whole
 
 
-def report(dalle: "DalleMini", results: "list[Result]", options: dict[str, Any]) -> None:
+def report(results: "list[Result]", options: dict[str, Any]) -> None:
     """Print what was kept, as text or JSON."""
     if options["as_json"]:
         click.echo(json.dumps([result.metadata() for result in results], ensure_ascii=False))

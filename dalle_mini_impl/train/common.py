@@ -7,7 +7,6 @@ which each process takes its rows. So a run resumes at any step exactly, and two
 import argparse
 import importlib.util
 import json
-import os
 import pickle
 import sys
 import time
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from dalle_mini_impl.config_io import load, to_dict
 from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.processes import check_connected
 from dalle_mini_impl.train.runs import RunConfig
 
 C = TypeVar("C")
@@ -67,10 +67,7 @@ def processes(**options: Any) -> Accelerator:
     """
     # Unless told so, accelerate does not connect the processes of a machine that has nothing but a CPU.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise UserError(f"{launched} processes were launched, but on this device each would work alone; "
-                        f"launch one, or set ACCELERATE_USE_CPU=true")  # fmt: skip
+    check_connected(accelerator.num_processes)
     return accelerator
 
 

@@ -1,0 +1,99 @@
+"""Compiles `step.c` for this machine on first use and loads it.
+
+Compiled where it runs, it uses what this very CPU has, and the package itself stays one wheel for all machines.
+The result is kept in the user's cache folder.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.files import replace_file
+
+SOURCE = Path(__file__).with_name("step.c")
+FLAGS = ("-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
+SECONDS = 120
+"""More than any compiler needs."""
+
+
+class Matrix(ctypes.Structure):
+    """As in `step.c`; so the others."""
+
+    _fields_ = [("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p)]
+
+
+class Layer(ctypes.Structure):
+    """One block."""
+
+    _fields_ = [*((name, Matrix) for name in ("qkv", "out", "up", "down")), ("turn", ctypes.c_void_p)]
+
+
+class Blocks(ctypes.Structure):
+    """All blocks."""
+
+    _fields_ = [("layers", ctypes.c_void_p), *((name, ctypes.c_int32) for name in ("count", "heads", "size", "hidden"))]
+
+
+class CacheParts(ctypes.Structure):
+    """`Cache` there."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "prompt")),
+        *((name, ctypes.c_int32) for name in ("rows", "branches", "capacity", "length")),
+    ]
+
+
+@functools.cache
+def load() -> ctypes.CDLL | None:
+    """The compiled functions, or None where there is no C compiler with OpenMP (`$CC`, else `cc`)."""
+    with tempfile.TemporaryDirectory() as spare:
+        for folder in (_cache_folder(), Path(spare)):
+            try:
+                return _declared(ctypes.CDLL(str(_compiled(folder))))
+            except subprocess.SubprocessError:
+                return None
+            except (UserError, OSError):  # it cannot be written there, or not run from there
+                continue
+    return None
+
+
+def _compiled(folder: Path) -> Path:
+    """Path of the compiled functions in a folder, where they are put if they are not there."""
+    command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
+    path = folder / f"step-{_key(command)}.so"
+    if not path.is_file():
+        with replace_file(path) as temporary:
+            command += ["-o", str(temporary), str(SOURCE), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+    return path
+
+
+def _key(command: list[str]) -> str:
+    """Changes with the source, the command and the CPU: home folders are shared between machines."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    text = "\0".join([SOURCE.read_text(encoding="utf-8"), *command, features])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle-mini-impl"
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The same, knowing what each function takes and returns."""
+    blocks, cache, matrix = (ctypes.POINTER(kind) for kind in (Blocks, CacheParts, Matrix))
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.lanes.argtypes, library.lanes.restype = [], number
+    library.room.argtypes, library.room.restype = [blocks, cache, number, number], ctypes.c_int64
+    library.step.argtypes, library.step.restype = [blocks, cache, pointer, number, pointer, number], None
+    library.linear.argtypes = [matrix, pointer, number, number, number, pointer, pointer, number]
+    library.linear.restype = None
+    return library

@@ -1,0 +1,197 @@
+"""The compiled code against the same products and the same model in full precision."""
+
+import copy
+import ctypes
+import platform
+import subprocess
+
+import pytest
+import torch
+from conftest import randomise
+
+from dalle_mini_impl.config import StreamConfig, TransformerConfig
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.native import library
+from dalle_mini_impl.native.blocks import NativeLinear, fits
+from dalle_mini_impl.packing import pack
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.transformer import build_transformer
+
+MACHINES = ["native"]
+if platform.machine() == "x86_64" and library.load() is not None and library.load().lanes() == 16:
+    MACHINES += ["x86-64-v4", "x86-64-v3"]  # a CPU without bf16 products, and one with half as long vectors
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache folder, and nothing loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.load.cache_clear()
+    yield tmp_path
+    library.load.cache_clear()
+
+
+@pytest.fixture(scope="module", params=MACHINES)
+def machine(request, tmp_path_factory):
+    """The functions compiled for one kind of CPU; models packed meanwhile use them."""
+    flags = [f"-march={request.param}" if flag == "-march=native" else flag for flag in library.FLAGS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(library, "FLAGS", flags)
+        library.load.cache_clear()
+        if library.load() is None:
+            pytest.skip("there is no C compiler with OpenMP")
+        yield library.load()
+    library.load.cache_clear()
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 13, 33])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_layer_is_the_product(machine, rows, narrow):
+    weight, x = noise(70, 96), noise(rows, 96, seed=1)
+    kept = weight.bfloat16().double()
+    if narrow:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        kept = (weight / scale).round().double() * scale.double()
+    y = NativeLinear(machine, weight, narrow)(x.view(rows, 1, 96))
+    assert y.shape == (rows, 1, 70)
+    torch.testing.assert_close(y[:, 0].double(), x.bfloat16().double() @ kept.T, rtol=1e-5, atol=1e-5)
+
+
+def models(width, heads, position="rope", precision="bf16"):
+    layout = StreamConfig(text_length=7, text_vocab=313, grid=(5, 6), image_vocab=61, bos_id=1)
+    config = TransformerConfig(n_layer=3, n_head=heads, n_embd=width, position=position)
+    exact, stream = randomise(build_transformer(config, layout), 3), Stream(layout)
+    return exact, pack(copy.deepcopy(exact), precision, stream.image_range), stream
+
+
+def distance(x, y):
+    """Root of the mean square difference, in standard deviations of y."""
+    return float((x - y).square().mean().sqrt() / y.std())
+
+
+# The head widths: fewer vectors than are added at a time, exactly as many, one more, and the most.
+@pytest.mark.parametrize(("width", "heads"), [(32, 2), (64, 1), (160, 2), (256, 1)])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_every_position_is_what_full_precision_says(machine, width, heads, position):
+    exact, native, stream = models(width, heads, position)
+    ids = torch.randint(exact.vocab_size, (3, stream.length), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, rounded, ours = (
+            model.logits(model(ids), stream.image_range).float()
+            for model in (exact, copy.deepcopy(exact).bfloat16(), native)
+        )
+    for place in range(stream.length):
+        assert 0 < distance(ours[:, place], expected[:, place]) < 0.03
+    assert distance(ours, expected) < distance(rounded, expected)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("count", [1, 3, 14])
+def test_a_prompt_can_be_continued_in_many_ways(machine, prompts, count):
+    _, native, stream = models(64, 2)
+    ids = torch.randint(native.vocab_size, (prompts, 9), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(native.vocab_size, (prompts * count, 26), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        cache = native.new_cache(prompts, 9)
+        native(ids[:, :5], cache)
+        native(ids[:, 5:], cache)
+        more = cache.branch(count, stream.length)
+        cached = torch.cat([native(ends[:, t : t + 1], more) for t in range(26)], 1)
+        whole = native(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 9:]
+    assert (cache.length, more.length) == (9, 35)
+    # Sums over keys are split at the end of the prompt in one and not in the other; all else is the same
+    assert distance(cached, whole) < 0.004
+
+
+def test_a_row_does_not_depend_on_the_others_or_on_threads(machine, threads):
+    _, native, stream = models(96, 2)
+    ids = torch.randint(native.vocab_size, (29, stream.length), generator=torch.Generator().manual_seed(0))
+    results = []
+    with torch.inference_mode():
+        for count in (2, 1, 3):
+            threads(count)
+            results.append(native(ids))
+        alone = native(ids[17:18])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(alone[0], results[0][17])
+
+
+def test_nothing_overflows(machine):
+    # Scores of ± 1000 before the softmax, gates far beyond where the exponential ends
+    exact, native, stream = models(64, 1)
+    with torch.no_grad():
+        for block in exact.blocks:
+            block.attention.q_norm.weight.fill_(1000)
+            block.mlp.up.weight.mul_(1000)
+    native = pack(copy.deepcopy(exact), "bf16", stream.image_range)
+    with torch.inference_mode():
+        assert bool(native(torch.arange(stream.length)[None]).isfinite().all())
+
+
+def test_more_positions_than_there_is_room_for_are_refused(machine):
+    _, native, stream = models(64, 2)
+    cache = native.new_cache(1, 16).branch(2, stream.length)
+    native(torch.zeros(2, stream.length, dtype=torch.int64), cache)
+    with pytest.raises(UserError, match="1 positions were given, and there is room for 0 more; make a longer"):
+        native(torch.zeros(2, 1, dtype=torch.int64), cache)
+    with pytest.raises(UserError, match="17 positions were given, and there is room for 16 more"):
+        native(torch.zeros(1, 17, dtype=torch.int64), native.new_cache(1, 16))
+
+
+def test_widths_that_fill_no_vector_are_not_for_it():
+    assert fits(64, 4)
+    assert fits(512, 2)
+    for width, heads in ((48, 1), (64, 8), (1024, 2)):
+        assert not fits(width, heads)
+
+
+# --- compiling
+
+
+def test_it_is_compiled_once(fresh, monkeypatch):
+    if library.load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
+    (path,) = (fresh / "dalle-mini-impl").iterdir()
+    assert ctypes.CDLL(str(path)).lanes() in (8, 16)
+    library.load.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert library.load() is not None
+
+
+def test_another_source_or_command_is_another_file(monkeypatch, tmp_path):
+    before = library._key(["cc"])
+    assert before == library._key(["cc"])
+    assert before != library._key(["gcc"])
+    other = tmp_path / "step.c"
+    other.write_text("int lanes(void) { return 16; }")
+    monkeypatch.setattr(library, "SOURCE", other)
+    assert before != library._key(["cc"])
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(fresh, monkeypatch):
+    if library.load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
+    library.load.cache_clear()
+    (fresh / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
+    assert library.load() is not None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_there_is_none(fresh, monkeypatch, compiler):
+    monkeypatch.setenv("CC", compiler)
+    assert library.load() is None
+    assert not list(fresh.rglob("*.so"))
