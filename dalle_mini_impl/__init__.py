@@ -17,18 +17,19 @@ _WHERE = {
     "Candidate": "results",
     "DalleMini": "pipeline",
     "ImageTokenizer": "image_tokenizer",
+    "Preview": "results",
     "Result": "results",
     "Scorer": "scorer",
     "TextTokenizer": "text_tokenizer",
     "UserError": "errors",
 }
-__all__ = ["Candidate", "DalleMini", "ImageTokenizer", "Result", "Scorer", "TextTokenizer", "UserError"]
+__all__ = ["Candidate", "DalleMini", "ImageTokenizer", "Preview", "Result", "Scorer", "TextTokenizer", "UserError"]
 
 if TYPE_CHECKING:
     from dalle_mini_impl.errors import UserError
     from dalle_mini_impl.image_tokenizer import ImageTokenizer
     from dalle_mini_impl.pipeline import DalleMini
-    from dalle_mini_impl.results import Candidate, Result
+    from dalle_mini_impl.results import Candidate, Preview, Result
     from dalle_mini_impl.scorer import Scorer
     from dalle_mini_impl.text_tokenizer import TextTokenizer
 

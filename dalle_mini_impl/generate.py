@@ -1,6 +1,6 @@
 """Text ids -> image ids: the prompt is run once, then all candidates decode together with a cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,12 @@ from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import Transformer
 
 CHUNK = 64
+Progress = Callable[[int], object]
+"""Told how many image ids each step has drawn."""
+
+
+def ignore(ids: int) -> None:
+    """Nobody wants to know of the progress."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,6 @@ class Drawn:
     """
 
 
-@torch.inference_mode()
 def generate(
     transformer: Transformer,
     stream: Stream,
@@ -49,7 +54,7 @@ def generate(
     sampling: SamplingConfig,
     *,
     chunk: int = CHUNK,
-    progress: Callable[[int], object] = lambda ids: None,
+    progress: Progress = ignore,
 ) -> Drawn:
     """Sample the image ids of several candidates for one prompt.
 
@@ -68,6 +73,33 @@ def generate(
     Raises:
         UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption does not fit.
     """
+    rows = draw_rows(transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress)
+    while True:
+        try:
+            next(rows)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.inference_mode()
+def draw_rows(
+    transformer: Transformer,
+    stream: Stream,
+    prompt: Prompt,
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    chunk: int = CHUNK,
+    progress: Progress = ignore,
+) -> Generator[Tensor, None, Drawn]:
+    """As `generate`, but gives the image ids so far after each row of the token grid.
+
+    Yields:
+        (n, r, w): the first r rows of the candidates of the chunk that is being drawn.
+
+    Returns:
+        All of them.
+    """
     if not seeds:
         raise UserError("no seeds were given; give one per candidate")
     check(sampling, stream.config.image_vocab)
@@ -79,17 +111,15 @@ def generate(
     prefix = stream.prefix(captions).to(device)
     prompt_cache = transformer.new_cache(len(captions), prefix.shape[1])
     hidden = transformer(prefix, prompt_cache)[:, -1]
-    ids, nats = [], []
+    parts = []
     for start in range(0, len(seeds), chunk):
         part = seeds[start : start + chunk]
         uniforms = torch.stack([_uniforms(seed, stream.image_length) for seed in part]).to(device)
         # Row order: every candidate with the caption, then every candidate without.
         cache = prompt_cache.branch(len(part), stream.length)
         first = hidden.repeat_interleave(len(part), 0)
-        drawn, likelihood = _decode(transformer, stream, cache, first, uniforms, sampling, progress)
-        ids.append(drawn.unflatten(1, stream.config.grid))
-        nats.append(likelihood)
-    return Drawn(torch.cat(ids), torch.cat(nats))
+        parts.append((yield from _decode(transformer, stream, cache, first, uniforms, sampling, progress)))
+    return Drawn(torch.cat([part.image_ids for part in parts]), torch.cat([part.likelihood for part in parts]))
 
 
 def _decode(
@@ -99,25 +129,27 @@ def _decode(
     hidden: Tensor,
     uniforms: Tensor,
     sampling: SamplingConfig,
-    progress: Callable[[int], object],
-) -> tuple[Tensor, Tensor]:
-    """Draw (N, h * w) ids, one position at a time for all rows of `hidden` (N or 2N, C), and sum up their nats."""
-    groups = len(hidden) // len(uniforms)
-    drawn, nats = [], torch.zeros(len(hidden), device=hidden.device)
-    for place in range(uniforms.shape[1]):
+    progress: Progress,
+) -> Generator[Tensor, None, Drawn]:
+    """Draw all ids, one position at a time for all rows of `hidden` (N or 2N, C), and sum up their nats."""
+    groups, width = len(hidden) // len(uniforms), stream.config.grid[1]
+    drawn = torch.empty(uniforms.shape, dtype=torch.int64, device=hidden.device)
+    nats = torch.zeros(len(hidden), device=hidden.device)
+    for place in range(stream.image_length):
         logits = transformer.logits(hidden, stream.image_range).float()
         wanted = logits
         if groups == 2:
             conditional, null = logits.chunk(2)
             wanted = guide(conditional, null, sampling.guidance)
-        ids = next_ids(wanted, uniforms[:, place], sampling)
+        drawn[:, place] = ids = next_ids(wanted, uniforms[:, place], sampling)
         rows = ids.repeat(groups)
         nats += logits.gather(1, rows[:, None])[:, 0] - logits.logsumexp(1)
-        drawn.append(ids)
         progress(len(ids))
-        if place + 1 < uniforms.shape[1]:
+        if (place + 1) % width == 0:
+            yield drawn[:, : place + 1].unflatten(1, (-1, width))
+        if place + 1 < stream.image_length:
             hidden = transformer((rows + stream.image_offset)[:, None], cache)[:, -1]
-    return torch.stack(drawn, 1), nats.view(groups, -1).T
+    return Drawn(drawn.unflatten(1, stream.config.grid), nats.view(groups, -1).T)
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

@@ -1,9 +1,10 @@
 """DalleMini: prompt -> ranked pictures. The one file that knows every stage."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from dalle_mini_impl import checkpoint
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import from_dict, to_dict
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import CHUNK, Drawn, Prompt, generate, log_likelihood
+from dalle_mini_impl.generate import CHUNK, Drawn, Progress, Prompt, draw_rows, generate, ignore, log_likelihood
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import to_images
 from dalle_mini_impl.packing import choose_precision, pack
-from dalle_mini_impl.results import Candidate, Result
+from dalle_mini_impl.results import Candidate, Preview, Result
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
@@ -37,6 +38,24 @@ def likelihood_score(given: Tensor, null: Tensor) -> Tensor:
 def candidate_seed(seed: int, number: int) -> int:
     """Seed of candidate `number` (from 0) of a run's `seed`; unrelated for different seeds."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+class Job(NamedTuple):
+    """What to draw, checked."""
+
+    prompt: str
+    negative: str
+    ids: Prompt
+    seeds: Sequence[int]
+    settings: SamplingConfig
+    keep: int
+    chunk: int
+    progress: Progress
+
+    @property
+    def to_draw(self) -> tuple[Prompt, Sequence[int], SamplingConfig]:
+        """What `generate` of the ids wants to know."""
+        return self.ids, self.seeds, self.settings
 
 
 class DalleMini:
@@ -112,7 +131,7 @@ class DalleMini:
         negative: str = "",
         seeds: Sequence[int] | None = None,
         chunk: int = CHUNK,
-        progress: Callable[[int], object] = lambda ids: None,
+        progress: Progress = ignore,
         **sampling: Any,
     ) -> Result:
         """Sample candidates, decode them, and keep the best.
@@ -139,6 +158,65 @@ class DalleMini:
         Raises:
             UserError: a number is out of range, or a sampling setting is unknown.
         """
+        job = self._job(prompt, candidates, keep, seed, negative, seeds, chunk, progress, **sampling)
+        drawn = generate(self.transformer, self.stream, *job.to_draw, chunk=chunk, progress=progress)
+        return self._ranked(job, drawn)
+
+    def stream_previews(self, prompt: str, *, show: int = 1, share: float = 0.05, **options: Any) -> Iterator[Preview]:
+        """As `generate`, giving some of the pictures on the way, as often as little time allows.
+
+        Args:
+            prompt: the caption.
+            show: how many of the candidates to show.
+            share: of the time so far, 0 to 1, that previews may take.
+            **options: all else that `generate` takes.
+
+        Yields:
+            After some rows of the token grid what is there; at last the kept pictures, with their result.
+
+        Raises:
+            UserError: as `generate`, or `show` or `share` is out of range.
+        """
+        if show < 1 or not 0 <= share <= 1:
+            raise UserError(f"show {show} and share {share} were given; expected at least 1, and 0 to 1")
+        job, ids_drawn = self._job(prompt, **options), 0
+
+        def progress(ids: int) -> None:
+            nonlocal ids_drawn
+            ids_drawn += ids
+            job.progress(ids)
+
+        rows = draw_rows(self.transformer, self.stream, *job.to_draw, chunk=job.chunk, progress=progress)
+        start, spent, longest = time.perf_counter(), 0.0, 0.0
+        while True:
+            try:
+                ids = next(rows)[:show]
+            except StopIteration as end:
+                result = self._ranked(job, end.value)
+                yield Preview(1.0, [candidate.image for candidate in result], result)
+                return
+            before = time.perf_counter()
+            if spent + longest < share * (before - start):
+                images = self._unfinished(ids)
+                took = time.perf_counter() - before
+                spent, longest = spent + took, max(longest, took)
+                yield Preview(ids_drawn / (len(job.seeds) * self.stream.image_length), images)
+
+    def _unfinished(self, ids: Tensor) -> list[Image.Image]:
+        """Pictures of the first rows of their ids (n, r, w), the rest white."""
+        missing = self.stream.config.grid[0] - ids.shape[1]
+        # Ids to come also shape the pixels beside them: more of the same is the likeliest.
+        images = self.decode(torch.cat([ids, ids[:, -1:].expand(-1, missing, -1)], 1))
+        for image in images:
+            top = image.height * ids.shape[1] // self.stream.config.grid[0]
+            image.paste("white", (0, top, image.width, image.height))
+        return images
+
+    def _job(
+        self, prompt: str, candidates: int = 32, keep: int = 8, seed: int = 0, negative: str = "",
+        seeds: Sequence[int] | None = None, chunk: int = CHUNK, progress: Progress = ignore, **sampling: Any,
+    ) -> Job:  # fmt: skip
+        """Check what `generate` was given."""
         if candidates < 1 or keep < 1:
             raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
         if seed < 0:
@@ -148,19 +226,23 @@ class DalleMini:
         if not seeds or not all(0 <= number < 2**63 for number in seeds):
             raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
         settings = self._sampling(sampling)
-        ids = [self._encode(text) for text in (prompt, negative)]
-        drawn = generate(self.transformer, self.stream, Prompt(*ids), seeds, settings, chunk=chunk, progress=progress)
-        pictures = self._pictures(drawn.image_ids, chunk) if settings.rank in ("clip", "both") else []
-        order, scores = list(range(len(seeds))), [None] * len(seeds)
-        if settings.rank != "none":
-            values = self._scores(settings.rank, prompt, pictures, drawn, chunk)
+        ids = Prompt(self._encode(prompt), self._encode(negative))
+        return Job(prompt, negative, ids, seeds, settings, keep, chunk, progress)
+
+    def _ranked(self, job: Job, drawn: Drawn) -> Result:
+        """The best of what was drawn, as pictures."""
+        rank = job.settings.rank
+        pictures = self._pictures(drawn.image_ids, job.chunk) if rank in ("clip", "both") else []
+        order, scores = list(range(len(job.seeds))), [None] * len(job.seeds)
+        if rank != "none":
+            values = self._scores(rank, job.prompt, pictures, drawn, job.chunk)
             order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
-        order = order[:keep]
+        order = order[: job.keep]
         # Decoding all takes about as long as sampling them: what nobody asks to see is left out.
-        images = [pictures[i] for i in order] if pictures else self._pictures(drawn.image_ids[order], chunk)
-        image_ids = drawn.image_ids.cpu()
-        kept = (Candidate(image, scores[i], seeds[i], image_ids[i]) for i, image in zip(order, images, strict=True))
-        return Result(prompt, negative, tuple(kept), {**self.source, "sampling": to_dict(settings)})
+        images = [pictures[i] for i in order] if pictures else self._pictures(drawn.image_ids[order], job.chunk)
+        ids = drawn.image_ids.cpu()
+        kept = (Candidate(image, scores[i], job.seeds[i], ids[i]) for i, image in zip(order, images, strict=True))
+        return Result(job.prompt, job.negative, tuple(kept), {**self.source, "sampling": to_dict(job.settings)})
 
     def _pictures(self, image_ids: Tensor, chunk: int) -> list[Image.Image]:
         return [image for part in image_ids.split(chunk) for image in self.decode(part)]

@@ -72,6 +72,18 @@ class Result(Sequence[Candidate]):
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """Pictures while they are being drawn."""
+
+    done: float
+    """Share of all image ids that are drawn, 0 to 1."""
+    images: list[Image.Image]
+    """Some of the pictures being drawn, what is still to come in white; of the last preview, those that are kept."""
+    result: Result | None = None
+    """Of the last preview, what `generate` returns."""
+
+
 def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> Image.Image:
     """One sheet of several results; with several prompts, each starts a row of its own by default.
 

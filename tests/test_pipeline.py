@@ -2,6 +2,7 @@ import json
 import shutil
 import socket
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import SAMPLING
 from PIL import Image
 
 import dalle_mini_impl
-from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError
+from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError, pipeline
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.images import read_metadata
 from dalle_mini_impl.pipeline import NULL_SHARE, candidate_seed, choose_device
@@ -201,6 +202,36 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning(tiny_dalle):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tiny_dalle.generate("a cat", candidates=1)
+
+
+def test_previews_show_what_is_there(tiny_dalle):
+    *previews, last = tiny_dalle.stream_previews("a cat", candidates=5, keep=2, seed=4, show=2, share=1.0, chunk=3)
+    assert [preview.done for preview in previews] == pytest.approx([3 / 15, 6 / 15, 9 / 15, 11 / 15, 13 / 15, 1])
+    assert [len(preview.images) for preview in previews] == [2] * 6
+    whole = tiny_dalle.generate("a cat", candidates=5, keep=5, seed=4, rank="none")
+    for number, preview in enumerate(previews):
+        rows, chunk = number % 3 + 1, number // 3
+        for image, candidate in zip(preview.images, whole[3 * chunk :][:2], strict=True):
+            seen, all_of_it = (np.asarray(picture, dtype=int) for picture in (image, candidate.image))
+            assert (seen[8 * rows :] == 255).all()
+            assert (seen[: 8 * rows] == all_of_it[: 8 * rows]).mean() > (0.99 if rows == 3 else 0.2)
+    assert last.done == 1
+    assert [c.seed for c in last.result] == [c.seed for c in tiny_dalle.generate("a cat", candidates=5, keep=2, seed=4)]
+    assert all(same(image, candidate.image) for image, candidate in zip(last.images, last.result, strict=True))
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.0, [1.0]), (0.5, [1 / 3, 1.0]), (1.0, [1 / 3, 2 / 3, 1.0, 1.0])])
+def test_previews_take_no_more_time_than_they_may(tiny_dalle, monkeypatch, share, shown):
+    clock = iter(range(0, 1000, 10))  # it goes on by ten seconds whenever someone looks at it
+    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    previews = tiny_dalle.stream_previews("a cat", candidates=2, share=share)
+    assert [preview.done for preview in previews] == pytest.approx(shown)
+
+
+def test_previews_that_make_no_sense_are_refused(tiny_dalle):
+    for options in ({"show": 0}, {"share": 1.5}, {"share": -0.1}):
+        with pytest.raises(UserError, match="were given; expected at least 1, and 0 to 1"):
+            next(tiny_dalle.stream_previews("a cat", **options))
 
 
 def test_progress_is_told(tiny_dalle):
