@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dalle_mini_impl.bench import learn, peers
+from dalle_mini_impl.bench import learn, learn_pictures, peers
 from dalle_mini_impl.bench.machine import Machine, measure_machine
 from dalle_mini_impl.bench.report import Row, table
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
@@ -177,6 +177,28 @@ def test_the_race_trains_both_and_says_who_is_ahead(monkeypatch, trained, tmp_pa
     assert len(ours) == len(theirs) == 3
     assert ours[-1] < ours[0] < math.log(13) + 0.5  # 13 image ids
     assert (row.row, row.peer, row.ours, row.theirs) == ("learn/transformer", "dalle-pytorch", min(ours), min(theirs))
+
+
+def test_image_tokenizers_race_too(monkeypatch, trained):
+    monkeypatch.setattr(learn, "time", Clock())
+    if importlib.util.find_spec("dalle_pytorch") is None:
+        monkeypatch.setattr(learn_pictures, "peer_side", lambda *rest: (lambda *step: None, lambda pixels: pixels * 0))
+    (row,) = learn_pictures.race(trained.folder / "image_tokenizer.yaml", minutes=0.5, device="cpu", checks=3)
+    ours, theirs = ([quality for _, quality in row.details["curves"][side]] for side in ("ours", "dalle-pytorch"))
+    assert len(ours) == len(theirs) == 3
+    assert ours[-1] > ours[0]
+    assert (row.row, row.peer, row.ours, row.theirs) == (
+        "learn/image-tokenizer", "dalle-pytorch", max(ours), max(theirs)
+    )  # fmt: skip
+
+
+def test_a_verdict_says_when_the_peer_was_passed():
+    curves = {"ours": [(1.0, 5.0), (2.0, 4.0), (3.0, 3.0)], "dalle-pytorch": [(1.0, 6.0), (2.0, 4.5), (3.0, 4.2)]}
+    row = learn.verdict("learn/x", "nats", curves, 3)
+    assert (row.ours, row.theirs, row.note) == (3.0, 4.2, "nats; the peer's best reached after 2.00 of 3 min")
+    row = learn.verdict("learn/x", "dB", curves, 3, higher_is_better=True)
+    assert (row.ours, row.theirs, row.note) == (5.0, 6.0, "dB; the peer's best reached after nan of 3 min")
+    assert row.ratio == 5 / 6
 
 
 # --- the command

@@ -25,7 +25,7 @@ from dalle_mini_impl.train.runs import TransformerRun
 from dalle_mini_impl.train.transformer import StreamLoss, draw_batch
 
 Progress = tuple[float, float]
-"""Minutes of training, and nats per held-out image id after them."""
+"""Minutes of training, and what validation says after them."""
 
 HELD_OUT = 256
 SCHEDULE = 10_000
@@ -60,21 +60,33 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_b
         "ours": our_side(config, shape, train, tokenizer, device),
         "dalle-pytorch": peer_side(config, shape, train, tokenizer, device, peer_batch),
     }
-    curves = {}
-    for name, (step, nats) in sides.items():
-        curves[name] = list(run(step, partial(nats, held_out), minutes, checks))
-    best = min(value for _, value in curves["dalle-pytorch"])
-    ahead = next((minute for minute, value in curves["ours"] if value <= best), float("nan"))
-    ours = min(value for _, value in curves["ours"])
-    note = f"nats per image id; the peer's best reached after {ahead:.2f} of {minutes:g} min"
+    curves = {name: list(run(step, partial(nats, held_out), minutes, checks)) for name, (step, nats) in sides.items()}
+    yield verdict("learn/transformer", "nats per image id", curves, minutes)
+
+
+def verdict(
+    name: str, unit: str, curves: dict[str, list[Progress]], minutes: float, higher_is_better: bool = False
+) -> Row:
+    """The row of a race: the best of each side, and when ours came past the peer's best."""
+    best = max if higher_is_better else min
+    ours, theirs = (best(value for _, value in curves[side]) for side in ("ours", "dalle-pytorch"))
+    ahead = next((minute for minute, value in curves["ours"] if best(value, theirs) == value), float("nan"))
+    note = f"{unit}; the peer's best reached after {ahead:.2f} of {minutes:g} min"
     details = {"curves": curves, "minutes": minutes}
-    yield Row("learn/transformer", ours, "dalle-pytorch", best, note=note, details=details)
+    return Row(name, ours, "dalle-pytorch", theirs, note=note, higher_is_better=higher_is_better, details=details)
 
 
 def run(
     step: Callable[[int, float], Any], nats: Callable[[], float], minutes: float, checks: int
 ) -> Iterator[Progress]:
-    """Train for some minutes, validating `checks` times, evenly spread."""
+    """Train for some minutes, validating `checks` times, evenly spread.
+
+    Args:
+        step: one training step, given its number and the share of the minutes that is over.
+        nats: validation, whatever it measures.
+        minutes: of training.
+        checks: validations.
+    """
     spent, number = 0.0, 0
     for check in range(1, checks + 1):
         while spent < 60 * minutes * check / checks:

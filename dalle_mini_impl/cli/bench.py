@@ -24,10 +24,8 @@ PARTS = ("sample", "train", "parts", "startup")
 @click.option("--peer", "peers", multiple=True, help="dalle-pytorch, transformers or none.  [default: all installed]")
 @click.option("--candidates", default="1,16,64", show_default=True, help="Sampling rows: how many at a time.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
-@click.option(
-    "--config", default="configs/emoji/transformer.yaml", show_default=True, help="Learning race: what to train."
-)
-@click.option("--minutes", default=0.0, help="Learning race: minutes for each side; 0 leaves it out.")
+@click.option("--minutes", default=0.0, help="Learning races: minutes for each side; 0 leaves them out.")
+@click.option("--configs", default="configs/emoji", show_default=True, help="Learning races: folder of what to train.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
 def bench(quick: bool, **options: Any) -> None:
@@ -52,9 +50,11 @@ def bench(quick: bool, **options: Any) -> None:
                + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items()))  # fmt: skip
     rows: list[Row] = []
     if options["minutes"]:
-        from dalle_mini_impl.bench.learn import race
+        from dalle_mini_impl.bench import learn, learn_pictures
 
-        rows += race(Path(options["config"]), options["minutes"], device)
+        folder = Path(options["configs"])
+        rows += learn.race(folder / "transformer.yaml", options["minutes"], device)
+        rows += learn_pictures.race(folder / "image_tokenizer.yaml", options["minutes"], device)
     peers = find_peers(options["peers"])
     for row in all_rows(machine, name, peers, options["only"] or PARTS, repeats, counts):
         rows.append(row)
