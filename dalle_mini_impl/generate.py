@@ -157,8 +157,8 @@ def _uniforms(seed: int, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
-    """Log-probability of each image id given the caption and the ids before it.
+def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
+    """Scores of every image id at each place, given the caption and the ids before it.
 
     Args:
         transformer: the model, in evaluation mode.
@@ -167,7 +167,7 @@ def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[
         image_ids: (B, h, w) in [0, K).
 
     Returns:
-        (B, h * w) in nats, at most 0.
+        (B, h * w, K) in fp32.
 
     Raises:
         UserError: the image ids have another grid, or one is out of range.
@@ -183,5 +183,14 @@ def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[
     prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
     ids = stream.join(prefix, image_ids.to(device))
     hidden = transformer(ids[:, :-1])[:, stream.config.text_length :]
-    scores = F.log_softmax(transformer.logits(hidden, stream.image_range).float(), -1)
-    return scores.gather(-1, image_ids.to(device).flatten(1)[..., None])[..., 0]
+    return transformer.logits(hidden, stream.image_range).float()
+
+
+def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
+    """Log-probability of each image id given the caption and the ids before it; see `image_logits`.
+
+    Returns:
+        (B, h * w) in nats, at most 0.
+    """
+    scores = F.log_softmax(image_logits(transformer, stream, text_ids, image_ids), -1)
+    return scores.gather(-1, image_ids.to(scores.device).flatten(1)[..., None])[..., 0]

@@ -226,7 +226,7 @@ class DalleMini:
         if not seeds or not all(0 <= number < 2**63 for number in seeds):
             raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
         settings = self._sampling(sampling)
-        ids = Prompt(self._encode(prompt), self._encode(negative))
+        ids = Prompt(self.encode(prompt), self.encode(negative))
         return Job(prompt, negative, ids, seeds, settings, keep, chunk, progress)
 
     def _ranked(self, job: Job, drawn: Drawn) -> Result:
@@ -273,9 +273,10 @@ class DalleMini:
         Returns:
             (B, h * w) nats per image id, at most 0.
         """
-        return log_likelihood(self.transformer, self.stream, self._encode(text), image_ids).cpu()
+        return log_likelihood(self.transformer, self.stream, self.encode(text), image_ids).cpu()
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Text ids of a caption, cut with a warning where it is longer than the stream has room for."""
         return self.text_tokenizer.cut(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
 
     def _sampling(self, changes: dict[str, Any]) -> SamplingConfig:

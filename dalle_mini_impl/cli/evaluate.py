@@ -134,6 +134,31 @@ def rerank(model: str, **options: Any) -> None:
     write_json(options["json_file"], facts)
 
 
+@evaluate.command()
+@click.argument("model", default="emoji")
+@click.argument("prompts", nargs=-1)
+@click.option("--precisions", default="bf16,int8", show_default=True, help="To compare with fp32.")
+@click.option("--candidates", type=click.IntRange(1), default=16, show_default=True, help="Pictures a prompt.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+def precision(
+    model: str,
+    prompts: tuple[str, ...],
+    precisions: str,
+    candidates: int,
+    seed: int,
+    json_file: str | None,
+    device: str,
+) -> None:
+    """Measure how far MODEL drifts in coarser arithmetic: predictions, and pictures from the same seeds."""
+    from dalle_mini_impl.evaluate.precision import PROMPTS, drift, table
+
+    found = drift(model, names(precisions), prompts or PROMPTS, candidates, seed, device)
+    click.echo(table(found))
+    write_json(json_file, {"model": model, "drift": [dataclasses.asdict(one) for one in found]})
+
+
 def set_up(model: str, options: dict[str, Any]) -> "Setup":
     """Load the model and the judges, and show the judges all art.
 
