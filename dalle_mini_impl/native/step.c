@@ -250,19 +250,14 @@ static void remember(const Blocks *blocks, const Cache *cache, int layer, const 
 }
 
 // Scores of one query against the first `count` keys; whole vectors are written, minus infinity behind the last key.
-// The values are asked for on the way: they are next.
-static float score(
-    const uint16_t *query, const uint16_t *keys, const uint16_t *values, int count, int size, float *scores) {
+static float score(const uint16_t *query, const uint16_t *keys, int count, int size, float *scores) {
     floats largest = (floats){} - INFINITY;
     for (int place = 0; place < count; place += LANES) {
         const uint32_t *block = (const uint32_t *)keys + (size_t)place / 2 * size;
-        const uint32_t *ahead = (const uint32_t *)values + (size_t)place / 2 * size;
         floats sum[4] = {};  // four at a time, because each waits for the one before
         for (int i = 0; i < size / 2; i += 4)
-            for (int j = 0; j < 4; j++) {
-                __builtin_prefetch(ahead + (i + j) * LANES);
+            for (int j = 0; j < 4; j++)
                 sum[j] = dot(sum[j], *(const pairs *)(block + (i + j) * LANES), pair_at(query + 2 * (i + j)));
-            }
         floats all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         for (int i = count - place; i < LANES; i++) all[i] = -INFINITY;
         *(floats *)(scores + place) = all;
@@ -309,10 +304,10 @@ static void attend(
         int head = item / rows, row = item % rows, own = cache->length + row % tokens + 1, all = own_start + whole(own);
         const uint16_t *query = q + ((size_t)row * heads + head) * size;
         size_t start = head_at(cache, blocks, layer, row / tokens, head), from = 0;
-        float largest = score(query, cache->keys + start, cache->values + start, own, size, scores + own_start);
+        float largest = score(query, cache->keys + start, own, size, scores + own_start);
         if (shared) {
             from = head_at(cache->prompt, blocks, layer, row / tokens / cache->branches, head);
-            float other = score(query, cache->prompt->keys + from, cache->prompt->values + from, shared, size, scores);
+            float other = score(query, cache->prompt->keys + from, shared, size, scores);
             largest = other > largest ? other : largest;
         }
         floats sum = {}, result[LARGEST_HEAD / LANES] = {};
