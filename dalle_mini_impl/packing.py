@@ -30,13 +30,15 @@ def choose_precision(precision: str, transformer: Transformer) -> str:
     """
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; expected {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return precision
     device = transformer.embed.weight.device.type
     reason = _missing(transformer) if device == "cpu" else ""
     if precision == "auto":
         return "bf16" if device == "cuda" or (device == "cpu" and not reason) else "fp32"
     if precision == "int8" and device != "cpu":
         raise UserError(f"precision int8 was given with device {device}; it is for cpu")
-    if precision != "fp32" and reason:
+    if reason:
         raise UserError(f"precision {precision} was given, but {reason}; use fp32")
     return precision
 

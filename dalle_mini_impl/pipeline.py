@@ -168,7 +168,7 @@ class DalleMini:
         Args:
             prompt: the caption.
             show: how many of the candidates to show.
-            share: of the time so far, 0 to 1, that previews may take.
+            share: of the time so far, 0 to 1, that previews may take; the first is made at once whatever it takes.
             **options: all else that `generate` takes.
 
         Yields:
@@ -196,7 +196,7 @@ class DalleMini:
                 yield Preview(1.0, [candidate.image for candidate in result], result)
                 return
             before = time.perf_counter()
-            if spent + longest < share * (before - start):
+            if spent + longest < share * (before - start) and ids_drawn < len(job.seeds) * self.stream.image_length:
                 images = self._unfinished(ids)
                 took = time.perf_counter() - before
                 spent, longest = spent + took, max(longest, took)
@@ -226,6 +226,8 @@ class DalleMini:
         if not seeds or not all(0 <= number < 2**63 for number in seeds):
             raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
         settings = self._sampling(sampling)
+        if settings.rank in ("clip", "both"):
+            _ = self.scorer  # refused before anything is drawn
         ids = Prompt(self.encode(prompt), self.encode(negative))
         return Job(prompt, negative, ids, seeds, settings, keep, chunk, progress)
 

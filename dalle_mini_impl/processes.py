@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -27,7 +28,9 @@ class Processes:
             from accelerate import PartialState  # takes a second to import
 
             # Unless told so, accelerate does not connect the processes of a machine that has nothing but a CPU.
-            state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+            # One may have much more to do than another, which then waits for it.
+            cpu = device == "cpu" or not torch.accelerator.is_available()
+            state = PartialState(cpu=cpu, timeout=timedelta(days=7))
             check_connected(state.num_processes)
             self.index = state.process_index
             self.device = str(state.device) if device == "auto" else device

@@ -37,7 +37,7 @@ def test_the_figures_are_those_of_the_distributions(tiny_dalle, monkeypatch):
 
 def test_the_command_prints_and_writes_them(tiny_model, tmp_path):
     path = tmp_path / "drift.json"
-    arguments = ["evaluate", "precision", str(tiny_model), "a cat", "zwei Katzen", "--candidates", "2"]
+    arguments = ["evaluate", "precision", str(tiny_model), "a cat", "a hat", "--candidates", "2"]
     result = CliRunner().invoke(
         dalle, [*arguments, "--precisions", "fp32", "--json", str(path), "--device", "cpu"], catch_exceptions=False
     )

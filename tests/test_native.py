@@ -151,6 +151,18 @@ def test_more_positions_than_there_is_room_for_are_refused(machine):
         native(torch.zeros(1, 17, dtype=torch.int64), native.new_cache(1, 16))
 
 
+def test_a_cache_of_other_rows_is_refused(machine):
+    native = models(64, 2)[1]
+    with pytest.raises(UserError, match="4 rows were given with a cache of 8; make a cache of as many"):
+        native(torch.zeros(4, 3, dtype=torch.int64), native.new_cache(8))
+
+
+def test_a_branch_cannot_be_branched(machine):
+    _, native, stream = models(64, 2)
+    with pytest.raises(UserError, match="a cache that continues a prompt cannot be branched again"):
+        native.new_cache(1, 9).branch(2, stream.length).branch(2, stream.length)
+
+
 def test_widths_that_fill_no_vector_are_not_for_it():
     assert fits(64, 4)
     assert fits(512, 2)
@@ -190,7 +202,24 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(fresh, monkeypatch):
     assert library.load() is not None
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_nor_is_one_where_only_the_compiler_fails(fresh, monkeypatch):
+    if library.load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
+    library.load.cache_clear()
+    here, run = str(fresh / "dalle-mini-impl"), subprocess.run
+
+    def full(command, **rest):
+        if any(part.startswith(here) for part in command):
+            raise subprocess.CalledProcessError(1, command)
+        return run(command, **rest)
+
+    for path in (fresh / "dalle-mini-impl").iterdir():
+        path.unlink()
+    monkeypatch.setattr(subprocess, "run", full)
+    assert library.load() is not None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "'unfinished"])
 def test_without_a_compiler_there_is_none(fresh, monkeypatch, compiler):
     monkeypatch.setenv("CC", compiler)
     assert library.load() is None

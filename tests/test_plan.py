@@ -63,6 +63,15 @@ def test_what_is_kept_is_what_a_real_pass_keeps():
     assert plan.count(config(), STREAM).kept == plan._kept(model, Stream(STREAM))
 
 
+def test_a_width_like_the_length_is_not_taken_for_scores():
+    layout = StreamConfig(text_length=4, text_vocab=40, grid=(6, 10), image_vocab=30, bos_id=1)  # 64 ids, as the width
+    shorter = StreamConfig(text_length=4, text_vocab=40, grid=(3, 20), image_vocab=30, bos_id=1)
+    other = StreamConfig(text_length=3, text_vocab=41, grid=(6, 10), image_vocab=30, bos_id=1)  # 63
+    kept = [plan.count(config(), one).kept for one in (layout, shorter, other)]
+    assert kept[0] == kept[1]
+    assert kept[2] == pytest.approx(63 / 64 * kept[0], rel=0.01)
+
+
 def test_recomputing_keeps_one_block_and_little_of_the_others():
     whole, again = plan.count(config(), STREAM), plan.count(config(recompute=True), STREAM)
     assert whole.kept / 3 < again.kept < 0.6 * whole.kept

@@ -1,5 +1,6 @@
 """The learning race of image tokenizers: the same pictures, the same minutes; who gives them back better?"""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ImageTokenizerRun
 
 PEER_RATE, PEER_DECAY, PEER_BATCH = 1e-3, 0.98, 8
-"""Adam's rate, its factor per epoch, and pictures per step in the peer's own training script."""
+"""Adam's rate, its factor every `PEER_EVERY` steps, and pictures per step in the peer's own training script."""
 PEER_TEMPERATURE, PEER_COLDEST, PEER_COOLING = 1.0, 0.5, 1e-6
-"""Gumbel-softmax temperature there: at first, at last, and by how much it falls (exponentially) with each step."""
+"""Gumbel-softmax temperature there: at first, at last, and what cools it every `PEER_EVERY` steps."""
+PEER_EVERY = 100
 
 Side = tuple[Callable[[int, float], Any], Callable[[Tensor], Tensor]]
 """A training step (number, share of the time), and pictures (B, 3, H, W) -> ids -> pictures."""
@@ -90,11 +92,14 @@ def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Si
         codebook_dim=512, hidden_dim=256, num_resnet_blocks=2,
     ).to(device)  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=PEER_RATE)
+    temperature = PEER_TEMPERATURE
 
     def step(number: int, share: float) -> None:
+        nonlocal temperature
         model.train()
-        optimizer.param_groups[0]["lr"] = PEER_RATE * PEER_DECAY ** (number * PEER_BATCH // len(train))
-        temperature = max(PEER_TEMPERATURE * np.exp(-PEER_COOLING * number), PEER_COLDEST)
+        if number and number % PEER_EVERY == 0:
+            temperature = max(temperature * math.exp(-PEER_COOLING * number), PEER_COLDEST)
+            optimizer.param_groups[0]["lr"] *= PEER_DECAY
         wanted = common.batch_indices(number, PEER_BATCH, len(train), config.run.seed)
         pixels = plain_pixels(train.take(wanted), shape.image_size).to(device)
         finish(model, [optimizer], model((pixels + 1) / 2, return_loss=True, temp=temperature), clip=float("inf"))

@@ -1,1 +1,1 @@
-"""Decoding in compiled code, on a CPU that multiplies bf16 and has a C compiler."""
+"""Decoding in compiled code, on a machine with a C compiler."""

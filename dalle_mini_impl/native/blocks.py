@@ -45,7 +45,15 @@ class NativeCache:
         self.parts.length = value - (self._prompt.length if self._prompt else 0)
 
     def branch(self, count: int, capacity: int) -> "NativeCache":
-        """As `Cache` has it; the prompt's keys and values are read where they are, once for all that continue it."""
+        """As `Cache` has it; the prompt's keys and values are read where they are, once for all that continue it.
+
+        So the prompt must not grow afterwards.
+
+        Raises:
+            UserError: this one continues another already.
+        """
+        if self._prompt is not None:
+            raise UserError("a cache that continues a prompt cannot be branched again; branch the prompt's")
         n_layer, rows, n_head, head_dim = self._shape
         return NativeCache((n_layer, rows * count, n_head, head_dim), capacity - self.length, self, count)
 
@@ -116,10 +124,12 @@ class NativeBlocks(nn.Module):
         """As `Block` has it; (B, T, C) of any dtype -> fp32, normalised. `table` and `layer` are not needed.
 
         Raises:
-            UserError: there is no room for T more positions.
+            UserError: the cache has another number of rows, or no room for T more positions.
         """
         B, T, _ = x.shape
         cache = cache or self.new_cache(B, T)
+        if cache.parts.rows != B:
+            raise UserError(f"{B} rows were given with a cache of {cache.parts.rows}; make a cache of as many")
         left = min(cache.parts.capacity - cache.parts.length, self._length - cache.length)
         if left < T:
             raise UserError(

@@ -56,9 +56,10 @@ def load() -> ctypes.CDLL | None:
         for folder in (_cache_folder(), Path(spare)):
             try:
                 return _declared(ctypes.CDLL(str(_compiled(folder))))
-            except subprocess.SubprocessError:
+            except subprocess.TimeoutExpired:
                 return None
-            except (UserError, OSError):  # it cannot be written there, or not run from there
+            # No compiler or not a good one, or it cannot be written there, or not run from there.
+            except (subprocess.CalledProcessError, UserError, OSError, ValueError):
                 continue
     return None
 
@@ -84,7 +85,7 @@ def _key(command: list[str]) -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle-mini-impl"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dalle-mini-impl"
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

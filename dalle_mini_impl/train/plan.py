@@ -102,9 +102,11 @@ def _kept(model: StreamLoss, layout: Stream) -> int:
 def _kept_of(model: StreamLoss, layout: Stream, pictures: int) -> int:
     """Bytes kept for several pictures; attention's scores are left out, which fused kernels do not keep."""
     kept: dict[int, int] = {}
+    heads, ids_each = model.transformer.n_head, layout.length - 1
+    scores = ((pictures, heads, ids_each, ids_each), (pictures * heads, ids_each, ids_each))
 
     def keep(x: Tensor) -> Tensor:
-        if x.shape[-2:] != (layout.length - 1, layout.length - 1):
+        if x.shape not in scores:
             kept[id(x.untyped_storage())] = x.untyped_storage().nbytes()
             held.append(x)
         return x
