@@ -77,13 +77,13 @@ def verdict(
 
 
 def run(
-    step: Callable[[int, float], Any], nats: Callable[[], float], minutes: float, checks: int
+    step: Callable[[int, float], Any], validate: Callable[[], float], minutes: float, checks: int
 ) -> Iterator[Progress]:
     """Train for some minutes, validating `checks` times, evenly spread.
 
     Args:
         step: one training step, given its number and the share of the minutes that is over.
-        nats: validation, whatever it measures.
+        validate: how good the model is, in whatever unit.
         minutes: of training.
         checks: validations.
     """
@@ -93,7 +93,7 @@ def run(
             start = time.perf_counter()
             step(number, spent / (60 * minutes))
             spent, number = spent + time.perf_counter() - start, number + 1
-        yield spent / 60, nats()
+        yield spent / 60, validate()
 
 
 def our_side(
