@@ -30,6 +30,8 @@ STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
+LOOKS = (1, 3, 5, 11, 15)
+"""Blocks after which the network is looked into: the last of each resolution, the head's stage left out."""
 
 
 class SameConv(nn.Conv2d):
@@ -95,7 +97,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> logits (B, 1000) of the ImageNet classes."""
-        x = self._stages(pixels, len(self.blocks))
+        x = self.blocks[-1](self.stages(pixels)[-1])
         return self.fc(F.relu6(self.bn1(self.conv_head(x))).mean((2, 3)))
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -104,15 +106,26 @@ class EfficientNetLite0(nn.Module):
         The last stage and the 1280 features after it are about ImageNet's classes. For drawings the stage
         before is the better judge, and the cheaper one.
         """
-        return self._stages(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
+        return self.stages(pixels)[-1].mean((2, 3))
 
-    def _stages(self, pixels: Tensor, blocks: int) -> Tensor:
+    def stages(self, pixels: Tensor) -> list[Tensor]:
+        """What the network sees on its way, fine to coarse; gradients reach the pixels.
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            (B, C, H/s, W/s), rounded up, for C = 16, 24, 40, 112, 192 and s = 2, 4, 8, 16, 32.
+        """
         # The weights expect (byte - 127) / 128.
         x = (pixels * 127.5 + 0.5) / 128
         x = F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
-        for block in self.blocks[:blocks]:
+        seen = []
+        for number, block in enumerate(self.blocks[: LOOKS[-1]], 1):
             x = block(x)
-        return x
+            if number in LOOKS:
+                seen.append(x)
+        return seen
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
