@@ -24,7 +24,7 @@ check: $(READY)  ## format, lint, types, import layers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,tensorboard]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,tensorboard]'
 	touch $(READY)
 
 peers: $(READY)  ## what dalle bench measures against; dalle-pytorch asks for packages that cannot be built any more

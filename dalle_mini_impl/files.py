@@ -1,11 +1,13 @@
 """Finding the files that ship with the package, and writing files so that no reader sees half of one."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dalle_mini_impl.errors import UserError
 
@@ -43,6 +45,17 @@ def replace_file(path: Path | str) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, facts: Any) -> Path:
+    """Write figures as JSON, whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+    return Path(path)
 
 
 @contextmanager

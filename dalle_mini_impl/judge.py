@@ -30,6 +30,8 @@ STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
+FEATURES = 192
+"""Of a picture, for judging: the width of the stage before the last."""
 LOOKS = (1, 3, 5, 11, 15)
 """Blocks after which the network is looked into: the last of each resolution, the head's stage left out."""
 

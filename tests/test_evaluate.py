@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import IMAGE_TOKENIZER, make_image_tokenizer
+from conftest import IMAGE_TOKENIZER
 from PIL import Image
 
 from dalle_mini_impl import judge as judges
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.cli.evaluate import names, numbers, write_json
+from dalle_mini_impl.cli.evaluate import names, numbers
 from dalle_mini_impl.config import DataConfig
-from dalle_mini_impl.data.pairs import Caption, SkipLog
+from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import Entry, build_store
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.evaluate.art import build_banks, open_art, prompt_of
@@ -30,14 +30,7 @@ from dalle_mini_impl.evaluate.generation import (
     reconstruction_rows,
     sweep,
 )
-from dalle_mini_impl.evaluate.image_tokenizer import (
-    SHEET_COLUMNS,
-    before_after,
-    evaluate_image_tokenizer,
-    picture_batches,
-)
 from dalle_mini_impl.evaluate.report import Row, Share, cell, share, table
-from dalle_mini_impl.metrics import count_ids, perplexity, psnr, ssim, usage
 from dalle_mini_impl.pipeline import DalleMini
 
 pytestmark = pytest.mark.filterwarnings("ignore:caption .* cut off")  # the tiny model takes short captions only
@@ -364,57 +357,6 @@ def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
     assert "by likelihood" in output
 
 
-def test_evaluate_image_tokenizer_matches_the_metrics():
-    tokenizer = make_image_tokenizer()
-    pixels = torch.rand(17, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    report, sheet = evaluate_image_tokenizer(tokenizer, iter(pixels.split(11)))
-    ids = tokenizer.encode(pixels)
-    after, counts = tokenizer.decode(ids), count_ids(ids, 61)
-    assert (report.pictures, report.codebook_size) == (17, 61)
-    assert report.psnr == pytest.approx(float(psnr(after, pixels).mean()), rel=1e-4)
-    assert report.ssim == pytest.approx(float(ssim(after, pixels).mean()), abs=1e-5)
-    assert (report.usage, report.perplexity) == (usage(counts), perplexity(counts))
-    assert report.pictures_per_second > 0
-    assert sheet.size == (12 * 36 + 4, 4 * 20 + 4)
-
-
-def test_before_after_keeps_rows_apart():
-    pairs = [(torch.full((3, 5, 7), 1 - n / 10), torch.full((3, 5, 7), n / 10 - 1)) for n in range(SHEET_COLUMNS + 2)]
-    sheet = np.asarray(before_after(pairs))[6::9, 7::11, 0]
-    expected = np.full((4, SHEET_COLUMNS), 255)
-    levels = ((1 - np.arange(SHEET_COLUMNS + 2) / 10) + 1) * 127.5
-    expected[0], expected[1] = levels[:SHEET_COLUMNS], 255 - levels[:SHEET_COLUMNS]
-    expected[2, :2], expected[3, :2] = levels[SHEET_COLUMNS:], 255 - levels[SHEET_COLUMNS:]
-    assert np.abs(sheet - expected).max() <= 1
-
-
-def test_evaluating_nothing_is_refused():
-    with pytest.raises(UserError, match=r"there is no picture in the data"):
-        evaluate_image_tokenizer(make_image_tokenizer(), iter([]))
-
-
-def test_pictures_come_from_a_store_or_its_source(store, source):
-    def read(data, split):
-        return torch.cat(list(picture_batches(data, split, 24, SkipLog())))
-
-    for split, count in (("train", 19), ("validation", 3), ("all", 22)):
-        stored, direct = read(store, split), read(source, split)
-        assert len(stored) == len(direct) == count
-        same = stored.flatten(1)[:, None] - direct.flatten(1)[None]
-        assert same.abs().amax(2).amin(1).max() < 0.02
-
-
-def test_evaluate_image_tokenizer_command(store, tiny_model, tmp_path):
-    sheet, figures = tmp_path / "sheet.png", tmp_path / "figures.json"
-    output = run("image-tokenizer", tiny_model, store, "--split", "all", "--sheet", sheet, "--json", figures,
-                 "--device", "cpu")  # fmt: skip
-    facts = json.loads(figures.read_text())
-    assert facts["pictures"] == 22
-    assert f"PSNR                {facts['psnr']:.2f} dB" in output
-    assert output.splitlines()[-1] == str(sheet)
-    assert Image.open(sheet).width == 12 * 28 + 4
-
-
 def test_lists_of_options():
     assert names("de, no,,") == ("de", "no")
     assert names("") == ()
@@ -422,9 +364,3 @@ def test_lists_of_options():
     for text in ("", "warm"):
         with pytest.raises(UserError, match=r"--temperatures '.*' was given, expected"):
             numbers(text, "--temperatures")
-
-
-def test_json_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*; choose a writable place"):
-        write_json(str(tmp_path / "file" / "figures.json"), {})

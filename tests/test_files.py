@@ -1,9 +1,10 @@
+import json
 import os
 
 import pytest
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file, replace_folder, shipped
+from dalle_mini_impl.files import replace_file, replace_folder, shipped, write_json
 
 
 def listing(folder):
@@ -133,3 +134,12 @@ def test_shipped_prefers_what_the_user_names(tmp_path, monkeypatch):
     assert found.is_file()
     assert tmp_path not in found.resolve().parents
     assert str(shipped("configs/nothing.yaml")) == "configs/nothing.yaml"
+
+
+def test_json_is_written_whole(tmp_path):
+    facts = {"emoji": "❤️", "values": [1, 2.5]}
+    path = write_json(tmp_path / "new" / "figures.json", facts)
+    assert json.loads(path.read_text(encoding="utf-8")) == facts
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*; choose a writable place"):
+        write_json(tmp_path / "file" / "figures.json", {})

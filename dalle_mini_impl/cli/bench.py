@@ -1,6 +1,5 @@
 """`dalle bench`: how fast this machine runs it, beside the peers and the machine's own limits."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.files import write_json
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.machine import Machine
@@ -61,9 +60,7 @@ def bench(quick: bool, **options: Any) -> None:
         click.echo(f"  {row.row} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
     click.echo(table(rows))
     if options["json_file"]:
-        with replace_file(Path(options["json_file"])) as temporary:
-            temporary.write_text(json.dumps([row.facts() for row in rows], indent=1))
-        click.echo(options["json_file"])
+        click.echo(write_json(options["json_file"], [row.facts() for row in rows]))
 
 
 def find_peers(wanted: tuple[str, ...]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`dalle evaluate`: what an image tokenizer or a whole model is worth, in numbers."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.files import write_json
 
 if TYPE_CHECKING:
     from dalle_mini_impl.evaluate.generation import Setup
@@ -21,41 +20,47 @@ def evaluate() -> None:
 
 
 @evaluate.command("image-tokenizer")
-@click.argument("model")
-@click.argument("data")
-@click.option("--split", type=click.Choice(["train", "validation", "all"]), default="validation", show_default=True)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--data", default="data/emoji-store", show_default=True, help="Pictures to copy.")
+@click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
+@click.option("--size", type=click.IntRange(11), help="Side of the pictures.  [default: each model's own]")
+@click.option("--shown", type=click.IntRange(1), default=24, show_default=True, help="Pictures on the sheet.")
 @click.option("--sheet", type=click.Path(dir_okay=False), default="before-after.png", show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-def image_tokenizer(model: str, data: str, split: str, sheet: str, json_file: str | None, device: str) -> None:
-    """Measure what MODEL's image tokenizer keeps of the pictures in DATA.
+def image_tokenizer(models: tuple[str, ...], data: str, split: str, size: int | None, **options: Any) -> None:
+    """Measure what the image tokenizer of each MODEL keeps of the same pictures.
 
-    DATA is a store of decoded pictures, a folder with .txt captions, a .jsonl or .csv file, or WebDataset tars.
+    The data are a store of decoded pictures, a folder with .txt captions, a .jsonl or .csv file, or WebDataset tars.
     """
     from tqdm import tqdm
 
     from dalle_mini_impl.checkpoint import load_image_tokenizer
     from dalle_mini_impl.data.pairs import SkipLog
-    from dalle_mini_impl.evaluate.image_tokenizer import evaluate_image_tokenizer, picture_batches
+    from dalle_mini_impl.evaluate import image_tokenizer as measure
+    from dalle_mini_impl.evaluate.pictures import picture_batches
+    from dalle_mini_impl.evaluate.report import markdown
     from dalle_mini_impl.images import save_png
     from dalle_mini_impl.pipeline import choose_device
 
-    tokenizer, identity = load_image_tokenizer(model, choose_device(device))
-    log = SkipLog()
-    click.echo(f"image tokenizer {identity} on {data}, {split}", err=True)
-    batches = picture_batches(data, split, tokenizer.config.image_size, log)
-    report, picture = evaluate_image_tokenizer(tokenizer, tqdm(batches, unit=" batches", delay=2, leave=False))
-    if log.entries:
-        click.echo(log.report(), err=True)
-    click.echo(f"pictures            {report.pictures} at {tokenizer.config.image_size} px")
-    click.echo(f"PSNR                {report.psnr:.2f} dB")
-    click.echo(f"SSIM                {report.ssim:.3f}")
-    click.echo(f"codebook usage      {report.usage:.1%} of {report.codebook_size}")
-    click.echo(f"perplexity          {report.perplexity:.0f}")
-    click.echo(f"speed               {report.pictures_per_second:.0f} pictures/s")
-    facts = {"model": model, "image_tokenizer": identity, "data": data, "split": split}
-    write_json(json_file, {**facts, **dataclasses.asdict(report)})
-    click.echo(save_png(picture, sheet))
+    device, found, identities = choose_device(options["device"]), [], []
+    for model in models:
+        tokenizer, identity = load_image_tokenizer(model, device)
+        log = SkipLog()
+        click.echo(f"image tokenizer {identity} of {model} on {data}, {split}", err=True)
+        batches = picture_batches(data, split, size or tokenizer.config.image_size, log)
+        with tqdm(batches, unit=" batches", delay=2, leave=False) as bar:
+            found.append(measure.evaluate_image_tokenizer(model, tokenizer, bar, options["shown"]))
+        identities.append(identity)
+        if log.entries:
+            click.echo(log.report(), err=True)
+    reports = [one.report for one in found]
+    click.echo(markdown([{"image tokenizer": one.name, **measure.figures(one.report)} for one in found]))
+    click.echo(measure.notes(reports))
+    rows = [{"model": one.name, "image_tokenizer": identity, **dataclasses.asdict(one.report)}
+            for one, identity in zip(found, identities, strict=True)]  # fmt: skip
+    write_figures(options["json_file"], {"data": data, "split": split, "image_tokenizers": rows})
+    click.echo(save_png(measure.sheet(found), options["sheet"]))
 
 
 def judged(command: Any) -> Any:
@@ -108,7 +113,7 @@ def generation(model: str, **options: Any) -> None:
              "settings": dataclasses.asdict(setup.settings), "rows": [dataclasses.asdict(r) for r in [*rows, *drawn]],
              "sweep": [dataclasses.asdict(cell) for cell in cells],
              "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
-    write_json(options["json_file"], facts)
+    write_figures(options["json_file"], facts)
     if options["sheet"]:
         click.echo(write_sheet(held_out.results, options["sheet"]))
 
@@ -131,7 +136,7 @@ def rerank(model: str, **options: Any) -> None:
     facts = {**setup.dalle.source, "sampling": dataclasses.asdict(setup.dalle.sampling), "data": options["data"],
              "settings": dataclasses.asdict(setup.settings),
              "points": [dataclasses.asdict(point) for point in points]}  # fmt: skip
-    write_json(options["json_file"], facts)
+    write_figures(options["json_file"], facts)
 
 
 @evaluate.command()
@@ -156,7 +161,7 @@ def precision(
 
     found = drift(model, names(precisions), prompts or PROMPTS, candidates, seed, device)
     click.echo(table(found))
-    write_json(json_file, {"model": model, "drift": [dataclasses.asdict(one) for one in found]})
+    write_figures(json_file, {"model": model, "drift": [dataclasses.asdict(one) for one in found]})
 
 
 def set_up(model: str, options: dict[str, Any]) -> "Setup":
@@ -220,13 +225,10 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     return found
 
 
-def write_json(path: str | None, facts: dict[str, Any]) -> None:
+def write_figures(path: str | None, facts: dict[str, Any]) -> None:
     """Write figures as JSON, if a file was asked for."""
-    if path is None:
-        return
-    with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
-    click.echo(path)
+    if path is not None:
+        click.echo(write_json(path, facts))
 
 
 def write_sheet(results: list[Any], path: str) -> Path:

@@ -1,30 +1,21 @@
-"""What an image tokenizer keeps of pictures: PSNR, SSIM, and how much of its codebook it uses."""
+"""What image tokenizers keep of pictures, how much of their codebooks they use, and how fast they are."""
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.config import DataConfig
-from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pairs import SkipLog, split_of
-from dalle_mini_impl.data.readers import read_pairs
-from dalle_mini_impl.data.store import open_store
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.evaluate.fidelity import Fidelity
+from dalle_mini_impl.evaluate.pictures import Choice, comparison_sheet
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.images import contact_sheet, to_images, to_pixels
-from dalle_mini_impl.metrics import count_ids, perplexity, psnr, ssim, usage
+from dalle_mini_impl.metrics import count_ids, perplexity, usage
 
-CHUNK = 64
-SHOWN = 48
-"""Pictures on the before/after sheet."""
-SHEET_COLUMNS = 12
-SPLITS = ("train", "validation", "all")
+SPLITS = ("validation", "train", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,99 +23,123 @@ class TokenizerReport:
     """Quality of an image tokenizer on one set of pictures."""
 
     pictures: int
+    size: int
+    """Side of the pictures in pixels."""
+    factor: int
+    """Pixels per id along each side."""
+    codebook_size: int
+    """K."""
+    bits_per_pixel: float
+    """Of the ids, each taking log2 K bits."""
     psnr: float
     """dB, mean over pictures."""
     ssim: float
     """Mean over pictures, at most 1."""
+    perceptual_distance: float
+    """Of EfficientNet-Lite0's stages, mean over pictures, 0 to 4; less is better."""
+    fd_efficientnet_lite0: float
+    """Fréchet distance between the sets of pictures before and after, on EfficientNet-Lite0's 192 features; less is
+    better. Of the same number of pictures only, as few of them overstate it."""
     usage: float
     """Share of the codebook that occurs, 0 to 1."""
     perplexity: float
     """Effective number of ids in use, 1 to K."""
-    codebook_size: int
-    """K."""
-    pictures_per_second: float
-    """Encoding and decoding together, without reading the pictures."""
+    dead_entries: int
+    """Ids that do not occur in these pictures."""
+    encode_per_second: float
+    """Pictures a second."""
+    decode_per_second: float
+    """Pictures a second."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found out about one image tokenizer."""
+
+    name: str
+    report: TokenizerReport
+    shown: list[tuple[Image.Image, Image.Image]]
+    """Some pictures before and after."""
 
 
 def evaluate_image_tokenizer(
-    tokenizer: ImageTokenizer, batches: Iterable[Tensor]
-) -> tuple[TokenizerReport, Image.Image]:
+    name: str, tokenizer: ImageTokenizer, batches: Iterable[Tensor], shown: int = 24
+) -> Evaluation:
     """Encode and decode pictures.
 
     Args:
+        name: what to call it.
         tokenizer: in evaluation mode.
         batches: pixels (B, 3, H, W) in [-1, 1], H and W multiples of its factor and at least 11.
-
-    Returns:
-        The report, and a sheet with each row of originals above a row of what became of them.
+        shown: pictures to keep for a sheet.
 
     Raises:
-        UserError: there is no picture.
+        UserError: there are fewer than two pictures, or the `eval` extra is not installed.
     """
-    device = next(tokenizer.parameters()).device
+    fidelity, choice = Fidelity(next(tokenizer.parameters()).device), Choice(shown)
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
-    qualities: list[Tensor] = []
-    shown: list[tuple[Tensor, Tensor]] = []
-    seconds = 0.0
+    encoding = decoding = 0.0
     for before in batches:
-        start = time.perf_counter()
-        ids = tokenizer.encode(before.to(device))
-        after = tokenizer.decode(ids).cpu()
-        seconds += time.perf_counter() - start
+        if not choice.count:
+            run(tokenizer, before)  # what is done once only should not count as slowness
+        ids, after, seconds = run(tokenizer, before)
+        encoding, decoding = encoding + seconds[0], decoding + seconds[1]
         counts += count_ids(ids, tokenizer.codebook_size)
-        qualities.append(torch.stack([psnr(after, before), ssim(after, before)]))
-        shown += list(zip(before, after, strict=True))[: SHOWN - len(shown)]
-    if not qualities:
-        raise UserError("there is no picture in the data; name a set, or a split of it, that holds some")
-    quality = torch.cat(qualities, dim=1)
+        fidelity.add(before, after)
+        choice.offer(before, after)
+    if choice.count < 2:
+        raise UserError(f"there are {choice.count} pictures in the data, expected at least 2; "
+                        f"name a set, or a split of it, that holds more")  # fmt: skip
     report = TokenizerReport(
-        pictures=quality.shape[1], psnr=float(quality[0].mean()), ssim=float(quality[1].mean()),
-        usage=usage(counts), perplexity=perplexity(counts), codebook_size=tokenizer.codebook_size,
-        pictures_per_second=quality.shape[1] / seconds,
+        pictures=choice.count, size=before.shape[-1], factor=tokenizer.config.factor,
+        codebook_size=tokenizer.codebook_size,
+        bits_per_pixel=math.log2(tokenizer.codebook_size) / tokenizer.config.factor**2,
+        usage=usage(counts), perplexity=perplexity(counts), dead_entries=int((counts == 0).sum()),
+        encode_per_second=choice.count / encoding, decode_per_second=choice.count / decoding, **fidelity.figures(),
     )  # fmt: skip
-    return report, before_after(shown)
+    return Evaluation(name, report, choice.kept)
 
 
-def before_after(pairs: list[tuple[Tensor, Tensor]]) -> Image.Image:
-    """A sheet of (3, H, W) pictures: a row of originals, a row of what became of them, and so on."""
-    images = []
-    for start in range(0, len(pairs), SHEET_COLUMNS):
-        row = pairs[start : start + SHEET_COLUMNS]
-        for column in zip(*row, strict=True):
-            pixels = torch.stack(column)
-            # A short last row is filled up with white, or its second half would move up beside the first.
-            missing = min(SHEET_COLUMNS, len(pairs)) - len(row)
-            images += to_images(torch.cat([pixels, pixels.new_ones(missing, *pixels.shape[1:])]))
-    return contact_sheet(images, columns=SHEET_COLUMNS)
+def run(tokenizer: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """Ids and decoded pixels on the CPU, and the seconds that encoding and decoding took."""
+    device = next(tokenizer.parameters()).device
+    start = time.perf_counter()
+    ids = tokenizer.encode(pixels.to(device)).cpu()
+    middle = time.perf_counter()
+    after = tokenizer.decode(ids.to(device)).cpu()
+    return ids, after, (middle - start, time.perf_counter() - middle)
 
 
-def picture_batches(data: str, split: str, size: int, log: SkipLog) -> Iterator[Tensor]:
-    """Read pictures as pixels on white, from a store or from anything that training reads.
+def sheet(evaluations: Sequence[Evaluation]) -> Image.Image:
+    """The same pictures before and after each image tokenizer, a row each."""
+    largest = max(evaluations, key=lambda evaluation: evaluation.report.size)
+    rows = [("original", [before for before, _ in largest.shown])]
+    return comparison_sheet([*rows, *((one.name, [after for _, after in one.shown]) for one in evaluations)])
 
-    Args:
-        data: a store of decoded pictures, or a folder, table or tars of captioned pictures.
-        split: `train`, `validation` or `all`.
-        size: side in pixels.
-        log: takes what had to be skipped.
 
-    Yields:
-        (B, 3, size, size) in [-1, 1].
+def figures(report: TokenizerReport) -> dict[str, str]:
+    """A report as the cells of a table."""
+    return {
+        "px": str(report.size),
+        "f": str(report.factor),
+        "K": str(report.codebook_size),
+        "bits/px": f"{report.bits_per_pixel:.3f}",
+        "PSNR dB": f"{report.psnr:.2f}",
+        "SSIM": f"{report.ssim:.3f}",
+        "perceptual distance": f"{report.perceptual_distance:.3f}",
+        "FD-efficientnet-lite0": f"{report.fd_efficientnet_lite0:.2f}",
+        "usage": f"{report.usage:.1%}",
+        "perplexity": f"{report.perplexity:.0f}",
+        "dead": str(report.dead_entries),
+        "encode/s": f"{report.encode_per_second:.0f}",
+        "decode/s": f"{report.decode_per_second:.0f}",
+    }
 
-    Raises:
-        UserError: the data cannot be read, or the store has no such pictures.
-    """
-    if (Path(data) / "store.json").is_file():
-        for part in ("train", "validation") if split == "all" else (split,):
-            store = open_store(DataConfig(store=data), part)
-            for start in range(0, len(store), CHUNK):
-                yield plain_pixels(store.take(np.arange(start, min(start + CHUNK, len(store)))), size)
-        return
-    images: list[Image.Image] = []
-    for pair in read_pairs(data, log):
-        if split in ("all", pair.split or split_of(pair.key, DataConfig.validation)):
-            images.append(pair.image)
-        if len(images) == CHUNK:
-            yield to_pixels(images, size)
-            images = []
-    if images:
-        yield to_pixels(images, size)
+
+def notes(reports: Sequence[TokenizerReport]) -> str:
+    """What to keep in mind when reading the table."""
+    counts, sizes = ({getattr(report, name) for report in reports} for name in ("pictures", "size"))
+    text = f"{max(counts)} pictures; usage and dead entries are those of these pictures."
+    if len(sizes) > 1:
+        text += " Figures of different picture sizes cannot be compared: small pictures are easier."
+    return text

@@ -62,5 +62,13 @@ def cell(value: Share) -> str:
     return f"{_short(value.value)} ({_short(value.low)}–{_short(value.high)})"
 
 
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of cells, all with the same keys, as an aligned Markdown table."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
 def _short(number: float) -> str:
     return f"{number:.2f}".replace("0.", ".", 1) if number < 0.995 else "1.0"
