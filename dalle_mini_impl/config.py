@@ -18,11 +18,12 @@ class ImageTokenizerConfig:
     decoder_blocks: int = 2
     """Residual blocks per stage of the decoder, which has the harder job."""
     quantizer: str = "vq"
-    """`vq` (cosine-similarity EMA codebook) or `fsq` (finite scalar quantization)."""
+    """`vq` (cosine-similarity EMA codebook), `simvq` (fixed codebook through a learned matrix), `fsq` (finite scalar
+    quantization), `lfq` (signs) or `gumbel` (DALL-E 1's relaxed choice)."""
     codebook_size: int = 1024
-    """K, number of image ids. With `fsq` it is the product of `fsq_levels`."""
+    """K, number of image ids. With `fsq` it is the product of `fsq_levels`, with `lfq` a power of two."""
     embed_dim: int = 16
-    """D, width of a codebook vector. With `fsq` it is the number of levels."""
+    """D, width of a codebook vector. With `fsq` it is the number of levels, with `lfq` log2 K."""
     fsq_levels: tuple[int, ...] = (8, 8, 4, 4)
     """Levels of each FSQ dimension; read with `fsq` only."""
 

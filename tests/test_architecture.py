@@ -16,6 +16,7 @@ from dalle_mini_impl.checkpoint import build_clip, build_transformer
 from dalle_mini_impl.config import StreamConfig
 from dalle_mini_impl.config_io import load
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.image_tokenizer.quantizers import encoder_width
 from dalle_mini_impl.train import runs
 
 PACKAGE = Path(dalle_mini_impl.__file__).parent
@@ -100,6 +101,23 @@ def test_drawing_waits_for_no_library_that_only_training_needs():
         "DalleMini.from_pretrained('emoji', 'cpu').generate('a cat', candidates=1)\n"
         "slow = {'vector_quantize_pytorch', 'einx', 'torch._dynamo', 'accelerate', 'sympy'} & set(sys.modules)\n"
         "assert not slow, slow"
+    )
+    run_fresh(code)
+
+
+def test_image_tokenizers_that_are_only_used_wait_for_no_library():
+    code = (
+        "import sys, torch\n"
+        "from dalle_mini_impl.config import ImageTokenizerConfig\n"
+        "from dalle_mini_impl.image_tokenizer import ImageTokenizer\n"
+        "sizes = {'fsq': (105, 3), 'lfq': (64, 6)}\n"
+        "for name in ('vq', 'fsq', 'lfq', 'simvq', 'gumbel'):\n"
+        "    size, dim = sizes.get(name, (61, 5))\n"
+        "    config = ImageTokenizerConfig(image_size=16, channels=(7,), quantizer=name, codebook_size=size,\n"
+        "                                  embed_dim=dim, fsq_levels=(7, 5, 3))\n"
+        "    tokenizer = ImageTokenizer(config, commitment=None).eval()\n"
+        "    tokenizer.decode(tokenizer.encode(torch.zeros(1, 3, 16, 16)))\n"
+        "assert not {'vector_quantize_pytorch', 'einx'} & set(sys.modules)"
     )
     run_fresh(code)
 
@@ -224,7 +242,7 @@ def test_configs_build_and_fit_together(folder):
         transformer = build_transformer(configs["transformer"].model, stream)
         clip = build_clip(configs["scorer"].model, vocab, pad_id=0, eos_id=3)
         pixels = torch.zeros(2, 3, image.image_size, image.image_size)
-        assert tokenizer.encoder(pixels).shape == (2, image.embed_dim, *image.grid)
+        assert tokenizer.encoder(pixels).shape == (2, encoder_width(image), *image.grid)
         assert transformer.head.weight.shape[0] == vocab + stream.text_length + image.codebook_size
         assert transformer.max_length == 1 + stream.text_length + image.grid[0] * image.grid[1]
         side = configs["scorer"].model.image_size

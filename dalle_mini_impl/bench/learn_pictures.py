@@ -73,7 +73,7 @@ def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Sid
         target = batch_pixels(train, number, slice(0, config.run.batch_size), config).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             result = model(target)
-        loss = reconstruction_loss(result.pixels, target, config.edge) + result.commitment
+        loss = reconstruction_loss(result.pixels, target, config.edge) + result.auxiliary
         finish(model, optimizers, loss, config.optimizer.clip)
         average.update(model, number)
 

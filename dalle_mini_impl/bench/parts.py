@@ -66,7 +66,7 @@ def _trainer(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], No
     def step() -> None:
         with torch.autocast(pixels.device.type, torch.bfloat16):
             result = fresh(pixels)
-        (reconstruction_loss(result.pixels, pixels, run.edge) + result.commitment).backward()
+        (reconstruction_loss(result.pixels, pixels, run.edge) + result.auxiliary).backward()
         fresh.zero_grad()
 
     return step

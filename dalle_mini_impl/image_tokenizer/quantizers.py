@@ -1,16 +1,22 @@
-"""z <-> image ids, by quantizers from vector-quantize-pytorch behind one small interface.
+"""z <-> image ids, by quantizers behind one small interface; most are from vector-quantize-pytorch.
 
 All work on flat (B, n, D) vectors in fp32, outside autocast: half precision picks other entries, and the
 library's image-map mode transposes flat ids.
 """
 
-from typing import Protocol, cast
+from math import prod
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer.gumbel import Gumbel
+from dalle_mini_impl.image_tokenizer.lookup_free import LookupFree
+from dalle_mini_impl.image_tokenizer.trained_quantizers import TrainedFiniteScalar, TrainedSimVQ, TrainedVQ
+
+QUANTIZERS = ("vq", "fsq", "lfq", "simvq", "gumbel")
 
 
 class Quantizer(Protocol):
@@ -19,7 +25,7 @@ class Quantizer(Protocol):
     codebook_size: int
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Z (B, n, D) -> quantized z (B, n, D) with straight-through gradients, ids (B, n), commitment loss."""
+        """Z (B, n, D) -> quantized z (B, n, D) with straight-through gradients, ids (B, n), auxiliary loss."""
         ...
 
     def lookup(self, image_ids: Tensor) -> Tensor:
@@ -60,34 +66,27 @@ class VQ(nn.Module):
         return self.inner.codebook[image_ids]
 
 
-class TrainedVQ(nn.Module):
-    """A `VQ` that learns no more. It needs its table alone, and not the library, whose import takes seconds."""
+class SimVQ(nn.Module):
+    """A fixed random codebook seen through one learned matrix, which moves all entries at once (Zhu et al. 2024)."""
 
-    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+    def __init__(self, codebook_size: int, embed_dim: int, commitment: float) -> None:
         super().__init__()
+        from vector_quantize_pytorch import SimVQ as Library
+
         self.codebook_size = codebook_size
-        # The library's names, so that what was trained with it loads.
-        self.inner = nn.Module()
-        self.inner._codebook = nn.Module()
-        for name, value in {
-            "embed": torch.zeros(1, codebook_size, embed_dim),
-            "embed_avg": torch.zeros(1, codebook_size, embed_dim),
-            "cluster_size": torch.zeros(1, codebook_size),
-            "initted": torch.tensor(False),
-        }.items():
-            self.inner._codebook.register_buffer(name, value)
+        self.inner = Library(
+            dim=embed_dim,
+            codebook_size=codebook_size,
+            rotation_trick=False,
+            input_to_quantize_commit_loss_weight=commitment,
+        )
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(z.device.type, enabled=False):
-            ids = (F.normalize(z.float(), dim=-1) @ self._table.T).argmax(-1)
-        return self.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)
+            return self.inner(z.float())
 
     def lookup(self, image_ids: Tensor) -> Tensor:
-        return self._table[image_ids]
-
-    @property
-    def _table(self) -> Tensor:
-        return cast(Tensor, cast(nn.Module, self.inner._codebook).embed)[0]
+        return self.inner.codebook[image_ids]
 
 
 class FiniteScalar(nn.Module):
@@ -109,22 +108,42 @@ class FiniteScalar(nn.Module):
         return self.inner.indices_to_codes(image_ids)
 
 
+def encoder_width(config: ImageTokenizerConfig) -> int:
+    """What the encoder gives for each id: the D numbers of a vector, or with `gumbel` the logits of all K."""
+    return config.codebook_size if config.quantizer == "gumbel" else config.embed_dim
+
+
+AnyQuantizer: TypeAlias = (
+    VQ | TrainedVQ | SimVQ | TrainedSimVQ | FiniteScalar | TrainedFiniteScalar | LookupFree | Gumbel
+)
+
+
 def build_quantizer(
-    name: str, codebook_size: int, embed_dim: int, fsq_levels: tuple[int, ...], commitment: float | None
-) -> VQ | TrainedVQ | FiniteScalar:
-    """Make a quantizer by its config name; with no commitment loss, one that only has to be filled.
+    config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]
+) -> AnyQuantizer:
+    """Make the quantizer that a config names; with no commitment loss, one that only has to be filled.
 
     Raises:
-        UserError: the name is unknown, or `fsq_levels` does not fit the other numbers.
+        UserError: its name is unknown, or the config's other numbers do not fit it.
     """
+    name, shape = config.quantizer, (config.codebook_size, config.embed_dim)
     if name == "vq":
-        return TrainedVQ(codebook_size, embed_dim) if commitment is None else VQ(codebook_size, embed_dim, commitment)
+        return VQ(*shape, commitment) if commitment is not None else TrainedVQ(*shape)
+    if name == "simvq":
+        return SimVQ(*shape, commitment) if commitment is not None else TrainedSimVQ(*shape)
+    if name == "gumbel":
+        return Gumbel(*shape)
+    if name == "lfq":
+        if config.codebook_size != 2**config.embed_dim:
+            raise UserError(f"lfq has 2**embed_dim ids, but codebook_size is {config.codebook_size} and embed_dim "
+                            f"{config.embed_dim}; make them agree, such as 1024 and 10")  # fmt: skip
+        return LookupFree(config.embed_dim, commitment or 0.0, entropy)
     if name == "fsq":
-        quantizer = FiniteScalar(fsq_levels)
-        if (quantizer.codebook_size, len(fsq_levels)) != (codebook_size, embed_dim):
-            raise UserError(
-                f"fsq_levels {list(fsq_levels)} give {quantizer.codebook_size} ids of width {len(fsq_levels)}, "
-                f"but codebook_size is {codebook_size} and embed_dim {embed_dim}; make them agree"
-            )
-        return quantizer
-    raise UserError(f"unknown quantizer {name!r}; expected vq or fsq")
+        levels = config.fsq_levels
+        if (prod(levels), len(levels)) != shape:
+            raise UserError(f"fsq_levels {list(levels)} give {prod(levels)} ids of width {len(levels)}, but "
+                            f"codebook_size is {shape[0]} and embed_dim {shape[1]}; make them agree")  # fmt: skip
+        if min(levels) < 3:
+            raise UserError(f"fsq_levels {list(levels)} were given; each must be at least 3")
+        return FiniteScalar(levels) if commitment is not None else TrainedFiniteScalar(levels)
+    raise UserError(f"unknown quantizer {name!r}; expected {', '.join(QUANTIZERS)}")

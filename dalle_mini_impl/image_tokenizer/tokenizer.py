@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer.networks import Decoder, Encoder, channels_last, stem_factor
-from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer
+from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer, encoder_width
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Reconstruction:
     """(B, 3, H, W) decoded pixels."""
     image_ids: Tensor
     """(B, h, w) ids."""
-    commitment: Tensor
-    """Scalar loss that keeps z near its codebook vectors."""
+    auxiliary: Tensor
+    """Scalar loss of the quantizer itself, such as what keeps z near its codebook vectors."""
 
 
 class ImageTokenizer(nn.Module):
@@ -32,12 +32,18 @@ class ImageTokenizer(nn.Module):
     Args:
         config: its shape.
         commitment: weight of the commitment loss in training; None makes a tokenizer that is only used.
+        entropy: weights of the entropies in training, with `lfq`.
 
     Raises:
         UserError: the config's numbers do not fit together.
     """
 
-    def __init__(self, config: ImageTokenizerConfig, commitment: float | None = 0.25) -> None:
+    def __init__(
+        self,
+        config: ImageTokenizerConfig,
+        commitment: float | None = 0.25,
+        entropy: tuple[float, float] = (0.1, 0.1),
+    ) -> None:
         super().__init__()
         stem = stem_factor(config.factor, len(config.channels))
         if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
@@ -47,11 +53,9 @@ class ImageTokenizer(nn.Module):
             raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
         self.config = config
         shape = config.factor, config.channels
-        self.encoder = channels_last(Encoder(*shape, config.encoder_blocks, config.embed_dim))
+        self.encoder = channels_last(Encoder(*shape, config.encoder_blocks, encoder_width(config)))
         self.decoder = channels_last(Decoder(*shape, config.decoder_blocks, config.embed_dim))
-        self.quantizer = build_quantizer(
-            config.quantizer, config.codebook_size, config.embed_dim, config.fsq_levels, commitment
-        )
+        self.quantizer = build_quantizer(config, commitment, entropy)
 
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "ImageTokenizer":
@@ -73,9 +77,9 @@ class ImageTokenizer(nn.Module):
         """
         z = self._encode(pixels)
         h = z.shape[-2]
-        quantized, ids, commitment = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
+        quantized, ids, auxiliary = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
         z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=torch.channels_last)
-        return Reconstruction(self.decoder(z), rearrange(ids, "B (h w) -> B h w", h=h), commitment)
+        return Reconstruction(self.decoder(z), rearrange(ids, "B (h w) -> B h w", h=h), auxiliary)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     # Built after the Accelerator: the codebook decides at construction whether to sync between processes.
-    model, averaged = (ImageTokenizer(config.model, config.commitment).to(accelerator.device) for _ in range(2))
+    model, averaged = (
+        ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device) for _ in range(2)
+    )
     average = common.Average(model, run.ema)
     optimizers = build_optimizers(model, config.optimizer)
     model, *optimizers = accelerator.prepare(model, *optimizers)
@@ -95,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             target = batch_pixels(train, step, rows, config).to(accelerator.device)
             with accelerator.autocast():
                 result = forward(target)
-            loss = reconstruction_loss(result.pixels, target, config.edge) + result.commitment
+            loss = reconstruction_loss(result.pixels, target, config.edge) + result.auxiliary
             accelerator.backward(loss / run.accumulation)
             total += float(loss.detach()) / run.accumulation
             counts += count_ids(result.image_ids, config.model.codebook_size)

@@ -78,7 +78,9 @@ class ImageTokenizerRun:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     commitment: float = 0.25
-    """Weight of the commitment loss (`vq` only)."""
+    """Weight of the loss that keeps z near its codebook vector (`vq`, `simvq`, `lfq`)."""
+    entropy: tuple[float, float] = (0.1, 0.1)
+    """Weights of what makes each id sure and of what makes ids varied (`lfq`)."""
     edge: float = 0.5
     """Weight of the loss on differences between neighbouring pixels, which keeps outlines sharp."""
 

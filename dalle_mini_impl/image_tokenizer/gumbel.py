@@ -1,0 +1,39 @@
+"""DALL-E 1's quantizer: a choice among K vectors, relaxed by Gumbel noise while it is learned."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Gumbel(nn.Module):
+    """The encoder's K logits choose a vector (Ramesh et al. 2021, section 2.1; Jang et al. 2016).
+
+    In training it is a mixture, softmax((logits + noise) / temperature), which becomes a choice as the temperature
+    falls; in use it is the likeliest, without noise. The auxiliary loss is the divergence of the choice from
+    the uniform distribution, in nats per id, times `kl_weight`.
+
+    `temperature` and `kl_weight` follow a schedule that the trainer sets.
+    """
+
+    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.codebook = nn.Parameter(torch.randn(codebook_size, embed_dim))
+        self.temperature, self.kl_weight = 1.0, 0.0
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, n, K) -> mixed vectors (B, n, D), ids (B, n), loss."""
+        with torch.autocast(z.device.type, enabled=False):
+            logits = z.float()
+            ids = logits.argmax(-1)
+            if not self.training:
+                return self.lookup(ids), ids, logits.new_zeros(())
+            log_shares = logits.log_softmax(-1)
+            divergence = (log_shares.exp() * log_shares).sum(-1).mean() + math.log(self.codebook_size)
+            noise = -torch.empty_like(logits).exponential_().log()
+            mixture = ((logits + noise) / self.temperature).softmax(-1)
+            return mixture @ self.codebook, ids, self.kl_weight * divergence
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        return self.codebook[image_ids]

@@ -1,0 +1,74 @@
+"""Lookup-free quantization (Yu et al. 2023, MAGVIT-2): an id is the signs of D numbers, K = 2**D.
+
+Written here rather than taken from vector-quantize-pytorch, whose entropy loss does not average over processes
+(its all-reduce drops the sum and keeps the division) and builds a table of all vectors × all K ids.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn import functional as F
+
+
+class LookupFree(nn.Module):
+    """The sign of each of D numbers; an id's highest bit is the first number's.
+
+    Two entropies keep the ids in use. Number d is taken for a 1 with probability sigmoid(4 × sharpness × z_d).
+    The mean entropy of single vectors is made small, so that signs are sure; the entropy of the average over all
+    vectors of the batch is made large, so that all ids occur.
+
+    Args:
+        embed_dim: D, number of bits.
+        commitment: weight of the squared distance to the signs.
+        entropy: weights of both entropies, in nats.
+        sharpness: inverse temperature of the probabilities.
+    """
+
+    bits: Tensor
+
+    def __init__(self, embed_dim: int, commitment: float, entropy: tuple[float, float], sharpness: float = 1.0) -> None:
+        super().__init__()
+        self.codebook_size = 2**embed_dim
+        self.commitment, self.entropy, self.sharpness = commitment, entropy, sharpness
+        self.register_buffer("bits", 2 ** torch.arange(embed_dim - 1, -1, -1), persistent=False)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            ids = ((z > 0) * self.bits).sum(-1)
+            quantized = self.lookup(ids)
+            if not self.training:
+                return quantized, ids, z.new_zeros(())
+            single, varied = entropies(z.flatten(0, -2), self.sharpness)
+            loss = self.commitment * F.mse_loss(z, quantized)
+            loss = loss + self.entropy[0] * single - self.entropy[1] * varied
+            return z + (quantized - z).detach(), ids, loss
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        return ((image_ids[..., None] & self.bits) != 0).float() * 2 - 1
+
+
+def entropies(z: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+    """Mean entropy of single vectors' ids, and entropy of the average over all vectors, in nats.
+
+    Args:
+        z: (N, D) vectors of this process; the average is over those of all processes.
+        sharpness: inverse temperature.
+    """
+    logits = 4 * sharpness * z
+    # A vector's bits are independent of each other: their entropies add, and their probabilities multiply.
+    single = (F.softplus(logits) - logits * torch.sigmoid(logits)).sum(-1).mean()
+    bits = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+    half = z.shape[-1] // 2
+    average = _all_ids(bits[:, :half]).T @ _all_ids(bits[:, half:]) / len(z)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        average = all_reduce(average) / torch.distributed.get_world_size()
+    return single, -(average * average.clamp(min=1e-9).log()).sum()
+
+
+def _all_ids(bits: Tensor) -> Tensor:
+    """Log-probabilities (N, d, 2) of d bits' values -> probabilities (N, 2**d) of all their ids."""
+    total = bits.new_zeros(len(bits), 1)
+    for bit in bits.unbind(1):
+        total = (total[:, :, None] + bit[:, None, :]).flatten(1)
+    return total.exp()

@@ -1,0 +1,89 @@
+"""Quantizers that learn no more: what their tables alone can do, without the library, whose import takes seconds.
+
+Each holds its tensors under the library's names, so that what was trained with it loads.
+"""
+
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TrainedVQ(nn.Module):
+    """A `VQ` that learns no more."""
+
+    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.inner = nn.Module()
+        self.inner._codebook = nn.Module()
+        for name, value in {
+            "embed": torch.zeros(1, codebook_size, embed_dim),
+            "embed_avg": torch.zeros(1, codebook_size, embed_dim),
+            "cluster_size": torch.zeros(1, codebook_size),
+            "initted": torch.tensor(False),
+        }.items():
+            self.inner._codebook.register_buffer(name, value)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            ids = (F.normalize(z.float(), dim=-1) @ self._table.T).argmax(-1)
+        return self.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        return self._table[image_ids]
+
+    @property
+    def _table(self) -> Tensor:
+        return cast(Tensor, cast(nn.Module, self.inner._codebook).embed)[0]
+
+
+class TrainedSimVQ(nn.Module):
+    """A `SimVQ` that learns no more."""
+
+    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.inner = nn.Module()
+        self.inner.register_buffer("frozen_codebook", torch.zeros(codebook_size, embed_dim))
+        self.inner.code_transform = nn.Linear(embed_dim, embed_dim, bias=False)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(z.device.type, enabled=False):
+            table = self._table
+            ids = torch.cdist(z.float(), table).argmin(-1)
+        return table[ids], ids, z.new_zeros((), dtype=torch.float32)
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        return self._table[image_ids]
+
+    @property
+    def _table(self) -> Tensor:
+        return cast(nn.Linear, self.inner.code_transform)(self.inner.frozen_codebook)
+
+
+class TrainedFiniteScalar(nn.Module):
+    """A `FiniteScalar`, which has nothing to learn, without the gradients."""
+
+    levels: Tensor
+    places: Tensor
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.codebook_size = prod(levels)
+        places = [prod(levels[:number]) for number in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # An even number of levels has none in the middle, so they are shifted by half a level.
+        reach, offset = (self.levels - 1) * 1.001 / 2, (1 - self.levels % 2) / 2
+        bounded = torch.tanh(z.float() + torch.atanh(offset / reach)) * reach - offset
+        ids = ((bounded.round().long() + self.levels // 2) * self.places).sum(-1)
+        return self.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        half = self.levels // 2
+        return (image_ids[..., None] // self.places % self.levels - half) / half
