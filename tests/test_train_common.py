@@ -20,7 +20,11 @@ RUN = RunConfig(model_dir="model", state_dir="state", precision="fp32", steps=29
 def process(index=0, count=1):
     """What plain functions ask of an Accelerator."""
     return SimpleNamespace(
-        process_index=index, num_processes=count, is_main_process=index == 0, log=lambda *_, **__: None
+        process_index=index,
+        num_processes=count,
+        is_main_process=index == 0,
+        device=torch.device("cpu"),
+        log=lambda *_, **__: None,
     )
 
 
@@ -164,8 +168,8 @@ def test_due_at_every_nth_step_and_at_the_last():
 # --- the journal
 
 
-def journal(folder, first=0, accelerator=None, config=None):
-    run = RunConfig(model_dir="model", state_dir=str(folder), steps=29, batch_size=6)
+def journal(folder, first=0, accelerator=None, config=None, **settings):
+    run = RunConfig(**{"model_dir": "model", "state_dir": str(folder), "steps": 29, "batch_size": 6, **settings})
     return common.Journal(accelerator or process(), run, config or TransformerRun(run=run, cache="ids"), first)
 
 
@@ -214,8 +218,42 @@ def test_only_the_main_process_writes(tmp_path, capsys):
 
 
 def test_journal_goes_through_the_steps_left(tmp_path):
-    assert list(journal(tmp_path, first=25).steps()) == [25, 26, 27, 28]
+    book = journal(tmp_path, first=25)
+    assert list(book.steps()) == [(step, book.run) for step in (25, 26, 27, 28)]
     assert list(journal(tmp_path, first=29).steps()) == []
+
+
+@pytest.mark.parametrize("first_seconds", [0.5, 7.0])
+def test_steps_follow_the_clock(tmp_path, monkeypatch, first_seconds):
+    """Two minutes of steps that take three seconds each, but for the first."""
+    now = 1000.0
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
+    book = journal(tmp_path, minutes=2.0, steps=1)
+    for step, run in book.steps():
+        share = (now - 1000) / 120
+        if step:
+            assert abs(run.steps - step / share) < 2
+        last = step + 1 == run.steps
+        assert last == (share >= 1)
+        now += 3 if step else first_seconds
+    assert last
+    assert 120 <= now - 1000 - 3 < 123
+
+
+def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
+    seen = []
+    for step, run in journal(tmp_path, minutes=1.0).steps():
+        seen.append((step, run.steps))
+        now += 100
+    assert seen == [(0, 2), (1, 2)]
+
+
+def test_a_run_by_the_clock_cannot_be_resumed():
+    run = RunConfig(state_dir="state", minutes=1.5)
+    with pytest.raises(UserError, match=r"--resume was given with run\.minutes=1\.5; .* set run\.steps instead"):
+        common.load_state(process(), run, None, [], None)
 
 
 # --- starting
@@ -254,6 +292,7 @@ def test_launched_processes_that_would_each_work_alone_are_refused(start, monkey
         ({"batch_size": 0}, r"run\.batch_size is 0; it must be at least 1"),
         ({"accumulation": 0}, r"run\.accumulation is 0; it must be at least 1"),
         ({"steps": 0}, r"run\.steps is 0; it must be at least 1"),
+        ({"minutes": -1.0}, r"run\.minutes is -1\.0; it must be at least 0"),
         ({"seed": -1}, r"run\.seed is -1; it must be at least 0"),
     ],
 )

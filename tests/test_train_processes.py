@@ -96,3 +96,13 @@ def test_codebook_is_the_same_in_both_processes_and_resumes_bit_for_bit(trained,
     assert broken.log("image_tokenizer") == whole.log("image_tokenizer")
     identities = [read_part(home.folder / "model", "image_tokenizer").identity for home in (whole, broken)]
     assert identities[0] == identities[1]
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_clock(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "image_tokenizer")
+    launch_two("-m", "dalle_mini_impl.train.image_tokenizer",
+               *home.arguments("image_tokenizer", *FSQ, "run.minutes=0.03", "run.steps=1"))  # fmt: skip
+    last = home.log("image_tokenizer")[-1]
+    assert last["step"] > 1
+    assert "validation_psnr" in last

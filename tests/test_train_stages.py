@@ -75,6 +75,17 @@ def test_a_scorer_that_saw_no_reconstructions_needs_no_image_tokenizer(trained, 
     assert read_part(home.folder / "model", "scorer").trained_with == {"text_tokenizer": words}
 
 
+@pytest.mark.parametrize("stage", TRAINED)
+def test_stages_train_by_the_clock(trained, tmp_path, stage):
+    home = trained.copy(tmp_path / "home", stage)
+    home.run(stage, "run.minutes=0.004", "run.steps=1")
+    lines = [json.loads(line) for line in (home.folder / stage / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["seconds"] >= 0.2
+    assert lines[-1]["step"] >= 1
+    assert any(name.startswith("validation_") or name.endswith("_at_1") for name in lines[-1])
+    assert identity(home, stage) != identity(trained, stage)
+
+
 def test_the_model_draws_and_ranks(trained):
     loaded = DalleMini.from_pretrained(trained.folder / "model", "cpu")
     assert loaded.sampling == SamplingConfig()

@@ -11,6 +11,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -87,7 +88,7 @@ def start(run: RunConfig) -> Accelerator:
         raise UserError(f"run.tracker is {run.tracker!r}; expected none or tensorboard")
     if run.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise need_extra("tensorboard", "tensorboard")
-    for name, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0)):
+    for name, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0), ("minutes", 0)):
         if getattr(run, name) < least:
             raise UserError(f"run.{name} is {getattr(run, name)}; it must be at least {least}")
     accelerator = processes(
@@ -182,11 +183,20 @@ class Journal:
             if first_step == 0:  # the state of an earlier run would be taken for this one's by --resume
                 (self.folder / STATE).unlink(missing_ok=True)
 
-    def steps(self) -> Iterator[int]:
-        """The steps still to be done, with a progress bar."""
-        for step in range(self.first_step, self.run.steps):
-            yield step
+    def steps(self) -> Iterator[tuple[int, RunConfig]]:
+        """The steps still to be done, with a progress bar, and with each the run as it stands.
+
+        With `run.minutes` its `steps` are those that the minutes allow at the speed so far. So a schedule over the
+        share of the steps follows the clock, and the step that begins when the minutes are over is the last.
+        """
+        step, run = self.first_step, self.run
+        while step < run.steps:
+            if run.minutes:
+                run = replace(run, steps=self._steps_by_the_clock(step))
+                self.bar.total = run.steps
+            yield step, run
             self.bar.update()
+            step += 1
         self.bar.close()
 
     def log(self, step: int, **values: float) -> None:
@@ -210,6 +220,12 @@ class Journal:
         """Print a line without breaking the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(text)
+
+    def _steps_by_the_clock(self, step: int) -> int:
+        share = (time.monotonic() - self.started) / (60 * self.run.minutes)
+        steps = step + 1 if share >= 1 else max(step + 2, round(step / max(share, 1e-9)))
+        # No two clocks agree, but processes have to.
+        return int(broadcast(torch.tensor(steps, device=self.accelerator.device)))
 
     def _drop_lines_from(self, step: int) -> None:
         path = self.folder / "log.jsonl"
@@ -266,8 +282,11 @@ def load_state(
     """Restore the last saved state, in place, and return the step to go on with.
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another model.
+        UserError: there is none, it is damaged, or it is of another model; or the run goes by the clock.
     """
+    if run.minutes:
+        raise UserError(f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
+                        f"so start without --resume, or set run.steps instead")  # fmt: skip
     path = Path(run.state_dir) / STATE
     if not path.is_file():
         raise UserError(f"--resume was given but {path} does not exist; start without it")

@@ -20,7 +20,7 @@ from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
-from dalle_mini_impl.train.runs import ImageTokenizerRun
+from dalle_mini_impl.train.runs import ImageTokenizerRun, RunConfig
 
 VALIDATION_PICTURES = 512
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     journal = common.Journal(accelerator, run, config, first)
     forward = torch.compile(model) if run.compile else model
 
-    for step in journal.steps():
+    for step, run in journal.steps():
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
         total = 0.0
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
             counts.zero_()  # a new epoch: usage and perplexity are counted over one at a time
         if common.due(step, run.validate_every, run):
-            shown = due_sheet(step, config)
+            shown = due_sheet(step, run)
             values = validate(
                 accelerator,
                 average.fill(averaged),
@@ -133,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator.end_training()
 
 
-def due_sheet(step: int, config: ImageTokenizerRun) -> Path | None:
+def due_sheet(step: int, run: RunConfig) -> Path | None:
     """Where the before/after sheet of a step goes, when one is due."""
-    due = common.due(step, config.run.sample_every, config.run)
-    return Path(config.run.state_dir) / f"samples-{step + 1:06d}.png" if due else None
+    due = common.due(step, run.sample_every, run)
+    return Path(run.state_dir) / f"samples-{step + 1:06d}.png" if due else None
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class RunConfig:
     """Folder for logs, samples and resumable state."""
     steps: int = 1000
     """Optimizer steps."""
+    minutes: float = 0.0
+    """Train for so many minutes instead, validation included; schedules then follow the clock. 0: `steps` count."""
     batch_size: int = 64
     """Pictures per optimizer step over all processes."""
     accumulation: int = 1

@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     forward = torch.compile(model) if run.compile else model
     rows, running = common.passes(accelerator, run)[0], 0.0
 
-    for step in journal.steps():
+    for step, run in journal.steps():
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
         pixels, text_ids, indices = draw_batch(train, captions, tokenizer, through, config, step, rows)

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_settings(run.model_dir, config.sampling)
         return save_part(run.model_dir, "transformer", module, settings, identities)
 
-    for step in journal.steps():
+    for step, run in journal.steps():
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
         totals = np.zeros(2)
