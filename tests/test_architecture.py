@@ -23,7 +23,8 @@ PACKAGE = Path(dalle_mini_impl.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAUNCHERS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
-CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS})
+COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))  # tested in test_compare.py
+CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS})
 
 LONGEST_FILE, LONGEST_FUNCTION = 250, 60
 LONGER_FILES = {

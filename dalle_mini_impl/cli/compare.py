@@ -1,0 +1,78 @@
+"""`dalle compare`: image tokenizers trained for the same minutes, measured side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dalle_mini_impl.errors import UserError
+
+if TYPE_CHECKING:
+    from dalle_mini_impl.bench.variants import Variant
+    from dalle_mini_impl.evaluate.image_tokenizer import Evaluation
+
+
+@click.command()
+@click.argument("variants")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="For each.")
+@click.option("--out", default="runs/compare", show_default=True, help="Folder for what is trained.")
+@click.option("--document", type=click.Path(dir_okay=False), default="compare.md", show_default=True,
+              help="Markdown; its JSON and pictures come beside it.")  # fmt: skip
+@click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
+@click.option("--shown", type=click.IntRange(1), default=12, show_default=True, help="Pictures on a sheet.")
+@click.option("--device", default="auto", show_default=True, help="To measure on: auto, cpu, cuda or mps.")
+def compare(variants: str, minutes: float, out: str, document: str, **options: Any) -> None:
+    """Train the image tokenizers that the file VARIANTS lists, and compare them.
+
+    What is trained already, with the same settings, is not trained again.
+    """
+    from tqdm import tqdm
+
+    from dalle_mini_impl.bench.variants import read_variants, train
+    from dalle_mini_impl.bench.variants_report import row, write
+    from dalle_mini_impl.pipeline import choose_device
+
+    device, plan, trained = choose_device(options["device"]), read_variants(variants, minutes, out), []
+    for number, variant in enumerate(plan, 1):
+        click.echo(f"{number}/{len(plan)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt")
+        with tqdm(total=round(60 * minutes), unit=" s", leave=False, bar_format="{l_bar}{bar}{r_bar}") as bar:
+            trained.append(train(variant, bar.update))
+        click.echo("  " + ", ".join(f"{name} {value}" for name, value in trained[-1].items()))
+    data = plan[0].config.data.store
+    found = [None if "failed" in training else measure(variant, data, options["split"], options["shown"], device)
+             for variant, training in zip(plan, trained, strict=True)]  # fmt: skip
+    facts = {
+        "command": f"dalle compare {variants} --minutes {minutes:g} --document {document}",
+        "machine": machine(), "minutes": minutes, "data": data, "split": options["split"],
+        "variants": [row(*one) for one in zip(plan, trained, found, strict=True)],
+    }  # fmt: skip
+    for path in write(Path(document), facts, [one for one in found if one]):
+        click.echo(path)
+    if failed := [variant.name for variant, training in zip(plan, trained, strict=True) if "failed" in training]:
+        raise UserError(f"{len(failed)} of {len(plan)} variants failed: {', '.join(failed)}; "
+                        f"see their output.txt, and run the same command again for those alone")  # fmt: skip
+
+
+def measure(variant: "Variant", data: str, split: str, shown: int, device: str) -> "Evaluation":
+    """Evaluate what was trained of a variant."""
+    from tqdm import tqdm
+
+    from dalle_mini_impl.checkpoint import load_image_tokenizer
+    from dalle_mini_impl.data.pairs import SkipLog
+    from dalle_mini_impl.evaluate.image_tokenizer import evaluate_image_tokenizer
+    from dalle_mini_impl.evaluate.pictures import picture_batches
+
+    tokenizer, _ = load_image_tokenizer(variant.model, device)
+    batches = picture_batches(data, split, tokenizer.config.image_size, SkipLog())
+    with tqdm(batches, desc=f"measuring {variant.name}", unit=" batches", delay=2, leave=False) as bar:
+        return evaluate_image_tokenizer(variant.name, tokenizer, bar, shown)
+
+
+def machine() -> str:
+    """What training runs on, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"one {torch.cuda.get_device_name()}"
+    device = torch.accelerator.current_accelerator()
+    return f"{torch.get_num_threads()} CPU cores" if device is None else str(device)
