@@ -106,13 +106,25 @@ class EfficientNetLite0(nn.Module):
         """
         return self._stages(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
 
+    def taps(self, pixels: Tensor, after: tuple[int, ...]) -> list[Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1] -> (B, C, h, w) after each block whose number is named, in rising order."""
+        x, found = self._stem(pixels), []
+        for number, block in enumerate(self.blocks[: after[-1] + 1]):
+            x = block(x)
+            if number in after:
+                found.append(x)
+        return found
+
     def _stages(self, pixels: Tensor, blocks: int) -> Tensor:
-        # The weights expect (byte - 127) / 128.
-        x = (pixels * 127.5 + 0.5) / 128
-        x = F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
+        x = self._stem(pixels)
         for block in self.blocks[:blocks]:
             x = block(x)
         return x
+
+    def _stem(self, pixels: Tensor) -> Tensor:
+        # The weights expect (byte - 127) / 128.
+        x = (pixels * 127.5 + 0.5) / 128
+        return F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
