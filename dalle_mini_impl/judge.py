@@ -30,10 +30,9 @@ STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
+
 FEATURES = 192
 """Of a picture, for judging: the width of the stage before the last."""
-LOOKS = (1, 3, 5, 11, 15)
-"""Blocks after which the network is looked into: the last of each resolution, the head's stage left out."""
 
 
 class SameConv(nn.Conv2d):
@@ -99,7 +98,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> logits (B, 1000) of the ImageNet classes."""
-        x = self.blocks[-1](self.stages(pixels)[-1])
+        x = self._stages(pixels, len(self.blocks))
         return self.fc(F.relu6(self.bn1(self.conv_head(x))).mean((2, 3)))
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -108,26 +107,27 @@ class EfficientNetLite0(nn.Module):
         The last stage and the 1280 features after it are about ImageNet's classes. For drawings the stage
         before is the better judge, and the cheaper one.
         """
-        return self.stages(pixels)[-1].mean((2, 3))
+        return self._stages(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
 
-    def stages(self, pixels: Tensor) -> list[Tensor]:
-        """What the network sees on its way, fine to coarse; gradients reach the pixels.
+    def taps(self, pixels: Tensor, after: tuple[int, ...]) -> list[Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1] -> (B, C, h, w) after each block whose number is named, in rising order."""
+        x, found = self._stem(pixels), []
+        for number, block in enumerate(self.blocks[: after[-1] + 1]):
+            x = block(x)
+            if number in after:
+                found.append(x)
+        return found
 
-        Args:
-            pixels: (B, 3, H, W) in [-1, 1].
+    def _stages(self, pixels: Tensor, blocks: int) -> Tensor:
+        x = self._stem(pixels)
+        for block in self.blocks[:blocks]:
+            x = block(x)
+        return x
 
-        Returns:
-            (B, C, H/s, W/s), rounded up, for C = 16, 24, 40, 112, 192 and s = 2, 4, 8, 16, 32.
-        """
+    def _stem(self, pixels: Tensor) -> Tensor:
         # The weights expect (byte - 127) / 128.
         x = (pixels * 127.5 + 0.5) / 128
-        x = F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
-        seen = []
-        for number, block in enumerate(self.blocks[: LOOKS[-1]], 1):
-            x = block(x)
-            if number in LOOKS:
-                seen.append(x)
-        return seen
+        return F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
 
 
 def norm(channels: int) -> nn.BatchNorm2d:

@@ -1,7 +1,5 @@
 """Picture quality and codebook health, as pure functions."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,25 +43,6 @@ def ssim(pixels: Tensor, reference: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return (score / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(dim=(1, 2, 3))
-
-
-def perceptual_distance(features: Sequence[Tensor], reference: Sequence[Tensor]) -> Tensor:
-    """How far apart a network finds each picture and its reference (Zhang et al. 2018, without learned weights).
-
-    At each place of each stage both vectors of features are scaled to unit length. Differentiable.
-
-    Args:
-        features: what each stage of the network gives for the pictures, (B, C, h, w) of any C, h and w.
-        reference: the same for the references.
-
-    Returns:
-        (B,) squared distance, mean over places, then over stages: 0 for equal pictures, at most 4.
-    """
-    stages = [
-        (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean((1, 2))
-        for a, b in zip(features, reference, strict=True)
-    ]
-    return torch.stack(stages).mean(0)
 
 
 def count_ids(image_ids: Tensor, codebook_size: int) -> Tensor:

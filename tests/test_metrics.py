@@ -4,7 +4,7 @@ import pytest
 import reference
 import torch
 
-from dalle_mini_impl.metrics import count_ids, perceptual_distance, perplexity, psnr, ssim, usage
+from dalle_mini_impl.metrics import count_ids, perplexity, psnr, ssim, usage
 
 
 def random_pixels(*shape, seed=0):
@@ -55,17 +55,6 @@ def test_half_precision_pictures():
     a = random_pixels(1, 3, 16, 16).bfloat16()
     assert psnr(a, a.float() + 0.2).dtype == torch.float32
     assert float(ssim(a, a)) == pytest.approx(1, abs=1e-5)
-
-
-def test_perceptual_distance_by_hand():
-    fine, coarse = torch.zeros(3, 2, 3, 1), torch.zeros(3, 2, 1, 1)
-    fine[:, 0], coarse[:, 1] = 5, 0.1
-    other_fine, other_coarse = fine.clone(), coarse.clone()
-    other_fine[1, :, 0, 0] = torch.tensor([0.0, 7.0])  # a right angle at one of three places: 2 / 3
-    other_fine[2] *= 3  # length does not count
-    other_coarse[2] *= -1  # opposite: 4
-    values = perceptual_distance([fine, coarse], [other_fine, other_coarse])
-    assert values.tolist() == pytest.approx([0, 1 / 3, 2])
 
 
 def test_counts():

@@ -106,7 +106,7 @@ def test_the_model_can_be_looked_into(trained):
 
 def test_logs_hold_every_step_and_validation(trained):
     figures = {
-        "image_tokenizer": {"loss", "psnr", "usage", "perplexity"},
+        "image_tokenizer": {"loss", "reconstruction", "psnr", "usage", "perplexity", "dead"},
         "transformer": {"text", "image"},
         "scorer": {"loss", "scale"},
     }
@@ -218,24 +218,6 @@ def test_text_tokenizer_learns_each_training_caption_once(trained, tmp_path, mon
 
 
 # --- image tokenizer
-
-
-def test_reconstruction_loss_by_hand():
-    target = torch.zeros(1, 1, 2, 3)
-    pixels = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 0.0, 3.0]]]])
-    pixelwise = (1 + 1 + 3) / 6 + (1 + 1 + 9) / 6
-    sideways, downwards = (1 + 0 + 0 + 3) / 4, (0 + 1 + 2) / 3
-    assert float(image_tokenizer.reconstruction_loss(pixels, target, 0)) == pytest.approx(pixelwise)
-    assert float(image_tokenizer.reconstruction_loss(pixels, target, 0.5)) == pytest.approx(
-        pixelwise + 0.5 * (sideways + downwards)
-    )
-
-
-def test_reconstruction_loss_works_in_full_precision():
-    pixels, target = torch.rand(2, 3, 5, 7), torch.rand(2, 3, 5, 7)
-    half = image_tokenizer.reconstruction_loss(pixels.bfloat16(), target, 0.5)
-    assert half.dtype == torch.float32
-    assert half == image_tokenizer.reconstruction_loss(pixels.bfloat16().float(), target, 0.5)
 
 
 def test_a_share_of_a_step_is_the_same_as_in_the_whole(trained):

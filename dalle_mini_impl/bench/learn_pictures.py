@@ -19,7 +19,8 @@ from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.metrics import psnr
 from dalle_mini_impl.train import common
-from dalle_mini_impl.train.image_tokenizer import batch_pixels, reconstruction_loss
+from dalle_mini_impl.train.image_losses import reconstruction_loss
+from dalle_mini_impl.train.image_tokenizer import batch_pixels
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ImageTokenizerRun
 

@@ -17,7 +17,7 @@ from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.timing import median_seconds
 from dalle_mini_impl.checkpoint import load_image_tokenizer, load_scorer, load_text_tokenizer
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.train.image_tokenizer import reconstruction_loss
+from dalle_mini_impl.train.image_losses import reconstruction_loss
 from dalle_mini_impl.train.runs import ImageTokenizerRun
 
 PICTURES = 64

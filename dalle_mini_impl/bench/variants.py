@@ -111,15 +111,16 @@ def train(variant: Variant, tick: Callable[[float], Any]) -> dict[str, Any]:
 def _run(command: list[str], variant: Variant, tick: Callable[[float], Any]) -> str:
     """Run a command to its end and give the reason if it failed; what it prints goes to `output.txt`."""
     output, limit = variant.folder / "output.txt", 60 * (2 * variant.config.run.minutes + SPARE)
-    start = last = time.monotonic()
+    spent, last = 0.0, time.monotonic()
     with output.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
                 now = time.monotonic()
-                tick(now - last)
-                last = now
-                if now - start > limit:
+                seconds = min(now - last, 1)  # a machine that slept took no time
+                spent, last = spent + seconds, now
+                tick(seconds)
+                if spent > limit:
                     return f"was still running after {limit / 60:.0f} minutes"
         finally:
             process.kill()

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dalle_mini_impl.errors import need_extra
-from dalle_mini_impl.judge import CHUNK, FEATURES, INPUT_SIZE, load_efficientnet, resize
-from dalle_mini_impl.metrics import perceptual_distance
+from dalle_mini_impl.judge import CHUNK, FEATURES, efficientnet_judge
+from dalle_mini_impl.perceptual import efficientnet_distance
 
 REACH = 5
 """Pixels from the middle to the edge of SSIM's window."""
@@ -32,8 +32,8 @@ class Fidelity:
             from torchmetrics.image.fid import FrechetInceptionDistance
         except ImportError as error:
             raise need_extra("torchmetrics", "eval") from error
-        self.network = load_efficientnet().to(device)
         self.device = device
+        self.distance, self.judge = efficientnet_distance(device), efficientnet_judge(device)
         self.sets = FrechetInceptionDistance(feature=Given())
         self.pairs: list[Tensor] = []
 
@@ -47,7 +47,11 @@ class Fidelity:
         places = structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)[1]
         # Windows that reach over the border, where mirrored pixels would have to be made up, do not count.
         ssim = places[..., REACH:-REACH, REACH:-REACH].mean((1, 2, 3))
-        self.pairs.append(torch.stack([psnr, ssim, self._look(before, after)]))
+        apart = [self.distance(*(part.to(self.device) for part in pair)).cpu()
+                 for pair in zip(after.split(CHUNK), before.split(CHUNK), strict=True)]  # fmt: skip
+        self.pairs.append(torch.stack([psnr, ssim, torch.cat(apart)]))
+        self.sets.update(self.judge(before), real=True)
+        self.sets.update(self.judge(after), real=False)
 
     def figures(self) -> dict[str, float]:
         """PSNR, SSIM and perceptual distance, each the mean over pairs, and the Fréchet distance of the two sets.
@@ -61,13 +65,3 @@ class Fidelity:
             "perceptual_distance": distance,
             "fd_efficientnet_lite0": float(self.sets.compute()),
         }
-
-    def _look(self, before: Tensor, after: Tensor) -> Tensor:
-        """Perceptual distances (B,); features for the Fréchet distance are noted."""
-        distances = []
-        for pair in zip(before.split(CHUNK), after.split(CHUNK), strict=True):
-            seen = [self.network.stages(resize(pixels.to(self.device), INPUT_SIZE)) for pixels in pair]
-            distances.append(perceptual_distance(*seen).cpu())
-            for stages, real in zip(seen, (True, False), strict=True):
-                self.sets.update(stages[-1].mean((2, 3)).cpu(), real=real)
-        return torch.cat(distances)

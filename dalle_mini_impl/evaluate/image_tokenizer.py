@@ -36,7 +36,7 @@ class TokenizerReport:
     ssim: float
     """Mean over pictures, at most 1."""
     perceptual_distance: float
-    """Of EfficientNet-Lite0's stages, mean over pictures, 0 to 4; less is better."""
+    """By EfficientNet-Lite0, as training can minimise it; mean over pictures, 0 to 4, less is better."""
     fd_efficientnet_lite0: float
     """Fréchet distance between the sets of pictures before and after, on EfficientNet-Lite0's 192 features; less is
     better. Of the same number of pictures only, as few of them overstate it."""

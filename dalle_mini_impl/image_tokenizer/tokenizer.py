@@ -18,6 +18,8 @@ class Reconstruction:
 
     pixels: Tensor
     """(B, 3, H, W) decoded pixels."""
+    decoded: Tensor
+    """What the decoder gave, which the pixels are made of."""
     image_ids: Tensor
     """(B, h, w) ids."""
     auxiliary: Tensor
@@ -79,7 +81,8 @@ class ImageTokenizer(nn.Module):
         h = z.shape[-2]
         quantized, ids, auxiliary = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
         z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=torch.channels_last)
-        return Reconstruction(self.decoder(z), rearrange(ids, "B (h w) -> B h w", h=h), auxiliary)
+        decoded = self.decoder(z)
+        return Reconstruction(decoded, decoded, rearrange(ids, "B (h w) -> B h w", h=h), auxiliary)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

@@ -9,33 +9,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from dalle_mini_impl.checkpoint import save_part
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.store import PictureStore, open_store
-from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.image_tokenizer import ImageTokenizer, Reconstruction
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.train import common
+from dalle_mini_impl.train.adversary import Adversary, build_adversary
+from dalle_mini_impl.train.codebook_use import CodebookUse
+from dalle_mini_impl.train.guard import Guard
+from dalle_mini_impl.train.image_losses import PictureLoss, build_picture_loss
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ImageTokenizerRun, RunConfig
 
 VALIDATION_PICTURES = 512
-
-
-def reconstruction_loss(pixels: Tensor, target: Tensor, edge: float) -> Tensor:
-    """L1 + L2 on pixels, plus `edge` × L1 on differences between neighbours.
-
-    Args:
-        pixels: (B, 3, H, W) decoded.
-        target: (B, 3, H, W) wanted.
-        edge: weight of the neighbour differences, in both directions.
-    """
-    error = pixels.float() - target
-    sideways, downwards = error.diff(dim=-1), error.diff(dim=-2)
-    return error.abs().mean() + error.square().mean() + edge * (sideways.abs().mean() + downwards.abs().mean())
 
 
 def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
@@ -70,6 +61,26 @@ def validate(
     }
 
 
+def pass_loss(
+    result: Reconstruction, target: Tensor, picture_loss: PictureLoss, adversary: Adversary | None, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one pass, and figures for the log. Where there is an adversary, it gathers its own gradients here."""
+    terms = picture_loss(result, target)
+    loss = torch.stack(list(terms.values())).sum()
+    error = result.pixels.detach() - target
+    figures = {
+        "loss": loss + result.auxiliary,
+        **terms,
+        "error": error.abs().mean(),
+        "psnr": psnr(result.pixels.detach(), target).mean(),
+    }
+    if adversary and step >= adversary.first:
+        figures |= adversary.learn(target, result.pixels)
+    if adversary and step >= adversary.acts_from:
+        loss, figures["gan_weight"] = adversary.joined(loss, result)
+    return loss + result.auxiliary, figures
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, save; see `configs/emoji/image_tokenizer.yaml` for the settings."""
     config, resume = common.parse(ImageTokenizerRun, "Train the image tokenizer.", argv)
@@ -78,54 +89,63 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     # Built after the Accelerator: the codebook decides at construction whether to sync between processes.
-    model, averaged = (
+    tokenizer, averaged = (
         ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device) for _ in range(2)
     )
-    average = common.Average(model, run.ema)
-    optimizers = build_optimizers(model, config.optimizer)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    counts = torch.zeros(config.model.codebook_size, dtype=torch.int64)
-    first = common.load_state(accelerator, run, model, optimizers, average, counts=counts) if resume else 0
-    journal = common.Journal(accelerator, run, config, first)
+    average = common.Average(tokenizer, run.ema)
+    model, *optimizers = accelerator.prepare(tokenizer, *build_optimizers(tokenizer, config.optimizer))
     forward = torch.compile(model) if run.compile else model
+    picture_loss = build_picture_loss(config, accelerator.device)
+    use, networks = CodebookUse(accelerator, config.model), [model]
+    own = {"counts": use.counts}
+    if adversary := build_adversary(accelerator, config, tokenizer):
+        networks, optimizers = [model, adversary.network], [*optimizers, adversary.optimizer]
+        own["lecam"] = adversary.usual
+    everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
+    guard = Guard(everything, optimizers, average)
+    own["guard"] = guard.watch
+    first = common.load_state(accelerator, run, everything, optimizers, average, **own) if resume else 0
+    guard.keep(first)
+    journal = common.Journal(accelerator, run, config, first)
 
     for step, run in journal.steps():
         model.train()
-        set_rate(optimizers, step, run.steps, config.optimizer)
-        total = 0.0
+        if adversary:
+            adversary.follow(run)
+        set_rate(optimizers, step, run.steps, config.optimizer, guard.rate)
+        sums: dict[str, Tensor] = {}
         for rows in common.passes(accelerator, run):
             target = batch_pixels(train, step, rows, config).to(accelerator.device)
             with accelerator.autocast():
                 result = forward(target)
-            loss = reconstruction_loss(result.pixels, target, config.edge) + result.auxiliary
+            loss, figures = pass_loss(result, target, picture_loss, adversary, step)
             accelerator.backward(loss / run.accumulation)
-            total += float(loss.detach()) / run.accumulation
-            counts += count_ids(result.image_ids, config.model.codebook_size)
-        accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+            use.add(result.image_ids)
+            sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
+        means = mean_figures(accelerator, sums, run.accumulation)
+        norms = [accelerator.clip_grad_norm_(network.parameters(), config.optimizer.clip) for network in networks]
+        if accepted := guard.accepts(means.pop("error"), means["loss"], *map(float, norms)):
+            for optimizer in optimizers:
+                optimizer.step()
+            average.update(tokenizer, step)
+        else:
+            journal.say(guard.roll_back(step, means["loss"]))
         for optimizer in optimizers:
-            optimizer.step()
             optimizer.zero_grad()
-        average.update(accelerator.unwrap_model(model), step)
 
-        if common.due(step, run.log_every, run):
-            figures = torch.tensor([total, float(psnr(result.pixels.detach(), target).mean())])
-            means = accelerator.reduce(figures.to(accelerator.device), "mean").tolist()
-            seen = accelerator.reduce(counts.to(accelerator.device), "sum").cpu()
-            journal.log(step, loss=means[0], psnr=means[1], usage=usage(seen), perplexity=perplexity(seen))
+        if accepted and common.due(step, run.log_every, run):
+            journal.log(step, **means, **use.figures())
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
-            counts.zero_()  # a new epoch: usage and perplexity are counted over one at a time
+            use.end_epoch(journal)
         if common.due(step, run.validate_every, run):
-            shown = due_sheet(step, run)
-            values = validate(
-                accelerator,
-                average.fill(averaged),
-                validation,
-                shown if accelerator.is_main_process else None,
-            )
+            sheet = due_sheet(step, run) if accelerator.is_main_process else None
+            values = validate(accelerator, average.fill(averaged), validation, sheet)
             journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
-            common.save_state(accelerator, run, step, model, optimizers, average, counts=counts)
+            if accepted:
+                guard.keep(step + 1)
+            common.save_state(accelerator, run, step, everything, optimizers, average, **own)
 
     if accelerator.is_main_process:
         identity = save_part(run.model_dir, "image_tokenizer", average.fill(averaged), to_dict(config.model), {})
@@ -137,6 +157,12 @@ def due_sheet(step: int, run: RunConfig) -> Path | None:
     """Where the before/after sheet of a step goes, when one is due."""
     due = common.due(step, run.sample_every, run)
     return Path(run.state_dir) / f"samples-{step + 1:06d}.png" if due else None
+
+
+def mean_figures(accelerator: Accelerator, sums: dict[str, Tensor], passes: int) -> dict[str, float]:
+    """Figures summed over the passes of this process -> their means over all passes of all processes."""
+    means = accelerator.reduce(torch.stack([value.float() for value in sums.values()]) / passes, "mean")
+    return dict(zip(sums, means.tolist(), strict=True))
 
 
 if __name__ == "__main__":

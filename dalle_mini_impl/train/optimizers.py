@@ -58,9 +58,9 @@ def rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_rate(optimizers: list[Any], step: int, steps: int, config: OptimizerConfig) -> float:
-    """Set every group's learning rate for a step and return its share of the peak."""
-    share = rate(step, steps, config)
+def set_rate(optimizers: list[Any], step: int, steps: int, config: OptimizerConfig, scale: float = 1.0) -> float:
+    """Set every group's learning rate for a step and return its share of the peak, `scale` included."""
+    share = scale * rate(step, steps, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share

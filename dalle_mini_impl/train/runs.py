@@ -61,13 +61,35 @@ class RunConfig:
     validate_every: int = 500
     """Steps between validation rounds."""
     save_every: int = 200
-    """Steps between resumable states."""
+    """Steps between resumable states, to which an image tokenizer also returns when its loss runs away."""
     sample_every: int = 1000
     """Steps between sample pictures; 0 makes none."""
     tracker: str = "none"
     """`none` or `tensorboard` (extra); JSONL is always written."""
     compile: bool = False
     """Use torch.compile; needs a C++ compiler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GanConfig:
+    """The discriminator that makes a VQGAN of the VQ-VAE (Esser et al. 2021), off by default."""
+
+    weight: float = 0.0
+    """Weight of what the decoder learns from the discriminator; 0 trains without one."""
+    adaptive: bool = True
+    """Multiply the weight by the ratio of both losses' gradient norms at the decoder's last layer, in every step."""
+    start: float = 0.3
+    """Share of the steps after which the decoder learns from the discriminator."""
+    discriminator_warmup: int = 100
+    """Steps before that in which the discriminator learns, but the decoder not yet from it."""
+    learning_rate: float = 5e-4
+    """Peak rate of the discriminator; it follows the same schedule."""
+    channels: tuple[int, ...] = (64, 128, 256)
+    """Width of each layer of the discriminator; each halves the sides."""
+    r1: float = 0.0
+    """Weight of the penalty on the discriminator's slopes at real pictures (Mescheder et al. 2018)."""
+    lecam: float = 0.0
+    """Weight of LeCam regularization, for few pictures (Tseng et al. 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +107,11 @@ class ImageTokenizerRun:
     """Weights of what makes each id sure and of what makes ids varied (`lfq`)."""
     edge: float = 0.5
     """Weight of the loss on differences between neighbouring pixels, which keeps outlines sharp."""
+    perceptual: str = "none"
+    """`none`, `gradient-ssim` (no weights), `efficientnet-lite0` (extra `judge`) or `lpips` (extra)."""
+    perceptual_weight: float = 1.0
+    """Weight of the perceptual distance."""
+    gan: GanConfig = field(default_factory=GanConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

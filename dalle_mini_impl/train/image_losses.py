@@ -1,0 +1,44 @@
+"""What a reconstruction is held against: the picture's pixels, and how it looks."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from dalle_mini_impl.image_tokenizer import Reconstruction
+from dalle_mini_impl.perceptual import load_distance
+from dalle_mini_impl.train.runs import ImageTokenizerRun
+
+PictureLoss: TypeAlias = Callable[[Reconstruction, Tensor], dict[str, Tensor]]
+"""A reconstruction and its target (B, 3, H, W) -> scalar terms by name, weights included; their sum is the loss."""
+
+
+def build_picture_loss(config: ImageTokenizerRun, device: torch.device) -> PictureLoss:
+    """The loss that a config asks for.
+
+    Raises:
+        UserError: the perceptual distance is unknown, or what it needs is not installed.
+    """
+    distance = load_distance(config.perceptual, device)
+
+    def picture_loss(result: Reconstruction, target: Tensor) -> dict[str, Tensor]:
+        terms = {"reconstruction": reconstruction_loss(result.pixels, target, config.edge)}
+        if distance is not None:
+            terms["perceptual"] = config.perceptual_weight * distance(result.pixels, target).mean()
+        return terms
+
+    return picture_loss
+
+
+def reconstruction_loss(pixels: Tensor, target: Tensor, edge: float) -> Tensor:
+    """L1 + L2 on pixels, plus `edge` × L1 on differences between neighbours.
+
+    Args:
+        pixels: (B, 3, H, W) decoded.
+        target: (B, 3, H, W) wanted.
+        edge: weight of the neighbour differences, in both directions.
+    """
+    error = pixels.float() - target
+    sideways, downwards = error.diff(dim=-1), error.diff(dim=-2)
+    return error.abs().mean() + error.square().mean() + edge * (sideways.abs().mean() + downwards.abs().mean())
