@@ -26,6 +26,8 @@ class ImageTokenizerConfig:
     """D, width of a codebook vector. With `fsq` it is the number of levels, with `lfq` log2 K."""
     fsq_levels: tuple[int, ...] = (8, 8, 4, 4)
     """Levels of each FSQ dimension; read with `fsq` only."""
+    likelihood: str = "none"
+    """`none` (the decoder gives pixels) or `laplace` (location and scale of each; DALL-E 1's dVAE)."""
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -26,6 +26,9 @@ LAUNCHERS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))  # tested in test_compare.py
 CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS})
 
+ALONE = {"vqgan", "dvae"}
+"""Folders of configs with an image tokenizer alone; the other stages are those of configs/emoji."""
+
 LONGEST_FILE, LONGEST_FUNCTION = 250, 60
 LONGER_FILES = {
     "pipeline.py",  # the one file that knows every stage
@@ -34,6 +37,7 @@ LONGER_FILES = {
 }
 LONGER_FUNCTIONS = {  # trainers are read from top to bottom, in one piece
     "train/transformer.py:main",
+    "train/image_tokenizer.py:main",
 }
 NETWORK = {
     "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "urllib", "urllib3",
@@ -207,7 +211,8 @@ def test_there_are_configs_for_every_stage():
     folders = {path.parent.name for path in CONFIGS}
     assert "emoji" in folders
     for folder in folders:
-        assert {path.stem for path in CONFIGS if path.parent.name == folder} == set(RUNS), folder
+        stages = {"image_tokenizer"} if folder in ALONE else set(RUNS)
+        assert {path.stem for path in CONFIGS if path.parent.name == folder} == stages, folder
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -227,7 +232,19 @@ def test_accelerate_reads_its_configs(name, processes):
     assert (config.num_processes, config.num_machines, config.mixed_precision) == (processes, 1, "no")
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in CONFIGS}), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_image_tokenizers_alone_fit_the_other_stages(name):
+    ours = load(runs.ImageTokenizerRun, ROOT / "configs" / name / "image_tokenizer.yaml").model
+    other = load(runs.ImageTokenizerRun, ROOT / "configs/emoji/image_tokenizer.yaml").model
+    assert (ours.grid, ours.codebook_size, ours.image_size) == (other.grid, other.codebook_size, other.image_size)
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer(ours)
+        assert tokenizer.encoder(torch.zeros(2, 3, 64, 64)).shape == (2, encoder_width(ours), *ours.grid)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in CONFIGS if path.parent.name not in ALONE}), ids=lambda folder: folder.name
+)
 def test_configs_build_and_fit_together(folder):
     configs = {name: load(kind, folder / f"{name}.yaml") for name, kind in RUNS.items()}
     image, text = configs["image_tokenizer"].model, configs["text_tokenizer"]

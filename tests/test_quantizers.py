@@ -324,7 +324,7 @@ def test_gumbel_ids_to_vectors():
 def test_gumbel_draws_by_the_logits_when_cold():
     torch.manual_seed(0)
     gumbel = gumbel_with(torch.eye(3)).train()
-    gumbel.temperature = 1e-4
+    gumbel.temperature.fill_(1e-4)
     shares = torch.tensor([0.2, 0.7, 0.1])
     mixed, ids, _ = (value.detach() for value in gumbel(shares.log().expand(1, 20011, 3)))
     assert ids.unique().tolist() == [1]
@@ -335,7 +335,7 @@ def test_gumbel_draws_by_the_logits_when_cold():
 def test_gumbel_mixes_when_warm():
     torch.manual_seed(0)
     gumbel = gumbel_with(torch.eye(3)).train()
-    gumbel.temperature = 50.0
+    gumbel.temperature.fill_(50)
     mixed = gumbel(random_vectors(3, 37, 3))[0].detach()
     torch.testing.assert_close(mixed.sum(-1), torch.ones(3, 37))
     assert 0.25 < float(mixed.min()) < float(mixed.max()) < 0.5
@@ -343,7 +343,7 @@ def test_gumbel_mixes_when_warm():
 
 def test_gumbel_loss_is_the_divergence_from_uniform():
     gumbel = gumbel_with(COMPASS).train()
-    gumbel.kl_weight = 0.3
+    gumbel.kl_weight.fill_(0.3)
     assert float(gumbel(torch.full((1, 2, 8), 5.0))[2]) == pytest.approx(0, abs=1e-6)
     sure = torch.full((1, 2, 8), -1e4)
     sure[..., 3] = 0

@@ -55,9 +55,25 @@ def test_transformer_with_accumulation(trained, tmp_path):
     compare(one, two, "transformer")
 
 
+LFQ = ("model.quantizer=lfq", "model.codebook_size=32", "model.embed_dim=5", "commitment=0.1")
+GAN = ("gan.weight=0.5", "gan.start=0.5", "gan.discriminator_warmup=2", "gan.channels=[5, 7]", "gan.r1=0.1",
+       "gan.lecam=0.1", "perceptual=gradient-ssim")  # fmt: skip
+
+
 @pytest.mark.slow
-def test_image_tokenizer(trained, tmp_path):
-    one, two = one_and_two(trained, tmp_path, "image_tokenizer", *FEW, *PLAIN, *FSQ)
+@pytest.mark.parametrize("settings", [FSQ, LFQ, ("model.quantizer=simvq",), (*FSQ, *GAN)])
+def test_image_tokenizer(trained, tmp_path, settings):
+    one, two = one_and_two(trained, tmp_path, "image_tokenizer", *FEW, *PLAIN, *settings)
+    compare(one, two, "image_tokenizer")
+
+
+@pytest.mark.slow
+def test_two_processes_draw_the_noise_of_two_passes(trained, tmp_path):
+    # Each pass draws its own noise, whichever process makes it.
+    settings = (*FEW, *PLAIN, "model.quantizer=gumbel", "model.likelihood=laplace", "dvae.kl_weight=20")
+    one, two = (trained.copy(tmp_path / name, "image_tokenizer") for name in ("one", "two"))
+    one.run("image_tokenizer", *settings, "run.accumulation=2")
+    launch_two("-m", "dalle_mini_impl.train.image_tokenizer", *two.arguments("image_tokenizer", *settings))
     compare(one, two, "image_tokenizer")
 
 

@@ -47,7 +47,22 @@ def outcome(home, stage):
 # --- a resumed run is the uninterrupted run
 
 
-@pytest.mark.parametrize(("step", "settings"), [(4, ()), (7, ("run.accumulation=2",)), (9, ("run.precision=bf16",))])
+GAN = ("perceptual=gradient-ssim", "gan.weight=0.5", "gan.start=0.4", "gan.discriminator_warmup=3",
+       "gan.channels=[5, 7]", "gan.r1=0.1", "gan.lecam=0.1")  # fmt: skip
+DVAE = ("model.quantizer=gumbel", "model.likelihood=laplace", "dvae.temperature_share=0.7", "dvae.kl_share=0.5")
+
+
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [
+        (4, ()),
+        (7, ("run.accumulation=2",)),
+        (9, ("run.precision=bf16",)),
+        (7, GAN),
+        (5, (*GAN, "run.accumulation=2", "run.precision=bf16")),
+        (6, DVAE),
+    ],
+)
 def test_image_tokenizer_resumes_bit_for_bit(trained, tmp_path, monkeypatch, step, settings):
     settings = ("model.codebook_size=61", *settings)  # more entries than vectors: some restart at random in every step
     whole, broken = (trained.copy(tmp_path / name, "image_tokenizer") for name in ("whole", "broken"))

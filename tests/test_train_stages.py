@@ -106,7 +106,7 @@ def test_the_model_can_be_looked_into(trained):
 
 def test_logs_hold_every_step_and_validation(trained):
     figures = {
-        "image_tokenizer": {"loss", "reconstruction", "psnr", "usage", "perplexity", "dead"},
+        "image_tokenizer": {"loss", "reconstruction", "auxiliary", "psnr", "usage", "perplexity", "dead"},
         "transformer": {"text", "image"},
         "scorer": {"loss", "scale"},
     }

@@ -13,14 +13,18 @@ class Gumbel(nn.Module):
     falls; in use it is the likeliest, without noise. The auxiliary loss is the divergence of the choice from
     the uniform distribution, in nats per id, times `kl_weight`.
 
-    `temperature` and `kl_weight` follow a schedule that the trainer sets.
+    `temperature` and `kl_weight` follow a schedule that the trainer sets, in place.
     """
+
+    temperature: Tensor
+    kl_weight: Tensor
 
     def __init__(self, codebook_size: int, embed_dim: int) -> None:
         super().__init__()
         self.codebook_size = codebook_size
         self.codebook = nn.Parameter(torch.randn(codebook_size, embed_dim))
-        self.temperature, self.kl_weight = 1.0, 0.0
+        self.register_buffer("temperature", torch.tensor(1.0), persistent=False)
+        self.register_buffer("kl_weight", torch.tensor(0.0), persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B, n, K) -> mixed vectors (B, n, D), ids (B, n), loss."""

@@ -54,9 +54,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z (B, D, h, w) -> pixels (B, 3, H, W)."""
+    """z (B, D, h, w) -> pixels (B, 3, H, W), or more than 3 numbers for each pixel."""
 
-    def __init__(self, factor: int, channels: tuple[int, ...], blocks: int, embed_dim: int) -> None:
+    def __init__(self, factor: int, channels: tuple[int, ...], blocks: int, embed_dim: int, out: int = 3) -> None:
         super().__init__()
         stem = stem_factor(factor, len(channels))
         layers: list[nn.Module] = [nn.Conv2d(embed_dim, channels[-1], 3, padding=1)]
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
             if stage:
                 layers += [nn.Conv2d(channels[stage], 4 * channels[stage - 1], 1), nn.PixelShuffle(2)]
         layers += [nn.GroupNorm(min(GROUPS, channels[0]), channels[0], eps=1e-6), nn.SiLU()]
-        layers += [nn.Conv2d(channels[0], 3 * stem**2, 3, padding=1), nn.PixelShuffle(stem)]
+        layers += [nn.Conv2d(channels[0], out * stem**2, 3, padding=1), nn.PixelShuffle(stem)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer.likelihood import mean_pixels
 from dalle_mini_impl.image_tokenizer.networks import Decoder, Encoder, channels_last, stem_factor
 from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer, encoder_width
 
@@ -53,10 +54,13 @@ class ImageTokenizer(nn.Module):
                             f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
         if config.image_size % config.factor:
             raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
+        if config.likelihood not in ("none", "laplace"):
+            raise UserError(f"likelihood {config.likelihood!r} was given; expected none or laplace")
         self.config = config
         shape = config.factor, config.channels
         self.encoder = channels_last(Encoder(*shape, config.encoder_blocks, encoder_width(config)))
-        self.decoder = channels_last(Decoder(*shape, config.decoder_blocks, config.embed_dim))
+        out = 6 if config.likelihood == "laplace" else 3
+        self.decoder = channels_last(Decoder(*shape, config.decoder_blocks, config.embed_dim, out))
         self.quantizer = build_quantizer(config, commitment, entropy)
 
     @classmethod
@@ -82,7 +86,7 @@ class ImageTokenizer(nn.Module):
         quantized, ids, auxiliary = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
         z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=torch.channels_last)
         decoded = self.decoder(z)
-        return Reconstruction(decoded, decoded, rearrange(ids, "B (h w) -> B h w", h=h), auxiliary)
+        return Reconstruction(self._pixels(decoded), decoded, rearrange(ids, "B (h w) -> B h w", h=h), auxiliary)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
@@ -109,7 +113,11 @@ class ImageTokenizer(nn.Module):
                             f"expected 0 to {self.codebook_size - 1}")  # fmt: skip
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
-        return self.decoder(z.contiguous(memory_format=torch.channels_last)).float().clamp(-1, 1)
+        decoded = self.decoder(z.contiguous(memory_format=torch.channels_last))
+        return self._pixels(decoded).float().clamp(-1, 1)
+
+    def _pixels(self, decoded: Tensor) -> Tensor:
+        return mean_pixels(decoded) if self.config.likelihood == "laplace" else decoded
 
     def _encode(self, pixels: Tensor) -> Tensor:
         factor = self.config.factor

@@ -58,7 +58,8 @@ class Guard:
         Raises:
             UserError: it is the third time in a row.
         """
-        steps, modules, optimizers, average, watch = self.good
+        # A copy: optimizers take over the very tensors they are given.
+        steps, modules, optimizers, average, watch = copy.deepcopy(self.good)
         halved, in_a_row = (int(count) + 1 for count in self.watch[2:])
         what = f"step {step + 1}: the loss is {loss:.4g}"
         if in_a_row == CHANCES:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.image_tokenizer import Reconstruction
+from dalle_mini_impl.image_tokenizer.likelihood import laplace_loss
 from dalle_mini_impl.perceptual import load_distance
 from dalle_mini_impl.train.runs import ImageTokenizerRun
 
@@ -23,7 +24,10 @@ def build_picture_loss(config: ImageTokenizerRun, device: torch.device) -> Pictu
     distance = load_distance(config.perceptual, device)
 
     def picture_loss(result: Reconstruction, target: Tensor) -> dict[str, Tensor]:
-        terms = {"reconstruction": reconstruction_loss(result.pixels, target, config.edge)}
+        if config.model.likelihood == "laplace":
+            terms = {"reconstruction": laplace_loss(result.decoded, target)}
+        else:
+            terms = {"reconstruction": reconstruction_loss(result.pixels, target, config.edge)}
         if distance is not None:
             terms["perceptual"] = config.perceptual_weight * distance(result.pixels, target).mean()
         return terms

@@ -21,6 +21,7 @@ from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.adversary import Adversary, build_adversary
 from dalle_mini_impl.train.codebook_use import CodebookUse
+from dalle_mini_impl.train.dvae import set_relaxation
 from dalle_mini_impl.train.guard import Guard
 from dalle_mini_impl.train.image_losses import PictureLoss, build_picture_loss
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
@@ -71,6 +72,7 @@ def pass_loss(
     figures = {
         "loss": loss + result.auxiliary,
         **terms,
+        "auxiliary": result.auxiliary,
         "error": error.abs().mean(),
         "psnr": psnr(result.pixels.detach(), target).mean(),
     }
@@ -116,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sums: dict[str, Tensor] = {}
         for rows in common.passes(accelerator, run):
             target = batch_pixels(train, step, rows, config).to(accelerator.device)
+            set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
                 result = forward(target)
             loss, figures = pass_loss(result, target, picture_loss, adversary, step)

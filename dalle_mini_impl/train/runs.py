@@ -93,6 +93,20 @@ class GanConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DvaeConfig:
+    """Schedule of DALL-E 1's dVAE (Ramesh et al. 2021, appendix A.2); read with the `gumbel` quantizer only."""
+
+    temperature: tuple[float, float] = (1.0, 0.0625)
+    """First and last temperature of the relaxation."""
+    temperature_share: float = 0.05
+    """Share of the steps in which it falls."""
+    kl_weight: float = 6.6
+    """Final weight of the divergence from uniform ids, counted over whole pictures as in the paper."""
+    kl_share: float = 0.0017
+    """Share of the steps in which it rises from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTokenizerRun:
     """Stage 1: pictures -> image tokenizer."""
 
@@ -106,7 +120,9 @@ class ImageTokenizerRun:
     entropy: tuple[float, float] = (0.1, 0.1)
     """Weights of what makes each id sure and of what makes ids varied (`lfq`)."""
     edge: float = 0.5
-    """Weight of the loss on differences between neighbouring pixels, which keeps outlines sharp."""
+    """Weight of the loss on differences between neighbouring pixels, which keeps outlines sharp. Not read with
+    `likelihood: laplace`."""
+    dvae: DvaeConfig = field(default_factory=DvaeConfig)
     perceptual: str = "none"
     """`none`, `gradient-ssim` (no weights), `efficientnet-lite0` (extra `judge`) or `lpips` (extra)."""
     perceptual_weight: float = 1.0

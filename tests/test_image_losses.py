@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from dalle_mini_impl.config import ImageTokenizerConfig
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer import Reconstruction
+from dalle_mini_impl.perceptual import gradient_ssim
+from dalle_mini_impl.train.image_losses import build_picture_loss, reconstruction_loss
+from dalle_mini_impl.train.runs import ImageTokenizerRun
+
+CPU = torch.device("cpu")
+
+
+def result_of(pixels):
+    return Reconstruction(pixels, pixels, torch.zeros(len(pixels), 1, 1), torch.tensor(0.0))
+
+
+def test_reconstruction_loss_by_hand():
+    target = torch.zeros(1, 1, 2, 3)
+    pixels = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 0.0, 3.0]]]])
+    pixelwise = (1 + 1 + 3) / 6 + (1 + 1 + 9) / 6
+    sideways, downwards = (1 + 0 + 0 + 3) / 4, (0 + 1 + 2) / 3
+    assert float(reconstruction_loss(pixels, target, 0)) == pytest.approx(pixelwise)
+    assert float(reconstruction_loss(pixels, target, 0.5)) == pytest.approx(pixelwise + 0.5 * (sideways + downwards))
+
+
+def test_reconstruction_loss_works_in_full_precision():
+    pixels, target = torch.rand(2, 3, 5, 7), torch.rand(2, 3, 5, 7)
+    half = reconstruction_loss(pixels.bfloat16(), target, 0.5)
+    assert half.dtype == torch.float32
+    assert half == reconstruction_loss(pixels.bfloat16().float(), target, 0.5)
+
+
+def test_terms_are_those_that_were_asked_for():
+    pixels, target = torch.rand(2, 3, 16, 24), torch.rand(2, 3, 16, 24)
+    terms = build_picture_loss(ImageTokenizerRun(edge=0.3), CPU)(result_of(pixels), target)
+    assert terms == {"reconstruction": reconstruction_loss(pixels, target, 0.3)}
+    config = ImageTokenizerRun(edge=0.3, perceptual="gradient-ssim", perceptual_weight=0.7)
+    terms = build_picture_loss(config, CPU)(result_of(pixels), target)
+    assert terms.keys() == {"reconstruction", "perceptual"}
+    torch.testing.assert_close(terms["perceptual"], 0.7 * gradient_ssim(pixels, target).mean())
+
+
+def test_an_unknown_distance_is_refused():
+    with pytest.raises(UserError, match="unknown perceptual distance"):
+        build_picture_loss(ImageTokenizerRun(model=ImageTokenizerConfig(), perceptual="l3"), CPU)
