@@ -5,12 +5,23 @@ import pytest
 import reference
 import torch
 
+from dalle_mini_impl import sampling
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.native.library import load
 from dalle_mini_impl.sampling import check, guide, next_ids
 
 ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@pytest.fixture(params=["compiled", "pytorch"], autouse=True)
+def way(request, monkeypatch):
+    """Everything here holds with compiled code and without."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(sampling, "draw", lambda *_: None)
+    elif load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
 
 
 def draw(logits, uniforms, **settings):
