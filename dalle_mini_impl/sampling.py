@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dalle_mini_impl.config import RANKS, SamplingConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.native.draw import draw
 
 
 def check(config: SamplingConfig, vocab: int) -> None:
@@ -64,10 +63,6 @@ def next_ids(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     if config.temperature == 0:
         # argmax may return any of several maxima: ask for the first
         return (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
-    if logits.device.type == "cpu" and config.top_p == 1:
-        drawn = draw(logits, uniform, config.temperature, config.top_k or logits.shape[-1])
-        if drawn is not None:
-            return drawn
     scores = logits.float() / config.temperature
     if 0 < config.top_k < scores.shape[-1]:
         scores = _keep_top_k(scores, config.top_k)
