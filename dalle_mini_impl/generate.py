@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.kv_cache import Cache
+from dalle_mini_impl.native.draw import draw
 from dalle_mini_impl.sampling import check, guide, next_ids
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import Transformer
@@ -141,7 +142,7 @@ def _decode(
         if groups == 2:
             conditional, null = logits.chunk(2)
             wanted = guide(conditional, null, sampling.guidance)
-        drawn[:, place] = ids = next_ids(wanted, uniforms[:, place], sampling)
+        drawn[:, place] = ids = draw_ids(wanted, uniforms[:, place], sampling)
         rows = ids.repeat(groups)
         nats += logits.gather(1, rows[:, None])[:, 0] - logits.logsumexp(1)
         progress(len(ids))
@@ -150,6 +151,14 @@ def _decode(
         if place + 1 < stream.image_length:
             hidden = transformer((rows + stream.image_offset)[:, None], cache)[:, -1]
     return Drawn(drawn.unflatten(1, stream.config.grid), nats.view(groups, -1).T)
+
+
+def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
+    """As `next_ids`, in compiled code where there is some for these settings."""
+    drawn = None
+    if logits.device.type == "cpu" and sampling.temperature > 0 and sampling.top_p == 1:
+        drawn = draw(logits, uniform, sampling.temperature, sampling.top_k or logits.shape[-1])
+    return next_ids(logits, uniform, sampling) if drawn is None else drawn
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

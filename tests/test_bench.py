@@ -1,12 +1,14 @@
 import importlib.util
 import json
 import math
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from dalle_mini_impl.bench import learn, learn_pictures, peers
+from dalle_mini_impl.bench import growth, learn, learn_pictures, peers
 from dalle_mini_impl.bench.machine import Machine, measure_machine
 from dalle_mini_impl.bench.report import Row, table
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
@@ -233,3 +235,46 @@ def test_bad_options_are_refused(arguments, message):
     result = run(*arguments)
     assert isinstance(result.exception, UserError)
     assert str(result.exception) == message
+
+
+# --- growth
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Growth over few and small values."""
+    monkeypatch.setattr(growth, "CANDIDATES", (1, 3))
+    monkeypatch.setattr(growth, "SIDES", (2,))
+    monkeypatch.setattr(growth, "WIDTHS", (64, 128))
+
+
+def test_growth_has_a_row_for_each_value(few):
+    machine = Machine("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
+    rows = list(growth.growth_rows(QUICK, machine, repeats=1))
+    names = ["candidates/1", "candidates/3", "image-ids/4", "width/64", "width/128"]
+    assert [row.row for row in rows] == [f"growth/{name}" for name in names]
+    lengths = [64, 64, 4, 64, 64]
+    for row, length in zip(rows, lengths, strict=True):
+        assert row.details["ms_per_step"] == pytest.approx(1e3 * row.ours / length)
+        assert row.details["least_ms"] == pytest.approx(row.details["ms_per_step"] * row.limit_share)
+    assert rows[1].details["least_ms"] > rows[0].details["least_ms"]
+    assert rows[4].details["least_ms"] > 2 * rows[3].details["least_ms"]
+
+
+def test_growth_is_drawn(few, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "growth.png"
+    arguments = ["bench", "--shape", "quick", "--repeats", "1", "--only", "growth", "--peer", "none"]
+    result = CliRunner().invoke(dalle, [*arguments, "--plot", str(path)])
+    assert result.exit_code == 0, result.output
+    with Image.open(path) as image:
+        assert image.width > image.height > 100
+
+
+def test_drawing_growth_needs_its_extra_and_its_rows(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"\[bench\]"):
+        growth.plot([], tmp_path / "growth.png")
+    result = CliRunner().invoke(dalle, ["bench", "--quick", "--plot", str(tmp_path / "growth.png")])
+    assert isinstance(result.exception, UserError)
+    assert "--only growth" in str(result.exception)

@@ -13,6 +13,7 @@ from dalle_mini_impl.config import StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.native import library
 from dalle_mini_impl.native.blocks import NativeLinear, fits
+from dalle_mini_impl.native.draw import draw
 from dalle_mini_impl.packing import pack
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import build_transformer
@@ -170,6 +171,22 @@ def test_widths_that_fill_no_vector_are_not_for_it():
         assert not fits(width, heads)
 
 
+# --- drawing
+
+
+@pytest.mark.parametrize("kept", [1, 7, 255, 1009])
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_each_id_is_drawn_in_its_stretch(machine, kept, temperature):
+    logits = (noise(61, 1009) * 3).round() / 4  # many are equal
+    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :kept]
+    shares = torch.zeros(61, 1009, dtype=torch.float64)
+    shares.scatter_(1, order, (logits.double() / temperature).exp().gather(1, order))
+    ends = shares.cumsum(1) / shares.sum(1, keepdim=True)
+    wanted = order.gather(1, torch.arange(61)[:, None] * 37 % kept)
+    middle = (ends - shares / shares.sum(1, keepdim=True) / 2).gather(1, wanted)
+    assert torch.equal(draw(logits, middle[:, 0], temperature, kept), wanted[:, 0])
+
+
 # --- compiling
 
 
@@ -189,7 +206,7 @@ def test_another_source_or_command_is_another_file(monkeypatch, tmp_path):
     assert before != library._key(["gcc"])
     other = tmp_path / "step.c"
     other.write_text("int lanes(void) { return 16; }")
-    monkeypatch.setattr(library, "SOURCE", other)
+    monkeypatch.setattr(library, "SOURCES", (other, *library.SOURCES[1:]))
     assert before != library._key(["cc"])
 
 

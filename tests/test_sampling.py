@@ -7,10 +7,21 @@ import torch
 
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.generate import draw_ids
+from dalle_mini_impl.native.library import load
 from dalle_mini_impl.sampling import check, guide, next_ids
 
 ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@pytest.fixture(params=["compiled", "pytorch"], autouse=True)
+def way(request, monkeypatch):
+    """Everything here holds with compiled code and without."""
+    if request.param == "compiled":
+        if load() is None:
+            pytest.skip("there is no C compiler with OpenMP")
+        monkeypatch.setitem(globals(), "next_ids", draw_ids)
 
 
 def draw(logits, uniforms, **settings):

@@ -23,17 +23,17 @@ def sampling_rows(
     peers: Mapping[str, Callable[[], Peer]],
     repeats: int,
     counts: Sequence[int],
-    precision: str = "auto",
+    modes: Sequence[bool] = (True, False),
 ) -> Iterator[Row]:
-    """Time drawing the image ids of several candidates for one full-length caption."""
+    """Time drawing the image ids of several candidates for one full-length caption, guided or not."""
     transformer = shape.build().to(machine.device).eval()
     _randomise(transformer)
-    stream, dtype = shape.stream(), choose_precision(precision, transformer)
+    stream, dtype = shape.stream(), choose_precision("auto", transformer)
     weights = matrix_weights(transformer)
     pack(transformer, dtype, stream.image_range)
     built = {name: build() for name, build in peers.items()}
     for count in counts:
-        for guided in (True, False):
+        for guided in modes:
             sampling = SamplingConfig(top_k=min(TOP_K, shape.image_vocab), guidance=GUIDANCE if guided else 1.0)
             prompt = Prompt([3] * shape.text_length)
             ours = partial(generate, transformer, stream, prompt, list(range(count)), sampling)

@@ -14,18 +14,25 @@ if TYPE_CHECKING:
     from dalle_mini_impl.bench.report import Row
 
 PARTS = ("sample", "train", "parts", "startup")
+"""What is measured unless `--only` says otherwise."""
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="A tiny shape, once each: shows that everything runs, not how fast.")
 @click.option("--shape", default="R", show_default=True, help="Transformer shape: R, emoji, gpu or quick.")
-@click.option("--only", multiple=True, type=click.Choice(PARTS), help="Just these parts; may be given several times.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([*PARTS, "growth"]),
+    help="Just these parts; may be given several times.  [default: all but growth]",
+)
 @click.option("--peer", "peers", multiple=True, help="dalle-pytorch, transformers or none.  [default: all installed]")
 @click.option("--candidates", default="1,16,64", show_default=True, help="Sampling rows: how many at a time.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
 @click.option("--minutes", default=0.0, help="Learning races: minutes for each side; 0 leaves them out.")
 @click.option("--configs", default="configs/emoji", show_default=True, help="Learning races: folder of what to train.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="With --only growth: also draw the figures here.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
 def bench(quick: bool, **options: Any) -> None:
     """Measure speed: rooflines, sampling, training, the other parts, and start-up, in one run."""
@@ -37,6 +44,8 @@ def bench(quick: bool, **options: Any) -> None:
     name = "quick" if quick else options["shape"]
     if name not in SHAPES:
         raise UserError(f"unknown shape {name!r}; expected {', '.join(SHAPES)}")
+    if options["plot"] and "growth" not in options["only"]:
+        raise UserError("--plot was given without --only growth, which is what it draws; add that")
     repeats = 1 if quick else options["repeats"]
     if repeats < 1:
         raise UserError(f"--repeats {repeats} was given, expected at least 1")
@@ -59,6 +68,11 @@ def bench(quick: bool, **options: Any) -> None:
         rows.append(row)
         click.echo(f"  {row.row} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
     click.echo(table(rows))
+    if options["plot"]:
+        from dalle_mini_impl.bench.growth import plot
+
+        plot(rows, Path(options["plot"]))
+        click.echo(options["plot"])
     if options["json_file"]:
         click.echo(write_json(options["json_file"], [row.facts() for row in rows]))
 
@@ -94,6 +108,7 @@ def all_rows(
     counts: list[int],
 ) -> "Iterator[Row]":
     """The rows of the wanted parts, as they are measured."""
+    from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
     from dalle_mini_impl.bench.sampling import sampling_rows
     from dalle_mini_impl.bench.shapes import SHAPES
@@ -111,3 +126,5 @@ def all_rows(
         yield from scorer_rows(machine, repeats)
     if "startup" in parts:
         yield from startup_rows(machine.device, repeats)
+    if "growth" in parts:
+        yield from growth_rows(shape, machine, repeats)

@@ -1,4 +1,4 @@
-"""Compiles `step.c` for this machine on first use and loads it.
+"""Compiles the C code beside it for this machine on first use and loads it.
 
 Compiled where it runs, it uses what this very CPU has, and the package itself stays one wheel for all machines.
 The result is kept in the user's cache folder.
@@ -16,7 +16,7 @@ from pathlib import Path
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file
 
-SOURCE = Path(__file__).with_name("step.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("step.c", "draw.c", "vectors.h"))
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 SECONDS = 120
 """More than any compiler needs."""
@@ -67,10 +67,10 @@ def load() -> ctypes.CDLL | None:
 def _compiled(folder: Path) -> Path:
     """Path of the compiled functions in a folder, where they are put if they are not there."""
     command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
-    path = folder / f"step-{_key(command)}.so"
+    path = folder / f"native-{_key(command)}.so"
     if not path.is_file():
         with replace_file(path) as temporary:
-            command += ["-o", str(temporary), str(SOURCE), "-lm"]
+            command += ["-o", str(temporary), *(str(source) for source in SOURCES if source.suffix == ".c"), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
     return path
 
@@ -80,7 +80,7 @@ def _key(command: list[str]) -> str:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    text = "\0".join([SOURCE.read_text(encoding="utf-8"), *command, features])
+    text = "\0".join([*(source.read_text(encoding="utf-8") for source in SOURCES), *command, features])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -97,4 +97,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.step.argtypes, library.step.restype = [blocks, cache, pointer, number, pointer, number], None
     library.linear.argtypes = [matrix, pointer, number, number, number, pointer, pointer, number]
     library.linear.restype = None
+    library.draw.argtypes = [pointer, number, number, ctypes.c_float, number, pointer, pointer, pointer, number]
+    library.draw.restype = None
     return library

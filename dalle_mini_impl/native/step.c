@@ -9,27 +9,21 @@
 //   keys of a head      [positions / LANES][size / 2][LANES] pairs along `size`
 //   values of a head    [positions / 2][size] pairs along the positions
 
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 #ifdef __AVX512BF16__
 #include <immintrin.h>
 #endif
 
 // A tile's sums, 2 × TILE vectors, and what goes into them fit into the registers there are.
 #ifdef __AVX512F__
-enum { LANES = 16, TILE = 12 };
+enum { TILE = 12 };
 #else
-enum { LANES = 8, TILE = 5 };
+enum { TILE = 5 };
 #endif
 enum { OUTPUTS = 2 * LANES, LARGEST_HEAD = 256 };
 static const float EPS = 1e-6f;
 
-typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 
@@ -81,47 +75,6 @@ static inline floats dot(floats sum, pairs weights, uint32_t x) {
     sum += (floats)(weights << 16) * as_float(x << 16);
     return sum + (floats)(weights & 0xffff0000u) * as_float(x & 0xffff0000u);
 #endif
-}
-
-static inline float sum_of(floats x) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
-
-static inline float largest_of(floats x) {
-    float largest = x[0];
-    for (int i = 1; i < LANES; i++) largest = x[i] > largest ? x[i] : largest;
-    return largest;
-}
-
-static inline floats chosen(pairs mask, floats yes, floats no) {
-    return (floats)(((pairs)yes & mask) | ((pairs)no & ~mask));
-}
-
-static inline floats larger(floats x, floats y) { return chosen((pairs)(x > y), x, y); }
-
-// e^x for x from -87 to 88: 2^whole times a polynomial of the rest (that of Cephes' expf).
-static inline floats exponential(floats x) {
-    const floats magic = (floats){} + 12582912.0f;
-    x = -larger(-larger(x, (floats){} - 87.0f), (floats){} - 88.0f);
-    floats whole = x * 1.44269504f + magic;  // rounded, in the low bits
-    pairs shift = (pairs)whole << 23;
-    whole -= magic;
-    floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    floats y = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * rest + 8.3334519073e-3f;
-    y = y * rest + 4.1665795894e-2f;
-    y = y * rest + 1.6666665459e-1f;
-    y = y * rest + 5.0000001201e-1f;
-    y = y * rest * rest + rest + 1.0f;
-    return (floats)((pairs)y + shift);
-}
-
-static void share(int all, int *first, int *last) {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    *first = (int)((int64_t)all * thread / threads);
-    *last = (int)((int64_t)all * (thread + 1) / threads);
 }
 
 // LANES pairs of weights, the `place`-th of a block of outputs.
@@ -211,13 +164,14 @@ static void unit(const float *x, int rows, int width, uint16_t *y) {
 
 // A query or key of one head at length 1, weighted and turned to its position.
 static void turned(const float *x, const float *turn, int size, uint16_t *y) {
-    const float *cosine = turn, *sine = turn + size, scale = inverse_length(x, size);
-    for (int i = 0; i < size; i++) {
-        float other = x[i < size / 2 ? i + size / 2 : i - size / 2];
-        float value = scale * (x[i] * cosine[i] + other * sine[i]);
-        uint32_t bits;
-        memcpy(&bits, &value, sizeof bits);
-        y[i] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    const float scale = inverse_length(x, size);
+    float twice[2 * LARGEST_HEAD];  // so that the other half of a pair is always size / 2 further on
+    memcpy(twice, x, size * sizeof(float));
+    memcpy(twice + size, x, size * sizeof(float));
+    for (int i = 0; i < size; i += LANES) {
+        const floats cosine = *(const floats *)(turn + i), sine = *(const floats *)(turn + size + i);
+        const floats other = *(const floats *)(twice + i + size / 2);
+        *(halves *)(y + i) = to_bf16(scale * (*(const floats *)(x + i) * cosine + other * sine));
     }
 }
 
@@ -225,26 +179,35 @@ static size_t head_at(const Cache *cache, const Blocks *blocks, int layer, int r
     return (((size_t)layer * cache->rows + row) * blocks->heads + head) * cache->capacity * blocks->size;
 }
 
-// Queries, keys and values of some rows' heads: queries in place of `qkv`, keys and values into the cache.
+// One key and value into the cache of their head, as its `place`-th.
+static void put(uint16_t *keys_, uint16_t *values, int place, int size, const uint16_t *key, const float *value) {
+    uint32_t *keys = (uint32_t *)keys_ + place / LANES * (size / 2) * LANES + place % LANES;
+    for (int i = 0; i < size / 2; i++) keys[i * LANES] = pair_at(key + 2 * i);
+    values += place / 2 * size * 2;
+    for (int i = 0; i < size; i += LANES) {
+        pairs new = __builtin_convertvector(to_bf16(*(const floats *)(value + i)), pairs), *both = (pairs *)(values + 2 * i);
+        if (place % 2) new = (*both & 0xffff) | (new << 16);
+        *both = new;
+    }
+}
+
+// Queries, keys and values of some rows' heads: queries to `q`, keys and values into the cache.
 static void remember(const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q) {
     const int size = blocks->size, heads = blocks->heads, width = heads * size;
     const int before = cache->length + (cache->prompt ? cache->prompt->length : 0);
     uint16_t key[LARGEST_HEAD];
     int first, last;
-    share(cache->rows * tokens * heads, &first, &last);
+    share(cache->rows * heads, &first, &last);
     for (int item = first; item < last; item++) {
-        int row = item / heads, head = item % heads, place = cache->length + row % tokens;
-        const float *from = qkv + (size_t)row * 3 * width + head * size;
-        const float *turn = blocks->layers[layer].turn + (size_t)(before + row % tokens) * 4 * size;
-        turned(from, turn, size, q + (size_t)row * width + head * size);
-        turned(from + width, turn + 2 * size, size, key);
-        size_t start = head_at(cache, blocks, layer, row / tokens, head);
-        uint32_t *keys = (uint32_t *)(cache->keys + start) + place / LANES * (size / 2) * LANES + place % LANES;
-        for (int i = 0; i < size / 2; i++) keys[i * LANES] = pair_at(key + 2 * i);
-        uint16_t *values = cache->values + start + place / 2 * size * 2 + place % 2;
-        for (int i = 0; i < size; i += LANES) {
-            halves part = to_bf16(*(const floats *)(from + 2 * width + i));
-            for (int j = 0; j < LANES; j++) values[2 * (i + j)] = part[j];
+        int row = item / heads, head = item % heads;
+        size_t start = head_at(cache, blocks, layer, row, head);
+        for (int token = 0; token < tokens; token++) {
+            const size_t at = (size_t)row * tokens + token;
+            const float *from = qkv + at * 3 * width + head * size;
+            const float *turn = blocks->layers[layer].turn + (size_t)(before + token) * 4 * size;
+            turned(from, turn, size, q + at * width + head * size);
+            turned(from + width, turn + 2 * size, size, key);
+            put(cache->keys + start, cache->values + start, cache->length + token, size, key, from + 2 * width);
         }
     }
 }

@@ -29,7 +29,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8)
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
     ]
     if hidden:
         optimizers.append(

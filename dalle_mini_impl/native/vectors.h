@@ -1,0 +1,58 @@
+// Vectors of numbers, as long as this CPU's registers, and what all the compiled code does with them.
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+enum { LANES = 16 };
+#else
+enum { LANES = 8 };
+#endif
+
+typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+
+static inline float sum_of(floats x) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += x[i];
+    return sum;
+}
+
+static inline float largest_of(floats x) {
+    float largest = x[0];
+    for (int i = 1; i < LANES; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
+}
+
+static inline floats chosen(pairs mask, floats yes, floats no) {
+    return (floats)(((pairs)yes & mask) | ((pairs)no & ~mask));
+}
+
+static inline floats larger(floats x, floats y) { return chosen((pairs)(x > y), x, y); }
+
+// e^x for x from -87 to 88: 2^whole times a polynomial of the rest (that of Cephes' expf).
+static inline floats exponential(floats x) {
+    const floats magic = (floats){} + 12582912.0f;
+    x = -larger(-larger(x, (floats){} - 87.0f), (floats){} - 88.0f);
+    floats whole = x * 1.44269504f + magic;  // rounded, in the low bits
+    pairs shift = (pairs)whole << 23;
+    whole -= magic;
+    floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    floats y = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1.0f;
+    return (floats)((pairs)y + shift);
+}
+
+// This thread's part of so many things: `first` up to before `last`.
+static void share(int all, int *first, int *last) {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    *first = (int)((int64_t)all * thread / threads);
+    *last = (int)((int64_t)all * (thread + 1) / threads);
+}
