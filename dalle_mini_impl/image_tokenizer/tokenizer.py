@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.image_tokenizer.networks import Decoder, Encoder, channels_last, stem_factor
-from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer
+from dalle_mini_impl.image_tokenizer.build import build
+from dalle_mini_impl.image_tokenizer.networks import channels_last
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Reconstruction:
 class ImageTokenizer(nn.Module):
     """VQ-VAE (van den Oord et al. 2017): a discrete alphabet of K image ids, learned from pictures.
 
+    `config.network` may name the network of another project, whose weights were imported.
+
     Any picture size that is a multiple of `factor` works; the config's size is the one it was trained at.
 
     Args:
@@ -39,19 +41,9 @@ class ImageTokenizer(nn.Module):
 
     def __init__(self, config: ImageTokenizerConfig, commitment: float | None = 0.25) -> None:
         super().__init__()
-        stem = stem_factor(config.factor, len(config.channels))
-        if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
-            raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given; "
-                            f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
-        if config.image_size % config.factor:
-            raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
         self.config = config
-        shape = config.factor, config.channels
-        self.encoder = channels_last(Encoder(*shape, config.encoder_blocks, config.embed_dim))
-        self.decoder = channels_last(Decoder(*shape, config.decoder_blocks, config.embed_dim))
-        self.quantizer = build_quantizer(
-            config.quantizer, config.codebook_size, config.embed_dim, config.fsq_levels, commitment
-        )
+        encoder, decoder, self.quantizer = build(config, commitment)
+        self.encoder, self.decoder = channels_last(encoder), channels_last(decoder)
 
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "ImageTokenizer":

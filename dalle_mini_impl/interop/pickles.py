@@ -1,0 +1,80 @@
+"""The tensors of a pickle, and nothing else of it.
+
+A pickle names functions and classes and has them called. Here tensors are built by the few functions of torch
+that `torch.load(weights_only=True)` allows too; whatever else is named becomes an empty stand-in, so no program in
+the file is run and no package of its author's is needed.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TENSORS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+}
+
+
+class StandIn:
+    """Takes the place of an object of any class, takes whatever it is given, and keeps its attributes."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Take what a list would."""
+
+    def extend(self, values: Any) -> None:
+        """Take what a list would."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = _TENSORS.get((module, name))
+        return known or type(name, (StandIn,), {"__module__": module})
+
+
+def load(path: str | Path) -> Any:
+    """What `torch.save` wrote, with stand-ins for all but tensors and plain values.
+
+    Raises:
+        ValueError: it is a TorchScript archive.
+        Exception: of any kind, where the file is damaged.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError("a TorchScript archive")  # torch would hand it to another reader
+    reader = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load())
+    return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+
+
+def module_tensors(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
+    """The state dict of a pickled `nn.Module`; empty where it is none."""
+    state = vars(module)
+    tensors = {**state.get("_parameters", {}), **state.get("_buffers", {})}
+    found = {prefix + name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    for name, child in state.get("_modules", {}).items():
+        if isinstance(child, StandIn):
+            found |= module_tensors(child, f"{prefix}{name}.")
+    return found
