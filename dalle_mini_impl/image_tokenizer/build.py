@@ -47,9 +47,8 @@ def _ours(config: ImageTokenizerConfig, commitment: float | None) -> Modules:
                         f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
     encoder = networks.Encoder(config.factor, config.channels, config.encoder_blocks, config.embed_dim)
     decoder = networks.Decoder(config.factor, config.channels, config.decoder_blocks, config.embed_dim)
-    return encoder, decoder, build_quantizer(
-        config.quantizer, config.codebook_size, config.embed_dim, config.fsq_levels, commitment
-    )  # fmt: skip
+    quantizer = build_quantizer(config.quantizer, config.codebook_size, config.embed_dim, config.fsq_levels, commitment)
+    return networks.channels_last(encoder), networks.channels_last(decoder), quantizer
 
 
 def _taming(config: ImageTokenizerConfig) -> Modules:

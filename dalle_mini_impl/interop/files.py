@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,27 +60,23 @@ def read(path: str | Path, trust_pickle: bool = False) -> Any:
     Raises:
         UserError: it cannot be read, or it holds more and is not trusted.
     """
-    try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}; name the file to import") from error
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        if blocked is None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about what is refused here or is so on purpose
+        try:
+            if Path(path).suffix == ".safetensors":
+                return load_file(path)
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"no file {path}; name the file to import") from error
+        except pickle.UnpicklingError as error:
+            if not trust_pickle:
+                raise _more_than_tensors(path, error) from error
+        except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
             raise _unreadable(path) from error
-        if not trust_pickle:
-            raise UserError(
-                f"{path} holds more than tensors ({blocked[1]}), and such a file can run programs when it is read; "
-                f"if you trust where it comes from, add --trust-pickle"
-            ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise _unreadable(path) from error
-    try:
-        return pickles.load(path)
-    except Exception as error:  # a damaged pickle fails in any way
-        raise _unreadable(path) from error
+        try:
+            return pickles.load(path)
+        except Exception as error:  # a damaged pickle fails in any way
+            raise _unreadable(path) from error
 
 
 def state_dict(content: Any, source: str, wrappers: Sequence[str] = ()) -> Weights:
@@ -132,6 +129,13 @@ def few(names: Sequence[str], shown: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def _more_than_tensors(path: str | Path, error: Exception) -> UserError:
+    if (blocked := re.search(r"GLOBAL (\S+)", str(error))) is None:
+        return _unreadable(path)
+    return UserError(f"{path} holds more than tensors ({blocked[1]}), and such a file can run programs when it is "
+                     f"read; if you trust where it comes from, add --trust-pickle")  # fmt: skip
 
 
 def _unreadable(path: str | Path) -> UserError:

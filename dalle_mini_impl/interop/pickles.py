@@ -9,7 +9,6 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,7 +25,10 @@ _TENSORS = {
 
 
 class StandIn:
-    """Takes the place of an object of any class, takes whatever it is given, and keeps its attributes."""
+    """Takes the place of any class and its objects, takes whatever it is given, and keeps its attributes."""
+
+    dump_patches = False
+    """Asked for by torch where a file has the source of its classes."""
 
     def __new__(cls, *_: Any, **__: Any) -> "StandIn":
         return super().__new__(cls)
@@ -50,8 +52,17 @@ class StandIn:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = _TENSORS.get((module, name))
-        return known or type(name, (StandIn,), {"__module__": module})
+        return _TENSORS.get((module, name), StandIn)
+
+
+class _Reader:
+    """What torch expects of a pickle module."""
+
+    Unpickler = _Unpickler
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        return _Unpickler(file, **options).load()
 
 
 def load(path: str | Path) -> Any:
@@ -65,8 +76,7 @@ def load(path: str | Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ValueError("a TorchScript archive")  # torch would hand it to another reader
-    reader = SimpleNamespace(Unpickler=_Unpickler, load=lambda file, **options: _Unpickler(file, **options).load())
-    return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+    return torch.load(path, map_location="cpu", pickle_module=_Reader, weights_only=False)
 
 
 def module_tensors(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
