@@ -106,6 +106,12 @@ def test_of_a_transformers_two_networks_the_first_stage_is_taken():
     assert same_weights(taming.load("net2net.ckpt"), VQGAN)
 
 
+def test_a_vqgan_is_found_in_a_dalles_file():
+    weights = {f"vae.model.{name}": value for name, value in VQGAN.items()}
+    torch.save({"hparams": {"dim": 3}, "weights": {**weights, "text_emb.weight": torch.zeros(3)}}, "dalle.pt")
+    assert same_weights(taming.load("dalle.pt"), VQGAN)
+
+
 def test_of_two_unknown_networks_none_is_taken():
     torch.save({f"{net}.{name}": value for net in "ab" for name, value in VQGAN.items()}, "two.pt")
     with pytest.raises(UserError, match=r"two.pt holds several networks, under 'a\.', 'b\.'; give a file with one"):
@@ -113,7 +119,7 @@ def test_of_two_unknown_networks_none_is_taken():
 
 
 def test_llamagen_prefers_averaged_weights():
-    counts = {llamagen.USAGE: torch.zeros(101)}
+    counts = {"quantize.codebook_used": torch.zeros(101)}
     other = {name: value + 1 for name, value in LLAMAGEN.items()}
     torch.save({"model": {**other, **counts}, "ema": {**LLAMAGEN, **counts}, "steps": 3}, "both.pt")
     torch.save({"model": LLAMAGEN, "steps": 3}, "model.pt")
@@ -121,7 +127,9 @@ def test_llamagen_prefers_averaged_weights():
     def name_of(name):
         return llamagen.foreign_name(name, 2)
 
-    assert same_weights(llamagen.load("both.pt"), LLAMAGEN, name_of)
+    averaged = llamagen.load("both.pt")
+    assert same_weights(averaged, LLAMAGEN, name_of)
+    assert averaged.left_out == 1
     assert same_weights(llamagen.load("model.pt"), LLAMAGEN, name_of)
 
 
@@ -200,7 +208,7 @@ def test_a_stand_in_takes_anything():
     thing.append(4)
     thing.extend([5])
     thing.__setstate__(("not", "a table"))
-    thing.__setstate__({"_modules": {"a": None}, "_parameters": {"w": torch.ones(2), "none": None}})
+    thing.__setstate__({"_modules": {"a": None}, "_parameters": {"w": torch.ones(2), "b": None}, "_buffers": 3})
     assert list(pickles.module_tensors(thing)) == ["w"]
 
 

@@ -228,7 +228,7 @@ def test_published_llamagen_has_our_layout(monkeypatch, tmp_path):
     theirs = {names[name]: shape for name, shape in shapes.items()}
     assert "decoder.conv_blocks.0.attn.2.proj_out.weight" in theirs
     content = {name: torch.empty(shape, device="meta") for name, shape in theirs.items()}
-    content[llamagen.USAGE] = torch.empty(65536, device="meta")
+    content["quantize.codebook_used"] = torch.empty(65536, device="meta")
     seen = []
     monkeypatch.setattr(llamagen, "read", lambda path, trust: {"model": {}, "ema": content})
     monkeypatch.setattr(llamagen, "fill", lambda weights, config, name: seen.append((layout(config, name), config)))

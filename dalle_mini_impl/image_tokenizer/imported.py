@@ -83,5 +83,5 @@ def _chosen(
     quantizer: Nearest | Logits, z: Tensor, choose: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(z.device.type, enabled=False):
-        ids = torch.cat([choose(rows) for rows in z.float().flatten(0, 1).split(ROWS)]).view(z.shape[:2])
+        ids = torch.cat([choose(rows) for rows in z.flatten(0, 1).split(ROWS)]).view(z.shape[:2])
     return quantizer.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)

@@ -43,7 +43,7 @@ class ImageTokenizer(nn.Module):
         self.config = config
         self.encoder, self.decoder, self.quantizer = build(config, commitment)
         # The fast layout rounds otherwise than the plain one, in which imported networks have their reference.
-        self.layout = torch.channels_last if config.network == "ours" else torch.contiguous_format
+        self.memory_format = torch.channels_last if config.network == "ours" else torch.contiguous_format
 
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "ImageTokenizer":
@@ -66,7 +66,7 @@ class ImageTokenizer(nn.Module):
         z = self._encode(pixels)
         h = z.shape[-2]
         quantized, ids, commitment = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
-        z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=self.layout)
+        z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=self.memory_format)
         return Reconstruction(self.decoder(z), rearrange(ids, "B (h w) -> B h w", h=h), commitment)
 
     @torch.inference_mode()
@@ -94,11 +94,11 @@ class ImageTokenizer(nn.Module):
                             f"expected 0 to {self.codebook_size - 1}")  # fmt: skip
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
-        return self.decoder(z.contiguous(memory_format=self.layout)).float().clamp(-1, 1)
+        return self.decoder(z.contiguous(memory_format=self.memory_format)).float().clamp(-1, 1)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         factor = self.config.factor
         if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
             raise UserError(f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
                             f"both sides must be multiples of {factor}")  # fmt: skip
-        return self.encoder(pixels.contiguous(memory_format=self.layout)).float()
+        return self.encoder(pixels.contiguous(memory_format=self.memory_format)).float()

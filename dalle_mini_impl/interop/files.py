@@ -16,8 +16,9 @@ from torch import Tensor
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop import pickles
 
-DROPPED = ("loss.", "model_ema.")
-"""What training leaves in VQGAN files: the discriminator and LPIPS; averaged weights under names of their own."""
+DROPPED = ("loss.", "model_ema.", "quantize.codebook_used")
+"""What training leaves in VQGAN files: discriminator and LPIPS (taming), averages under names of their own (latent
+diffusion), counts of ids (LlamaGen)."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,6 @@ from dalle_mini_impl.interop.files import read, state_dict, under_prefix
 from dalle_mini_impl.interop.fill import Imported, fill
 from dalle_mini_impl.interop.taming import config_of
 
-USAGE = "quantize.codebook_used"
-"""What training counts ids in."""
-
 
 def load(path: str | Path, image_size: int = 256, codebook_norm: bool = True, trust_pickle: bool = False) -> Imported:
     """Import a tokenizer of LlamaGen; of a training checkpoint the averaged weights, where it has them.
@@ -27,7 +24,6 @@ def load(path: str | Path, image_size: int = 256, codebook_norm: bool = True, tr
     """
     content = read(path, trust_pickle)
     weights = under_prefix(state_dict(content, str(path), ("ema", "model", "state_dict")), "encoder.conv_in.weight")
-    weights.tensors.pop(USAGE, None)
     config = config_of(weights, image_size, "encoder.conv_blocks", "res", "encoder.mid.1")
     if codebook_norm:
         config = dataclasses.replace(config, quantizer="cosine")

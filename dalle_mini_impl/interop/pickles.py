@@ -81,10 +81,13 @@ def load(path: str | Path) -> Any:
 
 def module_tensors(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
     """The state dict of a pickled `nn.Module`; empty where it is none."""
-    state = vars(module)
-    tensors = {**state.get("_parameters", {}), **state.get("_buffers", {})}
-    found = {prefix + name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-    for name, child in state.get("_modules", {}).items():
-        if isinstance(child, StandIn):
-            found |= module_tensors(child, f"{prefix}{name}.")
+    found: dict[str, Tensor] = {}
+    tables = [
+        table for key in ("_parameters", "_buffers", "_modules") if isinstance(table := vars(module).get(key), dict)
+    ]
+    for name, value in (entry for table in tables for entry in table.items()):
+        if isinstance(value, Tensor):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, StandIn):
+            found |= module_tensors(value, f"{prefix}{name}.")
     return found

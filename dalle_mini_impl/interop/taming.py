@@ -23,7 +23,8 @@ RENAMED = (
 
 
 def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False) -> Imported:
-    """Import a VQGAN from a Lightning checkpoint, alone or inside a transformer's, or from a plain state dict.
+    """Import a VQGAN from a Lightning checkpoint, alone or inside a transformer's, from a `dalle.pt` of
+    DALLE-pytorch, or from a plain state dict.
 
     Args:
         path: the file.
@@ -34,7 +35,7 @@ def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False) ->
         UserError: the file cannot be read or holds something else.
     """
     content = read(path, trust_pickle)
-    weights = under_prefix(state_dict(content, str(path), ("state_dict",)), "encoder.conv_in.weight")
+    weights = under_prefix(state_dict(content, str(path), ("state_dict", "weights")), "encoder.conv_in.weight")
     return fill(weights, config_of(weights, image_size), foreign_name)
 
 
