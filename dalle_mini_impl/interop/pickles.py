@@ -82,10 +82,8 @@ def load(path: str | Path) -> Any:
 def module_tensors(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
     """The state dict of a pickled `nn.Module`; empty where it is none."""
     found: dict[str, Tensor] = {}
-    tables = [
-        table for key in ("_parameters", "_buffers", "_modules") if isinstance(table := vars(module).get(key), dict)
-    ]
-    for name, value in (entry for table in tables for entry in table.items()):
+    tables = [vars(module).get(key) for key in ("_parameters", "_buffers", "_modules")]
+    for name, value in (entry for table in tables if isinstance(table, dict) for entry in table.items()):
         if isinstance(value, Tensor):
             found[f"{prefix}{name}"] = value
         elif isinstance(value, StandIn):
