@@ -7,9 +7,10 @@
     scorer.safetensors
     MODEL_CARD.md
 
-Weights are stored in bfloat16 and used in float32. A part's config, its identity (a hash of its weights) and
-the identities of the parts it depends on are in the file's header, so a part is written by one rename and
-can never disagree with its own description. Nothing here reads a pickle.
+Weights are stored in bfloat16, imported ones in the precision they came in, and used in float32. A part's
+config, its identity (a hash of its weights) and the identities of the parts it depends on are in the file's
+header, so a part is written by one rename and can never disagree with its own description. Nothing here reads
+a pickle.
 """
 
 import hashlib
@@ -67,19 +68,21 @@ def find(name: str | Path) -> Path:
 
 
 def save_part(
-    model_dir: str | Path, part: str, module: nn.Module, config: dict[str, Any], trained_with: dict[str, str]
-) -> str:
+    model_dir: str | Path, part: str, module: nn.Module, config: dict[str, Any], trained_with: dict[str, str],
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:  # fmt: skip
     """Write one part, whole or not at all, and return its identity.
 
     Args:
         model_dir: the checkpoint folder; made if missing.
         part: `image_tokenizer`, `transformer` or `scorer`.
-        module: its weights, stored in bfloat16 where they are floating point.
+        module: its weights.
         config: plain values its builder needs.
         trained_with: identities of the parts it depends on.
+        dtype: what floating-point weights are stored in.
     """
     tensors = {
-        name: value.detach().cpu().to(torch.bfloat16 if value.is_floating_point() else value.dtype).contiguous()
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in module.state_dict().items()
     }
     identity = _identity(tensors)

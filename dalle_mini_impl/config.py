@@ -1,11 +1,33 @@
 """Configs: frozen dataclasses, each with its defaults. Imports no torch; `config_io` reads them from YAML."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignConfig:
+    """What only imported image tokenizers need to know."""
+
+    stem: int = 128
+    """`taming`: width before the first stage."""
+    z_channels: int = 256
+    """`taming`: width between the networks and the 1×1 convolutions around the quantizer."""
+    attention: tuple[int, ...] = ()
+    """`taming`: stages, finest 0, in which attention follows each block."""
+    middle_attention: bool = True
+    """`taming`: whether the two blocks of the middle have attention between them."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """`dalle-pytorch`: taken off pixels in [0, 1] before encoding."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """`dalle-pytorch`: what they are divided by after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokenizerConfig:
     """Shape of the VQ-VAE."""
+
+    network: str = "ours"
+    """`ours`, or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. These have quantizers of their own:
+    `nearest`, `cosine` or `logits`."""
 
     image_size: int = 64
     """Side of the square training pictures in pixels; a multiple of `factor`."""
@@ -28,6 +50,8 @@ class ImageTokenizerConfig:
     """Levels of each FSQ dimension; read with `fsq` only."""
     likelihood: str = "none"
     """`none` (the decoder gives pixels) or `laplace` (location and scale of each; DALL-E 1's dVAE)."""
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
+    """Read for imported networks only."""
 
     @property
     def grid(self) -> tuple[int, int]:

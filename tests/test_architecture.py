@@ -165,7 +165,9 @@ def test_no_pickle_is_read():
             function = ast.unparse(call.func)
             keywords = {word.arg: ast.unparse(word.value) for word in call.keywords}
             assert function not in ("pickle.load", "pickle.loads", "pickle.Unpickler"), name
-            if function == "torch.load":
+            if function == "torch.load" and name == "interop/pickles.py":  # builds nothing but tensors
+                assert keywords["pickle_module"] == "_Reader"
+            elif function == "torch.load":
                 assert keywords.get("weights_only", "True") == "True", name
             assert keywords.get("allow_pickle", "False") == "False", name
 

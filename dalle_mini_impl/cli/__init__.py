@@ -1,6 +1,7 @@
 """The `dalle` command. Each subcommand has its own file, imported only when it is used."""
 
 import importlib
+import keyword
 import sys
 
 import click
@@ -17,6 +18,7 @@ COMMANDS = {
     "compare": "Train image tokenizers for the same minutes and measure them side by side.",
     "plan": "Count what training a transformer takes, from its config.",
     "info": "Tell what a model consists of.",
+    "import": "Turn an image tokenizer of another project into a part of ours.",
 }
 
 
@@ -29,7 +31,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return getattr(importlib.import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name  # what Python allows a file to be called
+        return getattr(importlib.import_module(f"{__name__}.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

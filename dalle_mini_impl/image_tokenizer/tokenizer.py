@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer.build import build
 from dalle_mini_impl.image_tokenizer.likelihood import mean_pixels
-from dalle_mini_impl.image_tokenizer.networks import Decoder, Encoder, channels_last, stem_factor
-from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer, encoder_width
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Reconstruction:
 class ImageTokenizer(nn.Module):
     """VQ-VAE (van den Oord et al. 2017): a discrete alphabet of K image ids, learned from pictures.
 
+    `config.network` may name the network of another project, whose weights were imported.
+
     Any picture size that is a multiple of `factor` works; the config's size is the one it was trained at.
 
     Args:
@@ -48,20 +49,10 @@ class ImageTokenizer(nn.Module):
         entropy: tuple[float, float] = (0.1, 0.1),
     ) -> None:
         super().__init__()
-        stem = stem_factor(config.factor, len(config.channels))
-        if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
-            raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given; "
-                            f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
-        if config.image_size % config.factor:
-            raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
-        if config.likelihood not in ("none", "laplace"):
-            raise UserError(f"likelihood {config.likelihood!r} was given; expected none or laplace")
         self.config = config
-        shape = config.factor, config.channels
-        self.encoder = channels_last(Encoder(*shape, config.encoder_blocks, encoder_width(config)))
-        out = 6 if config.likelihood == "laplace" else 3
-        self.decoder = channels_last(Decoder(*shape, config.decoder_blocks, config.embed_dim, out))
-        self.quantizer = build_quantizer(config, commitment, entropy)
+        self.encoder, self.decoder, self.quantizer = build(config, commitment, entropy)
+        # The fast layout rounds otherwise than the plain one, in which imported networks have their reference.
+        self.memory_format = torch.channels_last if config.network == "ours" else torch.contiguous_format
 
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "ImageTokenizer":
@@ -84,7 +75,7 @@ class ImageTokenizer(nn.Module):
         z = self._encode(pixels)
         h = z.shape[-2]
         quantized, ids, auxiliary = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
-        z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=torch.channels_last)
+        z = rearrange(quantized, "B (h w) D -> B D h w", h=h).contiguous(memory_format=self.memory_format)
         decoded = self.decoder(z)
         return Reconstruction(self._pixels(decoded), decoded, rearrange(ids, "B (h w) -> B h w", h=h), auxiliary)
 
@@ -113,7 +104,7 @@ class ImageTokenizer(nn.Module):
                             f"expected 0 to {self.codebook_size - 1}")  # fmt: skip
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
-        decoded = self.decoder(z.contiguous(memory_format=torch.channels_last))
+        decoded = self.decoder(z.contiguous(memory_format=self.memory_format))
         return self._pixels(decoded).float().clamp(-1, 1)
 
     def _pixels(self, decoded: Tensor) -> Tensor:
@@ -124,4 +115,4 @@ class ImageTokenizer(nn.Module):
         if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
             raise UserError(f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
                             f"both sides must be multiples of {factor}")  # fmt: skip
-        return self.encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
+        return self.encoder(pixels.contiguous(memory_format=self.memory_format)).float()

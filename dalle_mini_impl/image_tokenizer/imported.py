@@ -1,0 +1,87 @@
+"""Quantizers of imported image tokenizers: z -> ids the way the originals choose them, ids -> vectors.
+
+None of them learns. All work on flat (B, n, D) vectors in fp32, outside autocast, and on some rows at a time:
+a large codebook times a large batch fills the memory.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROWS = 4096
+"""Vectors compared with the codebook at a time."""
+
+
+class Nearest(nn.Module):
+    """The codebook vector nearest by squared distance (VQGAN), or by angle where both are normalised (LlamaGen)."""
+
+    def __init__(self, codebook_size: int, embed_dim: int, cosine: bool) -> None:
+        super().__init__()
+        self.codebook_size, self.cosine = codebook_size, cosine
+        self.embedding = nn.Embedding(codebook_size, embed_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Z (B, n, D) -> vectors (B, n, D), ids (B, n), no commitment loss."""
+        return _chosen(self, z, self._nearest)
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        """Ids (B, n) -> vectors (B, n, D)."""
+        return self._table[image_ids]
+
+    @property
+    def _table(self) -> Tensor:
+        return F.normalize(self.embedding.weight, dim=-1) if self.cosine else self.embedding.weight
+
+    def _nearest(self, z: Tensor) -> Tensor:
+        table = self._table
+        z = F.normalize(z, dim=-1) if self.cosine else z
+        # Added up in the originals' order: another rounds differently, and near ties get other ids.
+        return (z.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * (z @ table.T)).argmin(-1)
+
+
+class Logits(nn.Module):
+    """The likeliest of K ids, as the encoder's last 1×1 convolution has it, never sampled (Gumbel VQGAN, dVAE).
+
+    Args:
+        inputs: C, width of what comes from the encoder; another than D, the width of the ids' vectors.
+        codebook_size: K.
+        embed: ids (B, n) -> vectors (B, n, D).
+    """
+
+    def __init__(self, inputs: int, codebook_size: int, embed: nn.Module) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.proj = nn.Conv2d(inputs, codebook_size, 1)
+        self.embed = embed
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Z (B, n, C) -> vectors (B, n, D), ids (B, n), no commitment loss."""
+        return _chosen(self, z, self._likeliest)
+
+    def lookup(self, image_ids: Tensor) -> Tensor:
+        """Ids (B, n) -> vectors (B, n, D)."""
+        return self.embed(image_ids)
+
+    def _likeliest(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.proj.weight.flatten(1), self.proj.bias).argmax(-1)
+
+
+class OneHotConvolution(nn.Conv2d):
+    """What a 1×1 convolution makes of one-hot ids: ids (B, n) -> vectors (B, n, D)."""
+
+    def __init__(self, codebook_size: int, embed_dim: int) -> None:
+        super().__init__(codebook_size, embed_dim, 1)
+
+    def forward(self, image_ids: Tensor) -> Tensor:
+        return F.embedding(image_ids, self.weight.flatten(1).T) + cast(Tensor, self.bias)
+
+
+def _chosen(
+    quantizer: Nearest | Logits, z: Tensor, choose: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(z.device.type, enabled=False):
+        ids = torch.cat([choose(rows) for rows in z.flatten(0, 1).split(ROWS)]).view(z.shape[:2])
+    return quantizer.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)

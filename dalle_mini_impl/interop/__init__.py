@@ -1,0 +1,1 @@
+"""Files of other projects -> parts of ours, one module per format."""

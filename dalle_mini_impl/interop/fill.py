@@ -1,0 +1,67 @@
+"""Tensors under foreign names -> an image tokenizer, whole or not at all."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dalle_mini_impl.config import ImageTokenizerConfig
+from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.interop.files import Weights, few
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file."""
+
+    tokenizer: ImageTokenizer
+    dtype: torch.dtype
+    """Precision of the weights in the file; in `tokenizer` they are float32."""
+    left_out: int
+    """Tensors in the file that belong to something else."""
+
+
+def layout(config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
+    """Foreign names and shapes of all tensors of an image tokenizer; takes no memory.
+
+    Args:
+        config: its shape.
+        foreign_name: turns our name of a tensor into theirs.
+    """
+    with torch.device("meta"):
+        ours = ImageTokenizer(config, commitment=None).state_dict()
+    return {foreign_name(name): tuple(value.shape) for name, value in ours.items()}
+
+
+def fill(weights: Weights, config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> Imported:
+    """Make the image tokenizer of a config and give it the weights.
+
+    Raises:
+        UserError: they are not the ones it needs; some are named.
+    """
+    check(weights, layout(config, foreign_name))
+    tokenizer = ImageTokenizer(config, commitment=None)
+    tokenizer.load_state_dict({name: weights.tensors[foreign_name(name)] for name in tokenizer.state_dict()})
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in weights.tensors.values()))
+    return Imported(tokenizer.eval(), dtype, weights.left_out)
+
+
+def check(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are not exactly the wanted ones.
+
+    Raises:
+        UserError: naming what is missing, what is too much and what has another shape.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
+    missing = [name for name in wanted if name not in shapes]
+    extra = [name for name in shapes if name not in wanted]
+    misshapen = [f"{name} is {shapes[name]}, expected {shape}"
+                 for name, shape in wanted.items() if name in shapes and shapes[name] != shape]  # fmt: skip
+    faults = {"missing": missing, "not known": extra, "of another shape": misshapen}
+    if found := [f"{len(names)} {fault} ({few(names)})" for fault, names in faults.items() if names]:
+        raise UserError(f"{weights.source} does not have the {len(wanted)} tensors expected: {'; '.join(found)}")
+    if numbers := [name for name, tensor in weights.tensors.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{weights.source} has tensors that are not floating-point: {few(numbers)}; "
+                        f"import the weights as they were before they were quantized")  # fmt: skip
