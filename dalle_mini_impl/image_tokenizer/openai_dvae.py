@@ -3,7 +3,6 @@
 Residual blocks of four convolutions, with ReLU before each and no norm; the more blocks, the less each adds.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

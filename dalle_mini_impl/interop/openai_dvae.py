@@ -47,7 +47,8 @@ def config_of(weights: Weights, image_size: int) -> ImageTokenizerConfig:
     groups = range(1, 1 + max(1, weights.count(r"encoder\.blocks\.group_(\d+)\.")))
     widths = [weights.size(f"encoder.blocks.group_{group}.block_1.res_path.conv_4.w", 0) for group in groups]
     return ImageTokenizerConfig(
-        network="openai-dvae", quantizer="logits", likelihood="laplace", image_size=image_size, factor=2 ** (len(widths) - 1),
+        network="openai-dvae", quantizer="logits", likelihood="laplace", image_size=image_size,
+        factor=2 ** (len(widths) - 1),
         channels=tuple(widths),
         encoder_blocks=weights.count(r"encoder\.blocks\.group_1\.block_(\d+)\."),
         decoder_blocks=weights.count(r"decoder\.blocks\.group_1\.block_(\d+)\."),
