@@ -195,6 +195,9 @@ def test_the_adaptive_weight_is_bounded():
 def test_it_learns_alone_before_it_acts(steps, start, warmup, first, acts_from):
     adversary = make(steps=steps, start=start, discriminator_warmup=warmup)
     assert (adversary.first, adversary.acts_from) == (first, acts_from)
+    other = make(7, start=start, discriminator_warmup=warmup)
+    other.follow(RunConfig(steps=steps))
+    assert (other.first, other.acts_from) == (first, acts_from)
 
 
 def test_the_decoder_is_not_touched_before_the_warmup_is_over(trained, tmp_path):

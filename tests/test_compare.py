@@ -44,7 +44,7 @@ def test_axes_are_combined(untrained, tmp_path):
     last = found[-1]
     assert last.overrides == ("model.image_size=24", *FSQ, "edge=0")
     assert (last.config.model.image_size, last.config.model.quantizer, last.config.edge) == (24, "fsq", 0)
-    assert (last.config.run.minutes, last.config.run.save_every) == (2.5, 0)
+    assert (last.config.run.minutes, last.config.run.sample_every) == (2.5, 0)
     assert last.config.run.model_dir == str(tmp_path / "out" / "24px-fsq-flat" / "model")
     assert len({variant.config.run.state_dir for variant in found}) == 8
 

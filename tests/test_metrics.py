@@ -1,10 +1,9 @@
 import math
 
 import pytest
-import reference
 import torch
 
-from dalle_mini_impl.metrics import count_ids, perplexity, psnr, ssim, usage
+from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 
 
 def random_pixels(*shape, seed=0):
@@ -34,27 +33,9 @@ def test_psnr_judges_pictures_one_by_one():
     torch.testing.assert_close(psnr(a, b), alone)
 
 
-def test_ssim_equals_the_reference():
-    a = random_pixels(2, 3, 13, 17)
-    b = (a + 0.3 * random_pixels(2, 3, 13, 17, seed=1)).clamp(-1, 1)
-    values = ssim(a, b)
-    assert values.shape == (2,)
-    assert values.tolist() == pytest.approx([reference.ssim(a[n], b[n]) for n in range(2)], abs=1e-4)
-
-
-def test_ssim_orders_pictures_as_it_should():
-    a = random_pixels(1, 3, 16, 16)
-    near, far = a + 0.05 * random_pixels(1, 3, 16, 16, seed=1), a + 0.5 * random_pixels(1, 3, 16, 16, seed=1)
-    assert float(ssim(a, a)) == pytest.approx(1, abs=1e-5)
-    assert float(ssim(a, near)) > float(ssim(a, far)) > float(ssim(a, -a))
-    assert float(ssim(a, -a)) < 0
-    torch.testing.assert_close(ssim(a, near), ssim(near, a))
-
-
 def test_half_precision_pictures():
     a = random_pixels(1, 3, 16, 16).bfloat16()
     assert psnr(a, a.float() + 0.2).dtype == torch.float32
-    assert float(ssim(a, a)) == pytest.approx(1, abs=1e-5)
 
 
 def test_counts():

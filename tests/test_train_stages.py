@@ -30,6 +30,7 @@ from dalle_mini_impl.data.token_cache import (
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, runs, scorer, text_tokenizer, transformer
+from dalle_mini_impl.train.adversary import Adversary
 
 pytest_plugins = ("train_fixtures",)
 
@@ -84,6 +85,25 @@ def test_stages_train_by_the_clock(trained, tmp_path, stage):
     assert lines[-1]["step"] >= 1
     assert any(name.startswith("validation_") or name.endswith("_at_1") for name in lines[-1])
     assert identity(home, stage) != identity(trained, stage)
+
+
+def test_all_schedules_of_an_image_tokenizer_follow_the_clock(trained, tmp_path, monkeypatch):
+    seen, relax, follow = [], image_tokenizer.set_relaxation, Adversary.follow
+
+    def watch_relaxation(quantizer, config, *rest):
+        seen.append(("relaxation", config.run.steps))
+        relax(quantizer, config, *rest)
+
+    def watch_adversary(adversary, run):
+        seen.append(("adversary", run.steps))
+        follow(adversary, run)
+
+    monkeypatch.setattr(image_tokenizer, "set_relaxation", watch_relaxation)
+    monkeypatch.setattr(Adversary, "follow", watch_adversary)
+    home = trained.copy(tmp_path / "home", "image_tokenizer")
+    home.run("image_tokenizer", "model.quantizer=gumbel", "gan.weight=0.5", "run.minutes=0.004", "run.steps=100000")
+    steps = home.log("image_tokenizer")[-1]["step"] + 1
+    assert seen[-2:] == [("adversary", steps), ("relaxation", steps)]
 
 
 def test_the_model_draws_and_ranks(trained):

@@ -70,9 +70,9 @@ def read_variants(path: str | Path, minutes: float, out: str | Path) -> list[Var
             raise UserError(f"{path}: variant {name!r}; expected letters, digits, '.', '_' and '-' in a variant's name")
         folder = Path(out) / name
         overrides = tuple(itertools.chain.from_iterable(lines for _, lines in choice))
-        # Nothing but training should take of its minutes, and a run by the clock cannot be resumed.
+        # Next to nothing but training should take of its minutes.
         settings = (f"run.minutes={minutes}", f"run.model_dir={folder / 'model'}", f"run.state_dir={folder / 'state'}",
-                    "run.validate_every=1000000000", "run.sample_every=0", "run.save_every=0")  # fmt: skip
+                    "run.validate_every=1000000000", "run.sample_every=0")  # fmt: skip
         config = load(ImageTokenizerRun, spec.base, [*overrides, *settings])
         found.append(Variant(name, folder, overrides, ("--config", spec.base, *overrides, *settings), config))
     if len({variant.name for variant in found}) < len(found) or not found:
@@ -101,8 +101,8 @@ def train(variant: Variant, tick: Callable[[float], Any]) -> dict[str, Any]:
     failed = _run([sys.executable, "-m", TRAINER, *variant.arguments], variant, tick)
     if failed:
         return {"failed": failed}
-    lines = map(json.loads, (variant.folder / "state" / "log.jsonl").read_text().splitlines())
-    last = [line for line in lines if "loss" in line][-1]  # the lines of validation count its seconds
+    lines = [json.loads(line) for line in (variant.folder / "state" / "log.jsonl").read_text().splitlines()]
+    last = next((line for line in reversed(lines) if "loss" in line), lines[-1])  # without validation's seconds
     training = {"steps": last["step"] + 1, "pictures_per_second": last["pictures_per_second"]}
     write_json(done, {"config": to_dict(variant.config), "training": training})
     return training

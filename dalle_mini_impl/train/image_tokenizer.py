@@ -4,6 +4,7 @@ accelerate launch -m dalle_mini_impl.train.image_tokenizer --config configs/emoj
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     journal = common.Journal(accelerator, run, config, first)
 
     for step, run in journal.steps():
+        config = replace(config, run=run)
         model.train()
         if adversary:
             adversary.follow(run)
