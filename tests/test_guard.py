@@ -25,6 +25,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.1)
         self.average = Average(self.model, 0.5)
         self.guard = Guard(self.model, [self.optimizer], self.average)
+        self.guard.keep(0)
 
     def step(self, number=0):
         self.model(torch.ones(2, 3)).square().sum().backward()

@@ -50,6 +50,16 @@ def test_encode_and_decode_shapes(factor, h, w):
     assert -1 <= float(decoded.min()) <= float(decoded.max()) <= 1
 
 
+@pytest.mark.parametrize("factor", [4, 8, 16])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (256, 32), (96, 256)])
+def test_pictures_of_any_size_need_not_be_of_the_one_trained_at(factor, height, width):
+    tokenizer = make(factor)
+    ids = tokenizer.encode(random_pixels(1, 3, height, width))
+    assert ids.shape == (1, height // factor, width // factor)
+    assert tokenizer.decode(ids).shape == (1, 3, height, width)
+    assert tokenizer.train()(random_pixels(1, 3, height, width)).pixels.shape == (1, 3, height, width)
+
+
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 def test_the_factor_may_be_split_between_stem_and_stages(stages):
     tokenizer = make(8, channels=(7, 11, 13, 17)[:stages])

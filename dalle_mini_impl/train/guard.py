@@ -17,7 +17,7 @@ CHANCES = 3
 
 
 class Guard:
-    """The last good state of what is trained, in memory, and whether a step's loss is in order.
+    """Whether a step's loss is in order, and the last good state of what is trained, in memory, once `keep` was called.
 
     Args:
         modules: all that is trained.
@@ -30,7 +30,7 @@ class Guard:
         self.watch = torch.tensor([math.nan, math.inf, 0.0, 0.0], dtype=torch.float64)
         """Running mean of the error, its lowest, how often the rate was halved, and how often in a row. Part of the
         state of a run."""
-        self.keep(0)
+        self.good: tuple[Any, ...] = ()
 
     @property
     def rate(self) -> float:
