@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from train_fixtures import STAGES
 
-from dalle_mini_impl.train import common
+from dalle_mini_impl.train.average import Average
 
 
 def main() -> None:
     folder, stop, stage, *arguments = sys.argv[1:]
-    update = common.Average.update
+    update = Average.update
 
     def watched(average, model, step):
         update(average, model, step)
@@ -25,7 +25,7 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(0)
 
-    common.Average.update = watched
+    Average.update = watched
     STAGES[stage](arguments)
 
 

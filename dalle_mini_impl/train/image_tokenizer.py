@@ -19,8 +19,10 @@ from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.train import common
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ImageTokenizerRun
+from dalle_mini_impl.train.state import load_state, save_state
 
 VALIDATION_PICTURES = 512
 
@@ -78,12 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     # Built after the Accelerator: the codebook decides at construction whether to sync between processes.
-    model, averaged = (ImageTokenizer(config.model, config.commitment).to(accelerator.device) for _ in range(2))
-    average = common.Average(model, run.ema)
-    optimizers = build_optimizers(model, config.optimizer)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
+    tokenizer = ImageTokenizer(config.model, config.commitment).to(accelerator.device)
+    average = Average(tokenizer, run.ema)
+    model, *optimizers = accelerator.prepare(tokenizer, *build_optimizers(tokenizer, config.optimizer))
     counts = torch.zeros(config.model.codebook_size, dtype=torch.int64)
-    first = common.load_state(accelerator, run, model, optimizers, average, counts=counts) if resume else 0
+    first = load_state(accelerator, run, model, optimizers, average, counts=counts) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
     forward = torch.compile(model) if run.compile else model
 
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        average.update(accelerator.unwrap_model(model), step)
+        average.update(tokenizer, step)
 
         if common.due(step, run.log_every, run):
             figures = torch.tensor([total, float(psnr(result.pixels.detach(), target).mean())])
@@ -113,20 +114,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
             counts.zero_()  # a new epoch: usage and perplexity are counted over one at a time
         if common.due(step, run.validate_every, run):
-            shown = due_sheet(step, config)
-            values = validate(
-                accelerator,
-                average.fill(averaged),
-                validation,
-                shown if accelerator.is_main_process else None,
-            )
+            sheet = due_sheet(step, config) if accelerator.is_main_process else None
+            with average.standing_in(tokenizer):
+                values = validate(accelerator, tokenizer, validation, sheet)
             journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
-            common.save_state(accelerator, run, step, model, optimizers, average, counts=counts)
+            save_state(accelerator, run, step, model, optimizers, average, counts=counts)
 
     if accelerator.is_main_process:
-        identity = save_part(run.model_dir, "image_tokenizer", average.fill(averaged), to_dict(config.model), {})
+        with average.standing_in(tokenizer):
+            identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), {})
         print(f"image tokenizer {identity} written to {Path(run.model_dir) / 'image_tokenizer.safetensors'}")
     accelerator.end_training()
 
