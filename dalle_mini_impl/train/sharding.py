@@ -1,7 +1,7 @@
 """One model shared out among processes (FSDP2): each holds a part of every weight, gradient, moment and average.
 
 accelerate's own FSDP2 runs on accelerators alone; on CPUs it silently trains whole copies. So `fully_shard` is called
-here, the same way on both. It is switched on where accelerate has it, by `distributed_type: FSDP` in the launcher's file.
+here, the same way on both. The switch is accelerate's: `distributed_type: FSDP` in the launcher's file.
 """
 
 import os

@@ -1,8 +1,10 @@
 """What a run needs to be resumed as if nothing had happened: saved now and then, whole or not at all.
 
     state.pt          of a model that is whole in each process; written by the main one
-    state-00000200/   of a model that is shared out, after step 200; each process writes and reads its own share, by
-                      torch.distributed.checkpoint, so that any number of processes can go on with it
+    state-00000200/   of a model that is shared out, after step 200; each process writes and reads its own share
+
+The second is torch.distributed.checkpoint's, so any number of processes can go on with it. Its index is a pickle:
+resume from states of your own.
 """
 
 import pickle
@@ -170,14 +172,15 @@ def _load_shares(folder: Path, process: int, shares: dict[str, Tensor]) -> tuple
     if not path.is_dir():
         raise _missing(path, folder.glob(WHOLE))
     try:
-        saved = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+        saved: dict[str, Any] = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
     except DAMAGE as error:
         raise _damaged(path, error) from error
-    sizes = {name: entry.size for name, entry in saved.items() if not name.startswith("own.")}
-    for name in sorted(sizes.keys() | shares.keys()):
-        there, here = sizes.get(name), shares[name].size() if name in shares else None
-        if there != here:
-            raise _other_model(path, f"{name} is {there}, expected {here}")
+    there = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
+    here = {name: list(share.size()) for name, share in shares.items()}
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            sizes = f"{there.get(name, 'nothing')}, expected {here.get(name, 'nothing')}"
+            raise _other_model(path, f"{name} is {sizes}")
     processes = 1 + max(int(name.split(".")[1]) for name in saved if name.startswith("own."))
     prefix = f"own.{process % processes}."
     others = {
