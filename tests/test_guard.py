@@ -9,8 +9,8 @@ from torch import nn
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train import image_tokenizer
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.codebook_use import REMEDIES, CodebookUse
-from dalle_mini_impl.train.common import Average
 from dalle_mini_impl.train.guard import Guard
 
 pytest_plugins = ("train_fixtures",)

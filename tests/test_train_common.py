@@ -12,7 +12,9 @@ from torch import nn
 
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.train import common
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.runs import RunConfig, TransformerRun
+from dalle_mini_impl.train.state import WHOLE, load_state
 
 RUN = RunConfig(model_dir="model", state_dir="state", precision="fp32", steps=29)
 
@@ -114,7 +116,7 @@ class Counting(nn.Module):
 
 def test_average_by_hand():
     model = Counting()
-    average = common.Average(model, decay=0.15)
+    average = Average(model, decay=0.15)
     model.weight.data = torch.tensor([1.0, 4.0])
     average.update(model, step=0)  # decay (1 + 0) / (10 + 0) = 0.1
     assert average.state["weight"].tolist() == pytest.approx([0.9, 4.4])
@@ -127,7 +129,7 @@ def test_decay_grows_to_its_final_value():
     decays = []
     for step in (0, 1, 10, 88, 1000, 10**6):
         model = Counting()
-        average = common.Average(model, decay=0.99)
+        average = Average(model, decay=0.99)
         model.weight.data = torch.tensor([1.0, 8.0])
         average.update(model, step)
         decays.append(1 - average.state["weight"][0].item())
@@ -136,24 +138,36 @@ def test_decay_grows_to_its_final_value():
 
 def test_buffers_are_copied():
     model = Counting()
-    average = common.Average(model, decay=0.99)
+    average = Average(model, decay=0.99)
     model.scale += 3
     model.seen += 5
     average.update(model, step=10**6)
     assert (average.state["scale"].item(), average.state["seen"].item()) == (4, 5)
 
 
-def test_average_is_apart_from_the_model_and_fills_a_second_one():
+def test_average_stands_in_for_the_model_and_leaves_it_as_it_was():
     model = Counting()
-    average = common.Average(model, decay=0.0)
-    model.weight.data += 1
+    average = Average(model, decay=0.5)
+    model.weight.data = torch.tensor([0.1, 9.7])
+    model.seen += 5
+    before = [value.clone() for value in model.state_dict().values()]
+    with average.standing_in(model):
+        assert not model.training
+        assert model.weight.tolist() == [0, 8]
+        assert model.seen.item() == 0
+    assert model.training
+    assert all(map(torch.equal, before, model.state_dict().values()))
     assert average.state["weight"].tolist() == [0, 8]
-    average.update(model, step=0)
-    filled = average.fill(Counting().train())
-    assert not filled.training
-    assert filled.weight.tolist() == model.weight.tolist() == [1, 9]
+
+
+def test_average_stands_in_no_longer_than_its_block_whatever_happens():
+    model = Counting().eval()
+    average = Average(model, decay=0.5)
     model.weight.data += 1
-    assert filled.weight.tolist() == [1, 9]
+    with pytest.raises(ZeroDivisionError), average.standing_in(model):
+        1 / 0  # noqa: B018
+    assert model.weight.tolist() == [1, 9]
+    assert not model.training
 
 
 # --- when
@@ -253,7 +267,7 @@ def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
 def test_a_run_by_the_clock_cannot_be_resumed():
     run = RunConfig(state_dir="state", minutes=1.5)
     with pytest.raises(UserError, match=r"--resume was given with run\.minutes=1\.5; .* set run\.steps instead"):
-        common.load_state(process(), run, None, [], None)
+        load_state(process(), run, None, [], None)
 
 
 # --- starting
@@ -356,8 +370,8 @@ def test_interrupting_says_how_to_go_on(capsys):
 
 
 def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):
-    (tmp_path / common.STATE).write_bytes(b"earlier")
+    (tmp_path / WHOLE).write_bytes(b"earlier")
     journal(tmp_path, first=7)
-    assert (tmp_path / common.STATE).exists()
+    assert (tmp_path / WHOLE).exists()
     journal(tmp_path, first=0)
-    assert not (tmp_path / common.STATE).exists()
+    assert not (tmp_path / WHOLE).exists()

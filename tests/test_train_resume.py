@@ -12,8 +12,9 @@ from train_fixtures import DEADLINE, python
 
 from dalle_mini_impl.checkpoint import load_transformer, read_part
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.train import common
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.runs import RunConfig
+from dalle_mini_impl.train.state import load_state, save_state
 
 pytest_plugins = ("train_fixtures",)
 
@@ -26,7 +27,7 @@ class Killed(BaseException):
 
 def interrupt(home, stage, step, monkeypatch, *settings):
     """Run a stage until it is cut off in the middle of a step."""
-    update = common.Average.update
+    update = Average.update
 
     def deadly(average, model, now):
         if now == step:
@@ -34,7 +35,7 @@ def interrupt(home, stage, step, monkeypatch, *settings):
         update(average, model, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.Average, "update", deadly)
+        patch.setattr(Average, "update", deadly)
         with pytest.raises(Killed):
             home.run(stage, *settings)
 
@@ -172,12 +173,12 @@ def test_each_process_gets_back_what_it_had(tmp_path):
             ),
         )
 
-    average = common.Average(model, 0.9)
-    common.save_state(accelerator(0), run, 3, model, [], average, counts=counts[0])
+    average = Average(model, 0.9)
+    save_state(accelerator(0), run, 3, model, [], average, counts=counts[0])
     for index in (0, 1, 2, 3):  # with more processes than before, the numbers are dealt out again
         torch.manual_seed(99)
         found = torch.zeros(5, dtype=torch.int64)
-        assert common.load_state(accelerator(index), run, model, [], average, counts=found) == 4
+        assert load_state(accelerator(index), run, model, [], average, counts=found) == 4
         assert torch.equal(torch.get_rng_state(), generators[index % 2])
         assert torch.equal(found, counts[index % 2])
 

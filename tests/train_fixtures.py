@@ -142,16 +142,22 @@ def python(*arguments: str, **options: Any) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *arguments], env=environment(), text=True, **options)
 
 
-def launch_two(*arguments: str) -> str:
-    """Run a module or script in two processes and return what they printed."""
+def launch(launcher: str, processes: int, *arguments: str) -> tuple[int, str]:
+    """Run a module or script in several processes; give the exit code and what they printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu-2.yaml"),
-               "--main_process_port", str(port)]  # fmt: skip
-    process = python(*command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"configs/accelerate/{launcher}.yaml"),
+               "--num_processes", str(processes), "--main_process_port", str(port)]  # fmt: skip
+    process = python(*command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     output, _ = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 0, output
+    return process.returncode, output
+
+
+def launch_two(*arguments: str, launcher: str = "cpu-2") -> str:
+    """Run a module or script in two processes, which must succeed, and return what they printed."""
+    code, output = launch(launcher, 2, *arguments)
+    assert code == 0, output
     return output
 
 

@@ -19,6 +19,7 @@ from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.metrics import psnr
 from dalle_mini_impl.train import common
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.image_losses import reconstruction_loss
 from dalle_mini_impl.train.image_tokenizer import batch_pixels
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
@@ -64,8 +65,8 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
 
 def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
     """Our trainer's step, averaged weights included."""
-    model, averaged = (ImageTokenizer(config.model, config.commitment).to(device) for _ in range(2))
-    average = common.Average(model, config.run.ema)
+    model = ImageTokenizer(config.model, config.commitment).to(device)
+    average = Average(model, config.run.ema)
     optimizers = build_optimizers(model, config.optimizer)
 
     def step(number: int, share: float) -> None:
@@ -79,8 +80,8 @@ def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Sid
         average.update(model, number)
 
     def copy(pixels: Tensor) -> Tensor:
-        trained = average.fill(averaged)
-        return trained.decode(trained.encode(pixels))
+        with average.standing_in(model):
+            return model.decode(model.encode(pixels))
 
     return step, copy
 

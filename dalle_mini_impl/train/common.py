@@ -7,7 +7,6 @@ which each process takes its rows. So a run resumes at any step exactly, and two
 import argparse
 import importlib.util
 import json
-import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +19,17 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from dalle_mini_impl.config_io import load, to_dict
 from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.processes import check_connected
+from dalle_mini_impl.train import sharding
 from dalle_mini_impl.train.runs import RunConfig
+from dalle_mini_impl.train.state import forget_states
 
 C = TypeVar("C")
-M = TypeVar("M", bound=nn.Module)
-STATE = "state.pt"
 
 
 def parse(kind: type[C], description: str, argv: Sequence[str] | None = None) -> tuple[C, bool]:
@@ -72,12 +70,20 @@ def processes(**options: Any) -> Accelerator:
     return accelerator
 
 
-def start(run: RunConfig) -> Accelerator:
+def start(run: RunConfig, can_share_out: bool = False) -> Accelerator:
     """Set up the processes, precision and seeds of a run.
 
+    Args:
+        run: its settings.
+        can_share_out: whether this stage knows how to share its model out among processes.
+
     Raises:
-        UserError: a setting of the run is missing or does not divide.
+        UserError: a setting of the run is missing or does not divide, or the processes cannot do what they were
+            launched for.
     """
+    if sharding.asked() and not can_share_out:
+        raise UserError("the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
+                        "enough to be whole in each process: use distributed_type MULTI_GPU")  # fmt: skip
     if not run.model_dir or not run.state_dir:
         raise UserError(
             f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder"
@@ -139,34 +145,6 @@ def passes(accelerator: Accelerator, run: RunConfig) -> list[slice]:
     return [slice((first + number) * size, (first + number + 1) * size) for number in range(run.accumulation)]
 
 
-class Average:
-    """Exponential moving average of a model's parameters; buffers are copied as they are.
-
-    The decay grows from 0 to its final value over the first steps, so that short runs do not average in
-    their random start.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.names = {name for name, _ in model.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the model after optimizer step `step`."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            if name in self.names:
-                self.state[name].lerp_(value, 1 - decay)
-            else:
-                self.state[name].copy_(value)
-
-    def fill(self, model: M) -> M:
-        """Load the averaged weights into `model` (a second instance) and set it to evaluation."""
-        model.load_state_dict(self.state)
-        return model.eval()
-
-
 class Journal:
     """Progress on screen, `log.jsonl` on disk, and the tracker when one is asked for."""
 
@@ -181,7 +159,7 @@ class Journal:
             (self.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
             self._drop_lines_from(first_step)
             if first_step == 0:  # the state of an earlier run would be taken for this one's by --resume
-                (self.folder / STATE).unlink(missing_ok=True)
+                forget_states(self.folder)
 
     def steps(self) -> Iterator[tuple[int, RunConfig]]:
         """The steps still to be done, with a progress bar, and with each the run as it stands.
@@ -239,75 +217,3 @@ class Journal:
 def due(step: int, every: int, run: RunConfig) -> bool:
     """Whether something done every so many steps is due after `step`; the last step always counts."""
     return every > 0 and ((step + 1) % every == 0 or step + 1 == run.steps)
-
-
-def save_state(
-    accelerator: Accelerator,
-    run: RunConfig,
-    step: int,
-    model: nn.Module,
-    optimizers: list[Any],
-    average: Average,
-    **own: Tensor,
-) -> None:
-    """Write everything that `load_state` needs to continue after `step` as if nothing had happened.
-
-    `own` are further CPU tensors to keep, of which each process has its own.
-    """
-    if accelerator.device.type == "cuda":
-        own["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
-    states = accelerator.gather_for_metrics([(torch.get_rng_state(), own)], use_gather_object=True)
-    if accelerator.is_main_process:
-        state = {
-            "step": step + 1,
-            "model": accelerator.unwrap_model(model).state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "average": average.state,
-            "rng": [rng for rng, _ in states],
-            "own": [others for _, others in states],
-        }
-        with replace_file(Path(run.state_dir) / STATE) as temporary:
-            torch.save(state, temporary)
-    accelerator.wait_for_everyone()
-
-
-def load_state(
-    accelerator: Accelerator,
-    run: RunConfig,
-    model: nn.Module,
-    optimizers: list[Any],
-    average: Average,
-    **own: Tensor,
-) -> int:
-    """Restore the last saved state, in place, and return the step to go on with.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is of another model; or the run goes by the clock.
-    """
-    if run.minutes:
-        raise UserError(f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
-                        f"so start without --resume, or set run.steps instead")  # fmt: skip
-    path = Path(run.state_dir) / STATE
-    if not path.is_file():
-        raise UserError(f"--resume was given but {path} does not exist; start without it")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}); start without --resume") from error
-    try:
-        accelerator.unwrap_model(model).load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path} is the state of another model or optimizer ({str(error).splitlines()[0]}); "
-                        f"resume with the config it was started with") from error  # fmt: skip
-    for name, value in state["average"].items():
-        average.state[name].copy_(value)
-    process = accelerator.process_index % len(state["rng"])
-    torch.set_rng_state(state["rng"][process])
-    others = state["own"][process] if "own" in state else {}
-    if accelerator.device.type == "cuda" and "cuda_rng" in others:
-        torch.cuda.set_rng_state(others["cuda_rng"], accelerator.device)
-    for name in own.keys() & others.keys():
-        own[name].copy_(others[name])
-    return int(state["step"])

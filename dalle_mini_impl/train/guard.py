@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.train.common import Average
+from dalle_mini_impl.train.average import Average
 
 DECAY = 0.9
 RUNAWAY = 3.0

@@ -21,12 +21,14 @@ from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.adversary import Adversary, build_adversary
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.codebook_use import CodebookUse
 from dalle_mini_impl.train.dvae import set_relaxation
 from dalle_mini_impl.train.guard import Guard
 from dalle_mini_impl.train.image_losses import PictureLoss, build_picture_loss
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ImageTokenizerRun, RunConfig
+from dalle_mini_impl.train.state import load_state, save_state
 
 VALIDATION_PICTURES = 512
 
@@ -92,10 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     # Built after the Accelerator: the codebook decides at construction whether to sync between processes.
-    tokenizer, averaged = (
-        ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device) for _ in range(2)
-    )
-    average = common.Average(tokenizer, run.ema)
+    tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device)
+    average = Average(tokenizer, run.ema)
     model, *optimizers = accelerator.prepare(tokenizer, *build_optimizers(tokenizer, config.optimizer))
     forward = torch.compile(model) if run.compile else model
     picture_loss = build_picture_loss(config, accelerator.device)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
     guard = Guard(everything, optimizers, average)
     own["guard"] = guard.watch
-    first = common.load_state(accelerator, run, everything, optimizers, average, **own) if resume else 0
+    first = load_state(accelerator, run, everything, optimizers, average, **own) if resume else 0
     guard.keep(first)
     journal = common.Journal(accelerator, run, config, first)
 
@@ -144,16 +144,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             use.end_epoch(journal)
         if common.due(step, run.validate_every, run):
             sheet = due_sheet(step, run) if accelerator.is_main_process else None
-            values = validate(accelerator, average.fill(averaged), validation, sheet)
+            with average.standing_in(tokenizer):
+                values = validate(accelerator, tokenizer, validation, sheet)
             journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
             if accepted:
                 guard.keep(step + 1)
-            common.save_state(accelerator, run, step, everything, optimizers, average, **own)
+            save_state(accelerator, run, step, everything, optimizers, average, **own)
 
     if accelerator.is_main_process:
-        identity = save_part(run.model_dir, "image_tokenizer", average.fill(averaged), to_dict(config.model), {})
+        with average.standing_in(tokenizer):
+            identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), {})
         print(f"image tokenizer {identity} written to {Path(run.model_dir) / 'image_tokenizer.safetensors'}")
     accelerator.end_training()
 

@@ -32,8 +32,10 @@ from dalle_mini_impl.scorer import (
 )
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ScorerRun
+from dalle_mini_impl.train.state import load_state, save_state
 
 VALIDATION_PICTURES = 512
 CHANCE_STEPS = 300
@@ -131,11 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
     captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
     ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-    model, averaged = (build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device) for _ in range(2))
-    average = common.Average(model, run.ema)
-    optimizers = build_optimizers(model, config.optimizer)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
+    clip = build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device)
+    average = Average(clip, run.ema)
+    model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
+    first = load_state(accelerator, run, model, optimizers, average) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
         journal.say(f"warning: {cut}")
@@ -156,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        accelerator.unwrap_model(model).clamp_logit_scale()
-        average.update(accelerator.unwrap_model(model), step)
+        clip.clamp_logit_scale()
+        average.update(clip, step)
 
         running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
         if step == CHANCE_STEPS and at_chance(running, run.batch_size):
@@ -166,14 +167,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if common.due(step, run.log_every, run):
             journal.log(step, loss=float(loss.detach()), scale=float(scale.detach().exp()))
         if common.due(step, run.validate_every, run):
-            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config.language)
+            with average.standing_in(clip):
+                values = validate(accelerator, clip, validation, tokenizer, config.language)
             journal.log(step, **values)
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if common.due(step, run.save_every, run):
-            common.save_state(accelerator, run, step, model, optimizers, average)
+            save_state(accelerator, run, step, model, optimizers, average)
 
     if accelerator.is_main_process:
-        name = save_part(run.model_dir, "scorer", average.fill(averaged), to_dict(config.model), identities)
+        with average.standing_in(clip):
+            name = save_part(run.model_dir, "scorer", clip, to_dict(config.model), identities)
         print(f"scorer {name} written to {Path(run.model_dir) / 'scorer.safetensors'}")
     accelerator.end_training()
 

@@ -3,8 +3,10 @@
 accelerate launch -m dalle_mini_impl.train.transformer --config configs/emoji/transformer.yaml
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +23,14 @@ from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
-from dalle_mini_impl.train import common
+from dalle_mini_impl.train import common, sharding
+from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import TransformerRun
+from dalle_mini_impl.train.state import load_state, save_state
 from dalle_mini_impl.transformer import Transformer, build_transformer
+
+T = TypeVar("T")
 
 VALIDATION_PICTURES = 512
 SAMPLES_PER_PROMPT = 4
@@ -112,19 +118,20 @@ def validate(
 
 
 def draw_samples(
-    model: StreamLoss,
     image_tokenizer: ImageTokenizer,
     tokenizer: TextTokenizer,
     config: TransformerRun,
     path: Path,
+    model: StreamLoss,
 ) -> None:
     """Write a sheet of a few unranked samples for each of the config's prompts."""
-    pictures = []
+    device, pictures = next(image_tokenizer.parameters()).device, []
+    model = model.to(device)
     for prompt in config.prompts:
         text_ids = tokenizer.encode(prompt)[: config.text_length]
         seeds = list(range(SAMPLES_PER_PROMPT))
         ids = generate(model.transformer, model.stream, Prompt(text_ids), seeds, config.sampling).image_ids
-        pictures += to_images(image_tokenizer.decode(ids.to(next(image_tokenizer.parameters()).device)))
+        pictures += to_images(image_tokenizer.decode(ids.to(device)))
     labels = [prompt for prompt in config.prompts for _ in range(SAMPLES_PER_PROMPT)]
     save_png(contact_sheet(pictures, columns=2 * SAMPLES_PER_PROMPT, labels=labels), path)
 
@@ -133,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, sample, save; see `configs/emoji/transformer.yaml` for the settings."""
     config, resume = common.parse(TransformerRun, "Train the transformer.", argv)
     run = config.run
-    accelerator = common.start(run)
+    accelerator = common.start(run, can_share_out=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
@@ -144,25 +151,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         image_vocab=train.header.codebook_size, bos_id=tokenizer.bos_id,
     )  # fmt: skip
     stream = Stream(layout)
-    model, averaged = (
-        StreamLoss(build_transformer(config.model, layout), stream).to(accelerator.device) for _ in range(2)
-    )
-    model.transformer.recompute = config.recompute
-    average = common.Average(model, run.ema)
-    optimizers = build_optimizers(model, config.optimizer)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
-    first = common.load_state(accelerator, run, model, optimizers, average) if resume else 0
+
+    def build() -> StreamLoss:
+        return StreamLoss(build_transformer(config.model, layout), stream)
+
+    losses = build()
+    losses.transformer.recompute = config.recompute
+    model = sharding.spread(accelerator, losses, losses.transformer.blocks)
+    average = Average(losses, run.ema)
+    optimizers = build_optimizers(losses, config.optimizer)
+    first = load_state(accelerator, run, losses, optimizers, average) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.text_length):
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 
-    def save() -> str:
+    def save(trained: StreamLoss) -> str:
         identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
-        module = average.fill(averaged).transformer
         save_settings(run.model_dir, config.sampling)
-        return save_part(run.model_dir, "transformer", module, settings, identities)
+        return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)
+
+    def with_average(do: Callable[[StreamLoss], T]) -> T | None:
+        """Have the main process do something with the averaged weights; all processes must come here."""
+        with average.standing_in(losses):
+            trained = sharding.whole(accelerator, losses, build)
+            return do(trained) if accelerator.is_main_process else None
 
     for step, run in journal.steps():
         model.train()
@@ -175,30 +189,31 @@ def main(argv: Sequence[str] | None = None) -> None:
             loss = (text + config.image_weight * image) / (1 + config.image_weight)
             accelerator.backward(loss / run.accumulation)
             totals += np.array([float(text.detach()), float(image.detach())]) / run.accumulation
-        accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        norm = accelerator.clip_grad_norm_(losses.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        average.update(accelerator.unwrap_model(model), step)
+        average.update(losses, step)
 
         if common.due(step, run.log_every, run):
             figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
             means = accelerator.reduce(figures, "mean").tolist()
-            journal.log(step, text=means[0], image=means[1])
+            journal.log(step, text=means[0], image=means[1], gradient=float(sharding.gather(norm)))
         if common.due(step, run.validate_every, run):
-            values = validate(accelerator, average.fill(averaged), validation, tokenizer, config)
+            with average.standing_in(losses):
+                values = validate(accelerator, losses, validation, tokenizer, config)
             journal.log(step, **values)
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        if common.due(step, run.sample_every, run) and accelerator.is_main_process:
+        if common.due(step, run.sample_every, run):
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
-            draw_samples(average.fill(averaged), image_tokenizer, tokenizer, config, path)
+            with_average(partial(draw_samples, image_tokenizer, tokenizer, config, path))
         if common.due(step, run.save_every, run):
-            common.save_state(accelerator, run, step, model, optimizers, average)
-            if accelerator.is_main_process:
-                save()
+            save_state(accelerator, run, step, losses, optimizers, average)
+            with_average(save)
 
-    if accelerator.is_main_process:
-        print(f"transformer {save()} written to {Path(run.model_dir) / 'transformer.safetensors'}")
+    if name := with_average(save):
+        print(f"transformer {name} written to {Path(run.model_dir) / 'transformer.safetensors'}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
