@@ -227,9 +227,9 @@ def test_configs_parse_and_name_no_place_of_one_machine(path):
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
 
-@pytest.mark.parametrize(("name", "processes"), [("cpu-2", 2), ("gpu", 1), ("gpus-8", 8)])
+@pytest.mark.parametrize(("name", "processes"), [("cpu-2", 2), ("gpu", 1), ("gpus-8", 8), ("gpus-8-fsdp", 8)])
 def test_accelerate_reads_its_configs(name, processes):
-    assert len(LAUNCHERS) == 3
+    assert len(LAUNCHERS) == 4
     config = load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml"))
     assert (config.num_processes, config.num_machines, config.mixed_precision) == (processes, 1, "no")
 

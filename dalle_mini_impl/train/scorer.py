@@ -132,9 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.reconstructed:
         through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
     captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
-    ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id}
-    clip = build_clip(config.model, tokenizer.vocab_size, **ids).to(accelerator.device)
-    average = Average(clip, run.ema)
+    clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
+    average = Average(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
     first = load_state(accelerator, run, model, optimizers, average) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
