@@ -15,7 +15,7 @@ COMMANDS = {
     "evaluate": "Measure an image tokenizer or a whole model.",
     "classify": "Sort pictures by labels of your own, zero-shot.",
     "bench": "Measure speed beside the peers and the machine's limits.",
-    "compare": "Train image tokenizers for the same minutes and measure them side by side.",
+    "compare": "Train image tokenizers alike and measure them.",
     "plan": "Count what training a transformer takes, from its config.",
     "info": "Tell what a model consists of.",
     "import": "Turn an image tokenizer of another project into a part of ours.",
