@@ -420,3 +420,10 @@ def test_info_tells_the_parts(tiny_model, refused, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "scorer.safetensors").write_bytes(b"damaged")
     assert "scorer.safetensors is damaged" in one_line(refused("info", folder))
+
+
+def test_info_tells_what_there_is_so_far(tiny_model, refused, tmp_path):
+    assert "has no part of a model" in one_line(refused("info", tmp_path))
+    shutil.copy(tiny_model / "image_tokenizer.safetensors", tmp_path)
+    result = CliRunner().invoke(dalle, ["info", str(tmp_path), "--json"], catch_exceptions=False)
+    assert set(json.loads(result.stdout)) == {"model", "image_tokenizer"}
