@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -54,8 +55,17 @@ def test_states_are_what_training_holds(muon, ema):
     needs = plan.count(run, STREAM)
     assert needs.parameters == weights
     assert needs.states == 4 * (2 * weights + moments + (weights if ema else 0))
-    assert needs.block_parameters == sum(p.numel() for p in model.transformer.blocks[1].parameters())
     assert needs.ids == 17
+
+
+@pytest.mark.parametrize(("precision", "width"), [("bf16", 2), ("fp32", 4)])
+def test_two_blocks_and_what_is_outside_of_blocks_are_whole_for_a_while(precision, width):
+    run = config()
+    run = dataclasses.replace(run, run=dataclasses.replace(run.run, precision=precision))
+    model, _ = real(run)
+    block = sum(p.numel() for p in model.transformer.blocks[1].parameters())
+    outside = (2 * (40 + 5 + 30) + 1) * 64
+    assert plan.count(run, STREAM).gathered == 2 * width * (outside + 2 * block) + 4 * max(outside, block)
 
 
 def test_what_is_kept_is_what_a_real_pass_keeps():
@@ -86,7 +96,7 @@ def test_operations_are_those_of_the_products():
 
 
 def test_shared_out_states_take_less_of_each():
-    needs = plan.Needs(1000, 100, 17, states=8000, kept=50, flops=1e6)
+    needs = plan.Needs(1000, gathered=800, ids=17, states=8000, kept=50, flops=1e6)
     whole, shared = plan.plans(needs, plan.Machine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
     assert (whole.states, shared.states) == (8000, 2000 + 800)
     assert (whole.pictures_at_once, shared.pictures_at_once) == (1000 // 50, 6200 // 50)

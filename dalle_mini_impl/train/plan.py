@@ -18,7 +18,7 @@ from dalle_mini_impl.train.runs import TransformerRun
 from dalle_mini_impl.train.transformer import StreamLoss
 from dalle_mini_impl.transformer import build_transformer
 
-FP32 = 4
+BF16, FP32 = 2, 4
 FREE = 0.9
 """Share of a GPU's memory that can be planned with; the rest goes to kernels, buffers and gaps."""
 
@@ -28,8 +28,8 @@ class Needs:
     """What a config asks for, whatever it runs on."""
 
     parameters: int
-    block_parameters: int
-    """Of them in one block, which is gathered at a time where weights are shared out."""
+    gathered: int
+    """Bytes of what is whole for a while where weights are shared out."""
     ids: int
     """Positions that are predicted per picture, T - 1."""
     states: int
@@ -84,9 +84,12 @@ def count(config: TransformerRun, stream: StreamConfig) -> Needs:
             little = _kept(model, layout)
             kept = little + (kept - little) // config.model.n_layer  # of one block after the other, all
     matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.ndim == 2)
+    block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
+    rest, width = total - config.model.n_layer * block, BF16 if config.run.precision == "bf16" else FP32
     return Needs(
         parameters=total,
-        block_parameters=sum(p.numel() for p in model.transformer.blocks[0].parameters()),
+        # Weights and gradients of all but the blocks, of a block and the next one; some of it again as it is reduced.
+        gathered=2 * width * (rest + 2 * block) + FP32 * max(rest, block),
         ids=ids,
         states=FP32 * (2 * total + moments + (total if config.run.ema else 0)),
         kept=kept,
@@ -143,7 +146,6 @@ def plans(needs: Needs, machine: Machine, pictures: float) -> Iterator[Plan]:
                         f"{pictures:g} were given; all must be above 0")  # fmt: skip
     days = pictures * needs.flops / (machine.gpus * machine.flops) / 86400
     for sharded in (False, True) if machine.gpus > 1 else (False,):
-        gathered = 2 * FP32 * needs.block_parameters  # this block's weights and the next one's
-        states = needs.states / machine.gpus + gathered if sharded else needs.states
+        states = needs.states / machine.gpus + needs.gathered if sharded else needs.states
         fitting = max(0, int((FREE * machine.memory - states) // needs.kept))
         yield Plan(sharded, states, fitting, days)
