@@ -43,6 +43,7 @@ def shared_out(do, *arguments):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    alone["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # accelerate would change how many this process has
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     with mock.patch.dict(os.environ, {**alone, **meeting, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
         try:
