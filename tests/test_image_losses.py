@@ -5,7 +5,7 @@ from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import Reconstruction
 from dalle_mini_impl.perceptual import gradient_ssim
-from dalle_mini_impl.train.image_losses import build_picture_loss, reconstruction_loss
+from dalle_mini_impl.train.image_losses import build_picture_loss, from_a_random_corner, reconstruction_loss
 from dalle_mini_impl.train.runs import ImageTokenizerRun
 
 CPU = torch.device("cpu")
@@ -36,9 +36,23 @@ def test_terms_are_those_that_were_asked_for():
     terms = build_picture_loss(ImageTokenizerRun(edge=0.3), CPU)(result_of(pixels), target)
     assert terms == {"reconstruction": reconstruction_loss(pixels, target, 0.3)}
     config = ImageTokenizerRun(edge=0.3, perceptual="gradient-ssim", perceptual_weight=0.7)
+    torch.manual_seed(0)
     terms = build_picture_loss(config, CPU)(result_of(pixels), target)
     assert terms.keys() == {"reconstruction", "perceptual"}
-    torch.testing.assert_close(terms["perceptual"], 0.7 * gradient_ssim(pixels, target).mean())
+    torch.manual_seed(0)
+    expected = 0.7 * gradient_ssim(*from_a_random_corner(pixels, target)).mean()
+    torch.testing.assert_close(terms["perceptual"], expected)
+
+
+def test_all_corners_up_to_three_pixels_away_occur_alike_for_all_pictures():
+    rows, columns = torch.arange(7.0)[:, None].expand(7, 9), torch.arange(9.0).expand(7, 9)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(200):
+        row, column = from_a_random_corner(rows[None, None], columns[None, None])
+        seen.add((int(row[0, 0, 0, 0]), int(column[0, 0, 0, 0])))
+        assert row.shape == column.shape == (1, 1, 7 - row[0, 0, 0, 0], 9 - column[0, 0, 0, 0])
+    assert seen == {(top, left) for top in range(4) for left in range(4)}
 
 
 def test_an_unknown_distance_is_refused():

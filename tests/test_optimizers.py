@@ -6,8 +6,9 @@ import torch
 from conftest import SCORER, make_image_tokenizer, make_transformer
 from torch import nn
 
+from dalle_mini_impl.image_tokenizer.networks import ResidualBlock
 from dalle_mini_impl.scorer import build_clip
-from dalle_mini_impl.train.optimizers import build_optimizers, rate, set_rate
+from dalle_mini_impl.train.optimizers import Muon, build_optimizers, rate, set_rate
 from dalle_mini_impl.train.runs import OptimizerConfig
 
 CONFIG = OptimizerConfig(learning_rate=0.3, weight_decay=0.07, warmup_steps=4, decay_start=0.5, final_rate=0.1)
@@ -25,9 +26,9 @@ MODELS = {
 
 def groups(model, config):
     """For each parameter's name: optimizer, weight decay."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
     return [
-        (names[id(parameter)], type(optimizer).__name__, group["weight_decay"])
+        (names[parameter.data_ptr()], type(optimizer).__name__, group["weight_decay"])
         for optimizer in build_optimizers(model, config)
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -64,8 +65,34 @@ def test_muon_takes_the_hidden_matrices_of_both_towers():
     assert all(".blocks." in name for name in hidden)
 
 
-def test_convolutions_stay_with_adamw():
-    assert {optimizer for _, optimizer, _ in groups(MODELS["image_tokenizer"](), MUON)} == {"AdamW"}
+def test_muon_takes_the_convolutions_of_residual_blocks():
+    model = make_image_tokenizer()
+    blocks = [f"{path}.{part}.weight" for path, module in model.named_modules() if isinstance(module, ResidualBlock)
+              for part in ("conv1", "conv2")]  # fmt: skip
+    assert len(blocks) == 8
+    assert {name for name, optimizer, _ in groups(model, MUON) if optimizer == "Muon"} == set(blocks)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_is_updated_as_the_matrix_of_its_filters(layout):
+    convolution = nn.Conv2d(6, 5, 3).to(memory_format=layout)
+    start = convolution.weight.detach().flatten(1).clone()
+    linear = nn.Linear(54, 5)
+    linear.weight = nn.Parameter(start.clone())
+    ours = Muon([convolution.weight], lr=0.3, weight_decay=0.2)
+    theirs = torch.optim.Muon([linear.weight], lr=0.3, weight_decay=0.2)
+    for seed in range(3):
+        gradient = torch.randn(5, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
+        convolution.weight.grad, linear.weight.grad = gradient.to(memory_format=layout), gradient.flatten(1)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+    torch.testing.assert_close(convolution.weight.flatten(1), linear.weight, rtol=0.02, atol=0.02)  # bf16 inside
+    assert (linear.weight - start).abs().mean() > 0.05
+    ours.zero_grad()
+    assert convolution.weight.grad is None
+    before = convolution.weight.clone()
+    ours.step()
+    assert torch.equal(convolution.weight, before)
 
 
 @pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])

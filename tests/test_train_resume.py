@@ -57,7 +57,7 @@ DVAE = ("model.quantizer=gumbel", "model.likelihood=laplace", "dvae.temperature_
     ("step", "settings"),
     [
         (4, ()),
-        (7, ("run.accumulation=2",)),
+        (7, ("run.accumulation=2", "optimizer.muon_learning_rate=0.02")),
         (9, ("run.precision=bf16",)),
         (7, GAN),
         (5, (*GAN, "run.accumulation=2", "run.precision=bf16")),

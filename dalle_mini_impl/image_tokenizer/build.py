@@ -1,17 +1,22 @@
 """Networks and quantizer of an image tokenizer, from its config."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import dalle_pytorch, networks, openai_dvae, taming
+from dalle_mini_impl.image_tokenizer.gumbel import Gumbel
 from dalle_mini_impl.image_tokenizer.imported import Logits, Nearest, OneHotConvolution
 from dalle_mini_impl.image_tokenizer.quantizers import build_quantizer, encoder_width
 
 Modules = tuple[nn.Module, nn.Module, Any]
 """Encoder, decoder and `Quantizer`."""
+
+LOGIT_SPREAD = 10.0
+"""How much further apart than PyTorch would have them the logits of `gumbel` start. The largest noise among K is about
+ln K; logits that are much closer together than that choose nothing at first, and then only a few ids are learned."""
 
 
 def build(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]) -> Modules:
@@ -52,6 +57,8 @@ def _ours(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple
     encoder = networks.Encoder(*shape, config.encoder_blocks, encoder_width(config))
     decoder = networks.Decoder(*shape, config.decoder_blocks, config.embed_dim, out)
     quantizer = build_quantizer(config, commitment, entropy)
+    if isinstance(quantizer, Gumbel):
+        cast(nn.Conv2d, encoder.layers[-1]).weight.data.mul_(LOGIT_SPREAD)
     return networks.channels_last(encoder), networks.channels_last(decoder), quantizer
 
 

@@ -19,7 +19,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak rate of AdamW."""
     muon_learning_rate: float = 0.0
-    """Peak rate of Muon on hidden 2-D matrices; 0 leaves everything to AdamW."""
+    """Peak rate of Muon on hidden matrices and convolutions; 0 leaves everything to AdamW."""
     weight_decay: float = 0.05
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
