@@ -1,6 +1,7 @@
 import json
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from dalle_mini_impl.data.token_cache import (
     write_header,
 )
 from dalle_mini_impl.generate import Prompt, generate
+from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, runs, scorer, text_tokenizer, transformer
 from dalle_mini_impl.train.adversary import Adversary
@@ -299,6 +301,23 @@ def test_a_variant_depends_on_its_number_alone(trained):
     assert not torch.equal(encode.variant_pixels(store, np.arange(11), 1, config, 16), whole)
     other = config_of(trained, "encode", "seed=1")
     assert not torch.equal(encode.variant_pixels(store, np.arange(11), 2, other, 16), whole)
+
+
+def test_pictures_are_encoded_in_half_precision_when_asked_to(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "ids")
+    autocasts = []
+    encode_pictures = ImageTokenizer.encode
+
+    def spied(tokenizer, pixels):
+        autocasts.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return encode_pictures(tokenizer, pixels)
+
+    with mock.patch.object(ImageTokenizer, "encode", spied):
+        home.run("encode", "precision=bf16", "variants=0")
+        assert set(autocasts) == {(True, torch.bfloat16)}
+        autocasts.clear()
+        home.run("encode", "variants=0")
+    assert {enabled for enabled, _ in autocasts} == {False}
 
 
 def test_without_variants_pictures_are_encoded_plain(trained, tmp_path):
@@ -592,6 +611,7 @@ def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monk
         ("image_tokenizer", "model.factor=5", "image_size 16 is not a multiple of factor 5"),
         ("image_tokenizer", "model.quantizer=rq", "unknown quantizer 'rq'"),
         ("encode", "out=''", "out is empty; name the folder"),
+        ("encode", "precision=int8", "precision is 'int8'; expected bf16 or fp32"),
         ("encode", "model_dir=nowhere", "no model 'nowhere'"),
         ("transformer", "cache=nowhere", "nowhere is no token cache"),
         ("transformer", "run.tracker=wandb", "expected none or tensorboard"),

@@ -86,7 +86,7 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
             "data": data, "optimizer": optimizer, "run": run("image_tokenizer"),
         },
         "encode": {"data": data, "model_dir": str(home / "model"), "out": str(home / "ids"), "variants": 3,
-                   "batch_size": 7},
+                   "batch_size": 7, "precision": "fp32"},
         "transformer": {
             "model": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "cache": str(home / "ids"), "text_tokenizer": words,
             "text_length": 11, "optimizer": {**optimizer, "muon_learning_rate": 0.02}, "run": run("transformer"),

@@ -38,7 +38,8 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
     device, plan, trained = choose_device(options["device"]), read_variants(variants, minutes, out), []
     for number, variant in enumerate(plan, 1):
         click.echo(f"{number}/{len(plan)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt")
-        with tqdm(total=round(60 * minutes), unit=" s", leave=False, bar_format="{l_bar}{bar}{r_bar}") as bar:
+        with tqdm(total=round(60 * minutes), bar_format="{l_bar}{bar}| {n:.0f} of {total} s", leave=False,
+                  disable=None) as bar:  # fmt: skip  # no bar in a file
             trained.append(train(variant, bar.update))
         click.echo("  " + ", ".join(f"{name} {value}" for name, value in trained[-1].items()))
     data = plan[0].config.data.store

@@ -70,6 +70,21 @@ def processes(**options: Any) -> Accelerator:
     return accelerator
 
 
+def mixed_precision(name: str, precision: str) -> str:
+    """What accelerate calls a precision.
+
+    Args:
+        name: of the setting.
+        precision: its value.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    if precision not in ("bf16", "fp32"):
+        raise UserError(f"{name} is {precision!r}; expected bf16 or fp32")
+    return "bf16" if precision == "bf16" else "no"
+
+
 def start(run: RunConfig, can_share_out: bool = False) -> Accelerator:
     """Set up the processes, precision and seeds of a run.
 
@@ -88,8 +103,6 @@ def start(run: RunConfig, can_share_out: bool = False) -> Accelerator:
         raise UserError(
             f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder"
         )
-    if run.precision not in ("bf16", "fp32"):
-        raise UserError(f"run.precision is {run.precision!r}; expected bf16 or fp32")
     if run.tracker not in ("none", "tensorboard"):
         raise UserError(f"run.tracker is {run.tracker!r}; expected none or tensorboard")
     if run.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
@@ -98,7 +111,7 @@ def start(run: RunConfig, can_share_out: bool = False) -> Accelerator:
         if getattr(run, name) < least:
             raise UserError(f"run.{name} is {getattr(run, name)}; it must be at least {least}")
     accelerator = processes(
-        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        mixed_precision=mixed_precision("run.precision", run.precision),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if run.tracker == "none" else run.tracker,
         project_dir=run.state_dir,

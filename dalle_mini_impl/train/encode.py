@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, _ = common.parse(EncodeRun, "Turn pictures into image ids.", argv)
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
-    accelerator = common.processes()
+    accelerator = common.processes(mixed_precision=common.mixed_precision("precision", config.precision))
     tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
     if tokenizer.codebook_size > 2**16:
         raise UserError(f"the image tokenizer has {tokenizer.codebook_size} ids; a token cache holds at most {2**16}")

@@ -157,6 +157,8 @@ class EncodeRun:
     """Augmented versions of each training picture; 0 keeps it as it is. Validation pictures are encoded plain."""
     batch_size: int = 128
     """Pictures per pass."""
+    precision: str = "bf16"
+    """`bf16` (autocast), which changes one id in a hundred and the pictures by nothing to speak of, or `fp32`."""
     seed: int = 0
     """Draws the variants."""
 
