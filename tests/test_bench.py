@@ -185,13 +185,24 @@ def test_image_tokenizers_race_too(monkeypatch, trained):
     monkeypatch.setattr(learn, "time", Clock())
     if importlib.util.find_spec("dalle_pytorch") is None:
         monkeypatch.setattr(learn_pictures, "peer_side", lambda *rest: (lambda *step: None, lambda pixels: pixels * 0))
-    (row,) = learn_pictures.race(trained.folder / "image_tokenizer.yaml", minutes=0.5, device="cpu", checks=3)
+    row, looks = learn_pictures.race(trained.folder / "image_tokenizer.yaml", minutes=0.5, device="cpu", checks=3)
+    assert looks.ours > 0
     ours, theirs = ([quality for _, quality in row.details["curves"][side]] for side in ("ours", "dalle-pytorch"))
     assert len(ours) == len(theirs) == 3
     assert ours[-1] > ours[0]
     assert (row.row, row.peer, row.ours, row.theirs) == (
         "learn/image-tokenizer", "dalle-pytorch", max(ours), max(theirs)
     )  # fmt: skip
+
+
+def test_the_race_of_image_tokenizers_also_compares_looks(monkeypatch, trained):
+    monkeypatch.setattr(learn, "time", Clock())
+    for side, factor in (("our_side", 1), ("peer_side", 0)):  # a perfect copy, and nothing but grey
+        copy = (lambda *step: None, lambda pixels, factor=factor: pixels * factor)
+        monkeypatch.setattr(learn_pictures, side, lambda *rest, copy=copy: copy)
+    _, looks = learn_pictures.race(trained.folder / "image_tokenizer.yaml", minutes=0.1, device="cpu", checks=1)
+    assert (looks.row, looks.ours, looks.higher_is_better) == ("learn/image-tokenizer/looks", 0, False)
+    assert looks.theirs > 0.3
 
 
 def test_a_verdict_says_when_the_peer_was_passed():

@@ -17,7 +17,9 @@ from dalle_mini_impl.config_io import load
 from dalle_mini_impl.data.augment import plain_pixels
 from dalle_mini_impl.data.store import PictureStore, open_store
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.judge import CHUNK
 from dalle_mini_impl.metrics import psnr
+from dalle_mini_impl.perceptual import efficientnet_distance
 from dalle_mini_impl.train import common
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.image_losses import reconstruction_loss
@@ -47,11 +49,14 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
         minutes: of training for each.
         device: to train on.
         checks: validations on the way.
+
+    Raises:
+        UserError: the `judge` extra is not installed.
     """
     config = load(ImageTokenizerRun, str(config_file), [])
     train, validation = (open_store(config.data, split) for split in ("train", "validation"))
     held_out = plain_pixels(validation.take(np.arange(len(validation))[:HELD_OUT]), config.model.image_size).to(device)
-    curves = {}
+    curves, apart, distance = {}, {}, efficientnet_distance(device)
     for name, side in (("ours", our_side), ("dalle-pytorch", peer_side)):
         step, copy = side(config, train, device)
 
@@ -60,7 +65,12 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
                 return float(torch.cat([psnr(copy(part), part) for part in held_out.split(64)]).mean())
 
         curves[name] = list(run(step, quality, minutes, checks))
+        with torch.inference_mode():
+            parts = [distance(copy(part), part) for part in held_out.split(CHUNK)]
+        apart[name] = float(torch.cat(parts).mean())
     yield verdict("learn/image-tokenizer", "dB", curves, minutes, higher_is_better=True)
+    note = f"perceptual distance (EfficientNet-Lite0) after {minutes:g} min"
+    yield Row("learn/image-tokenizer/looks", apart["ours"], "dalle-pytorch", apart["dalle-pytorch"], note=note)
 
 
 def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
