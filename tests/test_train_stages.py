@@ -135,7 +135,7 @@ def test_logs_hold_every_step_and_validation(trained):
     held_out = {
         "image_tokenizer": {"validation_psnr", "validation_usage", "validation_perplexity"},
         "transformer": {"validation_text", "validation_image"},
-        "scorer": {f"{way}_at_{n}" for way in ("image_to_text", "text_to_image") for n in (1, 5)},
+        "scorer": {f"{way}_at_{n}" for way in ("image_to_text", "text_to_image") for n in (1, 5, 10)} | {"zero_shot"},
     }
     for stage in TRAINED:
         log = trained.log(stage)

@@ -27,11 +27,9 @@ from dalle_mini_impl.scorer import (
     at_chance,
     build_clip,
     chance_level,
-    contrastive_loss,
-    gather_with_gradient,
 )
 from dalle_mini_impl.text_tokenizer import TextTokenizer
-from dalle_mini_impl.train import common
+from dalle_mini_impl.train import common, contrastive
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ScorerRun
@@ -89,7 +87,12 @@ def draw_batch(
 def validate(
     accelerator: Accelerator, model: CLIP, store: PictureStore, tokenizer: TextTokenizer, language: str
 ) -> dict[str, float]:
-    """Recall@1 and @5 of held-out pictures' concepts among all of theirs, both ways, by plain names."""
+    """What held-out pictures and their plain names find among each other.
+
+    Returns:
+        Recall@1, @5 and @10 both ways, where whatever shows the same concept counts as found; and the share of pictures
+        whose concept has the nearest name of all concepts' (zero-shot classification).
+    """
     count = min(len(store), VALIDATION_PICTURES)
     numbers = torch.from_numpy(concept_numbers(store)[:count])
     texts = [plain_caption(entry.captions, language).text for entry in store.entries[:count]]
@@ -103,13 +106,18 @@ def validate(
             names.append(model.encode_text(text_ids.to(accelerator.device)).float())
     image_embed = torch.nn.functional.normalize(torch.cat(images), dim=-1)
     text_embed = torch.nn.functional.normalize(torch.cat(names), dim=-1)
-    similar, numbers = image_embed @ text_embed.T, numbers.to(accelerator.device)
+    return recalls((image_embed @ text_embed.T).cpu(), numbers)
+
+
+def recalls(similar: Tensor, numbers: Tensor) -> dict[str, float]:
+    """Recall and zero-shot accuracy from the cosines of n pictures with their n names, and their concepts (n,)."""
     results = {}
-    for name, table in (("image_to_text", similar), ("text_to_image", similar.T)):
-        hits = numbers[table.topk(min(5, count), dim=1).indices] == numbers[:, None]
-        results[f"{name}_at_1"] = float(hits[:, 0].float().mean())
-        results[f"{name}_at_5"] = float(hits.any(1).float().mean())
-    return results
+    for way, table in (("image_to_text", similar), ("text_to_image", similar.T)):
+        hits = numbers[table.topk(min(10, len(table)), dim=1).indices] == numbers[:, None]
+        results |= {f"{way}_at_{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
+    firsts = torch.tensor([(numbers == concept).nonzero()[0, 0] for concept in numbers.unique()])
+    nearest = firsts[similar[:, firsts].argmax(1)]
+    return {**results, "zero_shot": float((numbers[nearest] == numbers).float().mean())}
 
 
 def plain_caption(captions: tuple[Caption, ...], language: str) -> Caption:
@@ -122,8 +130,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, resume = common.parse(ScorerRun, "Train the CLIP scorer.", argv)
     run = config.run
     accelerator = common.start(run)
-    if run.accumulation != 1:
-        raise UserError(f"run.accumulation is {run.accumulation}; a contrastive loss needs the batch in one pass: 1")
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
@@ -140,18 +146,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
-    rows, running = common.passes(accelerator, run)[0], 0.0
+    running = 0.0
 
     for step, run in journal.steps():
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
-        pixels, text_ids, indices = draw_batch(train, captions, tokenizer, through, config, step, rows)
-        with accelerator.autocast():
-            image, text, scale = forward(pixels.to(accelerator.device), text_ids.to(accelerator.device))
-        groups = torch.from_numpy(concepts[indices]).to(accelerator.device)
-        images, texts = gather_with_gradient(image.float()), gather_with_gradient(text.float())
-        loss = contrastive_loss(images, texts, scale, gather_with_gradient(groups))
-        accelerator.backward(loss)
+        drawn = [draw_batch(train, captions, tokenizer, through, config, step, rows)
+                 for rows in common.passes(accelerator, run)]  # fmt: skip
+        groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in drawn])])
+        parts = [(pixels, text_ids) for pixels, text_ids, _ in drawn]
+        loss, scale = contrastive.backward(accelerator, forward, parts, groups)
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -159,12 +163,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         clip.clamp_logit_scale()
         average.update(clip, step)
 
-        running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
+        running = float(loss) if step == first else 0.98 * running + 0.02 * float(loss)
         if step == CHANCE_STEPS and at_chance(running, run.batch_size):
             journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
                         f"({chance_level(run.batch_size):.3f}); check captions and learning rate")  # fmt: skip
         if common.due(step, run.log_every, run):
-            journal.log(step, loss=float(loss.detach()), scale=float(scale.detach().exp()))
+            journal.log(step, loss=float(loss), scale=float(scale.exp()))
         if common.due(step, run.validate_every, run):
             with average.standing_in(clip):
                 values = validate(accelerator, clip, validation, tokenizer, config.language)

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from test_scorer_losses import make_batch, make_clip
+
+from dalle_mini_impl.scorer import contrastive_loss
+from dalle_mini_impl.train.contrastive import backward
+from dalle_mini_impl.train.scorer import recalls
+
+
+@pytest.fixture
+def accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_give_the_gradient_of_the_whole_batch(accelerator, parts):
+    expected, clip = make_clip(), make_clip()
+    pixels, text_ids, groups = make_batch()
+    whole = contrastive_loss(*expected(pixels, text_ids), groups)
+    whole.backward()
+    pairs = list(zip(pixels.chunk(parts), text_ids.chunk(parts), strict=True))
+    loss, scale = backward(accelerator, clip, pairs, groups)
+    torch.testing.assert_close(loss, whole.detach())
+    torch.testing.assert_close(scale, expected.logit_scale.detach())
+    for (name, one), other in zip(expected.named_parameters(), clip.parameters(), strict=True):
+        assert (other.grad - one.grad).norm() < 1e-5 * one.grad.norm(), name
+
+
+def test_only_one_part_is_in_memory_at_a_time(accelerator):
+    clip, alive, most = make_clip(), 0, []
+    pixels, text_ids, groups = make_batch()
+
+    def forward(*part):
+        nonlocal alive
+        if torch.is_grad_enabled():
+            alive += 1
+            most.append(alive)
+        image, text, scale = clip(*part)
+
+        def done(_):
+            nonlocal alive
+            alive -= 1
+
+        if image.requires_grad:
+            image.register_hook(done)  # the gradient has come back
+        return image, text, scale
+
+    backward(accelerator, forward, list(zip(pixels.chunk(3), text_ids.chunk(3), strict=True)), groups)
+    assert most == [1, 1, 1]
+
+
+def test_recalls_by_hand():
+    # Three pictures and their names; the first two show the same concept, and the third is taken for it.
+    similar = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.8], [0.7, 0.6, 0.5]])
+    found = recalls(similar, torch.tensor([4, 4, 7]))
+    assert found["image_to_text_at_1"] == pytest.approx(1 / 3)
+    assert found["image_to_text_at_5"] == found["text_to_image_at_10"] == 1
+    # Names to pictures: the first finds the third (wrong), the second the first (right), the third the second (wrong).
+    assert found["text_to_image_at_1"] == pytest.approx(1 / 3)
+    # The concepts' names are the first and the third: .1 < .5, .2 < .8, .7 > .5: none is right.
+    assert found["zero_shot"] == 0
+    assert recalls(similar.fliplr(), torch.tensor([7, 4, 4]))["zero_shot"] == pytest.approx(1 / 3)
