@@ -617,7 +617,6 @@ def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monk
         ("transformer", "run.tracker=wandb", "expected none or tensorboard"),
         ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
         ("transformer", "model.n_head=3", "n_embd 16 with n_head 3"),
-        ("scorer", "run.accumulation=2", "a contrastive loss needs the batch in one pass"),
         ("scorer", "run.model_dir=''", "both must name a folder"),
         ("scorer", "model.image_size=24", "model.image_size is 24, but the image tokenizer's pictures have 16 pixels"),
     ],
