@@ -6,7 +6,6 @@ from test_scorer_losses import make_batch, make_clip
 
 from dalle_mini_impl.scorer import contrastive_loss
 from dalle_mini_impl.train.contrastive import backward
-from dalle_mini_impl.train.scorer import recalls
 
 
 @pytest.fixture
@@ -50,16 +49,3 @@ def test_only_one_part_is_in_memory_at_a_time(accelerator):
 
     backward(accelerator, forward, list(zip(pixels.chunk(3), text_ids.chunk(3), strict=True)), groups)
     assert most == [1, 1, 1]
-
-
-def test_recalls_by_hand():
-    # Three pictures and their names; the first two show the same concept, and the third is taken for it.
-    similar = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.8], [0.7, 0.6, 0.5]])
-    found = recalls(similar, torch.tensor([4, 4, 7]))
-    assert found["image_to_text_at_1"] == pytest.approx(1 / 3)
-    assert found["image_to_text_at_5"] == found["text_to_image_at_10"] == 1
-    # Names to pictures: the first finds the third (wrong), the second the first (right), the third the second (wrong).
-    assert found["text_to_image_at_1"] == pytest.approx(1 / 3)
-    # The concepts' names are the first and the third: .1 < .5, .2 < .8, .7 > .5: none is right.
-    assert found["zero_shot"] == 0
-    assert recalls(similar.fliplr(), torch.tensor([7, 4, 4]))["zero_shot"] == pytest.approx(1 / 3)

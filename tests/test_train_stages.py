@@ -18,7 +18,6 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import load
 from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import open_store
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
@@ -508,23 +507,6 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
 
 
 # --- scorer
-
-
-def entry(key, *captions, **details):
-    return SimpleNamespace(key=key, captions=tuple(Caption(*caption) for caption in captions), details=details)
-
-
-def test_pictures_of_one_concept_share_a_number():
-    store = SimpleNamespace(entries=[entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
-    numbers = scorer.concept_numbers(store)
-    assert numbers[0] == numbers[2]
-    assert len(set(numbers)) == 3
-
-
-def test_plain_caption_is_the_first_of_its_language_or_of_all():
-    captions = entry("a", ("eins", "de"), ("one", "en"), ("two", "en")).captions
-    assert scorer.plain_caption(captions, "en").text == "one"
-    assert scorer.plain_caption(captions, "fr").text == "eins"
 
 
 @pytest.mark.parametrize("reconstructed", [0.0, 0.5, 1.0])

@@ -17,8 +17,8 @@ from torch import Tensor
 from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
-from dalle_mini_impl.data.pairs import Caption
-from dalle_mini_impl.data.store import PictureStore, open_store
+from dalle_mini_impl.data.pairs import plain_caption
+from dalle_mini_impl.data.store import PictureStore, concept_numbers, open_store
 from dalle_mini_impl.data.token_cache import CaptionDrawer, long_captions
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -27,6 +27,7 @@ from dalle_mini_impl.scorer import (
     at_chance,
     build_clip,
     chance_level,
+    recalls,
 )
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common, contrastive
@@ -38,12 +39,6 @@ from dalle_mini_impl.train.state import load_state, save_state
 VALIDATION_PICTURES = 512
 CHANCE_STEPS = 300
 """Steps after which a loss still at chance level is worth a warning."""
-
-
-def concept_numbers(store: PictureStore) -> np.ndarray:
-    """A number (n,) for each picture, equal where two pictures show the same concept."""
-    names = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
-    return np.unique(names, return_inverse=True)[1]
 
 
 def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
@@ -107,22 +102,6 @@ def validate(
     image_embed = torch.nn.functional.normalize(torch.cat(images), dim=-1)
     text_embed = torch.nn.functional.normalize(torch.cat(names), dim=-1)
     return recalls((image_embed @ text_embed.T).cpu(), numbers)
-
-
-def recalls(similar: Tensor, numbers: Tensor) -> dict[str, float]:
-    """Recall and zero-shot accuracy from the cosines of n pictures with their n names, and their concepts (n,)."""
-    results = {}
-    for way, table in (("image_to_text", similar), ("text_to_image", similar.T)):
-        hits = numbers[table.topk(min(10, len(table)), dim=1).indices] == numbers[:, None]
-        results |= {f"{way}_at_{k}": float(hits[:, :k].any(1).float().mean()) for k in (1, 5, 10)}
-    firsts = torch.tensor([(numbers == concept).nonzero()[0, 0] for concept in numbers.unique()])
-    nearest = firsts[similar[:, firsts].argmax(1)]
-    return {**results, "zero_shot": float((numbers[nearest] == numbers).float().mean())}
-
-
-def plain_caption(captions: tuple[Caption, ...], language: str) -> Caption:
-    """The first caption in a language, or the first of all."""
-    return next((caption for caption in captions if caption.language == language), captions[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
