@@ -29,6 +29,7 @@ from dalle_mini_impl.data.token_cache import (
 )
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, runs, scorer, text_tokenizer, transformer
 from dalle_mini_impl.train.adversary import Adversary
@@ -561,6 +562,14 @@ def test_scorer_learns_which_caption_fits(trained, tmp_path):
     assert home.log("scorer")[-1]["image_to_text_at_5"] > 1.5 * 5 / 14
 
 
+def test_the_scorer_learns_by_sigmoid_too(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "scorer")
+    home.run("scorer", "model.sigmoid=true")
+    losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert Scorer.from_pretrained(str(home.folder / "model")).model.logit_bias < 0
+
+
 def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 2)
     home = trained.copy(tmp_path / "home", "scorer")
@@ -571,7 +580,7 @@ def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
 def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monkeypatch):
     judged = []
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 10)
-    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch: judged.append((loss, batch)))
+    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch, sigmoid: judged.append((loss, batch)))
     home = trained.copy(tmp_path / "home")
     home.run("scorer", "run.steps=12", "--resume")
     assert judged == [(home.log("scorer")[-3]["loss"], 12)]

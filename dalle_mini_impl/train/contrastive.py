@@ -21,8 +21,8 @@ def backward(
 
     Args:
         accelerator: of the run.
-        forward: pixels (b, 3, S, S) and text ids (b, L) to embeddings (b, D) of both and the logarithm of the scale,
-            the same each time.
+        forward: pixels (b, 3, S, S) and text ids (b, L) to embeddings (b, D) of both, the logarithm of the scale, and a
+            bias or None; the same each time.
         parts: what it takes, each of the same size.
         groups: (B,) of all parts together, see `contrastive_loss`.
 
@@ -30,24 +30,24 @@ def backward(
         Loss and scale's logarithm, without gradients.
     """
 
-    def embed(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def embed(part: tuple[Tensor, Tensor]) -> list[Tensor]:
         with accelerator.autocast():
-            image, text, scale = forward(*(side.to(accelerator.device) for side in part))
-        return image.float(), text.float(), scale
+            image, text, *numbers = forward(*(side.to(accelerator.device) for side in part))
+        return [image.float(), text.float(), *(number for number in numbers if number is not None)]
 
     twice = len(parts) > 1
     with torch.set_grad_enabled(not twice):
-        images, texts, scales = zip(*map(embed, parts), strict=True)
-        image, text, scale = torch.cat(images), torch.cat(texts), scales[0]
+        images, texts, *numbers = zip(*map(embed, parts), strict=True)
+        found = [torch.cat(images), torch.cat(texts), *(alike[0] for alike in numbers)]
     if twice:
-        image, text, scale = (value.detach().requires_grad_() for value in (image, text, scale))
-    gathered = [gather_with_gradient(value) for value in (image, text)]
-    loss = contrastive_loss(*gathered, scale, gather_with_gradient(groups.to(accelerator.device)))
+        found = [value.detach().requires_grad_() for value in found]
+    gathered = [gather_with_gradient(value) for value in found[:2]]
+    loss = contrastive_loss(*gathered, *found[2:], groups=gather_with_gradient(groups.to(accelerator.device)))
     accelerator.backward(loss)
     if twice:
-        slopes = zip(*(value.grad.chunk(len(parts)) for value in (image, text)), strict=True)
-        for part, slope in zip(parts, slopes, strict=True):
-            again = embed(part)
-            followed = (value * one for value, one in zip(again, (*slope, scale.grad / len(parts)), strict=True))
-            accelerator.backward(torch.stack([value.sum() for value in followed]).sum())
-    return loss.detach(), scale.detach()
+        rows = zip(*(value.grad.chunk(len(parts)) for value in found[:2]), strict=True)
+        shares = [value.grad / len(parts) for value in found[2:]]
+        for part, slopes in zip(parts, rows, strict=True):
+            followed = [(value * slope).sum() for value, slope in zip(embed(part), (*slopes, *shares), strict=True)]
+            accelerator.backward(torch.stack(followed).sum())
+    return loss.detach(), found[2].detach()

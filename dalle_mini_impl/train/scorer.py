@@ -143,9 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         average.update(clip, step)
 
         running = float(loss) if step == first else 0.98 * running + 0.02 * float(loss)
-        if step == CHANCE_STEPS and at_chance(running, run.batch_size):
+        sigmoid = config.model.sigmoid
+        if step == CHANCE_STEPS and at_chance(running, run.batch_size, sigmoid):
             journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
-                        f"({chance_level(run.batch_size):.3f}); check captions and learning rate")  # fmt: skip
+                        f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate")  # fmt: skip
         if common.due(step, run.log_every, run):
             journal.log(step, loss=float(loss), scale=float(scale.exp()))
         if common.due(step, run.validate_every, run):
