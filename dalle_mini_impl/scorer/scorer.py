@@ -103,9 +103,10 @@ class Scorer:
         return float(self.model.logit_scale.detach().exp())
 
     @property
-    def _bias(self) -> Tensor | None:
-        """What is added to become log-odds, for models that are read by sigmoid."""
-        return getattr(self.model, "logit_bias", None)
+    def _bias(self) -> float | None:
+        """What is then added to become log-odds, for models that are read by sigmoid."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())
 
     def embed_images(self, images: Images) -> Tensor:
         """Embed pictures.
@@ -214,7 +215,7 @@ class Scorer:
 
     def _read(self, cosines: Tensor) -> Tensor:
         """Probabilities where the model gives them, else the cosines themselves."""
-        return cosines if self._bias is None else (self.scale * cosines + float(self._bias)).sigmoid()
+        return cosines if self._bias is None else (self.scale * cosines + self._bias).sigmoid()
 
     def _embed(self, count: int, encode: Callable[[slice], Tensor]) -> Tensor:
         # Made outside inference mode, so that callers may change the result and use it in training.
