@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.zero_shot import zero_shot
+from dalle_mini_impl.cli.evaluate_zero_shot import zero_shot
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import write_json
 
