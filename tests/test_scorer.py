@@ -127,7 +127,7 @@ def test_image_tower_sees_every_patch_and_its_place():
 def test_all_parameters_learn_under_bf16():
     clip = make_clip()
     with torch.autocast("cpu", torch.bfloat16):
-        image_embed, text_embed, scale = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
+        image_embed, text_embed, scale, _ = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
     contrastive_loss(image_embed, text_embed, scale).backward()
     assert image_embed.dtype == torch.bfloat16
     for name, parameter in clip.named_parameters():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.evaluate_scorer import scorer
 from dalle_mini_impl.cli.evaluate_zero_shot import zero_shot
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import write_json
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def evaluate() -> None:
-    """Measure an image tokenizer, a scorer or a whole model."""
+    """Measure a part or a whole model."""
 
 
+evaluate.add_command(scorer)
 evaluate.add_command(zero_shot)
 
 

@@ -149,8 +149,9 @@ def confusion_picture(result: ZeroShot) -> Image.Image:
     colours = torch.where(torch.eye(count).bool(), torch.stack((fade, full, fade)), torch.stack((full, fade, fade)))
     squares = Image.fromarray(colours.permute(1, 2, 0).contiguous().numpy())
     sheet.paste(squares.resize((count * side,) * 2, Image.Resampling.NEAREST), (margin, margin))
+    pen = ImageDraw.Draw(sheet)
+    pen.rectangle((margin - 1, margin - 1, *(sheet.width - 4,) * 2), outline="lightgrey")
     if side >= 24:
-        pen = ImageDraw.Draw(sheet)
         for row, column in shares.nonzero().tolist():
             place = (margin + (column + 0.5) * side, margin + (row + 0.5) * side)
             pen.text(place, f"{100 * float(shares[row, column]):.0f}", "black", font_size=11, anchor="mm")
