@@ -72,7 +72,7 @@ def test_gradients_reach_the_pixels():
         pixels = torch.zeros(2, 3, 31, 47, requires_grad=True)
         Preprocess(21, MEAN, STD, "bicubic", resize).from_pixels(pixels)[:, 1].sum().backward()
         assert pixels.grad[:, [0, 2]].eq(0).all()
-        # Each prepared pixel is a weighted mean of those it came from: what flows back sums to its share of 1 / (2 std).
+        # Each prepared pixel is a weighted mean of those it came from: as much flows back, 1 / (2 std) each.
         assert pixels.grad[0, 1].sum().item() == pytest.approx(21 * 21 / 0.6, rel=1e-4)
         assert pixels.grad[0, 1, 15, 23] > 0
         assert (pixels.grad[0, 1, :, 0].abs().max() > 0) == (resize == "squash")

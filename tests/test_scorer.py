@@ -3,13 +3,17 @@ import warnings
 
 import pytest
 import torch
+from conftest import CAPTIONS
 from PIL import Image
 from torch import nn
 
+from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, save_part
 from dalle_mini_impl.config import ScorerConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.images import to_pixels
 from dalle_mini_impl.scorer import CLIP, Preprocess, Scorer, build_clip, contrastive_loss
+from dalle_mini_impl.text_tokenizer import train_text_tokenizer
 
 SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3
 
@@ -280,6 +284,17 @@ def test_probabilities_that_round_to_one_are_still_ranked():
     assert order.tolist() == [1, 2, 0]
 
 
+def test_our_own_models_may_be_read_by_sigmoid(tmp_path):
+    text = train_text_tokenizer(CAPTIONS, tmp_path / TEXT_TOKENIZER, 367)
+    config = ScorerConfig(image_size=14, patch_size=7, n_embd=22, n_head=2, image_layers=1, text_layers=1, sigmoid=True)
+    clip = build_clip(config, text.vocab_size, pad_id=text.pad_id, eos_id=text.eos_id)
+    save_part(tmp_path, "scorer", clip, to_dict(config), {"text_tokenizer": text.identity})
+    scorer, pictures = Scorer.from_pretrained(str(tmp_path)), make_pictures(3)
+    bias = clip.logit_bias.bfloat16().item()
+    expected = (scorer.scale * scorer.cosines(pictures, "a cat") + bias).sigmoid()
+    torch.testing.assert_close(scorer.score(pictures, "a cat"), expected)
+
+
 def test_a_preprocess_that_is_not_the_models_is_refused():
     for model, preprocess, message in (
         (make_clip(), Preprocess(28), "looks at 21 × 21 pixels, its preprocess makes 28"),
@@ -293,16 +308,14 @@ def test_a_preprocess_that_is_not_the_models_is_refused():
 def test_templates_are_averaged_after_normalising():
     scorer = make_scorer()
     labels, templates = ["cat", "{dog}"], ["a {}", "{}: {}", "photo"]
-    first, second = (
-        scorer.embed_texts(texts) for texts in (["a cat", "a {dog}"], ["cat: cat", "{dog}: {dog}"])
-    )
+    first, second = (scorer.embed_texts(texts) for texts in (["a cat", "a {dog}"], ["cat: cat", "{dog}: {dog}"]))
     expected = nn.functional.normalize((first + second) / 2, dim=1)
     torch.testing.assert_close(scorer.embed_labels(labels, templates[:2]), expected)
     chances = scorer.classify(make_pictures(3), labels, templates[:2])
     cosines = scorer.embed_images(make_pictures(3)) @ expected.T
     torch.testing.assert_close(chances, (scorer.scale * cosines).softmax(dim=1))
     for wrong in (templates, [], "a {}"):
-        with pytest.raises(UserError, match="photo|at least one|single text"):
+        with pytest.raises(UserError, match=r"photo|at least one|single text"):
             scorer.embed_labels(labels, wrong)
     with pytest.raises(UserError, match="single text 'abc'"):
         scorer.classify(make_pictures(1), "abc")

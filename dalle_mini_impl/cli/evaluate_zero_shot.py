@@ -11,8 +11,13 @@ from dalle_mini_impl.files import write_json
 @click.command("zero-shot")
 @click.argument("folder", type=click.Path())
 @scoring
-@click.option("--confusion", type=click.Path(dir_okay=False), default="confusion.png", show_default=True,
-              help="Picture of what was taken for what.")
+@click.option(
+    "--confusion",
+    type=click.Path(dir_okay=False),
+    default="confusion.png",
+    show_default=True,
+    help="Picture of what was taken for what.",
+)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
 def zero_shot(folder: str, scorer: str, templates: tuple[str, ...], device: str, **options: Any) -> None:  # fmt: skip
     """Measure how often a scorer finds the class of the pictures in FOLDER.

@@ -16,6 +16,7 @@ from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.scorer.scorer import Scorer
 
+
 class ForeignTowers(nn.Module):
     """A model of another library, with the names a `Scorer` uses.
 
