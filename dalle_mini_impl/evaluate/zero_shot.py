@@ -82,19 +82,22 @@ def zero_shot(
     label_embed = scorer.embed_labels(labels, templates)
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
     hits = torch.zeros(len(labels), len(TOP), dtype=torch.int64)
-    for number, paths in enumerate(classes.values()):
-        for start in range(0, len(paths), CHUNK):
-            images, chunk = [], paths[start : start + CHUNK]
-            for path in chunk:
-                try:
-                    images.append(open_picture(path))
-                except UserError as error:
-                    skipped.append(printable(str(error)))
-            cosines = scorer.embed_images(images) @ label_embed.T
-            order = cosines.sort(dim=1, descending=True, stable=True).indices
-            confusion[number] += torch.bincount(order[:, 0], minlength=len(labels))
-            hits[number] += torch.tensor([int((order[:, :k] == number).sum()) for k in TOP])
-            progress(len(chunk))
+    files = [(number, path) for number, paths in enumerate(classes.values()) for path in paths]
+    for start in range(0, len(files), CHUNK):
+        images, numbers, chunk = [], [], files[start : start + CHUNK]
+        for number, path in chunk:
+            try:
+                images.append(open_picture(path))
+                numbers.append(number)
+            except UserError as error:
+                skipped.append(printable(str(error)))
+        true = torch.tensor(numbers, dtype=torch.int64)
+        cosines = scorer.embed_images(images) @ label_embed.T
+        order = cosines.sort(dim=1, descending=True, stable=True).indices
+        confusion.index_put_((true, order[:, 0]), torch.ones_like(true), accumulate=True)
+        found = order == true[:, None]
+        hits.index_add_(0, true, torch.stack([found[:, :k].any(dim=1) for k in TOP], dim=1).long())
+        progress(len(chunk))
     if not confusion.any():
         raise UserError(f"none of the {len(skipped)} pictures is readable; the first: {skipped[0]}")
     return ZeroShot(labels, confusion, hits, tuple(skipped))
