@@ -114,7 +114,7 @@ def _expand_braces(pattern: str) -> list[str]:
 def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
     pictures: dict[str, list[Path]] = {}
     texts: dict[str, list[Path]] = {}
-    for path in _walk(folder, log):
+    for path in walk(folder, log):
         kind = path.suffix.lower()
         table = pictures if kind in PICTURE_ENDINGS else texts if kind == ".txt" else None
         if table is not None:
@@ -133,7 +133,9 @@ def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
     return jobs
 
 
-def _walk(folder: Path, log: SkipLog) -> list[Path]:
+def walk(folder: Path, log: SkipLog) -> list[Path]:
+    """All files below a folder that are not hidden, links followed; folders that cannot be read are noted."""
+
     def unreadable(error: OSError) -> None:
         log.add(printable(str(error.filename)), f"unreadable folder: {error.strerror}")
 
