@@ -2,7 +2,6 @@
 
 import io
 import json
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -21,9 +20,6 @@ SPLITS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
-
-
-_OPENING = threading.Lock()
 
 
 class Skip(Exception):
@@ -75,11 +71,11 @@ def decode_picture(data: bytes) -> Image.Image:
     if not data:
         raise Skip("empty file: zero bytes")
     try:
-        with _OPENING, warnings.catch_warnings():  # filters of warnings are shared by all threads
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
-        image.load()
-        return _plain(ImageOps.exif_transpose(image))
+            image.load()
+            return _plain(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Skip(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
