@@ -31,7 +31,8 @@ from dalle_mini_impl.config_io import from_dict, read_yaml, to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file, shipped
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.scorer import Scorer, build_clip
+from dalle_mini_impl.scorer import Preprocess, Scorer, build_clip
+from dalle_mini_impl.scorer.adapters import ADAPTERS
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
@@ -143,11 +144,14 @@ def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer
 
 
 def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
-    """The CLIP scorer of a model.
+    """The CLIP scorer of a model, or one of another library; `Scorer.from_pretrained` tells the names.
 
     Raises:
-        UserError: it was trained with another text tokenizer than the one beside it.
+        UserError: there is none, or it was trained with another text tokenizer than the one beside it.
     """
+    library, _, rest = str(name).partition(":")
+    if library in ADAPTERS:
+        return ADAPTERS[library](rest, device)
     folder = find(name)
     part = read_part(folder, "scorer")
     text_tokenizer = load_text_tokenizer(folder)
@@ -155,7 +159,7 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
     config = from_dict(ScorerConfig, part.config, str(part.path))
     ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
     clip = _fill(build_clip(config, text_tokenizer.vocab_size, **ids), part, device)
-    return Scorer(clip, text_tokenizer, config.image_size, config.text_length, device)
+    return Scorer(clip, text_tokenizer, Preprocess(config.image_size), config.text_length, device)
 
 
 def check_trained_with(part: Part, other: str, identity: str) -> None:

@@ -1,10 +1,11 @@
-"""PIL pictures at the edges, pixels in [-1, 1] inside: the one conversion, contact sheets and PNG metadata."""
+"""PIL pictures at the edges, pixels in [-1, 1] inside: decoding, the one conversion, contact sheets, PNG metadata."""
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,12 +17,51 @@ from dalle_mini_impl.files import replace_file
 METADATA_KEY = "dalle_mini_impl"
 
 
+def decode(file: Path | BinaryIO) -> Image.Image:
+    """Decode a whole picture file, upright, as RGB, or as RGBA where it has transparency.
+
+    Of an animation the first frame is taken.
+
+    Raises:
+        Exception: Pillow's decoders raise almost anything on damaged data; a picture above Pillow's limit on
+            pixels is a `DecompressionBombWarning` or `DecompressionBombError`.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as image:
+            image.load()
+            return plain(ImageOps.exif_transpose(image))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Decode a picture file, as `decode` does.
+
+    Raises:
+        UserError: it is missing, broken, cut off, no picture, or above Pillow's limit on pixels.
+    """
+    try:
+        return decode(Path(path))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is too large ({error}); make it smaller first") from error
+    except Exception as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise UserError(f"{path} is not a readable picture ({reason}); give a PNG or JPEG file") from error
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """RGB version of a picture of any mode, or RGBA where it has transparency."""
+    if image.mode.startswith("I"):
+        # Greyscale with 16 bits; converting it directly would clip everything above 255 to white.
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
 def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
     """RGB version of a picture, with `colour` behind its transparent parts."""
-    if "A" in image.getbands() or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, colour)
-        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    image = plain(image)
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
 
 
 def to_pixels(images: Sequence[Image.Image], size: int | tuple[int, int]) -> torch.Tensor:

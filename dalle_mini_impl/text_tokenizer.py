@@ -20,6 +20,8 @@ from dalle_mini_impl.files import replace_file, shipped
 
 NORMALIZATIONS = ("nfkc", "nfkc_cf")
 SPACE = "\u2581"
+SHOWN = 200
+"""Characters of a caption that a warning shows."""
 
 
 class TextTokenizer:
@@ -110,8 +112,8 @@ class TextTokenizer:
     def cut(self, text_ids: list[int], room: int, text: str = "") -> list[int]:
         """Keep the first `room` ids, warning about what was cut when `text` is given."""
         if len(text_ids) > room and text:
-            lost = self.decode(text_ids[room:])
-            message = f"caption {text!r} has {len(text_ids)} text ids, {room} fit; cut off: {lost!r}"
+            lost = _start(self.decode(text_ids[room:]))
+            message = f"caption {_start(text)!r} has {len(text_ids)} text ids, {room} fit; cut off: {lost!r}"
             warnings.warn(message, stacklevel=2)
         return text_ids[:room]
 
@@ -119,6 +121,11 @@ class TextTokenizer:
 def _without_surrogates(text: str) -> str:
     """Text as it can be encoded: a shell passes bytes that are no UTF-8 on as lone surrogates."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _start(text: str) -> str:
+    """What a message shows of a text."""
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def train_text_tokenizer(

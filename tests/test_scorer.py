@@ -13,7 +13,7 @@ from dalle_mini_impl.cli.classify import classify
 from dalle_mini_impl.config import ScorerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.images import to_pixels
-from dalle_mini_impl.scorer import CLIP, Scorer, build_clip, contrastive_loss
+from dalle_mini_impl.scorer import CLIP, Preprocess, Scorer, build_clip, contrastive_loss
 
 SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3
 
@@ -60,7 +60,7 @@ def make_clip(**changes):
 
 
 def make_scorer(model=None, **settings):
-    return Scorer(model or make_clip(), LetterTokenizer(), SIZE, LENGTH, **settings)
+    return Scorer(model or make_clip(), LetterTokenizer(), Preprocess(SIZE), LENGTH, **settings)
 
 
 def make_pictures(count, size=(SIZE, SIZE)):

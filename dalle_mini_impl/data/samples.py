@@ -2,15 +2,15 @@
 
 import io
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from dalle_mini_impl.data.pairs import Caption, Pair, SkipLog
+from dalle_mini_impl.images import decode
 
 PICTURE_ENDINGS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
@@ -71,11 +71,7 @@ def decode_picture(data: bytes) -> Image.Image:
     if not data:
         raise Skip("empty file: zero bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            image.load()
-            return _plain(ImageOps.exif_transpose(image))
+        return decode(io.BytesIO(data))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Skip(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
@@ -83,13 +79,6 @@ def decode_picture(data: bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         kind = "truncated" if "truncated" in str(error).lower() else "broken"
         raise Skip(f"{kind} picture: {str(error) or type(error).__name__}") from error
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Greyscale with 16 bits; converting it directly would clip everything above 255 to white.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def captions_from_lines(data: bytes) -> list[Caption]:

@@ -1,8 +1,8 @@
-"""Pictures and texts -> cosines, rankings and label probabilities, by a CLIP model and its text tokenizer."""
+"""Pictures and texts -> cosines, rankings and label probabilities, by a CLIP-like model and its text tokenizer."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from PIL import Image
@@ -10,12 +10,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.images import to_pixels
-from dalle_mini_impl.scorer.clip import CLIP
-from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.scorer.preprocess import Preprocess
 
 Images: TypeAlias = Sequence[Image.Image] | Tensor
 """PIL pictures of any size, or pixels (N, 3, H, W) in [-1, 1] of any size."""
+
+
+class Towers(Protocol):
+    """A module that embeds pictures and texts. One with `logit_bias` is read by sigmoid, one without by softmax."""
+
+    embed_dim: int
+    """D, width of what both methods return."""
+    logit_scale: Any
+    """Logarithm of what cosines are multiplied with, of one element."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) -> (B, D)."""
+
+    def encode_text(self, text_ids: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, D)."""
+
+    def to(self, device: Any) -> Any:
+        """Move the weights."""
+
+    def eval(self) -> Any:
+        """Stop dropout."""
+
+
+class Encodes(Protocol):
+    """A text tokenizer."""
+
+    def encode_batch(self, texts: Sequence[str], length: int, end: bool) -> Tensor:
+        """Texts -> (B, L) int64, cut to `length`; `end` asks for an end-of-text that survives the cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +49,15 @@ class Scorer:
     """Judges how well pictures fit texts. Everything it returns lies on the CPU, in fp32.
 
     The model is moved to `device` and put into eval mode.
+
+    Raises:
+        UserError: the preprocess is not that of the model.
     """
 
-    model: CLIP
-    text_tokenizer: TextTokenizer
-    image_size: int
-    """Side in pixels at which the model looks at pictures; others are cropped to a square and resized."""
+    model: Towers
+    text_tokenizer: Encodes
+    preprocess: Preprocess
+    """What the model wants to see, and how its scores are meant."""
     text_length: int
     """Text ids per caption, end-of-text included; longer texts are cut."""
     device: torch.device | str = "cpu"
@@ -36,19 +65,47 @@ class Scorer:
     """Pictures or texts per pass through the model, which bounds memory."""
 
     def __post_init__(self) -> None:
+        size = getattr(self.model, "image_size", self.preprocess.size)
+        if size != self.preprocess.size:
+            raise UserError(f"the model looks at {size} × {size} pixels, its preprocess makes {self.preprocess.size}; "
+                            f"give the preprocess it was trained with")  # fmt: skip
+        activation = "softmax" if self._bias is None else "sigmoid"
+        if activation != self.preprocess.activation:
+            raise UserError(f"the model {'has no' if self._bias is None else 'has a'} bias, so its activation is "
+                            f"{activation}, not {self.preprocess.activation}; give the preprocess it was trained with"
+                            )  # fmt: skip
         self.model.to(self.device).eval()
 
     @classmethod
     def from_pretrained(cls, name: str, device: str = "cpu") -> "Scorer":
-        """The scorer of a shipped model or a checkpoint folder."""
+        """The scorer of a shipped model or a checkpoint folder, or one of another library.
+
+        Args:
+            name: `emoji`, a checkpoint folder, `hf:FOLDER` or `hf:NAME` (a CLIP or SigLIP of transformers),
+                `open_clip:MODEL:PRETRAINED`. Only a name on a hub reaches for the network.
+            device: where to compute.
+
+        Raises:
+            UserError: there is no such scorer, or the library for it is not installed.
+        """
         from dalle_mini_impl.checkpoint import load_scorer
 
         return load_scorer(name, device)
 
     @property
+    def image_size(self) -> int:
+        """Side in pixels at which the model looks at pictures."""
+        return self.preprocess.size
+
+    @property
     def scale(self) -> float:
         """What cosines are multiplied with to become log-odds: the inverse of the learned temperature."""
         return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def _bias(self) -> Tensor | None:
+        """What is added to become log-odds, for models that are read by sigmoid."""
+        return getattr(self.model, "logit_bias", None)
 
     def embed_images(self, images: Images) -> Tensor:
         """Embed pictures.
@@ -62,9 +119,8 @@ class Scorer:
         _check_images(images)
 
         def encode(chunk: slice) -> Tensor:
-            part = images[chunk]
-            size = self.image_size
-            pixels = _resize(part, size) if isinstance(part, Tensor) else to_pixels(part, size)
+            part, prepare = images[chunk], self.preprocess
+            pixels = prepare.from_pixels(part) if isinstance(part, Tensor) else prepare.from_images(part)
             return self.model.encode_image(pixels.to(self.device))
 
         return self._embed(len(images), encode)
@@ -78,8 +134,7 @@ class Scorer:
         Raises:
             UserError: one string came instead of several.
         """
-        if isinstance(texts, str):
-            raise UserError(f"the single text {texts!r} came; give a list of texts, such as [{texts!r}]")
+        _check_texts(texts)
 
         def encode(chunk: slice) -> Tensor:
             text_ids = self.text_tokenizer.encode_batch(list(texts[chunk]), self.text_length, end=True)
@@ -87,36 +142,79 @@ class Scorer:
 
         return self._embed(len(texts), encode)
 
-    def score(self, images: Images, text: str) -> Tensor:
-        """Cosine (N,) in [-1, 1] between each picture and the text.
+    def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+        """Embed labels in the words of some templates.
 
-        Only differences between pictures mean something: good fits of a CLIP model lie far below 1.
+        Args:
+            labels: what pictures may show, such as `"a cat"`.
+            templates: texts in which `{}` stands for the label. Several make an ensemble: a label's vector is the
+                mean of its normalised vectors, normalised again.
+
+        Returns:
+            (number of labels, D), L2-normalised.
+
+        Raises:
+            UserError: there is no label or template, or a template has no `{}`.
         """
-        return self.embed_images(images) @ self.embed_texts([text])[0]
+        _check_texts(labels)
+        _check_texts(templates)
+        if not labels:
+            raise UserError("0 labels came; give at least one, better two or more to choose from")
+        if not templates or not all("{}" in template for template in templates):
+            raise UserError(f"the templates {list(templates)} came; give at least one, each with {{}} for the label")
+        embeds = [self.embed_texts([template.replace("{}", label) for label in labels]) for template in templates]
+        return embeds[0] if len(embeds) == 1 else F.normalize(torch.stack(embeds).mean(dim=0), dim=-1)
+
+    def score(self, images: Images, text: str) -> Tensor:
+        """How well each picture fits the text, (N,).
+
+        Cosines in [-1, 1], of which only differences between pictures mean something: good fits of a CLIP model
+        lie far below 1. Models read by sigmoid (SigLIP) give the probability that picture and text belong together.
+        """
+        return self._read(self._cosines(images, text))
 
     def rank(self, images: Images, text: str) -> tuple[Tensor, Tensor]:
         """Order pictures by how well they fit the text.
 
         Returns:
-            order: (N,) int64, numbers of the pictures, best first; equal scores keep the given order.
-            scores: (N,) cosines in that order, so `scores[0]` belongs to `images[order[0]]`.
+            order: (N,) int64, numbers of the pictures, best first; equal cosines keep the given order.
+            scores: (N,) what `score` gives, in that order, so `scores[0]` belongs to `images[order[0]]`.
         """
-        scores, order = torch.sort(self.score(images, text), descending=True, stable=True)
-        return order, scores
+        # Not by probabilities, which round to 1 where cosines still differ.
+        cosines, order = torch.sort(self._cosines(images, text), descending=True, stable=True)
+        return order, self._read(cosines)
 
-    def classify(self, images: Images, labels: Sequence[str]) -> Tensor:
-        """Probability of each label for each picture, given that exactly one of the labels fits.
+    def classify(self, images: Images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+        """Probability of each label for each picture; see `probabilities`, and `embed_labels` for `templates`.
 
         Returns:
-            (N, number of labels); rows sum to 1.
+            (N, number of labels).
 
         Raises:
-            UserError: there is no label.
+            UserError: there is no label, or a template has no `{}`.
         """
-        if not labels:
-            raise UserError("0 labels came; give at least one, better two or more to choose from")
-        cosines = self.embed_images(images) @ self.embed_texts(labels).T
-        return (self.scale * cosines).softmax(dim=-1)
+        label_embed = self.embed_labels(labels, templates)
+        return self.probabilities(self.embed_images(images), label_embed)
+
+    def probabilities(self, image_embed: Tensor, label_embed: Tensor) -> Tensor:
+        """Probability of each label, given that exactly one fits; of models read by sigmoid, of each on its own.
+
+        Args:
+            image_embed: (N, D), from `embed_images`.
+            label_embed: (number of labels, D), from `embed_labels` or `embed_texts`.
+
+        Returns:
+            (N, number of labels); rows sum to 1 unless the model is read by sigmoid.
+        """
+        cosines = image_embed @ label_embed.T
+        return self._read(cosines) if self._bias is not None else (self.scale * cosines).softmax(dim=-1)
+
+    def _cosines(self, images: Images, text: str) -> Tensor:
+        return self.embed_images(images) @ self.embed_texts([text])[0]
+
+    def _read(self, cosines: Tensor) -> Tensor:
+        """Probabilities where the model gives them, else the cosines themselves."""
+        return cosines if self._bias is None else (self.scale * cosines + float(self._bias)).sigmoid()
 
     def _embed(self, count: int, encode: Callable[[slice], Tensor]) -> Tensor:
         # Made outside inference mode, so that callers may change the result and use it in training.
@@ -128,6 +226,11 @@ class Scorer:
         return embed
 
 
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str):
+        raise UserError(f"the single text {texts!r} came; give a list of texts, such as [{texts!r}]")
+
+
 def _check_images(images: Images) -> None:
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -137,14 +240,3 @@ def _check_images(images: Images) -> None:
             )
     elif isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
         raise UserError(f"{type(images).__name__} came; give a list of PIL pictures or pixels (N, 3, H, W)")
-
-
-def _resize(pixels: Tensor, size: int) -> Tensor:
-    """Crop the middle square and resize it, antialiased, as `to_pixels` does with PIL pictures."""
-    height, width = pixels.shape[2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    pixels = pixels[:, :, top : top + side, left : left + side].float()
-    if side == size:
-        return pixels
-    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
