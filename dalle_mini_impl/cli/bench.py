@@ -26,7 +26,9 @@ PARTS = ("sample", "train", "parts", "startup")
     type=click.Choice([*PARTS, "growth", "search"]),
     help="Just these parts; may be given several times.  [default: all but growth and search]",
 )
-@click.option("--peer", "peers", multiple=True, help="dalle-pytorch, transformers, faiss or none.  [default: all installed]")
+@click.option(
+    "--peer", "peers", multiple=True, help="dalle-pytorch, transformers, faiss or none.  [default: all installed]"
+)
 @click.option("--candidates", default="1,16,64", show_default=True, help="Sampling rows: how many at a time.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
 @click.option("--minutes", default=0.0, help="Learning races: minutes for each side; 0 leaves them out.")

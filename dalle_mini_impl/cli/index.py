@@ -14,9 +14,7 @@ from dalle_mini_impl.errors import UserError
 @click.option("--rebuild", is_flag=True, help="Begin anew, in place of an index that is there.")
 @click.option("--export", "export_to", type=click.Path(path_type=Path), help="Also write clip-retrieval's layout here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-def index(
-    pictures: Path, out: Path | None, scorer: str, rebuild: bool, export_to: Path | None, device: str
-) -> None:
+def index(pictures: Path, out: Path | None, scorer: str, rebuild: bool, export_to: Path | None, device: str) -> None:
     """Make the pictures below DIR searchable, or bring their index up to date.
 
     Only files that are new or changed are read; a run that was stopped goes on where it was.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 import click
@@ -40,6 +41,7 @@ def search(
     from dalle_mini_impl.search.index import ImageIndex, sheet
     from dalle_mini_impl.search.query import parse_query
 
+    warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
     terms = parse_query(query)
     image_index = ImageIndex.open(index, scorer, choose_device(device))
     hits = image_index.search(terms, top, threshold)

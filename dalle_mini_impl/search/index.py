@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dalle_mini_impl.checkpoint import find, weights_identity
 from dalle_mini_impl.data.pairs import SkipLog
-from dalle_mini_impl.data.samples import Skip, decode_picture, printable, read_bytes
+from dalle_mini_impl.data.samples import printable
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.images import contact_sheet
+from dalle_mini_impl.images import contact_sheet, open_picture
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.search.nearest import nearest
 from dalle_mini_impl.search.store import DATABASE, Store, create, only_writer, told
@@ -93,10 +93,9 @@ class ImageIndex:
         """
         name = ""
         if isinstance(scorer, str):
-            name = str(find(scorer).resolve()) if Path(scorer).is_dir() else scorer
-            scorer = Scorer.from_pretrained(scorer, device)
-        dim = scorer.embed_texts(["a"]).shape[1]
-        create(Path(folder), {"dim": str(dim), "identity": scorer_identity(scorer), "scorer": name})
+            name, scorer = lasting_name(scorer), Scorer.from_pretrained(scorer, device)
+        dim, identity = str(scorer.model.embed_dim), scorer_identity(scorer)
+        create(Path(folder), {"dim": dim, "identity": identity, "scorer": name})
         return cls(Store(Path(folder)), scorer)
 
     def __len__(self) -> int:
@@ -183,7 +182,7 @@ class ImageIndex:
             if not term.strip():
                 raise UserError("an empty text came; say what to look for")
             return self.scorer.embed_texts([term])[0]
-        return self.scorer.embed_images([read_picture(term) if isinstance(term, Path) else term])[0]
+        return self.scorer.embed_images([open_picture(term) if isinstance(term, Path) else term])[0]
 
 
 def scorer_identity(scorer: Scorer) -> str:
@@ -195,23 +194,18 @@ def scorer_identity(scorer: Scorer) -> str:
     return hashlib.sha256(f"{weights} {text_tokenizer} {settings}".encode()).hexdigest()[:16]
 
 
+def lasting_name(name: str) -> str:
+    """The name of a scorer under which it is found from any folder."""
+    library, _, folder = name.partition(":")
+    if Path(name).is_dir():
+        return str(find(name).resolve())
+    return f"{library}:{Path(folder).resolve()}" if folder and Path(folder).is_dir() else name
+
+
 def locate(folder: str | Path) -> Path:
     """The folder of an index: the one given, or the one inside a folder of pictures."""
     inside = Path(folder) / INSIDE
     return inside if (inside / DATABASE).is_file() else Path(folder)
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture as indexing does.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return decode_picture(read_bytes(path))
-    except Skip as skip:
-        raise UserError(f"{printable(str(path))[:200]} cannot be searched for ({printable(str(skip))[:200]}); "
-                        f"give a picture such as a PNG or JPEG file") from skip  # fmt: skip
 
 
 def sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
@@ -223,7 +217,7 @@ def sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
     images = []
     for hit in hits:
         try:
-            image = read_picture(hit.path)
+            image = open_picture(hit.path)
             image.thumbnail((SHEET_SIZE, SHEET_SIZE))
         except UserError:
             image = Image.new("RGB", (SHEET_SIZE, SHEET_SIZE), "white")

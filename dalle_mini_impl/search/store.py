@@ -105,7 +105,9 @@ class Store:
 
     def paths(self, row: int) -> list[bytes]:
         """All pictures whose content has the vector of this row."""
-        return [path for (path,) in self.database.execute("SELECT path FROM pictures WHERE row = ? ORDER BY path", (row,))]
+        return [
+            path for (path,) in self.database.execute("SELECT path FROM pictures WHERE row = ? ORDER BY path", (row,))
+        ]
 
     def vectors(self) -> tuple[Tensor, Tensor | None]:
         """All vectors (n, D) fp16, memory-mapped, and which of them count, (n,) bool; None for all."""
