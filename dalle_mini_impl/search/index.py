@@ -131,10 +131,11 @@ class ImageIndex:
             raise UserError(f"{pictures} is no folder; name one with pictures in it")
         with told(self._store.folder), only_writer(self._store.folder):
             if self._store.fact("root") and self.root != root and self.root.is_dir():
-                raise UserError(f"the index in {self._store.folder} is that of {self.root}, but {root} was given; give it an "
-                                f"index of its own, or turn this one into its with --rebuild")  # fmt: skip
+                raise UserError(
+                    f"the index in {self._store.folder} is that of {self.root}, but {root} was given; give that an "
+                    f"index of its own, or turn this one into its index with --rebuild"
+                )
             changes = update(self._store, self.scorer, root, SkipLog() if log is None else log)
-            self._store.set_fact("root", os.path.relpath(root, self._store.folder.resolve()))
             self.vectors, self._used = self._store.vectors()
         return changes
 

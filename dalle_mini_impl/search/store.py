@@ -71,7 +71,8 @@ class Store:
         if not (folder / DATABASE).is_file():
             raise UserError(f"{folder} holds no index; make one with: dalle index DIR --out {folder}")
         with told(folder):
-            self.database = sqlite3.connect(folder / DATABASE)
+            # Any thread may search; SQLite lets one in at a time.
+            self.database = sqlite3.connect(folder / DATABASE, check_same_thread=False)
             self.dim = int(self.fact("dim"))
 
     def fact(self, name: str) -> str:

@@ -32,13 +32,15 @@ class Changes:
     """What an update did, in pictures."""
 
     unchanged: int
-    """Not read: time and size are as they were."""
+    """Time and size are as they were."""
     embedded: int
     """Contents seen for the first time."""
     known: int
     """Read, but the same content was in the index or under another name already."""
     unreadable: int
+    """All there are, those known before included."""
     gone: int
+    """No longer in the folder."""
 
 
 def update(store: Store, scorer: Scorer, root: Path, log: SkipLog) -> Changes:
@@ -56,9 +58,10 @@ def update(store: Store, scorer: Scorer, root: Path, log: SkipLog) -> Changes:
     files = scan(root, log)
     if not files:
         raise UserError(f"{root} holds no pictures; expected files that end in {', '.join(sorted(PICTURE_ENDINGS))}")
+    store.set_fact("root", os.path.relpath(root, store.folder.resolve()))
     before, rows = store.files(), store.contents()
     waiting = [file for file in files if file.mtime_ns is None or before.get(file.path) != (file.mtime_ns, file.size)]
-    free, embedded, unreadable = free_rows(rows), 0, 0
+    free, embedded, failed = free_rows(rows), 0, 0
     with tqdm(total=len(waiting), unit=" pictures", disable=None, leave=False) as bar:
         for batch in batches(read_ahead(root, waiting, rows), scorer.chunk_size):
             new = {entry.hash: image for entry, image in batch if image is not None and entry.hash not in rows}
@@ -66,17 +69,18 @@ def update(store: Store, scorer: Scorer, root: Path, log: SkipLog) -> Changes:
             rows.update(zip(new, free, strict=False))
             store.add([entry for entry, _ in batch], vectors, rows)
             embedded += len(new)
-            unreadable += sum(bool(entry.reason) for entry, _ in batch)
+            failed += sum(bool(entry.reason) for entry, _ in batch)
             bar.update(len(batch))
     gone = sorted(before.keys() - {file.path for file in files})
     store.remove(gone)
-    for path, reason in store.unreadable():
+    unreadable = store.unreadable()
+    for path, reason in unreadable:
         log.add(printable(os.fsdecode(path)), printable(reason))
     return Changes(
-        unchanged=len(files) - len(waiting),
+        unchanged=len(files) - len(waiting) - (len(unreadable) - failed),
         embedded=embedded,
-        known=len(waiting) - embedded - unreadable,
-        unreadable=unreadable,
+        known=len(waiting) - embedded - failed,
+        unreadable=len(unreadable),
         gone=len(gone),
     )
 
