@@ -13,8 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle_mini_impl.data.pairs import SkipLog
-from dalle_mini_impl.data.readers import walk
-from dalle_mini_impl.data.samples import PICTURE_ENDINGS, Skip, decode_picture, printable, read_bytes
+from dalle_mini_impl.data.samples import PICTURE_ENDINGS, Skip, decode_picture, printable, read_bytes, walk
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.search.store import Entry, File, Store, free_rows
