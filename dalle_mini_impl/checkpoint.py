@@ -159,7 +159,8 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
     config = from_dict(ScorerConfig, part.config, str(part.path))
     ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
     clip = _fill(build_clip(config, text_tokenizer.vocab_size, **ids), part, device)
-    return Scorer(clip, text_tokenizer, Preprocess(config.image_size), config.text_length, device)
+    prepare = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
+    return Scorer(clip, text_tokenizer, prepare, config.text_length, device)
 
 
 def check_trained_with(part: Part, other: str, identity: str) -> None:

@@ -109,6 +109,8 @@ class ScorerConfig:
     """Text ids per caption, end-of-text included."""
     embed_dim: int = 256
     """D, width of the shared embedding space."""
+    sigmoid: bool = False
+    """Judge each pair by itself, with a learned bias (Zhai et al. 2023, SigLIP), instead of against the others."""
 
 
 RANKS = ("likelihood", "clip", "both", "none")

@@ -251,7 +251,7 @@ class DalleMini:
 
     def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn, chunk: int) -> Tensor:
         """What candidates are ordered by, (N,); see `generate`. `images` are needed where the scorer is."""
-        cosines = self.scorer.score(images, prompt) if images else torch.zeros(len(drawn.image_ids))
+        cosines = self.scorer.cosines(images, prompt) if images else torch.zeros(len(drawn.image_ids))
         if rank == "clip":
             return cosines
         given, null = drawn.likelihood[:, 0], drawn.likelihood[:, -1]

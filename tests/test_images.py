@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from dalle_mini_impl.images import (
     METADATA_KEY,
     contact_sheet,
     on_background,
+    open_picture,
     read_metadata,
     save_png,
     to_images,
@@ -212,3 +216,69 @@ def test_settings_that_are_no_json_are_refused(tmp_path):
     noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(UserError, match=r"a\.png"):
         read_metadata(tmp_path / "a.png")
+
+
+# --- decoding files
+
+
+def test_pictures_are_turned_upright_and_animations_show_their_first_frame(tmp_path):
+    photo, exif = Image.new("RGB", (13, 7), "red"), Image.Exif()
+    photo.paste("blue", (0, 0, 3, 3))
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
+    upright = open_picture(tmp_path / "photo.jpg")
+    assert upright.size == (7, 13)
+    assert upright.getpixel((5, 1))[2] > 200
+    assert upright.getpixel((1, 1))[0] > 200
+    frames = [Image.new("RGB", (5, 3), colour) for colour in ("lime", "red")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert open_picture(tmp_path / "moving.gif").getpixel((2, 2)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending", "colour", "expected"),
+    [
+        ("CMYK", "jpg", (0, 255, 255, 0), (255, 0, 0)),
+        ("CMYK", "tif", (0, 255, 255, 0), (255, 0, 0)),
+        ("I;16", "png", 0x8000, (128, 128, 128)),
+        ("I;16", "tif", 0x8000, (128, 128, 128)),
+        ("P", "gif", 3, (30, 40, 50)),
+        ("P", "png", 3, (30, 40, 50)),
+        ("1", "png", 1, (255, 255, 255)),
+        ("LA", "png", (77, 50), (77, 77, 77, 50)),
+    ],
+)
+def test_every_kind_of_file_becomes_rgb_or_rgba(tmp_path, mode, ending, colour, expected):
+    picture = Image.new(mode, (16, 16), colour)
+    if mode == "P":
+        picture.putpalette([9] * 9 + [30, 40, 50])
+    picture.save(tmp_path / f"picture.{ending}")
+    assert open_picture(tmp_path / f"picture.{ending}").getpixel((4, 4)) == expected
+
+
+def test_grey_with_16_bits_is_not_clipped_to_white():
+    assert on_background(Image.new("I;16", (3, 2), 0x4000)).getpixel((1, 1)) == (64, 64, 64)
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypatch):
+    noise(64, 64).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:1500])
+    header = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x0dIHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(header + struct.pack(">II", zlib.crc32(header[12:]), 9) + b"IDAT")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    save_png(noise(64, 64), tmp_path / "fine.png")
+    for name, message in (
+        ("cut.jpg", "is not a readable picture .*truncated"),
+        ("bomb.png", "is too large .*1600000000 pixels"),
+        ("empty.png", "is not a readable picture"),
+        ("text.png", "is not a readable picture"),
+        ("absent.png", "is not a readable picture"),
+        ("", "is not a readable picture"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            open_picture(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 63)  # above it, but not twice: Pillow would only warn
+    with pytest.raises(UserError, match="too large"):
+        open_picture(tmp_path / "fine.png")

@@ -26,7 +26,7 @@ class RedScorer:
 
     scale = 1000.0
 
-    def score(self, images, text):
+    def cosines(self, images, text):
         self.asked.append((len(images), text))
         return torch.tensor([red(image) for image in images])
 

@@ -1,19 +1,19 @@
-import json
 import math
-import sys
-from types import SimpleNamespace
+import warnings
 
 import pytest
 import torch
-from click.testing import CliRunner
+from conftest import CAPTIONS
 from PIL import Image
 from torch import nn
 
-from dalle_mini_impl.cli.classify import classify
+from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, save_part
 from dalle_mini_impl.config import ScorerConfig
+from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.images import to_pixels
 from dalle_mini_impl.scorer import CLIP, Preprocess, Scorer, build_clip, contrastive_loss
+from dalle_mini_impl.text_tokenizer import train_text_tokenizer
 
 SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3
 
@@ -131,7 +131,7 @@ def test_image_tower_sees_every_patch_and_its_place():
 def test_all_parameters_learn_under_bf16():
     clip = make_clip()
     with torch.autocast("cpu", torch.bfloat16):
-        image_embed, text_embed, scale = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
+        image_embed, text_embed, scale, _ = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
     contrastive_loss(image_embed, text_embed, scale).backward()
     assert image_embed.dtype == torch.bfloat16
     for name, parameter in clip.named_parameters():
@@ -218,18 +218,6 @@ def test_pictures_and_their_pixels_embed_alike():
     torch.testing.assert_close(scorer.embed_images(to_pixels(pictures, SIZE)), scorer.embed_images(pictures))
 
 
-def test_other_sizes_are_cropped_to_the_middle_and_antialiased():
-    seen = []
-    scorer = make_scorer(Compass())
-    scorer.model.encode_image = lambda pixels: seen.append(pixels) or pixels[:, :2, 0, 0] + 3
-    # Stripes as wide apart as the new pixels: antialiasing finds their mean, 0; a plain sample one of them.
-    wide = torch.ones(1, 3, 63, 73)
-    wide[..., 5:68] = torch.tensor([1.0, -0.5, -0.5]).repeat(21)
-    scorer.embed_images(wide)
-    assert seen[0].shape == (1, 3, SIZE, SIZE)
-    torch.testing.assert_close(seen[0][..., 2:-2, 2:-2], torch.zeros(1, 3, 17, 17), rtol=0, atol=1e-5)
-
-
 def test_inputs_stay_as_they_are():
     scorer, pixels, texts = make_scorer(), torch.randn(5, 3, 29, 29), ["a", "b"]
     before = pixels.clone()
@@ -266,6 +254,84 @@ def test_label_probabilities_of_a_real_model_sum_to_one():
     torch.testing.assert_close(chances.sum(dim=1), torch.ones(5))
 
 
+class Convinced(Compass):
+    """Says yes to nearly everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.tensor([40.0]))
+
+
+def sigmoid_scorer(model):
+    return Scorer(model, LetterTokenizer(), Preprocess(SIZE, activation="sigmoid"), LENGTH)
+
+
+def test_models_with_a_bias_give_each_label_its_own_probability():
+    reds = torch.tensor([0.9, 0.0, -0.4])
+    pixels = reds[:, None, None, None].expand(-1, 3, SIZE, SIZE)
+    scorer = sigmoid_scorer(Convinced())
+    nn.init.constant_(scorer.model.logit_bias, -2)
+    expected = (5 * torch.stack((reds.cos(), reds.sin()), dim=1) - 2).sigmoid()
+    torch.testing.assert_close(scorer.classify(pixels, ["a", "b"]), expected)
+    torch.testing.assert_close(scorer.classify(pixels, ["b"]), expected[:, 1:])
+    torch.testing.assert_close(scorer.score(pixels, "b"), expected[:, 1])
+
+
+def test_probabilities_that_round_to_one_are_still_ranked():
+    pixels = torch.tensor([0.9, 0.2, 0.5])[:, None, None, None].expand(-1, 3, SIZE, SIZE)
+    order, scores = sigmoid_scorer(Convinced()).rank(pixels, "a")
+    assert scores.tolist() == [1, 1, 1]
+    assert order.tolist() == [1, 2, 0]
+
+
+def test_our_own_models_may_be_read_by_sigmoid(tmp_path):
+    text = train_text_tokenizer(CAPTIONS, tmp_path / TEXT_TOKENIZER, 367)
+    config = ScorerConfig(image_size=14, patch_size=7, n_embd=22, n_head=2, image_layers=1, text_layers=1, sigmoid=True)
+    clip = build_clip(config, text.vocab_size, pad_id=text.pad_id, eos_id=text.eos_id)
+    save_part(tmp_path, "scorer", clip, to_dict(config), {"text_tokenizer": text.identity})
+    scorer, pictures = Scorer.from_pretrained(str(tmp_path)), make_pictures(3)
+    bias = clip.logit_bias.bfloat16().item()
+    expected = (scorer.scale * scorer.cosines(pictures, "a cat") + bias).sigmoid()
+    torch.testing.assert_close(scorer.score(pictures, "a cat"), expected)
+
+
+def test_a_preprocess_that_is_not_the_models_is_refused():
+    for model, preprocess, message in (
+        (make_clip(), Preprocess(28), "looks at 21 × 21 pixels, its preprocess makes 28"),
+        (make_clip(), Preprocess(SIZE, activation="sigmoid"), "has no bias, so its activation is softmax"),
+        (Convinced(), Preprocess(SIZE), "has a bias, so its activation is sigmoid"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Scorer(model, LetterTokenizer(), preprocess, LENGTH)
+
+
+def test_templates_are_averaged_after_normalising():
+    scorer = make_scorer()
+    labels, templates = ["cat", "{dog}"], ["a {}", "{}: {}", "photo"]
+    first, second = (scorer.embed_texts(texts) for texts in (["a cat", "a {dog}"], ["cat: cat", "{dog}: {dog}"]))
+    expected = nn.functional.normalize((first + second) / 2, dim=1)
+    torch.testing.assert_close(scorer.embed_labels(labels, templates[:2]), expected)
+    chances = scorer.classify(make_pictures(3), labels, templates[:2])
+    cosines = scorer.embed_images(make_pictures(3)) @ expected.T
+    torch.testing.assert_close(chances, (scorer.scale * cosines).softmax(dim=1))
+    for wrong in (templates, [], "a {}"):
+        with pytest.raises(UserError, match=r"photo|at least one|single text"):
+            scorer.embed_labels(labels, wrong)
+    with pytest.raises(UserError, match="single text 'abc'"):
+        scorer.classify(make_pictures(1), "abc")
+
+
+@pytest.mark.parametrize("text", ["", "🦄 👩‍🚀", "قلب أحمر", "cat " * 2500, "\x00", "\udce5"])
+def test_any_text_is_fine(tiny_model, text):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        embed = Scorer.from_pretrained(tiny_model).embed_texts([text])
+    assert embed.isfinite().all()
+    assert len(caught) <= 1
+    assert all(len(str(warning.message)) < 600 for warning in caught)
+    assert caught or len(text) < 1000
+
+
 def test_nothing_in_nothing_out():
     scorer = make_scorer()
     assert scorer.embed_images([]).shape == (0, 17)
@@ -288,68 +354,3 @@ def test_wrong_kinds_are_refused():
         scorer.embed_images(make_pictures(1)[0])
     with pytest.raises(UserError, match="list of PIL pictures"):
         scorer.embed_images(["picture.png"])
-
-
-# --- dalle classify
-
-
-@pytest.fixture
-def run(monkeypatch):
-    def load_scorer(name, device):
-        assert (name, device) == ("emoji", "cpu")
-        return make_scorer(Compass())
-
-    monkeypatch.setitem(sys.modules, "dalle_mini_impl.checkpoint", SimpleNamespace(load_scorer=load_scorer))
-    return lambda *words: CliRunner().invoke(classify, [str(word) for word in words])
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    # Red 0.9 * 127.5 above the middle points to "b", the middle itself to "a".
-    paths = []
-    for name, red in (("up", 242), ("along", 127)):
-        Image.new("RGB", (23, 29), (red, 0, 0)).save(tmp_path / f"{name}.png")
-        paths.append(tmp_path / f"{name}.png")
-    return paths
-
-
-def test_command_prints_likeliest_label_first(run, pictures):
-    result = run(*pictures, "--labels", "a, b")
-    assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert (lines[0], lines[3]) == tuple(str(path) for path in pictures)
-    assert [line.split()[-1] for line in lines[1:3] + lines[4:6]] == ["b", "a", "a", "b"]
-    assert lines[4].split()[0] == f"{1 / (1 + math.exp(-5)):.1%}"  # red 127 lies within 0.005 of angle 0
-
-
-def test_command_prints_json(run, pictures):
-    result = run(*pictures, "--labels", "a", "--labels", "b", "--json")
-    entries = json.loads(result.stdout)
-    assert [entry["image"] for entry in entries] == [str(path) for path in pictures]
-    assert [entry["labels"][0]["label"] for entry in entries] == ["b", "a"]
-    assert sum(label["probability"] for label in entries[0]["labels"]) == pytest.approx(1)
-
-
-def test_labels_come_once_from_options_and_file(run, pictures, tmp_path):
-    (tmp_path / "labels.txt").write_text("a\n\nb, with comma\n", encoding="utf-8")
-    result = run(pictures[0], "--labels", "a,å", "--labels-file", tmp_path / "labels.txt", "--json")
-    labels = [label["label"] for label in json.loads(result.stdout)[0]["labels"]]
-    assert sorted(labels) == ["a", "b, with comma", "å"]
-    result = run(pictures[0], "--labels", "a,b,c", "--top", "2", "--json")
-    assert len(json.loads(result.stdout)[0]["labels"]) == 2
-
-
-def test_command_refuses_bad_input(run, pictures, tmp_path):
-    (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:40])
-    (tmp_path / "latin.txt").write_bytes(b"\xe5")
-    for words, message in (
-        ((tmp_path / "absent.png", "--labels", "a"), "absent.png is not a readable picture"),
-        ((tmp_path / "broken.png", "--labels", "a"), "broken.png is not a readable picture"),
-        ((pictures[0], "--labels", " ,"), "no label came"),
-        ((pictures[0],), "no label came"),
-        ((pictures[0], "--labels-file", tmp_path / "absent.txt"), "cannot read labels"),
-        ((pictures[0], "--labels-file", tmp_path / "latin.txt"), "cannot read labels"),
-    ):
-        result = run(*words)
-        assert isinstance(result.exception, UserError), words
-        assert message in str(result.exception)

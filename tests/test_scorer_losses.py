@@ -33,14 +33,14 @@ def test_groups_share_the_target():
             total = math.log(sum(math.exp(11 * c) for c in row))
             costs = [w * (total - 11 * c) for c, w in zip(row, weights, strict=True)]
             expected += sum(costs) / sum(weights) / 6
-    loss = contrastive_loss(image_embed, text_embed, torch.tensor(math.log(11)), torch.tensor([7, 2, 7]))
+    loss = contrastive_loss(image_embed, text_embed, torch.tensor(math.log(11)), groups=torch.tensor([7, 2, 7]))
     torch.testing.assert_close(loss, torch.tensor(expected))
 
 
 def test_distinct_groups_change_nothing():
     torch.manual_seed(1)
     image_embed, text_embed, scale = torch.randn(7, 5), torch.randn(7, 5), torch.tensor(2.0)
-    grouped = contrastive_loss(image_embed, text_embed, scale, torch.arange(7) * 3)
+    grouped = contrastive_loss(image_embed, text_embed, scale, groups=torch.arange(7) * 3)
     torch.testing.assert_close(grouped, contrastive_loss(image_embed, text_embed, scale))
 
 
@@ -62,6 +62,32 @@ def test_chance_is_where_nothing_is_told_apart():
     assert not at_chance(float(loss), 11)
 
 
+def test_sigmoid_loss_of_two_pairs_by_hand():
+    image_embed = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    text_embed = torch.tensor([[0.6, 0.8], [7.0, 0.0]])
+
+    def cost(logit):
+        return math.log(1 + math.exp(-logit))
+
+    scale, bias = torch.tensor(math.log(2)), torch.tensor(-0.7)
+    expected = (cost(1.2 - 0.7) + cost(0.7 - 2) + cost(0.7 - 1.6) + cost(-0.7)) / 2
+    torch.testing.assert_close(contrastive_loss(image_embed, text_embed, scale, bias), torch.tensor(expected))
+    alike = (cost(1.2 - 0.7) + cost(2 - 0.7) + cost(1.6 - 0.7) + cost(-0.7)) / 2
+    loss = contrastive_loss(image_embed, text_embed, scale, bias, torch.tensor([5, 5]))
+    torch.testing.assert_close(loss, torch.tensor(alike))
+
+
+def test_chance_of_the_sigmoid_loss():
+    # The best that can be said without telling anything apart is that one pair in seven belongs together.
+    bias = torch.tensor(math.log(1 / 6), requires_grad=True)
+    loss = contrastive_loss(torch.zeros(7, 5), torch.zeros(7, 5), torch.tensor(1.0), bias)
+    loss.backward()
+    assert float(bias.grad) == pytest.approx(0, abs=1e-6)
+    assert float(loss.detach()) == pytest.approx(chance_level(7, sigmoid=True))
+    assert at_chance(float(loss.detach()), 7, sigmoid=True)
+    assert not at_chance(0.9 * float(loss.detach()), 7, sigmoid=True)
+
+
 def test_one_process_gathers_itself():
     features = torch.randn(3, 5)
     assert gather_with_gradient(features) is features
@@ -75,10 +101,12 @@ def make_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return pixels, text_ids, torch.tensor([5, 1, 2, 1, 1, 4])  # group 1 lies on both processes
 
 
-def make_clip() -> CLIP:
+def make_clip(sigmoid: bool = False) -> CLIP:
     torch.manual_seed(4)
     shape = {"image_size": 14, "patch_size": 7, "n_embd": 22, "n_head": 2, "embed_dim": 13}
-    return CLIP(image_layers=1, text_layers=1, text_vocab=29, text_length=11, pad_id=0, eos_id=3, **shape)
+    return CLIP(
+        image_layers=1, text_layers=1, text_vocab=29, text_length=11, pad_id=0, eos_id=3, sigmoid=sigmoid, **shape
+    )
 
 
 def train_part(rank: int, folder: str) -> None:
@@ -87,9 +115,9 @@ def train_part(rank: int, folder: str) -> None:
     clip = make_clip()
     pixels, text_ids, groups = (part.chunk(PROCESSES)[rank] for part in make_batch())
     wrapped = DistributedDataParallel(clip)  # a name of its own: it averages only as long as it lives
-    image_embed, text_embed, scale = wrapped(pixels, text_ids)
+    image_embed, text_embed, scale, _ = wrapped(pixels, text_ids)
     parts = [gather_with_gradient(part) for part in (image_embed, text_embed)]
-    loss = contrastive_loss(*parts, scale, gather_with_gradient(groups))
+    loss = contrastive_loss(*parts, scale, groups=gather_with_gradient(groups))
     loss.backward()
     torch.save((loss.detach(), {n: p.grad for n, p in clip.named_parameters()}), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

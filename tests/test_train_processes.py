@@ -84,6 +84,15 @@ def test_scorer(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_scorer_in_parts(trained, tmp_path):
+    settings = (*FEW, *PLAIN, "reconstructed=0")
+    one, two = (trained.copy(tmp_path / name, "scorer") for name in ("one", "two"))
+    one.run("scorer", *settings)
+    launch_two("-m", "dalle_mini_impl.train.scorer", *two.arguments("scorer", *settings, "run.accumulation=3"))
+    compare(one, two, "scorer")
+
+
+@pytest.mark.slow
 def test_encode(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "encode")
     for name in ("cache.json", "train/pairs.jsonl", "train/image_ids.npy", "validation/image_ids.npy"):

@@ -18,7 +18,6 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import load
 from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import open_store
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
@@ -30,6 +29,7 @@ from dalle_mini_impl.data.token_cache import (
 )
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, runs, scorer, text_tokenizer, transformer
 from dalle_mini_impl.train.adversary import Adversary
@@ -135,7 +135,7 @@ def test_logs_hold_every_step_and_validation(trained):
     held_out = {
         "image_tokenizer": {"validation_psnr", "validation_usage", "validation_perplexity"},
         "transformer": {"validation_text", "validation_image"},
-        "scorer": {f"{way}_at_{n}" for way in ("image_to_text", "text_to_image") for n in (1, 5)},
+        "scorer": {f"{way}_at_{n}" for way in ("image_to_text", "text_to_image") for n in (1, 5, 10)} | {"zero_shot"},
     }
     for stage in TRAINED:
         log = trained.log(stage)
@@ -510,23 +510,6 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
 # --- scorer
 
 
-def entry(key, *captions, **details):
-    return SimpleNamespace(key=key, captions=tuple(Caption(*caption) for caption in captions), details=details)
-
-
-def test_pictures_of_one_concept_share_a_number():
-    store = SimpleNamespace(entries=[entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
-    numbers = scorer.concept_numbers(store)
-    assert numbers[0] == numbers[2]
-    assert len(set(numbers)) == 3
-
-
-def test_plain_caption_is_the_first_of_its_language_or_of_all():
-    captions = entry("a", ("eins", "de"), ("one", "en"), ("two", "en")).captions
-    assert scorer.plain_caption(captions, "en").text == "one"
-    assert scorer.plain_caption(captions, "fr").text == "eins"
-
-
 @pytest.mark.parametrize("reconstructed", [0.0, 0.5, 1.0])
 def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconstructed):
     config = config_of(trained, "scorer", f"reconstructed={reconstructed}")
@@ -579,6 +562,14 @@ def test_scorer_learns_which_caption_fits(trained, tmp_path):
     assert home.log("scorer")[-1]["image_to_text_at_5"] > 1.5 * 5 / 14
 
 
+def test_the_scorer_learns_by_sigmoid_too(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "scorer")
+    home.run("scorer", "model.sigmoid=true")
+    losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert Scorer.from_pretrained(str(home.folder / "model")).model.logit_bias < 0
+
+
 def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 2)
     home = trained.copy(tmp_path / "home", "scorer")
@@ -589,7 +580,7 @@ def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
 def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monkeypatch):
     judged = []
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 10)
-    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch: judged.append((loss, batch)))
+    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch, sigmoid: judged.append((loss, batch)))
     home = trained.copy(tmp_path / "home")
     home.run("scorer", "run.steps=12", "--resume")
     assert judged == [(home.log("scorer")[-3]["loss"], 12)]
@@ -617,7 +608,6 @@ def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monk
         ("transformer", "run.tracker=wandb", "expected none or tensorboard"),
         ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
         ("transformer", "model.n_head=3", "n_embd 16 with n_head 3"),
-        ("scorer", "run.accumulation=2", "a contrastive loss needs the batch in one pass"),
         ("scorer", "run.model_dir=''", "both must name a folder"),
         ("scorer", "model.image_size=24", "model.image_size is 24, but the image tokenizer's pictures have 16 pixels"),
     ],

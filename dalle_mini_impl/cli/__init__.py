@@ -12,7 +12,7 @@ from dalle_mini_impl.errors import UserError
 COMMANDS = {
     "sample": "Draw pictures for prompts, ranked by the scorer.",
     "data": "Build, look into and check sets of captioned pictures.",
-    "evaluate": "Measure an image tokenizer or a whole model.",
+    "evaluate": "Measure a part or a whole model.",
     "classify": "Sort pictures by labels of your own, zero-shot.",
     "index": "Make the pictures of a folder searchable.",
     "search": "Find pictures by texts and pictures.",

@@ -1,60 +1,108 @@
 """`dalle classify`: which of some labels fits a picture best."""
 
+import csv
 import json
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from dalle_mini_impl.scorer import Scorer
+
+Answer = tuple[Path, list[tuple[str, float]]]
+"""A picture, and its likeliest labels with their probabilities."""
+CHUNK = 64
+
+
+def scoring(command: Any) -> Any:
+    """Give a command the options of everything that compares pictures with labels."""
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps."),
+        click.option("--template", "templates", multiple=True, default=("{}",), show_default=True, metavar="TEXT",
+                     help="Text with {} for the label, as in 'a picture of {}'; several are averaged."),
+        click.option("--scorer", "--model", "scorer", default="emoji", show_default=True, metavar="NAME",
+                     help="A shipped name, a checkpoint folder, hf:FOLDER-OR-NAME or open_clip:MODEL:PRETRAINED."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
 @click.option("--labels", multiple=True, metavar="A,B,…", help="Labels, comma-separated; may be repeated.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Text file with one label a line.")
-@click.option("--model", default="emoji", show_default=True, help="A shipped name or a checkpoint folder.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps.")
+@scoring
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Labels per picture.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list instead of tables.")
+@click.option("--json", "form", flag_value="json", help="Print one JSON list instead of tables.")
+@click.option("--csv", "form", flag_value="csv", help="Print comma-separated values: image,label,probability.")
 def classify(
-    images: tuple[Path, ...],
-    labels: tuple[str, ...],
-    labels_file: Path | None,
-    model: str,
-    device: str,
-    top: int,
-    as_json: bool,
-) -> None:
-    """Say which of the labels fits each IMAGE, likeliest first.
+    images: tuple[Path, ...], labels: tuple[str, ...], labels_file: Path | None, scorer: str,
+    templates: tuple[str, ...], device: str, top: int, form: str | None,
+) -> None:  # fmt: skip
+    """Say which of the labels, in any language, fits each IMAGE, likeliest first.
 
-    Probabilities assume that exactly one label fits, so give at least two.
+    Probabilities assume that exactly one label fits, so give at least two. Scorers that judge each label on its
+    own (SigLIP) may say that several fit, or none.
     """
     chosen = read_labels(labels, labels_file)
-    pictures = [_open(path) for path in images]
+    warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
 
     from dalle_mini_impl.checkpoint import load_scorer
 
-    click.echo(f"classifying {len(pictures)} pictures among {len(chosen)} labels with {model}", err=True)
-    rows = load_scorer(model, device).classify(pictures, chosen).tolist()
-    results = []
-    for path, row in zip(images, rows, strict=True):
-        best = sorted(zip(chosen, row, strict=True), key=lambda pair: -pair[1])[:top]
-        results.append((path, best))
-    if as_json:
-        entries = [
-            {"image": str(path), "labels": [{"label": label, "probability": p} for label, p in best]}
-            for path, best in results
-        ]
-        click.echo(json.dumps(entries, ensure_ascii=False, indent=2))
-        return
-    for path, best in results:
+    click.echo(f"classifying {len(images)} pictures among {len(chosen)} labels with {scorer}", err=True)
+    answers = answer(load_scorer(scorer, device), images, chosen, templates, top)
+    {"json": print_json, "csv": print_csv, None: print_tables}[form](answers)
+
+
+def answer(
+    scorer: "Scorer", images: tuple[Path, ...], labels: list[str], templates: tuple[str, ...], top: int
+) -> Iterator[Answer]:
+    """The likeliest labels of each picture; equally likely ones keep the given order.
+
+    Raises:
+        UserError: a picture is unreadable, a template has no `{}`, or one label came to be compared with itself.
+    """
+    from dalle_mini_impl.images import open_picture
+
+    if len(labels) == 1 and scorer.preprocess.activation == "softmax":
+        raise UserError(f"the one label {labels[0]!r} came, which every picture would get; give two or more")
+    label_embed = scorer.embed_labels(labels, templates)
+    for start in range(0, len(images), CHUNK):
+        paths = images[start : start + CHUNK]
+        image_embed = scorer.embed_images([open_picture(path) for path in paths])
+        for path, row in zip(paths, scorer.probabilities(image_embed, label_embed).tolist(), strict=True):
+            yield path, sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])[:top]
+
+
+def print_tables(answers: Iterator[Answer]) -> None:
+    """Each picture's labels under its name."""
+    for path, best in answers:
         click.echo(path)
         for label, probability in best:
             click.echo(f"  {probability:6.1%}  {label}")
+
+
+def print_json(answers: Iterator[Answer]) -> None:
+    """One list for a program to read."""
+    entries = [
+        {"image": str(path), "labels": [{"label": label, "probability": chance} for label, chance in best]}
+        for path, best in answers
+    ]
+    click.echo(json.dumps(entries, ensure_ascii=False, indent=2))
+
+
+def print_csv(answers: Iterator[Answer]) -> None:
+    """A row for each picture and label."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("image", "label", "probability"))
+    for path, best in answers:
+        writer.writerows((path, label, probability) for label, probability in best)
 
 
 def read_labels(labels: tuple[str, ...], labels_file: Path | None) -> list[str]:
@@ -70,21 +118,10 @@ def read_labels(labels: tuple[str, ...], labels_file: Path | None) -> list[str]:
     found = [label for value in labels for label in value.split(",")]
     if labels_file is not None:
         try:
-            found += labels_file.read_text(encoding="utf-8").splitlines()
+            found += labels_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read labels {labels_file} ({error}); give a UTF-8 file") from error
     chosen = list(dict.fromkeys(label.strip() for label in found if label.strip()))
     if not chosen:
         raise UserError("no label came; give some with --labels 'a cat,a dog' or --labels-file")
     return chosen
-
-
-def _open(path: Path) -> "Image.Image":
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable picture ({error}); give a PNG or JPEG file") from error

@@ -1,4 +1,4 @@
-"""`dalle evaluate`: what an image tokenizer or a whole model is worth, in numbers."""
+"""`dalle evaluate`: what an image tokenizer, a scorer or a whole model is worth, in numbers."""
 
 import dataclasses
 import time
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.evaluate_scorer import scorer
+from dalle_mini_impl.cli.evaluate_zero_shot import zero_shot
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import write_json
 
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def evaluate() -> None:
-    """Measure an image tokenizer or a whole model."""
+    """Measure a part or a whole model."""
+
+
+evaluate.add_command(scorer)
+evaluate.add_command(zero_shot)
 
 
 @evaluate.command("image-tokenizer")

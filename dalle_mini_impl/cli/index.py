@@ -10,7 +10,7 @@ from dalle_mini_impl.errors import UserError
 @click.command()
 @click.argument("pictures", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the index.  [default: DIR/.dalle-index]")
-@click.option("--scorer", default="", help="A shipped name or a checkpoint folder.  [default: the index's, or emoji]")
+@click.option("--scorer", default="", help="emoji, FOLDER, hf:… or open_clip:….  [default: the index's, or emoji]")
 @click.option("--rebuild", is_flag=True, help="Begin anew, in place of an index that is there.")
 @click.option("--export", "export_to", type=click.Path(path_type=Path), help="Also write clip-retrieval's layout here.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")

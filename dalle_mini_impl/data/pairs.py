@@ -66,3 +66,8 @@ class SkipLog:
         if len(self.entries) > limit:
             lines.append(f"  … and {len(self.entries) - limit} more")
         return "\n".join(lines)
+
+
+def plain_caption(captions: tuple[Caption, ...], language: str) -> Caption:
+    """The first caption in a language, or the first of all."""
+    return next((caption for caption in captions if caption.language == language), captions[0])

@@ -138,3 +138,9 @@ def _decode(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
         out.flush()
     raw.unlink()
     return count
+
+
+def concept_numbers(store: PictureStore) -> np.ndarray:
+    """A number (n,) for each picture, equal where two pictures show the same concept."""
+    names = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
+    return np.unique(names, return_inverse=True)[1]

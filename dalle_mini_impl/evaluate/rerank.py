@@ -30,7 +30,7 @@ def scores(dalle: DalleMini, result: Result) -> dict[str, Tensor]:
     """Every way's score (N,) of the candidates of one prompt, in their order."""
     image_ids = torch.stack([candidate.image_ids for candidate in result])
     given, null = (dalle.log_likelihood(text, image_ids).sum(1) for text in (result.prompt, ""))
-    cosines = dalle.scorer.score([candidate.image for candidate in result], result.prompt)
+    cosines = dalle.scorer.cosines([candidate.image for candidate in result], result.prompt)
     likelihood = likelihood_score(given, null)
     return {"clip": cosines, "caption": given, "ratio": given - null, "likelihood": likelihood,
             "both": likelihood + dalle.scorer.scale * cosines}  # fmt: skip

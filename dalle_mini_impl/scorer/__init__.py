@@ -3,6 +3,7 @@
 from dalle_mini_impl.scorer.clip import CLIP, build_clip
 from dalle_mini_impl.scorer.losses import at_chance, chance_level, contrastive_loss, gather_with_gradient
 from dalle_mini_impl.scorer.preprocess import Preprocess
+from dalle_mini_impl.scorer.recall import recalls
 from dalle_mini_impl.scorer.scorer import Scorer
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "chance_level",
     "contrastive_loss",
     "gather_with_gradient",
+    "recalls",
 ]

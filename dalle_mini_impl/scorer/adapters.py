@@ -16,9 +16,6 @@ from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.scorer.scorer import Scorer
 
-FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError)
-"""What the libraries raise on files that are missing, damaged or of another kind."""
-
 
 class ForeignTowers(nn.Module):
     """A model of another library, with the names a `Scorer` uses.
@@ -92,7 +89,9 @@ def load_transformers(name: str, device: str = "cpu") -> Scorer:
         model, found = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         prepare = _of_processor(AutoImageProcessor.from_pretrained(source, **options), config.model_type)
-    except FAILURES as error:
+    except UserError:
+        raise
+    except Exception as error:  # these libraries raise almost anything on files that are missing or damaged
         raise _unloadable(f"hf:{name}", error) from error
     if found["missing_keys"]:
         raise UserError(f"hf:{name} lacks {len(found['missing_keys'])} of its weights, such as "
@@ -141,7 +140,9 @@ def load_open_clip(name: str, device: str = "cpu") -> Scorer:
         prepare = _of_open_clip(open_clip.get_model_preprocess_cfg(model), "sigmoid" if sigmoid else "softmax")
         with torch.inference_mode():
             embed_dim = model.eval().encode_text(tokenizer(["a"])).shape[-1]
-    except FAILURES as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise _unloadable(f"open_clip:{name}", error) from error
     size = _side(model.visual.image_size)
     towers = ForeignTowers(model, model.encode_image, model.encode_text, size, embed_dim)
@@ -188,8 +189,6 @@ def _side(size: int | Sequence[int]) -> int:
 
 def _unloadable(name: str, error: Exception) -> UserError:
     """One line about what a library says in many."""
-    if isinstance(error, UserError):
-        return error
     reason = " ".join(str(error).split())
     return UserError(f"cannot load {name} ({reason[:300]}); give a CLIP-like model that is complete")
 

@@ -19,6 +19,8 @@ from dalle_mini_impl.errors import UserError
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 HIGHEST_LOGIT_SCALE = math.log(100)
+SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
+"""Where SigLIP starts: nearly all pairs of a batch do not belong together."""
 
 
 class Attention(nn.Module):
@@ -134,6 +136,7 @@ class CLIP(nn.Module):
         pad_id: text id that fills rows up; never looked at.
         eos_id: text id that ends a caption; the text is pooled there, and what follows is never looked at.
         embed_dim: D, width of the shared space.
+        sigmoid: have a bias besides the temperature, for the sigmoid loss.
 
     Raises:
         UserError: `image_size` is no multiple of `patch_size`, or `n_embd` none of `n_head`.
@@ -153,6 +156,7 @@ class CLIP(nn.Module):
         pad_id: int,
         eos_id: int,
         embed_dim: int,
+        sigmoid: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -165,8 +169,10 @@ class CLIP(nn.Module):
         text = {"text_vocab": text_vocab, "text_length": text_length, "pad_id": pad_id, "eos_id": eos_id}
         self.image_tower = ImageTower(layers=image_layers, **pixels, **width)
         self.text_tower = TextTower(layers=text_layers, **text, **width)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(SIGMOID_LOGIT_SCALE if sigmoid else INITIAL_LOGIT_SCALE))
         """Logarithm of what cosines are multiplied by; `.exp()` gives the factor."""
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if sigmoid else None
+        """What is added to scaled cosines, if anything."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embed pictures.
@@ -201,9 +207,9 @@ class CLIP(nn.Module):
         """
         return self.text_tower(text_ids)
 
-    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embed pairs; returns what `contrastive_loss` takes: both embeddings and the log-space scale."""
-        return self.encode_image(pixels), self.encode_text(text_ids), self.logit_scale
+    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Embed pairs; returns what `contrastive_loss` takes: both embeddings, the log-space scale, the bias if any."""
+        return self.encode_image(pixels), self.encode_text(text_ids), self.logit_scale, self.logit_bias
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -12,9 +12,16 @@ CHANCE_MARGIN = 0.02
 
 
 def contrastive_loss(
-    image_embed: Tensor, text_embed: Tensor, logit_scale: Tensor, groups: Tensor | None = None
+    image_embed: Tensor,
+    text_embed: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE: each picture finds its caption among the batch's, and the reverse (Radford 2021).
+
+    With a bias it is SigLIP's loss (Zhai et al. 2023): every pair of the batch is judged by itself, whether it belongs
+    together; summed over captions, mean over pictures.
 
     Computed in fp32 whatever the inputs are. Across processes give it gathered inputs, see
     `gather_with_gradient`.
@@ -23,6 +30,7 @@ def contrastive_loss(
         image_embed: (B, D), any length; normalised here.
         text_embed: (B, D), row i belongs to picture i; normalised here.
         logit_scale: scalar, logarithm of the factor on the cosines.
+        logit_bias: scalar, added to scaled cosines.
         groups: (B,) int64; rows with equal numbers show the same thing, so their pictures and captions all
             fit each other and share the target evenly. None: every row is a thing of its own.
 
@@ -33,6 +41,10 @@ def contrastive_loss(
         image_embed = F.normalize(image_embed.float(), dim=-1)
         text_embed = F.normalize(text_embed.float(), dim=-1)
         logits = logit_scale.float().exp() * image_embed @ text_embed.T
+        if logit_bias is not None:
+            rows = torch.arange(len(logits), device=logits.device) if groups is None else groups
+            signs = 2.0 * (rows[:, None] == rows[None, :]) - 1
+            return -F.logsigmoid(signs * (logits + logit_bias.float())).sum(dim=1).mean()
         if groups is None:
             targets = torch.arange(len(logits), device=logits.device)
         else:
@@ -61,19 +73,24 @@ def gather_with_gradient(features: Tensor) -> Tensor:
     return _Gather.apply(features)
 
 
-def chance_level(batch: int) -> float:
-    """Loss in nats of a model that tells nothing apart among `batch` pairs: ln(batch)."""
-    return math.log(batch)
+def chance_level(batch: int, sigmoid: bool = False) -> float:
+    """Loss in nats of a model that tells nothing apart among `batch` pairs: ln(batch).
+
+    With `sigmoid` it gives every pair the probability 1 / batch, which costs nearly one nat more.
+    """
+    alone = (batch - 1) * math.log(batch / (batch - 1)) if sigmoid and batch > 1 else 0.0
+    return math.log(batch) + alone
 
 
-def at_chance(loss: float, batch: int) -> bool:
+def at_chance(loss: float, batch: int, sigmoid: bool = False) -> bool:
     """Whether a loss is no better than guessing, within 2 %: after the first steps, reason for a warning.
 
     Args:
         loss: value of `contrastive_loss`, in nats.
         batch: rows it was computed over, all processes together. One row has nothing to be told from.
+        sigmoid: whether it was computed with a bias.
     """
-    return loss >= (1 - CHANCE_MARGIN) * chance_level(batch)
+    return loss >= (1 - CHANCE_MARGIN) * chance_level(batch, sigmoid)
 
 
 class _Gather(torch.autograd.Function):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +17,8 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 RESIZE_MODES = ("fit", "crop", "squash")
+LONGEST = 32
+"""Times its width that a picture may be high, or the other way round, before what is cut off anyhow goes first."""
 ACTIVATIONS = ("softmax", "sigmoid")
 
 
@@ -49,14 +51,12 @@ class Preprocess:
             if getattr(self, name) not in known:
                 raise UserError(f"preprocess {name} {getattr(self, name)!r} came; expected {', '.join(known)}")
         if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError(f"preprocess size {self.size}, mean {self.mean}, std {self.std} came; expected a side of at "
-                            f"least 1 pixel, and three values each, those of std above 0")  # fmt: skip
+            raise UserError(f"preprocess size {self.size}, mean {self.mean}, std {self.std} came; expected 1 pixel or "
+                            f"more, and three values each, those of std above 0")  # fmt: skip
 
     def from_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of any size and mode -> (N, 3, size, size), normalised; transparent parts become white."""
-        method, square = FILTERS[self.interpolation], (self.size, self.size)
-        rows = [on_background(image).resize(square, method, self._box(*image.size)) for image in images]
-        return self._normalise(to_pixels(rows, self.size))
+        return self._normalise(to_pixels([self._resized(on_background(image)) for image in images], self.size))
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, H, W) in [-1, 1] -> (N, 3, size, size), normalised. Gradients flow back to the pixels."""
@@ -70,32 +70,26 @@ class Preprocess:
             pixels = F.interpolate(pixels, size=target, mode=mode, antialias=True).clamp(-1, 1)
         return self._normalise(_middle(pixels, self.size))
 
+    def _resized(self, image: Image.Image) -> Image.Image:
+        method, square = FILTERS[self.interpolation], (self.size, self.size)
+        if self.resize == "fit":
+            return ImageOps.fit(image, square, method)
+        if self.resize == "squash":
+            return image.resize(square, method)
+        longest = LONGEST * min(image.size)  # resizing a long thin picture would fill the memory
+        image = _cut(image, min(image.width, longest), min(image.height, longest))
+        height, width = self._shorter_to_size(image.height, image.width)
+        return _cut(image.resize((width, height), method), *square)
+
+    def _shorter_to_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in the same proportions, rounded down, the shorter being `size`."""
+        shorter = min(height, width)
+        return self.size * height // shorter, self.size * width // shorter
+
     def _normalise(self, pixels: Tensor) -> Tensor:
         mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
         std = torch.tensor(self.std, device=pixels.device)[:, None, None]
         return (pixels - (2 * mean - 1)) / (2 * std)  # of values in [-1, 1], where mean and std are of [0, 1]
-
-    def _shorter_to_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size with the same proportions, rounded down, whose shorter side is `size`."""
-        shorter = min(height, width)
-        return self.size * height // shorter, self.size * width // shorter
-
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """What of a picture is resized to the square: left, top, right and bottom, in its own pixels.
-
-        Resizing only this is the same as resizing all and cutting the middle out, and never makes a large picture
-        of a long thin one.
-        """
-        if self.resize == "squash":
-            return 0, 0, width, height
-        if self.resize == "fit":
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            return left, top, left + side, top + side
-        new_height, new_width = self._shorter_to_size(height, width)
-        left, right = _middle_of(new_width, self.size, width / new_width)
-        top, bottom = _middle_of(new_height, self.size, height / new_height)
-        return left, top, min(right, width), min(bottom, height)
 
 
 def _middle(pixels: Tensor, side: int) -> Tensor:
@@ -105,7 +99,7 @@ def _middle(pixels: Tensor, side: int) -> Tensor:
     return pixels[:, :, top : top + side, left : left + side]
 
 
-def _middle_of(length: int, part: int, scale: float) -> tuple[float, float]:
-    """Where the middle `part` of a resized side starts and ends on the side before, `scale` times as long."""
-    start = (length - part) // 2
-    return start * scale, (start + part) * scale
+def _cut(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of a picture."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -106,9 +106,10 @@ class Scorer:
         return float(self.model.logit_scale.detach().exp())
 
     @property
-    def _bias(self) -> Tensor | None:
-        """What is added to become log-odds, for models that are read by sigmoid."""
-        return getattr(self.model, "logit_bias", None)
+    def _bias(self) -> float | None:
+        """What is then added to become log-odds, for models that are read by sigmoid."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())
 
     def embed_images(self, images: Images) -> Tensor:
         """Embed pictures.
@@ -168,13 +169,19 @@ class Scorer:
         embeds = [self.embed_texts([template.replace("{}", label) for label in labels]) for template in templates]
         return embeds[0] if len(embeds) == 1 else F.normalize(torch.stack(embeds).mean(dim=0), dim=-1)
 
+    def cosines(self, images: Images, text: str) -> Tensor:
+        """Cosine (N,) in [-1, 1] between each picture and the text.
+
+        Only differences between pictures mean something: good fits of a CLIP model lie far below 1.
+        """
+        return self.embed_images(images) @ self.embed_texts([text])[0]
+
     def score(self, images: Images, text: str) -> Tensor:
         """How well each picture fits the text, (N,).
 
-        Cosines in [-1, 1], of which only differences between pictures mean something: good fits of a CLIP model
-        lie far below 1. Models read by sigmoid (SigLIP) give the probability that picture and text belong together.
+        Cosines, or by models read by sigmoid (SigLIP) the probability that picture and text belong together.
         """
-        return self._read(self._cosines(images, text))
+        return self._read(self.cosines(images, text))
 
     def rank(self, images: Images, text: str) -> tuple[Tensor, Tensor]:
         """Order pictures by how well they fit the text.
@@ -184,7 +191,7 @@ class Scorer:
             scores: (N,) what `score` gives, in that order, so `scores[0]` belongs to `images[order[0]]`.
         """
         # Not by probabilities, which round to 1 where cosines still differ.
-        cosines, order = torch.sort(self._cosines(images, text), descending=True, stable=True)
+        cosines, order = torch.sort(self.cosines(images, text), descending=True, stable=True)
         return order, self._read(cosines)
 
     def classify(self, images: Images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
@@ -212,12 +219,9 @@ class Scorer:
         cosines = image_embed @ label_embed.T
         return self._read(cosines) if self._bias is not None else (self.scale * cosines).softmax(dim=-1)
 
-    def _cosines(self, images: Images, text: str) -> Tensor:
-        return self.embed_images(images) @ self.embed_texts([text])[0]
-
     def _read(self, cosines: Tensor) -> Tensor:
         """Probabilities where the model gives them, else the cosines themselves."""
-        return cosines if self._bias is None else (self.scale * cosines + float(self._bias)).sigmoid()
+        return cosines if self._bias is None else (self.scale * cosines + self._bias).sigmoid()
 
     def _embed(self, count: int, encode: Callable[[slice], Tensor]) -> Tensor:
         # Made outside inference mode, so that callers may change the result and use it in training.

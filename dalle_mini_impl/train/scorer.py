@@ -17,8 +17,8 @@ from torch import Tensor
 from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
-from dalle_mini_impl.data.pairs import Caption
-from dalle_mini_impl.data.store import PictureStore, open_store
+from dalle_mini_impl.data.pairs import plain_caption
+from dalle_mini_impl.data.store import PictureStore, concept_numbers, open_store
 from dalle_mini_impl.data.token_cache import CaptionDrawer, long_captions
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -27,11 +27,10 @@ from dalle_mini_impl.scorer import (
     at_chance,
     build_clip,
     chance_level,
-    contrastive_loss,
-    gather_with_gradient,
+    recalls,
 )
 from dalle_mini_impl.text_tokenizer import TextTokenizer
-from dalle_mini_impl.train import common
+from dalle_mini_impl.train import common, contrastive
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import ScorerRun
@@ -40,12 +39,6 @@ from dalle_mini_impl.train.state import load_state, save_state
 VALIDATION_PICTURES = 512
 CHANCE_STEPS = 300
 """Steps after which a loss still at chance level is worth a warning."""
-
-
-def concept_numbers(store: PictureStore) -> np.ndarray:
-    """A number (n,) for each picture, equal where two pictures show the same concept."""
-    names = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
-    return np.unique(names, return_inverse=True)[1]
 
 
 def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
@@ -89,7 +82,12 @@ def draw_batch(
 def validate(
     accelerator: Accelerator, model: CLIP, store: PictureStore, tokenizer: TextTokenizer, language: str
 ) -> dict[str, float]:
-    """Recall@1 and @5 of held-out pictures' concepts among all of theirs, both ways, by plain names."""
+    """What held-out pictures and their plain names find among each other.
+
+    Returns:
+        Recall@1, @5 and @10 both ways, where whatever shows the same concept counts as found; and the share of pictures
+        whose concept has the nearest name of all concepts' (zero-shot classification).
+    """
     count = min(len(store), VALIDATION_PICTURES)
     numbers = torch.from_numpy(concept_numbers(store)[:count])
     texts = [plain_caption(entry.captions, language).text for entry in store.entries[:count]]
@@ -103,18 +101,7 @@ def validate(
             names.append(model.encode_text(text_ids.to(accelerator.device)).float())
     image_embed = torch.nn.functional.normalize(torch.cat(images), dim=-1)
     text_embed = torch.nn.functional.normalize(torch.cat(names), dim=-1)
-    similar, numbers = image_embed @ text_embed.T, numbers.to(accelerator.device)
-    results = {}
-    for name, table in (("image_to_text", similar), ("text_to_image", similar.T)):
-        hits = numbers[table.topk(min(5, count), dim=1).indices] == numbers[:, None]
-        results[f"{name}_at_1"] = float(hits[:, 0].float().mean())
-        results[f"{name}_at_5"] = float(hits.any(1).float().mean())
-    return results
-
-
-def plain_caption(captions: tuple[Caption, ...], language: str) -> Caption:
-    """The first caption in a language, or the first of all."""
-    return next((caption for caption in captions if caption.language == language), captions[0])
+    return recalls((image_embed @ text_embed.T).cpu(), numbers)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,8 +109,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, resume = common.parse(ScorerRun, "Train the CLIP scorer.", argv)
     run = config.run
     accelerator = common.start(run)
-    if run.accumulation != 1:
-        raise UserError(f"run.accumulation is {run.accumulation}; a contrastive loss needs the batch in one pass: 1")
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
@@ -140,18 +125,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
-    rows, running = common.passes(accelerator, run)[0], 0.0
+    running = 0.0
 
     for step, run in journal.steps():
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
-        pixels, text_ids, indices = draw_batch(train, captions, tokenizer, through, config, step, rows)
-        with accelerator.autocast():
-            image, text, scale = forward(pixels.to(accelerator.device), text_ids.to(accelerator.device))
-        groups = torch.from_numpy(concepts[indices]).to(accelerator.device)
-        images, texts = gather_with_gradient(image.float()), gather_with_gradient(text.float())
-        loss = contrastive_loss(images, texts, scale, gather_with_gradient(groups))
-        accelerator.backward(loss)
+        drawn = [draw_batch(train, captions, tokenizer, through, config, step, rows)
+                 for rows in common.passes(accelerator, run)]  # fmt: skip
+        groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in drawn])])
+        parts = [(pixels, text_ids) for pixels, text_ids, _ in drawn]
+        loss, scale = contrastive.backward(accelerator, forward, parts, groups)
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -159,12 +142,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         clip.clamp_logit_scale()
         average.update(clip, step)
 
-        running = float(loss.detach()) if step == first else 0.98 * running + 0.02 * float(loss.detach())
-        if step == CHANCE_STEPS and at_chance(running, run.batch_size):
+        running = float(loss) if step == first else 0.98 * running + 0.02 * float(loss)
+        sigmoid = config.model.sigmoid
+        if step == CHANCE_STEPS and at_chance(running, run.batch_size, sigmoid):
             journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
-                        f"({chance_level(run.batch_size):.3f}); check captions and learning rate")  # fmt: skip
+                        f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate")  # fmt: skip
         if common.due(step, run.log_every, run):
-            journal.log(step, loss=float(loss.detach()), scale=float(scale.detach().exp()))
+            journal.log(step, loss=float(loss), scale=float(scale.exp()))
         if common.due(step, run.validate_every, run):
             with average.standing_in(clip):
                 values = validate(accelerator, clip, validation, tokenizer, config.language)

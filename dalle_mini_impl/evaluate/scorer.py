@@ -1,0 +1,91 @@
+"""What a scorer knows: how well held-out pictures and their names find each other, language by language."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.pairs import plain_caption
+from dalle_mini_impl.data.store import PictureStore, concept_numbers
+from dalle_mini_impl.errors import UserError, need_extra
+from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.scorer import Scorer, recalls
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class LanguageReport:
+    """Recalls of one language."""
+
+    language: str
+    """Empty where the captions do not say."""
+    pictures: int
+    """With a name in this language: what each is to be found among."""
+    recalls: dict[str, float]
+    """See `dalle_mini_impl.scorer.recalls`."""
+
+
+def evaluate_scorer(scorer: Scorer, store: PictureStore, languages: Sequence[str] = ()) -> list[LanguageReport]:
+    """Recalls of each language's first captions.
+
+    Args:
+        scorer: to be measured.
+        store: pictures, best ones it has not been trained on.
+        languages: those to measure; none given, all, by how many pictures have them.
+
+    Raises:
+        UserError: no picture has a caption in one of the languages.
+    """
+    counts = Counter(language for entry in store.entries for language in {one.language for one in entry.captions})
+    if missing := [language for language in languages if language not in counts]:
+        raise UserError(f"no picture has a caption in {missing[0]!r}; there are {', '.join(sorted(counts))}")
+    chosen = languages or [language for language, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    image_embed, numbers = embed_store(scorer, store), torch.from_numpy(concept_numbers(store))
+    reports = []
+    for language in chosen:
+        rows = [row for row, entry in enumerate(store.entries) if language in {one.language for one in entry.captions}]
+        text_embed = scorer.embed_texts([plain_caption(store.entries[row].captions, language).text for row in rows])
+        reports.append(LanguageReport(language, len(rows), recalls(image_embed[rows] @ text_embed.T, numbers[rows])))
+    return reports
+
+
+def embed_store(scorer: Scorer, store: PictureStore) -> Tensor:
+    """Embeddings (n, D) of all pictures."""
+    chunks = [np.arange(start, min(start + CHUNK, len(store))) for start in range(0, len(store), CHUNK)]
+    return torch.cat([scorer.embed_images(plain_pixels(store.take(chunk), scorer.image_size)) for chunk in chunks])
+
+
+def figures(report: LanguageReport) -> dict[str, str]:
+    """One row of the table."""
+    shares = {name.replace("_", " "): f"{value:.3f}" for name, value in report.recalls.items()}
+    return {"language": report.language or "unknown", "pictures": str(report.pictures), **shares}
+
+
+def plot(reports: Sequence[LanguageReport], path: str | Path) -> Path:
+    """Draw recall at all depths from text to image, a group of bars for each language.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise need_extra("matplotlib", "eval") from error
+    figure = Figure(figsize=(max(6.0, 0.45 * len(reports)), 3.6), layout="constrained")
+    panel, places = figure.subplots(), np.arange(len(reports))
+    for depth in (10, 5, 1):  # each over the next, which is never higher
+        heights = [report.recalls[f"text_to_image_at_{depth}"] for report in reports]
+        panel.bar(places, heights, label=f"recall@{depth}")
+    panel.set_xticks(places, [report.language or "?" for report in reports])
+    panel.set_ylabel("held-out pictures found by name")
+    panel.set_ylim(0, 1)
+    panel.legend()
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return Path(path)
