@@ -27,7 +27,7 @@ def search(
     scorer: str,
     device: str,
 ) -> None:
-    r"""Find the pictures that fit a query best, among those of an INDEX or of a folder with an index inside.
+    """Find the pictures that fit a query best, among those of an INDEX or of a folder with an index inside.
 
     \b
     dalle search photos "a red heart"                    by text
