@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "Candidate": "results",
     "DalleMini": "pipeline",
+    "ImageIndex": "search",
     "ImageTokenizer": "image_tokenizer",
     "Preview": "results",
     "Result": "results",
@@ -23,7 +24,17 @@ _WHERE = {
     "TextTokenizer": "text_tokenizer",
     "UserError": "errors",
 }
-__all__ = ["Candidate", "DalleMini", "ImageTokenizer", "Preview", "Result", "Scorer", "TextTokenizer", "UserError"]
+__all__ = [
+    "Candidate",
+    "DalleMini",
+    "ImageIndex",
+    "ImageTokenizer",
+    "Preview",
+    "Result",
+    "Scorer",
+    "TextTokenizer",
+    "UserError",
+]
 
 if TYPE_CHECKING:
     from dalle_mini_impl.errors import UserError
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
     from dalle_mini_impl.pipeline import DalleMini
     from dalle_mini_impl.results import Candidate, Preview, Result
     from dalle_mini_impl.scorer import Scorer
+    from dalle_mini_impl.search import ImageIndex
     from dalle_mini_impl.text_tokenizer import TextTokenizer
 
 

@@ -86,7 +86,7 @@ def save_part(
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in module.state_dict().items()
     }
-    identity = _identity(tensors)
+    identity = weights_identity(tensors)
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
     with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
         save_file(tensors, temporary, metadata=header)
@@ -215,7 +215,8 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
 
 
-def _identity(tensors: dict[str, Tensor]) -> str:
+def weights_identity(tensors: dict[str, Tensor]) -> str:
+    """Hash of named tensors on the CPU."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file
 
 METADATA_KEY = "dalle_mini_impl"
+_OPENING = threading.Lock()
 
 
 def decode(file: Path | BinaryIO) -> Image.Image:
@@ -26,11 +28,12 @@ def decode(file: Path | BinaryIO) -> Image.Image:
         Exception: Pillow's decoders raise almost anything on damaged data; a picture above Pillow's limit on
             pixels is a `DecompressionBombWarning` or `DecompressionBombError`.
     """
-    with warnings.catch_warnings():
+    with _OPENING, warnings.catch_warnings():  # threads share the filters of warnings
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file) as image:
-            image.load()
-            return plain(ImageOps.exif_transpose(image))
+        image = Image.open(file)
+    with image:
+        image.load()
+        return plain(ImageOps.exif_transpose(image))
 
 
 def open_picture(path: str | Path) -> Image.Image:

@@ -129,7 +129,7 @@ def test_peers_draw_image_ids_and_learn(kind, guided):
 
 
 def test_missing_peers_are_named(monkeypatch):
-    with pytest.raises(UserError, match="unknown peer minDALL-E; expected dalle-pytorch, transformers or none"):
+    with pytest.raises(UserError, match="unknown peer minDALL-E; expected dalle-pytorch, transformers, faiss or none"):
         bench.find_peers(("minDALL-E",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert bench.find_peers(()) == bench.find_peers(("none",)) == {}

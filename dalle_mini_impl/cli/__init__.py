@@ -14,6 +14,8 @@ COMMANDS = {
     "data": "Build, look into and check sets of captioned pictures.",
     "evaluate": "Measure a part or a whole model.",
     "classify": "Sort pictures by labels of your own, zero-shot.",
+    "index": "Make the pictures of a folder searchable.",
+    "search": "Find pictures by texts and pictures.",
     "bench": "Measure speed beside the peers and the machine's limits.",
     "compare": "Train image tokenizers alike and measure them.",
     "plan": "Count what training a transformer takes, from its config.",

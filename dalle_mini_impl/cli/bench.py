@@ -23,10 +23,12 @@ PARTS = ("sample", "train", "parts", "startup")
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*PARTS, "growth"]),
-    help="Just these parts; may be given several times.  [default: all but growth]",
+    type=click.Choice([*PARTS, "growth", "search"]),
+    help="Just these parts; may be given several times.  [default: all but growth and search]",
 )
-@click.option("--peer", "peers", multiple=True, help="dalle-pytorch, transformers or none.  [default: all installed]")
+@click.option(
+    "--peer", "peers", multiple=True, help="dalle-pytorch, transformers, faiss or none.  [default: all installed]"
+)
 @click.option("--candidates", default="1,16,64", show_default=True, help="Sampling rows: how many at a time.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
 @click.option("--minutes", default=0.0, help="Learning races: minutes for each side; 0 leaves them out.")
@@ -86,10 +88,12 @@ def find_peers(wanted: tuple[str, ...]) -> dict[str, Any]:
     import importlib.util
 
     from dalle_mini_impl.bench.peers import DallePytorch, Llama
+    from dalle_mini_impl.bench.search import Faiss
 
     known: dict[str, tuple[Any, str]] = {
         "dalle-pytorch": (DallePytorch, "dalle_pytorch"),
         "transformers": (Llama, "transformers"),
+        "faiss": (Faiss, "faiss"),
     }
     if unknown := set(wanted) - {*known, "none"}:
         raise UserError(f"unknown peer {', '.join(sorted(unknown))}; expected {', '.join(known)} or none")
@@ -111,11 +115,14 @@ def all_rows(
     from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
     from dalle_mini_impl.bench.sampling import sampling_rows
+    from dalle_mini_impl.bench.search import search_rows
     from dalle_mini_impl.bench.shapes import SHAPES
     from dalle_mini_impl.bench.training import training_rows
 
-    shape = SHAPES[shape_name]
-    builders = {name: lambda kind=kind: kind(shape, machine.device) for name, kind in peers.items()}
+    shape, faiss = SHAPES[shape_name], peers.get("faiss")
+    builders = {
+        name: lambda kind=kind: kind(shape, machine.device) for name, kind in peers.items() if kind is not faiss
+    }
     if "sample" in parts:
         yield from sampling_rows(shape, machine, builders, repeats, counts)
     if "train" in parts:
@@ -128,3 +135,5 @@ def all_rows(
         yield from startup_rows(machine.device, repeats)
     if "growth" in parts:
         yield from growth_rows(shape, machine, repeats)
+    if "search" in parts:
+        yield from search_rows(machine, faiss, repeats, 4096 if shape_name == "quick" else 1_000_000)

@@ -25,6 +25,7 @@ from dalle_mini_impl.data.samples import (
     printable,
     read_bytes,
     run_jobs,
+    walk,
 )
 from dalle_mini_impl.data.tars import read_tars
 from dalle_mini_impl.errors import UserError
@@ -114,7 +115,7 @@ def _expand_braces(pattern: str) -> list[str]:
 def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
     pictures: dict[str, list[Path]] = {}
     texts: dict[str, list[Path]] = {}
-    for path in _walk(folder, log):
+    for path in walk(folder, log):
         kind = path.suffix.lower()
         table = pictures if kind in PICTURE_ENDINGS else texts if kind == ".txt" else None
         if table is not None:
@@ -131,21 +132,6 @@ def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
         # The usual cause is one picture in two formats, which must not land on both sides of the split.
         jobs += [(str(path), _skip(f"same name: {first.name} was taken instead")) for path in others]
     return jobs
-
-
-def _walk(folder: Path, log: SkipLog) -> list[Path]:
-    def unreadable(error: OSError) -> None:
-        log.add(printable(str(error.filename)), f"unreadable folder: {error.strerror}")
-
-    found, seen = [], set()
-    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(root) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(root))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
-    return found
 
 
 def _skip(reason: str) -> Callable[[], Pair]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,23 @@ def run_jobs(jobs: Iterable[Job], log: SkipLog, worker: int, workers: int) -> It
 def printable(text: str) -> str:
     """One line of valid Unicode: file names and messages may hold bytes that are neither."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
+def walk(folder: Path, log: SkipLog) -> list[Path]:
+    """All files below a folder that are not hidden, links followed; folders that cannot be read are noted."""
+
+    def unreadable(error: OSError) -> None:
+        log.add(printable(str(error.filename)), f"unreadable folder: {error.strerror}")
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(root) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(root))
+        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+    return found
 
 
 def read_bytes(path: Path) -> bytes:

@@ -30,6 +30,9 @@ class Towers(Protocol):
     def encode_text(self, text_ids: Tensor) -> Tensor:
         """(B, L) int64 -> (B, D)."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """The weights, by name."""
+
     def to(self, device: Any) -> Any:
         """Move the weights."""
 

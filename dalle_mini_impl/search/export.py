@@ -1,0 +1,41 @@
+"""An index in the folder layout of clip-retrieval, whose tools and servers then read it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dalle_mini_impl.errors import need_extra
+from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.search.index import ImageIndex
+
+CHUNK = 4096
+
+
+def export(index: ImageIndex, folder: str | Path) -> list[Path]:
+    """Write `img_emb/img_emb_0.npy` (n, D) fp16 and `metadata/metadata_0.parquet` with `image_path`, row by row.
+
+    Files of the same content have a row each.
+
+    Raises:
+        UserError: the folder cannot be written to, or the `search` extra is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise need_extra("pyarrow", "search") from error
+    pictures = index.pictures()
+    matrix, table = Path(folder) / "img_emb/img_emb_0.npy", Path(folder) / "metadata/metadata_0.parquet"
+    with replace_file(matrix) as temporary:
+        shape = (len(pictures), index.vectors.shape[1])
+        target = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        for start in range(0, len(pictures), CHUNK):
+            rows = [row for _, row in pictures[start : start + CHUNK]]
+            target[start : start + CHUNK] = index.vectors[rows].numpy()
+        target.flush()
+    with replace_file(table) as temporary:
+        # Names may hold bytes that are no text, which parquet cannot store.
+        paths = [os.fsencode(path).decode("utf-8", "backslashreplace") for path, _ in pictures]
+        parquet.write_table(pyarrow.table({"image_path": paths}), temporary)
+    return [matrix, table]
