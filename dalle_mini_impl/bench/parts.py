@@ -81,7 +81,7 @@ def _trainer(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], No
 def scorer_rows(machine: Machine, repeats: int) -> Iterator[Row]:
     """Score pictures against a caption, and cut captions into ids."""
     scorer = load_scorer("emoji", machine.device)
-    size = scorer.model.image_size
+    size = scorer.image_size
     pixels = torch.rand(PICTURES, 3, size, size) * 2 - 1
     tokenizer = load_text_tokenizer("emoji")
     seconds = median_seconds(

@@ -48,7 +48,8 @@ def find_classes(folder: str | Path) -> dict[str, list[Path]]:
     Raises:
         UserError: `folder` is none, or holds fewer than two folders with pictures.
     """
-    folder, found = Path(folder), {}
+    folder = Path(folder)
+    found: dict[str, list[Path]] = {}
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one that holds a folder of pictures for each class")
     for home in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):

@@ -17,7 +17,7 @@ def recalls(similar: Tensor, numbers: Tensor) -> dict[str, float]:
         `image_to_text_at_k` and `text_to_image_at_k` for each of `DEPTHS`, the share of rows with a hit among their k
         best; and `zero_shot`, the share of pictures whose concept has the best name of all concepts, each named once.
     """
-    results = {}
+    results: dict[str, float] = {}
     for way, table in (("image_to_text", similar), ("text_to_image", similar.T)):
         hits = numbers[table.topk(min(DEPTHS[-1], len(table)), dim=1).indices] == numbers[:, None]
         results |= {f"{way}_at_{k}": float(hits[:, :k].any(1).float().mean()) for k in DEPTHS}

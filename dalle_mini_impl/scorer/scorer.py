@@ -21,8 +21,10 @@ class Towers(Protocol):
 
     embed_dim: int
     """D, width of what both methods return."""
-    logit_scale: Any
-    """Logarithm of what cosines are multiplied with, of one element."""
+
+    @property
+    def logit_scale(self) -> Any:
+        """Logarithm of what cosines are multiplied with, of one element."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) -> (B, D)."""

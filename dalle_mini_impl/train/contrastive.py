@@ -41,8 +41,9 @@ def backward(
         found = [torch.cat(images), torch.cat(texts), *(alike[0] for alike in numbers)]
     if twice:
         found = [value.detach().requires_grad_() for value in found]
-    gathered = [gather_with_gradient(value) for value in found[:2]]
-    loss = contrastive_loss(*gathered, *found[2:], groups=gather_with_gradient(groups.to(accelerator.device)))
+    image, text = (gather_with_gradient(value) for value in found[:2])
+    scale, bias = found[2], found[3] if len(found) > 3 else None
+    loss = contrastive_loss(image, text, scale, bias, gather_with_gradient(groups.to(accelerator.device)))
     accelerator.backward(loss)
     if twice:
         rows = zip(*(value.grad.chunk(len(parts)) for value in found[:2]), strict=True)
@@ -50,4 +51,4 @@ def backward(
         for part, slopes in zip(parts, rows, strict=True):
             followed = [(value * slope).sum() for value, slope in zip(embed(part), (*slopes, *shares), strict=True)]
             accelerator.backward(torch.stack(followed).sum())
-    return loss.detach(), found[2].detach()
+    return loss.detach(), scale.detach()
