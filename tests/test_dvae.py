@@ -129,8 +129,8 @@ def test_other_quantizers_keep_their_noise():
 
 def test_it_learns(untrained, tmp_path):
     home = untrained.copy(tmp_path / "home")
-    home.run("image_tokenizer", *DVAE, "run.steps=60", "run.sample_every=0", "run.save_every=0",
-             "run.validate_every=60", "optimizer.learning_rate=1e-2", "model.codebook_size=61",
+    home.run("image_tokenizer", *DVAE, "run.steps=100", "run.sample_every=0", "run.save_every=0",
+             "run.validate_every=100", "optimizer.learning_rate=1e-2", "model.codebook_size=61",
              "dvae.temperature_share=0.5", "dvae.kl_weight=0.1")  # fmt: skip
     log = home.log("image_tokenizer")
     losses = [line["loss"] for line in log if "loss" in line]

@@ -243,9 +243,7 @@ def _check_texts(texts: Sequence[str]) -> None:
 def _check_images(images: Images) -> None:
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UserError(
-                f"a tensor of shape {tuple(images.shape)} and type {images.dtype} came; give pixels "
-                f"(N, 3, H, W), floating point in [-1, 1]"
-            )
+            raise UserError(f"a tensor of shape {tuple(images.shape)} and type {images.dtype} came; give pixels "
+                            f"(N, 3, H, W), floating point in [-1, 1]")  # fmt: skip
     elif isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
         raise UserError(f"{type(images).__name__} came; give a list of PIL pictures or pixels (N, 3, H, W)")
