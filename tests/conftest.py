@@ -1,5 +1,6 @@
 """Shared fixtures: a whole model, small enough to be built in a second, with random weights."""
 
+import sys
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, add_text_tokenizer, save_part, save_settings
+from dalle_mini_impl.cli import main
 from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -103,3 +105,19 @@ def tiny_dalle(tiny_model: Path) -> DalleMini:
 def text_tokenizer(tiny_model: Path) -> TextTokenizer:
     """367 text ids, learned from captions in eight scripts."""
     return TextTokenizer(tiny_model / TEXT_TOKENIZER)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run `dalle` as the shell does on something wrong; gives what it prints to stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dalle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.splitlines()[-1].startswith("error: ")
+        return error
+
+    return run

@@ -40,20 +40,6 @@ def sample(tiny_model):
     return run
 
 
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Run `dalle` as the shell does on something wrong; gives what it prints to stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dalle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 2
-        return capsys.readouterr().err
-
-    return run
-
-
 def one_line(error):
     assert error.startswith("error: ")
     assert error.count("\n") == 1

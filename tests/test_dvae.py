@@ -127,16 +127,23 @@ def test_other_quantizers_keep_their_noise():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_fresh_logits_are_not_drowned_by_the_noise():
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(ImageTokenizerConfig(quantizer="gumbel", codebook_size=61, embed_dim=5))
+    logits = tokenizer.encoder(torch.rand(3, 3, 64, 64) * 2 - 1)
+    assert logits.shape[1] == 61
+    assert logits.std(dim=1).mean() > math.pi / 6**0.5  # the spread of Gumbel noise
+
+
 def test_it_learns(untrained, tmp_path):
     home = untrained.copy(tmp_path / "home")
-    home.run("image_tokenizer", *DVAE, "run.steps=60", "run.sample_every=0", "run.save_every=0",
-             "run.validate_every=60", "optimizer.learning_rate=1e-2", "model.codebook_size=61",
+    home.run("image_tokenizer", *DVAE, "run.steps=400", "run.sample_every=0", "run.save_every=0",
+             "run.validate_every=400", "optimizer.learning_rate=1e-2", "model.codebook_size=61",
              "dvae.temperature_share=0.5", "dvae.kl_weight=0.1")  # fmt: skip
     log = home.log("image_tokenizer")
-    losses, psnrs = ([line[name] for line in log if "loss" in line] for name in ("loss", "psnr"))
+    losses = [line["loss"] for line in log if "loss" in line]
     assert losses[-1] < losses[0] - 1
-    assert sum(psnrs[-5:]) / 5 > psnrs[0] + 3  # of mixtures; ids alone hardly tell these few pictures apart yet
-    assert log[-1]["validation_psnr"] > psnrs[0] + 2
+    assert log[-1]["validation_psnr"] > log[0]["psnr"] + 3
     tokenizer = ImageTokenizer.from_pretrained(home.folder / "model")
     assert tokenizer.config.likelihood == "laplace"
     assert tokenizer.encode(torch.zeros(1, 3, 24, 16)).shape == (1, 3, 2)

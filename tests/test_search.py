@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.bench.machine import Machine
 from dalle_mini_impl.bench.search import Faiss, search_rows
-from dalle_mini_impl.cli import bench, dalle, main
+from dalle_mini_impl.cli import bench, dalle
 from dalle_mini_impl.data.pairs import SkipLog
 from dalle_mini_impl.data.samples import read_bytes
 from dalle_mini_impl.errors import UserError
@@ -40,22 +40,6 @@ def pictures(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         random_picture(number).save(folder / name)
     return folder
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Run `dalle` as the shell does on something wrong; gives the one line it prints."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dalle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert caught.value.code == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: ")
-        return error
-
-    return run
 
 
 def random_picture(seed, width=23, height=17):
