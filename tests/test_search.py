@@ -42,6 +42,18 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.fixture
+def refused(refused):
+    """Gives the one line that tells what is wrong."""
+
+    def run(*arguments):
+        error = refused(*arguments).splitlines()[-1]
+        assert error.startswith("error: ")
+        return error
+
+    return run
+
+
 def random_picture(seed, width=23, height=17):
     blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
