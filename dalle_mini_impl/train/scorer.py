@@ -108,6 +108,8 @@ def validate(
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, save; see `configs/emoji/scorer.yaml` for the settings."""
     config, resume = common.parse(ScorerRun, "Train the CLIP scorer.", argv)
+    if config.captions < 1:
+        raise UserError(f"captions is {config.captions}; expected at least 1 caption for each picture and step")
     run = config.run
     accelerator = common.start(run)
     with accelerator.main_process_first():
