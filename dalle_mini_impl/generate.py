@@ -34,7 +34,7 @@ class Prompt:
     """What guidance steers away from; empty means "no caption"."""
 
 
-HALVINGS = (1 / 4, 1 / 2)
+HALVINGS = (1 / 8, 3 / 8)
 """Shares of the picture after which the weaker half of the candidates goes. `dalle evaluate rerank` shows what it costs
 and saves."""
 

@@ -160,7 +160,7 @@ class DalleMini:
         the prompt and less so without it, `clip` those whose cosine with the prompt is highest, `both` the sum of
         the two, each in nats, and `none` keeps the order of the seeds. A model without scorer ranks by likelihood.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is drawn to the end: the
-        weaker half by likelihood so far is given up after a quarter of the picture, and again after half of it.
+        weaker half by likelihood so far is given up after an eighth of the picture, and again after three eighths.
 
         Args:
             prompt: the caption, in any language the model knows.

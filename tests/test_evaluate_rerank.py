@@ -11,9 +11,9 @@ from dalle_mini_impl.pipeline import DalleMini
 
 HITS = torch.tensor([[True, False, False, True, False, True, True], [False] * 6 + [True]])
 SCORES = torch.tensor([[5.0, 4, 9, 8, 1, 1, 0], [7, 6, 5, 4, 3, 2, 99]])
-# After one, two, three and four of four ids; equal ones stay in their order.
+# Likelihoods after one and after three of eight ids; equal ones stay in their order.
 SO_FAR = torch.tensor([[[2.0, 2], [1, 9], [1, 1], [3, 1], [5, 5], [5, 5], [9, 9]], [[0.0, 0]] * 7])
-SO_FAR = torch.cat([SO_FAR, torch.zeros(2, 7, 2)], 2)
+SO_FAR = torch.cat([SO_FAR[..., :1], SO_FAR, torch.zeros(2, 7, 5)], 2)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_pruning_gives_up_the_weaker_half_of_each_group_twice():
     assert four[0].tolist() == [
         5.0,
         *[-torch.inf] * 6,
-    ]  # 0 and 3 go on after one id, 0 after two; the last three are no group
+    ]  # 0 and 3 go on after one id, 0 after three; the last three are no group
 
 
 def test_what_is_pruned_here_is_pruned_by_generate(tiny_model):

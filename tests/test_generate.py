@@ -296,7 +296,7 @@ def test_pruned_candidates_are_the_unlikely_ones_and_the_others_stay_as_they_wer
     captions = [PROMPT.text_ids, PROMPT.negative_ids][: 1 + (guidance != 1)]
     so_far = torch.stack([log_likelihood(*rope, ids, whole.image_ids).cumsum(1) for ids in captions], -1)
     alive = list(range(7))
-    for done, kept in ((4, 4), (8, 2)):  # of 15 ids, after a quarter and half of them
+    for done, kept in ((2, 4), (6, 2)):  # of 15 ids, after one eighth and three of them
         best = sorted(alive, key=lambda number: -float(by_likelihood(so_far[[number], done - 1])))
         alive = sorted(best[:kept])
     pruned = generate(*rope, PROMPT, seeds, settings, pruning=Pruning(by_likelihood, 1))
