@@ -56,15 +56,8 @@ def test_the_curve_has_a_point_for_each_way_and_size():
     lines = rerank.table(points, "pixels").splitlines()
     assert lines[0].split()[-3:] == ["1", "2", "4"]
     assert lines[1 + list(rerank.WAYS).index("both")].split() == ["by", "both", "0.36", "0.50", "0.50"]
-    lines = rerank.seconds_table(points).splitlines()
-    assert lines[1 + list(rerank.WAYS).index("both, pruned")].split() == [
-        "by",
-        "both,",
-        "pruned",
-        "1.50",
-        "2.50",
-        "4.50",
-    ]
+    line = rerank.seconds_table(points).splitlines()[1 + list(rerank.WAYS).index("both, pruned")]
+    assert line.split() == ["by", "both,", "pruned", "1.50", "2.50", "4.50"]
 
 
 def test_pruning_gives_up_the_weaker_half_of_each_group_twice():
@@ -74,11 +67,8 @@ def test_pruning_gives_up_the_weaker_half_of_each_group_twice():
         [True, False, False, True, True, False, False],
         [True, False, True, False, True, False, False],
     ]
-    four = rerank.pruned(SCORES, SO_FAR, 4)
-    assert four[0].tolist() == [
-        5.0,
-        *[-torch.inf] * 6,
-    ]  # 0 and 3 go on after one id, 0 after three; the last three are no group
+    # Of four, 0 and 3 go on after one id and 0 after three; the last three are no group.
+    assert rerank.pruned(SCORES, SO_FAR, 4)[0].tolist() == [5.0] + 6 * [-torch.inf]
 
 
 def test_what_is_pruned_here_is_pruned_by_generate(tiny_model):
