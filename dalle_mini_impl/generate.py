@@ -34,26 +34,9 @@ class Prompt:
     """What guidance steers away from; empty means "no caption"."""
 
 
-HALVINGS = (1 / 8, 3 / 8)
-"""Shares of the picture after which the weaker half of the candidates goes. `dalle evaluate rerank` shows what it costs
-and saves."""
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """Successive halving: weak candidates are given up on the way, and what they would have taken is saved."""
-
-    score: Callable[[Tensor], Tensor]
-    """From nats so far as in `Drawn.likelihood` to (n,), the higher the better; the first of equal ones stays."""
-    least: int
-    """Candidates of a chunk that stay whatever their scores."""
-
-    def survivors(self, nats: Tensor, done: int, total: int) -> Tensor | None:
-        """Which candidates go on when `done` of `total` ids are drawn, or None where all do."""
-        kept = max(self.least, -(-len(nats) // 2))
-        if kept >= len(nats) or done not in [round(share * total) for share in HALVINGS]:
-            return None
-        return self.score(nats).argsort(descending=True, stable=True)[:kept].sort().values
+HALVINGS = (3 / 16, 7 / 16)
+"""Shares of the picture after which pruning gives up the less likely half of the candidates. `dalle evaluate rerank`
+shows what that saves and costs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +48,7 @@ class Drawn:
     image_ids: Tensor
     """(n, h, w) int64 in [0, K)."""
     likelihood: Tensor
-    """(n, 1) or, with guidance, (n, 2): nats of the whole picture given the caption, and given the negative one.
+    """(n,) nats of the whole picture given the caption.
 
     The model's own, at temperature 1 and without top-k or top-p, whatever the settings were.
     """
@@ -80,7 +63,7 @@ def generate(
     *,
     chunk: int = CHUNK,
     progress: Progress = ignore,
-    pruning: Pruning | None = None,
+    prune_to: int | None = None,
 ) -> Drawn:
     """Sample the image ids of several candidates for one prompt.
 
@@ -95,12 +78,13 @@ def generate(
         sampling: temperature, top-k, top-p and guidance.
         chunk: candidates decoded at a time, which bounds memory.
         progress: told how many image ids each step has drawn, or will never be.
-        pruning: how to tell which candidates of each chunk to give up early; None draws all to the end.
+        prune_to: give weak candidates up early by successive halving, but leave at least so many of each chunk; None
+            draws all to the end.
 
     Raises:
         UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption does not fit.
     """
-    rows = draw_rows(transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, pruning=pruning)
+    rows = draw_rows(transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to)
     while True:
         try:
             next(rows)
@@ -118,7 +102,7 @@ def draw_rows(
     *,
     chunk: int = CHUNK,
     progress: Progress = ignore,
-    pruning: Pruning | None = None,
+    prune_to: int | None = None,
 ) -> Generator[Tensor, None, Drawn]:
     """As `generate`, but gives the image ids so far after each row of the token grid.
 
@@ -146,7 +130,7 @@ def draw_rows(
         # Row order: every candidate with the caption, then every candidate without.
         cache = prompt_cache.branch(len(part), stream.length)
         first = hidden.repeat_interleave(len(part), 0)
-        drawn = yield from _decode(transformer, stream, cache, first, uniforms, sampling, progress, pruning)
+        drawn = yield from _decode(transformer, stream, cache, first, uniforms, sampling, progress, prune_to)
         parts.append((drawn.numbers + start, drawn.image_ids, drawn.likelihood))
     return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
@@ -159,33 +143,43 @@ def _decode(
     uniforms: Tensor,
     sampling: SamplingConfig,
     progress: Progress,
-    pruning: Pruning | None,
+    prune_to: int | None,
 ) -> Generator[Tensor, None, Drawn]:
     """Draw all ids, one position at a time for all rows of `hidden` (N or 2N, C), and sum up their nats."""
     groups, width, total = len(hidden) // len(uniforms), stream.config.grid[1], stream.image_length
     numbers = torch.arange(len(uniforms), device=hidden.device)
     drawn = torch.empty(uniforms.shape, dtype=torch.int64, device=hidden.device)
-    nats = torch.zeros(len(hidden), device=hidden.device)
+    nats = torch.zeros(len(uniforms), device=hidden.device)
     for place in range(total):
-        logits = transformer.logits(hidden, stream.image_range).float()
-        wanted = logits
-        if groups == 2:
-            conditional, null = logits.chunk(2)
-            wanted = guide(conditional, null, sampling.guidance)
+        logits, *null = transformer.logits(hidden, stream.image_range).float().chunk(groups)
+        wanted = guide(logits, *null, sampling.guidance) if null else logits
         drawn[:, place] = ids = draw_ids(wanted, uniforms[:, place], sampling)
-        rows = ids.repeat(groups)
-        nats += logits.gather(1, rows[:, None])[:, 0] - logits.logsumexp(1)
+        nats += logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
         progress(len(ids))
-        if pruning and (kept := pruning.survivors(nats.view(groups, -1).T, place + 1, total)) is not None:
+        if (kept := survivors(nats, prune_to, place + 1, total)) is not None:
             progress((len(ids) - len(kept)) * (total - place - 1))
-            both = torch.cat([kept + group * len(ids) for group in range(groups)])
-            cache.keep(both)
-            numbers, drawn, uniforms, nats, rows = numbers[kept], drawn[kept], uniforms[kept], nats[both], rows[both]
+            cache.keep(torch.cat([kept + group * len(ids) for group in range(groups)]))
+            numbers, drawn, uniforms, nats, ids = (part[kept] for part in (numbers, drawn, uniforms, nats, ids))
         if (place + 1) % width == 0:
             yield drawn[:, : place + 1].unflatten(1, (-1, width))
         if place + 1 < total:
-            hidden = transformer((rows + stream.image_offset)[:, None], cache)[:, -1]
-    return Drawn(numbers, drawn.unflatten(1, stream.config.grid), nats.view(groups, -1).T)
+            hidden = transformer((ids.repeat(groups) + stream.image_offset)[:, None], cache)[:, -1]
+    return Drawn(numbers, drawn.unflatten(1, stream.config.grid), nats)
+
+
+def survivors(nats: Tensor, prune_to: int | None, done: int, total: int) -> Tensor | None:
+    """Which candidates go on when `done` of `total` ids are drawn, or None where all do.
+
+    Args:
+        nats: (n,) of the ids so far given the caption; the first of equal ones stays.
+        prune_to: see `generate`.
+        done: ids drawn, from 1.
+        total: ids of the whole picture.
+    """
+    if prune_to is None or done not in [round(share * total) for share in HALVINGS]:
+        return None
+    kept = max(prune_to, -(-len(nats) // 2))
+    return nats.argsort(descending=True, stable=True)[:kept].sort().values if kept < len(nats) else None
 
 
 def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:

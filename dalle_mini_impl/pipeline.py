@@ -20,7 +20,6 @@ from dalle_mini_impl.generate import (
     Drawn,
     Progress,
     Prompt,
-    Pruning,
     draw_rows,
     generate,
     ignore,
@@ -34,20 +33,6 @@ from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer
-
-NULL_SHARE = 0.3
-"""How much of the likelihood without caption is taken off. With all of it (the likelihood ratio) odd pictures win.
-`dalle evaluate rerank` measures it; see `docs/log.md`."""
-
-
-def likelihood_score(given: Tensor, null: Tensor) -> Tensor:
-    """What `rank="likelihood"` orders by, from nats given the prompt and nats without it."""
-    return given - NULL_SHARE * null
-
-
-def score_so_far(likelihood: Tensor) -> Tensor:
-    """What candidates are pruned by, from nats as in `Drawn.likelihood`; without guidance those given the prompt."""
-    return likelihood[:, 0] if likelihood.shape[1] == 1 else likelihood_score(*likelihood.unbind(1))
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -73,9 +58,9 @@ class Job(NamedTuple):
         return self.ids, self.seeds, self.settings
 
     @property
-    def pruning(self) -> Pruning | None:
-        """How candidates are given up early, if at all."""
-        return Pruning(score_so_far, self.keep) if self.settings.prune and self.settings.rank != "none" else None
+    def prune_to(self) -> int | None:
+        """Candidates that stay at least when weak ones are given up early; None where none is."""
+        return self.keep if self.settings.prune and self.settings.rank != "none" else None
 
 
 class DalleMini:
@@ -156,11 +141,11 @@ class DalleMini:
     ) -> Result:
         """Sample candidates, decode them, and keep the best.
 
-        `rank` says which these are: `likelihood` (the default) those that the transformer itself finds likely given
-        the prompt and less so without it, `clip` those whose cosine with the prompt is highest, `both` the sum of
-        the two, each in nats, and `none` keeps the order of the seeds. A model without scorer ranks by likelihood.
+        `rank` says which these are: `likelihood` those that the transformer itself finds likeliest given the prompt,
+        `clip` those whose cosine with the prompt is highest, `both` the sum of the two, each in nats, and `none` keeps
+        the order of the seeds. A model without scorer ranks by likelihood.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is drawn to the end: the
-        weaker half by likelihood so far is given up after an eighth of the picture, and again after three eighths.
+        less likely half is given up after 3/16 of the picture, and again after 7/16.
 
         Args:
             prompt: the caption, in any language the model knows.
@@ -182,7 +167,7 @@ class DalleMini:
         """
         job = self._job(prompt, candidates, keep, seed, negative, seeds, chunk, progress, **sampling)
         drawn = generate(
-            self.transformer, self.stream, *job.to_draw, chunk=chunk, progress=progress, pruning=job.pruning
+            self.transformer, self.stream, *job.to_draw, chunk=chunk, progress=progress, prune_to=job.prune_to
         )
         return self._ranked(job, drawn)
 
@@ -211,7 +196,7 @@ class DalleMini:
             job.progress(ids)
 
         rows = draw_rows(
-            self.transformer, self.stream, *job.to_draw, chunk=job.chunk, progress=progress, pruning=job.pruning
+            self.transformer, self.stream, *job.to_draw, chunk=job.chunk, progress=progress, prune_to=job.prune_to
         )
         start, spent, longest = time.perf_counter(), 0.0, 0.0
         while True:
@@ -263,7 +248,7 @@ class DalleMini:
         pictures = self._pictures(drawn.image_ids, job.chunk) if rank in ("clip", "both") else []
         order, scores = list(range(len(drawn.numbers))), [None] * len(drawn.numbers)
         if rank != "none":
-            values = self._scores(rank, job.prompt, pictures, drawn, job.chunk)
+            values = self._scores(rank, job.prompt, pictures, drawn)
             order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
         order = order[: job.keep]
         # Decoding all takes about as long as sampling them: what nobody asks to see is left out.
@@ -275,16 +260,12 @@ class DalleMini:
     def _pictures(self, image_ids: Tensor, chunk: int) -> list[Image.Image]:
         return [image for part in image_ids.split(chunk) for image in self.decode(part)]
 
-    def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn, chunk: int) -> Tensor:
+    def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn) -> Tensor:
         """What candidates are ordered by, (N,); see `generate`. `images` are needed where the scorer is."""
-        cosines = self.scorer.cosines(images, prompt) if images else torch.zeros(len(drawn.image_ids))
-        if rank == "clip":
-            return cosines
-        given, null = drawn.likelihood[:, 0], drawn.likelihood[:, -1]
-        if drawn.likelihood.shape[1] == 1:  # without guidance, nothing has run without the caption yet
-            null = torch.cat([self.log_likelihood("", part).sum(1) for part in drawn.image_ids.split(chunk)])
-        likelihood = likelihood_score(given.cpu(), null.cpu())
-        return likelihood + self.scorer.scale * cosines if rank == "both" else likelihood
+        if rank == "likelihood":
+            return drawn.likelihood.cpu()
+        cosines = self.scorer.cosines(images, prompt)
+        return drawn.likelihood.cpu() + self.scorer.scale * cosines if rank == "both" else cosines
 
     def decode(self, image_ids: Tensor) -> list[Image.Image]:
         """Image ids (B, h, w) -> RGB pictures."""

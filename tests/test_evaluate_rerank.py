@@ -11,9 +11,9 @@ from dalle_mini_impl.pipeline import DalleMini
 
 HITS = torch.tensor([[True, False, False, True, False, True, True], [False] * 6 + [True]])
 SCORES = torch.tensor([[5.0, 4, 9, 8, 1, 1, 0], [7, 6, 5, 4, 3, 2, 99]])
-# Likelihoods after one and after three of eight ids; equal ones stay in their order.
+# Likelihoods after two and after four of eight ids; equal ones stay in their order.
 SO_FAR = torch.tensor([[[2.0, 2], [1, 9], [1, 1], [3, 1], [5, 5], [5, 5], [9, 9]], [[0.0, 0]] * 7])
-SO_FAR = torch.cat([SO_FAR[..., :1], SO_FAR, torch.zeros(2, 7, 5)], 2)
+SO_FAR = torch.cat([SO_FAR.repeat_interleave(2, 2), torch.zeros(2, 7, 4)], 2)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_pruning_gives_up_the_weaker_half_of_each_group_twice():
         [True, False, False, True, True, False, False],
         [True, False, True, False, True, False, False],
     ]
-    # Of four, 0 and 3 go on after one id and 0 after three; the last three are no group.
+    # Of four, 0 and 3 go on after two ids and 0 after four; the last three are no group.
     assert rerank.pruned(SCORES, SO_FAR, 4)[0].tolist() == [5.0] + 6 * [-torch.inf]
 
 
@@ -120,5 +120,7 @@ def test_scores_are_those_generate_ranks_by(tiny_model):
         ranked = {c.seed: c.score for c in dalle.generate("a red heart", candidates=5, keep=5, seed=1, rank=way)}
         expected = torch.tensor([ranked[candidate.seed] for candidate in result])
         torch.testing.assert_close(scored.whole[way], expected, rtol=1e-4, atol=1e-3)
-    assert not torch.allclose(scored.whole["ratio"], scored.whole["caption"])
+    clip = scored.whole["both"] - scored.whole["likelihood"]
+    torch.testing.assert_close(scored.whole["ratio + clip"] - scored.whole["ratio"], clip)
+    assert not torch.allclose(scored.whole["ratio"], scored.whole["likelihood"])
     torch.testing.assert_close(scored.so_far[:, -1], scored.whole["likelihood"])
