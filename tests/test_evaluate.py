@@ -11,7 +11,7 @@ from PIL import Image
 
 from dalle_mini_impl import judge as judges
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.cli.evaluate import names, numbers
+from dalle_mini_impl.cli.judged import names, numbers
 from dalle_mini_impl.config import DataConfig
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import Entry, build_store
