@@ -101,9 +101,7 @@ def make(setup: Setup, plan: Plan, prompt: str, seed: int) -> dict[str, list[Ima
             **{name: [painter.image] for name, painter in painters.items()}}  # fmt: skip
 
 
-def look(
-    setup: Setup, plan: Plan, name: str, images: Sequence[Image.Image], prompt: str, concept: Tensor
-) -> Seen:  # fmt: skip
+def look(setup: Setup, plan: Plan, name: str, images: Sequence[Image.Image], prompt: str, concept: Tensor) -> Seen:
     """Show pictures of one prompt to everyone."""
     pixels = to_pixels(images, setup.art.size)
     ranks = {judge: bank.ranks(bank.see(pixels), concept.expand(len(pixels))) for judge, bank in setup.banks.items()}
@@ -128,11 +126,8 @@ def join(parts: Sequence[Seen]) -> Seen:
 def wins(groups: Sequence[Seen]) -> dict[str, Share]:
     """Share of prompts for which the second scorer likes the painted picture better than what it is compared with."""
     _, best_random, painted, sampled, painted_on = groups
-    pairs = {
-        f"{PAINTED} > {best_random.name}": (painted, best_random),
-        f"{PAINTED_ON} > {SAMPLED}": (painted_on, sampled),
-    }
-    return {name: share((a.second > b.second)[:, 0].double().tolist()) for name, (a, b) in pairs.items()}
+    pairs = ((painted, best_random), (painted_on, sampled))
+    return {f"{a.name} > {b.name}": share((a.second > b.second)[:, 0].double().tolist()) for a, b in pairs}
 
 
 def figures(seen: Seen) -> dict[str, str]:
