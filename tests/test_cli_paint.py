@@ -27,7 +27,7 @@ def test_paint_with_everything(tiny_model, tmp_path, monkeypatch):
     values = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(values).save("start.png")
     result = run("paint", "a red heart:1.5 | start.png:0.5", "snow:-0.3", "--model", tiny_model, *QUICK,
-                 "--scorer", tiny_model, "--size", "16x24", "--chunk", 2, "--learning-rate", 0.3, "--seed", 3,
+                 "--scorer", tiny_model, "--size", "16x24", "--chunk", 2, "--learning-rate", 3, "--seed", 3,
                  "--init-image", "start.png", "--init-weight", 0.5, "--noise-prompt", "7:0.2", "--out", "out/fox.png",
                  "--preview-every", 2, "--frames", "out/way.gif", "--frame-count", 3)  # fmt: skip
     assert result.stdout.splitlines()[-2:] == ["out/way.gif", "out/fox.png"]
@@ -40,7 +40,7 @@ def test_paint_with_everything(tiny_model, tmp_path, monkeypatch):
     assert facts["model"] == str(tiny_model)
     assert facts["scorers"] == [str(tiny_model)]
     assert (facts["init_image"], facts["steps"]) == ("start.png", 4)
-    wanted = {"size": [16, 24], "learning_rate": 0.3, "seed": 3, "init_weight": 0.5, "steps": 4}
+    wanted = {"size": [16, 24], "learning_rate": 3, "seed": 3, "init_weight": 0.5, "steps": 4}
     assert wanted.items() <= facts["paint"].items()
     assert {"count": 3, "chunk": 2}.items() <= facts["paint"]["cuts"].items()
     with Image.open("out/fox.png") as image, Image.open("out/fox-preview.png") as preview:
