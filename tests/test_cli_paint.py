@@ -63,14 +63,14 @@ def test_the_same_command_makes_the_same_file(tiny_model, tmp_path):
 
 
 def test_ctrl_c_keeps_the_picture(tiny_model, tmp_path, monkeypatch):
-    step = Painter.step
+    step = Painter._step
 
     def interrupted(self):
         if self.done == 2:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(Painter, "step", interrupted)
+    monkeypatch.setattr(Painter, "_step", interrupted)
     result = run("paint", "a red heart", "--model", tiny_model, *QUICK, "--out", tmp_path / "a.png")
     assert "stopped after 2 of 4 steps" in result.stderr
     assert result.stdout.splitlines()[-1] == str(tmp_path / "a.png")

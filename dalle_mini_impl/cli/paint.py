@@ -1,6 +1,7 @@
 """`dalle paint`: a picture optimised in the latent space of an image tokenizer until a scorer likes it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def read_size(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def progress(painter: "Painter") -> "Any":
+def progress(painter: "Painter") -> "Iterator[Step]":
     """The painter's steps, behind a bar that tells the loss."""
     from tqdm import tqdm
 

@@ -122,6 +122,8 @@ class Painter:
         self._facts = {**(source or {}), "prompts": [target.facts() for target in targets],
                        "paint": dataclasses.asdict(settings)}  # fmt: skip
         self._table = tokenizer.table()
+        self._spread = float(self._table.std())
+        self._low, self._high = (bound[:, None, None] for bound in self._table.aminmax(dim=0))
         # The seed comes before anything is drawn from it.
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._ids = first_ids(tokenizer, settings.size, start, self._generator).to(self._table.device)
@@ -137,32 +139,29 @@ class Painter:
     def __iter__(self) -> Iterator[Step]:
         """Paint, from where it stands to the last step."""
         while self.done < self.settings.steps:
-            yield self.step()
-
-    def step(self) -> Step:
-        """Take one step."""
-        loss, losses = self._set_gradient()
-        progress = self.done / max(self.settings.steps, 1)
-        share = LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * min(progress, 1))) / 2
-        self._adam.param_groups[0]["lr"] = self.settings.learning_rate * float(self._table.std()) * share
-        self._adam.step()
-        with torch.no_grad():
-            low, high = (bound[:, None, None] for bound in self._table.aminmax(dim=0))
-            self._z.copy_(self._z.clamp(low, high))
-            self._ids = nearest(self._z, self._table)
-        self.done += 1
-        return Step(self.done, loss, losses)
+            yield self._step()
 
     def result(self) -> Painting:
         """The picture as it is now, with all that is known of it."""
         return Painting(self.image, self._ids[0].cpu(), {**self._facts, "steps": self.done})
+
+    def _step(self) -> Step:
+        loss, losses = self._set_gradient()
+        share = LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * self.done / self.settings.steps)) / 2
+        self._adam.param_groups[0]["lr"] = self.settings.learning_rate * self._spread * share
+        self._adam.step()
+        with torch.no_grad():
+            self._z.copy_(self._z.clamp(self._low, self._high))
+            self._ids = nearest(self._z, self._table)
+        self.done += 1
+        return Step(self.done, loss, losses)
 
     @torch.enable_grad()
     def _set_gradient(self) -> tuple[float, dict[str, float]]:
         """Put the gradient of one step's loss into z; returns the loss, and each scorer's."""
         pixels = clamp(self.tokenizer.decode_z(straight_through(self._z, self._table)), -1, 1)
         gradient, losses = self._judge(pixels.detach().requires_grad_())
-        pull = self.settings.init_weight * F.mse_loss(self._z, self._start) / self._table.var()
+        pull = self.settings.init_weight * F.mse_loss(self._z, self._start) / self._spread**2
         # Asked for z's gradient alone, autograd leaves the weights' out: nothing has to be frozen.
         (self._z.grad,) = torch.autograd.grad([pixels, pull], self._z, [gradient, torch.ones_like(pull)])
         return sum(losses.values()) / len(losses) + float(pull.detach()), losses
