@@ -34,7 +34,8 @@ def paint(model: str, **options: Any) -> None:
     names = {"guide": options["scorer"] or model, "second": options["second_scorer"]}
     setup = set_up(model, {**options, "pairs": options["prompts"], "sweep_pairs": 1, "languages": "", "sweep": False})
     device = str(setup.dalle.transformer.embed.weight.device)
-    plan = measure.Plan(*(load_scorer(name, device) for name in names.values()), settings, options["latents"])
+    guide, second = (load_scorer(name, device) for name in names.values())
+    plan = measure.Plan(guide, second, settings, options["latents"])
     click.echo(f"{heading(setup)}\nguide {names['guide']}, second {names['second']}")
     groups = measure.measure(setup, plan)
     click.echo(markdown([measure.figures(group) for group in groups]))

@@ -105,8 +105,8 @@ def look(setup: Setup, plan: Plan, name: str, images: Sequence[Image.Image], pro
     """Show pictures of one prompt to everyone."""
     pixels = to_pixels(images, setup.art.size)
     ranks = {judge: bank.ranks(bank.see(pixels), concept.expand(len(pixels))) for judge, bank in setup.banks.items()}
-    cosines = (scorer.cosines(images, prompt)[None] for scorer in (plan.guide, plan.second))
-    return Seen(name, *cosines, {judge: places[None] for judge, places in ranks.items()})
+    guide, second = (scorer.cosines(images, prompt)[None] for scorer in (plan.guide, plan.second))
+    return Seen(name, guide, second, {judge: places[None] for judge, places in ranks.items()})
 
 
 def best(seen: Seen, name: str) -> Seen:

@@ -168,9 +168,9 @@ class Painter:
 
     def _judge(self, pixels: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Gradient of the mean of the scorers' losses at the pixels (1, 3, H, W), and each scorer's loss."""
-        cuts, gradient = self.settings.cuts, torch.zeros_like(pixels)
+        cuts, gradient, (height, width) = self.settings.cuts, torch.zeros_like(pixels), pixels.shape[2:]
         losses = dict.fromkeys((name for name, _, _ in self._judges), 0.0)
-        for drawn in draw_cuts(cuts, *pixels.shape[2:], self._generator).split(cuts.chunk):
+        for drawn in draw_cuts(cuts, height, width, self._generator).split(cuts.chunk):
             views = cut_out(pixels, drawn, self._generator)
             total = pixels.new_zeros(())
             for name, scorer, directions in self._judges:
