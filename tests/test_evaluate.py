@@ -375,7 +375,7 @@ def test_evaluate_paint_command(store, tiny_model, tmp_path, monkeypatch):
     assert len({*best, *painted, *sampled, *on}) > 4
     assert "painted from random > random latents, best of 5 by the second scorer:" in output
     assert facts["paint"]["steps"] == 1
-    assert facts["paint"]["init_weight"] == 0.5
+    assert facts["paint"]["init_weight"] == 1.0
     assert not any(math.isnan(value) for value in painted)
 
 

@@ -15,7 +15,7 @@ from dalle_mini_impl.cli.judged import heading, judged, set_up, write_figures
 @click.option("--second-scorer", required=True, metavar="NAME", help="Who looks on: trained from another seed, say.")
 @click.option("--prompts", default=20, show_default=True, type=click.IntRange(1), help="Held-out prompts.")
 @click.option("--steps", default=200, show_default=True, type=click.IntRange(0), help="Steps for each picture.")
-@click.option("--init-weight", default=0.5, show_default=True, help="How strongly to stay near the sampled picture.")
+@click.option("--init-weight", default=1.0, show_default=True, help="How strongly to stay near the sampled picture.")
 @click.option("--latents", default=64, show_default=True, type=click.IntRange(1), help="Random latents a prompt.")
 @click.option("--candidates", default=16, show_default=True, type=click.IntRange(1), help="Pictures to sample from.")
 def paint(model: str, **options: Any) -> None:

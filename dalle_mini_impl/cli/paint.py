@@ -41,7 +41,7 @@ def paint(prompts: tuple[str, ...], **options: Any) -> None:
     \b
     dalle paint "a fox:1.0 | snow:0.4 | text:-0.3"      with weights, and away from something
     dalle paint "a fox | photo.jpg:0.5"                 a file's name is a picture to resemble
-    dalle paint "a fox" --init-image photo.jpg --init-weight 0.5
+    dalle paint "a fox" --init-image photo.jpg --init-weight 1
     dalle paint "clock at 12\:30"                       a number behind a colon is a weight, unless escaped
 
     Ctrl-C ends it early and keeps the picture so far.
