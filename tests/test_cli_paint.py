@@ -107,6 +107,12 @@ def test_bad_input_is_one_line(refused, tiny_model, arguments, message):
     assert error.splitlines()[-1].startswith("error: ")
 
 
+def test_help_shows_commands_as_they_are_typed():
+    output = run("paint", "--help").stdout
+    assert '\n  dalle paint "a fox | photo.jpg:0.5" ' in output
+    assert '\n  dalle paint "clock at 12\\:30" ' in output
+
+
 def test_sizes_are_height_and_width():
     assert [read_size(text) for text in ("", "96", "64x128", "64X128", "64×128")] == [0, 96, *[(64, 128)] * 3]
     for text in ("x", "64x", "1x2x3", "-64", "6.4"):

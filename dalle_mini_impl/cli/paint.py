@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--json", "as_json", is_flag=True, help="Print settings and losses as JSON.")
 def paint(prompts: tuple[str, ...], **options: Any) -> None:
-    r"""Paint one picture that fits all prompts, by VQGAN+CLIP.
+    """Paint one picture that fits all prompts, by VQGAN+CLIP.
 
     \b
     dalle paint "a fox:1.0 | snow:0.4 | text:-0.3"      with weights, and away from something
     dalle paint "a fox | photo.jpg:0.5"                 a file's name is a picture to resemble
     dalle paint "a fox" --init-image photo.jpg --init-weight 1
-    dalle paint "clock at 12\:30"                       a number behind a colon is a weight, unless escaped
+    dalle paint "clock at 12\\:30"                       a number behind a colon is a weight, unless escaped
 
     Ctrl-C ends it early and keeps the picture so far.
     """
