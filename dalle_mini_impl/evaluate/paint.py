@@ -14,15 +14,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle_mini_impl.evaluate.art import prompt_of
-from dalle_mini_impl.evaluate.generation import Setup, make_row, pick
+from dalle_mini_impl.evaluate.generation import CHUNK, Setup, make_row, pick
 from dalle_mini_impl.evaluate.report import TOP, Row, Share, cell, share
-from dalle_mini_impl.guided import Painter, PaintSettings
+from dalle_mini_impl.guided import PaintSettings, Target, paint
 from dalle_mini_impl.images import to_pixels
 from dalle_mini_impl.pipeline import candidate_seed
 from dalle_mini_impl.scorer import Scorer
 
-RANDOM, BEST = "random latents, mean of {}", "random latents, best of {}"
-PAINTED, SAMPLED, PAINTED_ON = "painted from random", "sampled", "painted on from the sampled"
+RANDOM, PAINTED = "random latents", "painted from random"
+SAMPLED, PAINTED_ON = "sampled", "painted on from the sampled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +77,9 @@ def measure(setup: Setup, plan: Plan) -> list[Seen]:
         concept = setup.art.concepts[number]
         for name, images in make(setup, plan, prompt, candidate_seed(setup.settings.seed, place)).items():
             seen.setdefault(name, []).append(look(setup, plan, name, images, prompt, concept))
-        mean = seen[RANDOM.format(plan.latents)][-1]
-        seen.setdefault(BEST.format(plan.latents), []).append(best(mean, BEST.format(plan.latents)))
-    order = (RANDOM.format(plan.latents), BEST.format(plan.latents), PAINTED, SAMPLED, PAINTED_ON)
-    return [join(seen[name]) for name in order]
+    random, painted, sampled, painted_on = (join(seen[name]) for name in (RANDOM, PAINTED, SAMPLED, PAINTED_ON))
+    return [replace(random, name=f"{RANDOM}, mean of {plan.latents}"),
+            best(random, f"{RANDOM}, best of {plan.latents}"), painted, sampled, painted_on]  # fmt: skip
 
 
 def make(setup: Setup, plan: Plan, prompt: str, seed: int) -> dict[str, list[Image.Image]]:
@@ -88,17 +87,12 @@ def make(setup: Setup, plan: Plan, prompt: str, seed: int) -> dict[str, list[Ima
     tokenizer, settings = setup.dalle.image_tokenizer, replace(plan.settings, seed=seed)
     shape = (plan.latents, *tokenizer.config.grid)
     ids = torch.randint(tokenizer.codebook_size, shape, generator=torch.Generator().manual_seed(seed))
-    latents = [image for part in ids.split(setup.settings.candidates) for image in setup.dalle.decode(part)]
+    latents = [image for part in ids.split(CHUNK) for image in setup.dalle.decode(part)]
     sampled = setup.dalle.generate(prompt, setup.settings.candidates, 1, seed)[0]
-    painters = {
-        PAINTED: Painter(tokenizer, {"guide": plan.guide}, prompt, replace(settings, init_weight=0.0)),
-        PAINTED_ON: Painter(tokenizer, {"guide": plan.guide}, prompt, settings, sampled.image_ids),
-    }
-    for painter in painters.values():
-        for _ in painter:
-            pass
-    return {RANDOM.format(plan.latents): latents, SAMPLED: [sampled.image],
-            **{name: [painter.image] for name, painter in painters.items()}}  # fmt: skip
+    who, what = {"guide": plan.guide}, [Target(prompt)]  # a caption's colons are no weights
+    painted = paint(tokenizer, who, what, replace(settings, init_weight=0.0))
+    painted_on = paint(tokenizer, who, what, settings, sampled.image_ids)
+    return {RANDOM: latents, PAINTED: [painted.image], SAMPLED: [sampled.image], PAINTED_ON: [painted_on.image]}
 
 
 def look(setup: Setup, plan: Plan, name: str, images: Sequence[Image.Image], prompt: str, concept: Tensor) -> Seen:
