@@ -130,6 +130,8 @@ class SamplingConfig:
     """Classifier-free guidance scale; 1 switches it off."""
     rank: str = "likelihood"
     """What orders candidates: `clip`, `likelihood`, `both` or `none`."""
+    prune: bool = False
+    """Give up the less likely candidates on the way, so that only a quarter of them is drawn to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,14 +34,38 @@ class Prompt:
     """What guidance steers away from; empty means "no caption"."""
 
 
+HALVINGS = (1 / 8, 3 / 8)
+"""Shares of the picture after which the weaker half of the candidates goes. `dalle evaluate rerank` shows what it costs
+and saves."""
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Successive halving: weak candidates are given up on the way, and what they would have taken is saved."""
+
+    score: Callable[[Tensor], Tensor]
+    """From nats so far as in `Drawn.likelihood` to (n,), the higher the better; the first of equal ones stays."""
+    least: int
+    """Candidates of a chunk that stay whatever their scores."""
+
+    def survivors(self, nats: Tensor, done: int, total: int) -> Tensor | None:
+        """Which candidates go on when `done` of `total` ids are drawn, or None where all do."""
+        kept = max(self.least, -(-len(nats) // 2))
+        if kept >= len(nats) or done not in [round(share * total) for share in HALVINGS]:
+            return None
+        return self.score(nats).argsort(descending=True, stable=True)[:kept].sort().values
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Sampled candidates."""
 
+    numbers: Tensor
+    """(n,) int64, of each candidate's seed among those given, rising: all, unless some were pruned."""
     image_ids: Tensor
-    """(N, h, w) int64 in [0, K), in the order of the seeds."""
+    """(n, h, w) int64 in [0, K)."""
     likelihood: Tensor
-    """(N, 1) or, with guidance, (N, 2): nats of the whole picture given the caption, and given the negative one.
+    """(n, 1) or, with guidance, (n, 2): nats of the whole picture given the caption, and given the negative one.
 
     The model's own, at temperature 1 and without top-k or top-p, whatever the settings were.
     """
@@ -56,6 +80,7 @@ def generate(
     *,
     chunk: int = CHUNK,
     progress: Progress = ignore,
+    pruning: Pruning | None = None,
 ) -> Drawn:
     """Sample the image ids of several candidates for one prompt.
 
@@ -69,12 +94,13 @@ def generate(
         seeds: one per candidate.
         sampling: temperature, top-k, top-p and guidance.
         chunk: candidates decoded at a time, which bounds memory.
-        progress: told how many image ids each step has drawn.
+        progress: told how many image ids each step has drawn, or will never be.
+        pruning: how to tell which candidates of each chunk to give up early; None draws all to the end.
 
     Raises:
         UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption does not fit.
     """
-    rows = draw_rows(transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress)
+    rows = draw_rows(transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, pruning=pruning)
     while True:
         try:
             next(rows)
@@ -92,6 +118,7 @@ def draw_rows(
     *,
     chunk: int = CHUNK,
     progress: Progress = ignore,
+    pruning: Pruning | None = None,
 ) -> Generator[Tensor, None, Drawn]:
     """As `generate`, but gives the image ids so far after each row of the token grid.
 
@@ -119,8 +146,9 @@ def draw_rows(
         # Row order: every candidate with the caption, then every candidate without.
         cache = prompt_cache.branch(len(part), stream.length)
         first = hidden.repeat_interleave(len(part), 0)
-        parts.append((yield from _decode(transformer, stream, cache, first, uniforms, sampling, progress)))
-    return Drawn(torch.cat([part.image_ids for part in parts]), torch.cat([part.likelihood for part in parts]))
+        drawn = yield from _decode(transformer, stream, cache, first, uniforms, sampling, progress, pruning)
+        parts.append((drawn.numbers + start, drawn.image_ids, drawn.likelihood))
+    return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _decode(
@@ -131,12 +159,14 @@ def _decode(
     uniforms: Tensor,
     sampling: SamplingConfig,
     progress: Progress,
+    pruning: Pruning | None,
 ) -> Generator[Tensor, None, Drawn]:
     """Draw all ids, one position at a time for all rows of `hidden` (N or 2N, C), and sum up their nats."""
-    groups, width = len(hidden) // len(uniforms), stream.config.grid[1]
+    groups, width, total = len(hidden) // len(uniforms), stream.config.grid[1], stream.image_length
+    numbers = torch.arange(len(uniforms), device=hidden.device)
     drawn = torch.empty(uniforms.shape, dtype=torch.int64, device=hidden.device)
     nats = torch.zeros(len(hidden), device=hidden.device)
-    for place in range(stream.image_length):
+    for place in range(total):
         logits = transformer.logits(hidden, stream.image_range).float()
         wanted = logits
         if groups == 2:
@@ -146,11 +176,16 @@ def _decode(
         rows = ids.repeat(groups)
         nats += logits.gather(1, rows[:, None])[:, 0] - logits.logsumexp(1)
         progress(len(ids))
+        if pruning and (kept := pruning.survivors(nats.view(groups, -1).T, place + 1, total)) is not None:
+            progress((len(ids) - len(kept)) * (total - place - 1))
+            both = torch.cat([kept + group * len(ids) for group in range(groups)])
+            cache.keep(both)
+            numbers, drawn, uniforms, nats, rows = numbers[kept], drawn[kept], uniforms[kept], nats[both], rows[both]
         if (place + 1) % width == 0:
             yield drawn[:, : place + 1].unflatten(1, (-1, width))
-        if place + 1 < stream.image_length:
+        if place + 1 < total:
             hidden = transformer((rows + stream.image_offset)[:, None], cache)[:, -1]
-    return Drawn(drawn.unflatten(1, stream.config.grid), nats.view(groups, -1).T)
+    return Drawn(numbers, drawn.unflatten(1, stream.config.grid), nats.view(groups, -1).T)
 
 
 def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:

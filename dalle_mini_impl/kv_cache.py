@@ -28,6 +28,10 @@ class Cache(Protocol):
         """
         ...
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with just these rows (n,) of a branched cache, in this order, as many for each row of the prompt."""
+        ...
+
 
 class KVCache:
     """Keys and values of every layer, allocated once for the whole stream.
@@ -75,3 +79,7 @@ class KVCache:
             theirs[:, :, :, : self.length] = mine[:, :, :, : self.length].repeat_interleave(count, 1)
         cache.length = self.length
         return cache
+
+    def keep(self, rows: Tensor) -> None:
+        """As `Cache` has it."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]

@@ -15,7 +15,17 @@ from dalle_mini_impl import checkpoint
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import from_dict, to_dict
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import CHUNK, Drawn, Progress, Prompt, draw_rows, generate, ignore, log_likelihood
+from dalle_mini_impl.generate import (
+    CHUNK,
+    Drawn,
+    Progress,
+    Prompt,
+    Pruning,
+    draw_rows,
+    generate,
+    ignore,
+    log_likelihood,
+)
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import to_images
 from dalle_mini_impl.packing import choose_precision, pack
@@ -33,6 +43,11 @@ NULL_SHARE = 0.3
 def likelihood_score(given: Tensor, null: Tensor) -> Tensor:
     """What `rank="likelihood"` orders by, from nats given the prompt and nats without it."""
     return given - NULL_SHARE * null
+
+
+def score_so_far(likelihood: Tensor) -> Tensor:
+    """What candidates are pruned by, from nats as in `Drawn.likelihood`; without guidance those given the prompt."""
+    return likelihood[:, 0] if likelihood.shape[1] == 1 else likelihood_score(*likelihood.unbind(1))
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -56,6 +71,11 @@ class Job(NamedTuple):
     def to_draw(self) -> tuple[Prompt, Sequence[int], SamplingConfig]:
         """What `generate` of the ids wants to know."""
         return self.ids, self.seeds, self.settings
+
+    @property
+    def pruning(self) -> Pruning | None:
+        """How candidates are given up early, if at all."""
+        return Pruning(score_so_far, self.keep) if self.settings.prune and self.settings.rank != "none" else None
 
 
 class DalleMini:
@@ -139,6 +159,8 @@ class DalleMini:
         `rank` says which these are: `likelihood` (the default) those that the transformer itself finds likely given
         the prompt and less so without it, `clip` those whose cosine with the prompt is highest, `both` the sum of
         the two, each in nats, and `none` keeps the order of the seeds. A model without scorer ranks by likelihood.
+        With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is drawn to the end: the
+        weaker half by likelihood so far is given up after an eighth of the picture, and again after three eighths.
 
         Args:
             prompt: the caption, in any language the model knows.
@@ -149,8 +171,8 @@ class DalleMini:
             seeds: the candidates' own seeds, instead of `seed` and `candidates`.
             chunk: candidates decoded at a time, which bounds memory.
             progress: told how many image ids each step has drawn.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`; the model's recommendation where not
-                given.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`; the model's recommendation where
+                not given.
 
         Returns:
             The kept candidates, best first.
@@ -159,7 +181,9 @@ class DalleMini:
             UserError: a number is out of range, or a sampling setting is unknown.
         """
         job = self._job(prompt, candidates, keep, seed, negative, seeds, chunk, progress, **sampling)
-        drawn = generate(self.transformer, self.stream, *job.to_draw, chunk=chunk, progress=progress)
+        drawn = generate(
+            self.transformer, self.stream, *job.to_draw, chunk=chunk, progress=progress, pruning=job.pruning
+        )
         return self._ranked(job, drawn)
 
     def stream_previews(self, prompt: str, *, show: int = 1, share: float = 0.05, **options: Any) -> Iterator[Preview]:
@@ -186,7 +210,9 @@ class DalleMini:
             ids_drawn += ids
             job.progress(ids)
 
-        rows = draw_rows(self.transformer, self.stream, *job.to_draw, chunk=job.chunk, progress=progress)
+        rows = draw_rows(
+            self.transformer, self.stream, *job.to_draw, chunk=job.chunk, progress=progress, pruning=job.pruning
+        )
         start, spent, longest = time.perf_counter(), 0.0, 0.0
         while True:
             try:
@@ -235,15 +261,15 @@ class DalleMini:
         """The best of what was drawn, as pictures."""
         rank = job.settings.rank
         pictures = self._pictures(drawn.image_ids, job.chunk) if rank in ("clip", "both") else []
-        order, scores = list(range(len(job.seeds))), [None] * len(job.seeds)
+        order, scores = list(range(len(drawn.numbers))), [None] * len(drawn.numbers)
         if rank != "none":
             values = self._scores(rank, job.prompt, pictures, drawn, job.chunk)
             order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
         order = order[: job.keep]
         # Decoding all takes about as long as sampling them: what nobody asks to see is left out.
         images = [pictures[i] for i in order] if pictures else self._pictures(drawn.image_ids[order], job.chunk)
-        ids = drawn.image_ids.cpu()
-        kept = (Candidate(image, scores[i], job.seeds[i], ids[i]) for i, image in zip(order, images, strict=True))
+        ids, seeds = drawn.image_ids.cpu(), [job.seeds[number] for number in drawn.numbers.tolist()]
+        kept = (Candidate(image, scores[i], seeds[i], ids[i]) for i, image in zip(order, images, strict=True))
         return Result(job.prompt, job.negative, tuple(kept), {**self.source, "sampling": to_dict(job.settings)})
 
     def _pictures(self, image_ids: Tensor, chunk: int) -> list[Image.Image]:

@@ -29,6 +29,22 @@ def test_parts_give_the_gradient_of_the_whole_batch(accelerator, parts, sigmoid)
         assert (other.grad - one.grad).norm() < 1e-5 * one.grad.norm(), name
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_several_captions_cost_the_mean_of_what_each_would(accelerator, parts):
+    expected, clip = make_clip(), make_clip()
+    pixels, text_ids, groups = make_batch()
+    other = text_ids.flip(0)  # captions of other pictures
+    whole = (
+        contrastive_loss(*expected(pixels, text_ids), groups) + contrastive_loss(*expected(pixels, other), groups)
+    ) / 2
+    whole.backward()
+    both = torch.stack([text_ids, other], 1).flatten(0, 1)  # each picture's in a row
+    loss, _ = backward(accelerator, clip, list(zip(pixels.chunk(parts), both.chunk(parts), strict=True)), groups)
+    torch.testing.assert_close(loss, whole.detach())
+    for (name, one), two in zip(expected.named_parameters(), clip.parameters(), strict=True):
+        assert (two.grad - one.grad).norm() < 1e-5 * one.grad.norm(), name
+
+
 def test_only_one_part_is_in_memory_at_a_time(accelerator):
     clip, alive, most = make_clip(), 0, []
     pixels, text_ids, groups = make_batch()

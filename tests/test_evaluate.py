@@ -349,10 +349,13 @@ def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
 
 
 def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
     output = run("rerank", tiny_model, "--data", store, "--pairs", 1, "--sweep-pairs", 2, "--candidates", 4,
-                 "--device", "cpu", "--json", tmp_path / "curve.json")  # fmt: skip
+                 "--device", "cpu", "--json", tmp_path / "curve.json", "--plot", tmp_path / "curve.png")  # fmt: skip
     facts = json.loads((tmp_path / "curve.json").read_text())
+    assert Image.open(tmp_path / "curve.png").width > 0
+    assert "seconds for a prompt" in output
     assert {point["candidates"] for point in facts["points"]} == {1, 2, 4}
     assert "by likelihood" in output
 

@@ -1,5 +1,6 @@
 import json
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.data.pairs import Caption, plain_caption
 from dalle_mini_impl.data.store import concept_numbers
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.evaluate.scorer import evaluate_scorer, figures, plot
+from dalle_mini_impl.evaluate import scorer as measure
+from dalle_mini_impl.evaluate.scorer import LanguageReport, evaluate_scorer, figures, plot
 from dalle_mini_impl.scorer import Scorer, recalls
 
 pytest_plugins = ("train_fixtures",)
@@ -124,3 +126,16 @@ def test_the_command_prints_and_writes(trained, tmp_path):
     scorer = Scorer.from_pretrained(str(trained.folder / "model"))
     assert language["recalls"].keys() == last.keys() - {"step"}
     assert scorer.image_size == 16
+
+
+def test_many_warnings_are_one_line(trained, monkeypatch):
+    def evaluate(*_):
+        for number in range(3):
+            warnings.warn(f"caption {number} was cut", stacklevel=1)
+        return [LanguageReport("en", 5, {"text_to_image_at_1": 0.5})]
+
+    monkeypatch.setattr(measure, "evaluate_scorer", evaluate)
+    result = CliRunner().invoke(
+        dalle, ["evaluate", "scorer", str(trained.folder / "model"), "--data", str(trained.folder / "store")]
+    )
+    assert result.stderr.splitlines() == ["warning: caption 0 was cut; 2 more such warnings"]

@@ -7,7 +7,7 @@ from conftest import GRID, make_transformer
 
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import Prompt, generate, log_likelihood
+from dalle_mini_impl.generate import Prompt, Pruning, generate, log_likelihood
 from dalle_mini_impl.stream import Stream
 
 PROMPT = Prompt((5, 300, 17), (41, 2))
@@ -280,3 +280,44 @@ def test_the_stream_is_what_the_model_was_built_for(rope):
     transformer, stream = rope
     assert isinstance(stream, Stream)
     assert transformer.max_length == stream.length
+
+
+# --- pruning
+
+
+def by_likelihood(nats):
+    return nats[:, 0] - nats[:, -1] / 3
+
+
+@pytest.mark.parametrize("guidance", [2.5, 1.0])
+def test_pruned_candidates_are_the_unlikely_ones_and_the_others_stay_as_they_were(rope, guidance):
+    settings, seeds = SamplingConfig(temperature=0.9, guidance=guidance), [3, 5, 8, 13, 21, 34, 55]
+    whole = generate(*rope, PROMPT, seeds, settings)
+    captions = [PROMPT.text_ids, PROMPT.negative_ids][: 1 + (guidance != 1)]
+    so_far = torch.stack([log_likelihood(*rope, ids, whole.image_ids).cumsum(1) for ids in captions], -1)
+    alive = list(range(7))
+    for done, kept in ((2, 4), (6, 2)):  # of 15 ids, after one eighth and three of them
+        best = sorted(alive, key=lambda number: -float(by_likelihood(so_far[[number], done - 1])))
+        alive = sorted(best[:kept])
+    pruned = generate(*rope, PROMPT, seeds, settings, pruning=Pruning(by_likelihood, 1))
+    assert pruned.numbers.tolist() == alive != [0, 1]
+    assert torch.equal(pruned.image_ids, whole.image_ids[alive])
+    torch.testing.assert_close(pruned.likelihood, whole.likelihood[alive], rtol=1e-5, atol=1e-4)
+
+
+def test_every_chunk_is_pruned_by_itself(rope):
+    pruning = Pruning(by_likelihood, 1)
+    whole = generate(*rope, PROMPT, list(range(10)), SETTINGS, chunk=5, pruning=pruning)
+    parts = [generate(*rope, PROMPT, list(range(start, start + 5)), SETTINGS, pruning=pruning) for start in (0, 5)]
+    assert whole.numbers.tolist() == [*parts[0].numbers.tolist(), *(parts[1].numbers + 5).tolist()]
+    assert torch.equal(whole.image_ids, torch.cat([part.image_ids for part in parts]))
+    assert len(whole.numbers) == 4  # of five 3, of these 2
+
+
+@pytest.mark.parametrize(("least", "kept"), [(1, 2), (3, 3), (5, 5), (7, 7), (9, 7)])
+def test_pruning_leaves_as_many_as_are_wanted_and_equal_ones_in_order(rope, least, kept):
+    calls = []
+    pruning = Pruning(lambda nats: torch.zeros(len(nats)), least)
+    drawn = generate(*rope, PROMPT, list(range(7)), SETTINGS, progress=calls.append, pruning=pruning)
+    assert drawn.numbers.tolist() == list(range(kept))
+    assert sum(calls) == 7 * 15  # what will never be drawn counts as done

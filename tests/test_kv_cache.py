@@ -73,3 +73,13 @@ def test_branches_share_nothing_that_one_of_them_writes():
     assert torch.equal(second.attend(0, q, k, v), once)
     assert torch.equal(cache.keys, before)
     assert cache.length == 5
+
+
+def test_kept_rows_go_on_as_if_they_were_all_there_is():
+    cache = filled_cache().branch(3, 7)
+    few = filled_cache().branch(3, 7)
+    few.keep(torch.tensor([0, 2, 3, 5]))
+    q, k, v = (noise(6, 4, 1, 6, seed=n) for n in range(3))
+    kept = [0, 2, 3, 5]
+    assert torch.equal(few.attend(1, q[kept], k[kept], v[kept]), cache.attend(1, q, k, v)[kept])
+    assert few.length == 5

@@ -8,7 +8,7 @@ from conftest import make_transformer, randomise
 from dalle_mini_impl import packing
 from dalle_mini_impl.config import SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import Prompt, generate
+from dalle_mini_impl.generate import Prompt, Pruning, generate
 from dalle_mini_impl.native.library import load
 from dalle_mini_impl.packing import choose_precision, pack
 from dalle_mini_impl.stream import Stream
@@ -69,6 +69,17 @@ def test_a_candidate_does_not_depend_on_the_others():
     for number in (0, 17, 36):
         assert torch.equal(generate(*model, PROMPT, [seeds[number]], settings).image_ids[0], whole[number])
     assert torch.equal(generate(*model, PROMPT, seeds, settings, chunk=7).image_ids, whole)
+
+
+@needs_compiler
+def test_who_goes_on_after_pruning_is_drawn_as_before():
+    model, settings = packed("bf16"), SamplingConfig(temperature=0.9, guidance=2.5)
+    whole = generate(*model, PROMPT, list(range(29)), settings)
+    pruned = generate(*model, PROMPT, list(range(29)), settings, pruning=Pruning(lambda nats: nats[:, 0], 3))
+    assert len(pruned.numbers) == 8
+    assert pruned.numbers.tolist() != list(range(8))
+    assert torch.equal(pruned.image_ids, whole.image_ids[pruned.numbers])
+    assert torch.equal(pruned.likelihood, whole.likelihood[pruned.numbers])
 
 
 @needs_compiler

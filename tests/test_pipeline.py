@@ -13,8 +13,9 @@ from PIL import Image
 import dalle_mini_impl
 from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError, pipeline
 from dalle_mini_impl.config_io import to_dict
+from dalle_mini_impl.generate import generate
 from dalle_mini_impl.images import read_metadata
-from dalle_mini_impl.pipeline import NULL_SHARE, candidate_seed, choose_device
+from dalle_mini_impl.pipeline import NULL_SHARE, candidate_seed, choose_device, score_so_far
 from dalle_mini_impl.results import grid
 
 
@@ -132,6 +133,33 @@ def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
             dalle.generate("a cat", candidates=5, rank=rank)
     with pytest.raises(UserError, match=r"bare has no scorer; train one with dalle_mini_impl\.train\.scorer"):
         _ = dalle.scorer
+
+
+@pytest.mark.parametrize(
+    ("rank", "keep", "left"), [("likelihood", 1, 3), ("both", 1, 3), ("clip", 5, 5), ("none", 1, 9)]
+)
+def test_pruning_ranks_those_that_are_left(tiny_dalle, rank, keep, left):
+    def draw(keep, **how):
+        return tiny_dalle.generate("a red heart", candidates=9, keep=keep, seed=3, **how)
+
+    every = {candidate.seed: candidate for candidate in draw(9, rank=rank)}
+    settings = {"rank": rank, "prune": True}
+    job = tiny_dalle._job("a red heart", candidates=9, keep=keep, seed=3, **settings)
+    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, *job.to_draw, pruning=job.pruning)
+    assert len(drawn.numbers) == left
+    pruned = draw(keep, **settings)
+    seeds = [job.seeds[number] for number in drawn.numbers]
+    best = [seed for seed in every if seed in seeds][:keep]
+    assert [candidate.seed for candidate in pruned] == best
+    assert [candidate.score for candidate in pruned] == [every[seed].score for seed in best]
+    assert pruned.settings["sampling"]["prune"] is True
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_pruning_goes_by_what_ranking_goes_by(guidance):
+    nats = torch.tensor([[-5.0, -9.0], [-4.0, -1.0], [-6.0, -20.0]])
+    expected = [-2.3, -3.7, 0.0] if guidance != 1 else [-5.0, -4.0, -6.0]
+    assert score_so_far(nats if guidance != 1 else nats[:, :1]).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rank", "decoded"), [("likelihood", 2), ("none", 2), ("clip", 5), ("both", 5)])

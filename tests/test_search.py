@@ -21,7 +21,7 @@ from dalle_mini_impl.data.samples import read_bytes
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.search import ImageIndex, nearest, query, store, update
-from dalle_mini_impl.search.export import export
+from dalle_mini_impl.search.export import export, export_faiss
 from dalle_mini_impl.search.index import INSIDE, lasting_name, scorer_identity, sheet
 
 DIM = 19
@@ -480,6 +480,27 @@ def test_export_is_in_the_layout_of_clip_retrieval(pictures, scorer, tmp_path, t
     )
     wanted = scorer.embed_images([Image.open(path) for path in paths])
     assert np.abs(vectors - wanted.numpy()).max() < 1e-3
+
+
+def test_a_faiss_index_has_the_rows_of_the_export(pictures, scorer, tmp_path, tiny_model):
+    pytest.importorskip("pyarrow")
+    faiss = pytest.importorskip("faiss")
+    (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
+    result = run("index", pictures, "--scorer", tiny_model, "--export", tmp_path / "export", "--faiss")
+    assert result.stdout.splitlines()[-2] == str(tmp_path / "export/image.index")
+    vectors = np.load(tmp_path / "export/img_emb/img_emb_0.npy").astype(np.float32)
+    index = faiss.read_index(str(tmp_path / "export/image.index"))
+    scores, _ = index.search(vectors, 1)
+    assert index.ntotal == len(vectors) == 6
+    assert np.abs(scores - 1).max() < 1e-3
+    assert np.abs(index.reconstruct_n(0, 6) - vectors).max() == 0
+
+
+def test_a_faiss_index_names_its_extra_and_wants_a_folder(pictures, scorer, tmp_path, monkeypatch, refused):
+    assert "--faiss came without --export; name the folder" in refused("index", pictures, "--faiss")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"faiss-cpu is not installed.*\[faiss\]"):
+        export_faiss(ImageIndex.create(tmp_path / "index", scorer), tmp_path / "export")
 
 
 def test_export_names_its_extra(pictures, scorer, tmp_path, monkeypatch):

@@ -552,6 +552,19 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
         assert (part[2] == indices[rows]).all()
 
 
+def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
+    config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed=0")
+    store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
+    captions = CaptionDrawer(store.entries, {})
+    pixels, text_ids, indices = scorer.draw_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
+    assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
+    known = [{tuple(tokenizer.fit(tokenizer.encode(caption.text), 11, end=True)) for caption in entry.captions}
+             for entry in store.entries]  # fmt: skip
+    for index, rows in zip(indices, text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
+        assert {tuple(row) for row in rows} <= known[index]
+    assert len({tuple(row) for row in text_ids.tolist()}) > 5
+
+
 def test_scorer_learns_which_caption_fits(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "scorer")
     home.run("scorer", "run.steps=60", "run.validate_every=60", "run.save_every=0", "reconstructed=0", "bpe_dropout=0",
@@ -596,6 +609,7 @@ def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monk
         ("text_tokenizer", "data.store=''", "data.store is empty"),
         ("text_tokenizer", "data.validation=1.0", "was built with .* the config says"),
         ("text_tokenizer", "vocab_size=100", "no vocabulary of 100 could be learned"),
+        ("scorer", "captions=0", "captions is 0; expected at least 1"),
         ("image_tokenizer", "run.precision=fp16", "run.precision is 'fp16'; expected bf16 or fp32"),
         ("image_tokenizer", "run.model_dir=''", "both must name a folder"),
         ("image_tokenizer", "run.accumulation=5", "make it a multiple of 5"),

@@ -1,6 +1,7 @@
 """`dalle evaluate scorer`: how well a scorer finds pictures by name, and names by picture."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import click
@@ -33,7 +34,12 @@ def scorer(model: str, data: str, split: str, **options: Any) -> None:
     languages, skipped = (tuple(part.strip() for part in options[name].split(",") if part.strip())
                           for name in ("languages", "skip_kinds"))  # fmt: skip
     store = open_store(DataConfig(store=data, skip_kinds=skipped), split)
-    reports = measure.evaluate_scorer(Scorer.from_pretrained(model, choose_device(options["device"])), store, languages)
+    judge = Scorer.from_pretrained(model, choose_device(options["device"]))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        reports = measure.evaluate_scorer(judge, store, languages)
+    if warned:
+        click.echo(f"warning: {warned[0].message}; {len(warned) - 1} more such warnings", err=True)
     click.echo(markdown([measure.figures(report) for report in reports]))
     if options["plot_file"]:
         click.echo(measure.plot(reports, options["plot_file"]))

@@ -13,18 +13,23 @@ from dalle_mini_impl.errors import UserError
 @click.option("--scorer", default="", help="emoji, FOLDER, hf:… or open_clip:….  [default: the index's, or emoji]")
 @click.option("--rebuild", is_flag=True, help="Begin anew, in place of an index that is there.")
 @click.option("--export", "export_to", type=click.Path(path_type=Path), help="Also write clip-retrieval's layout here.")
+@click.option("--faiss", is_flag=True, help="With --export: also a faiss index of the same rows (extra: faiss).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-def index(pictures: Path, out: Path | None, scorer: str, rebuild: bool, export_to: Path | None, device: str) -> None:
+def index(
+    pictures: Path, out: Path | None, scorer: str, rebuild: bool, export_to: Path | None, faiss: bool, device: str
+) -> None:
     """Make the pictures below DIR searchable, or bring their index up to date.
 
     Only files that are new or changed are read; a run that was stopped goes on where it was.
     """
     if not pictures.is_dir():
         raise UserError(f"{pictures} is no folder; name one with pictures in it")
+    if faiss and not export_to:
+        raise UserError("--faiss came without --export; name the folder it is to be written to")
 
     from dalle_mini_impl.data.pairs import SkipLog
     from dalle_mini_impl.pipeline import choose_device
-    from dalle_mini_impl.search.export import export
+    from dalle_mini_impl.search.export import export, export_faiss
     from dalle_mini_impl.search.index import INSIDE, ImageIndex
     from dalle_mini_impl.search.store import DATABASE
 
@@ -42,6 +47,6 @@ def index(pictures: Path, out: Path | None, scorer: str, rebuild: bool, export_t
         f"{changes.unreadable} unreadable, {changes.gone} gone; {len(image_index)} different pictures can be found"
     )
     if export_to:
-        for path in export(image_index, export_to):
+        for path in [*export(image_index, export_to), *([export_faiss(image_index, export_to)] if faiss else [])]:
             click.echo(str(path))
     click.echo(str(folder))

@@ -1,4 +1,4 @@
-"""What the commands of `dalle evaluate` that ask judges share."""
+"""What commands have in common that let judges look at a model's pictures."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]")
 @click.option("--negative", default="", help="What to steer away from.")
 @click.option("--rank", help="What makes a picture good: likelihood, clip, both or none.  [default: the model's]")
+@click.option("--prune/--no-prune", default=None, help="Give up weak candidates early.  [default: the model's]")
 @click.option("--columns", default=0, help="Pictures per row of the grid; 0 chooses.")
 @click.option("--scores", is_flag=True, help="Write the scores under the pictures.")
 @click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid.")
@@ -107,7 +108,7 @@ def read_prompts(prompts: tuple[str, ...], path: str | None) -> list[str]:
 
 def new_job(text: str, options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `DalleMini.generate` for a prompt of the command line."""
-    sampling = {name: options[name] for name in ("temperature", "top_k", "top_p", "guidance", "rank")}
+    sampling = {name: options[name] for name in ("temperature", "top_k", "top_p", "guidance", "rank", "prune")}
     rest = {name: options[name] for name in ("candidates", "keep", "seed", "negative")}
     return {"prompt": text, **rest, **sampling}
 

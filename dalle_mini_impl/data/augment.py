@@ -18,8 +18,8 @@ def plain_pixels(rgba: np.ndarray, size: int) -> Tensor:
     Returns:
         (B, 3, size, size) float32 in [-1, 1].
     """
-    colour, alpha = _premultiplied(rgba)
-    over_white = colour + (1 - alpha)
+    layers = _premultiplied(rgba)
+    over_white = layers[:, :3] + (1 - layers[:, 3:])
     return F.interpolate(over_white, (size, size), mode="bilinear", antialias=True).clamp(0, 1) * 2 - 1
 
 
@@ -73,7 +73,7 @@ def augmented_pixels(rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, si
         1 / scale[:, 0],
         -shift / scale,
     )
-    layers = torch.cat(_premultiplied(rgba), 1)
+    layers = _premultiplied(rgba)
     if rgba.shape[1] > 2 * size:  # grid_sample reads 4 neighbours: more than twofold shrinking would alias
         layers = F.interpolate(layers, (2 * size, 2 * size), mode="bilinear", antialias=True)
     grid = F.affine_grid(matrix, [len(rgba), 4, size, size], align_corners=False)
@@ -82,7 +82,9 @@ def augmented_pixels(rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, si
     return (warped[:, :3] + (1 - warped[:, 3:]) * colour).clamp(0, 1) * 2 - 1
 
 
-def _premultiplied(rgba: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Colour times alpha (B, 3, S, S) and alpha (B, 1, S, S), in [0, 1]: what may be resampled without fringes."""
-    layers = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255
-    return layers[:, :3] * layers[:, 3:], layers[:, 3:]
+def _premultiplied(rgba: np.ndarray) -> Tensor:
+    """Colour times alpha, and alpha (B, 4, S, S), in [0, 1]: what may be resampled without fringes."""
+    planes = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2)
+    layers = planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    layers[:, :3] *= layers[:, 3:]
+    return layers

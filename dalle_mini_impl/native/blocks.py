@@ -57,6 +57,13 @@ class NativeCache:
         n_layer, rows, n_head, head_dim = self._shape
         return NativeCache((n_layer, rows * count, n_head, head_dim), capacity - self.length, self, count)
 
+    def keep(self, rows: Tensor) -> None:
+        """As `Cache` has it."""
+        self._memory = self._memory[:, :, rows]
+        self.parts.keys, self.parts.values = self._memory[0].data_ptr(), self._memory[1].data_ptr()
+        self.parts.branches = self.parts.branches * len(rows) // self.parts.rows
+        self.parts.rows = len(rows)
+
 
 class LayerWeights(NamedTuple):
     """What `NativeBlocks` asks for of each block, the norms' weights folded in."""

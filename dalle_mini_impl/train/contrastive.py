@@ -19,10 +19,12 @@ def backward(
     embedding, and once more to follow that gradient into the weights (Gao et al. 2021, GradCache). That takes the
     memory of one part, and a second forward pass.
 
+    With several captions for each picture, the loss is the mean over the first, second and further captions of all.
+
     Args:
         accelerator: of the run.
-        forward: pixels (b, 3, S, S) and text ids (b, L) to embeddings (b, D) of both, the logarithm of the scale, and a
-            bias or None; the same each time.
+        forward: pixels (b, 3, S, S) and text ids (M × b, L), each picture's M captions in a row, to embeddings
+            (b, D) and (M × b, D), the logarithm of the scale, and a bias or None; the same each time.
         parts: what it takes, each of the same size.
         groups: (B,) of all parts together, see `contrastive_loss`.
 
@@ -43,7 +45,9 @@ def backward(
         found = [value.detach().requires_grad_() for value in found]
     image, text = (gather_with_gradient(value) for value in found[:2])
     scale, bias = found[2], found[3] if len(found) > 3 else None
-    loss = contrastive_loss(image, text, scale, bias, gather_with_gradient(groups.to(accelerator.device)))
+    groups = gather_with_gradient(groups.to(accelerator.device))
+    captions = text.unflatten(0, (len(image), -1)).unbind(1)
+    loss = torch.stack([contrastive_loss(image, one, scale, bias, groups) for one in captions]).mean()
     accelerator.backward(loss)
     if twice:
         rows = zip(*(value.grad.chunk(len(parts)) for value in found[:2]), strict=True)

@@ -210,6 +210,8 @@ class ScorerRun:
     """SentencePiece model file."""
     languages: dict[str, float] = field(default_factory=dict)
     """Relative frequency of each caption language; languages not named get 1."""
+    captions: int = 1
+    """Captions drawn for each picture and step; small text towers make them cheap beside the picture."""
     bpe_dropout: float = 0.1
     """Chance of skipping a BPE merge in training captions."""
     language: str = "en"

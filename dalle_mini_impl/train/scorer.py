@@ -58,7 +58,7 @@ def draw_batch(
     store: PictureStore, captions: CaptionDrawer, tokenizer: TextTokenizer, through: ImageTokenizer | None,
     config: ScorerRun, step: int, rows: slice,
 ) -> tuple[Tensor, Tensor, np.ndarray]:  # fmt: skip
-    """Pixels (rows, 3, S, S), text ids (rows, L) and picture numbers of one process's share of a step."""
+    """Pixels (rows, 3, S, S), text ids (rows × captions, L) and picture numbers of one process's share of a step."""
     run = config.run
     indices = common.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
     changes = random_changes(run.batch_size, config.augment, common.generator_for(run.seed, step))[rows]
@@ -68,8 +68,9 @@ def draw_batch(
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
         random = np.random.default_rng([run.seed, step, place])
         seen_through.append(random.random() < config.reconstructed)
-        ids = tokenizer.encode_with_dropout(captions.draw(int(index), random).text, config.bpe_dropout, random)
-        text_ids.append(tokenizer.fit(ids, config.model.text_length, end=True))
+        for _ in range(config.captions):
+            ids = tokenizer.encode_with_dropout(captions.draw(int(index), random).text, config.bpe_dropout, random)
+            text_ids.append(tokenizer.fit(ids, config.model.text_length, end=True))
     if through is not None and any(seen_through):
         chosen = torch.tensor(seen_through)
         device = next(through.parameters()).device
@@ -107,6 +108,8 @@ def validate(
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, save; see `configs/emoji/scorer.yaml` for the settings."""
     config, resume = common.parse(ScorerRun, "Train the CLIP scorer.", argv)
+    if config.captions < 1:
+        raise UserError(f"captions is {config.captions}; expected at least 1 caption for each picture and step")
     run = config.run
     accelerator = common.start(run)
     with accelerator.main_process_first():
