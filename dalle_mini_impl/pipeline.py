@@ -24,10 +24,10 @@ from dalle_mini_impl.generate import (
     draw_rows,
     generate,
     ignore,
-    log_likelihood,
 )
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import to_images
+from dalle_mini_impl.likelihood import log_likelihood
 from dalle_mini_impl.packing import choose_precision, pack
 from dalle_mini_impl.results import Candidate, Preview, Result
 from dalle_mini_impl.scorer import Scorer
