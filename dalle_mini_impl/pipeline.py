@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl import checkpoint
+from dalle_mini_impl.canvas import Box, Canvas, Region, make_canvas, vary
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import from_dict, to_dict
 from dalle_mini_impl.errors import UserError
@@ -29,30 +29,12 @@ from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import to_images
 from dalle_mini_impl.likelihood import log_likelihood
 from dalle_mini_impl.packing import choose_precision, pack
+from dalle_mini_impl.ranking import candidate_seed, likelihood_score, score_so_far
 from dalle_mini_impl.results import Candidate, Preview, Result
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer
-
-NULL_SHARE = 0.3
-"""How much of the likelihood without caption is taken off. With all of it (the likelihood ratio) odd pictures win.
-`dalle evaluate rerank` measures it; see `docs/log.md`."""
-
-
-def likelihood_score(given: Tensor, null: Tensor) -> Tensor:
-    """What `rank="likelihood"` orders by, from nats given the prompt and nats without it."""
-    return given - NULL_SHARE * null
-
-
-def score_so_far(likelihood: Tensor) -> Tensor:
-    """What candidates are pruned by, from nats as in `Drawn.likelihood`; without guidance those given the prompt."""
-    return likelihood[:, 0] if likelihood.shape[1] == 1 else likelihood_score(*likelihood.unbind(1))
-
-
-def candidate_seed(seed: int, number: int) -> int:
-    """Seed of candidate `number` (from 0) of a run's `seed`; unrelated for different seeds."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 class Job(NamedTuple):
@@ -66,6 +48,7 @@ class Job(NamedTuple):
     keep: int
     chunk: int
     progress: Progress
+    canvas: Canvas | None
 
     @property
     def to_draw(self) -> tuple[Prompt, Sequence[int], SamplingConfig]:
@@ -76,6 +59,11 @@ class Job(NamedTuple):
     def pruning(self) -> Pruning | None:
         """How candidates are given up early, if at all."""
         return Pruning(score_so_far, self.keep) if self.settings.prune and self.settings.rank != "none" else None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The rest of what it wants to know."""
+        return {"chunk": self.chunk, "pruning": self.pruning, "kept": self.canvas.kept if self.canvas else None}
 
 
 class DalleMini:
@@ -152,6 +140,7 @@ class DalleMini:
         seeds: Sequence[int] | None = None,
         chunk: int = CHUNK,
         progress: Progress = ignore,
+        canvas: Canvas | None = None,
         **sampling: Any,
     ) -> Result:
         """Sample candidates, decode them, and keep the best.
@@ -171,6 +160,7 @@ class DalleMini:
             seeds: the candidates' own seeds, instead of `seed` and `candidates`.
             chunk: candidates decoded at a time, which bounds memory.
             progress: told how many image ids each step has drawn.
+            canvas: a picture some of which stays; see `complete` and `variations`, which make it.
             **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`; the model's recommendation where
                 not given.
 
@@ -180,11 +170,60 @@ class DalleMini:
         Raises:
             UserError: a number is out of range, or a sampling setting is unknown.
         """
-        job = self._job(prompt, candidates, keep, seed, negative, seeds, chunk, progress, **sampling)
-        drawn = generate(
-            self.transformer, self.stream, *job.to_draw, chunk=chunk, progress=progress, pruning=job.pruning
-        )
+        job = self._job(prompt, candidates, keep, seed, negative, seeds, chunk, progress, canvas, **sampling)
+        drawn = generate(self.transformer, self.stream, *job.to_draw, progress=progress, **job.how)
         return self._ranked(job, drawn)
+
+    def complete(
+        self, picture: Image.Image, prompt: str = "", *, rows: int | None = None, box: Box | None = None,
+        mask: Image.Image | None = None, panel: bool = False, paste: bool = True, **options: Any,
+    ) -> Result:  # fmt: skip
+        """Redraw some of a picture, given by one of `rows`, `box`, `mask` and `panel`, and keep the rest.
+
+        Ids are drawn in raster order, and each sees only those above it and on its left. With `rows` that is all
+        there is to see, and candidates are drawn from exactly what the model would draw next. What is kept further
+        down is not seen while others are drawn: only ranking by likelihood, which is that of the whole picture,
+        prefers candidates that go well with it. So sample many.
+
+        Args:
+            picture: of any size; cropped to the model's proportions, and white where transparent.
+            prompt: what the whole picture shows.
+            rows: keep this many rows of the token grid from the top.
+            box: redraw this rectangle, in pixels of `picture`: left, top, right, bottom.
+            mask: redraw where this picture, as large as `picture`, is white or transparent.
+            panel: put the whole picture, squeezed, into the upper half and draw the lower one. Only a model trained
+                on such pairs, one above the other, can be expected to follow.
+            paste: put the original pixels back in all places of the grid that stay; otherwise they look as the image
+                tokenizer has them.
+            **options: all else that `generate` takes.
+
+        Returns:
+            The kept candidates, best first; `Result.source` is the picture as the model got it.
+
+        Raises:
+            UserError: as `generate`, or not one region was given, it does not fit the picture or is empty.
+        """
+        region = Region(rows, box, mask, panel)
+        canvas = make_canvas(self.image_tokenizer, self.stream.config.grid, picture, region, paste)
+        return self.generate(prompt, canvas=canvas, **options)
+
+    def variations(self, picture: Image.Image, prompt: str = "", *, strength: float = 0.5, **options: Any) -> Result:
+        """Pictures like a given one: each candidate draws some ids anew, chosen by its seed, and keeps the others.
+
+        A kept id is not seen by what is drawn before it, so parts may fit badly; ranking by likelihood looks at the
+        whole.
+
+        Args:
+            picture: as `complete` has it.
+            prompt: what it shows.
+            strength: chance of each id to be drawn anew, in (0, 1]; at 1 nothing of the picture is left.
+            **options: all else that `generate` takes.
+
+        Raises:
+            UserError: as `generate`, or the strength is out of range.
+        """
+        canvas = vary(self.image_tokenizer, self.stream.config.grid, picture, strength)
+        return self.generate(prompt, canvas=canvas, **options)
 
     def stream_previews(self, prompt: str, *, show: int = 1, share: float = 0.05, **options: Any) -> Iterator[Preview]:
         """As `generate`, giving some of the pictures on the way, as often as little time allows.
@@ -210,9 +249,7 @@ class DalleMini:
             ids_drawn += ids
             job.progress(ids)
 
-        rows = draw_rows(
-            self.transformer, self.stream, *job.to_draw, chunk=job.chunk, progress=progress, pruning=job.pruning
-        )
+        rows = draw_rows(self.transformer, self.stream, *job.to_draw, progress=progress, **job.how)
         start, spent, longest = time.perf_counter(), 0.0, 0.0
         while True:
             try:
@@ -240,7 +277,8 @@ class DalleMini:
 
     def _job(
         self, prompt: str, candidates: int = 32, keep: int = 8, seed: int = 0, negative: str = "",
-        seeds: Sequence[int] | None = None, chunk: int = CHUNK, progress: Progress = ignore, **sampling: Any,
+        seeds: Sequence[int] | None = None, chunk: int = CHUNK, progress: Progress = ignore,
+        canvas: Canvas | None = None, **sampling: Any,
     ) -> Job:  # fmt: skip
         """Check what `generate` was given."""
         if candidates < 1 or keep < 1:
@@ -255,25 +293,30 @@ class DalleMini:
         if settings.rank in ("clip", "both"):
             _ = self.scorer  # refused before anything is drawn
         ids = Prompt(self.encode(prompt), self.encode(negative))
-        return Job(prompt, negative, ids, seeds, settings, keep, chunk, progress)
+        return Job(prompt, negative, ids, seeds, settings, keep, chunk, progress, canvas)
 
     def _ranked(self, job: Job, drawn: Drawn) -> Result:
         """The best of what was drawn, as pictures."""
         rank = job.settings.rank
-        pictures = self._pictures(drawn.image_ids, job.chunk) if rank in ("clip", "both") else []
+        pictures = self._pictures(drawn.image_ids, job) if rank in ("clip", "both") else []
         order, scores = list(range(len(drawn.numbers))), [None] * len(drawn.numbers)
         if rank != "none":
             values = self._scores(rank, job.prompt, pictures, drawn, job.chunk)
             order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
         order = order[: job.keep]
         # Decoding all takes about as long as sampling them: what nobody asks to see is left out.
-        images = [pictures[i] for i in order] if pictures else self._pictures(drawn.image_ids[order], job.chunk)
+        images = [pictures[i] for i in order] if pictures else self._pictures(drawn.image_ids[order], job)
         ids, seeds = drawn.image_ids.cpu(), [job.seeds[number] for number in drawn.numbers.tolist()]
         kept = (Candidate(image, scores[i], seeds[i], ids[i]) for i, image in zip(order, images, strict=True))
-        return Result(job.prompt, job.negative, tuple(kept), {**self.source, "sampling": to_dict(job.settings)})
+        settings = {**self.source, "sampling": to_dict(job.settings)}
+        if job.canvas is None:
+            return Result(job.prompt, job.negative, tuple(kept), settings)
+        settings["canvas"] = job.canvas.settings
+        return Result(job.prompt, job.negative, tuple(kept), settings, job.canvas.picture)
 
-    def _pictures(self, image_ids: Tensor, chunk: int) -> list[Image.Image]:
-        return [image for part in image_ids.split(chunk) for image in self.decode(part)]
+    def _pictures(self, image_ids: Tensor, job: Job) -> list[Image.Image]:
+        images = [image for part in image_ids.split(job.chunk) for image in self.decode(part)]
+        return [job.canvas.finish(image) for image in images] if job.canvas else images
 
     def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn, chunk: int) -> Tensor:
         """What candidates are ordered by, (N,); see `generate`. `images` are needed where the scorer is."""

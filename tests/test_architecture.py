@@ -91,7 +91,7 @@ def test_help_does_not_wait_for_torch():
         "import sys, dalle_mini_impl, dalle_mini_impl.cli\n"
         "dir(dalle_mini_impl)\n"
         "from click.testing import CliRunner\n"
-        "for name in ([], ['sample'], ['data'], ['info'], ['classify'], ['index'], ['search']):\n"
+        "for name in ([], ['sample'], ['complete'], ['data'], ['info'], ['classify'], ['index'], ['search']):\n"
         "    assert CliRunner().invoke(dalle_mini_impl.cli.dalle, [*name, '--help']).exit_code == 0, name\n"
         "heavy = {'torch', 'numpy', 'PIL', 'sentencepiece', 'accelerate', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"

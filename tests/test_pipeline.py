@@ -15,7 +15,8 @@ from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.generate import generate
 from dalle_mini_impl.images import read_metadata
-from dalle_mini_impl.pipeline import NULL_SHARE, candidate_seed, choose_device, score_so_far
+from dalle_mini_impl.pipeline import choose_device
+from dalle_mini_impl.ranking import NULL_SHARE, candidate_seed, score_so_far
 from dalle_mini_impl.results import grid
 
 

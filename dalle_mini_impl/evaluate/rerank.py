@@ -15,7 +15,8 @@ from dalle_mini_impl.evaluate.generation import Drawing, Setup, draw, pick
 from dalle_mini_impl.evaluate.report import TOP, Share, share
 from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.generate import Pruning
-from dalle_mini_impl.pipeline import DalleMini, likelihood_score
+from dalle_mini_impl.pipeline import DalleMini
+from dalle_mini_impl.ranking import likelihood_score
 from dalle_mini_impl.results import Result
 
 TIMED_PROMPTS = 3
