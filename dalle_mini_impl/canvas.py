@@ -124,10 +124,7 @@ def make_canvas(
     facts = {"redrawn": ["".join(".#"[place] for place in row) for row in redraw.int().tolist()], "paste": paste}
     flat = on_background(picture)
     if region.panel:
-        kept_rows = int((~redraw[:, 0]).sum())
-        flat = squeezed(
-            flat, (grid[1] * tokenizer.config.factor, grid[0] * tokenizer.config.factor), kept_rows / grid[0]
-        )
+        flat = squeezed(flat, model_size(tokenizer, grid), (grid[0] // 2) / grid[0])
     shown, image_ids = encode(tokenizer, grid, flat)
     settings = {"picture": fingerprint(picture), "panel": region.panel, **facts}
     return Canvas(shown, Kept(image_ids, redraw), paste, settings)
@@ -154,10 +151,14 @@ def vary(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image,
 
 def encode(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image) -> tuple[Image.Image, Tensor]:
     """A picture at the model's size, and its image ids (h, w)."""
-    h, w = grid
-    pixels = to_pixels([picture], (h * tokenizer.config.factor, w * tokenizer.config.factor))
+    pixels = to_pixels([picture], model_size(tokenizer, grid)[::-1])
     device = next(tokenizer.decoder.parameters()).device
     return to_images(pixels)[0], tokenizer.encode(pixels.to(device))[0].cpu()
+
+
+def model_size(tokenizer: ImageTokenizer, grid: tuple[int, int]) -> tuple[int, int]:
+    """Width and height in pixels of what the model draws."""
+    return grid[1] * tokenizer.config.factor, grid[0] * tokenizer.config.factor
 
 
 def squeezed(picture: Image.Image, size: tuple[int, int], share: float) -> Image.Image:

@@ -36,8 +36,8 @@ class Prompt:
 
 
 HALVINGS = (1 / 4, 1 / 2)
-"""Shares of what is drawn after which the weaker half of the candidates goes. `dalle evaluate rerank` shows what it costs
-and saves."""
+"""Shares of what is drawn after which the weaker half of the candidates goes. `dalle evaluate rerank` shows what it
+costs and saves."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Pruning:
     """Candidates of a chunk that stay whatever their scores."""
 
     def survivors(self, nats: Tensor, done: int, total: int) -> Tensor | None:
-        """Which candidates go on when `done` of the `total` ids after the leading ones are there, or None where all do."""
+        """Which candidates go on when `done` of `total` ids to draw are drawn, or None where all do."""
         kept = max(self.least, -(-len(nats) // 2))
         if kept >= len(nats) or done not in [round(share * total) for share in HALVINGS]:
             return None

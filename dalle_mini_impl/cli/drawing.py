@@ -28,9 +28,7 @@ OPTIONS = (
     click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid."),
     click.option("--save-dir", type=click.Path(), help="Folder for the separate pictures."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    click.option(
-        "--chunk", default=64, show_default=True, help="Candidates decoded at a time; less needs less memory."
-    ),
+    click.option("--chunk", default=64, show_default=True, help="Candidates drawn at a time; less needs less memory."),
     click.option("--json", "as_json", is_flag=True, help="Print seeds and scores as JSON."),
 )
 
