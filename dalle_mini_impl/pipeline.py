@@ -34,6 +34,7 @@ from dalle_mini_impl.results import Candidate, Preview, Result
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.tile import close_seams
 from dalle_mini_impl.transformer import Transformer
 
 
@@ -150,6 +151,8 @@ class DalleMini:
         the two, each in nats, and `none` keeps the order of the seeds. A model without scorer ranks by likelihood.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is drawn to the end: the
         weaker half by likelihood so far is given up after a quarter of the picture, and again after half of it.
+        With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the edges are drawn
+        again with what lies across in sight, as far as that is above or on the left.
 
         Args:
             prompt: the caption, in any language the model knows.
@@ -161,7 +164,7 @@ class DalleMini:
             chunk: candidates decoded at a time, which bounds memory.
             progress: told how many image ids each step has drawn.
             canvas: a picture some of which stays; see `complete` and `variations`, which make it.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`; the model's recommendation where
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`, `tile`; the model's recommendation where
                 not given.
 
         Returns:
@@ -298,6 +301,8 @@ class DalleMini:
     def _ranked(self, job: Job, drawn: Drawn) -> Result:
         """The best of what was drawn, as pictures."""
         rank = job.settings.rank
+        if job.settings.tile:
+            drawn = self._closed(job, drawn)
         pictures = self._pictures(drawn.image_ids, job) if rank in ("clip", "both") else []
         order, scores = list(range(len(drawn.numbers))), [None] * len(drawn.numbers)
         if rank != "none":
@@ -314,8 +319,14 @@ class DalleMini:
         settings["canvas"] = job.canvas.settings
         return Result(job.prompt, job.negative, tuple(kept), settings, job.canvas.picture)
 
+    def _closed(self, job: Job, drawn: Drawn) -> Drawn:
+        free = job.canvas.kept.redraw if job.canvas else torch.ones(self.stream.config.grid, dtype=torch.bool)
+        return close_seams(
+            self.transformer, self.stream, *job.to_draw, drawn=drawn, free=free, chunk=job.chunk, progress=job.progress
+        )
+
     def _pictures(self, image_ids: Tensor, job: Job) -> list[Image.Image]:
-        images = [image for part in image_ids.split(job.chunk) for image in self.decode(part)]
+        images = [image for part in image_ids.split(job.chunk) for image in self.decode(part, job.settings.tile)]
         return [job.canvas.finish(image) for image in images] if job.canvas else images
 
     def _scores(self, rank: str, prompt: str, images: list[Image.Image], drawn: Drawn, chunk: int) -> Tensor:
@@ -329,10 +340,10 @@ class DalleMini:
         likelihood = likelihood_score(given.cpu(), null.cpu())
         return likelihood + self.scorer.scale * cosines if rank == "both" else likelihood
 
-    def decode(self, image_ids: Tensor) -> list[Image.Image]:
-        """Image ids (B, h, w) -> RGB pictures."""
+    def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
+        """Image ids (B, h, w) -> RGB pictures; with `tile` ones that can be laid side by side."""
         device = self.transformer.embed.weight.device
-        return to_images(self.image_tokenizer.decode(image_ids.to(device)))
+        return to_images(self.image_tokenizer.decode(image_ids.to(device), tile))
 
     def log_likelihood(self, text: str, image_ids: Tensor) -> Tensor:
         """How likely the model finds pictures given a caption.

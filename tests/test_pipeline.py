@@ -167,7 +167,7 @@ def test_pruning_goes_by_what_ranking_goes_by(guidance):
 def test_only_what_is_kept_or_scored_is_decoded(tiny_dalle, monkeypatch, rank, decoded):
     counts = []
     decode = tiny_dalle.decode
-    monkeypatch.setattr(tiny_dalle, "decode", lambda ids: counts.append(len(ids)) or decode(ids))
+    monkeypatch.setattr(tiny_dalle, "decode", lambda ids, tile: counts.append(len(ids)) or decode(ids, tile))
     result = tiny_dalle.generate("a red heart", candidates=5, keep=2, rank=rank)
     assert sum(counts) == decoded
     for candidate in result:

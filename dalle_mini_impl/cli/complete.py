@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.drawing import check, drawing, wishes, write
+from dalle_mini_impl.cli.drawing import check, drawing, ids_to_draw, wishes, write
 from dalle_mini_impl.errors import UserError
 
 REGIONS = ("rows", "box", "mask", "panel", "variations")
@@ -48,8 +48,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     picture = open_picture(image)
     mask = open_picture(options["mask"]) if options["mask"] else None
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    ids = max(0, options["candidates"]) * dalle.stream.image_length
-    with tqdm(total=ids, unit=" ids", disable=None, leave=False) as bar:
+    with tqdm(total=ids_to_draw(wishes(options), dalle.stream.image_length), unit=" ids", disable=None, leave=False) as bar:
         how = {**wishes(options), "chunk": options["chunk"], "progress": bar.update}
         if options["variations"]:
             result = dalle.variations(picture, text, strength=options["strength"], **how)

@@ -23,6 +23,7 @@ OPTIONS = (
     click.option("--negative", default="", help="What to steer away from."),
     click.option("--rank", help="What makes a picture good: likelihood, clip, both or none.  [default: the model's]"),
     click.option("--prune/--no-prune", default=None, help="Give up weak candidates early.  [default: the model's]"),
+    click.option("--tile/--no-tile", default=None, help="Pictures to lay side by side.  [default: the model's]"),
     click.option("--columns", default=0, help="Pictures per row of the grid; 0 chooses."),
     click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
     click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid."),
@@ -52,8 +53,16 @@ def check(options: dict[str, Any]) -> None:
 
 def wishes(options: dict[str, Any]) -> dict[str, Any]:
     """The options that `DalleMini.generate` takes under the same name."""
-    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "prune")
+    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "prune", "tile")
     return {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
+
+
+def ids_to_draw(job: dict[str, Any], length: int) -> int:
+    """How many image ids `DalleMini.generate` draws with these arguments, `length` for each picture."""
+    from dalle_mini_impl.tile import PASSES
+
+    candidates = len(job["seeds"]) if "seeds" in job else max(0, job["candidates"])
+    return candidates * length * (1 + PASSES * bool(job.get("tile")))
 
 
 def write(results: "list[Result]", sheet: "Image.Image", metadata: dict[str, Any], options: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.drawing import check, drawing, wishes, write
+from dalle_mini_impl.cli.drawing import check, drawing, ids_to_draw, wishes, write
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
         raise UserError(f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
                         f"{dalle.source['checkpoint']}; name the model it came from with --model")  # fmt: skip
     mine = processes.mine(jobs)
-    count = sum(len(job.get("seeds") or range(job["candidates"])) for job in mine)
+    count = sum(ids_to_draw(job, dalle.stream.image_length) for job in mine)
     drawn: list[Result] = []
     quiet = None if processes.is_main else True  # None: where there is no terminal
-    with tqdm(total=count * dalle.stream.image_length, unit=" ids", disable=quiet, leave=False) as bar:
+    with tqdm(total=count, unit=" ids", disable=quiet, leave=False) as bar:
         for job in mine:
             drawn.append(dalle.generate(**job, chunk=options["chunk"], progress=bar.update))
     results = processes.gather(drawn)
