@@ -43,9 +43,9 @@ def close_seams(
 ) -> Drawn:  # fmt: skip
     """Draw the edges of pictures again, each rolled so that they lie inside and what is across is in their past.
 
-    A causal model sees what is above and on the left: of what is drawn, the right neighbour is seen by none, as in
-    any redrawn part. The likelihoods, which candidates are ranked by, are those of the pictures as they are in the
-    end, in which that join counts.
+    A causal model sees what is above and on the left; the right neighbour of what is drawn is seen by none. So what
+    was drawn is taken only where the rolled picture as a whole became likelier by it, and stays as it was otherwise.
+    The likelihoods that are returned are those of the pictures in the end, not rolled.
 
     Args:
         transformer: as `generate` has it.
@@ -58,6 +58,11 @@ def close_seams(
         chunk: as `generate` has it.
         progress: told of every pass.
     """
+
+    def nats(caption: Sequence[int], pictures: Tensor) -> Tensor:
+        parts = [log_likelihood(transformer, stream, caption, part).sum(1) for part in pictures.split(chunk)]
+        return torch.cat(parts)
+
     own, image_ids = [seeds[number] for number in drawn.numbers.tolist()], drawn.image_ids
     for number, (roll, places) in enumerate(seams(stream.config.grid), 1):
         redraw = places & free.roll(roll, (0, 1))
@@ -66,10 +71,8 @@ def close_seams(
         kept = Kept(image_ids.roll(roll, (1, 2)), redraw)
         again = [candidate_seed(seed, number) for seed in own]
         redrawn = generate(transformer, stream, prompt, again, sampling, chunk=chunk, progress=progress, kept=kept)
-        image_ids = redrawn.image_ids.roll((-roll[0], -roll[1]), (1, 2))
+        better = redrawn.likelihood[:, 0] > nats(prompt.text_ids, kept.image_ids)
+        chosen = torch.where(better[:, None, None], redrawn.image_ids, kept.image_ids)
+        image_ids = chosen.roll((-roll[0], -roll[1]), (1, 2))
     captions = [prompt.text_ids, prompt.negative_ids][: drawn.likelihood.shape[1]]
-    nats = [
-        torch.cat([log_likelihood(transformer, stream, caption, part).sum(1) for part in image_ids.split(chunk)])
-        for caption in captions
-    ]
-    return Drawn(drawn.numbers, image_ids, torch.stack(nats, 1))
+    return Drawn(drawn.numbers, image_ids, torch.stack([nats(caption, image_ids) for caption in captions], 1))

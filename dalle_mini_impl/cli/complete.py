@@ -48,7 +48,9 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     picture = open_picture(image)
     mask = open_picture(options["mask"]) if options["mask"] else None
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    with tqdm(total=ids_to_draw(wishes(options), dalle.stream.image_length), unit=" ids", disable=None, leave=False) as bar:
+    with tqdm(
+        total=ids_to_draw(wishes(options), dalle.stream.image_length), unit=" ids", disable=None, leave=False
+    ) as bar:
         how = {**wishes(options), "chunk": options["chunk"], "progress": bar.update}
         if options["variations"]:
             result = dalle.variations(picture, text, strength=options["strength"], **how)
