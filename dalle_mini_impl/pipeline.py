@@ -152,7 +152,7 @@ class DalleMini:
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is drawn to the end: the
         weaker half by likelihood so far is given up after a quarter of the picture, and again after half of it.
         With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the edges are drawn
-        again with what lies across in sight, as far as that is above or on the left.
+        again with what lies across in sight, where the model finds the rolled picture likelier so.
 
         Args:
             prompt: the caption, in any language the model knows.
@@ -164,8 +164,8 @@ class DalleMini:
             chunk: candidates decoded at a time, which bounds memory.
             progress: told how many image ids each step has drawn.
             canvas: a picture some of which stays; see `complete` and `variations`, which make it.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`, `tile`; the model's recommendation where
-                not given.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`, `tile`; the model's recommendation
+                where not given.
 
         Returns:
             The kept candidates, best first.
