@@ -18,9 +18,12 @@ _WHERE = {
     "DalleMini": "pipeline",
     "ImageIndex": "search",
     "ImageTokenizer": "image_tokenizer",
+    "PaintSettings": "guided",
+    "Painter": "guided",
     "Preview": "results",
     "Result": "results",
     "Scorer": "scorer",
+    "Target": "guided",
     "TextTokenizer": "text_tokenizer",
     "UserError": "errors",
 }
@@ -29,15 +32,19 @@ __all__ = [
     "DalleMini",
     "ImageIndex",
     "ImageTokenizer",
+    "PaintSettings",
+    "Painter",
     "Preview",
     "Result",
     "Scorer",
+    "Target",
     "TextTokenizer",
     "UserError",
 ]
 
 if TYPE_CHECKING:
     from dalle_mini_impl.errors import UserError
+    from dalle_mini_impl.guided import Painter, PaintSettings, Target
     from dalle_mini_impl.image_tokenizer import ImageTokenizer
     from dalle_mini_impl.pipeline import DalleMini
     from dalle_mini_impl.results import Candidate, Preview, Result

@@ -35,26 +35,9 @@ class Prompt:
     """What guidance steers away from; empty means "no caption"."""
 
 
-HALVINGS = (1 / 4, 1 / 2)
-"""Shares of what is drawn after which the weaker half of the candidates goes. `dalle evaluate rerank` shows what it
-costs and saves."""
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """Successive halving: weak candidates are given up on the way, and what they would have taken is saved."""
-
-    score: Callable[[Tensor], Tensor]
-    """From nats so far as in `Drawn.likelihood` to (n,), the higher the better; the first of equal ones stays."""
-    least: int
-    """Candidates of a chunk that stay whatever their scores."""
-
-    def survivors(self, nats: Tensor, done: int, total: int) -> Tensor | None:
-        """Which candidates go on when `done` of `total` ids to draw are drawn, or None where all do."""
-        kept = max(self.least, -(-len(nats) // 2))
-        if kept >= len(nats) or done not in [round(share * total) for share in HALVINGS]:
-            return None
-        return self.score(nats).argsort(descending=True, stable=True)[:kept].sort().values
+HALVINGS = (3 / 16, 7 / 16)
+"""Shares of what is drawn after which pruning gives up the less likely half of the candidates. `dalle evaluate rerank`
+shows what that saves and costs."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,7 @@ class Drawn:
     image_ids: Tensor
     """(n, h, w) int64 in [0, K)."""
     likelihood: Tensor
-    """(n, 1) or, with guidance, (n, 2): nats of the whole picture given the caption, and given the negative one.
+    """(n,) nats of the whole picture given the caption.
 
     The model's own, at temperature 1 and without top-k or top-p, whatever the settings were.
     """
@@ -81,7 +64,7 @@ def generate(
     *,
     chunk: int = CHUNK,
     progress: Progress = ignore,
-    pruning: Pruning | None = None,
+    prune_to: int | None = None,
     kept: Kept | None = None,
 ) -> Drawn:
     """Sample the image ids of several candidates for one prompt.
@@ -97,7 +80,8 @@ def generate(
         sampling: temperature, top-k, top-p and guidance.
         chunk: candidates decoded at a time, which bounds memory.
         progress: told how many image ids each step has drawn, or will never be.
-        pruning: how to tell which candidates of each chunk to give up early; None draws all to the end.
+        prune_to: give weak candidates up early by successive halving, but leave at least so many of each chunk; None
+            draws all to the end.
         kept: a picture some of whose ids stay; what is drawn sees those before it in raster order, not those after.
 
     Raises:
@@ -105,7 +89,7 @@ def generate(
             picture does not fit.
     """
     rows = draw_rows(
-        transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, pruning=pruning, kept=kept
+        transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, kept=kept
     )
     while True:
         try:
@@ -124,7 +108,7 @@ def draw_rows(
     *,
     chunk: int = CHUNK,
     progress: Progress = ignore,
-    pruning: Pruning | None = None,
+    prune_to: int | None = None,
     kept: Kept | None = None,
 ) -> Generator[Tensor, None, Drawn]:
     """As `generate`, but gives the image ids so far after each row of the token grid.
@@ -152,7 +136,7 @@ def draw_rows(
         rolls = torch.stack([_rolls(seed, stream.image_length) for seed in seeds[first : first + chunk]])
         redraw = kept.redraw.cpu().flatten() & (rolls[:, 1] < kept.share)
         rows = _Rows(rolls[:, 0].to(device), redraw.to(device), kept_ids[first : first + chunk].clone())
-        drawn = yield from _decode(transformer, stream, start, rows, sampling, progress, pruning)
+        drawn = yield from _decode(transformer, stream, start, rows, sampling, progress, prune_to)
         parts.append((drawn.numbers + first, drawn.image_ids, drawn.likelihood))
     return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
@@ -164,7 +148,7 @@ class _Start(NamedTuple):
     hidden: Tensor
     """(1 or 2, C), of the last position."""
     nats: Tensor
-    """(1 or 2,) of the leading image ids."""
+    """(1,), of the leading image ids given the caption."""
     done: int
     """How many these are."""
 
@@ -186,8 +170,8 @@ def _begin(transformer: Transformer, stream: Stream, captions: Sequence[Sequence
     ids = leading.to(prefix.device).expand(len(captions), -1)
     cache = transformer.new_cache(len(captions), prefix.shape[1] + len(leading))
     hidden = transformer(torch.cat([prefix, ids + stream.image_offset], 1), cache)[:, prefix.shape[1] - 1 :]
-    scores = transformer.logits(hidden[:, :-1], stream.image_range).float().log_softmax(-1)
-    return _Start(cache, hidden[:, -1], scores.gather(-1, ids[..., None]).sum((1, 2)), len(leading))
+    scores = transformer.logits(hidden[:1, :-1], stream.image_range).float().log_softmax(-1)
+    return _Start(cache, hidden[:, -1], scores.gather(-1, ids[:1, :, None]).sum((1, 2)), len(leading))
 
 
 def _decode(
@@ -197,40 +181,49 @@ def _decode(
     rows: _Rows,
     sampling: SamplingConfig,
     progress: Progress,
-    pruning: Pruning | None,
+    prune_to: int | None,
 ) -> Generator[Tensor, None, Drawn]:
     """Go on from the start, one position at a time for all candidates, and sum up their nats."""
     groups, width, total = len(start.hidden), stream.config.grid[1], stream.image_length
     uniforms, redraw, drawn = rows
     # Row order: every candidate with the caption, then every candidate without.
-    hidden, nats = (values.repeat_interleave(len(drawn), 0) for values in (start.hidden, start.nats))
-    cache = start.cache.branch(len(drawn), stream.length)
-    numbers = torch.arange(len(drawn), device=hidden.device)
+    hidden, cache = start.hidden.repeat_interleave(len(drawn), 0), start.cache.branch(len(drawn), stream.length)
+    nats, numbers = start.nats.repeat(len(drawn)), torch.arange(len(drawn), device=hidden.device)
     if start.done:
         progress(len(drawn) * start.done)
     for place in range(start.done, total):
-        logits = transformer.logits(hidden, stream.image_range).float()
-        wanted = logits
-        if groups == 2:
-            conditional, null = logits.chunk(2)
-            wanted = guide(conditional, null, sampling.guidance)
+        logits, *null = transformer.logits(hidden, stream.image_range).float().chunk(groups)
+        wanted = guide(logits, null[0], sampling.guidance) if null else logits
         ids = torch.where(redraw[:, place], draw_ids(wanted, uniforms[:, place], sampling), drawn[:, place])
         drawn[:, place] = ids
-        both = ids.repeat(groups)
-        nats += logits.gather(1, both[:, None])[:, 0] - logits.logsumexp(1)
+        nats += logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
         progress(len(ids))
-        done = (place + 1 - start.done, total - start.done)
-        if pruning and (alive := pruning.survivors(nats.view(groups, -1).T, *done)) is not None:
+        if (alive := survivors(nats, prune_to, place + 1 - start.done, total - start.done)) is not None:
             progress((len(ids) - len(alive)) * (total - place - 1))
-            paired = torch.cat([alive + group * len(ids) for group in range(groups)])
-            cache.keep(paired)
-            numbers, drawn, uniforms, redraw = (values[alive] for values in (numbers, drawn, uniforms, redraw))
-            nats, both = nats[paired], both[paired]
+            cache.keep(torch.cat([alive + group * len(ids) for group in range(groups)]))
+            numbers, uniforms, redraw, drawn, nats, ids = (
+                part[alive] for part in (numbers, uniforms, redraw, drawn, nats, ids)
+            )
         if (place + 1) % width == 0:
             yield drawn[:, : place + 1].unflatten(1, (-1, width))
         if place + 1 < total:
-            hidden = transformer((both + stream.image_offset)[:, None], cache)[:, -1]
-    return Drawn(numbers, drawn.unflatten(1, stream.config.grid), nats.view(groups, -1).T)
+            hidden = transformer((ids.repeat(groups) + stream.image_offset)[:, None], cache)[:, -1]
+    return Drawn(numbers, drawn.unflatten(1, stream.config.grid), nats)
+
+
+def survivors(nats: Tensor, prune_to: int | None, done: int, total: int) -> Tensor | None:
+    """Which candidates go on when `done` of `total` ids are drawn, or None where all do.
+
+    Args:
+        nats: (n,) of the ids so far given the caption; the first of equal ones stays.
+        prune_to: see `generate`.
+        done: ids drawn, from 1; those of a kept picture that come first do not count, here and below.
+        total: ids to draw.
+    """
+    if prune_to is None or done not in [round(share * total) for share in HALVINGS]:
+        return None
+    kept = max(prune_to, -(-len(nats) // 2))
+    return nats.argsort(descending=True, stable=True)[:kept].sort().values if kept < len(nats) else None
 
 
 def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:

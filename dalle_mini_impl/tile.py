@@ -7,9 +7,9 @@ from torch import Tensor
 
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.generate import Drawn, Progress, Prompt, generate
+from dalle_mini_impl.job import candidate_seed
 from dalle_mini_impl.kept import Kept
 from dalle_mini_impl.likelihood import log_likelihood
-from dalle_mini_impl.ranking import candidate_seed
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import Transformer
 
@@ -59,9 +59,9 @@ def close_seams(
         progress: told of every pass.
     """
 
-    def nats(caption: Sequence[int], pictures: Tensor) -> Tensor:
-        parts = [log_likelihood(transformer, stream, caption, part).sum(1) for part in pictures.split(chunk)]
-        return torch.cat(parts)
+    def nats(pictures: Tensor) -> Tensor:
+        parts = pictures.split(chunk)
+        return torch.cat([log_likelihood(transformer, stream, prompt.text_ids, part).sum(1) for part in parts])
 
     own, image_ids = [seeds[number] for number in drawn.numbers.tolist()], drawn.image_ids
     for number, (roll, places) in enumerate(seams(stream.config.grid), 1):
@@ -71,8 +71,7 @@ def close_seams(
         kept = Kept(image_ids.roll(roll, (1, 2)), redraw)
         again = [candidate_seed(seed, number) for seed in own]
         redrawn = generate(transformer, stream, prompt, again, sampling, chunk=chunk, progress=progress, kept=kept)
-        better = redrawn.likelihood[:, 0] > nats(prompt.text_ids, kept.image_ids)
+        better = redrawn.likelihood > nats(kept.image_ids)
         chosen = torch.where(better[:, None, None], redrawn.image_ids, kept.image_ids)
         image_ids = chosen.roll((-roll[0], -roll[1]), (1, 2))
-    captions = [prompt.text_ids, prompt.negative_ids][: drawn.likelihood.shape[1]]
-    return Drawn(drawn.numbers, image_ids, torch.stack([nats(caption, image_ids) for caption in captions], 1))
+    return Drawn(drawn.numbers, image_ids, nats(image_ids))

@@ -360,6 +360,28 @@ def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
     assert "by likelihood" in output
 
 
+def test_evaluate_paint_command(store, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
+    output = run("paint", tiny_model, "--data", store, "--second-scorer", tiny_model, "--prompts", 2,
+                 "--steps", 1, "--latents", 5, "--candidates", 2, "--device", "cpu",
+                 "--json", tmp_path / "figures.json")  # fmt: skip
+    facts = json.loads((tmp_path / "figures.json").read_text())
+    assert [group["name"] for group in facts["groups"]] == [
+        "random latents, mean of 5", "random latents, best of 5", "painted from random", "sampled",
+        "painted on from the sampled",
+    ]  # fmt: skip
+    for group in facts["groups"]:
+        assert group["count"] == len(group["guide"]) == 2
+        assert group["guide"] == group["second"]  # the same scorer
+    mean, best, painted, sampled, on = (group["guide"] for group in facts["groups"])
+    assert all(a < b for a, b in zip(mean, best, strict=True))
+    assert len({*best, *painted, *sampled, *on}) > 4
+    assert "painted from random > random latents, best of 5 by the second scorer:" in output
+    assert facts["paint"]["steps"] == 1
+    assert facts["paint"]["init_weight"] == 1.0
+    assert not any(math.isnan(value) for value in painted)
+
+
 def test_lists_of_options():
     assert names("de, no,,") == ("de", "no")
     assert names("") == ()

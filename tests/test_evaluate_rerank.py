@@ -11,9 +11,9 @@ from dalle_mini_impl.pipeline import DalleMini
 
 HITS = torch.tensor([[True, False, False, True, False, True, True], [False] * 6 + [True]])
 SCORES = torch.tensor([[5.0, 4, 9, 8, 1, 1, 0], [7, 6, 5, 4, 3, 2, 99]])
-# After one, two, three and four of four ids; equal ones stay in their order.
+# Likelihoods after two and after four of eight ids; equal ones stay in their order.
 SO_FAR = torch.tensor([[[2.0, 2], [1, 9], [1, 1], [3, 1], [5, 5], [5, 5], [9, 9]], [[0.0, 0]] * 7])
-SO_FAR = torch.cat([SO_FAR, torch.zeros(2, 7, 2)], 2)
+SO_FAR = torch.cat([SO_FAR.repeat_interleave(2, 2), torch.zeros(2, 7, 4)], 2)
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,8 @@ def test_the_curve_has_a_point_for_each_way_and_size():
     lines = rerank.table(points, "pixels").splitlines()
     assert lines[0].split()[-3:] == ["1", "2", "4"]
     assert lines[1 + list(rerank.WAYS).index("both")].split() == ["by", "both", "0.36", "0.50", "0.50"]
-    lines = rerank.seconds_table(points).splitlines()
-    assert lines[1 + list(rerank.WAYS).index("both, pruned")].split() == [
-        "by",
-        "both,",
-        "pruned",
-        "1.50",
-        "2.50",
-        "4.50",
-    ]
+    line = rerank.seconds_table(points).splitlines()[1 + list(rerank.WAYS).index("both, pruned")]
+    assert line.split() == ["by", "both,", "pruned", "1.50", "2.50", "4.50"]
 
 
 def test_pruning_gives_up_the_weaker_half_of_each_group_twice():
@@ -74,11 +67,8 @@ def test_pruning_gives_up_the_weaker_half_of_each_group_twice():
         [True, False, False, True, True, False, False],
         [True, False, True, False, True, False, False],
     ]
-    four = rerank.pruned(SCORES, SO_FAR, 4)
-    assert four[0].tolist() == [
-        5.0,
-        *[-torch.inf] * 6,
-    ]  # 0 and 3 go on after one id, 0 after two; the last three are no group
+    # Of four, 0 and 3 go on after two ids and 0 after four; the last three are no group.
+    assert rerank.pruned(SCORES, SO_FAR, 4)[0].tolist() == [5.0] + 6 * [-torch.inf]
 
 
 def test_what_is_pruned_here_is_pruned_by_generate(tiny_model):
@@ -130,5 +120,7 @@ def test_scores_are_those_generate_ranks_by(tiny_model):
         ranked = {c.seed: c.score for c in dalle.generate("a red heart", candidates=5, keep=5, seed=1, rank=way)}
         expected = torch.tensor([ranked[candidate.seed] for candidate in result])
         torch.testing.assert_close(scored.whole[way], expected, rtol=1e-4, atol=1e-3)
-    assert not torch.allclose(scored.whole["ratio"], scored.whole["caption"])
+    clip = scored.whole["both"] - scored.whole["likelihood"]
+    torch.testing.assert_close(scored.whole["ratio + clip"] - scored.whole["ratio"], clip)
+    assert not torch.allclose(scored.whole["ratio"], scored.whole["likelihood"])
     torch.testing.assert_close(scored.so_far[:, -1], scored.whole["likelihood"])

@@ -7,7 +7,7 @@ from conftest import GRID, make_transformer
 
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import Prompt, Pruning, draw_rows, generate
+from dalle_mini_impl.generate import Prompt, draw_rows, generate, survivors
 from dalle_mini_impl.kept import Kept
 from dalle_mini_impl.likelihood import log_likelihood
 from dalle_mini_impl.stream import Stream
@@ -53,14 +53,11 @@ def test_the_reference_agrees(position, settings, prompt, seeds):
 @pytest.mark.parametrize("chunk", [2, 64])
 def test_the_likelihoods_are_the_models_own_whatever_the_settings(rope, chunk):
     guided = generate(*rope, PROMPT, [3, 5, 8], SETTINGS, chunk=chunk)
-    given, negative = (
-        log_likelihood(*rope, ids, guided.image_ids).sum(1) for ids in (PROMPT.text_ids, PROMPT.negative_ids)
-    )
-    torch.testing.assert_close(guided.likelihood, torch.stack([given, negative], 1), rtol=1e-5, atol=1e-4)
-    assert float((given - negative).abs().min()) > 1e-2  # or a swap would not show
+    expected = log_likelihood(*rope, PROMPT.text_ids, guided.image_ids).sum(1)
+    torch.testing.assert_close(guided.likelihood, expected, rtol=1e-5, atol=1e-4)
     plain = generate(*rope, PROMPT, [3, 5, 8], SamplingConfig(temperature=0.3, guidance=1.0), chunk=chunk)
     expected = log_likelihood(*rope, PROMPT.text_ids, plain.image_ids).sum(1)
-    torch.testing.assert_close(plain.likelihood, expected[:, None], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(plain.likelihood, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_no_seeds_are_refused(rope):
@@ -287,42 +284,42 @@ def test_the_stream_is_what_the_model_was_built_for(rope):
 # --- pruning
 
 
-def by_likelihood(nats):
-    return nats[:, 0] - nats[:, -1] / 3
-
-
 @pytest.mark.parametrize("guidance", [2.5, 1.0])
 def test_pruned_candidates_are_the_unlikely_ones_and_the_others_stay_as_they_were(rope, guidance):
     settings, seeds = SamplingConfig(temperature=0.9, guidance=guidance), [3, 5, 8, 13, 21, 34, 55]
     whole = generate(*rope, PROMPT, seeds, settings)
-    captions = [PROMPT.text_ids, PROMPT.negative_ids][: 1 + (guidance != 1)]
-    so_far = torch.stack([log_likelihood(*rope, ids, whole.image_ids).cumsum(1) for ids in captions], -1)
+    so_far = log_likelihood(*rope, PROMPT.text_ids, whole.image_ids).cumsum(1)
     alive = list(range(7))
-    for done, kept in ((4, 4), (8, 2)):  # of 15 ids, after a quarter and half of them
-        best = sorted(alive, key=lambda number: -float(by_likelihood(so_far[[number], done - 1])))
+    for done, kept in ((3, 4), (7, 2)):  # of 15 ids, after 3/16 and 7/16 of them
+        best = sorted(alive, key=lambda number: -float(so_far[number, done - 1]))
         alive = sorted(best[:kept])
-    pruned = generate(*rope, PROMPT, seeds, settings, pruning=Pruning(by_likelihood, 1))
+    pruned = generate(*rope, PROMPT, seeds, settings, prune_to=1)
     assert pruned.numbers.tolist() == alive != [0, 1]
     assert torch.equal(pruned.image_ids, whole.image_ids[alive])
     torch.testing.assert_close(pruned.likelihood, whole.likelihood[alive], rtol=1e-5, atol=1e-4)
 
 
 def test_every_chunk_is_pruned_by_itself(rope):
-    pruning = Pruning(by_likelihood, 1)
-    whole = generate(*rope, PROMPT, list(range(10)), SETTINGS, chunk=5, pruning=pruning)
-    parts = [generate(*rope, PROMPT, list(range(start, start + 5)), SETTINGS, pruning=pruning) for start in (0, 5)]
+    whole = generate(*rope, PROMPT, list(range(10)), SETTINGS, chunk=5, prune_to=1)
+    parts = [generate(*rope, PROMPT, list(range(start, start + 5)), SETTINGS, prune_to=1) for start in (0, 5)]
     assert whole.numbers.tolist() == [*parts[0].numbers.tolist(), *(parts[1].numbers + 5).tolist()]
     assert torch.equal(whole.image_ids, torch.cat([part.image_ids for part in parts]))
     assert len(whole.numbers) == 4  # of five 3, of these 2
 
 
 @pytest.mark.parametrize(("least", "kept"), [(1, 2), (3, 3), (5, 5), (7, 7), (9, 7)])
-def test_pruning_leaves_as_many_as_are_wanted_and_equal_ones_in_order(rope, least, kept):
+def test_pruning_leaves_as_many_as_are_wanted(rope, least, kept):
     calls = []
-    pruning = Pruning(lambda nats: torch.zeros(len(nats)), least)
-    drawn = generate(*rope, PROMPT, list(range(7)), SETTINGS, progress=calls.append, pruning=pruning)
-    assert drawn.numbers.tolist() == list(range(kept))
+    drawn = generate(*rope, PROMPT, list(range(7)), SETTINGS, progress=calls.append, prune_to=least)
+    assert len(drawn.numbers) == kept
     assert sum(calls) == 7 * 15  # what will never be drawn counts as done
+
+
+def test_of_equally_likely_candidates_the_first_go_on():
+    assert survivors(torch.tensor([-3.0, -2, -2, -3, -2]), 1, 7, 16).tolist() == [1, 2, 4]
+    assert survivors(torch.tensor([-3.0, -2, -2, -3, -2]), 4, 3, 16).tolist() == [0, 1, 2, 4]
+    for prune_to, done in ((5, 7), (None, 7), (1, 8)):
+        assert survivors(torch.zeros(5), prune_to, done, 16) is None
 
 
 # --- kept ids
@@ -362,8 +359,7 @@ def test_the_reference_agrees_about_what_is_drawn_around_kept_ids(position, mask
 def test_kept_ids_count_in_the_likelihood(rope, mask, guidance):
     settings = SamplingConfig(temperature=0.5, top_k=7, guidance=guidance)
     drawn = generate(*rope, PROMPT, [3, 5, 8], settings, chunk=2, kept=Kept(picture(), MASKS[mask]))
-    captions = [PROMPT.text_ids, PROMPT.negative_ids][: 1 + (guidance != 1)]
-    expected = torch.stack([log_likelihood(*rope, ids, drawn.image_ids).sum(1) for ids in captions], 1)
+    expected = log_likelihood(*rope, PROMPT.text_ids, drawn.image_ids).sum(1)
     torch.testing.assert_close(drawn.likelihood, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -386,13 +382,18 @@ def test_rows_that_are_kept_come_first_in_every_preview(rope):
 
 
 def test_pruning_with_kept_ids_counts_what_is_drawn(rope):
-    seeds, kept = list(range(7)), Kept(picture(), MASKS["corner"])
+    seeds, kept = [3, 5, 8, 13, 21, 34, 55], Kept(picture(), MASKS["corner"])
     whole = draw(rope, seeds, kept=kept)
-    asked = []
-    pruning = Pruning(lambda nats: asked.append(len(nats)) or by_likelihood(nats), 1)
-    pruned = generate(*rope, PROMPT, seeds, SETTINGS, pruning=pruning, kept=kept)
-    assert asked == [7, 4]
-    assert torch.equal(pruned.image_ids, whole[pruned.numbers])
+    so_far = log_likelihood(*rope, PROMPT.text_ids, whole).cumsum(1)
+    alive = list(range(7))
+    for done, left in ((1, 4), (3, 2)):  # of the seven ids that follow the first eight, after 3/16 and 7/16 of them
+        best = sorted(alive, key=lambda number: -float(so_far[number, 8 + done - 1]))
+        alive = sorted(best[:left])
+    told = []
+    pruned = generate(*rope, PROMPT, seeds, SETTINGS, prune_to=1, kept=kept, progress=told.append)
+    assert pruned.numbers.tolist() == alive != [0, 1]
+    assert torch.equal(pruned.image_ids, whole[alive])
+    assert sum(told) == 7 * 15
 
 
 def test_each_candidate_may_keep_a_picture_of_its_own(rope):

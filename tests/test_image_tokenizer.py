@@ -152,6 +152,15 @@ def test_the_vectors_of_ids_are_what_encode_finds(tokenizer):
     assert torch.equal(cosines.argmax(-1), ids)
 
 
+def test_vectors_decode_as_their_ids_do(tokenizer):
+    ids, table = torch.randint(61, (2, 3, 5), generator=torch.Generator().manual_seed(0)), tokenizer.table()
+    z = table[ids].permute(0, 3, 1, 2).requires_grad_()
+    pixels = tokenizer.decode_z(z)
+    torch.testing.assert_close(pixels.detach().clamp(-1, 1), tokenizer.decode(ids))
+    (gradient,) = torch.autograd.grad(pixels.sum(), z)
+    assert gradient.abs().sum() > 0
+
+
 def test_all_parts_get_gradients():
     tokenizer = make().train()
     result = tokenizer(random_pixels(2, 3, 16, 24))

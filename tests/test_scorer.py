@@ -218,6 +218,17 @@ def test_pictures_and_their_pixels_embed_alike():
     torch.testing.assert_close(scorer.embed_images(to_pixels(pictures, SIZE)), scorer.embed_images(pictures))
 
 
+def test_pixels_embed_with_gradients():
+    scorer, pixels = make_scorer(), to_pixels(make_pictures(3), 29).requires_grad_()
+    embed = scorer.embed_pixels(pixels)
+    torch.testing.assert_close(embed.detach(), scorer.embed_images(pixels.detach()))
+    (gradient,) = torch.autograd.grad(embed[1, 5], pixels)
+    assert gradient[1].abs().sum() > 0
+    assert not gradient[[0, 2]].any()
+    with pytest.raises(UserError, match="uint8"):
+        scorer.embed_pixels(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+
+
 def test_inputs_stay_as_they_are():
     scorer, pixels, texts = make_scorer(), torch.randn(5, 3, 29, 29), ["a", "b"]
     before = pixels.clone()

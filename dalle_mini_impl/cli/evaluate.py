@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from dalle_mini_impl.cli.evaluate_paint import paint
 from dalle_mini_impl.cli.evaluate_scorer import scorer
 from dalle_mini_impl.cli.evaluate_zero_shot import zero_shot
-from dalle_mini_impl.cli.judged import heading, judged, names, set_up
-from dalle_mini_impl.files import write_json
+from dalle_mini_impl.cli.judged import heading, judged, names, set_up, write_figures
 
 
 @click.group()
@@ -18,6 +18,7 @@ def evaluate() -> None:
     """Measure a part or a whole model."""
 
 
+evaluate.add_command(paint)
 evaluate.add_command(scorer)
 evaluate.add_command(zero_shot)
 
@@ -40,11 +41,11 @@ def image_tokenizer(models: tuple[str, ...], data: str, split: str, size: int | 
 
     from dalle_mini_impl.checkpoint import load_image_tokenizer
     from dalle_mini_impl.data.pairs import SkipLog
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.evaluate import image_tokenizer as measure
     from dalle_mini_impl.evaluate.pictures import picture_batches
     from dalle_mini_impl.evaluate.report import markdown
     from dalle_mini_impl.images import save_png
-    from dalle_mini_impl.pipeline import choose_device
 
     device, found, identities = choose_device(options["device"]), [], []
     for model in models:
@@ -158,12 +159,6 @@ def precision(
     found = drift(model, names(precisions), prompts or PROMPTS, candidates, seed, device)
     click.echo(table(found))
     write_figures(json_file, {"model": model, "drift": [dataclasses.asdict(one) for one in found]})
-
-
-def write_figures(path: str | None, facts: dict[str, Any]) -> None:
-    """Write figures as JSON, if a file was asked for."""
-    if path is not None:
-        click.echo(write_json(path, facts))
 
 
 def write_sheet(results: list[Any], path: str) -> Path:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.files import write_json
 
 if TYPE_CHECKING:
     from dalle_mini_impl.evaluate.generation import Setup
@@ -83,3 +84,9 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
     if not found:
         raise UserError(f"{option} {text!r} was given, expected at least one number")
     return found
+
+
+def write_figures(path: str | None, facts: dict[str, Any]) -> None:
+    """Write figures as JSON, if a file was asked for."""
+    if path is not None:
+        click.echo(write_json(path, facts))

@@ -14,9 +14,8 @@ from dalle_mini_impl.errors import need_extra
 from dalle_mini_impl.evaluate.generation import Drawing, Setup, draw, pick
 from dalle_mini_impl.evaluate.report import TOP, Share, share
 from dalle_mini_impl.files import replace_file
-from dalle_mini_impl.generate import Pruning
+from dalle_mini_impl.generate import survivors
 from dalle_mini_impl.pipeline import DalleMini
-from dalle_mini_impl.ranking import likelihood_score
 from dalle_mini_impl.results import Result
 
 TIMED_PROMPTS = 3
@@ -34,16 +33,16 @@ class Way(NamedTuple):
 
 WAYS = {
     "chance": Way("chance", "none"),
-    "caption": Way("caption", "likelihood"),
     "ratio": Way("ratio", "likelihood"),
+    "ratio + clip": Way("ratio + clip", "both"),
     "likelihood": Way("likelihood", "likelihood"),
     "clip": Way("clip", "clip"),
     "both": Way("both", "both"),
     "likelihood, pruned": Way("likelihood", "likelihood", True),
     "both, pruned": Way("both", "both", True),
 }
-"""`likelihood`, `clip` and `both` are what `generate` offers. `caption` is the likelihood given the caption alone,
-`ratio` that over the likelihood without caption, `chance` the mean candidate."""
+"""`likelihood`, `clip` and `both`, their sum, are what `generate` offers. `ratio` is the likelihood given the caption
+over that without it, `chance` the mean candidate."""
 SHOWN = ("likelihood", "clip", "both", "likelihood, pruned", "both, pruned")
 
 
@@ -66,7 +65,7 @@ class Scored:
     whole: dict[str, Tensor]
     """Score -> (..., N)."""
     so_far: Tensor
-    """(..., N, h * w): the likelihood score after each id, by which candidates are pruned."""
+    """(..., N, h * w): nats after each id, by which candidates are pruned."""
 
 
 def scores(dalle: DalleMini, result: Result) -> Scored:
@@ -74,10 +73,11 @@ def scores(dalle: DalleMini, result: Result) -> Scored:
     image_ids = torch.stack([candidate.image_ids for candidate in result])
     given, null = (dalle.log_likelihood(text, image_ids).cumsum(1) for text in (result.prompt, ""))
     cosines = dalle.scorer.cosines([candidate.image for candidate in result], result.prompt)
-    likelihood = likelihood_score(given, null)
-    whole = {"clip": cosines, "caption": given[:, -1], "ratio": given[:, -1] - null[:, -1],
-             "likelihood": likelihood[:, -1], "both": likelihood[:, -1] + dalle.scorer.scale * cosines}  # fmt: skip
-    return Scored(whole, likelihood)
+    likelihood, clip = given[:, -1], dalle.scorer.scale * cosines
+    ratio = likelihood - null[:, -1]
+    whole = {"ratio": ratio, "ratio + clip": ratio + clip, "likelihood": likelihood, "clip": cosines,
+             "both": likelihood + clip}  # fmt: skip
+    return Scored(whole, given)
 
 
 def best_of(hits: Tensor, scored: Tensor | None, count: int) -> Tensor:
@@ -98,12 +98,11 @@ def best_of(hits: Tensor, scored: Tensor | None, count: int) -> Tensor:
 def pruned(scored: Tensor, so_far: Tensor, count: int) -> Tensor:
     """Scores (prompts, N) where whoever `generate` would give up in its group of `count` has minus infinity."""
     result, total = torch.full_like(scored, -torch.inf), so_far.shape[2]
-    pruning = Pruning(lambda values: values[:, 0], least=1)
-    for row, likelihoods in enumerate(so_far):
+    for row, nats in enumerate(so_far):
         for start in range(0, scored.shape[1] // count * count, count):
             alive = torch.arange(start, start + count)
             for done in range(1, total):
-                kept = pruning.survivors(likelihoods[alive, done - 1, None], done, total)
+                kept = survivors(nats[alive, done - 1], 1, done, total)
                 alive = alive if kept is None else alive[kept]
             result[row, alive] = scored[row, alive]
     return result

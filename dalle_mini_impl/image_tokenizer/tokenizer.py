@@ -112,8 +112,17 @@ class ImageTokenizer(nn.Module):
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
         with wrapped(self.decoder) if tile else nullcontext():
-            decoded = self.decoder(z.contiguous(memory_format=self.memory_format))
-        return self._pixels(decoded).float().clamp(-1, 1)
+            return self.decode_z(z).clamp(-1, 1)
+
+    def decode_z(self, z: Tensor) -> Tensor:
+        """Vectors (B, D, h, w) of ids, as `table` has them -> pixels (B, 3, H, W), not clamped, with gradients."""
+        return self._pixels(self.decoder(z.contiguous(memory_format=self.memory_format))).float()
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """The vector of every id, as the decoder takes them: (K, D)."""
+        device = next(self.parameters()).device
+        return self.quantizer.lookup(torch.arange(self.codebook_size, device=device)[None])[0].clone()
 
     def _pixels(self, decoded: Tensor) -> Tensor:
         return mean_pixels(decoded) if self.config.likelihood == "laplace" else decoded

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -11,42 +11,10 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.scorer.preprocess import Preprocess
+from dalle_mini_impl.scorer.towers import Encodes, Towers
 
 Images: TypeAlias = Sequence[Image.Image] | Tensor
 """PIL pictures of any size, or pixels (N, 3, H, W) in [-1, 1] of any size."""
-
-
-class Towers(Protocol):
-    """A module that embeds pictures and texts. One with `logit_bias` is read by sigmoid, one without by softmax."""
-
-    embed_dim: int
-    """D, width of what both methods return."""
-
-    @property
-    def logit_scale(self) -> Any:
-        """Logarithm of what cosines are multiplied with, of one element."""
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) -> (B, D)."""
-
-    def encode_text(self, text_ids: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, D)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The weights, by name."""
-
-    def to(self, device: Any) -> Any:
-        """Move the weights."""
-
-    def eval(self) -> Any:
-        """Stop dropout."""
-
-
-class Encodes(Protocol):
-    """A text tokenizer."""
-
-    def encode_batch(self, texts: Sequence[str], length: int, end: bool) -> Tensor:
-        """Texts -> (B, L) int64, cut to `length`; `end` asks for an end-of-text that survives the cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +98,18 @@ class Scorer:
             return self.model.encode_image(pixels.to(self.device))
 
         return self._embed(len(images), encode)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """As `embed_images`, but with gradients back to the pixels, in one pass, and left on `device`.
+
+        Args:
+            pixels: (N, 3, H, W) in [-1, 1], on any device.
+
+        Raises:
+            UserError: a tensor of another kind came.
+        """
+        _check_images(pixels)
+        return F.normalize(self.model.encode_image(self.preprocess.from_pixels(pixels.to(self.device))).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts.
