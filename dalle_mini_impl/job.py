@@ -50,7 +50,7 @@ class Job(NamedTuple):
 
 
 def make_job(
-    prompt: str, encode: Callable[[str], list[int]], recommended: SamplingConfig, *, candidates: int = 32,
+    prompt: str, encode: Callable[[str], list[int]], recommended: SamplingConfig, /, *, candidates: int = 32,
     keep: int = 8, seed: int = 0, negative: str = "", seeds: Sequence[int] | None = None, chunk: int = CHUNK,
     progress: Progress = ignore, canvas: Canvas | None = None, **sampling: Any,
 ) -> Job:  # fmt: skip

@@ -56,7 +56,7 @@ def close_seams(
         drawn: what is to be closed.
         free: (h, w) bool: the places that may change.
         chunk: as `generate` has it.
-        progress: told of every pass.
+        progress: told of every pass, as if there were one for every seed.
     """
 
     def nats(pictures: Tensor) -> Tensor:
@@ -67,7 +67,9 @@ def close_seams(
     for number, (roll, places) in enumerate(seams(stream.config.grid), 1):
         redraw = places & free.roll(roll, (0, 1))
         if not redraw.any():
+            progress(len(seeds) * stream.image_length)
             continue
+        progress((len(seeds) - len(own)) * stream.image_length)
         kept = Kept(image_ids.roll(roll, (1, 2)), redraw)
         again = [candidate_seed(seed, number) for seed in own]
         redrawn = generate(transformer, stream, prompt, again, sampling, chunk=chunk, progress=progress, kept=kept)

@@ -285,6 +285,8 @@ def test_settings_come_from_the_model_unless_given(result, tiny_dalle):
 def test_an_unknown_setting_is_refused(tiny_dalle):
     with pytest.raises(UserError, match="unknown sampling setting 'topk'; known are temperature, top_k"):
         tiny_dalle.generate("a cat", topk=5)
+    with pytest.raises(UserError, match="unknown sampling setting 'encode'"):
+        tiny_dalle.generate("a cat", encode=5)
 
 
 @pytest.mark.parametrize(

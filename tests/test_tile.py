@@ -130,9 +130,10 @@ def test_seeds_alone_decide_and_pruned_candidates_keep_theirs(rope):
 
 
 def test_what_is_kept_of_a_picture_stays(rope):
-    free = torch.zeros(GRID, dtype=torch.bool)
-    drawn, after = closed(rope, [3, 5, 8], free)
+    free, told = torch.zeros(GRID, dtype=torch.bool), []
+    drawn, after = closed(rope, [3, 5, 8], free, progress=told.append)
     assert torch.equal(after.image_ids, drawn.image_ids)
+    assert sum(told) == PASSES * 3 * 15
     free[2] = True
     drawn, after = closed(rope, [3, 5, 8], free)
     changed = (after.image_ids != drawn.image_ids).any(0)
@@ -164,10 +165,11 @@ def test_tiles_are_made_and_made_again(tiny_dalle, tiny_model, tmp_path, monkeyp
             assert np.array_equal(np.asarray(sheet), np.asarray(result.grid()))
 
 
-def test_progress_counts_every_pass(tiny_dalle):
+@pytest.mark.parametrize("prune", [False, True])
+def test_progress_counts_every_pass(tiny_dalle, prune):
     told = []
-    tiny_dalle.generate("a cat", candidates=3, tile=True, progress=told.append)
-    assert sum(told) == (1 + PASSES) * 3 * 15
+    tiny_dalle.generate("a cat", candidates=5, keep=1, tile=True, prune=prune, progress=told.append)
+    assert sum(told) == (1 + PASSES) * 5 * 15
 
 
 def test_previews_end_with_the_tiles(tiny_dalle):
