@@ -16,6 +16,7 @@ from dalle_mini_impl.config import DataConfig
 from dalle_mini_impl.data.pairs import Caption
 from dalle_mini_impl.data.store import Entry, build_store
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.evaluate import paint as paint_evaluation
 from dalle_mini_impl.evaluate.art import build_banks, open_art, prompt_of
 from dalle_mini_impl.evaluate.bank import Bank, build_bank, has_other_art
 from dalle_mini_impl.evaluate.generation import (
@@ -360,6 +361,12 @@ def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
     assert "by likelihood" in output
 
 
+def test_the_median_place_counts_from_one():
+    ranks = {"judge": torch.tensor([[0, 7], [4, 2], [9, 3]])}
+    seen = paint_evaluation.Seen("any", torch.zeros(3, 2), torch.zeros(3, 2), ranks)
+    assert seen.median_places == {"judge": 4}  # of 0, 2, 3, 4, 7, 9 the lower middle one, 3
+
+
 def test_evaluate_paint_command(store, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
     output = run("paint", tiny_model, "--data", store, "--second-scorer", tiny_model, "--prompts", 2,
@@ -377,6 +384,9 @@ def test_evaluate_paint_command(store, tiny_model, tmp_path, monkeypatch):
     assert all(a < b for a, b in zip(mean, best, strict=True))
     assert len({*best, *painted, *sampled, *on}) > 4
     assert "painted from random > random latents, best of 5 by the second scorer:" in output
+    places = [group["median_places"]["pixels"] for group in facts["groups"]]
+    assert all(1 <= place <= 8 for place in places)
+    assert "pixels median place" in output
     assert facts["paint"]["steps"] == 1
     assert facts["paint"]["init_weight"] == 1.0
     assert not any(math.isnan(value) for value in painted)

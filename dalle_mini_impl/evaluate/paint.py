@@ -56,10 +56,15 @@ class Seen:
         """Share of hits."""
         return make_row(self.name, self.ranks)
 
+    @property
+    def median_places(self) -> dict[str, float]:
+        """Judge -> where the prompts' own concepts come among all, 1 being the first; half of them come no later."""
+        return {judge: float(places.double().median()) + 1 for judge, places in self.ranks.items()}
+
     def facts(self) -> dict[str, Any]:
         """All of it, as JSON takes it; the means of N pictures where there are several."""
         cosines = {name: getattr(self, name).double().mean(1).tolist() for name in ("guide", "second")}
-        return {**asdict(self.row), **cosines}
+        return {**asdict(self.row), "median_places": self.median_places, **cosines}
 
 
 def measure(setup: Setup, plan: Plan) -> list[Seen]:
@@ -132,4 +137,6 @@ def figures(seen: Seen) -> dict[str, str]:
         for k, value in zip(TOP, shares, strict=True)
     }
     cosines = {"guide's cosine": seen.guide, "second's cosine": seen.second}
-    return {"pictures": seen.name, **{name: f"{float(value.mean()):.3f}" for name, value in cosines.items()}, **hits}
+    means = {name: f"{float(value.mean()):.3f}" for name, value in cosines.items()}
+    places = {f"{judge} median place": f"{place:.0f}" for judge, place in seen.median_places.items()}
+    return {"pictures": seen.name, **means, **hits, **places}
