@@ -132,6 +132,8 @@ class SamplingConfig:
     """What orders candidates: `clip`, `likelihood`, `both` or `none`."""
     prune: bool = False
     """Give up the less likely candidates on the way, so that only a quarter of them is drawn to the end."""
+    tile: bool = False
+    """Draw pictures that can be laid side by side; takes four times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.kept import Kept
 from dalle_mini_impl.kv_cache import Cache
 from dalle_mini_impl.native.draw import draw
 from dalle_mini_impl.sampling import check, guide, next_ids
@@ -35,7 +36,7 @@ class Prompt:
 
 
 HALVINGS = (3 / 16, 7 / 16)
-"""Shares of the picture after which pruning gives up the less likely half of the candidates. `dalle evaluate rerank`
+"""Shares of what is drawn after which pruning gives up the less likely half of the candidates. `dalle evaluate rerank`
 shows what that saves and costs."""
 
 
@@ -64,6 +65,7 @@ def generate(
     chunk: int = CHUNK,
     progress: Progress = ignore,
     prune_to: int | None = None,
+    kept: Kept | None = None,
 ) -> Drawn:
     """Sample the image ids of several candidates for one prompt.
 
@@ -80,11 +82,15 @@ def generate(
         progress: told how many image ids each step has drawn, or will never be.
         prune_to: give weak candidates up early by successive halving, but leave at least so many of each chunk; None
             draws all to the end.
+        kept: a picture some of whose ids stay; what is drawn sees those before it in raster order, not those after.
 
     Raises:
-        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption does not fit.
+        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the kept
+            picture does not fit.
     """
-    rows = draw_rows(transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to)
+    rows = draw_rows(
+        transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, kept=kept
+    )
     while True:
         try:
             next(rows)
@@ -103,6 +109,7 @@ def draw_rows(
     chunk: int = CHUNK,
     progress: Progress = ignore,
     prune_to: int | None = None,
+    kept: Kept | None = None,
 ) -> Generator[Tensor, None, Drawn]:
     """As `generate`, but gives the image ids so far after each row of the token grid.
 
@@ -117,49 +124,86 @@ def draw_rows(
     check(sampling, stream.config.image_vocab)
     if chunk < 1:
         raise UserError(f"chunk {chunk} was given, expected at least 1 candidate at a time")
-    guided = sampling.guidance != 1
-    device = transformer.embed.weight.device
-    captions = [prompt.text_ids, prompt.negative_ids] if guided else [prompt.text_ids]
-    prefix = stream.prefix(captions).to(device)
-    prompt_cache = transformer.new_cache(len(captions), prefix.shape[1])
-    hidden = transformer(prefix, prompt_cache)[:, -1]
+    grid = stream.config.grid
+    kept = kept or Kept(torch.zeros(grid, dtype=torch.int64), torch.ones(grid, dtype=torch.bool))
+    kept.check(stream, len(seeds))
+    captions = [prompt.text_ids] if sampling.guidance == 1 else [prompt.text_ids, prompt.negative_ids]
+    start = _begin(transformer, stream, captions, kept.leading)
+    device = start.hidden.device
+    kept_ids = kept.image_ids.to(device).flatten(-2).expand(len(seeds), -1)
     parts = []
-    for start in range(0, len(seeds), chunk):
-        part = seeds[start : start + chunk]
-        uniforms = torch.stack([_uniforms(seed, stream.image_length) for seed in part]).to(device)
-        # Row order: every candidate with the caption, then every candidate without.
-        cache = prompt_cache.branch(len(part), stream.length)
-        first = hidden.repeat_interleave(len(part), 0)
-        drawn = yield from _decode(transformer, stream, cache, first, uniforms, sampling, progress, prune_to)
-        parts.append((drawn.numbers + start, drawn.image_ids, drawn.likelihood))
+    for first in range(0, len(seeds), chunk):
+        rolls = torch.stack([_rolls(seed, stream.image_length) for seed in seeds[first : first + chunk]])
+        redraw = kept.redraw.cpu().flatten() & (rolls[:, 1] < kept.share)
+        rows = _Rows(rolls[:, 0].to(device), redraw.to(device), kept_ids[first : first + chunk].clone())
+        drawn = yield from _decode(transformer, stream, start, rows, sampling, progress, prune_to)
+        parts.append((drawn.numbers + first, drawn.image_ids, drawn.likelihood))
     return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+class _Start(NamedTuple):
+    """What all candidates begin with, run once: a row with the caption and, with guidance, one without."""
+
+    cache: Cache
+    hidden: Tensor
+    """(1 or 2, C), of the last position."""
+    nats: Tensor
+    """(1,), of the leading image ids given the caption."""
+    done: int
+    """How many these are."""
+
+
+class _Rows(NamedTuple):
+    """The candidates of one chunk."""
+
+    uniforms: Tensor
+    """(n, h * w), one for each draw."""
+    redraw: Tensor
+    """(n, h * w) bool: which ids are drawn."""
+    image_ids: Tensor
+    """(n, h * w), overwritten where they are drawn."""
+
+
+def _begin(transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]], leading: Tensor) -> _Start:
+    """Run the captions and the image ids (n,) that come first."""
+    prefix = stream.prefix(captions).to(transformer.embed.weight.device)
+    ids = leading.to(prefix.device).expand(len(captions), -1)
+    cache = transformer.new_cache(len(captions), prefix.shape[1] + len(leading))
+    hidden = transformer(torch.cat([prefix, ids + stream.image_offset], 1), cache)[:, prefix.shape[1] - 1 :]
+    scores = transformer.logits(hidden[:1, :-1], stream.image_range).float().log_softmax(-1)
+    return _Start(cache, hidden[:, -1], scores.gather(-1, ids[:1, :, None]).sum((1, 2)), len(leading))
 
 
 def _decode(
     transformer: Transformer,
     stream: Stream,
-    cache: Cache,
-    hidden: Tensor,
-    uniforms: Tensor,
+    start: _Start,
+    rows: _Rows,
     sampling: SamplingConfig,
     progress: Progress,
     prune_to: int | None,
 ) -> Generator[Tensor, None, Drawn]:
-    """Draw all ids, one position at a time for all rows of `hidden` (N or 2N, C), and sum up their nats."""
-    groups, width, total = len(hidden) // len(uniforms), stream.config.grid[1], stream.image_length
-    numbers = torch.arange(len(uniforms), device=hidden.device)
-    drawn = torch.empty(uniforms.shape, dtype=torch.int64, device=hidden.device)
-    nats = torch.zeros(len(uniforms), device=hidden.device)
-    for place in range(total):
+    """Go on from the start, one position at a time for all candidates, and sum up their nats."""
+    groups, width, total = len(start.hidden), stream.config.grid[1], stream.image_length
+    uniforms, redraw, drawn = rows
+    # Row order: every candidate with the caption, then every candidate without.
+    hidden, cache = start.hidden.repeat_interleave(len(drawn), 0), start.cache.branch(len(drawn), stream.length)
+    nats, numbers = start.nats.repeat(len(drawn)), torch.arange(len(drawn), device=hidden.device)
+    if start.done:
+        progress(len(drawn) * start.done)
+    for place in range(start.done, total):
         logits, *null = transformer.logits(hidden, stream.image_range).float().chunk(groups)
-        wanted = guide(logits, *null, sampling.guidance) if null else logits
-        drawn[:, place] = ids = draw_ids(wanted, uniforms[:, place], sampling)
+        wanted = guide(logits, null[0], sampling.guidance) if null else logits
+        ids = torch.where(redraw[:, place], draw_ids(wanted, uniforms[:, place], sampling), drawn[:, place])
+        drawn[:, place] = ids
         nats += logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
         progress(len(ids))
-        if (kept := survivors(nats, prune_to, place + 1, total)) is not None:
-            progress((len(ids) - len(kept)) * (total - place - 1))
-            cache.keep(torch.cat([kept + group * len(ids) for group in range(groups)]))
-            numbers, drawn, uniforms, nats, ids = (part[kept] for part in (numbers, drawn, uniforms, nats, ids))
+        if (alive := survivors(nats, prune_to, place + 1 - start.done, total - start.done)) is not None:
+            progress((len(ids) - len(alive)) * (total - place - 1))
+            cache.keep(torch.cat([alive + group * len(ids) for group in range(groups)]))
+            numbers, uniforms, redraw, drawn, nats, ids = (
+                part[alive] for part in (numbers, uniforms, redraw, drawn, nats, ids)
+            )
         if (place + 1) % width == 0:
             yield drawn[:, : place + 1].unflatten(1, (-1, width))
         if place + 1 < total:
@@ -173,8 +217,8 @@ def survivors(nats: Tensor, prune_to: int | None, done: int, total: int) -> Tens
     Args:
         nats: (n,) of the ids so far given the caption; the first of equal ones stays.
         prune_to: see `generate`.
-        done: ids drawn, from 1.
-        total: ids of the whole picture.
+        done: ids drawn, from 1; those of a kept picture that come first do not count, here and below.
+        total: ids to draw.
     """
     if prune_to is None or done not in [round(share * total) for share in HALVINGS]:
         return None
@@ -190,45 +234,7 @@ def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tenso
     return next_ids(logits, uniform, sampling) if drawn is None else drawn
 
 
-def _uniforms(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.inference_mode()
-def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
-    """Scores of every image id at each place, given the caption and the ids before it.
-
-    Args:
-        transformer: the model, in evaluation mode.
-        stream: the layout it was trained on.
-        text_ids: the caption.
-        image_ids: (B, h, w) in [0, K).
-
-    Returns:
-        (B, h * w, K) in fp32.
-
-    Raises:
-        UserError: the image ids have another grid, or one is out of range.
-    """
-    if image_ids.shape[1:] != stream.config.grid:
-        raise UserError(f"image ids of shape {tuple(image_ids.shape)} were given, expected grid {stream.config.grid}")
-    if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < stream.config.image_vocab:
-        raise UserError(
-            f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
-            f"expected 0 to {stream.config.image_vocab - 1}"
-        )
-    device = transformer.embed.weight.device
-    prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
-    ids = stream.join(prefix, image_ids.to(device))
-    hidden = transformer(ids[:, :-1])[:, stream.config.text_length :]
-    return transformer.logits(hidden, stream.image_range).float()
-
-
-def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
-    """Log-probability of each image id given the caption and the ids before it; see `image_logits`.
-
-    Returns:
-        (B, h * w) in nats, at most 0.
-    """
-    scores = F.log_softmax(image_logits(transformer, stream, text_ids, image_ids), -1)
-    return scores.gather(-1, image_ids.to(scores.device).flatten(1)[..., None])[..., 0]
+def _rolls(seed: int, count: int) -> Tensor:
+    """Numbers in [0, 1) of one candidate, (2, count): for what is drawn, and for whether it is."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.rand(count, generator=generator) for _ in range(2)])

@@ -1,6 +1,7 @@
 """What sampling gives: candidates, ranked results, and sheets of them."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Result(Sequence[Candidate]):
     candidates: tuple[Candidate, ...]
     settings: dict[str, Any]
     """Model, checkpoint hash and sampling settings."""
+    source: Image.Image | None = None
+    """The picture that was completed or varied, as the model got it; it comes first in the grid."""
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -64,8 +67,11 @@ class Result(Sequence[Candidate]):
     def save(self, folder: str | Path) -> list[Path]:
         """Write each picture as its own PNG with its settings inside; returns the paths, best first."""
         stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
-        # Prompts that spell alike in file names must not overwrite each other's pictures.
-        stem += "-" + hashlib.sha256(f"{self.prompt}\0{self.negative}".encode()).hexdigest()[:6]
+        # Prompts that spell alike in file names, and one prompt for several pictures, must not overwrite each other.
+        what = f"{self.prompt}\0{self.negative}"
+        if "canvas" in self.settings:
+            what += f"\0{json.dumps(self.settings['canvas'])}"
+        stem += "-" + hashlib.sha256(what.encode()).hexdigest()[:6]
         return [
             save_png(candidate.image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate]))
             for rank, candidate in enumerate(self.candidates, 1)
@@ -92,14 +98,17 @@ def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> I
         columns: pictures per row; 0 chooses.
         scores: write each picture's score under it.
     """
-    candidates = [candidate for result in results for candidate in result]
-    labels = []
+    images: list[Image.Image] = []
+    labels: list[str] = []
+    for result in results:
+        images += [*([result.source] if result.source else []), *(candidate.image for candidate in result)]
     if len(results) > 1 or scores:
         for result in results:
             name = [result.prompt] * (len(results) > 1)
+            labels += ["source"] * (result.source is not None)
             labels += [
                 " ".join([*([f"{c.score:.3f}"] if scores and c.score is not None else []), *name]) for c in result
             ]
     if not columns and len(results) > 1:
-        columns = max(len(result) for result in results)
-    return contact_sheet([candidate.image for candidate in candidates], columns, labels)
+        columns = max(len(result) + (result.source is not None) for result in results)
+    return contact_sheet(images, columns, labels)

@@ -102,17 +102,24 @@ def stream_ids(stream, caption: list[int]) -> list[int]:
     return [config.bos_id, *caption, *padding]
 
 
-def generate(transformer, stream, captions: tuple[list[int], list[int]], seed: int, sampling) -> Tensor:
-    """One candidate, id by id, the whole stream run anew each time; captions are (prompt, negative)."""
+def generate(
+    transformer, stream, captions: tuple[list[int], list[int]], seed: int, sampling, picture=None, redraw=None
+) -> Tensor:
+    """One candidate, id by id, the whole stream run anew each time; captions are (prompt, negative).
+
+    Where `redraw` (h, w) is False the id is that of `picture` (h, w).
+    """
     uniforms = torch.rand(stream.image_length, generator=torch.Generator().manual_seed(seed)).tolist()
     wanted, unwanted = (stream_ids(stream, caption) for caption in captions)
     drawn = []
-    for uniform in uniforms:
+    for place, uniform in enumerate(uniforms):
         logits = image_logits(transformer, wanted, stream.image_range)
         if sampling.guidance != 1:
             null = image_logits(transformer, unwanted, stream.image_range)
             logits = null + sampling.guidance * (logits - null)
         number = next_id(logits.tolist(), uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+        if redraw is not None and not redraw.flatten()[place]:
+            number = int(picture.flatten()[place])
         drawn.append(number)
         wanted.append(stream.image_offset + number)
         unwanted.append(stream.image_offset + number)

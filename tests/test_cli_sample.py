@@ -17,7 +17,7 @@ from dalle_mini_impl.cli import COMMANDS, dalle, main
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.images import read_metadata, save_png
-from dalle_mini_impl.pipeline import candidate_seed
+from dalle_mini_impl.job import candidate_seed
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,9 @@ from conftest import GRID, make_transformer
 
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.generate import Prompt, generate, log_likelihood, survivors
+from dalle_mini_impl.generate import Prompt, draw_rows, generate, survivors
+from dalle_mini_impl.kept import Kept
+from dalle_mini_impl.likelihood import log_likelihood
 from dalle_mini_impl.stream import Stream
 
 PROMPT = Prompt((5, 300, 17), (41, 2))
@@ -318,3 +320,110 @@ def test_of_equally_likely_candidates_the_first_go_on():
     assert survivors(torch.tensor([-3.0, -2, -2, -3, -2]), 4, 3, 16).tolist() == [0, 1, 2, 4]
     for prune_to, done in ((5, 7), (None, 7), (1, 8)):
         assert survivors(torch.zeros(5), prune_to, done, 16) is None
+
+
+# --- kept ids
+
+
+def picture(seed=1):
+    return torch.randint(61, GRID, generator=torch.Generator().manual_seed(seed))
+
+
+def places(*rows):
+    """Places to redraw, from rows of "." (kept) and "#"."""
+    return torch.tensor([[letter == "#" for letter in row] for row in rows])
+
+
+MASKS = {
+    "lower rows": places(".....", ".....", "#####"),
+    "corner": places(".....", "...##", "...##"),
+    "holes": places("..#..", ".#.#.", "....."),
+    "the first": places("#....", ".....", "....."),
+    "the last": places(".....", ".....", "....#"),
+    "all": places("#####", "#####", "#####"),
+}
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_reference_agrees_about_what_is_drawn_around_kept_ids(position, mask):
+    model, seeds = make_transformer(position), [3, 2**32 - 1]
+    kept = Kept(picture(), MASKS[mask])
+    captions = list(PROMPT.text_ids), list(PROMPT.negative_ids)
+    for ids, seed in zip(draw(model, seeds, kept=kept), seeds, strict=True):
+        assert torch.equal(ids, reference.generate(*model, captions, seed, SETTINGS, picture(), MASKS[mask]))
+
+
+@pytest.mark.parametrize("guidance", [2.5, 1.0])
+@pytest.mark.parametrize("mask", MASKS)
+def test_kept_ids_count_in_the_likelihood(rope, mask, guidance):
+    settings = SamplingConfig(temperature=0.5, top_k=7, guidance=guidance)
+    drawn = generate(*rope, PROMPT, [3, 5, 8], settings, chunk=2, kept=Kept(picture(), MASKS[mask]))
+    expected = log_likelihood(*rope, PROMPT.text_ids, drawn.image_ids).sum(1)
+    torch.testing.assert_close(drawn.likelihood, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_what_is_kept_first_is_run_once_for_all_candidates(rope):
+    transformer, _ = rope
+    seen, told = [], []
+    hook = transformer.embed.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
+    draw(rope, range(11), chunk=5, kept=Kept(picture(), MASKS["corner"]), progress=told.append)
+    hook.remove()
+    assert seen[0] == (2, 8 + 8)  # prefix, and a row and three ids of the picture
+    assert [tuple(shape) for shape in seen[1:]] == [(10, 1)] * 6 + [(10, 1)] * 6 + [(2, 1)] * 6
+    assert sum(told) == 11 * 15
+
+
+def test_rows_that_are_kept_come_first_in_every_preview(rope):
+    kept = Kept(picture(), MASKS["lower rows"])
+    rows = list(draw_rows(*rope, PROMPT, [3, 5], SETTINGS, kept=kept))
+    assert [part.shape for part in rows] == [(2, 3, 5)]
+    assert torch.equal(rows[0][:, :2], picture()[:2].expand(2, -1, -1))
+
+
+def test_pruning_with_kept_ids_counts_what_is_drawn(rope):
+    seeds, kept = [3, 5, 8, 13, 21, 34, 55], Kept(picture(), MASKS["corner"])
+    whole = draw(rope, seeds, kept=kept)
+    so_far = log_likelihood(*rope, PROMPT.text_ids, whole).cumsum(1)
+    alive = list(range(7))
+    for done, left in ((1, 4), (3, 2)):  # of the seven ids that follow the first eight, after 3/16 and 7/16 of them
+        best = sorted(alive, key=lambda number: -float(so_far[number, 8 + done - 1]))
+        alive = sorted(best[:left])
+    told = []
+    pruned = generate(*rope, PROMPT, seeds, SETTINGS, prune_to=1, kept=kept, progress=told.append)
+    assert pruned.numbers.tolist() == alive != [0, 1]
+    assert torch.equal(pruned.image_ids, whole[alive])
+    assert sum(told) == 7 * 15
+
+
+def test_each_candidate_may_keep_a_picture_of_its_own(rope):
+    pictures = torch.stack([picture(seed) for seed in (1, 2, 3)])
+    drawn = draw(rope, [3, 5, 8], kept=Kept(pictures, MASKS["corner"]), chunk=2)
+    for number, seed in enumerate([3, 5, 8]):
+        assert torch.equal(drawn[number], draw(rope, [seed], kept=Kept(pictures[number], MASKS["corner"]))[0])
+
+
+def test_a_share_of_the_places_is_redrawn_by_each_candidates_seed(rope):
+    seeds = list(range(101))
+    drawn = draw(rope, seeds, kept=Kept(picture(), MASKS["all"], share=0.3))
+    changed = drawn != picture()
+    assert 0.25 < float(changed.float().mean()) < 0.3  # some are drawn as they were
+    assert len(changed.flatten(1).unique(dim=0)) > 90
+    assert torch.equal(draw(rope, [17], kept=Kept(picture(), MASKS["all"], share=0.3))[0], drawn[17])
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (Kept(picture(), places("...", "...", "..#")), r"redraw \(3, 3\) were given, expected grid \(3, 5\)"),
+        (Kept(torch.zeros(5, 3, dtype=torch.int64), MASKS["corner"]), r"image ids \(5, 3\)"),
+        (Kept(torch.zeros(2, *GRID, dtype=torch.int64), MASKS["corner"]), "for 1 candidates"),
+        (Kept(picture() + 61, MASKS["corner"]), "expected 0 to 60"),
+        (Kept(picture(), places(".....", ".....", ".....")), "nothing is left to draw"),
+        (Kept(picture(), MASKS["all"], share=0.0), r"share 0\.0"),
+        (Kept(picture(), MASKS["all"], share=1.5), r"share 1\.5"),
+    ],
+)
+def test_kept_pictures_that_do_not_fit_are_refused(rope, kept, message):
+    with pytest.raises(UserError, match=message):
+        draw(rope, [1], kept=kept)

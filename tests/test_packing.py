@@ -9,6 +9,8 @@ from dalle_mini_impl import packing
 from dalle_mini_impl.config import SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.generate import Prompt, generate
+from dalle_mini_impl.kept import Kept
+from dalle_mini_impl.likelihood import log_likelihood
 from dalle_mini_impl.native.library import load
 from dalle_mini_impl.packing import choose_precision, pack
 from dalle_mini_impl.stream import Stream
@@ -80,6 +82,22 @@ def test_who_goes_on_after_pruning_is_drawn_as_before():
     assert pruned.numbers.tolist() != list(range(8))
     assert torch.equal(pruned.image_ids, whole.image_ids[pruned.numbers])
     assert torch.equal(pruned.likelihood, whole.likelihood[pruned.numbers])
+
+
+@needs_compiler
+def test_kept_ids_are_shared_and_counted():
+    model, settings = packed("bf16"), SamplingConfig(temperature=0.9, guidance=2.5)
+    first = generate(*model, PROMPT, [3], settings).image_ids[0]
+    redraw = torch.zeros(first.shape, dtype=torch.bool)
+    redraw[1:, 2:] = True
+    drawn = generate(*model, PROMPT, list(range(11)), settings, kept=Kept(first, redraw), chunk=4)
+    assert torch.equal(drawn.image_ids[:, ~redraw], first[~redraw].expand(11, -1))
+    assert len(drawn.image_ids.flatten(1).unique(dim=0)) == 11
+    expected = log_likelihood(*model, PROMPT.text_ids, drawn.image_ids).sum(1)
+    torch.testing.assert_close(drawn.likelihood, expected, atol=0.5, rtol=0.01)
+    assert torch.equal(
+        generate(*model, PROMPT, [7], settings, kept=Kept(first, redraw)).image_ids[0], drawn.image_ids[7]
+    )
 
 
 @needs_compiler

@@ -11,11 +11,12 @@ from conftest import SAMPLING
 from PIL import Image
 
 import dalle_mini_impl
-from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError, pipeline
+from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError, previews
 from dalle_mini_impl.config_io import to_dict
+from dalle_mini_impl.device import choose_device
 from dalle_mini_impl.generate import generate
 from dalle_mini_impl.images import read_metadata
-from dalle_mini_impl.pipeline import candidate_seed, choose_device
+from dalle_mini_impl.job import candidate_seed
 from dalle_mini_impl.results import grid
 
 
@@ -127,7 +128,8 @@ def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
     (folder / "scorer.safetensors").unlink()
     dalle = DalleMini.from_pretrained(folder, "cpu")
     ranked = dalle.generate("a cat", candidates=5)
-    assert [c.score for c in ranked] == [c.score for c in dalle.generate("a cat", candidates=5, rank="likelihood")]
+    for rank in (None, "likelihood"):
+        assert [c.score for c in ranked] == [c.score for c in dalle.generate("a cat", candidates=5, rank=rank)]
     for rank in ("clip", "both"):
         with pytest.raises(UserError, match="bare has no scorer"):
             dalle.generate("a cat", candidates=5, rank=rank)
@@ -145,7 +147,7 @@ def test_pruning_ranks_those_that_are_left(tiny_dalle, rank, keep, left):
     every = {candidate.seed: candidate for candidate in draw(9, rank=rank)}
     settings = {"rank": rank, "prune": True}
     job = tiny_dalle._job("a red heart", candidates=9, keep=keep, seed=3, **settings)
-    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, *job.to_draw, prune_to=job.prune_to)
+    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, **job.drawing)
     assert len(drawn.numbers) == left
     pruned = draw(keep, **settings)
     seeds = [job.seeds[number] for number in drawn.numbers]
@@ -159,7 +161,7 @@ def test_pruning_ranks_those_that_are_left(tiny_dalle, rank, keep, left):
 def test_only_what_is_kept_or_scored_is_decoded(tiny_dalle, monkeypatch, rank, decoded):
     counts = []
     decode = tiny_dalle.decode
-    monkeypatch.setattr(tiny_dalle, "decode", lambda ids: counts.append(len(ids)) or decode(ids))
+    monkeypatch.setattr(tiny_dalle, "decode", lambda ids, tile: counts.append(len(ids)) or decode(ids, tile=tile))
     result = tiny_dalle.generate("a red heart", candidates=5, keep=2, rank=rank)
     assert sum(counts) == decoded
     for candidate in result:
@@ -226,11 +228,11 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning(tiny_dalle):
 
 
 def test_previews_show_what_is_there(tiny_dalle):
-    *previews, last = tiny_dalle.stream_previews("a cat", candidates=5, keep=2, seed=4, show=2, share=1.0, chunk=3)
-    assert [preview.done for preview in previews] == pytest.approx([3 / 15, 6 / 15, 9 / 15, 11 / 15, 13 / 15])
-    assert [len(preview.images) for preview in previews] == [2] * 5
+    *given, last = tiny_dalle.stream_previews("a cat", candidates=5, keep=2, seed=4, show=2, share=1.0, chunk=3)
+    assert [preview.done for preview in given] == pytest.approx([3 / 15, 6 / 15, 9 / 15, 11 / 15, 13 / 15])
+    assert [len(preview.images) for preview in given] == [2] * 5
     whole = tiny_dalle.generate("a cat", candidates=5, keep=5, seed=4, rank="none")
-    for number, preview in enumerate(previews):
+    for number, preview in enumerate(given):
         rows, chunk = number % 3 + 1, number // 3
         for image, candidate in zip(preview.images, whole[3 * chunk :][:2], strict=True):
             seen, all_of_it = (np.asarray(picture, dtype=int) for picture in (image, candidate.image))
@@ -244,9 +246,9 @@ def test_previews_show_what_is_there(tiny_dalle):
 @pytest.mark.parametrize(("share", "shown"), [(0.0, [1.0]), (0.5, [1 / 3, 1.0]), (1.0, [1 / 3, 2 / 3, 1.0])])
 def test_previews_take_no_more_time_than_they_may(tiny_dalle, monkeypatch, share, shown):
     clock = iter(range(0, 1000, 10))  # it goes on by ten seconds whenever someone looks at it
-    monkeypatch.setattr(pipeline, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    previews = tiny_dalle.stream_previews("a cat", candidates=2, share=share)
-    assert [preview.done for preview in previews] == pytest.approx(shown)
+    monkeypatch.setattr(previews, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    given = tiny_dalle.stream_previews("a cat", candidates=2, share=share)
+    assert [preview.done for preview in given] == pytest.approx(shown)
 
 
 def test_previews_that_make_no_sense_are_refused(tiny_dalle):
@@ -283,6 +285,8 @@ def test_settings_come_from_the_model_unless_given(result, tiny_dalle):
 def test_an_unknown_setting_is_refused(tiny_dalle):
     with pytest.raises(UserError, match="unknown sampling setting 'topk'; known are temperature, top_k"):
         tiny_dalle.generate("a cat", topk=5)
+    with pytest.raises(UserError, match="unknown sampling setting 'encode'"):
+        tiny_dalle.generate("a cat", encode=5)
 
 
 @pytest.mark.parametrize(

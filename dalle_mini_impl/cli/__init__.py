@@ -11,6 +11,7 @@ from dalle_mini_impl.errors import UserError
 
 COMMANDS = {
     "sample": "Draw pictures for prompts, ranked by the scorer.",
+    "complete": "Redraw parts of a picture, or draw pictures like it.",
     "paint": "Optimise a picture until a scorer finds that it fits (VQGAN+CLIP).",
     "data": "Build, look into and check sets of captioned pictures.",
     "evaluate": "Measure a part or a whole model.",

@@ -41,7 +41,7 @@ def bench(quick: bool, **options: Any) -> None:
     from dalle_mini_impl.bench.machine import measure_machine
     from dalle_mini_impl.bench.report import table
     from dalle_mini_impl.bench.shapes import SHAPES
-    from dalle_mini_impl.pipeline import choose_device
+    from dalle_mini_impl.device import choose_device
 
     name = "quick" if quick else options["shape"]
     if name not in SHAPES:

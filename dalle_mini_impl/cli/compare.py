@@ -30,8 +30,8 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
 
     from dalle_mini_impl.bench.variants import read_variants, train
     from dalle_mini_impl.bench.variants_report import row, write, written_by_hand
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.evaluate.fidelity import Fidelity
-    from dalle_mini_impl.pipeline import choose_device
 
     written_by_hand(Path(document))  # this and the next line fail now rather than after hours of training
     Fidelity("cpu")

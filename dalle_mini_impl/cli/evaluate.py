@@ -41,11 +41,11 @@ def image_tokenizer(models: tuple[str, ...], data: str, split: str, size: int | 
 
     from dalle_mini_impl.checkpoint import load_image_tokenizer
     from dalle_mini_impl.data.pairs import SkipLog
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.evaluate import image_tokenizer as measure
     from dalle_mini_impl.evaluate.pictures import picture_batches
     from dalle_mini_impl.evaluate.report import markdown
     from dalle_mini_impl.images import save_png
-    from dalle_mini_impl.pipeline import choose_device
 
     device, found, identities = choose_device(options["device"]), [], []
     for model in models:

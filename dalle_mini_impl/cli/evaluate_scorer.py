@@ -26,9 +26,9 @@ def scorer(model: str, data: str, split: str, **options: Any) -> None:
     """
     from dalle_mini_impl.config import DataConfig
     from dalle_mini_impl.data.store import open_store
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.evaluate import scorer as measure
     from dalle_mini_impl.evaluate.report import markdown
-    from dalle_mini_impl.pipeline import choose_device
     from dalle_mini_impl.scorer import Scorer
 
     languages, skipped = (tuple(part.strip() for part in options[name].split(",") if part.strip())

@@ -28,7 +28,7 @@ def index(
         raise UserError("--faiss came without --export; name the folder it is to be written to")
 
     from dalle_mini_impl.data.pairs import SkipLog
-    from dalle_mini_impl.pipeline import choose_device
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.search.export import export, export_faiss
     from dalle_mini_impl.search.index import INSIDE, ImageIndex
     from dalle_mini_impl.search.store import DATABASE

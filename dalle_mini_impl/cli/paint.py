@@ -77,9 +77,9 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
         UserError: an option is out of range, or something is missing.
     """
     from dalle_mini_impl.checkpoint import load_image_tokenizer, load_scorer
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.guided import Cuts, Painter, PaintSettings, parse_noise, parse_targets
     from dalle_mini_impl.images import open_picture
-    from dalle_mini_impl.pipeline import choose_device
 
     # Bytes that are no UTF-8 arrive as lone surrogates, which neither a tokenizer nor a PNG can hold.
     texts = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]

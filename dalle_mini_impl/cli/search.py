@@ -36,8 +36,8 @@ def search(
 
     Prints score, path and, behind it, files with the same content, separated by tabs.
     """
+    from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.images import save_png
-    from dalle_mini_impl.pipeline import choose_device
     from dalle_mini_impl.search.index import ImageIndex, sheet
     from dalle_mini_impl.search.query import parse_query
 

@@ -20,7 +20,8 @@ from dalle_mini_impl.evaluate.art import Art, prompt_of
 from dalle_mini_impl.evaluate.bank import Bank, has_other_art
 from dalle_mini_impl.evaluate.report import TOP, Row, share
 from dalle_mini_impl.images import to_pixels
-from dalle_mini_impl.pipeline import DalleMini, candidate_seed
+from dalle_mini_impl.job import candidate_seed
+from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.results import Result
 
 CHUNK = 64

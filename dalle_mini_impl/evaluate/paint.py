@@ -18,7 +18,7 @@ from dalle_mini_impl.evaluate.generation import CHUNK, Setup, make_row, pick
 from dalle_mini_impl.evaluate.report import TOP, Row, Share, cell, share
 from dalle_mini_impl.guided import PaintSettings, Target, paint
 from dalle_mini_impl.images import to_pixels
-from dalle_mini_impl.pipeline import candidate_seed
+from dalle_mini_impl.job import candidate_seed
 from dalle_mini_impl.scorer import Scorer
 
 RANDOM, PAINTED = "random latents", "painted from random"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.generate import image_logits
+from dalle_mini_impl.likelihood import image_logits
 from dalle_mini_impl.pipeline import DalleMini
 
 PROMPTS = (

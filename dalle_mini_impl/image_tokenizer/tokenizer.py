@@ -1,5 +1,6 @@
 """The image tokenizer: pixels (B, 3, H, W) in [-1, 1] <-> image ids (B, h, w)."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from dalle_mini_impl.config import ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer.build import build
 from dalle_mini_impl.image_tokenizer.likelihood import mean_pixels
+from dalle_mini_impl.image_tokenizer.wrap import wrapped
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,24 @@ class ImageTokenizer(nn.Module):
         return rearrange(ids, "B (h w) -> B h w", h=z.shape[-2])
 
     @torch.inference_mode()
-    def decode(self, image_ids: Tensor) -> Tensor:
+    def decode(self, image_ids: Tensor, tile: bool = False) -> Tensor:
         """Image ids (B, h, w) in [0, K) -> pixels (B, 3, H, W) clamped to [-1, 1].
 
+        Args:
+            image_ids: the ids.
+            tile: beyond each edge the decoder sees the opposite one instead of zeros, so that pictures can be laid
+                side by side.
+
         Raises:
-            UserError: an id is out of range.
+            UserError: an id is out of range, or this decoder cannot tile.
         """
         if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < self.codebook_size:
             raise UserError(f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
                             f"expected 0 to {self.codebook_size - 1}")  # fmt: skip
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
-        return self.decode_z(z).clamp(-1, 1)
+        with wrapped(self.decoder) if tile else nullcontext():
+            return self.decode_z(z).clamp(-1, 1)
 
     def decode_z(self, z: Tensor) -> Tensor:
         """Vectors (B, D, h, w) of ids, as `table` has them -> pixels (B, 3, H, W), not clamped, with gradients."""
