@@ -8,8 +8,7 @@ from dalle_mini_impl.bench.machine import Machine
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.sampling import sampling_rows
 from dalle_mini_impl.bench.shapes import Shape
-from dalle_mini_impl.errors import need_extra
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.charts import new_figure, save_figure
 
 CANDIDATES, SIDES, WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128), (4, 8, 12, 16, 24, 32), (128, 256, 512, 768, 1024)
 USUAL, HEAD = 16, 64
@@ -38,11 +37,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise need_extra("matplotlib", "bench") from error
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = new_figure(12, 3.6, extra="bench")
     for panel, (axis, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True):
         found = [(int(row.row.split("/")[2]), row.details) for row in rows if row.row.startswith(f"growth/{axis}/")]
         values = [value for value, _ in found]
@@ -54,5 +49,4 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         panel.grid(alpha=0.3)
     figure.axes[0].set_ylabel("milliseconds per step")
     figure.axes[0].legend()
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_figure(figure, path)

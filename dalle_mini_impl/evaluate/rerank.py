@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.errors import need_extra
+from dalle_mini_impl.charts import new_figure, save_figure
 from dalle_mini_impl.evaluate.generation import Drawing, Setup, draw, pick
 from dalle_mini_impl.evaluate.report import TOP, Share, share
-from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.generate import survivors
 from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.results import Result
@@ -178,11 +177,7 @@ def plot(points: Sequence[Point], path: str | Path) -> Path:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise need_extra("matplotlib", "eval") from error
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = new_figure(7, 4.2)
     panel, judge = figure.subplots(), next(iter(points[0].shares))
     for name in SHOWN:
         line = [point for point in points if point.way == name]
@@ -195,9 +190,7 @@ def plot(points: Sequence[Point], path: str | Path) -> Path:
     panel.set_xlabel("seconds for a prompt")
     panel.set_ylabel(f"best of 1, 2, 4 … : top-5 ({judge})")
     panel.legend()
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _table(points: Sequence[Point], title: str, value: Any) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_mini_impl.charts import new_figure, save_figure
 from dalle_mini_impl.data.augment import plain_pixels
 from dalle_mini_impl.data.pairs import plain_caption
 from dalle_mini_impl.data.store import PictureStore, concept_numbers
-from dalle_mini_impl.errors import UserError, need_extra
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.scorer import Scorer, recalls
 
 CHUNK = 64
@@ -73,11 +73,7 @@ def plot(reports: Sequence[LanguageReport], path: str | Path) -> Path:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise need_extra("matplotlib", "eval") from error
-    figure = Figure(figsize=(max(6.0, 0.45 * len(reports)), 3.6), layout="constrained")
+    figure = new_figure(max(6.0, 0.45 * len(reports)), 3.6)
     panel, places = figure.subplots(), np.arange(len(reports))
     for depth in (10, 5, 1):  # each over the next, which is never higher
         heights = [report.recalls[f"text_to_image_at_{depth}"] for report in reports]
@@ -86,6 +82,4 @@ def plot(reports: Sequence[LanguageReport], path: str | Path) -> Path:
     panel.set_ylabel("held-out pictures found by name")
     panel.set_ylim(0, 1)
     panel.legend()
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    return Path(path)
+    return save_figure(figure, path)
