@@ -53,8 +53,11 @@ def test_the_reference_agrees(position, settings, prompt, seeds):
 @pytest.mark.parametrize("chunk", [2, 64])
 def test_the_likelihoods_are_the_models_own_whatever_the_settings(rope, chunk):
     guided = generate(*rope, PROMPT, [3, 5, 8], SETTINGS, chunk=chunk)
-    expected = log_likelihood(*rope, PROMPT.text_ids, guided.image_ids).sum(1)
+    expected, negative = (
+        log_likelihood(*rope, ids, guided.image_ids).sum(1) for ids in (PROMPT.text_ids, PROMPT.negative_ids)
+    )
     torch.testing.assert_close(guided.likelihood, expected, rtol=1e-5, atol=1e-4)
+    assert float((expected - negative).abs().min()) > 1e-2  # or a swap would not show
     plain = generate(*rope, PROMPT, [3, 5, 8], SamplingConfig(temperature=0.3, guidance=1.0), chunk=chunk)
     expected = log_likelihood(*rope, PROMPT.text_ids, plain.image_ids).sum(1)
     torch.testing.assert_close(plain.likelihood, expected, rtol=1e-5, atol=1e-4)
