@@ -131,7 +131,7 @@ class SamplingConfig:
     rank: str = "likelihood"
     """What orders candidates: `clip`, `likelihood`, `both` or `none`."""
     prune: bool = False
-    """Give up the less likely candidates on the way, so that only a quarter of them is drawn to the end."""
+    """Give up the less likely candidates on the way, so that a quarter of them, or as many as are kept, is finished."""
     tile: bool = False
     """Draw pictures that can be laid side by side; takes four times as long."""
 

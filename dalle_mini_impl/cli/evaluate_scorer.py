@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.files import write_json
+from dalle_mini_impl.cli.judged import names, write_figures
 
 
 @click.command()
@@ -31,8 +31,7 @@ def scorer(model: str, data: str, split: str, **options: Any) -> None:
     from dalle_mini_impl.evaluate.report import markdown
     from dalle_mini_impl.scorer import Scorer
 
-    languages, skipped = (tuple(part.strip() for part in options[name].split(",") if part.strip())
-                          for name in ("languages", "skip_kinds"))  # fmt: skip
+    languages, skipped = names(options["languages"]), names(options["skip_kinds"])
     store = open_store(DataConfig(store=data, skip_kinds=skipped), split)
     judge = Scorer.from_pretrained(model, choose_device(options["device"]))
     with warnings.catch_warnings(record=True) as warned:
@@ -43,7 +42,6 @@ def scorer(model: str, data: str, split: str, **options: Any) -> None:
     click.echo(markdown([measure.figures(report) for report in reports]))
     if options["plot_file"]:
         click.echo(measure.plot(reports, options["plot_file"]))
-    if options["json_file"]:
-        facts = {"model": model, "data": data, "split": split, "skip_kinds": skipped,
-                 "languages": [dataclasses.asdict(report) for report in reports]}  # fmt: skip
-        click.echo(write_json(options["json_file"], facts))
+    facts = {"model": model, "data": data, "split": split, "skip_kinds": skipped,
+             "languages": [dataclasses.asdict(report) for report in reports]}  # fmt: skip
+    write_figures(options["json_file"], facts)

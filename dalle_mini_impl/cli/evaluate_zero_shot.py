@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.classify import scoring
-from dalle_mini_impl.files import write_json
+from dalle_mini_impl.cli.judged import write_figures
 
 
 @click.command("zero-shot")
@@ -38,7 +38,6 @@ def zero_shot(folder: str, scorer: str, templates: tuple[str, ...], device: str,
     for reason in result.skipped:
         click.echo(f"skipped: {reason}", err=True)
     click.echo(measure.table(result))
-    if options["json_file"]:
-        settings = {"scorer": scorer, "folder": folder, "templates": templates}
-        click.echo(write_json(options["json_file"], {**settings, **measure.facts(result)}))
+    settings = {"scorer": scorer, "folder": folder, "templates": templates}
+    write_figures(options["json_file"], {**settings, **measure.facts(result)})
     click.echo(save_png(measure.confusion_picture(result), options["confusion"]))

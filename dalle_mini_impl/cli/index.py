@@ -47,6 +47,9 @@ def index(
         f"{changes.unreadable} unreadable, {changes.gone} gone; {len(image_index)} different pictures can be found"
     )
     if export_to:
-        for path in [*export(image_index, export_to), *([export_faiss(image_index, export_to)] if faiss else [])]:
+        written = export(image_index, export_to)
+        if faiss:
+            written.append(export_faiss(image_index, export_to))
+        for path in written:
             click.echo(str(path))
     click.echo(str(folder))
