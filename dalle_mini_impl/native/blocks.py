@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dalle_mini_impl.config import BlockConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.masks import Sight
 from dalle_mini_impl.native.cache import CacheShape, NativeCache
 from dalle_mini_impl.native.library import THEN, Blocks, Layer, Norm
-from dalle_mini_impl.native.linear import NativeMatrix, Pair, address
+from dalle_mini_impl.native.linear import NativeMatrix, Pair, in_tiles
 from dalle_mini_impl.native.sights import LANES, NativeSights
 
 LARGEST_HEAD = 256
@@ -62,17 +61,14 @@ class NativeBlocks(nn.Module):
         self._library, self._sights, config = library, NativeSights(sights), shape.config
         self._kept: list[Any] = []  # what the tables below point to
         self._table = (Layer * len(layers))()
-        for place, layer in zip(self._table, layers, strict=True):
-            self._fill(place, layer, narrow)
-        width, hidden = (layers[0].matrices[name].weight.shape[1] for name in ("qkv", "down"))
-        sources = None if shape.sources is None else shape.sources.T.int().contiguous()
-        self._kept.append(sources)
+        hidden = [self._fill(place, layer, narrow) for place, layer in zip(self._table, layers, strict=True)]
+        width, sources = layers[0].matrices["qkv"].weight.shape[1], shape.sources
         shifted = 0 if sources is None else width // 2
         self._shape = CacheShape(len(layers), shape.n_head, shape.head_dim, shifted, len(layers[0].turn))
         self._blocks = Blocks(
-            ctypes.addressof(self._table), address(sources), len(layers), shape.n_head, shape.head_dim, width,
-            hidden + self._padding(hidden), THEN[config.mlp], config.qk_norm, config.turn_values, config.reversible,
-            shape.finish,
+            ctypes.addressof(self._table), None if sources is None else self._keep(sources.T.int()),
+            len(layers), shape.n_head, shape.head_dim, width, hidden[0], THEN[config.mlp],
+            config.qk_norm, config.turn_values, config.reversible, shape.finish,
         )  # fmt: skip
 
     def forward(self, x: Tensor, _table: Any, cache: NativeCache | None, _layer: int, _sources: Any = None) -> Tensor:
@@ -99,38 +95,22 @@ class NativeBlocks(nn.Module):
         """As `Transformer` has it."""
         return NativeCache(self._shape, batch, capacity or self._shape.length, self._sights)
 
-    def _fill(self, place: Layer, layer: LayerWeights, narrow: bool) -> None:
-        """Put a block's weights where the compiled code finds them."""
-        up, down = layer.matrices["up"], layer.matrices["down"]
-        padding = self._padding(down.weight.shape[1])
-        parts = len(up.weight) // down.weight.shape[1]
-        bias = None if up.bias is None else self._side_by_side(up.bias, parts, padding)
-        matrices = {
-            **layer.matrices,
-            "up": Pair(self._side_by_side(up.weight, parts, padding), bias),
-            "down": Pair(F.pad(down.weight, (0, padding)), down.bias),
-        }
-        for name, pair in matrices.items():
+    def _fill(self, place: Layer, layer: LayerWeights, narrow: bool) -> int:
+        """Put a block's weights where the compiled code finds them; gives the width inside its feed-forward layer."""
+        up, down = in_tiles(layer.matrices["up"], layer.matrices["down"], self._library.lanes())
+        for name, pair in {**layer.matrices, "up": up, "down": down}.items():
             matrix = NativeMatrix(self._library, pair, narrow)
             setattr(place, name, matrix.parts)
             self._kept.append(matrix)
         for name, (weight, bias) in layer.norms.items():
-            kept = [None if part is None else part.detach().float().contiguous() for part in (weight, bias)]
-            setattr(place, name, Norm(*(address(part) for part in kept)))
-            self._kept.append(kept)
-        turn = layer.turn.float().contiguous()
-        place.turn = turn.data_ptr()
-        self._kept.append(turn)
+            setattr(place, name, Norm(self._keep(weight.float()), None if bias is None else self._keep(bias.float())))
+        place.turn = self._keep(layer.turn.float())
+        return down.weight.shape[1]
 
-    def _padding(self, hidden: int) -> int:
-        """Outputs of zero that make whole tiles of those of a feed-forward layer."""
-        return -hidden % (2 * self._library.lanes())
-
-    def _side_by_side(self, values: Tensor, parts: int, padding: int) -> Tensor:
-        """Vectors of the gate's outputs in turn with vectors of what they gate."""
-        separate = F.pad(values.reshape(parts, len(values) // parts, -1), (0, 0, 0, padding))
-        vectors = separate.unflatten(1, (-1, self._library.lanes()))
-        return vectors.transpose(0, 1).reshape(-1, *values.shape[1:])
+    def _keep(self, values: Tensor) -> int:
+        """Where numbers are, which stay there as long as the blocks."""
+        self._kept.append(values.detach().contiguous())
+        return self._kept[-1].data_ptr()
 
 
 def fits(n_embd: int, n_head: int, head_dim: int) -> bool:

@@ -31,7 +31,7 @@ class NativeMatrix:
         self._bias = F.pad(pair.bias.detach().float(), (0, padding)).contiguous() if pair.bias is not None else None
         rows = weight.to(torch.int8 if narrow else torch.bfloat16).view(-1, side_by_side, weight.shape[1] // 2, 2)
         self._weight = rows.transpose(1, 2).contiguous()
-        self.parts = Matrix(*(address(part) for part in (self._weight, self._scale, self._bias)))
+        self.parts = Matrix(*(_address(part) for part in (self._weight, self._scale, self._bias)))
 
 
 class NativeLinear(nn.Module):
@@ -51,6 +51,21 @@ class NativeLinear(nn.Module):
         return y[..., : self._out]
 
 
-def address(values: Tensor | None) -> int | None:
-    """Where a tensor's numbers are; None without a tensor."""
+def in_tiles(up: Pair, down: Pair, lanes: int) -> tuple[Pair, Pair]:
+    """The matrices of a feed-forward layer, its width a multiple of a tile's: zeros are added.
+
+    Vectors of the gate's outputs come in turn with vectors of those that it gates.
+    """
+    hidden = down.weight.shape[1]
+    padding = -hidden % (2 * lanes)
+
+    def in_turn(values: Tensor) -> Tensor:
+        parts = F.pad(values.reshape(len(values) // hidden, hidden, -1), (0, 0, 0, padding))
+        return parts.unflatten(1, (-1, lanes)).transpose(0, 1).reshape(-1, *values.shape[1:])
+
+    bias = None if up.bias is None else in_turn(up.bias)
+    return Pair(in_turn(up.weight), bias), Pair(F.pad(down.weight, (0, padding)), down.bias)
+
+
+def _address(values: Tensor | None) -> int | None:
     return None if values is None else values.data_ptr()
