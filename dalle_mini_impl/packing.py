@@ -80,9 +80,8 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     if finish:
         transformer.head.weight.mul_(gain(transformer.norm))
         transformer.norm = nn.Identity()
-    head = Pair(
-        *(None if part is None else part[slice(*ids)] for part in (transformer.head.weight, transformer.head.bias))
-    )
+    weight, bias = transformer.head.weight[slice(*ids)], transformer.head.bias
+    head = Pair(weight, None if bias is None else bias[slice(*ids)])
     transformer.heads[ids] = NativeLinear(library, head, narrow=precision == "int8")
     transformer.blocks = nn.ModuleList([blocks])
     transformer.new_cache = blocks.new_cache  # type: ignore[method-assign]

@@ -60,13 +60,16 @@ typedef struct Cache {
     int32_t rows, branches, capacity, length;
 } Cache;
 
-// Every function below does this thread's share of the work.
+// 1 / length of x with `mean` taken off, where `eps` is added to the mean square.
+float inverse_length(const float *x, int width, float mean, float eps);
+
+// Floats in which a thread can keep the scores of a query.
+int score_room(const Blocks *blocks, const Cache *cache, int tokens);
+
+// Of what follows each thread of the team does its share.
 
 // y (rows, outputs) from x (rows, width) in bf16.
 void product(const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Then then, void *y);
-
-// 1 / length of x with `mean` taken off, where `eps` is added to the mean square.
-float inverse_length(const float *x, int width, float mean, float eps);
 
 // Normalised rows of x (rows × tokens, width) in bf16, their channels shifted; `slot` is 2 × layer, 1 more for the
 // feed-forward layer.
@@ -76,11 +79,8 @@ void normalise(
 // x += normalised rows of `added`, both (rows, width).
 void add_normalised(const float *added, int rows, int width, Norm norm, float *x);
 
-// Queries, keys and values (rows × tokens, 3, heads, size): queries to `q`, keys and values into the cache.
+// Of queries, keys and values (rows × tokens, 3, heads, size) queries to `q`, keys and values into the cache.
 void remember(const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q);
-
-// Floats in which a thread can keep the scores of a query.
-int score_room(const Blocks *blocks, const Cache *cache, int tokens);
 
 // Attention of queries (rows × tokens, heads, size) to the prompt, to positions before and to themselves.
 void attend(

@@ -55,9 +55,9 @@ static void finish(
     }
 }
 
-// A block of outputs.
+// What makes a block of outputs of a row.
 typedef struct {
-    Matrix matrix;  // from the first of them on
+    Matrix matrix;  // from the first output of the block on
     int width;
     Then then;
     int stride;  // bytes between rows of results

@@ -44,7 +44,7 @@ class NativeSights:
         Returns:
             The masks, or None if all layers look at all before.
         """
-        made = {sight: _runs(sight, begin, end, prompt) for sight in {*self._sights} - {None} if sight is not None}
+        made = {sight: _runs(sight, begin, end, prompt) for sight in set(self._sights) if sight is not None}
         if not made:
             return None
         pointers = (ctypes.c_void_p * len(self._sights))()
