@@ -60,7 +60,7 @@ class StreamLoss(nn.Module):
             likely_ids: (B, h × w, k) image ids of which any may be right; the targets' then do not count.
             shares: (B, h × w, k) their probabilities, which sum to 1.
         """
-        hidden, length = self.transformer(inputs), self.stream.config.text_length
+        hidden, length = self.transformer(inputs), self.stream.prefix_length - 1
         text = self.transformer.logits(hidden[:, :length], self.stream.text_range)
         image = self.transformer.logits(hidden[:, length:], self.stream.image_range)
         text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :length].flatten())
