@@ -63,7 +63,7 @@ class JsonTokenizer:
             raise UserError(f"{source} is no tokenizer of the tokenizers library: {reason}; import it anew") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.content = content
+        self.content, self._source = content, source
         self.identity = hashlib.sha256(content).hexdigest()[:16]
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.pad_id, self.bos_id, self.eos_id = self.settings.pad_id, self.settings.bos_id, self.settings.eos_id
@@ -81,11 +81,18 @@ class JsonTokenizer:
             raise UserError(f"cannot read text tokenizer {path}: {error.strerror}; import it anew") from error
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, with BOS and EOS where the model's captions have them, without padding."""
+        """Text -> ids, with BOS and EOS where the model's captions have them, without padding.
+
+        Raises:
+            UserError: the text has something that the tokenizer has no id for, not even that of the unknown.
+        """
         text = without_surrogates(text)
         while self.settings.unescape_html and (plain := html.unescape(text)) != text:
             text = plain
-        return self._tokenizer.encode(text).ids
+        try:
+            return self._tokenizer.encode(text).ids
+        except Exception as error:  # as above
+            raise UserError(f"{self._source} has no ids for {text!r}: {error}; use other words") from error
 
     def decode(self, text_ids: Sequence[int]) -> str:
         """Ids -> normalised text. Padding, BOS and EOS are left out."""

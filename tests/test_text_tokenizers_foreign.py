@@ -33,8 +33,8 @@ tokenizers = pytest.importorskip("tokenizers")
 
 TEXTS = [
     *CAPTIONS, "", " ", "  two   spaces ", "a\tb\nc\r\nd\x0b\x0ce", "A Red HEART", "hearts, stars & cats!", "x",
-    "▁", "a▁red ▁", "a\u00a0red\u3000heart", "ππ zz", "a🦄🦄red", "it's 12 o'clock", "<PAD> [UNK] </s> <UNK>", "e\u0301 é",
-    "!?", "!",
+    "▁", "a▁red ▁", "a\u00a0red\u3000heart", "ππ zz", "a🦄🦄red", "it's 12 o'clock", "<PAD> [UNK] </s> <UNK>",
+    "e\u0301 é", "!?", "!",
 ]  # fmt: skip
 
 YTTM = """7 4
@@ -101,6 +101,7 @@ def test_a_small_yttm_model_by_hand(tmp_path):
     assert tokenizer.encode("<a>") == [4, 9, 5, 10]
     assert tokenizer.encode("") == tokenizer.encode(" \n▁") == []
     assert tokenizer.decode([2, 13, 8, 4, 14, 3, 0, 0]) == "abcd bcd"
+    assert tokenizer.decode([]) == tokenizer.decode([2, 3, 0]) == ""
 
 
 @pytest.mark.parametrize("special", [(1, 0, 2, 3), (0, -1, -1, -1), (70, 3, -1, 5)])
@@ -274,6 +275,16 @@ def test_hug_tokenizer_gives_the_same_ids(tmp_path, peer):
 def test_lone_surrogates_are_replaced(tmp_path):
     tokenizer = text_tokenizers.load(written(tmp_path, bpe_model=YTTM))
     assert tokenizer.encode("a\udcff") == tokenizer.encode("a?")
+
+
+def test_a_text_that_cannot_be_encoded_is_refused(tmp_path):
+    model = tokenizers.models.WordLevel({"cat": 0}, unk_token="?")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "w.json"))
+    tokenizer = text_tokenizers.load(tmp_path / "w.json")
+    assert tokenizer.encode("cat") == [0]
+    assert tokenizer.decode([]) == ""
+    with pytest.raises(UserError, match=r"w\.json has no ids for 'dog': "):
+        tokenizer.encode("dog")
 
 
 # --- vocab.json and merges.txt, vocab.txt
