@@ -72,7 +72,11 @@ def load(path: str | Path, n_head: int, pad_id: int, trust_pickle: bool = False)
         UserError: the file cannot be read or holds something else, or a number does not fit it.
     """
     content = state_dict(read(path, trust_pickle), str(path), ("state_dict",))
-    weights = under_prefix(content, "tok_emb_txt.weight")
+    return from_weights(under_prefix(content, "tok_emb_txt.weight"), n_head, pad_id)
+
+
+def from_weights(weights: Weights, n_head: int, pad_id: int) -> ImportedTransformer:
+    """As `load`, of what is in the file."""
     text_vocab, width = weights.size("tok_emb_txt.weight", 0), weights.size("tok_emb_txt.weight", 1)
     stream = StreamConfig(
         text_length=weights.size("pos_emb_txt.weight", 0), text_vocab=text_vocab, grid=_grid(weights),
@@ -84,10 +88,11 @@ def load(path: str | Path, n_head: int, pad_id: int, trust_pickle: bool = False)
     )  # fmt: skip
     check(weights, layout(config, stream))
     if width % n_head:
-        raise UserError(f"{path} is {width} wide, which {n_head} heads cannot share; give the config.yaml it came with")
+        raise UserError(f"{weights.source} is {width} wide, which {n_head} heads cannot share; "
+                        f"give the config.yaml it came with")  # fmt: skip
     if not 0 <= pad_id < text_vocab:
-        raise UserError(f"the text tokenizer's padding is id {pad_id}, but {path} has ids 0 … {text_vocab - 1}; "
-                        f"use the tokenizer it came with")  # fmt: skip
+        raise UserError(f"the text tokenizer's padding is id {pad_id}, but {weights.source} has ids 0 … "
+                        f"{text_vocab - 1}; use the tokenizer it came with")  # fmt: skip
     return ImportedTransformer(config, stream, convert(weights.tensors, config, stream, pad_id))
 
 

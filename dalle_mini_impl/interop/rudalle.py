@@ -49,18 +49,23 @@ def load(path: str | Path, n_head: int | None = None, trust_pickle: bool = False
         UserError: the file cannot be read or holds something else, or the number of heads is not known or does not fit.
     """
     content = state_dict(read(path, trust_pickle), str(path), ("state_dict",))
-    weights, masks = _without_masks(under_prefix(content, "text_pos_embeddings.weight"))
+    return from_weights(under_prefix(content, "text_pos_embeddings.weight"), n_head)
+
+
+def from_weights(content: Weights, n_head: int | None = None) -> ImportedTransformer:
+    """As `load`, of what is in the file."""
+    weights, masks = _without_masks(content)
     width, side = (weights.size(f"{name}.weight", axis) for name, axis in
                    (("text_pos_embeddings", 1), ("image_row_embeddings", 0)))  # fmt: skip
     text_length = weights.size("text_pos_embeddings.weight", 0) - 1
-    last = _last_mask(masks, text_length, side, str(path))
+    last = _last_mask(masks, text_length, side, weights.source)
     stream = StreamConfig(
         text_length=text_length, text_vocab=weights.size("text_embeddings.weight", 0) - text_length, grid=(side, side),
         image_vocab=weights.size("image_embeddings.weight", 0), bos_id=BOS if LAST[last] == 2 else -1,
     )  # fmt: skip
     n_head = n_head or HEADS.get(width, 0)
     if not n_head or width % n_head:
-        raise UserError(f"{path} is {width} wide, which {n_head or 'an unknown number of'} heads share; "
+        raise UserError(f"{weights.source} is {width} wide, which {n_head or 'an unknown number of'} heads share; "
                         f"give --heads, a divisor of it")  # fmt: skip
     layers = max(1, weights.count(r"transformer\.layers\.(\d+)\."))
     config = TransformerConfig(
