@@ -12,6 +12,11 @@ TEXT_TOKENIZER = "text_tokenizer.model"
 IMPORTED_TEXT_TOKENIZER = "text_tokenizer.json"
 
 
+def has_text_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a text tokenizer, of either kind."""
+    return any((folder / name).is_file() for name in (TEXT_TOKENIZER, IMPORTED_TEXT_TOKENIZER))
+
+
 def read_text_tokenizer(folder: Path) -> TextTokenizer | JsonTokenizer:
     """The text tokenizer of a folder.
 

@@ -93,7 +93,9 @@ def rudalle_shapes(layers: int, C: int, text: int, ids: int, length: int, side: 
         if sandwich:
             shapes |= with_bias(f"{block}.before_first_addition_layernorm", C)
             shapes |= with_bias(f"{block}.before_second_addition_layernorm", C)
-        shapes |= with_bias(f"{block}.attention.query_key_value", 3 * C, C) | with_bias(f"{block}.attention.dense", C, C)
+        shapes |= with_bias(f"{block}.attention.query_key_value", 3 * C, C) | with_bias(
+            f"{block}.attention.dense", C, C
+        )
         shapes |= with_bias(f"{block}.post_attention_layernorm", C)
         shapes |= with_bias(f"{block}.mlp.dense_h_to_4h", 4 * C, C) | with_bias(f"{block}.mlp.dense_4h_to_h", C, 4 * C)
     return shapes | with_bias("transformer.final_layernorm", C)

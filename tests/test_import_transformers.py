@@ -120,7 +120,7 @@ def test_mindalle_at_full_size():
     assert assert_whole(imported, paddings + bias) == sum(map(math.prod, shapes.values())) == 1_291_081_728
     assert len(shapes) == 680
     assert imported.stream == StreamConfig(
-        text_length=64, text_vocab=16384, grid=(16, 16), image_vocab=16384, bos_id=-1
+        text_length=64, text_vocab=16384, grid=(16, 16), image_vocab=16384, bos_id=-1, pad_id=PAD
     )
 
 
@@ -160,13 +160,13 @@ def test_mindalles_heads_are_told_by_its_config(tmp_path):
         with pytest.raises(UserError, match=message):
             mindalle.heads(tmp_path)
     path.write_text("a: [")
-    with pytest.raises(UserError, match="config.yaml is missing or damaged"):
+    with pytest.raises(UserError, match=r"config.yaml is missing or damaged"):
         mindalle.heads(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match="config.yaml is missing or damaged"):
+    with pytest.raises(UserError, match=r"config.yaml is missing or damaged"):
         mindalle.heads(tmp_path)
     torch.save(random_transformer(foreign.mindalle_shapes(**MIN)), tmp_path / "s.ckpt")
-    with pytest.raises(UserError, match="is 22 wide, which 5 heads cannot share; give the config.yaml"):
+    with pytest.raises(UserError, match=r"is 22 wide, which 5 heads cannot share; give the config.yaml"):
         mindalle.load(tmp_path / "s.ckpt", 5, PAD)
 
 
@@ -174,7 +174,11 @@ def test_mindalles_heads_are_told_by_its_config(tmp_path):
 
 
 def rudalle_file(path, version, *, masks="transformer.", dtype=torch.float32, **changes):
-    """A file of a version, with the masks at their place or, where that is None, without; and what the reference takes."""
+    """Write a file of a version, its masks at their place or, where that is None, left out.
+
+    Returns:
+        What the reference takes: tensors and masks.
+    """
     sizes = {**RU, **changes}
     tensors = random_transformer(foreign.rudalle_shapes(**sizes), seed=version)
     table = foreign.rudalle_masks(sizes["length"], sizes["side"], version)
@@ -196,8 +200,17 @@ def rudalle_file(path, version, *, masks="transformer.", dtype=torch.float32, **
         (2, {"layers": 5, "side": 13}),
         (3, {"side": 13}),
     ],
-    ids=["v2", "v3", "v2 bool", "v3 plain", "v2 bare", "v2 masks at the top", "v3 column last",
-         "v2 five layers", "v3 13"],
+    ids=[
+        "v2",
+        "v3",
+        "v2 bool",
+        "v3 plain",
+        "v2 bare",
+        "v2 masks at the top",
+        "v3 column last",
+        "v2 five layers",
+        "v3 13",
+    ],
 )
 def test_rudalle_is_the_reference(tmp_path, version, changes):
     tensors, masks = rudalle_file(tmp_path / "model.bin", version, **changes)
@@ -237,7 +250,9 @@ def test_guidance_with_an_imported_rudalle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layers", "C", "parameters"), [(24, 2048, 1_310_410_880), (64, 3840, 11_519_306_624)], ids=["Malevich", "Kandinsky"]
+    ("layers", "C", "parameters"),
+    [(24, 2048, 1_310_410_880), (64, 3840, 11_519_306_624)],
+    ids=["Malevich", "Kandinsky"],
 )
 @pytest.mark.parametrize("version", [2, 3])
 def test_rudalle_at_full_size(version, layers, C, parameters):
@@ -250,7 +265,7 @@ def test_rudalle_at_full_size(version, layers, C, parameters):
     assert assert_whole(imported, zeros) == sum(map(math.prod, shapes.values())) == parameters
     assert len(shapes) == 11 + 16 * layers
     assert imported.stream == StreamConfig(
-        text_length=128, text_vocab=16384, grid=(32, 32), image_vocab=8192, bos_id=2 if version == 2 else -1
+        text_length=128, text_vocab=16384, grid=(32, 32), image_vocab=8192, bos_id=2 if version == 2 else -1, pad_id=0
     )
     masks = imported.config.last_attention, imported.config.masks_from
     assert masks == (("conv_torus", "target") if version == 2 else ("conv_square", "input"))

@@ -32,6 +32,17 @@ BLOCK = {
 }
 """Our names in a block -> theirs, where one is one."""
 QKV = ("query", "key", "value")
+CARD = """# minDALL-E
+
+Draws 256×256 pictures for English captions. Imported from Kakao Brain's minDALL-E (github.com/kakaobrain/minDALL-E):
+a VQGAN and a transformer of 1.3 billion parameters, trained by its authors on 14 million captioned pictures of
+Conceptual Captions (CC3M and CC12M).
+
+## Licence
+
+The transformer's weights are under CC-BY-NC-SA-4.0: no commercial use, and what is made from them is shared alike. The
+VQGAN continues the ImageNet one of taming-transformers (MIT).
+"""
 
 
 def heads(folder: Path) -> int:
@@ -80,7 +91,7 @@ def from_weights(weights: Weights, n_head: int, pad_id: int) -> ImportedTransfor
     text_vocab, width = weights.size("tok_emb_txt.weight", 0), weights.size("tok_emb_txt.weight", 1)
     stream = StreamConfig(
         text_length=weights.size("pos_emb_txt.weight", 0), text_vocab=text_vocab, grid=_grid(weights),
-        image_vocab=weights.size("tok_emb_img.weight", 0), bos_id=-1,
+        image_vocab=weights.size("tok_emb_img.weight", 0), bos_id=-1, pad_id=pad_id,
     )  # fmt: skip
     config = TransformerConfig(
         n_layer=max(1, weights.count(r"blocks\.(\d+)\.")), n_head=n_head, n_embd=width, position="absolute",

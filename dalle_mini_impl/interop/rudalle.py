@@ -34,6 +34,16 @@ BLOCK = {
     "mlp.down": "mlp.dense_4h_to_h",
 }
 """Our names in a block -> theirs."""
+CARD = """# ruDALL-E
+
+Draws 256×256 pictures for Russian captions. Imported from ruDALL-E (github.com/ai-forever/ru-dalle), by Sber AI and
+SberDevices: a Gumbel VQGAN and a transformer.
+
+## Licence
+
+The project and its repository are under Apache-2.0. No licence was found that is about the weights alone; see where you
+downloaded them.
+"""
 SANDWICH = {"attention_post": "before_first_addition_layernorm", "mlp_post": "before_second_addition_layernorm"}
 
 
@@ -61,7 +71,7 @@ def from_weights(content: Weights, n_head: int | None = None) -> ImportedTransfo
     last = _last_mask(masks, text_length, side, weights.source)
     stream = StreamConfig(
         text_length=text_length, text_vocab=weights.size("text_embeddings.weight", 0) - text_length, grid=(side, side),
-        image_vocab=weights.size("image_embeddings.weight", 0), bos_id=BOS if LAST[last] == 2 else -1,
+        image_vocab=weights.size("image_embeddings.weight", 0), bos_id=BOS if LAST[last] == 2 else -1, pad_id=0,
     )  # fmt: skip
     n_head = n_head or HEADS.get(width, 0)
     if not n_head or width % n_head:
