@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.checkpoint import FILES, PARTS, TEXT_TOKENIZER, fingerprint, load_text_tokenizer, read_part
+from dalle_mini_impl.checkpoint import PART_FILES, PARTS, TEXT_TOKENIZER, fingerprint, load_text_tokenizer, read_part
 from dalle_mini_impl.config import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import from_dict, to_dict
 from dalle_mini_impl.errors import UserError
@@ -39,8 +39,8 @@ def describe(folder: Path) -> dict[str, Any]:
         settings = load_settings(folder)
         facts |= {"sampling": to_dict(settings.sampling), "about": to_dict(settings.about)}
     elif not facts:
-        raise UserError(f"{folder} has no part of a model; expected some of {', '.join(FILES)}, which training and "
-                        f"dalle import make")  # fmt: skip
+        raise UserError(f"{folder} has no part of a model; expected {', '.join(PART_FILES)} or some of them, "
+                        f"made by training or dalle import")  # fmt: skip
     return facts
 
 

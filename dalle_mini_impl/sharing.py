@@ -62,27 +62,30 @@ def card(folder: Path, name: str) -> str:
     settings = load_settings(folder)
     path = next((folder / file for file in checkpoint.CARDS if (folder / file).is_file()), None)
     if path:
-        text = path.read_text(encoding="utf-8")
+        header, body = _split(path)
     else:
         facts = "\n".join(in_words(describe(folder)))
-        text = (f"# {settings.name}\n\n```\n{facts}\n```\n\n```\npip install 'dalle-mini-impl[hub]'\n"
-                f"dalle sample \"a red heart\" --model {name}\n```\n")  # fmt: skip
-    header = {**_header(text, path), "library_name": "dalle-mini-impl", "pipeline_tag": "text-to-image"}
+        header, body = {}, (f"# {settings.name}\n\n```\n{facts}\n```\n\n```\npip install 'dalle-mini-impl[hub]'\n"
+                            f"dalle sample \"a red heart\" --model {name}\n```\n")  # fmt: skip
+    header |= {"library_name": "dalle-mini-impl", "pipeline_tag": "text-to-image"}
     header["tags"] = list(dict.fromkeys([*header.get("tags", ()), *TAGS]))
     if settings.about.licence:
         header["license"] = settings.about.licence.lower()
     if settings.about.languages:
         header["language"] = list(settings.about.languages)
-    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{HEADER.sub('', text, count=1)}"
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
-def _header(text: str, path: Path | None) -> dict[str, Any]:
-    """What is between the two lines at the top of a card, if they are there."""
+def _split(path: Path) -> tuple[dict[str, Any], str]:
+    """The header of a card, empty where it has none, and the rest."""
+    text = path.read_text(encoding="utf-8")
     match = HEADER.match(text)
+    if not match:
+        return {}, text
     try:
-        header = read_yaml(match[1]) or {} if match else {}
+        header = read_yaml(match[1]) or {}
     except yaml.YAMLError as error:
         raise UserError(f"the top of {path} is not YAML ({' '.join(str(error).split())}); mend it") from error
     if not isinstance(header, dict) or not isinstance(header.get("tags", []), list):
         raise UserError(f"the top of {path} is {header!r}; expected keys and values, and tags a list")
-    return header
+    return header, text[match.end() :]

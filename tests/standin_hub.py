@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "GatedRepo")
         names, newest = repository.names()
         if match.re is RESOLVE:
-            return self.file(names.get(match[2]), newest, match[3])
+            return self.file(names.get(match[2]), newest if match[2] == "main" else match[2], match[3])
         what, revision = match[2] or "revision", match[3] or "main"
         if revision not in names:
             return self.refuse(404, "RevisionNotFound")
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self, wish):
         name = f"{wish['organization']}/{wish['name']}"
         if name in self.hub.repositories:
-            return self.refuse(409, message="You already created this model repo")
+            return self.refuse(409, message="You already created this model repo", url=f"{self.hub.url}/{name}")
         private = wish.get("visibility") == "private" or bool(wish.get("private"))
         self.hub.repositories[name] = Repository(private)
         return self.say({"url": f"{self.hub.url}/{name}"})
@@ -137,16 +137,16 @@ class _Handler(BaseHTTPRequestHandler):
         repository.commit(message, files)
         self.say({"commitUrl": f"{self.hub.url}/{name}/commit/x", "commitOid": repository.names()[1]})
 
-    def file(self, commit, newest, path):
+    def file(self, commit, name, path):
         if commit is None or path not in commit[1]:
             return self.refuse(404, "EntryNotFound")
         content = commit[1][path]
         etag = hashlib.sha1(content).hexdigest()
-        return self.send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": newest})
+        return self.send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": name})
 
-    def refuse(self, status, code="", message=""):
+    def refuse(self, status, code="", message="", **more):
         headers = {name: value for name, value in (("X-Error-Code", code), ("X-Error-Message", message)) if value}
-        self.send(status, json.dumps({"error": message or code}).encode(), headers)
+        self.send(status, json.dumps({"error": message or code, **more}).encode(), headers)
 
     def say(self, values):
         self.send(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
