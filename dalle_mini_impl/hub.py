@@ -1,8 +1,7 @@
 """Checkpoints on a Hugging Face hub, named `hf:USER/REPO`, through huggingface_hub (extra `hub`).
 
-That library is imported here alone, and only when such a name came: nothing else reaches for the network.
-Its cache, login, endpoint and offline mode (`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are used as they
-are.
+That library is imported here alone, and only when such a name came. Its cache, login, endpoint and offline mode
+(`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are used as they are.
 """
 
 import re

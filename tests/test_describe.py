@@ -39,7 +39,7 @@ def test_every_part_is_told_in_words(tiny_model):
     assert lines[4].endswith(f"{identities['transformer']}; {others}")
     assert lines[5].startswith("scorer: CLIP of width 22, 1 layers over 14×14 pixels and 1 over 11 text ids; ")
     numbers = sum(tensor.numel() for tensor in checkpoint.read_part(tiny_model, "scorer").tensors.values())
-    assert f"; {numbers:,} weights, 0.0 MB, identity {identities['scorer']}; " in lines[5]
+    assert f"; {numbers:,} weights, {facts['scorer']['megabytes']} MB, identity {identities['scorer']}; " in lines[5]
     assert lines[6].startswith("sampling: temperature 0.9, top_k 53, ")
     assert lines[7:] == ["languages: not said", "licence: not said", "trained on: not said", "measured: not said"]
 
