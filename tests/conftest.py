@@ -1,5 +1,6 @@
 """Shared fixtures: a whole model, small enough to be built in a second, with random weights."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TypeVar
@@ -59,10 +60,12 @@ def randomise(module: M, seed: int, scale: float = 1.0) -> M:
     return module.eval()
 
 
-def make_transformer(position: str = "rope", seed: int = 3) -> tuple[Transformer, Stream]:
-    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions."""
-    stream = StreamConfig(text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61)
-    config = TransformerConfig(**{**to_dict(TRANSFORMER), "position": position})
+def make_transformer(
+    position: str = "rope", seed: int = 3, bos_id: int = 2, **changes: object
+) -> tuple[Transformer, Stream]:
+    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions; `changes` are to its config."""
+    stream = StreamConfig(text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61, bos_id=bos_id)
+    config = dataclasses.replace(TRANSFORMER, position=position, **changes)
     transformer = randomise(build_transformer(config, stream), seed, scale=2.0)
     with torch.no_grad():  # logits of spread 1: no id is out of the question, none is sure
         transformer.head.weight *= 0.5

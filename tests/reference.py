@@ -92,14 +92,15 @@ def next_id(logits: list[float], uniform: float, temperature: float, top_k: int,
 def image_logits(transformer, ids: list[int], image_range: tuple[int, int]) -> Tensor:
     """Run the whole stream so far and cut the image ids' scores out of all scores."""
     hidden = transformer(torch.tensor([ids]))[0, -1]
-    return (transformer.head.weight @ hidden)[image_range[0] : image_range[1]]
+    scores = transformer.head.weight @ hidden + (0 if transformer.head.bias is None else transformer.head.bias)
+    return scores[image_range[0] : image_range[1]]
 
 
 def stream_ids(stream, caption: list[int]) -> list[int]:
-    """BOS, caption, and each empty text position's own padding id."""
+    """BOS if there is one, caption, and each empty text position's own padding id."""
     config = stream.config
     padding = [config.text_vocab + place for place in range(len(caption), config.text_length)]
-    return [config.bos_id, *caption, *padding]
+    return [*([config.bos_id] if config.bos_id >= 0 else []), *caption, *padding]
 
 
 def generate(

@@ -54,7 +54,7 @@ class StreamLoss(nn.Module):
             inputs: (B, T - 1) stream without its last id, possibly corrupted.
             targets: (B, T - 1) stream without its first id.
         """
-        hidden, length = self.transformer(inputs), self.stream.config.text_length
+        hidden, length = self.transformer(inputs), self.stream.prefix_length - 1
         text = self.transformer.logits(hidden[:, :length], self.stream.text_range)
         image = self.transformer.logits(hidden[:, length:], self.stream.image_range)
         image_targets = targets[:, length:] - self.stream.image_offset
