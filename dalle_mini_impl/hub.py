@@ -63,7 +63,7 @@ def upload(name: str, files: Mapping[str, Path | bytes], obsolete: Sequence[str]
         api = library.HfApi()
         if library.get_token() is None:
             raise UserError(f"{name} cannot be written to by someone unknown; {LOGIN}, or set HF_TOKEN")
-        url = api.create_repo(repo, private=private, exist_ok=True)
+        url = api.create_repo(repo, private=private or None, exist_ok=True)  # None: as is usual there
         info = api.model_info(repo)
         if private and not info.private:
             raise UserError(f"{name} is there already and public; make it private first, or leave out --private")

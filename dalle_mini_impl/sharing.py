@@ -57,7 +57,7 @@ def card(folder: Path, name: str) -> str:
         name: `hf:USER/REPO`, where it will be.
 
     Raises:
-        UserError: the header of the card is not YAML.
+        UserError: the card is damaged.
     """
     settings = load_settings(folder)
     path = next((folder / file for file in checkpoint.CARDS if (folder / file).is_file()), None)
@@ -78,14 +78,12 @@ def card(folder: Path, name: str) -> str:
 
 def _split(path: Path) -> tuple[dict[str, Any], str]:
     """The header of a card, empty where it has none, and the rest."""
-    text = path.read_text(encoding="utf-8")
-    match = HEADER.match(text)
-    if not match:
-        return {}, text
     try:
-        header = read_yaml(match[1]) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"the top of {path} is not YAML ({' '.join(str(error).split())}); mend it") from error
+        text = path.read_text(encoding="utf-8")
+        match = HEADER.match(text)
+        header = (read_yaml(match[1]) or {}) if match else {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is not UTF-8 with YAML at its top ({' '.join(str(error).split())})") from error
     if not isinstance(header, dict) or not isinstance(header.get("tags", []), list):
         raise UserError(f"the top of {path} is {header!r}; expected keys and values, and tags a list")
-    return header, text[match.end() :]
+    return header, text[match.end() :] if match else text
