@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.checkpoint import PART_FILES, PARTS, TEXT_TOKENIZER, fingerprint, load_text_tokenizer, read_part
+from dalle_mini_impl.checkpoint import PART_FILES, PARTS, fingerprint, load_text_tokenizer, read_part
 from dalle_mini_impl.config import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import from_dict, to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.settings import SETTINGS, load_settings
+from dalle_mini_impl.text_part import TEXT_TOKENIZERS
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -21,12 +22,12 @@ def describe(folder: Path) -> dict[str, Any]:
         UserError: there is no part, or one is damaged.
     """
     facts: dict[str, Any] = {}
-    if (folder / TEXT_TOKENIZER).is_file():
+    if texts := [folder / name for name in TEXT_TOKENIZERS if (folder / name).is_file()]:
         tokenizer = load_text_tokenizer(folder)
         facts["checkpoint"] = fingerprint(folder)
         facts["text_tokenizer"] = {
             "identity": tokenizer.identity, "vocab_size": tokenizer.vocab_size,
-            "megabytes": _megabytes(folder / TEXT_TOKENIZER),
+            "megabytes": _megabytes(texts[0]),
         }  # fmt: skip
     for name in PARTS:
         if (folder / f"{name}.safetensors").is_file():

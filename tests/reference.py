@@ -161,3 +161,30 @@ def ssim(x: Tensor, y: Tensor) -> float:
                 light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
                 scores.append(light * (2 * both + 0.03**2) / (var_a + var_b + 0.03**2))
     return sum(scores) / len(scores)
+
+
+def yttm_ids(text: str, chars: dict[str, int], rules: list[tuple[int, int, int]], unknown: int) -> list[int]:
+    """What YouTokenToMe's encoder does: in each word, the earliest rule that fits anywhere, leftmost first."""
+    for blank in "\t\n\v\f\r▁":
+        text = text.replace(blank, " ")
+    result = []
+    for word in (word for word in text.split(" ") if word):
+        pieces: list[int | None] = [chars["▁"]]
+        for char in word:
+            if char in chars:
+                pieces.append(chars[char])
+            elif pieces[-1] is not None:
+                pieces.append(None)  # a run of unknown characters is one
+        while True:
+            found = [
+                (rank, place, new)
+                for rank, (left, right, new) in enumerate(rules)
+                for place in range(len(pieces) - 1)
+                if pieces[place] == left and pieces[place + 1] == right
+            ]
+            if not found:
+                break
+            _, place, new = min(found)
+            pieces[place : place + 2] = [new]
+        result += [unknown if piece is None else piece for piece in pieces]
+    return result

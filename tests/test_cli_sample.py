@@ -293,7 +293,7 @@ def test_unknown_precisions_are_refused(refused, tiny_model):
         (["a cat", "--from", "x.png"], "both prompts and --from were given"),
         (
             ["a cat", "--model", "nothing"],
-            "no model 'nothing'; expected a checkpoint folder, hf:USER/REPO or a shipped name",
+            "no model 'nothing'; expected a checkpoint folder, hf:USER/REPO or a",
         ),
         (["a cat", "--model", "."], "has no transformer.safetensors"),
         (["a cat", "--prompts-file", "nothing.txt"], "cannot read prompts file nothing.txt"),

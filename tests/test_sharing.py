@@ -259,7 +259,7 @@ def test_a_private_push_with_a_message(standin, login, folder):
 
 def test_another_checkpoint_takes_the_place_of_the_first(standin, login, folder):
     repository = put(standin, folder)
-    repository.files.update({"MODEL_CARD.md": b"old", "notes.txt": b"mine"})
+    repository.files.update({"MODEL_CARD.md": b"old", "text_tokenizer.json": b"old", "notes.txt": b"mine"})
     (folder / "scorer.safetensors").unlink()
     sharing.push(folder, "hf:me/hearts")
     assert set(repository.files) == {*PARTS, "README.md", "notes.txt"} - {"scorer.safetensors"}
