@@ -23,6 +23,7 @@ from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.settings import save_settings
 
 library = pytest.importorskip("huggingface_hub")
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # that library's way of sending files
 PARTS = {"config.yaml", "text_tokenizer.model", "image_tokenizer.safetensors", "transformer.safetensors",
          "scorer.safetensors"}  # fmt: skip
 
