@@ -14,17 +14,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part, save_settings
+from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
 from dalle_mini_impl.config import StreamConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.settings import save_settings
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common, sharding
+from dalle_mini_impl.train.about import tell
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.runs import TransformerRun
@@ -146,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
     train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
-    captions = CaptionDrawer(train.entries, config.languages)
+    captions, about = CaptionDrawer(train.entries, config.languages), tell(config, train)
     layout = StreamConfig(
         text_length=config.text_length, text_vocab=tokenizer.vocab_size, grid=train.header.grid,
         image_vocab=train.header.codebook_size, bos_id=tokenizer.bos_id,
@@ -170,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def save(trained: StreamLoss) -> str:
         identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
-        save_settings(run.model_dir, config.sampling)
+        save_settings(run.model_dir, config.sampling, about)
         return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)
 
     def with_average(do: Callable[[StreamLoss], T]) -> T | None:
