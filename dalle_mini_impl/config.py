@@ -248,3 +248,5 @@ class AugmentConfig:
     """Chance of mirroring pictures that may be mirrored."""
     background: float = 0.25
     """Chance of a random colour instead of white behind transparent pictures."""
+    crop: bool = False
+    """Of pictures larger than the frame (`scale` above 1) show any part, not the middle."""
