@@ -60,7 +60,11 @@ def test_a_kill_before_the_older_state_is_removed_leaves_two_and_either_will_do(
     before(interrupt, home, "transformer", 5, monkeypatch)
     with mock.patch.object(state, "forget_states", side_effect=Killed), pytest.raises(Killed):
         after(home.run, "transformer", "--resume")
-    assert states(home) == (["state-00000004", "state.pt"] if after is whole else ["state-00000008", "state.pt"])
+    if after is whole:
+        assert states(home) == ["state-00000004", "state.pt"]
+        (home.folder / "transformer" / "state-00000004" / ".metadata").unlink()  # or when half of it is removed
+    else:
+        assert states(home) == ["state-00000008", "state.pt"]
     before(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
     assert states(home) == ["state.pt" if before is whole else "state-00000010"]
@@ -116,8 +120,7 @@ def in_one(home, step, *settings):
         interrupt(home, "transformer", step, pytest.MonkeyPatch(), *settings)
 
 
-one, two, shares = in_one, in_two("cpu-2"), in_two("gpus-8-fsdp")
-LAUNCHES = {"one": one, "two": two, "shares": shares}
+LAUNCHES = {"one": in_one, "two": in_two("cpu-2"), "shares": in_two("gpus-8-fsdp")}
 
 
 @pytest.fixture(scope="module")
@@ -156,4 +159,7 @@ def test_from_a_file_to_two_shares_and_back_changes_no_bit(finished, tmp_path):
     with passing_on(tmp_path / "whole"):
         home.run(*arguments)
     found = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)
+    for optimizer in (*found["optimizers"], *expected["optimizers"]):
+        for group in optimizer["param_groups"]:
+            del group["lr"]  # set anew in each step
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

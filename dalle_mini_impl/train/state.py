@@ -90,7 +90,7 @@ def load_state(
         raise UserError(f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
                         f"so start without --resume, or set run.steps instead")  # fmt: skip
     folder, process, model = Path(run.state_dir), accelerator.process_index, accelerator.unwrap_model(model)
-    # A kill may have left both, the older one not yet removed. This one is never half removed.
+    # A kill may leave both, of which the one of shares may be half removed; either leads to the same end.
     path = folder / WHOLE if (folder / WHOLE).is_file() else max(folder.glob(SHARES), default=None)
     if path is None:
         raise UserError(f"--resume was given but {folder} has neither {WHOLE} nor {SHARES}; start without it")
