@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_mini_impl.kv_cache import KVCache
+from dalle_mini_impl.masks import Sight
 
 EPS = 1e-6
 
@@ -46,18 +47,32 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention with normalised queries and keys (QK-norm, Henry et al. 2020)."""
+    """Multi-head causal self-attention, by default with normalised queries and keys (QK-norm, Henry et al. 2020).
 
-    def __init__(self, n_embd: int, n_head: int) -> None:
+    Args:
+        n_embd: C.
+        n_head: heads.
+        head_dim: width of a head; 0 is C / n_head.
+        bias: whether its two matrices add one.
+        qk_norm: whether queries and keys are normalised.
+        turn_values: whether values are turned to their positions as queries and keys are.
+        sight: which positions each may look at; None for all before.
+    """
+
+    def __init__(
+        self, n_embd: int, n_head: int, head_dim: int = 0, *, bias: bool = False, qk_norm: bool = True,
+        turn_values: bool = False, sight: Sight | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.n_head = n_head
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
-        self.q_norm = RMSNorm(n_embd // n_head)
-        self.k_norm = RMSNorm(n_embd // n_head)
-        self.out = nn.Linear(n_embd, n_embd, bias=False)
+        self.n_head, self.head_dim = n_head, head_dim or n_embd // n_head
+        self.turn_values, self.sight = turn_values, sight
+        self.qkv = nn.Linear(n_embd, 3 * n_head * self.head_dim, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
+        self.out = nn.Linear(n_head * self.head_dim, n_embd, bias=bias)
 
     def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        """Attend from each position to itself and all before it.
+        """Attend from each position to itself and those before it.
 
         Args:
             x: (B, T, C).
@@ -68,19 +83,24 @@ class Attention(nn.Module):
         Returns:
             (B, T, C).
         """
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)
-        qk = rms_norm(qkv[:, :, :2], torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None])
+        B, T, _ = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, self.head_dim)
+        qk, values = qkv[:, :, :2], qkv[:, :, 2]
+        if self.q_norm is not None and self.k_norm is not None:
+            qk = rms_norm(qk, torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None])
         if table is not None:
             qk = rotate(qk, table)
-        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), qkv[:, :, 2]))
-        y = cache.attend(layer, q, k, v) if cache is not None else attend_before(q, k, v)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+            values = rotate(values, table) if self.turn_values else values
+        q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), values))
+        y = cache.attend(layer, q, k, v, self.sight) if cache is not None else attend_before(q, k, v, self.sight)
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
-def attend_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention (B, n_head, T, head_dim) of each position to itself and all before it; all of the same shape."""
+def attend_before(q: Tensor, k: Tensor, v: Tensor, sight: Sight | None = None) -> Tensor:
+    """Attention (B, n_head, T, head_dim) of each position to itself and those before it; all of the same shape."""
     T = q.shape[2]
+    if sight is not None:
+        return attend(q, k, v, sight.allowed[:T, :T])
     return attend(q, k, v, torch.ones(T, T, dtype=torch.bool, device=q.device).tril())
 
 

@@ -72,7 +72,34 @@ class StreamConfig:
     image_vocab: int
     """K, number of image ids."""
     bos_id: int = 2
-    """Text id that opens every stream."""
+    """Text id that opens every stream; -1 for none (minDALL-E)."""
+    pad_id: int = -1
+    """Text id in whose place the padding of its position stands, wherever captions have it; -1 for none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """What a block of the transformer is made of. The defaults are ours; all else is for models like earlier ones."""
+
+    norm: str = "rms"
+    """`rms` (RMSNorm) or `layer` (LayerNorm)."""
+    mlp: str = "swiglu"
+    """`swiglu`, `geglu`, or `gelu` and `gelu-tanh`, which have no gate."""
+    hidden: int = 0
+    """Width inside the feed-forward layer; 0 is 8/3 C with `swiglu` and 4 C with the others."""
+    bias: bool = False
+    """Whether all linear layers add one."""
+    qk_norm: bool = True
+    """Normalise queries and keys."""
+    turn_values: bool = False
+    """Turn values as well as queries and keys to their position (DALLE-pytorch)."""
+    sandwich: bool = False
+    """Normalise what a layer adds, too (Ding et al. 2021, CogView)."""
+    shift: bool = False
+    """Look at the first half of the channels of neighbours instead of one's own: of the id before in text, of the ids
+    above and on the left in pictures (DALLE-pytorch)."""
+    reversible: bool = False
+    """Attention adds to one stream what it reads from another, and the feed-forward layer the other way round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +112,25 @@ class TransformerConfig:
     """Attention heads per block."""
     n_embd: int = 256
     """C, width; a multiple of `4 * n_head` with `rope`."""
+    head_dim: int = 0
+    """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D on image positions) or `learned` (DALL-E's row and column embeddings)."""
+    """`rope` (rotary; 2-D on image positions), `learned` (DALL-E's row and column embeddings) or `absolute` (an
+    embedding per position)."""
+    attention: tuple[str, ...] = ("full",)
+    """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
+    last_attention: str = ""
+    """Mask of the last block, where it is another."""
+    kernel: int = 11
+    """Side of the square of the `conv` masks."""
+    masks_from: str = "input"
+    """Where the picture begins for the masks: at its first id (`input`), or one place before, which predicts it
+    (`target`; ruDALL-E)."""
+    block: BlockConfig = field(default_factory=BlockConfig)
+    last_norms: int = 1
+    """Norms behind the last block."""
+    stable: bool = False
+    """Divide what leaves the last block by its largest number (Ding et al. 2021, CogView)."""
 
 
 @dataclass(frozen=True, kw_only=True)

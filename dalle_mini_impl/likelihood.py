@@ -37,7 +37,7 @@ def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[in
     device = transformer.embed.weight.device
     prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
     ids = stream.join(prefix, image_ids.to(device))
-    hidden = transformer(ids[:, :-1])[:, stream.config.text_length :]
+    hidden = transformer(ids[:, :-1])[:, stream.prefix_length - 1 :]
     return transformer.logits(hidden, stream.image_range).float()
 
 

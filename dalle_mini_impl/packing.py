@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dalle_mini_impl.attention import RMSNorm
+from dalle_mini_impl.blocks import Block
+from dalle_mini_impl.config import BlockConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.native.blocks import LayerWeights, NativeBlocks, NativeLinear, fits
 from dalle_mini_impl.native.library import load
-from dalle_mini_impl.transformer import Block, Transformer
+from dalle_mini_impl.transformer import Transformer
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
@@ -45,6 +46,8 @@ def choose_precision(precision: str, transformer: Transformer) -> str:
 
 def _missing(transformer: Transformer) -> str:
     """What keeps this transformer from running in compiled code; empty if nothing does."""
+    if transformer.config != BlockConfig() or any(cast(Block, block).attention.sight for block in transformer.blocks):
+        return "compiled code does not know its blocks"
     if not fits(transformer.n_embd, transformer.n_head):
         return f"compiled code does not know n_embd {transformer.n_embd} with n_head {transformer.n_head}"
     return "" if load() is not None else "there is no C compiler with OpenMP to make it for this CPU"
@@ -74,7 +77,7 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     head = transformer.head.weight[ids[0] : ids[1]]
     transformer.heads[ids] = NativeLinear(library, head, narrow=precision == "int8")
     # The blocks normalise what they return.
-    transformer.blocks, transformer.norm = nn.ModuleList([blocks]), cast(RMSNorm, nn.Identity())
+    transformer.blocks, transformer.norm = nn.ModuleList([blocks]), nn.Identity()
     transformer.new_cache = blocks.new_cache  # type: ignore[method-assign]
     return transformer
 
@@ -98,6 +101,6 @@ def _turn(block: Block, transformer: Transformer) -> Tensor:
     return torch.stack([cos * gains, sin * gains.roll(gains.shape[1] // 2, 1)], 2)
 
 
-def gain(norm: RMSNorm) -> Tensor:
+def gain(norm: Any) -> Tensor:
     """What a vector of length 1 is multiplied with to be what the norm makes of it, (C,)."""
     return norm.weight.float() * len(norm.weight) ** 0.5

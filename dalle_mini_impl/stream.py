@@ -29,7 +29,9 @@ class Stream:
         self.image_length = h * w
         self.image_offset = config.text_vocab + config.text_length
         self.vocab_size = self.image_offset + config.image_vocab
-        self.length = 1 + config.text_length + self.image_length
+        self.prefix_length = (config.bos_id >= 0) + config.text_length
+        """Positions before the picture."""
+        self.length = self.prefix_length + self.image_length
         self.text_range = (0, self.image_offset)
         """Ids allowed at text positions: text and padding."""
         self.image_range = (self.image_offset, self.vocab_size)
@@ -42,7 +44,7 @@ class Stream:
             captions: text ids of each caption, each at most `text_length` long; an empty one is "no caption".
 
         Returns:
-            (B, 1 + text_length) stream ids.
+            (B, prefix_length) stream ids.
 
         Raises:
             UserError: a caption is too long, or an id is no text id.
@@ -54,28 +56,40 @@ class Stream:
                 raise UserError(f"a caption of {len(caption)} text ids was given, {length} fit; cut it first")
             if any(not 0 <= text_id < vocab for text_id in caption):
                 raise UserError(f"caption ids {list(caption)} are not all in 0 … {vocab - 1}")
-            row[: len(caption)] = torch.tensor(caption, dtype=torch.int64)
+            text_ids = torch.tensor(caption, dtype=torch.int64)
+            row[: len(caption)] = torch.where(text_ids == self.config.pad_id, row[: len(caption)], text_ids)
+        if self.config.bos_id < 0:
+            return rows
         return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)
 
     def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
-        """Prefix (B, 1 + text_length) and image ids (B, h, w) in [0, K) -> stream (B, T)."""
+        """Prefix (B, prefix_length) and image ids (B, h, w) in [0, K) -> stream (B, T)."""
         return torch.cat([prefix, image_ids.flatten(1) + self.image_offset], 1)
 
     def split(self, ids: Tensor) -> tuple[list[list[int]], Tensor]:
         """Stream (B, T) -> captions without padding, and image ids (B, h, w): the inverse of `join`."""
-        text = ids[:, 1 : 1 + self.config.text_length]
+        text = ids[:, self.prefix_length - self.config.text_length : self.prefix_length]
         captions = [[int(i) for i in row if i < self.config.text_vocab] for row in text]
-        image_ids = ids[:, 1 + self.config.text_length :] - self.image_offset
+        image_ids = ids[:, self.prefix_length :] - self.image_offset
         return captions, image_ids.unflatten(1, self.config.grid)
 
     def coordinates(self) -> Tensor:
         """Where each position is, as (T, 2) integers.
 
         Text position t is at (t, t), which makes 2-D rotary embedding plain 1-D there; the image token in row
-        i and column j is at (1 + text_length + i, 1 + text_length + j).
+        i and column j is at (prefix_length + i, prefix_length + j).
         """
         h, w = self.config.grid
-        text = torch.arange(1 + self.config.text_length)[:, None].expand(-1, 2)
+        text = torch.arange(self.prefix_length)[:, None].expand(-1, 2)
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        image = torch.stack([rows.flatten(), columns.flatten()], 1) + 1 + self.config.text_length
+        image = torch.stack([rows.flatten(), columns.flatten()], 1) + self.prefix_length
         return torch.cat([text, image])
+
+    def neighbours(self) -> Tensor:
+        """The positions above and on the left of each, (2, T); -1 where there is none; in text twice the one before."""
+        h, w = self.config.grid
+        before = torch.arange(-1, self.prefix_length - 1)
+        places = torch.arange(h * w).view(h, w) + self.prefix_length
+        above, left = places - w, places - 1
+        above[0], left[:, 0] = -1, -1
+        return torch.stack([torch.cat([before, image.flatten()]) for image in (above, left)])

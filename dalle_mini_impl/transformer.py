@@ -1,51 +1,28 @@
 """A decoder-only transformer over ids. It knows nothing of text or images.
 
-RMSNorm before each sublayer, SwiGLU, QK-norm, rotary or learned positions given by plane coordinates, no
-biases, and an output head of which a caller can compute just the rows it needs.
+Blocks of any kind that `blocks` knows, rotary or learned positions given by plane coordinates, and an output head of
+which a caller can compute just the rows it needs.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dalle_mini_impl.attention import Attention, RMSNorm, rotary_table
-from dalle_mini_impl.config import StreamConfig, TransformerConfig
+from dalle_mini_impl.attention import rotary_table
+from dalle_mini_impl.blocks import Block, make_norm
+from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.kv_cache import Cache, KVCache
+from dalle_mini_impl.masks import Sight, sight
 from dalle_mini_impl.stream import Stream
 
 ROPE_BASE = 100.0
 """Streams here are a few hundred positions long, so slower rotations would never complete a turn."""
-
-
-class SwiGLU(nn.Module):
-    """Gated feed-forward layer (Shazeer 2020), about 8/3 wide so that it costs what a plain 4× layer does."""
-
-    def __init__(self, n_embd: int) -> None:
-        super().__init__()
-        hidden = (8 * n_embd // 3 + 63) // 64 * 64  # whole cache lines and matrix tiles
-        self.up = nn.Linear(n_embd, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, n_embd, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * value)
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream."""
-
-    def __init__(self, n_embd: int, n_head: int) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(n_embd)
-        self.attention = Attention(n_embd, n_head)
-        self.mlp_norm = RMSNorm(n_embd)
-        self.mlp = SwiGLU(n_embd)
-
-    def forward(self, x: Tensor, table: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), table, cache, layer)
-        return x + self.mlp(self.mlp_norm(x))
+POSITIONS = ("rope", "learned", "absolute")
+OURS = BlockConfig()
 
 
 class Transformer(nn.Module):
@@ -57,7 +34,15 @@ class Transformer(nn.Module):
         n_layer: number of blocks.
         n_head: heads per block.
         n_embd: C.
-        position: `rope` or `learned` (one embedding per value of each coordinate, summed).
+        position: `rope`, `learned` (one embedding per value of each coordinate, summed) or `absolute` (one per
+            position).
+        extent: how many values each coordinate has; the largest in `coordinates` tells where it is not given.
+        block: what the blocks are made of.
+        head_dim: width of a head; 0 is C / n_head.
+        sights: which positions each may look at, for each block; None, or nothing at all, for all before.
+        sources: (2, T) where blocks that shift channels take them from; see `blocks.shifted`.
+        last_norms: norms behind the last block.
+        stable: divide what leaves the last block by its largest number.
 
     Raises:
         UserError: the numbers do not fit together.
@@ -65,35 +50,42 @@ class Transformer(nn.Module):
 
     coordinates: Tensor
     table: Tensor | None
+    sources: Tensor | None
 
     def __init__(
-        self,
-        vocab_size: int,
-        coordinates: Tensor,
-        n_layer: int,
-        n_head: int,
-        n_embd: int,
-        position: str = "rope",
-    ) -> None:
+        self, vocab_size: int, coordinates: Tensor, n_layer: int, n_head: int, n_embd: int, position: str = "rope", *,
+        extent: Sequence[int] = (), block: BlockConfig = OURS, head_dim: int = 0, sights: Sequence[Sight | None] = (),
+        sources: Tensor | None = None, last_norms: int = 1, stable: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if n_embd % n_head or (position == "rope" and n_embd // n_head % 4):
+        if (not head_dim and n_embd % n_head) or (position == "rope" and (head_dim or n_embd // n_head) % 4):
             raise UserError(f"n_embd {n_embd} with n_head {n_head} was given; "
                             f"a head's width must be whole{' and a multiple of 4' * (position == 'rope')}")  # fmt: skip
-        if position not in ("rope", "learned"):
-            raise UserError(f"unknown position {position!r}; expected rope or learned")
+        if position not in POSITIONS:
+            raise UserError(f"unknown position {position!r}; expected one of {', '.join(POSITIONS)}")
+        if block.shift and n_embd % 4:
+            raise UserError(f"n_embd {n_embd} was given; to shift a quarter of the channels it must be a multiple of 4")
+        if not last_norms >= 1:
+            raise UserError(f"last_norms {last_norms} was given, expected 1 or more")
         self.n_layer, self.n_head, self.n_embd, self.vocab_size = n_layer, n_head, n_embd, vocab_size
+        self.head_dim, self.config, self.stable = head_dim or n_embd // n_head, block, stable
         self.max_length = len(coordinates)
         self.embed = nn.Embedding(vocab_size, n_embd)
+        if position == "absolute":
+            coordinates = torch.arange(len(coordinates))[:, None]
         self.register_buffer("coordinates", coordinates, persistent=False)
-        table = rotary_table(coordinates, n_embd // n_head, ROPE_BASE) if position == "rope" else None
+        table = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
         self.register_buffer("table", table, persistent=False)
+        self.register_buffer("sources", sources if block.shift else None, persistent=False)
         self.positions = None
-        if position == "learned":
-            sizes = (coordinates.max(0).values + 1).tolist() if not coordinates.is_meta else [len(coordinates)] * 2
+        if position != "rope":
+            sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
             self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))
-        self.norm = RMSNorm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        sights = sights or (None,) * n_layer
+        self.blocks = nn.ModuleList(Block(n_embd, n_head, block, self.head_dim, sight) for sight in sights)
+        norms = [make_norm(block.norm, n_embd) for _ in range(last_norms)]
+        self.norm = nn.Sequential(*norms) if last_norms > 1 else norms[0]
+        self.head = nn.Linear(n_embd, vocab_size, bias=block.bias)
         self.recompute = False
         """In training, keep only what passes between blocks and compute the rest again in the backward pass."""
         self.heads: dict[tuple[int, int], nn.Module] = {}
@@ -114,19 +106,26 @@ class Transformer(nn.Module):
         end = start + ids.shape[1]
         x = self.embed(ids)
         if self.positions is not None:
-            places = self.coordinates[start:end]
-            x = x + self.positions[0](places[:, 0]) + self.positions[1](places[:, 1])
+            for embedding, places in zip(self.positions, self.coordinates[start:end].unbind(1), strict=True):
+                x = x + embedding(places)
         table = self.table[start:end] if self.table is not None else None
+        sources = self.sources[:, start:end] if self.sources is not None else None
         if torch.is_autocast_enabled(x.device.type):
             # The residual stream stays in one dtype with the matrix products, which keeps fused kernels in use.
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        if self.config.reversible:
+            x = torch.stack([x, x])
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, table, cache, layer, use_reentrant=False)
+                x = checkpoint(block, x, table, cache, layer, sources, use_reentrant=False)
             else:
-                x = block(x, table, cache, layer)
+                x = block(x, table, cache, layer, sources)
         if cache is not None:
             cache.length = end
+        if self.config.reversible:
+            x = x.mean(0)
+        if self.stable:
+            x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 
     def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
@@ -141,16 +140,17 @@ class Transformer(nn.Module):
         """
         if allowed in self.heads:
             return self.heads[allowed](hidden)
-        weight = self.head.weight if allowed is None else self.head.weight[allowed[0] : allowed[1]]
-        return F.linear(hidden, weight)
+        rows = slice(None) if allowed is None else slice(*allowed)
+        return F.linear(hidden, self.head.weight[rows], None if self.head.bias is None else self.head.bias[rows])
 
     def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """An empty cache for `batch` rows of up to `capacity` positions (the whole stream by default)."""
-        shape = (batch, self.n_head, capacity or self.max_length, self.n_embd // self.n_head)
-        return KVCache(self.n_layer, shape, self.embed.weight.device, self.embed.weight.dtype)
+        shape = (batch, self.n_head, capacity or self.max_length, self.head_dim)
+        shifted = self.n_embd // 2 if self.sources is not None else 0
+        return KVCache(self.n_layer, shape, self.embed.weight.device, self.embed.weight.dtype, shifted)
 
     def _initialise(self) -> None:
-        """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); layers that write to the residual start at zero.
+        """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); biases and layers that write to the residual are zero.
 
         So every block starts as the identity and the first predictions are uniform.
         """
@@ -158,6 +158,8 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
                 if name.endswith(("attention.out", "mlp.down", "head")):
                     nn.init.zeros_(module.weight)
                 else:
@@ -167,6 +169,24 @@ class Transformer(nn.Module):
 def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transformer:
     """The transformer of a config, for a stream."""
     layout = Stream(stream)
+    extent = [layout.prefix_length + side for side in stream.grid]
     return Transformer(
-        layout.vocab_size, layout.coordinates(), config.n_layer, config.n_head, config.n_embd, config.position
-    )
+        layout.vocab_size, layout.coordinates(), config.n_layer, config.n_head, config.n_embd, config.position,
+        extent=extent, block=config.block, head_dim=config.head_dim,
+        sights=_sights(config, layout), sources=layout.neighbours(), last_norms=config.last_norms, stable=config.stable,
+    )  # fmt: skip
+
+
+def _sights(config: TransformerConfig, layout: Stream) -> list[Sight | None]:
+    """Of each block; those of a kind share one."""
+    if config.masks_from not in ("input", "target"):
+        raise UserError(f"masks_from {config.masks_from!r} was given, expected input or target")
+    kinds = [config.attention[layer % len(config.attention)] for layer in range(config.n_layer)]
+    kinds[-1] = config.last_attention or kinds[-1]
+    before = layout.prefix_length - (config.masks_from == "target")
+    made: dict[str, Sight | None] = {"full": None}
+    for kind in set(kinds) - {"full"}:
+        allowed = sight(kind, before, layout.config.grid, config.kernel)
+        missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
+        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True))
+    return [made[kind] for kind in kinds]

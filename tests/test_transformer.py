@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import GRID, TEXT_LENGTH, TEXT_VOCAB, make_transformer
 
+from dalle_mini_impl.blocks import MLP
 from dalle_mini_impl.config import StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.transformer import SwiGLU, Transformer, build_transformer
+from dalle_mini_impl.transformer import Transformer, build_transformer
 
 T = 1 + TEXT_LENGTH + GRID[0] * GRID[1]
 POSITIONS = ["rope", "learned"]
@@ -176,7 +177,7 @@ def test_a_whole_model_can_learn_one_batch():
 
 
 def test_swiglu_is_its_formula():
-    layer = SwiGLU(7).double()
+    layer = MLP(7).double()
     x = torch.randn(5, 7, dtype=torch.float64)
     gate, value = x @ layer.up.weight[:64].T, x @ layer.up.weight[64:].T
     torch.testing.assert_close(layer(x), (gate / (1 + torch.exp(-gate)) * value) @ layer.down.weight.T)
@@ -239,7 +240,7 @@ def test_the_model_takes_plain_arguments():
         ({"n_embd": 22, "n_head": 4}, "n_embd 22 with n_head 4"),
         ({"n_embd": 12, "n_head": 2}, "a multiple of 4"),
         ({"n_embd": 13, "n_head": 2, "position": "learned"}, "must be whole"),
-        ({"position": "alibi"}, "unknown position 'alibi'; expected rope or learned"),
+        ({"position": "alibi"}, "unknown position 'alibi'; expected one of rope, learned, absolute"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(changes, message):

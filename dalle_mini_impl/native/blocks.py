@@ -127,8 +127,8 @@ class NativeBlocks(nn.Module):
         self._shape, self._length = (len(layers), n_head, width // n_head), len(turn)
         self._blocks = Blocks(ctypes.addressof(self._table), *self._shape, hidden)
 
-    def forward(self, x: Tensor, table: Tensor | None, cache: NativeCache | None, layer: int) -> Tensor:
-        """As `Block` has it; (B, T, C) of any dtype -> fp32, normalised. `table` and `layer` are not needed.
+    def forward(self, x: Tensor, _table: Any, cache: NativeCache | None, _layer: int, _sources: Any = None) -> Tensor:
+        """As `Block` has it; (B, T, C) of any dtype -> fp32, normalised. What begins with _ is not needed.
 
         Raises:
             UserError: the cache has another number of rows, or no room for T more positions.
