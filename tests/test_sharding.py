@@ -168,6 +168,18 @@ def test_sharing_out_to_one_process_changes_nothing(trained, finished):
     assert states(finished) == ["state-00000010"]
 
 
+@pytest.mark.parametrize("reversible", ["false", "true"])
+def test_blocks_of_earlier_models_can_be_shared_out(trained, tmp_path, reversible):
+    settings = (*FEW, "model.n_layer=3", "model.position=learned", "model.attention=[row,column]", "model.kernel=3",
+                "model.last_attention=conv", "model.block.norm=layer", "model.block.mlp=geglu", "model.block.bias=true",
+                "model.block.sandwich=true", "model.block.shift=true", "model.stable=true",
+                f"model.block.reversible={reversible}")  # fmt: skip
+    whole, shared = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "shared"))
+    whole.run("transformer", *settings)
+    shared_out(shared.run, "transformer", *settings)
+    assert outcome(shared, "transformer") == outcome(whole, "transformer")
+
+
 @pytest.mark.parametrize("step", [7, 9])
 def test_resumes_bit_for_bit(trained, home, monkeypatch, step):
     (home.folder / "model" / "transformer.safetensors").unlink()
