@@ -8,7 +8,7 @@ Everyone sees all that comes before the picture, and nobody what comes after him
     column       those above in the same column (DALL-E 1; `axial_col` of DALLE-pytorch)
     conv         a square of kernel × kernel places around, as far as they are before. At the edges it goes on in the
                  row above or below, as it does in raster order (DALL-E 1)
-    conv_torus   the same, but going on at the opposite edge (ruDALL-E's first versions)
+    conv_torus   the same, but going on at the opposite edge (ruDALL-E's second version)
     conv_square  the same, but ending at the edges (ruDALL-E's third version)
     axial_row    those on the left in the same row (DALLE-pytorch)
     conv_like    a square of kernel × kernel places whose last one is one's own (DALLE-pytorch)

@@ -143,7 +143,7 @@ def test_imported_models_sample_complete_and_rerank(run, kind, request, tmp_path
     run("complete", "one.png", "red cat", "--model", "model", "--keep-rows", 1, "--candidates", 2, "--keep", 1,
         "--out", "done.png")  # fmt: skip
     assert Image.open("done.png").size[0] >= result[0].image.size[0]
-    assert "transformer" in run("info", "model")
+    assert {"mindalle": "CC-BY-NC-SA-4.0", "rudalle": "ru"}[kind] in run("info", "model")
 
 
 def test_a_mindalle_trained_further_takes_the_files_beside_it(run, mindalle, tmp_path):

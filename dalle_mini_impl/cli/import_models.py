@@ -1,7 +1,8 @@
 """`dalle import mindalle` and `dalle import rudalle`: whole models of other projects."""
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,7 +10,7 @@ from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
     from dalle_mini_impl.config import ImageTokenizerConfig
-    from dalle_mini_impl.interop.fill import Imported, ImportedTransformer
+    from dalle_mini_impl.interop.fill import Imported, ImportedTransformer, Origin
     from dalle_mini_impl.json_tokenizer import JsonTokenizer
 
 OUT = click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to make.")
@@ -37,7 +38,7 @@ def mindalle(path: str, out: str, trust_pickle: bool) -> None:
     click.echo(f"reading {file} and {interop.STAGE1}", err=True)
     transformer = interop.load(file, n_head, text.pad_id, trust_pickle)
     image = taming.load(folder / interop.STAGE1, trust_pickle=trust_pickle, side=transformer.stream.grid[0])
-    _save(out, transformer, text, image, {"top_k": 256}, interop.CARD)
+    _save(out, transformer, text, image, interop.ORIGIN)
 
 
 @click.command()
@@ -63,7 +64,7 @@ def rudalle(
     click.echo(f"reading {file}{f' and {vae}' if vae else ''}", err=True)
     transformer = interop.load(file, heads, trust_pickle)
     image = taming.load(vae, trust_pickle=trust_pickle, side=transformer.stream.grid[0]) if vae else None
-    _save(out, transformer, text, image, {"top_k": 2048, "top_p": 0.995}, interop.CARD)
+    _save(out, transformer, text, image, interop.ORIGIN)
 
 
 def _refuse_parts(out: str, *parts: str) -> None:
@@ -74,13 +75,14 @@ def _refuse_parts(out: str, *parts: str) -> None:
 
 def _save(
     out: str, transformer: "ImportedTransformer", text: "JsonTokenizer | None", image: "Imported | None",
-    sampling: dict[str, Any], card: str,
+    origin: "Origin",
 ) -> None:  # fmt: skip
-    """Write all parts; None stands for those that are in the folder already. `sampling` is what the project used."""
-    from dalle_mini_impl.checkpoint import UNKNOWN, read_part, save_part, save_settings, save_tensors
-    from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig
+    """Write all parts; None stands for those that are in the folder already."""
+    from dalle_mini_impl.checkpoint import UNKNOWN, read_part, save_part, save_tensors
+    from dalle_mini_impl.config import ImageTokenizerConfig
     from dalle_mini_impl.config_io import from_dict, to_dict
     from dalle_mini_impl.files import replace_file
+    from dalle_mini_impl.settings import save_settings
     from dalle_mini_impl.text_part import has_text_tokenizer, read_text_tokenizer, save_text_tokenizer
 
     folder, stream = Path(out), transformer.stream
@@ -104,11 +106,10 @@ def _save(
     trained_with = {"text_tokenizer": used.identity if used else UNKNOWN, "image_tokenizer": identity}
     configs = {"stream": to_dict(stream), "transformer": to_dict(transformer.config)}
     identity = save_tensors(out, "transformer", transformer.tensors, configs, trained_with)
-    # They have not learned what no caption means, so guidance is left to those who want it.
-    top_k = min(sampling["top_k"], stream.image_vocab)
-    save_settings(out, SamplingConfig(**{**sampling, "top_k": top_k}, guidance=1))
+    top_k = min(origin.sampling.top_k, stream.image_vocab)
+    save_settings(out, dataclasses.replace(origin.sampling, top_k=top_k), origin.about)
     with replace_file(folder / "MODEL_CARD.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+        temporary.write_text(origin.card, encoding="utf-8")
     click.echo(f"transformer {identity}: {sum(value.numel() for value in transformer.tensors.values()):,} parameters")
     click.echo(f"model written to {out}")
     if used is None:

@@ -9,11 +9,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config import AboutConfig, BlockConfig, SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import read_yaml
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop.files import Weights, read, state_dict, under_prefix
-from dalle_mini_impl.interop.fill import ImportedTransformer, affine, check
+from dalle_mini_impl.interop.fill import ImportedTransformer, Origin, affine, check
 
 CONFIG, STAGE1, STAGE2 = "config.yaml", "stage1_last.ckpt", "stage2_last.ckpt"
 TEXT_TOKENIZER = "tokenizer/bpe-16k-vocab.json"
@@ -32,7 +32,14 @@ BLOCK = {
 }
 """Our names in a block -> theirs, where one is one."""
 QKV = ("query", "key", "value")
-CARD = """# minDALL-E
+ORIGIN = Origin(
+    sampling=SamplingConfig(top_k=256, guidance=1),
+    about=AboutConfig(
+        licence="CC-BY-NC-SA-4.0",
+        languages=("en",),
+        data=("14 million pictures of Conceptual Captions, CC3M and CC12M",),
+    ),
+    card="""# minDALL-E
 
 Draws 256×256 pictures for English captions. Imported from Kakao Brain's minDALL-E (github.com/kakaobrain/minDALL-E):
 a VQGAN and a transformer of 1.3 billion parameters, trained by its authors on 14 million captioned pictures of
@@ -42,7 +49,9 @@ Conceptual Captions (CC3M and CC12M).
 
 The transformer's weights are under CC-BY-NC-SA-4.0: no commercial use, and what is made from them is shared alike. The
 VQGAN continues the ImageNet one of taming-transformers (MIT).
-"""
+""",
+)
+"""Guidance is left to those who want it: the models have not learned what no caption means."""
 
 
 def heads(folder: Path) -> int:

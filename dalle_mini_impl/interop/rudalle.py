@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config import AboutConfig, BlockConfig, SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop.files import Weights, read, state_dict, under_prefix
-from dalle_mini_impl.interop.fill import ImportedTransformer, affine, check
+from dalle_mini_impl.interop.fill import ImportedTransformer, Origin, affine, check
 from dalle_mini_impl.masks import sight
 
 BOS = 2
@@ -24,7 +24,7 @@ SCHEDULE = ("row", "column", "row", "row")
 MASKS = {"row_mask": "row", "col_mask": "column", "conv_mask": ""}
 """Names of masks in a file, at its top or in `transformer`, and what they hold; the last depends on the version."""
 LAST = {"conv_torus": 2, "conv_square": 3}
-"""Masks of the last block, and the version that has them; files without masks are older than the third."""
+"""Masks of the last block, and the version that has them."""
 BLOCK = {
     "attention_norm": "input_layernorm",
     "attention.qkv": "attention.query_key_value",
@@ -34,7 +34,11 @@ BLOCK = {
     "mlp.down": "mlp.dense_4h_to_h",
 }
 """Our names in a block -> theirs."""
-CARD = """# ruDALL-E
+SANDWICH = {"attention_post": "before_first_addition_layernorm", "mlp_post": "before_second_addition_layernorm"}
+ORIGIN = Origin(
+    sampling=SamplingConfig(top_k=2048, top_p=0.995, guidance=1),
+    about=AboutConfig(languages=("ru",)),
+    card="""# ruDALL-E
 
 Draws 256×256 pictures for Russian captions. Imported from ruDALL-E (github.com/ai-forever/ru-dalle), by Sber AI and
 SberDevices: a Gumbel VQGAN and a transformer.
@@ -43,8 +47,9 @@ SberDevices: a Gumbel VQGAN and a transformer.
 
 The project and its repository are under Apache-2.0. No licence was found that is about the weights alone; see where you
 downloaded them.
-"""
-SANDWICH = {"attention_post": "before_first_addition_layernorm", "mlp_post": "before_second_addition_layernorm"}
+""",
+)
+"""Guidance is left to those who want it: the models have not learned what no caption means."""
 
 
 def load(path: str | Path, n_head: int | None = None, trust_pickle: bool = False) -> ImportedTransformer:
@@ -139,7 +144,7 @@ def _without_masks(weights: Weights) -> tuple[Weights, dict[str, Tensor]]:
 
 def _last_mask(masks: dict[str, Tensor], text_length: int, side: int, source: str) -> str:
     """Which mask the last block has; all masks of the file must be known."""
-    found = "conv_torus"
+    found = "conv_torus"  # of files without masks
     for name, mask in masks.items():
         kinds = (MASKS[name],) if MASKS[name] else tuple(LAST)
         same = [kind for kind in kinds if torch.equal(mask, sight(kind, text_length, (side, side), KERNEL))]
