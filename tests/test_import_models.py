@@ -178,7 +178,11 @@ def test_parts_that_do_not_belong_together_are_refused(run, rudalle, mindalle, t
     assert not (tmp_path / "other").exists()
 
 
-def test_parts_that_are_there_are_kept(run, mindalle):
+def test_parts_that_are_there_are_kept(run, mindalle, tmp_path):
+    (tmp_path / "bpe.model").write_text(BPE)
+    run("import", "text-tokenizer", "bpe.model", "--out", "mixed")
+    assert "use another model_dir or the same tokenizer" in run("import", "mindalle", "min", "--out", "mixed", code=1)
+    assert [path.name for path in (tmp_path / "mixed").iterdir()] == ["text_tokenizer.json"]
     run("import", "mindalle", "min", "--out", "model")
     assert "image_tokenizer.safetensors is there already" in run("import", "mindalle", "min", "--out", "model", code=1)
     assert "transformer.safetensors is there already" in run(*RUDALLE, "--out", "model", code=1)

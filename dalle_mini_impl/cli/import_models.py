@@ -9,7 +9,6 @@ import click
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.config import ImageTokenizerConfig
     from dalle_mini_impl.interop.fill import Imported, ImportedTransformer, Origin
     from dalle_mini_impl.json_tokenizer import JsonTokenizer
 
@@ -92,17 +91,20 @@ def _save(
                         f"use the one it was trained with")  # fmt: skip
     if image is None:
         part = read_part(folder, "image_tokenizer")
-        _check(transformer, from_dict(ImageTokenizerConfig, part.config, str(part.path)))
-        identity = part.identity
+        config, identity = from_dict(ImageTokenizerConfig, part.config, str(part.path)), part.identity
     else:
         config = image.tokenizer.config
-        _check(transformer, config)
-        identity = save_part(out, "image_tokenizer", image.tokenizer, to_dict(config), {}, image.dtype)
-        click.echo(f"image tokenizer {identity}: {config.codebook_size} ids, {config.grid[0]}×{config.grid[1]} for "
-                   f"{config.image_size}×{config.image_size} pixels")  # fmt: skip
+    if (config.codebook_size, config.grid) != (stream.image_vocab, stream.grid):
+        raise UserError(f"the image tokenizer has {config.codebook_size} ids on a grid of {config.grid}, the "
+                        f"transformer {stream.image_vocab} on one of {stream.grid}; use the one it was trained with"
+                        )  # fmt: skip
     if text is not None:
         save_text_tokenizer(out, text)
         click.echo(f"text tokenizer {text.identity}: {text.vocab_size} ids")
+    if image is not None:
+        identity = save_part(out, "image_tokenizer", image.tokenizer, to_dict(config), {}, image.dtype)
+        click.echo(f"image tokenizer {identity}: {config.codebook_size} ids, {config.grid[0]}×{config.grid[1]} for "
+                   f"{config.image_size}×{config.image_size} pixels")  # fmt: skip
     trained_with = {"text_tokenizer": used.identity if used else UNKNOWN, "image_tokenizer": identity}
     configs = {"stream": to_dict(stream), "transformer": to_dict(transformer.config)}
     identity = save_tensors(out, "transformer", transformer.tensors, configs, trained_with)
@@ -114,11 +116,3 @@ def _save(
     click.echo(f"model written to {out}")
     if used is None:
         click.echo(f"{out} has no text tokenizer yet, without which it can read no captions", err=True)
-
-
-def _check(transformer: "ImportedTransformer", image: "ImageTokenizerConfig") -> None:
-    """Refuse an image tokenizer that is not the transformer's."""
-    stream = transformer.stream
-    if (image.codebook_size, image.grid) != (stream.image_vocab, stream.grid):
-        raise UserError(f"the image tokenizer has {image.codebook_size} ids on a grid of {image.grid}, the transformer "
-                        f"{stream.image_vocab} on one of {stream.grid}; use the one it was trained with")  # fmt: skip
