@@ -96,8 +96,7 @@ class BlockConfig:
     sandwich: bool = False
     """Normalise what a layer adds, too (Ding et al. 2021, CogView)."""
     shift: bool = False
-    """Look at the first half of the channels of neighbours instead of one's own: of the id before in text, of the ids
-    above and on the left in pictures (DALLE-pytorch)."""
+    """See half of the channels of neighbours instead of one's own: of the id before, above or left (DALLE-pytorch)."""
     reversible: bool = False
     """Attention adds to one stream what it reads from another, and the feed-forward layer the other way round."""
 
@@ -115,8 +114,7 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D on image positions), `learned` (DALL-E's row and column embeddings) or `absolute` (an
-    embedding per position)."""
+    """`rope` (rotary; 2-D in pictures), `learned` (embeddings of rows and columns) or `absolute` (one per position)."""
     attention: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
     last_attention: str = ""
@@ -178,6 +176,46 @@ class SamplingConfig:
     """Give up the less likely candidates on the way, so that a quarter of them, or as many as are kept, is finished."""
     tile: bool = False
     """Draw pictures that can be laid side by side; takes four times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured figure."""
+
+    what: str
+    """What was measured, and on what."""
+    value: float
+    """The figure, in the unit that `what` names."""
+    command: str
+    """What prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboutConfig:
+    """What a checkpoint says of itself that its weights cannot tell; what is empty is not said."""
+
+    licence: str = ""
+    """Of the weights, as an SPDX identifier such as `CC-BY-4.0`."""
+    languages: tuple[str, ...] = ()
+    """Codes of the captions' languages."""
+    data: tuple[str, ...] = ()
+    """What it was trained on: a line for each source, best with its licence."""
+    quality: tuple[Figure, ...] = ()
+    """What was measured."""
+    measured_on: str = ""
+    """Hash, as `dalle info` prints it, of the checkpoint that `quality` was measured on; of another it says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint's `config.yaml`."""
+
+    name: str = ""
+    """Of the model."""
+    sampling: SamplingConfig
+    """The settings it recommends."""
+    about: AboutConfig = field(default_factory=AboutConfig)
+    """What it says of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

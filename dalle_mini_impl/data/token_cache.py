@@ -34,6 +34,8 @@ class CacheHeader:
     """K."""
     grid: tuple[int, int]
     """Token grid (h, w)."""
+    source: str = ""
+    """Name of the folder or file that the pictures came from; older caches do not know it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
 def read_header(folder: Path) -> CacheHeader:
     """What the cache in `folder` was made with."""
     values: dict[str, Any] = json.loads((folder / HEADER).read_text())
-    return CacheHeader(values["image_tokenizer"], values["codebook_size"], (values["grid"][0], values["grid"][1]))
+    grid = (values["grid"][0], values["grid"][1])
+    return CacheHeader(values["image_tokenizer"], values["codebook_size"], grid, values.get("source", ""))
 
 
 def write_header(folder: Path, header: CacheHeader) -> None:

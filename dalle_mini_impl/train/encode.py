@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         encode_split(accelerator, tokenizer, store, working / split, config)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_header(working, CacheHeader(identity, tokenizer.codebook_size, tokenizer.config.grid))
+        source = Path(config.data.source or config.data.store).name
+        write_header(working, CacheHeader(identity, tokenizer.codebook_size, tokenizer.config.grid, source))
         with replace_folder(config.out) as folder:
             for path in list(working.iterdir()):
                 path.rename(folder / path.name)

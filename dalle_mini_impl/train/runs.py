@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from dalle_mini_impl.config import (
+    AboutConfig,
     AugmentConfig,
     DataConfig,
     ImageTokenizerConfig,
@@ -194,6 +195,8 @@ class TransformerRun:
     run: RunConfig = field(default_factory=RunConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Defaults written into the checkpoint."""
+    about: AboutConfig = field(default_factory=AboutConfig)
+    """Also written into it; languages and data follow from the cache where they are not given."""
     cache: str = ""
     """Folder of the token cache."""
     text_tokenizer: str = ""

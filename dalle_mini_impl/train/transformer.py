@@ -15,27 +15,28 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part, save_settings
+from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
 from dalle_mini_impl.config import StreamConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.settings import save_settings
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common, sharding
+from dalle_mini_impl.train.about import tell
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.plateau import Plateau
 from dalle_mini_impl.train.runs import TransformerRun
 from dalle_mini_impl.train.state import load_state, save_state
-from dalle_mini_impl.train.targets import check_targets, draw_ids, soft_cross_entropy
+from dalle_mini_impl.train.targets import check_targets, draw_ids, soft_cross_entropy, weighted
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
 T = TypeVar("T")
-Number = TypeVar("Number", float, Tensor)
 
 VALIDATION_PICTURES = 512
 SAMPLES_PER_PROMPT = 4
@@ -69,11 +70,6 @@ class StreamLoss(nn.Module):
             return text_loss, soft_cross_entropy(image.float(), likely_ids, shares)
         image_targets = targets[:, length:] - self.stream.image_offset
         return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
-
-
-def weighted(text: Number, image: Number, image_weight: float) -> Number:
-    """Both losses as one."""
-    return (text + image_weight * image) / (1 + image_weight)
 
 
 def draw_batch(
@@ -168,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
     train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
     check_targets(config.image_targets, train)
-    captions = CaptionDrawer(train.entries, config.languages)
+    captions, about = CaptionDrawer(train.entries, config.languages), tell(config, train)
     layout = StreamConfig(
         text_length=config.text_length, text_vocab=tokenizer.vocab_size, grid=train.header.grid,
         image_vocab=train.header.codebook_size, bos_id=tokenizer.bos_id,
@@ -194,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def save(trained: StreamLoss) -> str:
         identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
-        save_settings(run.model_dir, config.sampling)
+        save_settings(run.model_dir, config.sampling, about)
         return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)
 
     def with_average(do: Callable[[StreamLoss], T]) -> T | None:
