@@ -174,8 +174,9 @@ class Writer:
         texts = list(dict.fromkeys(captions))
         if not texts:
             raise UserError("no captions came to choose among; give some, or sample more")
-        table = self.table([*texts, ""], image_ids[None], blind=blind)[0]
-        gains, nats = table[:-1] - table[-1], self.text_nats(texts)
+        ids = [self.encode(text) for text in texts]
+        table = likelihood_table(self.transformer, self.stream, [*ids, []], image_ids[None], blind=blind)[0].cpu()
+        gains, nats = table[:-1] - table[-1], text_log_likelihood(self.transformer, self.stream, ids).sum(1).cpu()
         order = (gains + nats * prior).argsort(descending=True, stable=True)[:keep].tolist()
         return [RankedCaption(texts[i], float(gains[i]), float(nats[i])) for i in order]
 

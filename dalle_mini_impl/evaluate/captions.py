@@ -45,14 +45,16 @@ def make_quiz(store: PictureStore, language: str, count: int, seed: int) -> Quiz
 
     Args:
         store: pictures, best ones the model has not been trained on.
-        language: of the names.
+        language: of the names; captions that tell no language count as of this one.
         count: pictures; all where there are fewer.
         seed: chooses them.
 
     Raises:
         UserError: no picture has a caption in this language.
     """
-    rows = [row for row, entry in enumerate(store.entries) if language in {one.language for one in entry.captions}]
+    rows = [
+        row for row, entry in enumerate(store.entries) if {language, ""} & {one.language for one in entry.captions}
+    ]  # fmt: skip
     if not rows:
         known = sorted({one.language for entry in store.entries for one in entry.captions})
         raise UserError(f"no picture has a caption in {language!r}; there are {', '.join(known)}")
