@@ -18,7 +18,7 @@ from dalle_mini_impl.job import candidate_seed, check_counts
 from dalle_mini_impl.likelihood import likelihood_table, text_log_likelihood
 from dalle_mini_impl.sampling import check
 from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.text_tokenizer import CaptionTokenizer
 from dalle_mini_impl.transformer import Transformer
 
 NO_TEXT = "\ufffd\u2047"
@@ -101,7 +101,7 @@ def generate_texts(
 class Writer:
     """What a model knows of captions."""
 
-    text_tokenizer: TextTokenizer
+    text_tokenizer: CaptionTokenizer
     transformer: Transformer
     stream: Stream
 

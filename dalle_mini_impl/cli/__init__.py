@@ -23,8 +23,9 @@ COMMANDS = {
     "bench": "Measure speed beside the peers and the machine's limits.",
     "compare": "Train image tokenizers alike and measure them.",
     "plan": "Count what training a transformer takes, from its config.",
-    "info": "Tell what a model consists of.",
-    "import": "Turn an image tokenizer of another project into a part of ours.",
+    "info": "Tell what a model consists of and says of itself.",
+    "push": "Send a checkpoint to a hub, for others to use.",
+    "import": "Turn a tokenizer of another project into a part of ours.",
 }
 
 
