@@ -135,6 +135,8 @@ class Writer:
         seeds = [candidate_seed(seed, number) for number in range(candidates)]
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
         start = self.text_tokenizer.encode(beginning)
+        if start[-1:] == [self.text_tokenizer.eos_id]:  # imported tokenizers end every caption
+            start = start[:-1]
         drawn = generate_texts(self.transformer, self.stream, start, seeds, sampling, chunk=chunk)
         texts = list(dict.fromkeys(" ".join(self.text_tokenizer.decode(ids).split()) for ids in drawn))
         texts = [text for text in texts if text and not set(NO_TEXT) & set(text) and self._fits(text)]
@@ -174,9 +176,10 @@ class Writer:
         texts = list(dict.fromkeys(captions))
         if not texts:
             raise UserError("no captions came to choose among; give some, or sample more")
-        ids = [self.encode(text) for text in texts]
-        table = likelihood_table(self.transformer, self.stream, [*ids, []], image_ids[None], blind=blind)[0].cpu()
-        gains, nats = table[:-1] - table[-1], text_log_likelihood(self.transformer, self.stream, ids).sum(1).cpu()
+        ids = [self.encode(text) for text in [*texts, ""]]
+        table = likelihood_table(self.transformer, self.stream, ids, image_ids[None], blind=blind)[0].cpu()
+        gains = table[:-1] - table[-1]
+        nats = text_log_likelihood(self.transformer, self.stream, ids[:-1]).sum(1).cpu()
         order = (gains + nats * prior).argsort(descending=True, stable=True)[:keep].tolist()
         return [RankedCaption(texts[i], float(gains[i]), float(nats[i])) for i in order]
 

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -262,6 +263,8 @@ class Painter:
 class Letters:
     """Ids are letters: a is 0, b is 1 …"""
 
+    eos_id = -1
+
     def encode(self, text):
         return [ord(letter) - ord("a") for letter in text]
 
@@ -323,6 +326,28 @@ def test_captions_are_sampled_where_none_are_given(painter, monkeypatch):
         painter.rank(torch.tensor([[0, 0], [0, 0]]))
     with pytest.raises(UserError, match="no captions came to choose among"):
         painter.rank(torch.tensor([[0, 0], [0, 0]]), [])
+
+
+def test_a_beginning_is_gone_on_with_where_a_tokenizer_would_end_it(painter, monkeypatch):
+    class Ending(Letters):
+        eos_id = 2
+
+        def encode(self, text):
+            return [*super().encode(text), self.eos_id]
+
+        def decode(self, text_ids):
+            return super().decode([text_id for text_id in text_ids if text_id != self.eos_id])
+
+    asked = []
+
+    def draw(transformer, stream, beginning, *rest, **more):
+        asked.append(beginning)
+        return [[0, 2], [1, 2]]
+
+    monkeypatch.setattr(captions, "generate_texts", draw)
+    found = dataclasses.replace(painter, text_tokenizer=Ending()).complete("a")
+    assert asked == [[0]]
+    assert {text for text, _ in found} == {"a", "b"}
 
 
 @pytest.mark.parametrize("numbers", [{"keep": 0}, {"candidates": 0}, {"seed": -1}])
