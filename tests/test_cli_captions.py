@@ -182,6 +182,10 @@ def test_ways_are_measured_side_by_side(monkeypatch):
                    "likelihood, blind": 0, "CLIP scorer": 1}  # fmt: skip
     assert all(one.shares[1].value == 1 for one in reports)
     assert {(one.language, one.pictures, one.names) for one in reports} == {("en", 4, 3)}
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in measure.table(reports).splitlines()]
+    assert rows[0] == ["language", "by", "pictures", "names", "top-1", "top-5"]
+    assert rows[2] == ["en", "chance", "4", "3", "0.3333", "1.0000"]
+    assert rows[3][:5] == ["en", "likelihood", "4", "3", ".50 (.15–.85)"]
 
 
 def test_the_command_prints_and_writes(trained, tmp_path):

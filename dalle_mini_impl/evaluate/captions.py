@@ -114,6 +114,11 @@ def table(reports: Sequence[CaptionReport]) -> str:
     """A line for each report."""
     return markdown([
         {"language": one.language, "by": one.way, "pictures": str(one.pictures), "names": str(one.names),
-         **{f"top-{k}": cell(value) for k, value in zip(TOP, one.shares, strict=True)}}
+         **{f"top-{k}": _cell(one, value) for k, value in zip(TOP, one.shares, strict=True)}}
         for one in reports
     ])  # fmt: skip
+
+
+def _cell(report: CaptionReport, value: Share) -> str:
+    """A share; chance is exact, and too small for two digits."""
+    return f"{value.value:.4f}" if report.way == "chance" else cell(value)
