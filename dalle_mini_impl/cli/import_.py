@@ -1,4 +1,4 @@
-"""`dalle import`: image and text tokenizers of other projects, as parts of ours."""
+"""`dalle import`: models, image and text tokenizers of other projects, as ours."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.import_models import mindalle, rudalle
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,10 +36,14 @@ def common_options(image_size: int | None) -> Callable[[Any], Any]:
 
 @click.group("import")
 def import_() -> None:
-    """Turn a tokenizer of another project into a part of ours.
+    """Turn a model or a tokenizer of another project into one of ours.
 
-    It then encodes and decodes without that project's package; docs/importing.md tells what is known to work.
+    It then works without that project's package; docs/importing.md tells what is known to work.
     """
+
+
+import_.add_command(mindalle)
+import_.add_command(rudalle)
 
 
 @import_.command("taming-vqgan")
