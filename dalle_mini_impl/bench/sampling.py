@@ -27,7 +27,7 @@ def sampling_rows(
 ) -> Iterator[Row]:
     """Time drawing the image ids of several candidates for one full-length caption, guided or not."""
     transformer = shape.build().to(machine.device).eval()
-    _randomise(transformer)
+    randomise(transformer)
     stream, dtype = shape.stream(), choose_precision("auto", transformer)
     weights = matrix_weights(transformer)
     pack(transformer, dtype, stream.image_range)
@@ -52,7 +52,7 @@ def sampling_rows(
                 )
 
 
-def _randomise(transformer: nn.Module) -> None:
+def randomise(transformer: nn.Module) -> None:
     """Give every matrix weights of the usual size: some start at zero, which samples nothing but ties."""
     generator = torch.Generator().manual_seed(0)
     for parameter in transformer.parameters():
