@@ -36,6 +36,8 @@ from dalle_mini_impl.scorer.adapters import ADAPTERS
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
+UNKNOWN = "unknown"
+"""Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
 SHIPPED = Path(__file__).parent / "pretrained"
 TEXT_TOKENIZER = "text_tokenizer.model"
 
@@ -86,6 +88,13 @@ def save_part(
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in module.state_dict().items()
     }
+    return save_tensors(model_dir, part, tensors, config, trained_with)
+
+
+def save_tensors(
+    model_dir: str | Path, part: str, tensors: dict[str, Tensor], config: dict[str, Any], trained_with: dict[str, str]
+) -> str:
+    """As `save_part`, of tensors on the CPU, each kept as it is."""
     identity = weights_identity(tensors)
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
     with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
@@ -164,12 +173,12 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
 
 
 def check_trained_with(part: Part, other: str, identity: str) -> None:
-    """Refuse a part that was trained with another tokenizer.
+    """Refuse a part that was trained with another tokenizer, as far as that is known.
 
     Raises:
         UserError: naming both identities.
     """
-    if part.trained_with.get(other) != identity:
+    if part.trained_with.get(other) not in (identity, UNKNOWN):
         raise UserError(f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
                         f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
 
@@ -225,9 +234,8 @@ def weights_identity(tensors: dict[str, Tensor]) -> str:
 
 
 def _fill(module: Any, part: Part, device: str) -> Any:
-    tensors = {name: value.float() if value.is_floating_point() else value for name, value in part.tensors.items()}
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(part.tensors)  # which turns them into float32 one by one
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise UserError(f"{part.path} does not fit its own config: {lines}") from error

@@ -113,8 +113,8 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D on image positions), `learned` (DALL-E's row and column embeddings) or `absolute` (an
-    embedding per position)."""
+    """`rope` (rotary; 2-D on image positions), `table` (rotary, by a table that came with imported weights), `learned`
+    (DALL-E's row and column embeddings) or `absolute` (an embedding per position)."""
     attention: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
     last_attention: str = ""

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from dalle_mini_impl.config import ImageTokenizerConfig
+from dalle_mini_impl.config import ImageTokenizerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.interop.files import Weights, few
@@ -21,6 +22,17 @@ class Imported:
     """Precision of the weights in the file; in `tokenizer` they are float32."""
     left_out: int
     """Tensors in the file that belong to something else."""
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """What became of a whole model."""
+
+    image_tokenizer: Imported
+    stream: StreamConfig
+    transformer: TransformerConfig
+    tensors: dict[str, Tensor]
+    """The transformer's, in the precision of the file."""
 
 
 def layout(config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
