@@ -1,7 +1,6 @@
-"""Whole models of the real dalle-pytorch, with random weights, beside what becomes of them; `make peers` installs it."""
+"""Whole models of the real dalle-pytorch, random, beside what becomes of them; `make peers` installs it."""
 
 import importlib.util
-import itertools
 
 import pytest
 import torch
@@ -55,7 +54,7 @@ def make_dalle(seed=0, **options):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("scale") or (".norm" in name or name.startswith("to_logits.0")) and "weight" in name:
+            if name.endswith("scale") or ((".norm" in name or name.startswith("to_logits.0")) and "weight" in name):
                 value.copy_(1 + 0.3 * noise)
             elif value.ndim > 1:
                 value.copy_(noise * (0.7 if "emb" in name and "linear" not in name else 1.5 * value.shape[1] ** -0.5))
@@ -66,8 +65,8 @@ def make_dalle(seed=0, **options):
 
 def save(model, path, **options):
     hparams = {**SHAPE, "loss_img_weight": 7, "attn_dropout": 0.0, "ff_dropout": 0.0, **options}
-    torch.save({"hparams": hparams, "vae_params": VAE, "epoch": 3, "version": "1.6.6",
-                "vae_class_name": "DiscreteVAE", "weights": model.state_dict(), "opt_state": {"state": {}}}, path)  # fmt: skip
+    content = {"hparams": hparams, "vae_params": VAE, "vae_class_name": "DiscreteVAE", "weights": model.state_dict()}
+    torch.save({**content, "epoch": 3, "version": "1.6.6", "opt_state": {"state": {}}}, path)
 
 
 def run(*arguments):
@@ -122,6 +121,29 @@ def test_the_same_logits_and_the_same_picture(tmp_path, options):
     run("import", "dalle-pytorch", tmp_path / "dalle.pt", "--out", tmp_path / "model")
     ours, stream = load(tmp_path / "model")
     compare(model, ours, stream)
+    image_tokenizer, _ = load_image_tokenizer(tmp_path / "model")
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(image_tokenizer.encode(2 * pixels - 1).flatten(1), model.vae.get_codebook_indices(pixels))
     for guidance in (1.0, 3.0):
         drawn = generate(ours, stream, Prompt(CAPTION), [0], SamplingConfig(temperature=0.0, guidance=guidance))
         assert torch.equal(drawn.image_ids[0], greedy(model, guidance))
+        assert len(drawn.image_ids.unique()) > 3
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_exported_again_it_is_the_same_model(tmp_path, options):
+    save(make_dalle(**options), tmp_path / "dalle.pt", **options)
+    run("import", "dalle-pytorch", tmp_path / "dalle.pt", "--out", tmp_path / "model")
+    run("export", "dalle-pytorch", tmp_path / "model", "--out", tmp_path / "again.pt")
+    package = import_dalle_pytorch()
+    content = torch.load(tmp_path / "again.pt", weights_only=True)
+    model = package.DALLE(vae=package.DiscreteVAE(**content["vae_params"]), **content["hparams"])
+    model.load_state_dict(content["weights"])
+    model.eval()
+    original = make_dalle(**options)
+    with torch.no_grad():
+        expected = original(text_of([CAPTION]), images(1))
+        torch.testing.assert_close(model(text_of([CAPTION]), images(1)), expected, atol=1e-4, rtol=0)
+    assert torch.equal(model.vae.decode(images(1)), original.vae.decode(images(1)))
+    size = sum(value.numel() * value.element_size() for value in content["weights"].values())
+    assert (tmp_path / "again.pt").stat().st_size < 1.4 * size  # nothing is stored twice; names take room

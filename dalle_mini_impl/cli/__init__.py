@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "Count what training a transformer takes, from its config.",
     "info": "Tell what a model consists of.",
     "import": "Turn a model or tokenizer of another project into one of ours.",
+    "export": "Turn a model into a file of another project.",
 }
 
 

@@ -9,7 +9,7 @@ import click
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.interop.fill import Imported, ImportedModel
+    from dalle_mini_impl.interop.fill import Imported, ImportedTransformer
 
 HALF = (0.5, 0.5, 0.5)
 OUT = click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to add it to.")
@@ -105,7 +105,10 @@ def dalle_pytorch_model(file: str, out: str, **options: Any) -> None:
     """Import a whole DALLE of DALLE-pytorch, from dalle.pt, with the image tokenizer that is in it."""
     from dalle_mini_impl.interop import dalle_pytorch_model
 
-    _write_model(out, dalle_pytorch_model.load, file, **options)
+    for part in ("image_tokenizer", "transformer"):
+        _keep(out, part)
+    click.echo(f"reading {file}", err=True)
+    _save_model(out, *dalle_pytorch_model.load(file, **options))
 
 
 def _write(out: str, load: "Callable[..., Imported]", source: str | tuple[str, str], **options: Any) -> None:
@@ -133,24 +136,21 @@ def _save_image_tokenizer(out: str, imported: "Imported") -> str:
     return identity
 
 
-def _write_model(out: str, load: "Callable[..., ImportedModel]", source: str, **options: Any) -> None:
+def _save_model(out: str, image_tokenizer: "Imported", transformer: "ImportedTransformer") -> None:
     from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, UNKNOWN, load_text_tokenizer, save_settings, save_tensors
     from dalle_mini_impl.config import SamplingConfig
     from dalle_mini_impl.config_io import to_dict
 
-    for part in ("image_tokenizer", "transformer"):
-        _keep(out, part)
     text_tokenizer = load_text_tokenizer(out) if (Path(out) / TEXT_TOKENIZER).exists() else None
-    click.echo(f"reading {source}", err=True)
-    model = load(source, **options)
     trained_with = {"text_tokenizer": text_tokenizer.identity if text_tokenizer else UNKNOWN,
-                    "image_tokenizer": _save_image_tokenizer(out, model.image_tokenizer)}  # fmt: skip
-    config = {"stream": to_dict(model.stream), "transformer": to_dict(model.transformer)}
-    identity = save_tensors(out, "transformer", model.tensors, config, trained_with)
+                    "image_tokenizer": _save_image_tokenizer(out, image_tokenizer)}  # fmt: skip
+    stream, tensors = transformer.stream, transformer.tensors
+    config = {"stream": to_dict(stream), "transformer": to_dict(transformer.config)}
+    identity = save_tensors(out, "transformer", tensors, config, trained_with)
     # None of these models has learned what no caption means, so guidance is left to those who want it.
     save_settings(out, SamplingConfig(guidance=1.0))
-    click.echo(f"{model.stream.text_vocab} text ids, captions of up to {model.stream.text_length}; "
-               f"{sum(tensor.numel() for tensor in model.tensors.values()):,} parameters")  # fmt: skip
+    click.echo(f"{stream.text_vocab} text ids, captions of up to {stream.text_length}; "
+               f"{sum(tensor.numel() for tensor in tensors.values()):,} parameters")  # fmt: skip
     click.echo(f"transformer {identity} written to {Path(out) / 'transformer.safetensors'}")
     if text_tokenizer is None:
         click.echo(f"{out} has no text tokenizer yet, without which it can read no captions", err=True)

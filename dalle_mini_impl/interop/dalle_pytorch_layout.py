@@ -8,6 +8,7 @@ from typing import Any
 
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop.files import Weights
+from dalle_mini_impl.interop.fill import affine
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,10 +62,9 @@ class Layout:
         """Names and shapes of all tensors but those of the image tokenizer."""
         C, text = self.n_embd, self.text_vocab + self.text_length
         V = text + self.image_vocab
-        shapes: Shapes = {**_norm("to_logits.0", C), "to_logits.1.weight": (V, C), "to_logits.1.bias": (V,)}
+        shapes = affine("to_logits.0", C) | affine("to_logits.1", V, C)
         if self.tied:
-            for name in ("text_emb.linear", "image_emb.linear"):
-                shapes |= {f"{name}.weight": (V, C), f"{name}.bias": (V,)}
+            shapes |= affine("text_emb.linear", V, C) | affine("image_emb.linear", V, C)
         else:
             shapes |= {"text_emb.weight": (text, C), "image_emb.weight": (self.image_vocab, C)}
         if self.rotary:
@@ -80,18 +80,11 @@ class Layout:
         C, inner = self.n_embd, self.n_head * self.head_dim
         shapes: Shapes = {}
         for half in self.halves(number):
-            shapes |= {f"{half}scale": (1, 1, C), **_norm(f"{half}fn.norm", C)}
-            shapes |= _norm(f"{half}fn.norm_out", C) if self.sandwich else {}
+            shapes |= {f"{half}scale": (1, 1, C), **affine(f"{half}fn.norm", C)}
+            shapes |= affine(f"{half}fn.norm_out", C) if self.sandwich else {}
         attention, feed = (half + nest for half, nest in zip(self.halves(number), self.nests, strict=True))
-        return shapes | {
-            f"{attention}to_qkv.weight": (3 * inner, C),
-            f"{attention}to_out.0.weight": (C, inner),
-            f"{attention}to_out.0.bias": (C,),
-            f"{feed}net.0.weight": (8 * C, C),
-            f"{feed}net.0.bias": (8 * C,),
-            f"{feed}net.3.weight": (C, 4 * C),
-            f"{feed}net.3.bias": (C,),
-        }
+        shapes |= {f"{attention}to_qkv.weight": (3 * inner, C), **affine(f"{attention}to_out.0", C, inner)}
+        return shapes | affine(f"{feed}net.0", 8 * C, C) | affine(f"{feed}net.3", C, 4 * C)
 
 
 def layout_of(hparams: Mapping[str, Any], weights: Weights, image_vocab: int) -> Layout:
@@ -139,7 +132,3 @@ def _nest(weights: Weights, last: str) -> str:
         if found := pattern.fullmatch(name):
             return found[1]
     raise UserError(f"{weights.source} has no transformer.layers.….{last}; it is incomplete or of another kind")
-
-
-def _norm(name: str, width: int) -> Shapes:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}

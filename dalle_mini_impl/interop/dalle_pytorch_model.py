@@ -15,7 +15,7 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.interop.dalle_pytorch_layout import Layout, layout_of
 from dalle_mini_impl.interop.files import Weights, read, state_dict, under_prefix
-from dalle_mini_impl.interop.fill import ImportedModel, check, fill
+from dalle_mini_impl.interop.fill import Imported, ImportedTransformer, check, fill
 from dalle_mini_impl.transformer import build_transformer
 
 ATTENTION = ("full", "axial_row", "axial_col", "conv_like")
@@ -28,7 +28,7 @@ CONSOLIDATE = ("run the zero_to_fp32.py in the folder to make one file of its we
 def load(
     path: str | Path, weights: str | Path | None = None, mean: dalle_pytorch.Colour | None = None,
     std: dalle_pytorch.Colour | None = None, trust_pickle: bool = False,
-) -> ImportedModel:  # fmt: skip
+) -> tuple[Imported, ImportedTransformer]:  # fmt: skip
     """Import a DALLE.
 
     Args:
@@ -60,7 +60,7 @@ def load(
 
 def convert(
     hparams: Mapping[str, Any], weights: Weights, normalization: tuple[dalle_pytorch.Colour, dalle_pytorch.Colour]
-) -> ImportedModel:
+) -> tuple[Imported, ImportedTransformer]:
     """Import a DALLE that was read.
 
     Args:
@@ -87,7 +87,7 @@ def convert(
     with torch.device("meta"):
         build_transformer(config, stream)  # refuses numbers that do not fit
     image = dataclasses.replace(image, image_size=layout.side * image.factor)
-    return ImportedModel(fill(vae, image, foreign_name), stream, config, _tensors(outer.tensors, layout))
+    return fill(vae, image, foreign_name), ImportedTransformer(config, stream, _tensors(outer.tensors, layout))
 
 
 def _image_tokenizer(

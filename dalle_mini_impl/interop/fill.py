@@ -1,4 +1,4 @@
-"""Tensors under foreign names -> an image tokenizer, whole or not at all."""
+"""Tensors under foreign names -> parts of ours, whole or not at all."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -25,14 +25,13 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class ImportedModel:
-    """What became of a whole model."""
+class ImportedTransformer:
+    """What became of the file of a transformer."""
 
-    image_tokenizer: Imported
+    config: TransformerConfig
     stream: StreamConfig
-    transformer: TransformerConfig
     tensors: dict[str, Tensor]
-    """The transformer's, in the precision of the file."""
+    """Under our names, in the precision of the file; they take memory only where several had to be joined."""
 
 
 def layout(config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
@@ -77,3 +76,8 @@ def check(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> None:
     if numbers := [name for name, tensor in weights.tensors.items() if not tensor.is_floating_point()]:
         raise UserError(f"{weights.source} has tensors that are not floating-point: {few(numbers)}; "
                         f"import the weights as they were before they were quantized")  # fmt: skip
+
+
+def affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a weight and of the bias that belongs to it."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
