@@ -1,7 +1,7 @@
 """Checkpoint folders: one part per file, each with its config and the identity of what it was trained with.
 
     config.yaml                 name, recommended sampling settings
-    text_tokenizer.model        SentencePiece
+    text_tokenizer.model        SentencePiece; text_tokenizer.json where it was imported
     image_tokenizer.safetensors
     transformer.safetensors
     scorer.safetensors
@@ -15,7 +15,6 @@ a pickle.
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,18 @@ from torch import Tensor, nn
 from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import from_dict, read_yaml, to_dict
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file, shipped
+from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.scorer import Preprocess, Scorer, build_clip
 from dalle_mini_impl.scorer.adapters import ADAPTERS
+from dalle_mini_impl.text_part import TEXT_TOKENIZER, read_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
 UNKNOWN = "unknown"
 """Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
 SHIPPED = Path(__file__).parent / "pretrained"
-TEXT_TOKENIZER = "text_tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def read_part(model_dir: Path, part: str) -> Part:
     return Part(path, identity, config, trained_with, tensors)
 
 
-def load_text_tokenizer(name: str | Path) -> TextTokenizer:
-    """The text tokenizer of a model."""
-    return TextTokenizer(find(name) / TEXT_TOKENIZER)
+def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:
+    """The text tokenizer of a model: ours, or one that was imported."""
+    return read_text_tokenizer(find(name))
 
 
 def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
@@ -163,7 +163,7 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
         return ADAPTERS[library](rest, device)
     folder = find(name)
     part = read_part(folder, "scorer")
-    text_tokenizer = load_text_tokenizer(folder)
+    text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER)
     check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
     config = from_dict(ScorerConfig, part.config, str(part.path))
     ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
@@ -181,21 +181,6 @@ def check_trained_with(part: Part, other: str, identity: str) -> None:
     if part.trained_with.get(other) not in (identity, UNKNOWN):
         raise UserError(f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
                         f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
-
-
-def add_text_tokenizer(model_dir: str | Path, source: str | Path) -> TextTokenizer:
-    """Copy a text tokenizer into a checkpoint folder and load it.
-
-    Raises:
-        UserError: the folder already has another one, which other parts may depend on.
-    """
-    tokenizer, target = TextTokenizer(source), Path(model_dir) / TEXT_TOKENIZER
-    if target.is_file() and (old := TextTokenizer(target).identity) != tokenizer.identity:
-        raise UserError(f"{target} is text tokenizer {old}, but the config names {source} ({tokenizer.identity}); "
-                        f"use another model_dir or the same tokenizer")  # fmt: skip
-    with replace_file(target) as temporary:
-        shutil.copyfile(shipped(source), temporary)
-    return tokenizer
 
 
 def save_settings(model_dir: str | Path, sampling: SamplingConfig) -> None:

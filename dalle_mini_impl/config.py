@@ -73,6 +73,8 @@ class StreamConfig:
     """K, number of image ids."""
     bos_id: int = 2
     """Text id that opens every stream; -1 for none (minDALL-E)."""
+    pad_id: int = -1
+    """Text id in whose place the padding of its position stands, wherever captions have it; -1 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)

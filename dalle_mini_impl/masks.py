@@ -31,19 +31,18 @@ class Sight(nn.Module):
     """
 
     allowed: Tensor
-    _places: Tensor
 
     def __init__(self, allowed: Tensor) -> None:
         super().__init__()
         self.register_buffer("allowed", allowed, persistent=False)
-        self.counts = [] if allowed.is_meta else allowed.sum(1).tolist()
-        # The places seen come first, in their order.
-        places = torch.argsort(~allowed, dim=1, stable=True)[:, : max(self.counts, default=0)]
-        self.register_buffer("_places", places, persistent=False)
+        self._seen: dict[int, Tensor] = {}
 
     def seen(self, position: int) -> Tensor:
         """The positions (n,) that one may look at, rising; itself is the last."""
-        return self._places[position, : self.counts[position]]
+        places = self._seen.get(position)
+        if places is None or places.device != self.allowed.device:
+            places = self._seen[position] = self.allowed[position].nonzero()[:, 0]
+        return places
 
 
 def sight(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Tensor:

@@ -26,7 +26,7 @@ from dalle_mini_impl.ranking import best
 from dalle_mini_impl.results import Preview, Result
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.text_tokenizer import CaptionTokenizer
 from dalle_mini_impl.tile import close_seams
 from dalle_mini_impl.transformer import Transformer
 
@@ -45,7 +45,7 @@ class DalleMini:
     """
 
     def __init__(
-        self, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
+        self, text_tokenizer: CaptionTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
         stream: Stream, scorer: Scorer | None, sampling: SamplingConfig, source: dict[str, str],
     ) -> None:  # fmt: skip
         self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer

@@ -37,6 +37,7 @@ class Transformer(nn.Module):
         n_embd: C.
         position: `rope`, `table` (rotary, by a table that is among the weights), `learned` (one embedding per value of
             each coordinate, summed) or `absolute` (one per position).
+        extent: how many values each coordinate has; the largest in `coordinates` tells where it is not given.
         block: what the blocks are made of.
         head_dim: width of a head; 0 is C / n_head.
         sights: which positions each may look at, for each block; None, or nothing at all, for all before.
@@ -54,7 +55,7 @@ class Transformer(nn.Module):
 
     def __init__(
         self, vocab_size: int, coordinates: Tensor, n_layer: int, n_head: int, n_embd: int, position: str = "rope", *,
-        block: BlockConfig = OURS, head_dim: int = 0, sights: Sequence[Sight | None] = (),
+        extent: Sequence[int] = (), block: BlockConfig = OURS, head_dim: int = 0, sights: Sequence[Sight | None] = (),
         sources: Tensor | None = None, last_norms: int = 1, stable: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -82,8 +83,7 @@ class Transformer(nn.Module):
         self.register_buffer("sources", sources if block.shift else None, persistent=False)
         self.positions = None
         if position in ("learned", "absolute"):
-            count, kinds = coordinates.shape
-            sizes = [count] * kinds if coordinates.is_meta else (coordinates.max(0).values + 1).tolist()
+            sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
             self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
         sights = sights or (None,) * n_layer
         self.blocks = nn.ModuleList(Block(n_embd, n_head, block, self.head_dim, sight) for sight in sights)
@@ -173,10 +173,11 @@ class Transformer(nn.Module):
 def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transformer:
     """The transformer of a config, for a stream."""
     layout = Stream(stream)
+    extent = [layout.prefix_length + side for side in stream.grid]
     return Transformer(
         layout.vocab_size, layout.coordinates(), config.n_layer, config.n_head, config.n_embd, config.position,
-        block=config.block, head_dim=config.head_dim, sights=_sights(config, layout), sources=layout.neighbours(),
-        last_norms=config.last_norms, stable=config.stable,
+        extent=extent, block=config.block, head_dim=config.head_dim,
+        sights=_sights(config, layout), sources=layout.neighbours(), last_norms=config.last_norms, stable=config.stable,
     )  # fmt: skip
 
 
@@ -190,6 +191,6 @@ def _sights(config: TransformerConfig, layout: Stream) -> list[Sight | None]:
     made: dict[str, Sight | None] = {"full": None}
     for kind in set(kinds) - {"full"}:
         allowed = sight(kind, before, layout.config.grid, config.kernel)
-        # The last image id, which nothing follows, may have no place in the mask.
-        made[kind] = Sight(F.pad(allowed, (0, layout.length - len(allowed), 0, layout.length - len(allowed))))
+        missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
+        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True))
     return [made[kind] for kind in kinds]

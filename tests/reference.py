@@ -92,14 +92,15 @@ def next_id(logits: list[float], uniform: float, temperature: float, top_k: int,
 def image_logits(transformer, ids: list[int], image_range: tuple[int, int]) -> Tensor:
     """Run the whole stream so far and cut the image ids' scores out of all scores."""
     hidden = transformer(torch.tensor([ids]))[0, -1]
-    return (transformer.head.weight @ hidden)[image_range[0] : image_range[1]]
+    scores = transformer.head.weight @ hidden + (0 if transformer.head.bias is None else transformer.head.bias)
+    return scores[image_range[0] : image_range[1]]
 
 
 def stream_ids(stream, caption: list[int]) -> list[int]:
-    """BOS, caption, and each empty text position's own padding id."""
+    """BOS if there is one, caption, and each empty text position's own padding id."""
     config = stream.config
     padding = [config.text_vocab + place for place in range(len(caption), config.text_length)]
-    return [config.bos_id, *caption, *padding]
+    return [*([config.bos_id] if config.bos_id >= 0 else []), *caption, *padding]
 
 
 def generate(
@@ -160,3 +161,30 @@ def ssim(x: Tensor, y: Tensor) -> float:
                 light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
                 scores.append(light * (2 * both + 0.03**2) / (var_a + var_b + 0.03**2))
     return sum(scores) / len(scores)
+
+
+def yttm_ids(text: str, chars: dict[str, int], rules: list[tuple[int, int, int]], unknown: int) -> list[int]:
+    """What YouTokenToMe's encoder does: in each word, the earliest rule that fits anywhere, leftmost first."""
+    for blank in "\t\n\v\f\r▁":
+        text = text.replace(blank, " ")
+    result = []
+    for word in (word for word in text.split(" ") if word):
+        pieces: list[int | None] = [chars["▁"]]
+        for char in word:
+            if char in chars:
+                pieces.append(chars[char])
+            elif pieces[-1] is not None:
+                pieces.append(None)  # a run of unknown characters is one
+        while True:
+            found = [
+                (rank, place, new)
+                for rank, (left, right, new) in enumerate(rules)
+                for place in range(len(pieces) - 1)
+                if pieces[place] == left and pieces[place + 1] == right
+            ]
+            if not found:
+                break
+            _, place, new = min(found)
+            pieces[place : place + 2] = [new]
+        result += [unknown if piece is None else piece for piece in pieces]
+    return result

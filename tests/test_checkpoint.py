@@ -14,6 +14,7 @@ from dalle_mini_impl import checkpoint
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import train_text_tokenizer
 
 PARTS = {
@@ -242,7 +243,7 @@ def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
     old = checkpoint.load_text_tokenizer(folder)
     other = train_text_tokenizer(CAPTIONS[::-1], tmp_path / "other.model", 353)
     with pytest.raises(UserError) as caught:
-        checkpoint.add_text_tokenizer(folder, tmp_path / "other.model")
+        add_text_tokenizer(folder, tmp_path / "other.model")
     assert old.identity in str(caught.value)
     assert other.identity in str(caught.value)
     assert checkpoint.load_text_tokenizer(folder).identity == old.identity
@@ -251,14 +252,14 @@ def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
 def test_the_same_text_tokenizer_may_be_added_again(folder):
     path = folder / "text_tokenizer.model"
     before = path.read_bytes()
-    assert checkpoint.add_text_tokenizer(folder, path).vocab_size == 367
+    assert add_text_tokenizer(folder, path).vocab_size == 367
     assert path.read_bytes() == before
 
 
 def test_a_bad_text_tokenizer_is_not_added(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"bad")
     with pytest.raises(UserError, match=r"bad\.model"):
-        checkpoint.add_text_tokenizer(tmp_path / "model", tmp_path / "bad.model")
+        add_text_tokenizer(tmp_path / "model", tmp_path / "bad.model")
     assert not (tmp_path / "model" / "text_tokenizer.model").exists()
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "Train image tokenizers alike and measure them.",
     "plan": "Count what training a transformer takes, from its config.",
     "info": "Tell what a model consists of.",
-    "import": "Turn a model or tokenizer of another project into one of ours.",
+    "import": "Turn a model or a tokenizer of another project into one of ours.",
     "export": "Turn a model into a file of another project.",
 }
 

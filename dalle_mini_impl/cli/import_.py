@@ -1,4 +1,4 @@
-"""`dalle import`: models and image tokenizers of other projects, as parts of ours."""
+"""`dalle import`: models, image and text tokenizers of other projects, as ours."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.import_models import dalle_pytorch
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.interop.fill import Imported, ImportedTransformer
+    from dalle_mini_impl.interop.fill import Imported
 
 HALF = (0.5, 0.5, 0.5)
-OUT = click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to add it to.")
-TRUST = click.option("--trust-pickle", is_flag=True, help="Also read a file that holds more than tensors.")
+TEXT_KINDS = ("clip-bpe", "json", "char-bpe", "bert", "yttm")
 
 
 def common_options(image_size: int | None) -> Callable[[Any], Any]:
     """The options all formats share; `image_size` is the default of one of them, None what the file says."""
     said = "what the file says, or 256" if image_size is None else str(image_size)
     options = (
-        OUT,
+        click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to add it to."),
         click.option("--image-size", type=click.IntRange(1), default=image_size, show_default=said,
                      help="Side in pixels of the pictures that models on top of it will see."),
-        TRUST,
+        click.option("--trust-pickle", is_flag=True, help="Also read a file that holds more than tensors."),
     )  # fmt: skip
 
     def decorate(command: Any) -> Any:
@@ -36,10 +36,13 @@ def common_options(image_size: int | None) -> Callable[[Any], Any]:
 
 @click.group("import")
 def import_() -> None:
-    """Turn a model or an image tokenizer of another project into one of ours.
+    """Turn a model or a tokenizer of another project into one of ours.
 
     It then works without that project's package; docs/importing.md tells what is known to work.
     """
+
+
+import_.add_command(dalle_pytorch)
 
 
 @import_.command("taming-vqgan")
@@ -93,64 +96,41 @@ def dalle_pytorch_vae(
     _write(out, dalle_pytorch.load, file, **options)
 
 
-@import_.command("dalle-pytorch")
+@import_.command("text-tokenizer")
 @click.argument("file")
-@click.option("--weights", type=click.Path(), help="Its weights, where DeepSpeed kept them apart from FILE.")
-@click.option("--mean", type=float, nargs=3,
-              help="`normalization` of its DiscreteVAE.  [default: what the file says, or 0.5]")  # fmt: skip
-@click.option("--std", type=float, nargs=3, help="The other half of it.")
-@OUT
-@TRUST
-def dalle_pytorch_model(file: str, out: str, **options: Any) -> None:
-    """Import a whole DALLE of DALLE-pytorch, from dalle.pt, with the image tokenizer that is in it."""
-    from dalle_mini_impl.interop import dalle_pytorch_model
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to add it to.")
+@click.option("--kind", type=click.Choice(TEXT_KINDS), help="Its format; guessed where not given.")
+@click.option("--lowercase", is_flag=True, help="Lower all texts, as ruDALL-E and minDALL-E do.")
+@click.option("--bos", is_flag=True, help="Begin every caption with its BOS, as ruDALL-E does.")
+@click.option("--eos", is_flag=True, help="End every caption with its EOS, as ruDALL-E does.")
+def text_tokenizer(file: str, out: str, kind: str | None, lowercase: bool, bos: bool, eos: bool) -> None:
+    """Import a text tokenizer: CLIP's merges, a tokenizer.json, vocab.json with merges.txt, BERT's vocab.txt, or a
+    model of YouTokenToMe.
 
-    for part in ("image_tokenizer", "transformer"):
-        _keep(out, part)
-    click.echo(f"reading {file}", err=True)
-    _save_model(out, *dalle_pytorch_model.load(file, **options))
+    Captions get neither BOS nor EOS unless asked for.
+    """
+    from dalle_mini_impl.interop import text_tokenizers
+    from dalle_mini_impl.text_part import save_text_tokenizer
+
+    tokenizer = text_tokenizers.load(file, kind or "", lowercase=lowercase, bos=bos, eos=eos)
+    click.echo(f"{tokenizer.vocab_size} text ids; padding {tokenizer.pad_id}, BOS {tokenizer.bos_id}, "
+               f"EOS {tokenizer.eos_id} (-1 is none)")  # fmt: skip
+    click.echo(f"text tokenizer {tokenizer.identity} written to {save_text_tokenizer(out, tokenizer)}")
 
 
 def _write(out: str, load: "Callable[..., Imported]", source: str | tuple[str, str], **options: Any) -> None:
-    _keep(out, "image_tokenizer")  # a transformer beside it would be of no more use
-    click.echo(f"reading {source if isinstance(source, str) else ' and '.join(source)}", err=True)
-    _save_image_tokenizer(out, load(source, **options))
-
-
-def _keep(out: str, part: str) -> None:
-    if (target := Path(out) / f"{part}.safetensors").exists():
-        raise UserError(f"{target} is there already; choose another folder for --out")
-
-
-def _save_image_tokenizer(out: str, imported: "Imported") -> str:
     from dalle_mini_impl.checkpoint import save_part
     from dalle_mini_impl.config_io import to_dict
 
+    target = Path(out) / "image_tokenizer.safetensors"
+    if target.exists():  # a transformer beside it would be of no more use
+        raise UserError(f"{target} is there already; choose another folder for --out")
+    click.echo(f"reading {source if isinstance(source, str) else ' and '.join(source)}", err=True)
+    imported = load(source, **options)
     config, tensors = imported.tokenizer.config, imported.tokenizer.state_dict().values()
     click.echo(f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors):,} parameters; "
                f"{imported.left_out} others left out")  # fmt: skip
     click.echo(f"{config.codebook_size} image ids, each for {config.factor}×{config.factor} pixels, "
                f"{config.grid[0]}×{config.grid[1]} for {config.image_size}×{config.image_size}")  # fmt: skip
     identity = save_part(out, "image_tokenizer", imported.tokenizer, to_dict(config), {}, imported.dtype)
-    click.echo(f"image tokenizer {identity} written to {Path(out) / 'image_tokenizer.safetensors'}")
-    return identity
-
-
-def _save_model(out: str, image_tokenizer: "Imported", transformer: "ImportedTransformer") -> None:
-    from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, UNKNOWN, load_text_tokenizer, save_settings, save_tensors
-    from dalle_mini_impl.config import SamplingConfig
-    from dalle_mini_impl.config_io import to_dict
-
-    text_tokenizer = load_text_tokenizer(out) if (Path(out) / TEXT_TOKENIZER).exists() else None
-    trained_with = {"text_tokenizer": text_tokenizer.identity if text_tokenizer else UNKNOWN,
-                    "image_tokenizer": _save_image_tokenizer(out, image_tokenizer)}  # fmt: skip
-    stream, tensors = transformer.stream, transformer.tensors
-    config = {"stream": to_dict(stream), "transformer": to_dict(transformer.config)}
-    identity = save_tensors(out, "transformer", tensors, config, trained_with)
-    # None of these models has learned what no caption means, so guidance is left to those who want it.
-    save_settings(out, SamplingConfig(guidance=1.0))
-    click.echo(f"{stream.text_vocab} text ids, captions of up to {stream.text_length}; "
-               f"{sum(tensor.numel() for tensor in tensors.values()):,} parameters")  # fmt: skip
-    click.echo(f"transformer {identity} written to {Path(out) / 'transformer.safetensors'}")
-    if text_tokenizer is None:
-        click.echo(f"{out} has no text tokenizer yet, without which it can read no captions", err=True)
+    click.echo(f"image tokenizer {identity} written to {target}")

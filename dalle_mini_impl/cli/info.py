@@ -14,10 +14,11 @@ def info(model: str, as_json: bool) -> None:
     """Tell a model's parts, sizes, identities and settings, as far as it has them yet."""
     from dalle_mini_impl import checkpoint
     from dalle_mini_impl.config_io import to_dict
+    from dalle_mini_impl.text_part import IMPORTED_TEXT_TOKENIZER, TEXT_TOKENIZER
 
     folder = checkpoint.find(model)
     facts: dict[str, object] = {"model": model}
-    if (folder / checkpoint.TEXT_TOKENIZER).is_file():
+    if any((folder / name).is_file() for name in (TEXT_TOKENIZER, IMPORTED_TEXT_TOKENIZER)):
         tokenizer = checkpoint.load_text_tokenizer(folder)
         facts["checkpoint"] = checkpoint.fingerprint(folder)
         facts["text_tokenizer"] = {"identity": tokenizer.identity, "vocab_size": tokenizer.vocab_size}
@@ -31,7 +32,7 @@ def info(model: str, as_json: bool) -> None:
             facts[name] = {"identity": part.identity, "numbers": parameters, "megabytes": size,
                            "trained_with": part.trained_with, "config": part.config}  # fmt: skip
     if len(facts) == 1:
-        raise UserError(f"{folder} has no part of a model; expected {checkpoint.TEXT_TOKENIZER} or a .safetensors file "
+        raise UserError(f"{folder} has no part of a model; expected {TEXT_TOKENIZER} or a .safetensors file "
                         f"made by training or dalle import")  # fmt: skip
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))

@@ -75,6 +75,7 @@ def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
     yield "last_norms", config.last_norms, (1,)
     yield "grid", stream.grid, ((side, side),)
     yield "bos_id", stream.bos_id, (0,)
+    yield "pad_id", stream.pad_id, (0,)
     yield "the image tokenizer's network", image.network, ("dalle-pytorch",)
     yield "the image tokenizer's image_size", image.image_size, (side * image.factor,)
     powers = tuple(2**power for power in range(1, 15))

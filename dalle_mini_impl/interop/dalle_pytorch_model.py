@@ -21,6 +21,12 @@ from dalle_mini_impl.transformer import build_transformer
 ATTENTION = ("full", "axial_row", "axial_col", "conv_like")
 KERNEL = 5
 """Side of the square of `conv_like`, which the package fixes."""
+CARD = """# A DALLE of DALLE-pytorch
+
+Image tokenizer and transformer were imported from a dalle.pt of DALLE-pytorch (github.com/lucidrains/DALLE-pytorch),
+which says nothing of the pictures and captions that they were trained on, nor of a licence. An image tokenizer that
+is OpenAI's or taming-transformers' has a licence of its own.
+"""
 CONSOLIDATE = ("run the zero_to_fp32.py in the folder to make one file of its weights, and then give the folder's "
                "auxiliary.pt and that file as --weights")  # fmt: skip
 
@@ -81,7 +87,7 @@ def convert(
     check(outer, layout.shapes())
     stream = StreamConfig(
         text_length=layout.text_length, text_vocab=layout.text_vocab, grid=(layout.side, layout.side),
-        image_vocab=image.codebook_size, bos_id=0,
+        image_vocab=image.codebook_size, bos_id=0, pad_id=0,
     )  # fmt: skip
     config = _transformer_config(hparams, layout, whole.source)
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part, save_settings
+from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part, save_settings
 from dalle_mini_impl.config import StreamConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
@@ -22,6 +22,7 @@ from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
 from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common, sharding
 from dalle_mini_impl.train.average import Average
