@@ -7,12 +7,13 @@ import cmath
 import math
 from dataclasses import dataclass
 
+import foreign
 import torch
 from foreign import Shapes, Tensors, random_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
-TEXT_VOCAB, LENGTH, SIDE, IDS = 41, 4, 3, 61
+TEXT_VOCAB, LENGTH, SIDE, IDS = 41, 5, 4, 61
 PREFIX, TEXT = 1 + LENGTH, TEXT_VOCAB + LENGTH
 DIM, HEADS, SIZE = 20, 3, 14
 """Heads of 14 channels, of which 12 are turned; 3 × 14 is not 20."""
@@ -170,3 +171,20 @@ def logits(tensors: Tensors, kind: Kind, caption: list[int], image_ids: list[int
     x = (first + second) / 2 if kind.reversible else first
     x = x / x.max(-1, keepdim=True).values if kind.stable else x
     return norm(t, "to_logits.0", x) @ t["to_logits.1.weight"].T + t["to_logits.1.bias"]
+
+
+KINDS = {
+    "1.6.6": Kind(("full", "axial_row", "axial_col", "conv_like")),
+    "1.6.6, no shift": Kind(nests=(3, 2), stable=True, tied=True),
+    "before the cache": Kind(nests=(3, 3), sandwich=True),
+    "the first": Kind(("conv_like", "full"), nests=(2, 2), rotary=False, axial="image_pos_emb.weights_"),
+    "reversible": Kind(("axial_col", "full"), rotary=False, reversible=True, sandwich=True),
+}
+PICTURE = [3, 60, 0, 17, 5, 5, 41, 8, 29, 33, 2, 60, 12, 48, 7, 19]
+VAE = random_tensors(foreign.dalle_pytorch_shapes(2, 0, hidden=11, embed=7, ids=IDS), gain=1.6)
+
+
+def content(kind: Kind = KINDS["1.6.6"], vae: Tensors = VAE, **changes) -> dict:
+    """What is in a dalle.pt."""
+    weights = {**{f"vae.{name}": value for name, value in vae.items()}, **make_tensors(kind)}
+    return {"hparams": kind.hparams, "vae_params": None, "weights": weights, **changes}
