@@ -1,6 +1,6 @@
 """Checkpoint folders: one part per file, each with its config and the identity of what it was trained with.
 
-    config.yaml                 name, recommended sampling settings
+    config.yaml                 name, recommended sampling settings, languages, licence, data, measured quality
     text_tokenizer.model        SentencePiece; text_tokenizer.json where it was imported
     image_tokenizer.safetensors
     transformer.safetensors
@@ -20,26 +20,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
-from dalle_mini_impl.config_io import from_dict, read_yaml, to_dict
+from dalle_mini_impl import hub
+from dalle_mini_impl.config import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config_io import from_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.scorer import Preprocess, Scorer, build_clip
 from dalle_mini_impl.scorer.adapters import ADAPTERS
-from dalle_mini_impl.text_part import TEXT_TOKENIZER, read_text_tokenizer
+from dalle_mini_impl.settings import SETTINGS
+from dalle_mini_impl.text_part import TEXT_TOKENIZER, TEXT_TOKENIZERS, read_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
 UNKNOWN = "unknown"
 """Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
 SHIPPED = Path(__file__).parent / "pretrained"
+PARTS = ("image_tokenizer", "transformer", "scorer")
+PART_FILES = (*TEXT_TOKENIZERS, *(f"{part}.safetensors" for part in PARTS))
+CARDS = ("MODEL_CARD.md", "README.md")
+FILES = (SETTINGS, *PART_FILES, *CARDS)
+"""All that is looked at in a folder; nothing else is up- or downloaded."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +62,20 @@ class Part:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a shipped model's name, or else a checkpoint folder itself.
+    """The folder of a shipped model's name, of one on a hub (`hf:USER/REPO`), or else a checkpoint folder itself.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is none of them.
     """
+    if str(name).startswith(hub.PREFIX):
+        return hub.download(str(name), FILES, PART_FILES)
     shipped = SHIPPED / str(name)
     if "/" not in str(name) and (shipped / "config.yaml").is_file():
         return shipped  # a folder that happens to have this name is meant by ./emoji
     if Path(name).is_dir():
         return Path(name)
     known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml")))
-    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder or a shipped name ({known})")
+    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})")
 
 
 def save_part(
@@ -183,27 +191,10 @@ def check_trained_with(part: Part, other: str, identity: str) -> None:
                         f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
 
 
-def save_settings(model_dir: str | Path, sampling: SamplingConfig) -> None:
-    """Write `config.yaml` with the sampling settings the model recommends."""
-    values = {"name": Path(model_dir).name, "sampling": to_dict(sampling)}
-    with replace_file(Path(model_dir) / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def load_settings(name: str | Path) -> SamplingConfig:
-    """The sampling settings a model recommends."""
-    path = find(name) / "config.yaml"
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-        return from_dict(SamplingConfig, values["sampling"], str(path))
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error
-
-
 def fingerprint(folder: Path) -> str:
     """One hash over the identities of all parts in a folder, recorded in every picture."""
     identities = [load_text_tokenizer(folder).identity]
-    for part in ("image_tokenizer", "transformer", "scorer"):
+    for part in PARTS:
         if (folder / f"{part}.safetensors").is_file():
             identities.append(read_part(folder, part).identity)
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]

@@ -181,6 +181,46 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured figure."""
+
+    what: str
+    """What was measured, and on what."""
+    value: float
+    """The figure, in the unit that `what` names."""
+    command: str
+    """What prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboutConfig:
+    """What a checkpoint says of itself that its weights cannot tell; what is empty is not said."""
+
+    licence: str = ""
+    """Of the weights, as an SPDX identifier such as `CC-BY-4.0`."""
+    languages: tuple[str, ...] = ()
+    """Codes of the captions' languages."""
+    data: tuple[str, ...] = ()
+    """What it was trained on: a line for each source, best with its licence."""
+    quality: tuple[Figure, ...] = ()
+    """What was measured."""
+    measured_on: str = ""
+    """Hash, as `dalle info` prints it, of the checkpoint that `quality` was measured on; of another it says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint's `config.yaml`."""
+
+    name: str = ""
+    """Of the model."""
+    sampling: SamplingConfig
+    """The settings it recommends."""
+    about: AboutConfig = field(default_factory=AboutConfig)
+    """What it says of itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where captioned pictures come from."""
 
@@ -208,3 +248,5 @@ class AugmentConfig:
     """Chance of mirroring pictures that may be mirrored."""
     background: float = 0.25
     """Chance of a random colour instead of white behind transparent pictures."""
+    crop: bool = False
+    """Of pictures larger than the frame (`scale` above 1) show any part, not the middle."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl import checkpoint
+from dalle_mini_impl import checkpoint, settings
 from dalle_mini_impl.canvas import Box, Canvas, Region, make_canvas, vary
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.device import choose_device
@@ -54,10 +54,10 @@ class DalleMini:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto", precision: str = "auto") -> "DalleMini":
-        """Load a shipped model or a checkpoint folder.
+        """Load a shipped model, a checkpoint folder, or one on a hub.
 
         Args:
-            name: `emoji`, or a folder.
+            name: `emoji`, a folder, or `hf:USER/REPO`, with `@REVISION` for another than the latest (extra `hub`).
             device: `auto`, `cpu`, `cuda`, `mps` …
             precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 on CUDA
                 and on a CPU with a C compiler, fp32 elsewhere.
@@ -70,10 +70,10 @@ class DalleMini:
         precision = choose_precision(precision, transformer)
         pack(transformer, precision, Stream(stream).image_range)
         image_tokenizer, _ = checkpoint.load_image_tokenizer(folder, device)
-        has_scorer = (folder / "scorer.safetensors").is_file()
         return cls(
             checkpoint.load_text_tokenizer(folder), image_tokenizer, transformer, Stream(stream),
-            checkpoint.load_scorer(folder, device) if has_scorer else None, checkpoint.load_settings(folder),
+            checkpoint.load_scorer(folder, device) if (folder / "scorer.safetensors").is_file() else None,
+            settings.load_settings(folder).sampling,
             {"model": str(name), "checkpoint": checkpoint.fingerprint(folder), "precision": precision},
         )  # fmt: skip
 

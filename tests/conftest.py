@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from dalle_mini_impl.checkpoint import save_part, save_settings
+from dalle_mini_impl.checkpoint import save_part
 from dalle_mini_impl.cli import main
 from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.scorer import build_clip
+from dalle_mini_impl.settings import save_settings
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.text_part import TEXT_TOKENIZER, add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer, train_text_tokenizer

@@ -6,12 +6,10 @@ import shutil
 
 import pytest
 import torch
-import yaml
-from conftest import CAPTIONS, IMAGE_TOKENIZER, SAMPLING, TRANSFORMER, make_image_tokenizer, make_transformer
+from conftest import CAPTIONS, IMAGE_TOKENIZER, TRANSFORMER, make_image_tokenizer, make_transformer
 from safetensors.torch import load_file, save_file
 
 from dalle_mini_impl import checkpoint
-from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.text_part import add_text_tokenizer
@@ -272,35 +270,6 @@ def test_the_fingerprint_names_the_whole_folder(folder):
     third = checkpoint.fingerprint(folder)
     another_text_tokenizer(folder)
     assert len({first, second, third, checkpoint.fingerprint(folder)}) == 4
-
-
-# --- settings
-
-
-def test_settings_come_back(tmp_path):
-    settings = SamplingConfig(temperature=0.7, top_k=97, top_p=0.9, guidance=4.5)
-    checkpoint.save_settings(tmp_path / "heart", settings)
-    assert checkpoint.load_settings(tmp_path / "heart") == settings
-    assert yaml.safe_load((tmp_path / "heart" / "config.yaml").read_text())["name"] == "heart"
-
-
-@pytest.mark.parametrize(
-    "content", ["", "name: x", "sampling: [", "[]", "sampling: 3", "sampling: {topk: 3}", "sampling: {top_k: many}"]
-)
-def test_damaged_settings_are_refused(folder, content):
-    (folder / "config.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"config\.yaml"):
-        checkpoint.load_settings(folder)
-
-
-def test_missing_or_binary_settings_are_refused(folder):
-    assert checkpoint.load_settings(folder) == SAMPLING
-    (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"config\.yaml"):
-        checkpoint.load_settings(folder)
-    (folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"config\.yaml is missing"):
-        checkpoint.load_settings(folder)
 
 
 # --- names

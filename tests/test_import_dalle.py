@@ -12,13 +12,14 @@ from foreign import random_tensors
 from foreign_dalle import IDS, KINDS, PICTURE, SIDE, TEXT_VOCAB, VAE, Kind, content
 
 from dalle_mini_impl import DalleMini
-from dalle_mini_impl.checkpoint import load_image_tokenizer, load_settings, read_part
+from dalle_mini_impl.checkpoint import load_image_tokenizer, read_part
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config import StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import from_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.images import to_pixels
 from dalle_mini_impl.interop import dalle_pytorch_model
+from dalle_mini_impl.settings import load_settings
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import build_transformer
 
@@ -168,7 +169,7 @@ def test_it_samples_and_completes(words):
 
 def test_guidance_is_off_unless_asked_for():
     imported(content())
-    assert load_settings("model").guidance == 1.0
+    assert load_settings(Path("model")).sampling.guidance == 1.0
 
 
 def test_a_text_tokenizer_can_come_before_or_afterwards(words):

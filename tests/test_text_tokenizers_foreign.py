@@ -26,6 +26,7 @@ from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop import text_tokenizers
 from dalle_mini_impl.json_tokenizer import SETTINGS, JsonTokenizer
+from dalle_mini_impl.settings import save_settings
 from dalle_mini_impl.text_part import add_text_tokenizer, save_text_tokenizer
 from dalle_mini_impl.transformer import build_transformer
 
@@ -439,7 +440,7 @@ def imported(tmp_path_factory):
     config = {"stream": to_dict(stream), "transformer": to_dict(TRANSFORMER)}
     trained_with = {"text_tokenizer": text.identity, "image_tokenizer": image}
     checkpoint.save_part(folder / "m", "transformer", transformer, config, trained_with)
-    checkpoint.save_settings(folder / "m", SAMPLING)
+    save_settings(folder / "m", SAMPLING)
     return folder / "m"
 
 
@@ -459,7 +460,7 @@ def test_info_tells_of_it(imported):
     result = CliRunner().invoke(dalle, ["info", str(imported), "--json"])
     facts = json.loads(result.output)
     identity = checkpoint.load_text_tokenizer(imported).identity
-    assert facts["text_tokenizer"] == {"identity": identity, "vocab_size": 15}
+    assert facts["text_tokenizer"] == {"identity": identity, "vocab_size": 15, "megabytes": 0.0}
     assert facts["transformer"]["trained_with"]["text_tokenizer"] == identity
 
 

@@ -21,7 +21,8 @@ COMMANDS = {
     "bench": "Measure speed beside the peers and the machine's limits.",
     "compare": "Train image tokenizers alike and measure them.",
     "plan": "Count what training a transformer takes, from its config.",
-    "info": "Tell what a model consists of.",
+    "info": "Tell what a model consists of and says of itself.",
+    "push": "Send a checkpoint to a hub, for others to use.",
     "import": "Turn a model or a tokenizer of another project into one of ours.",
     "export": "Turn a model into a file of another project.",
 }

@@ -49,10 +49,11 @@ def _save(
     sampling: "SamplingConfig", card: str,
 ) -> None:  # fmt: skip
     """Write all parts; None stands for those that are in the folder already."""
-    from dalle_mini_impl.checkpoint import UNKNOWN, read_part, save_part, save_settings, save_tensors
+    from dalle_mini_impl.checkpoint import UNKNOWN, read_part, save_part, save_tensors
     from dalle_mini_impl.config import ImageTokenizerConfig
     from dalle_mini_impl.config_io import from_dict, to_dict
     from dalle_mini_impl.files import replace_file
+    from dalle_mini_impl.settings import save_settings
     from dalle_mini_impl.text_part import has_text_tokenizer, read_text_tokenizer, save_text_tokenizer
 
     folder, stream = Path(out), transformer.stream
