@@ -96,8 +96,7 @@ class BlockConfig:
     sandwich: bool = False
     """Normalise what a layer adds, too (Ding et al. 2021, CogView)."""
     shift: bool = False
-    """Look at the first half of the channels of neighbours instead of one's own: of the id before in text, of the ids
-    above and on the left in pictures (DALLE-pytorch)."""
+    """See half of the channels of neighbours instead of one's own: of the id before, above or left (DALLE-pytorch)."""
     reversible: bool = False
     """Attention adds to one stream what it reads from another, and the feed-forward layer the other way round."""
 
@@ -115,8 +114,8 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D on image positions), `table` (rotary, by a table that came with imported weights), `learned`
-    (DALL-E's row and column embeddings) or `absolute` (an embedding per position)."""
+    """`rope` (rotary; 2-D in pictures), `table` (rotary, by a table that came with imported weights), `learned`
+    (embeddings of rows and columns) or `absolute` (one per position)."""
     attention: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
     last_attention: str = ""

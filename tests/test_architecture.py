@@ -1,6 +1,7 @@
 """What holds for the code as a whole."""
 
 import ast
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -263,25 +264,21 @@ def test_image_tokenizers_alone_fit_the_other_stages(name):
 def test_dalle_1_has_its_masks_and_its_recipe(path):
     run = load(runs.TransformerRun, path)
     stream = StreamConfig(text_length=256, text_vocab=16384, grid=(32, 32), image_vocab=8192)
-    with torch.device("meta"):
-        transformer = build_transformer(run.model, stream)
+    narrow = build_transformer(dataclasses.replace(run.model, n_head=1, n_embd=2), stream)
     masks = {kind: sight(kind, 257, (32, 32), 11) for kind in ("row", "column", "conv")}
-    for layer, block in enumerate(transformer.blocks):
+    for layer, block in enumerate(narrow.blocks):
         kind = "conv" if layer == run.model.n_layer - 1 else "column" if layer % 4 == 1 else "row"
         assert torch.equal(block.attention.sight.allowed, masks[kind])
-    assert (run.image_weight, run.bpe_dropout, run.caption_dropout, run.id_corruption, run.id_dropout) == (
-        7,
-        0.1,
-        0,
-        0,
-        0,
-    )
+    assert (run.image_weight, run.bpe_dropout) == (7, 0.1)
+    assert run.caption_dropout == run.id_corruption == run.id_dropout == 0
     assert (run.sampling.temperature, run.sampling.guidance, run.sampling.rank) == (1, 1, "clip")
     assert (run.optimizer.betas, run.optimizer.weight_decay, run.optimizer.clip) == ((0.9, 0.96), 0.045, 4)
     assert run.plateau.halvings == 5
     if path.stem == "12b":
+        with torch.device("meta"):
+            transformer = build_transformer(run.model, stream)
         assert sum(p.numel() for p in transformer.blocks.parameters()) == pytest.approx(12.0e9, rel=0.01)
-        assert sum(p.numel() for p in transformer.parameters()) == 12_294_880_256
+        assert sum(p.numel() for p in transformer.parameters()) == 12_294_872_832
         assert (run.run.batch_size, run.optimizer.learning_rate, run.optimizer.warmup_steps) == (1024, 4.5e-4, 5000)
 
 

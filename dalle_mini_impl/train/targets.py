@@ -4,11 +4,15 @@ DALL-E 1's bound is an expectation over that distribution, of which the paper ta
 transformer was too small for its data to overfit (Ramesh et al. 2021, footnote 6).
 """
 
+from typing import TypeVar
+
 import numpy as np
 from torch import Tensor
 
 from dalle_mini_impl.data.token_cache import TokenCache
 from dalle_mini_impl.errors import UserError
+
+Number = TypeVar("Number", float, Tensor)
 
 TARGETS = ("argmax", "sampled", "soft")
 
@@ -51,3 +55,8 @@ def soft_cross_entropy(logits: Tensor, likely_ids: Tensor, shares: Tensor) -> Te
         shares: (…, k) their probabilities, which sum to 1.
     """
     return (logits.logsumexp(-1) - (shares * logits.gather(-1, likely_ids)).sum(-1)).mean()
+
+
+def weighted(text: Number, image: Number, image_weight: float) -> Number:
+    """Both losses as one."""
+    return (text + image_weight * image) / (1 + image_weight)

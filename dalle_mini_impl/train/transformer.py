@@ -33,11 +33,10 @@ from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.plateau import Plateau
 from dalle_mini_impl.train.runs import TransformerRun
 from dalle_mini_impl.train.state import load_state, save_state
-from dalle_mini_impl.train.targets import check_targets, draw_ids, soft_cross_entropy
+from dalle_mini_impl.train.targets import check_targets, draw_ids, soft_cross_entropy, weighted
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
 T = TypeVar("T")
-Number = TypeVar("Number", float, Tensor)
 
 VALIDATION_PICTURES = 512
 SAMPLES_PER_PROMPT = 4
@@ -71,11 +70,6 @@ class StreamLoss(nn.Module):
             return text_loss, soft_cross_entropy(image.float(), likely_ids, shares)
         image_targets = targets[:, length:] - self.stream.image_offset
         return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
-
-
-def weighted(text: Number, image: Number, image_weight: float) -> Number:
-    """Both losses as one."""
-    return (text + image_weight * image) / (1 + image_weight)
 
 
 def draw_batch(
