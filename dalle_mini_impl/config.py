@@ -114,8 +114,7 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D in pictures), `table` (rotary, by a table that came with imported weights), `learned`
-    (embeddings of rows and columns) or `absolute` (one per position)."""
+    """`rope` (rotary; 2-D in pictures), `table` (rotary; imported), `learned` (rows and columns) or `absolute` (each)."""
     attention: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
     last_attention: str = ""
