@@ -15,7 +15,7 @@ TEXT_TOKENIZERS = (TEXT_TOKENIZER, IMPORTED_TEXT_TOKENIZER)
 
 def has_text_tokenizer(folder: Path) -> bool:
     """Whether a folder has a text tokenizer, of either kind."""
-    return any((folder / name).is_file() for name in (TEXT_TOKENIZER, IMPORTED_TEXT_TOKENIZER))
+    return any((folder / name).is_file() for name in TEXT_TOKENIZERS)
 
 
 def read_text_tokenizer(folder: Path) -> TextTokenizer | JsonTokenizer:

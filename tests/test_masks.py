@@ -125,6 +125,7 @@ def rule(kind, query, key, kernel):
         "axial_row": r == i,
         "conv": any((r + a) * w + c + b == i * w + j for a, b in square),
         "conv_torus": any(((r + a) % h, (c + b) % w) == (i, j) for a, b in square),
+        "conv_square": any((r + a, c + b) == (i, j) for a, b in square),
         "conv_like": 0 <= r - i < kernel and 0 <= c - j < kernel,
     }[kind]
 
@@ -192,6 +193,7 @@ def test_masks_may_begin_at_the_position_that_predicts_the_first_id():
         (("diagonal", 3, GRID, 3), "unknown attention 'diagonal'; expected one of full, row, column"),
         (("conv", 3, GRID, 4), "kernel 4 was given for attention conv; expected an odd number"),
         (("conv_torus", 3, GRID, 2), "kernel 2 was given for attention conv_torus"),
+        (("conv_square", 3, GRID, 4), "kernel 4 was given for attention conv_square"),
         (("conv_like", 3, GRID, 0), "kernel 0 was given for attention conv_like"),
     ],
 )

@@ -127,7 +127,7 @@ def test_the_model_can_be_looked_into(trained):
     facts = json.loads(result.output)
     assert {part: facts[part]["identity"] for part in TRAINED} == {part: identity(trained, part) for part in TRAINED}
     assert facts["transformer"]["config"]["stream"] == {
-        "text_length": 11, "text_vocab": 300, "grid": [2, 2], "image_vocab": 13, "bos_id": 2,
+        "text_length": 11, "text_vocab": 300, "grid": [2, 2], "image_vocab": 13, "bos_id": 2, "pad_id": -1,
     }  # fmt: skip
 
 

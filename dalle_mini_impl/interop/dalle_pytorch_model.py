@@ -10,23 +10,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.attention import turns
-from dalle_mini_impl.config import BlockConfig, ImageTokenizerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config import (
+    AboutConfig,
+    BlockConfig,
+    ImageTokenizerConfig,
+    SamplingConfig,
+    StreamConfig,
+    TransformerConfig,
+)
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.interop.dalle_pytorch_layout import Layout, layout_of
 from dalle_mini_impl.interop.files import Weights, read, state_dict, under_prefix
-from dalle_mini_impl.interop.fill import Imported, ImportedTransformer, check, fill
+from dalle_mini_impl.interop.fill import Imported, ImportedTransformer, Origin, check, fill
 from dalle_mini_impl.transformer import build_transformer
 
 ATTENTION = ("full", "axial_row", "axial_col", "conv_like")
 KERNEL = 5
 """Side of the square of `conv_like`, which the package fixes."""
-CARD = """# A DALLE of DALLE-pytorch
+ORIGIN = Origin(
+    sampling=SamplingConfig(guidance=1),
+    about=AboutConfig(),
+    card="""# A DALLE of DALLE-pytorch
 
 Image tokenizer and transformer were imported from a dalle.pt of DALLE-pytorch (github.com/lucidrains/DALLE-pytorch),
 which says nothing of the pictures and captions that they were trained on, nor of a licence. An image tokenizer that
 is OpenAI's or taming-transformers' has a licence of its own.
-"""
+""",
+)
+"""Guidance is left to those who want it: the package's own training never leaves captions out."""
 CONSOLIDATE = ("run the zero_to_fp32.py in the folder to make one file of its weights, and then give the folder's "
                "auxiliary.pt and that file as --weights")  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.config import ImageTokenizerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config import AboutConfig, ImageTokenizerConfig, SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.interop.files import Weights, few
@@ -32,6 +32,17 @@ class ImportedTransformer:
     stream: StreamConfig
     tensors: dict[str, Tensor]
     """Under our names, in the precision of the file; they take memory only where several had to be joined."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a project's models, besides their files."""
+
+    sampling: SamplingConfig
+    """Settings it draws with."""
+    about: AboutConfig
+    card: str
+    """Markdown."""
 
 
 def layout(config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
