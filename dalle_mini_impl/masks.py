@@ -29,13 +29,16 @@ class Sight(nn.Module):
 
     Args:
         allowed: (T, T) bool, of each position (row) to which others (columns); nothing above the diagonal.
+        order: (T,) the positions in an order in which those that one sees lie side by side; by default as they are.
     """
 
     allowed: Tensor
+    order: Tensor
 
-    def __init__(self, allowed: Tensor) -> None:
+    def __init__(self, allowed: Tensor, order: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("allowed", allowed, persistent=False)
+        self.register_buffer("order", torch.arange(len(allowed)) if order is None else order, persistent=False)
         self._seen: dict[int, Tensor] = {}
 
     def seen(self, position: int) -> Tensor:
@@ -69,6 +72,13 @@ def sight(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Te
     allowed = torch.ones(before + h * w, before + h * w, dtype=torch.bool).tril()
     allowed[before:, before:] &= _picture(kind, h, w, kernel)
     return allowed
+
+
+def side_by_side(kind: str, before: int, grid: tuple[int, int]) -> Tensor:
+    """The positions (T,) in an order in which those that one of this kind sees lie side by side; see `sight`."""
+    h, w = grid
+    picture = before + torch.arange(h * w).view(h, w)
+    return torch.cat([torch.arange(before), (picture.T if kind in ("column", "axial_col") else picture).flatten()])
 
 
 def _picture(kind: str, h: int, w: int, kernel: int) -> Tensor:

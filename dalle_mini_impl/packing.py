@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dalle_mini_impl.attention import RMSNorm
 from dalle_mini_impl.blocks import Block
-from dalle_mini_impl.config import BlockConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.native.blocks import LayerWeights, NativeBlocks, NativeLinear, fits
+from dalle_mini_impl.native.blocks import BlocksShape, LayerWeights, NativeBlocks, fits
 from dalle_mini_impl.native.library import load
+from dalle_mini_impl.native.linear import NativeLinear, Pair
 from dalle_mini_impl.transformer import Transformer
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -46,10 +47,9 @@ def choose_precision(precision: str, transformer: Transformer) -> str:
 
 def _missing(transformer: Transformer) -> str:
     """What keeps this transformer from running in compiled code; empty if nothing does."""
-    if transformer.config != BlockConfig() or any(cast(Block, block).attention.sight for block in transformer.blocks):
-        return "compiled code does not know its blocks"
-    if not fits(transformer.n_embd, transformer.n_head):
-        return f"compiled code does not know n_embd {transformer.n_embd} with n_head {transformer.n_head}"
+    width, heads, size = transformer.n_embd, transformer.n_head, transformer.head_dim
+    if not fits(width, heads, size):
+        return f"compiled code does not know n_embd {width} with n_head {heads} of {size} channels each"
     return "" if load() is not None else "there is no C compiler with OpenMP to make it for this CPU"
 
 
@@ -71,36 +71,56 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     if transformer.embed.weight.device.type != "cpu":
         return transformer.bfloat16()
     library: Any = load()
-    layers = [_layer(cast(Block, block), transformer) for block in transformer.blocks]
-    blocks = NativeBlocks(library, layers, transformer.n_head, narrow=precision == "int8")
-    transformer.head.weight.mul_(gain(transformer.norm))
-    head = transformer.head.weight[ids[0] : ids[1]]
+    found = [cast(Block, block) for block in transformer.blocks]
+    # Then the norm behind the blocks can be folded into the head as well.
+    finish = isinstance(transformer.norm, RMSNorm) and not (transformer.stable or transformer.config.reversible)
+    shape = BlocksShape(transformer.n_head, transformer.head_dim, transformer.config, transformer.sources, finish)
+    layers, sights = [_layer(block, transformer) for block in found], [block.attention.sight for block in found]
+    blocks = NativeBlocks(library, layers, sights, shape, narrow=precision == "int8")
+    if finish:
+        transformer.head.weight.mul_(gain(transformer.norm))
+        transformer.norm = nn.Identity()
+    head = Pair(
+        *(None if part is None else part[slice(*ids)] for part in (transformer.head.weight, transformer.head.bias))
+    )
     transformer.heads[ids] = NativeLinear(library, head, narrow=precision == "int8")
-    # The blocks normalise what they return.
-    transformer.blocks, transformer.norm = nn.ModuleList([blocks]), nn.Identity()
+    transformer.blocks = nn.ModuleList([blocks])
     transformer.new_cache = blocks.new_cache  # type: ignore[method-assign]
     return transformer
 
 
 def _layer(block: Block, transformer: Transformer) -> LayerWeights:
-    """A block's weights for vectors of length 1: the norms' weights are part of the matrices behind them."""
+    """A block's weights; those of an RMSNorm become part of the matrix behind it."""
     attention, mlp = block.attention, block.mlp
-    gate, up = (part * gain(block.mlp_norm) for part in mlp.up.weight.chunk(2))
-    qkv = attention.qkv.weight * gain(block.attention_norm)
-    return LayerWeights(qkv, attention.out.weight, gate, up, mlp.down.weight, _turn(block, transformer))
+    layers = {"qkv": attention.qkv, "out": attention.out, "up": mlp.up, "down": mlp.down}
+    matrices, norms = {name: Pair(layer.weight, layer.bias) for name, layer in layers.items()}, {}
+    for name, behind in (("attention_norm", "qkv"), ("mlp_norm", "up")):
+        norm = getattr(block, name)
+        if isinstance(norm, RMSNorm):
+            matrices[behind] = Pair(matrices[behind].weight * gain(norm), matrices[behind].bias)
+        else:
+            norms[name] = Pair(gain(norm), norm.bias)
+    if block.sandwich:
+        for name in ("attention_post", "mlp_post"):
+            norm = getattr(block, name)
+            norms[name] = Pair(gain(norm), getattr(norm, "bias", None))
+    return LayerWeights(matrices, norms, _turn(block, transformer))
 
 
 def _turn(block: Block, transformer: Transformer) -> Tensor:
-    """The rotary table with the weights of the norms of queries and keys, (T, 2, 2, head_dim)."""
-    gains = torch.stack([gain(block.attention.q_norm), gain(block.attention.k_norm)])  # (2, head_dim)
-    gains[0] *= gains.shape[1] ** -0.5
+    """The rotary table with the weights of the norms of queries and keys, (T, 2 or 3, 2, head_dim)."""
+    attention, size = block.attention, transformer.head_dim
+    gains = torch.ones(3 if attention.turn_values else 2, size)
+    if attention.q_norm is not None:
+        gains[:2] = torch.stack([gain(attention.q_norm), gain(attention.k_norm)])
+    gains[0] *= size**-0.5
     cos, sin = torch.ones(transformer.max_length, 1, 1), torch.zeros(transformer.max_length, 1, 1)
     if transformer.table is not None:
         cos, sin = transformer.table[:, :, None].float().unbind(1)
     # A sine meets the other half of its pair, and so that one's weight.
-    return torch.stack([cos * gains, sin * gains.roll(gains.shape[1] // 2, 1)], 2)
+    return torch.stack([cos * gains, sin * gains.roll(size // 2, 1)], 2)
 
 
 def gain(norm: Any) -> Tensor:
-    """What a vector of length 1 is multiplied with to be what the norm makes of it, (C,)."""
+    """What a vector of length 1 is multiplied with to be what the norm makes of it, but for a bias, (C,)."""
     return norm.weight.float() * len(norm.weight) ** 0.5

@@ -122,6 +122,8 @@ class CaptionTokenizer(Protocol):
     """Hash of its file."""
     vocab_size: int
     """Number of text ids."""
+    eos_id: int
+    """Text id that ends a caption, -1 for none."""
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids without padding."""

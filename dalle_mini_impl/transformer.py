@@ -16,7 +16,7 @@ from dalle_mini_impl.blocks import Block, make_norm
 from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.kv_cache import Cache, KVCache
-from dalle_mini_impl.masks import Sight, sight
+from dalle_mini_impl.masks import Sight, side_by_side, sight
 from dalle_mini_impl.stream import Stream
 
 ROPE_BASE = 100.0
@@ -192,5 +192,6 @@ def _sights(config: TransformerConfig, layout: Stream) -> list[Sight | None]:
     for kind in set(kinds) - {"full"}:
         allowed = sight(kind, before, layout.config.grid, config.kernel)
         missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
-        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True))
+        order = torch.cat([side_by_side(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)])
+        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
     return [made[kind] for kind in kinds]

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import platform
 import subprocess
 
 import pytest
@@ -12,15 +11,14 @@ from conftest import randomise
 from dalle_mini_impl.config import StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.native import library
-from dalle_mini_impl.native.blocks import NativeLinear, fits
+from dalle_mini_impl.native.blocks import fits
 from dalle_mini_impl.native.draw import draw
+from dalle_mini_impl.native.linear import NativeLinear, Pair
 from dalle_mini_impl.packing import pack
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.transformer import build_transformer
 
-MACHINES = ["native"]
-if platform.machine() == "x86_64" and library.load() is not None and library.load().lanes() == 16:
-    MACHINES += ["x86-64-v4", "x86-64-v3"]  # a CPU without bf16 products, and one with half as long vectors
+pytest_plugins = ("native_fixtures",)
 
 
 def noise(*shape, seed=0):
@@ -36,38 +34,19 @@ def fresh(monkeypatch, tmp_path):
     library.load.cache_clear()
 
 
-@pytest.fixture(scope="module", params=MACHINES)
-def machine(request, tmp_path_factory):
-    """The functions compiled for one kind of CPU; models packed meanwhile use them."""
-    flags = [f"-march={request.param}" if flag == "-march=native" else flag for flag in library.FLAGS]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(library, "FLAGS", flags)
-        library.load.cache_clear()
-        if library.load() is None:
-            pytest.skip("there is no C compiler with OpenMP")
-        yield library.load()
-    library.load.cache_clear()
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("rows", [1, 2, 13, 33])
 @pytest.mark.parametrize("narrow", [False, True])
-def test_a_layer_is_the_product(machine, rows, narrow):
+@pytest.mark.parametrize("bias", [None, noise(70, seed=2)])
+def test_a_layer_is_the_product(machine, rows, narrow, bias):
     weight, x = noise(70, 96), noise(rows, 96, seed=1)
     kept = weight.bfloat16().double()
     if narrow:
         scale = weight.abs().amax(1, keepdim=True) / 127
         kept = (weight / scale).round().double() * scale.double()
-    y = NativeLinear(machine, weight, narrow)(x.view(rows, 1, 96))
+    y = NativeLinear(machine, Pair(weight, bias), narrow)(x.view(rows, 1, 96))
     assert y.shape == (rows, 1, 70)
-    torch.testing.assert_close(y[:, 0].double(), x.bfloat16().double() @ kept.T, rtol=1e-5, atol=1e-5)
+    expected = x.bfloat16().double() @ kept.T + (0 if bias is None else bias.double())
+    torch.testing.assert_close(y[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def models(width, heads, position="rope", precision="bf16"):
@@ -165,10 +144,11 @@ def test_a_branch_cannot_be_branched(machine):
 
 
 def test_widths_that_fill_no_vector_are_not_for_it():
-    assert fits(64, 4)
-    assert fits(512, 2)
-    for width, heads in ((48, 1), (64, 8), (1024, 2)):
-        assert not fits(width, heads)
+    assert fits(64, 4, 16)
+    assert fits(512, 2, 256)
+    assert fits(96, 1, 64)
+    for width, heads, size in ((48, 1, 48), (64, 8, 8), (1024, 2, 512), (64, 3, 16), (64, 4, 24)):
+        assert not fits(width, heads, size)
 
 
 # --- drawing

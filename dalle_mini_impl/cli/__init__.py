@@ -15,6 +15,8 @@ COMMANDS = {
     "paint": "Optimise a picture until a scorer finds that it fits (VQGAN+CLIP).",
     "data": "Build, look into and check sets of captioned pictures.",
     "evaluate": "Measure a part or a whole model.",
+    "caption": "Find captions for pictures by the transformer's likelihood.",
+    "write": "Sample captions, or ends to one.",
     "classify": "Sort pictures by labels of your own, zero-shot.",
     "index": "Make the pictures of a folder searchable.",
     "search": "Find pictures by texts and pictures.",

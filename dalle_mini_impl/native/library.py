@@ -16,35 +16,60 @@ from pathlib import Path
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("step.c", "draw.c", "vectors.h"))
+NAMES = ("step.c", "product.c", "norms.c", "attention.c", "draw.c", "blocks.h", "vectors.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in NAMES)
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 SECONDS = 120
 """More than any compiler needs."""
 
 
 class Matrix(ctypes.Structure):
-    """As in `step.c`; so the others."""
+    """As in `blocks.h`; so the others."""
 
-    _fields_ = [("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weight", "scale", "bias")]
+
+
+class Norm(ctypes.Structure):
+    """A norm."""
+
+    _fields_ = [("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p)]
 
 
 class Layer(ctypes.Structure):
     """One block."""
 
-    _fields_ = [*((name, Matrix) for name in ("qkv", "out", "up", "down")), ("turn", ctypes.c_void_p)]
+    _fields_ = [
+        *((name, Matrix) for name in ("qkv", "out", "up", "down")),
+        *((name, Norm) for name in ("attention_norm", "mlp_norm", "attention_post", "mlp_post")),
+        ("turn", ctypes.c_void_p),
+    ]
+
+
+THEN = {"swiglu": 2, "geglu": 3, "gelu": 4, "gelu-tanh": 5}
+"""`Then` there, by the kind of feed-forward layer."""
 
 
 class Blocks(ctypes.Structure):
     """All blocks."""
 
-    _fields_ = [("layers", ctypes.c_void_p), *((name, ctypes.c_int32) for name in ("count", "heads", "size", "hidden"))]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("layers", "sources")),
+        *((name, ctypes.c_int32) for name in ("count", "heads", "size", "width", "hidden", "activation")),
+        *((name, ctypes.c_int32) for name in ("qk_norm", "turn_values", "reversible", "finish")),
+    ]
+
+
+class SightParts(ctypes.Structure):
+    """`Sight` there."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("places", "runs", "starts")), ("most", ctypes.c_int32)]
 
 
 class CacheParts(ctypes.Structure):
     """`Cache` there."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "prompt")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "channels", "prompt", "sights")),
         *((name, ctypes.c_int32) for name in ("rows", "branches", "capacity", "length")),
     ]
 

@@ -4,6 +4,9 @@
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 enum { LANES = 16 };
@@ -14,6 +17,7 @@ enum { LANES = 8 };
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 static inline float sum_of(floats x) {
     float sum = 0;
@@ -55,4 +59,32 @@ static void share(int all, int *first, int *last) {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     *first = (int)((int64_t)all * thread / threads);
     *last = (int)((int64_t)all * (thread + 1) / threads);
+}
+
+static inline halves to_bf16(floats x) {
+    pairs bits = (pairs)x;
+    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
+}
+
+// Two neighbouring bf16 numbers.
+static inline uint32_t pair_at(const uint16_t *x) {
+    uint32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return pair;
+}
+
+static inline float as_float(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// sum + both products of each pair with the same pair x.
+static inline floats dot(floats sum, pairs weights, uint32_t x) {
+#ifdef __AVX512BF16__
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)weights, (__m512bh)_mm512_set1_epi32((int)x));
+#else
+    sum += (floats)(weights << 16) * as_float(x << 16);
+    return sum + (floats)(weights & 0xffff0000u) * as_float(x & 0xffff0000u);
+#endif
 }

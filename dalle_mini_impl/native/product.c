@@ -1,0 +1,122 @@
+// Products with the matrices: of bf16 pairs, summed in fp32. A row's sums have the same order whatever other rows
+// there are.
+
+#include "blocks.h"
+
+// A tile's sums, 2 × TILE vectors, and what goes into them fit into the registers there are.
+#ifdef __AVX512F__
+enum { TILE = 12 };
+#else
+enum { TILE = 5 };
+#endif
+
+typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+
+// x times the share of a normal distribution below x: erf by 7.1.26 of Abramowitz and Stegun, to 1.5e-7.
+static inline floats gelu(floats x) {
+    const floats size = larger(x, -x), t = 1.0f / (1.0f + size * (0.3275911f * 0.70710678f));
+    floats above = t * 1.061405429f - 1.453152027f;
+    above = above * t + 1.421413741f;
+    above = above * t - 0.284496736f;
+    above = above * t + 0.254829592f;
+    above *= 0.5f * t * exponential(size * size * -0.5f);
+    return larger(x, (floats){}) - size * above;
+}
+
+// The same with the share as tanh has it (Hendrycks and Gimpel 2016).
+static inline floats gelu_tanh(floats x) {
+    return x / (1.0f + exponential(x * (x * x * -0.0713548162f - 1.5957691216f)));
+}
+
+// LANES pairs of weights, the `place`-th of a block of outputs.
+static inline pairs weights_at(const char *weight, int place, int narrow) {
+    if (!narrow) return *(const pairs *)(weight + (size_t)place * sizeof(pairs));
+    integers both = (integers)__builtin_convertvector(*(const bytes *)(weight + (size_t)place * sizeof(bytes)), shorts);
+    pairs first = (pairs)__builtin_convertvector((both << 16) >> 16, floats) >> 16;
+    return first | ((pairs)__builtin_convertvector(both >> 16, floats) & 0xffff0000u);
+}
+
+// The sums of some rows to where they belong.
+static void finish(
+    floats (*sum)[2], int rows, const float *scale, const float *bias, Then then, char *y, int stride) {
+    for (int r = 0; r < rows; r++, y += stride) {
+        floats *s = sum[r], *place = (floats *)y;
+        for (int i = 0; i < 2 && scale; i++) s[i] *= *(const floats *)(scale + i * LANES);
+        for (int i = 0; i < 2 && bias; i++) s[i] += *(const floats *)(bias + i * LANES);
+        switch (then) {
+            case STORE: place[0] = s[0], place[1] = s[1]; break;
+            case ADD: place[0] += s[0], place[1] += s[1]; break;
+            case SWIGLU: *(halves *)y = to_bf16(s[0] / (1.0f + exponential(-s[0])) * s[1]); break;
+            case GEGLU: *(halves *)y = to_bf16(gelu(s[0]) * s[1]); break;
+            case GELU: for (int i = 0; i < 2; i++) ((halves *)y)[i] = to_bf16(gelu(s[i])); break;
+            case GELU_TANH: for (int i = 0; i < 2; i++) ((halves *)y)[i] = to_bf16(gelu_tanh(s[i])); break;
+        }
+    }
+}
+
+// A block of outputs.
+typedef struct {
+    Matrix matrix;  // from the first of them on
+    int width;
+    Then then;
+    int stride;  // bytes between rows of results
+} Task;
+
+// Products of `rows` rows x with OUTPUTS outputs. `rows` is known when this is compiled, so sums stay in registers.
+static inline __attribute__((always_inline)) void tile(
+    const int rows, const int narrow, const uint16_t *x, const Task *task, char *y) {
+    const char *weight = task->matrix.weight;
+    const int width = task->width;
+    floats sum[TILE][2];
+    for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (floats){};
+    for (int k = 0; k < width / 2; k++) {
+        pairs left = weights_at(weight, 2 * k, narrow), right = weights_at(weight, 2 * k + 1, narrow);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            uint32_t both = pair_at(x + (size_t)r * width + 2 * k);
+            sum[r][0] = dot(sum[r][0], left, both);
+            sum[r][1] = dot(sum[r][1], right, both);
+        }
+    }
+    finish(sum, rows, task->matrix.scale, task->matrix.bias, task->then, y, task->stride);
+}
+
+static void tiles(const uint16_t *x, int rows, const Task *task, char *y) {
+    for (; rows > 0; rows -= TILE, x += (size_t)TILE * task->width, y += (size_t)TILE * task->stride) {
+#define CASE(n) \
+    case n: \
+        if (task->matrix.scale) tile(n, 1, x, task, y); \
+        else tile(n, 0, x, task, y); \
+        break;
+        switch (rows < TILE ? rows : TILE) {
+            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
+#ifdef __AVX512F__
+            CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+        }
+#undef CASE
+    }
+}
+
+// Bytes that a block of outputs leaves of a row.
+static int result_size(Then then) {
+    if (then == STORE || then == ADD) return OUTPUTS * sizeof(float);
+    return (then == SWIGLU || then == GEGLU ? LANES : OUTPUTS) * sizeof(uint16_t);
+}
+
+void product(const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Then then, void *y) {
+    const int each = result_size(then), stride = outputs / OUTPUTS * each;
+    const size_t weights = (size_t)OUTPUTS * width * (matrix.scale ? 1 : 2);
+    int first, last;
+    share(outputs / OUTPUTS, &first, &last);
+    for (int block = first; block < last; block++) {
+        const Matrix part = {
+            matrix.weight + block * weights,
+            matrix.scale ? matrix.scale + block * OUTPUTS : NULL,
+            matrix.bias ? matrix.bias + block * OUTPUTS : NULL,
+        };
+        const Task task = {part, width, then, stride};
+        tiles(x, rows, &task, (char *)y + (size_t)block * each);
+    }
+}
