@@ -114,7 +114,7 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D in pictures), `learned` (embeddings of rows and columns) or `absolute` (one per position)."""
+    """`rope` (rotary, 2-D in pictures), `table` (rotary, imported), `learned` (row, column) or `absolute` (place)."""
     attention: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
     last_attention: str = ""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dalle_mini_impl.attention import rotary_table
+from dalle_mini_impl.attention import rotary_table, turns
 from dalle_mini_impl.blocks import Block, make_norm
 from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
@@ -21,7 +21,8 @@ from dalle_mini_impl.stream import Stream
 
 ROPE_BASE = 100.0
 """Streams here are a few hundred positions long, so slower rotations would never complete a turn."""
-POSITIONS = ("rope", "learned", "absolute")
+POSITIONS = {"rope": 4, "table": 2, "learned": 1, "absolute": 1}
+"""Kinds of positions, and what a head's width must be a multiple of."""
 OURS = BlockConfig()
 
 
@@ -34,8 +35,8 @@ class Transformer(nn.Module):
         n_layer: number of blocks.
         n_head: heads per block.
         n_embd: C.
-        position: `rope`, `learned` (one embedding per value of each coordinate, summed) or `absolute` (one per
-            position).
+        position: `rope`, `table` (rotary, by a table that is among the weights), `learned` (one embedding per value of
+            each coordinate, summed) or `absolute` (one per position).
         extent: how many values each coordinate has; the largest in `coordinates` tells where it is not given.
         block: what the blocks are made of.
         head_dim: width of a head; 0 is C / n_head.
@@ -58,11 +59,12 @@ class Transformer(nn.Module):
         sources: Tensor | None = None, last_norms: int = 1, stable: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if (not head_dim and n_embd % n_head) or (position == "rope" and (head_dim or n_embd // n_head) % 4):
-            raise UserError(f"n_embd {n_embd} with n_head {n_head} was given; "
-                            f"a head's width must be whole{' and a multiple of 4' * (position == 'rope')}")  # fmt: skip
         if position not in POSITIONS:
             raise UserError(f"unknown position {position!r}; expected one of {', '.join(POSITIONS)}")
+        multiple = POSITIONS[position]
+        if (not head_dim and n_embd % n_head) or (head_dim or n_embd // n_head) % multiple:
+            raise UserError(f"n_embd {n_embd} with n_head {n_head} and head_dim {head_dim} was given; a head's width "
+                            f"must be whole{f' and a multiple of {multiple}' * (multiple > 1)}")  # fmt: skip
         if block.shift and n_embd % 4:
             raise UserError(f"n_embd {n_embd} was given; to shift a quarter of the channels it must be a multiple of 4")
         if not last_norms >= 1:
@@ -75,10 +77,12 @@ class Transformer(nn.Module):
             coordinates = torch.arange(len(coordinates))[:, None]
         self.register_buffer("coordinates", coordinates, persistent=False)
         table = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
-        self.register_buffer("table", table, persistent=False)
+        if position == "table":  # turns nothing until weights are loaded
+            table = turns(torch.zeros(len(coordinates), self.head_dim // 2))
+        self.register_buffer("table", table, persistent=position == "table")
         self.register_buffer("sources", sources if block.shift else None, persistent=False)
         self.positions = None
-        if position != "rope":
+        if position in ("learned", "absolute"):
             sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
             self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
         sights = sights or (None,) * n_layer

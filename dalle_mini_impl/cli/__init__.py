@@ -26,6 +26,7 @@ COMMANDS = {
     "info": "Tell what a model consists of and says of itself.",
     "push": "Send a checkpoint to a hub, for others to use.",
     "import": "Turn a model or tokenizer of another project into one of ours.",
+    "export": "Turn a model into a file of another project.",
 }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.import_models import mindalle, rudalle
+from dalle_mini_impl.cli.import_models import dalle_pytorch, mindalle, rudalle
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def import_() -> None:
     """
 
 
+import_.add_command(dalle_pytorch)
 import_.add_command(mindalle)
 import_.add_command(rudalle)
 

@@ -1,8 +1,8 @@
-"""`dalle import mindalle` and `dalle import rudalle`: whole models of other projects."""
+"""`dalle import dalle-pytorch`, `mindalle` and `rudalle`: whole models of other projects."""
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,27 @@ if TYPE_CHECKING:
 
 OUT = click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to make.")
 TRUST = click.option("--trust-pickle", is_flag=True, help="Also read files that hold more than tensors.")
+
+
+@click.command("dalle-pytorch")
+@click.argument("file")
+@click.option("--weights", type=click.Path(), help="Its weights, where DeepSpeed kept them apart from FILE.")
+@click.option("--text-tokenizer", help="What it was trained with.  [default: the text tokenizer in --out]")
+@click.option("--mean", type=float, nargs=3,
+              help="`normalization` of its DiscreteVAE.  [default: what the file says, or 0.5]")  # fmt: skip
+@click.option("--std", type=float, nargs=3, help="The other half of it.")
+@OUT
+@TRUST
+def dalle_pytorch(file: str, text_tokenizer: str | None, out: str, **options: Any) -> None:
+    """Import a whole DALLE of DALLE-pytorch, from dalle.pt, with the image tokenizer that is in it."""
+    from dalle_mini_impl.interop import dalle_pytorch_model as interop
+    from dalle_mini_impl.interop import text_tokenizers
+
+    _refuse_parts(out, "image_tokenizer", "transformer")
+    text = text_tokenizers.load(text_tokenizer) if text_tokenizer else None
+    click.echo(f"reading {file}", err=True)
+    image, transformer = interop.load(file, **options)
+    _save(out, transformer, text, image, interop.ORIGIN)
 
 
 @click.command()
