@@ -24,13 +24,13 @@ check: $(READY)  ## format, lint, types, import layers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,tensorboard]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard]'
 	touch $(READY)
 
 peers: $(READY)  ## what dalle bench and tests compare with; some ask for packages that cannot be built any more
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' ftfy attrs requests
 	$(BIN)/python -m pip install -q --no-deps dalle-pytorch==1.6.6 axial-positional-embedding==0.3.12 \
-		rotary-embedding-torch==0.9.1 dall-e==0.1 taming-transformers-rom1504==0.0.6
+		rotary-embedding-torch==0.9.1 dall-e==0.1 taming-transformers-rom1504==0.0.6 rudalle==1.1.3
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,7 @@ _WHERE = {
     "PaintSettings": "guided",
     "Painter": "guided",
     "Preview": "results",
+    "RankedCaption": "captions",
     "Result": "results",
     "Scorer": "scorer",
     "Target": "guided",
@@ -35,6 +36,7 @@ __all__ = [
     "PaintSettings",
     "Painter",
     "Preview",
+    "RankedCaption",
     "Result",
     "Scorer",
     "Target",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from dalle_mini_impl.captions import RankedCaption
     from dalle_mini_impl.errors import UserError
     from dalle_mini_impl.guided import Painter, PaintSettings, Target
     from dalle_mini_impl.image_tokenizer import ImageTokenizer

@@ -23,7 +23,11 @@ def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
     """
     pairs = head_dim // 4
     frequencies = base ** -(torch.arange(pairs) / pairs)
-    angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (T, 2 · pairs)
+    return turns((coordinates[:, :, None] * frequencies).flatten(1))
+
+
+def turns(angles: Tensor) -> Tensor:
+    """Angles (T, head_dim / 2) of the pairs of a head's numbers -> their table (T, 2, head_dim) for `rotate`."""
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
 

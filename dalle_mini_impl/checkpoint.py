@@ -1,7 +1,7 @@
 """Checkpoint folders: one part per file, each with its config and the identity of what it was trained with.
 
-    config.yaml                 name, recommended sampling settings
-    text_tokenizer.model        SentencePiece
+    config.yaml                 name, recommended sampling settings, languages, licence, data, measured quality
+    text_tokenizer.model        SentencePiece; text_tokenizer.json where it was imported
     image_tokenizer.safetensors
     transformer.safetensors
     scorer.safetensors
@@ -15,29 +15,37 @@ a pickle.
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
-from dalle_mini_impl.config_io import from_dict, read_yaml, to_dict
+from dalle_mini_impl import hub
+from dalle_mini_impl.config import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config_io import from_dict
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file, shipped
+from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.scorer import Preprocess, Scorer, build_clip
 from dalle_mini_impl.scorer.adapters import ADAPTERS
+from dalle_mini_impl.settings import SETTINGS
+from dalle_mini_impl.text_part import TEXT_TOKENIZER, TEXT_TOKENIZERS, read_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
+UNKNOWN = "unknown"
+"""Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
 SHIPPED = Path(__file__).parent / "pretrained"
-TEXT_TOKENIZER = "text_tokenizer.model"
+PARTS = ("image_tokenizer", "transformer", "scorer")
+PART_FILES = (*TEXT_TOKENIZERS, *(f"{part}.safetensors" for part in PARTS))
+CARDS = ("MODEL_CARD.md", "README.md")
+FILES = (SETTINGS, *PART_FILES, *CARDS)
+"""All that is looked at in a folder; nothing else is up- or downloaded."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +62,20 @@ class Part:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a shipped model's name, or else a checkpoint folder itself.
+    """The folder of a shipped model's name, of one on a hub (`hf:USER/REPO`), or else a checkpoint folder itself.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is none of them.
     """
+    if str(name).startswith(hub.PREFIX):
+        return hub.download(str(name), FILES, PART_FILES)
     shipped = SHIPPED / str(name)
     if "/" not in str(name) and (shipped / "config.yaml").is_file():
         return shipped  # a folder that happens to have this name is meant by ./emoji
     if Path(name).is_dir():
         return Path(name)
     known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml")))
-    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder or a shipped name ({known})")
+    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})")
 
 
 def save_part(
@@ -86,6 +96,13 @@ def save_part(
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
         for name, value in module.state_dict().items()
     }
+    return save_tensors(model_dir, part, tensors, config, trained_with)
+
+
+def save_tensors(
+    model_dir: str | Path, part: str, tensors: dict[str, Tensor], config: dict[str, Any], trained_with: dict[str, str]
+) -> str:
+    """As `save_part`, of tensors on the CPU, each kept as it is."""
     identity = weights_identity(tensors)
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
     with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
@@ -116,9 +133,9 @@ def read_part(model_dir: Path, part: str) -> Part:
     return Part(path, identity, config, trained_with, tensors)
 
 
-def load_text_tokenizer(name: str | Path) -> TextTokenizer:
-    """The text tokenizer of a model."""
-    return TextTokenizer(find(name) / TEXT_TOKENIZER)
+def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:
+    """The text tokenizer of a model: ours, or one that was imported."""
+    return read_text_tokenizer(find(name))
 
 
 def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
@@ -154,7 +171,7 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
         return ADAPTERS[library](rest, device)
     folder = find(name)
     part = read_part(folder, "scorer")
-    text_tokenizer = load_text_tokenizer(folder)
+    text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER)
     check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
     config = from_dict(ScorerConfig, part.config, str(part.path))
     ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
@@ -164,52 +181,20 @@ def load_scorer(name: str | Path, device: str = "cpu") -> Scorer:
 
 
 def check_trained_with(part: Part, other: str, identity: str) -> None:
-    """Refuse a part that was trained with another tokenizer.
+    """Refuse a part that was trained with another tokenizer, as far as that is known.
 
     Raises:
         UserError: naming both identities.
     """
-    if part.trained_with.get(other) != identity:
+    if part.trained_with.get(other) not in (identity, UNKNOWN):
         raise UserError(f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
                         f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
-
-
-def add_text_tokenizer(model_dir: str | Path, source: str | Path) -> TextTokenizer:
-    """Copy a text tokenizer into a checkpoint folder and load it.
-
-    Raises:
-        UserError: the folder already has another one, which other parts may depend on.
-    """
-    tokenizer, target = TextTokenizer(source), Path(model_dir) / TEXT_TOKENIZER
-    if target.is_file() and (old := TextTokenizer(target).identity) != tokenizer.identity:
-        raise UserError(f"{target} is text tokenizer {old}, but the config names {source} ({tokenizer.identity}); "
-                        f"use another model_dir or the same tokenizer")  # fmt: skip
-    with replace_file(target) as temporary:
-        shutil.copyfile(shipped(source), temporary)
-    return tokenizer
-
-
-def save_settings(model_dir: str | Path, sampling: SamplingConfig) -> None:
-    """Write `config.yaml` with the sampling settings the model recommends."""
-    values = {"name": Path(model_dir).name, "sampling": to_dict(sampling)}
-    with replace_file(Path(model_dir) / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-
-
-def load_settings(name: str | Path) -> SamplingConfig:
-    """The sampling settings a model recommends."""
-    path = find(name) / "config.yaml"
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-        return from_dict(SamplingConfig, values["sampling"], str(path))
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error
 
 
 def fingerprint(folder: Path) -> str:
     """One hash over the identities of all parts in a folder, recorded in every picture."""
     identities = [load_text_tokenizer(folder).identity]
-    for part in ("image_tokenizer", "transformer", "scorer"):
+    for part in PARTS:
         if (folder / f"{part}.safetensors").is_file():
             identities.append(read_part(folder, part).identity)
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
@@ -225,9 +210,8 @@ def weights_identity(tensors: dict[str, Tensor]) -> str:
 
 
 def _fill(module: Any, part: Part, device: str) -> Any:
-    tensors = {name: value.float() if value.is_floating_point() else value for name, value in part.tensors.items()}
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(part.tensors)  # which turns them into float32 one by one
     except RuntimeError as error:
         lines = " ".join(str(error).split())
         raise UserError(f"{part.path} does not fit its own config: {lines}") from error

@@ -73,6 +73,8 @@ class StreamConfig:
     """K, number of image ids."""
     bos_id: int = 2
     """Text id that opens every stream; -1 for none (minDALL-E)."""
+    pad_id: int = -1
+    """Text id in whose place the padding of its position stands, wherever captions have it; -1 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +96,7 @@ class BlockConfig:
     sandwich: bool = False
     """Normalise what a layer adds, too (Ding et al. 2021, CogView)."""
     shift: bool = False
-    """Look at the first half of the channels of neighbours instead of one's own: of the id before in text, of the ids
-    above and on the left in pictures (DALLE-pytorch)."""
+    """See half of the channels of neighbours instead of one's own: of the id before, above or left (DALLE-pytorch)."""
     reversible: bool = False
     """Attention adds to one stream what it reads from another, and the feed-forward layer the other way round."""
 
@@ -113,8 +114,7 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary; 2-D on image positions), `learned` (DALL-E's row and column embeddings) or `absolute` (an
-    embedding per position)."""
+    """`rope` (rotary, 2-D in pictures), `table` (rotary, imported), `learned` (row, column) or `absolute` (place)."""
     attention: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
     last_attention: str = ""
@@ -179,6 +179,46 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured figure."""
+
+    what: str
+    """What was measured, and on what."""
+    value: float
+    """The figure, in the unit that `what` names."""
+    command: str
+    """What prints it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AboutConfig:
+    """What a checkpoint says of itself that its weights cannot tell; what is empty is not said."""
+
+    licence: str = ""
+    """Of the weights, as an SPDX identifier such as `CC-BY-4.0`."""
+    languages: tuple[str, ...] = ()
+    """Codes of the captions' languages."""
+    data: tuple[str, ...] = ()
+    """What it was trained on: a line for each source, best with its licence."""
+    quality: tuple[Figure, ...] = ()
+    """What was measured."""
+    measured_on: str = ""
+    """Hash, as `dalle info` prints it, of the checkpoint that `quality` was measured on; of another it says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint's `config.yaml`."""
+
+    name: str = ""
+    """Of the model."""
+    sampling: SamplingConfig
+    """The settings it recommends."""
+    about: AboutConfig = field(default_factory=AboutConfig)
+    """What it says of itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where captioned pictures come from."""
 
@@ -206,3 +246,5 @@ class AugmentConfig:
     """Chance of mirroring pictures that may be mirrored."""
     background: float = 0.25
     """Chance of a random colour instead of white behind transparent pictures."""
+    crop: bool = False
+    """Of pictures larger than the frame (`scale` above 1) show any part, not the middle."""

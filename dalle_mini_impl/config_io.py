@@ -22,7 +22,19 @@ C = TypeVar("C")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which only `true` and `false` are booleans: the language code `no` stays a word (as YAML 1.2 has it)."""
+    """YAML in which only `true` and `false` are booleans: the language code `no` stays a word (as YAML 1.2 has it).
+
+    And keys are there once: of two, plain YAML takes the last and says nothing.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+            keys.append(key)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -62,10 +62,7 @@ def make_job(
     Raises:
         UserError: a number is out of range, or a sampling setting is unknown.
     """
-    if candidates < 1 or keep < 1:
-        raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
-    if seed < 0:
-        raise UserError(f"seed {seed} was given, expected 0 or more")
+    check_counts(candidates, keep, seed)
     if seeds is None:
         seeds = [candidate_seed(seed, number) for number in range(candidates)]
     if not seeds or not all(0 <= number < 2**63 for number in seeds):
@@ -74,6 +71,14 @@ def make_job(
     return Job(
         prompt, negative, Prompt(encode(prompt), encode(negative)), seeds, settings, keep, chunk, progress, canvas
     )
+
+
+def check_counts(candidates: int, keep: int, seed: int) -> None:
+    """Refuse to sample or keep nothing, and seeds below 0."""
+    if candidates < 1 or keep < 1:
+        raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
+    if seed < 0:
+        raise UserError(f"seed {seed} was given, expected 0 or more")
 
 
 def candidate_seed(seed: int, number: int) -> int:

@@ -8,7 +8,8 @@ Everyone sees all that comes before the picture, and nobody what comes after him
     column       those above in the same column (DALL-E 1; `axial_col` of DALLE-pytorch)
     conv         a square of kernel × kernel places around, as far as they are before. At the edges it goes on in the
                  row above or below, as it does in raster order (DALL-E 1)
-    conv_torus   the same, but going on at the opposite edge (ruDALL-E)
+    conv_torus   the same, but going on at the opposite edge (ruDALL-E's second version)
+    conv_square  the same, but ending at the edges (ruDALL-E's third version)
     axial_row    those on the left in the same row (DALLE-pytorch)
     conv_like    a square of kernel × kernel places whose last one is one's own (DALLE-pytorch)
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from dalle_mini_impl.errors import UserError
 
-KINDS = ("full", "row", "column", "conv", "conv_torus", "axial_row", "axial_col", "conv_like")
+KINDS = ("full", "row", "column", "conv", "conv_torus", "conv_square", "axial_row", "axial_col", "conv_like")
 
 
 class Sight(nn.Module):
@@ -33,20 +34,19 @@ class Sight(nn.Module):
 
     allowed: Tensor
     order: Tensor
-    _places: Tensor
 
     def __init__(self, allowed: Tensor, order: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("allowed", allowed, persistent=False)
         self.register_buffer("order", torch.arange(len(allowed)) if order is None else order, persistent=False)
-        self.counts = [] if allowed.is_meta else allowed.sum(1).tolist()
-        # The places seen come first, in their order.
-        places = torch.argsort(~allowed, dim=1, stable=True)[:, : max(self.counts, default=0)]
-        self.register_buffer("_places", places, persistent=False)
+        self._seen: dict[int, Tensor] = {}
 
     def seen(self, position: int) -> Tensor:
         """The positions (n,) that one may look at, rising; itself is the last."""
-        return self._places[position, : self.counts[position]]
+        places = self._seen.get(position)
+        if places is None or places.device != self.allowed.device:
+            places = self._seen[position] = self.allowed[position].nonzero()[:, 0]
+        return places
 
 
 def sight(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Tensor:
@@ -66,7 +66,7 @@ def sight(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Te
     """
     if kind not in KINDS:
         raise UserError(f"unknown attention {kind!r}; expected one of {', '.join(KINDS)}")
-    if kernel < 1 or (kernel % 2 == 0 and kind in ("conv", "conv_torus")):
+    if kernel < 1 or (kernel % 2 == 0 and kind in ("conv", "conv_torus", "conv_square")):
         raise UserError(f"kernel {kernel} was given for attention {kind}; expected an odd number of 1 or more")
     h, w = grid
     allowed = torch.ones(before + h * w, before + h * w, dtype=torch.bool).tril()
@@ -99,4 +99,6 @@ def _picture(kind: str, h: int, w: int, kernel: int) -> Tensor:
         return torch.isin(distance, reach[:, None] * w + reach)
     if kind == "conv_torus":
         return torch.isin(down % h, reach % h) & torch.isin(right % w, reach % w)
+    if kind == "conv_square":
+        return (down.abs() <= kernel // 2) & (right.abs() <= kernel // 2)
     return torch.ones_like(distance, dtype=torch.bool)

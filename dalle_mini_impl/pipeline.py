@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl import checkpoint
-from dalle_mini_impl.canvas import Box, Canvas, Region, make_canvas, vary
+from dalle_mini_impl import checkpoint, settings
+from dalle_mini_impl.canvas import Box, Canvas, Region, encode, make_canvas, vary
+from dalle_mini_impl.captions import RankedCaption, Writer
 from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.device import choose_device
 from dalle_mini_impl.errors import UserError
@@ -19,14 +20,14 @@ from dalle_mini_impl.generate import CHUNK, Drawn, Progress, generate, ignore
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import to_images
 from dalle_mini_impl.job import Job, make_job
-from dalle_mini_impl.likelihood import log_likelihood
+from dalle_mini_impl.likelihood import log_likelihood, text_log_likelihood
 from dalle_mini_impl.packing import choose_precision, pack
 from dalle_mini_impl.previews import draw_previews
 from dalle_mini_impl.ranking import best
 from dalle_mini_impl.results import Preview, Result
 from dalle_mini_impl.scorer import Scorer
 from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.text_tokenizer import CaptionTokenizer
 from dalle_mini_impl.tile import close_seams
 from dalle_mini_impl.transformer import Transformer
 
@@ -45,19 +46,20 @@ class DalleMini:
     """
 
     def __init__(
-        self, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
+        self, text_tokenizer: CaptionTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
         stream: Stream, scorer: Scorer | None, sampling: SamplingConfig, source: dict[str, str],
     ) -> None:  # fmt: skip
         self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
         self.transformer, self.stream, self._scorer = transformer, stream, scorer
         self.sampling, self.source = sampling, source
+        self.writer = Writer(text_tokenizer, transformer, stream)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto", precision: str = "auto") -> "DalleMini":
-        """Load a shipped model or a checkpoint folder.
+        """Load a shipped model, a checkpoint folder, or one on a hub.
 
         Args:
-            name: `emoji`, or a folder.
+            name: `emoji`, a folder, or `hf:USER/REPO`, with `@REVISION` for another than the latest (extra `hub`).
             device: `auto`, `cpu`, `cuda`, `mps` …
             precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 on CUDA
                 and on a CPU with a C compiler, fp32 elsewhere.
@@ -70,10 +72,10 @@ class DalleMini:
         precision = choose_precision(precision, transformer)
         pack(transformer, precision, Stream(stream).image_range)
         image_tokenizer, _ = checkpoint.load_image_tokenizer(folder, device)
-        has_scorer = (folder / "scorer.safetensors").is_file()
         return cls(
             checkpoint.load_text_tokenizer(folder), image_tokenizer, transformer, Stream(stream),
-            checkpoint.load_scorer(folder, device) if has_scorer else None, checkpoint.load_settings(folder),
+            checkpoint.load_scorer(folder, device) if (folder / "scorer.safetensors").is_file() else None,
+            settings.load_settings(folder).sampling,
             {"model": str(name), "checkpoint": checkpoint.fingerprint(folder), "precision": precision},
         )  # fmt: skip
 
@@ -91,19 +93,10 @@ class DalleMini:
         return self._scorer
 
     def generate(
-        self,
-        prompt: str,
-        candidates: int = 32,
-        keep: int = 8,
-        seed: int = 0,
-        *,
-        negative: str = "",
-        seeds: Sequence[int] | None = None,
-        chunk: int = CHUNK,
-        progress: Progress = ignore,
-        canvas: Canvas | None = None,
-        **sampling: Any,
-    ) -> Result:
+        self, prompt: str, candidates: int = 32, keep: int = 8, seed: int = 0, *, negative: str = "",
+        seeds: Sequence[int] | None = None, chunk: int = CHUNK, progress: Progress = ignore,
+        canvas: Canvas | None = None, **sampling: Any,
+    ) -> Result:  # fmt: skip
         """Sample candidates, decode them, and keep the best.
 
         `rank` says which these are: `likelihood` those that the transformer itself finds likeliest given the prompt,
@@ -133,10 +126,8 @@ class DalleMini:
         Raises:
             UserError: a number is out of range, or a sampling setting is unknown.
         """
-        job = self._job(
-            prompt, candidates=candidates, keep=keep, seed=seed, negative=negative, seeds=seeds, chunk=chunk,
-            progress=progress, canvas=canvas, **sampling,
-        )  # fmt: skip
+        job = self._job(prompt, candidates=candidates, keep=keep, seed=seed, negative=negative, seeds=seeds,
+                        chunk=chunk, progress=progress, canvas=canvas, **sampling)  # fmt: skip
         return self._result(job, generate(self.transformer, self.stream, **job.drawing))
 
     def complete(
@@ -221,10 +212,8 @@ class DalleMini:
         """The best of what was drawn, as pictures."""
         if job.settings.tile:
             free = job.canvas.kept.redraw if job.canvas else torch.ones(self.stream.config.grid, dtype=torch.bool)
-            drawn = close_seams(
-                self.transformer, self.stream, job.ids, job.seeds, job.settings,
-                drawn=drawn, free=free, chunk=job.chunk, progress=job.progress,
-            )  # fmt: skip
+            drawn = close_seams(self.transformer, self.stream, job.ids, job.seeds, job.settings,
+                                drawn=drawn, free=free, chunk=job.chunk, progress=job.progress)  # fmt: skip
         kept = best(job, drawn, partial(self.decode, tile=job.settings.tile))
         picture = job.canvas.picture if job.canvas else None
         return Result(job.prompt, job.negative, kept, {**self.source, **job.facts}, picture)
@@ -234,17 +223,24 @@ class DalleMini:
         return to_images(self.image_tokenizer.decode(image_ids.to(self.transformer.embed.weight.device), tile))
 
     def log_likelihood(self, text: str, image_ids: Tensor) -> Tensor:
-        """How likely the model finds pictures given a caption.
-
-        Args:
-            text: the caption; "" for none.
-            image_ids: (B, h, w).
-
-        Returns:
-            (B, h * w) nats per image id, at most 0.
-        """
+        """Log-probability of pictures (B, h, w) given a caption, "" for none: (B, h * w) nats, one per image id."""
         return log_likelihood(self.transformer, self.stream, self.encode(text), image_ids).cpu()
+
+    def complete_text(self, beginning: str = "", **options: Any) -> list[tuple[str, float]]:
+        """Captions that begin with a text, sampled, each with its nats, likeliest first; see `Writer.complete`."""
+        return self.writer.complete(beginning, **options)
+
+    def caption(
+        self, picture: Image.Image, captions: Sequence[str] | None = None, **options: Any
+    ) -> list[RankedCaption]:
+        """Captions, given or sampled, by how much likelier they make a picture, best first; see `Writer.rank`."""
+        _, image_ids = encode(self.image_tokenizer, self.stream.config.grid, picture)
+        return self.writer.rank(image_ids, captions, **options)
+
+    def text_log_likelihood(self, text: str) -> Tensor:
+        """Log-probability of a caption: (text_length,) nats, one per text id or padding, all of them log p(text)."""
+        return text_log_likelihood(self.transformer, self.stream, [self.encode(text)])[0].cpu()
 
     def encode(self, text: str) -> list[int]:
         """Text ids of a caption, cut with a warning where it is longer than the stream has room for."""
-        return self.text_tokenizer.cut(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
+        return self.writer.encode(text)

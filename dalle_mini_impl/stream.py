@@ -56,7 +56,8 @@ class Stream:
                 raise UserError(f"a caption of {len(caption)} text ids was given, {length} fit; cut it first")
             if any(not 0 <= text_id < vocab for text_id in caption):
                 raise UserError(f"caption ids {list(caption)} are not all in 0 … {vocab - 1}")
-            row[: len(caption)] = torch.tensor(caption, dtype=torch.int64)
+            text_ids = torch.tensor(caption, dtype=torch.int64)
+            row[: len(caption)] = torch.where(text_ids == self.config.pad_id, row[: len(caption)], text_ids)
         if self.config.bos_id < 0:
             return rows
         return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)

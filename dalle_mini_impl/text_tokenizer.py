@@ -7,8 +7,9 @@ must be able to resume exactly.
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -57,7 +58,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without BOS, EOS or padding. Empty text has no ids."""
-        return self._model.encode(_without_surrogates(text))
+        return self._model.encode(without_surrogates(text))
 
     def decode(self, text_ids: Sequence[int]) -> str:
         """Ids -> normalised text. Padding, BOS and EOS are left out."""
@@ -72,7 +73,7 @@ class TextTokenizer:
             dropout: chance of skipping a possible merge in a round, 0 to 1; 0 gives what `encode` gives.
             random: source of the choices.
         """
-        pieces = list(self._model.normalize(_without_surrogates(text)).replace(" ", SPACE))
+        pieces = list(self._model.normalize(without_surrogates(text)).replace(" ", SPACE))
         while len(pieces) > 1:
             best, best_score = -1, -np.inf
             skip = random.random(len(pieces) - 1) < dropout
@@ -111,14 +112,39 @@ class TextTokenizer:
 
     def cut(self, text_ids: list[int], room: int, text: str = "") -> list[int]:
         """Keep the first `room` ids, warning about what was cut when `text` is given."""
-        if len(text_ids) > room and text:
-            lost = _start(self.decode(text_ids[room:]))
-            message = f"caption {_start(text)!r} has {len(text_ids)} text ids, {room} fit; cut off: {lost!r}"
-            warnings.warn(message, stacklevel=2)
-        return text_ids[:room]
+        return cut_with(self.decode, text_ids, room, text)
 
 
-def _without_surrogates(text: str) -> str:
+class CaptionTokenizer(Protocol):
+    """What drawing pictures needs of a text tokenizer: of ours, or of one that came with an imported model."""
+
+    identity: str
+    """Hash of its file."""
+    vocab_size: int
+    """Number of text ids."""
+    eos_id: int
+    """Text id that ends a caption, -1 for none."""
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids without padding."""
+
+    def decode(self, text_ids: Sequence[int]) -> str:
+        """Ids -> normalised text."""
+
+    def cut(self, text_ids: list[int], room: int, text: str = "") -> list[int]:
+        """Keep the first `room` ids, warning about what was cut when `text` is given."""
+
+
+def cut_with(decode: Callable[[list[int]], str], text_ids: list[int], room: int, text: str) -> list[int]:
+    """The first `room` ids; warns about what was cut, as `decode` has it, when `text` is given."""
+    if len(text_ids) > room and text:
+        lost = _start(decode(text_ids[room:]))
+        message = f"caption {_start(text)!r} has {len(text_ids)} text ids, {room} fit; cut off: {lost!r}"
+        warnings.warn(message, stacklevel=3)
+    return text_ids[:room]
+
+
+def without_surrogates(text: str) -> str:
     """Text as it can be encoded: a shell passes bytes that are no UTF-8 on as lone surrogates."""
     return text.encode("utf-8", "replace").decode()
 

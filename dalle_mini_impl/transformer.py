@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dalle_mini_impl.attention import rotary_table
+from dalle_mini_impl.attention import rotary_table, turns
 from dalle_mini_impl.blocks import Block, make_norm
 from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
@@ -21,7 +21,8 @@ from dalle_mini_impl.stream import Stream
 
 ROPE_BASE = 100.0
 """Streams here are a few hundred positions long, so slower rotations would never complete a turn."""
-POSITIONS = ("rope", "learned", "absolute")
+POSITIONS = {"rope": 4, "table": 2, "learned": 1, "absolute": 1}
+"""Kinds of positions, and what a head's width must be a multiple of."""
 OURS = BlockConfig()
 
 
@@ -34,8 +35,9 @@ class Transformer(nn.Module):
         n_layer: number of blocks.
         n_head: heads per block.
         n_embd: C.
-        position: `rope`, `learned` (one embedding per value of each coordinate, summed) or `absolute` (one per
-            position).
+        position: `rope`, `table` (rotary, by a table that is among the weights), `learned` (one embedding per value of
+            each coordinate, summed) or `absolute` (one per position).
+        extent: how many values each coordinate has; the largest in `coordinates` tells where it is not given.
         block: what the blocks are made of.
         head_dim: width of a head; 0 is C / n_head.
         sights: which positions each may look at, for each block; None, or nothing at all, for all before.
@@ -53,15 +55,16 @@ class Transformer(nn.Module):
 
     def __init__(
         self, vocab_size: int, coordinates: Tensor, n_layer: int, n_head: int, n_embd: int, position: str = "rope", *,
-        block: BlockConfig = OURS, head_dim: int = 0, sights: Sequence[Sight | None] = (),
+        extent: Sequence[int] = (), block: BlockConfig = OURS, head_dim: int = 0, sights: Sequence[Sight | None] = (),
         sources: Tensor | None = None, last_norms: int = 1, stable: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if (not head_dim and n_embd % n_head) or (position == "rope" and (head_dim or n_embd // n_head) % 4):
-            raise UserError(f"n_embd {n_embd} with n_head {n_head} was given; "
-                            f"a head's width must be whole{' and a multiple of 4' * (position == 'rope')}")  # fmt: skip
         if position not in POSITIONS:
             raise UserError(f"unknown position {position!r}; expected one of {', '.join(POSITIONS)}")
+        multiple = POSITIONS[position]
+        if (not head_dim and n_embd % n_head) or (head_dim or n_embd // n_head) % multiple:
+            raise UserError(f"n_embd {n_embd} with n_head {n_head} and head_dim {head_dim} was given; a head's width "
+                            f"must be whole{f' and a multiple of {multiple}' * (multiple > 1)}")  # fmt: skip
         if block.shift and n_embd % 4:
             raise UserError(f"n_embd {n_embd} was given; to shift a quarter of the channels it must be a multiple of 4")
         if not last_norms >= 1:
@@ -74,12 +77,13 @@ class Transformer(nn.Module):
             coordinates = torch.arange(len(coordinates))[:, None]
         self.register_buffer("coordinates", coordinates, persistent=False)
         table = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
-        self.register_buffer("table", table, persistent=False)
+        if position == "table":  # turns nothing until weights are loaded
+            table = turns(torch.zeros(len(coordinates), self.head_dim // 2))
+        self.register_buffer("table", table, persistent=position == "table")
         self.register_buffer("sources", sources if block.shift else None, persistent=False)
         self.positions = None
-        if position != "rope":
-            count, kinds = coordinates.shape
-            sizes = [count] * kinds if coordinates.is_meta else (coordinates.max(0).values + 1).tolist()
+        if position in ("learned", "absolute"):
+            sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
             self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
         sights = sights or (None,) * n_layer
         self.blocks = nn.ModuleList(Block(n_embd, n_head, block, self.head_dim, sight) for sight in sights)
@@ -169,10 +173,11 @@ class Transformer(nn.Module):
 def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transformer:
     """The transformer of a config, for a stream."""
     layout = Stream(stream)
+    extent = [layout.prefix_length + side for side in stream.grid]
     return Transformer(
         layout.vocab_size, layout.coordinates(), config.n_layer, config.n_head, config.n_embd, config.position,
-        block=config.block, head_dim=config.head_dim, sights=_sights(config, layout), sources=layout.neighbours(),
-        last_norms=config.last_norms, stable=config.stable,
+        extent=extent, block=config.block, head_dim=config.head_dim,
+        sights=_sights(config, layout), sources=layout.neighbours(), last_norms=config.last_norms, stable=config.stable,
     )  # fmt: skip
 
 
@@ -186,8 +191,7 @@ def _sights(config: TransformerConfig, layout: Stream) -> list[Sight | None]:
     made: dict[str, Sight | None] = {"full": None}
     for kind in set(kinds) - {"full"}:
         allowed = sight(kind, before, layout.config.grid, config.kernel)
-        # The last image id, which nothing follows, may have no place in the mask.
-        missing = layout.length - len(allowed)
+        missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
         order = torch.cat([side_by_side(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)])
-        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)), order)
+        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
     return [made[kind] for kind in kinds]

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, add_text_tokenizer, save_part, save_settings
+from dalle_mini_impl.checkpoint import save_part
 from dalle_mini_impl.cli import main
 from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.scorer import build_clip
+from dalle_mini_impl.settings import save_settings
 from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.text_part import TEXT_TOKENIZER, add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer, train_text_tokenizer
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
@@ -59,10 +61,12 @@ def randomise(module: M, seed: int, scale: float = 1.0) -> M:
     return module.eval()
 
 
-def make_transformer(position: str = "rope", seed: int = 3) -> tuple[Transformer, Stream]:
-    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions."""
-    stream = StreamConfig(text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61)
-    config = dataclasses.replace(TRANSFORMER, position=position)
+def make_transformer(
+    position: str = "rope", seed: int = 3, bos_id: int = 2, **changes: object
+) -> tuple[Transformer, Stream]:
+    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions; `changes` are to its config."""
+    stream = StreamConfig(text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61, bos_id=bos_id)
+    config = dataclasses.replace(TRANSFORMER, position=position, **changes)
     transformer = randomise(build_transformer(config, stream), seed, scale=2.0)
     with torch.no_grad():  # logits of spread 1: no id is out of the question, none is sure
         transformer.head.weight *= 0.5

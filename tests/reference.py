@@ -92,14 +92,15 @@ def next_id(logits: list[float], uniform: float, temperature: float, top_k: int,
 def image_logits(transformer, ids: list[int], image_range: tuple[int, int]) -> Tensor:
     """Run the whole stream so far and cut the image ids' scores out of all scores."""
     hidden = transformer(torch.tensor([ids]))[0, -1]
-    return (transformer.head.weight @ hidden)[image_range[0] : image_range[1]]
+    scores = transformer.head.weight @ hidden + (0 if transformer.head.bias is None else transformer.head.bias)
+    return scores[image_range[0] : image_range[1]]
 
 
 def stream_ids(stream, caption: list[int]) -> list[int]:
-    """BOS, caption, and each empty text position's own padding id."""
+    """BOS if there is one, caption, and each empty text position's own padding id."""
     config = stream.config
     padding = [config.text_vocab + place for place in range(len(caption), config.text_length)]
-    return [config.bos_id, *caption, *padding]
+    return [*([config.bos_id] if config.bos_id >= 0 else []), *caption, *padding]
 
 
 def generate(
@@ -160,3 +161,71 @@ def ssim(x: Tensor, y: Tensor) -> float:
                 light = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
                 scores.append(light * (2 * both + 0.03**2) / (var_a + var_b + 0.03**2))
     return sum(scores) / len(scores)
+
+
+@torch.no_grad()
+def text_logits(transformer, ids: list[int], stream) -> list[float]:
+    """Run the whole stream so far and cut the scores of text ids and padding out of all scores."""
+    hidden = transformer(torch.tensor([ids]))[0, -1].double()
+    return (transformer.head.weight.double() @ hidden)[: stream.image_offset].tolist()
+
+
+def generate_text(transformer, stream, beginning: list[int], seed: int, sampling) -> list[int]:
+    """One caption, id by id, the stream so far run anew each time."""
+    length, vocab = stream.config.text_length, stream.config.text_vocab
+    uniforms = torch.rand(length, generator=torch.Generator().manual_seed(seed)).tolist()
+    text = list(beginning)
+    for place in range(len(beginning), length):
+        logits = text_logits(transformer, [stream.config.bos_id, *text], stream)
+        choices = logits[:vocab] + [logits[vocab + place]] * (place > 0)
+        number = next_id(choices, uniforms[place], sampling.temperature, sampling.top_k, sampling.top_p)
+        if number == vocab:
+            break
+        text.append(number)
+    return text
+
+
+def text_log_likelihood(transformer, stream, caption: list[int]) -> list[float]:
+    """Log-probability of each text id and padding, each from its own run of the stream before it."""
+    ids, result = stream_ids(stream, caption), []
+    for end in range(1, len(ids)):
+        logits = text_logits(transformer, ids[:end], stream)
+        result.append(logits[ids[end]] - math.log(sum(math.exp(value) for value in logits)))
+    return result
+
+
+def blind_log_likelihood(transformer, stream, caption: list[int], image_ids: list[int]) -> float:
+    """Log-probability of all image ids, BOS standing in for those before each."""
+    ids, total = stream_ids(stream, caption), 0.0
+    for number in image_ids:
+        logits = image_logits(transformer, ids, stream.image_range).double().tolist()
+        total += logits[number] - math.log(sum(math.exp(value) for value in logits))
+        ids.append(stream.config.bos_id)
+    return total
+
+
+def yttm_ids(text: str, chars: dict[str, int], rules: list[tuple[int, int, int]], unknown: int) -> list[int]:
+    """What YouTokenToMe's encoder does: in each word, the earliest rule that fits anywhere, leftmost first."""
+    for blank in "\t\n\v\f\r▁":
+        text = text.replace(blank, " ")
+    result = []
+    for word in (word for word in text.split(" ") if word):
+        pieces: list[int | None] = [chars["▁"]]
+        for char in word:
+            if char in chars:
+                pieces.append(chars[char])
+            elif pieces[-1] is not None:
+                pieces.append(None)  # a run of unknown characters is one
+        while True:
+            found = [
+                (rank, place, new)
+                for rank, (left, right, new) in enumerate(rules)
+                for place in range(len(pieces) - 1)
+                if pieces[place] == left and pieces[place + 1] == right
+            ]
+            if not found:
+                break
+            _, place, new = min(found)
+            pieces[place : place + 2] = [new]
+        result += [unknown if piece is None else piece for piece in pieces]
+    return result

@@ -1,6 +1,7 @@
 """What holds for the code as a whole."""
 
 import ast
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from dalle_mini_impl.config import StreamConfig
 from dalle_mini_impl.config_io import load
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.image_tokenizer.quantizers import encoder_width
+from dalle_mini_impl.masks import sight
 from dalle_mini_impl.train import runs
 
 PACKAGE = Path(dalle_mini_impl.__file__).parent
@@ -24,7 +26,8 @@ ROOT = PACKAGE.parent
 MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 LAUNCHERS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))  # tested in test_compare.py
-CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS})
+DALLE1 = sorted((ROOT / "configs/dalle1").glob("*.yaml"))  # transformers alone
+CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS, *DALLE1})
 
 ALONE = {"vqgan", "dvae"}
 """Folders of configs with an image tokenizer alone; the other stages are those of configs/emoji."""
@@ -90,7 +93,7 @@ def test_help_does_not_wait_for_torch():
         "import sys, dalle_mini_impl, dalle_mini_impl.cli\n"
         "dir(dalle_mini_impl)\n"
         "from click.testing import CliRunner\n"
-        "commands = ['sample', 'complete', 'data', 'info', 'classify', 'paint', 'index', 'search']\n"
+        "commands = 'sample complete data info push classify paint index search caption write'.split()\n"
         "for name in ([], *([command] for command in commands)):\n"
         "    assert CliRunner().invoke(dalle_mini_impl.cli.dalle, [*name, '--help']).exit_code == 0, name\n"
         "heavy = {'torch', 'numpy', 'PIL', 'sentencepiece', 'accelerate', 'transformers'} & set(sys.modules)\n"
@@ -143,14 +146,26 @@ def test_importing_has_no_side_effects():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_reaches_for_the_network(name):
-    assert not {module.split(".")[0] for module in imported(MODULES[name])} & NETWORK
+    allowed = {"huggingface_hub"} if name == "hub.py" else set()  # asked for by name; see below
+    assert {module.split(".")[0] for module in imported(MODULES[name])} & NETWORK == allowed
+
+
+def test_the_hub_waits_until_it_is_named():
+    code = (
+        "import sys\n"
+        "from dalle_mini_impl import checkpoint, sharing\n"
+        "checkpoint.load_image_tokenizer('emoji')\n"
+        "assert 'huggingface_hub' not in sys.modules"
+    )
+    run_fresh(code)
 
 
 def test_blocks_can_be_lifted_out():
     own = {name: {m for m in imported(MODULES[name]) if m.startswith("dalle_mini_impl")} for name in MODULES}
     assert not {m for m in own["transformer.py"] if "tokenizer" in m or "images" in m}
-    assert own["attention.py"] == {"dalle_mini_impl.kv_cache"}
-    assert own["kv_cache.py"] == set()
+    assert own["attention.py"] == {"dalle_mini_impl.kv_cache", "dalle_mini_impl.masks"}
+    assert own["kv_cache.py"] == {"dalle_mini_impl.masks"}
+    assert own["masks.py"] == {"dalle_mini_impl.errors"}
     assert own["metrics.py"] == set()
     assert own["errors.py"] == set()
     assert not {m for m in own["sampling.py"] if m not in ("dalle_mini_impl.config", "dalle_mini_impl.errors")}
@@ -217,10 +232,11 @@ def test_there_are_configs_for_every_stage():
         assert {path.stem for path in CONFIGS if path.parent.name == folder} == stages, folder
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", [*CONFIGS, *DALLE1], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_configs_parse_and_name_no_place_of_one_machine(path):
-    config = load(RUNS[path.stem], path)
-    assert config != RUNS[path.stem]()
+    kind = RUNS.get(path.stem, runs.TransformerRun)
+    config = load(kind, path)
+    assert config != kind()
     for line in path.read_text(encoding="utf-8").splitlines():
         assert not [word for word in line.split() if word.startswith(("/", "~"))], line
     assert path.read_text(encoding="utf-8").startswith("# "), "says what it is for"
@@ -242,6 +258,28 @@ def test_image_tokenizers_alone_fit_the_other_stages(name):
     with torch.device("meta"):
         tokenizer = ImageTokenizer(ours)
         assert tokenizer.encoder(torch.zeros(2, 3, 64, 64)).shape == (2, encoder_width(ours), *ours.grid)
+
+
+@pytest.mark.parametrize("path", DALLE1, ids=lambda path: path.stem)
+def test_dalle_1_has_its_masks_and_its_recipe(path):
+    run = load(runs.TransformerRun, path)
+    stream = StreamConfig(text_length=256, text_vocab=16384, grid=(32, 32), image_vocab=8192)
+    narrow = build_transformer(dataclasses.replace(run.model, n_head=1, n_embd=2), stream)
+    masks = {kind: sight(kind, 257, (32, 32), 11) for kind in ("row", "column", "conv")}
+    for layer, block in enumerate(narrow.blocks):
+        kind = "conv" if layer == run.model.n_layer - 1 else "column" if layer % 4 == 1 else "row"
+        assert torch.equal(block.attention.sight.allowed, masks[kind])
+    assert (run.image_weight, run.bpe_dropout) == (7, 0.1)
+    assert run.caption_dropout == run.id_corruption == run.id_dropout == 0
+    assert (run.sampling.temperature, run.sampling.guidance, run.sampling.rank) == (1, 1, "clip")
+    assert (run.optimizer.betas, run.optimizer.weight_decay, run.optimizer.clip) == ((0.9, 0.96), 0.045, 4)
+    assert run.plateau.halvings == 5
+    if path.stem == "12b":
+        with torch.device("meta"):
+            transformer = build_transformer(run.model, stream)
+        assert sum(p.numel() for p in transformer.blocks.parameters()) == pytest.approx(12.0e9, rel=0.01)
+        assert sum(p.numel() for p in transformer.parameters()) == 12_294_872_832
+        assert (run.run.batch_size, run.optimizer.learning_rate, run.optimizer.warmup_steps) == (1024, 4.5e-4, 5000)
 
 
 @pytest.mark.parametrize(

@@ -192,3 +192,36 @@ def test_draws_follow_from_the_generator_alone():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- crops
+
+STILL = {"shift": 0.0, "flip": 0.0, "background": 0.0}
+
+
+def test_a_crop_is_any_part_of_an_enlarged_picture():
+    config = AugmentConfig(**STILL, scale=(1.0, 1.5), crop=True)
+    scale, _, right, down, *_ = random_changes(20_011, config, torch.Generator().manual_seed(1)).T
+    for shift in (right, down):  # half of the frame is 1 wide: the picture reaches from shift - scale to shift + scale
+        assert float((shift - scale).max()) <= -1
+        assert float((shift + scale).min()) >= 1
+        place = shift / (scale - 1)
+        assert float(place.min()) < -0.99
+        assert float(place.max()) > 0.99
+        assert float(place.mean()) == pytest.approx(0, abs=0.02)
+    assert abs(float(torch.corrcoef(torch.stack([right, down]))[0, 1])) < 0.05
+
+
+def test_a_crop_shows_nothing_from_beyond_the_picture():
+    rgba = np.full((1, 32, 32, 4), 255, dtype=np.uint8)
+    rgba[0, :, :, 1] = np.linspace(0, 255, 32, dtype=np.uint8)
+    config = AugmentConfig(**STILL, scale=(1.1, 1.5), crop=True)
+    changes = random_changes(7, config, torch.Generator().manual_seed(2))
+    pixels = augmented_pixels(rgba.repeat(7, 0), np.zeros(7, bool), changes, 16)
+    # Where a border was repeated, neighbouring columns would be equal.
+    assert (pixels[:, 1].diff(dim=-1) > 0).all()
+
+
+def test_pictures_within_the_frame_are_not_cropped():
+    config = AugmentConfig(**STILL, scale=(0.6, 1.0), crop=True)
+    assert (random_changes(5, config, torch.Generator().manual_seed(3))[:, 2:4] == 0).all()

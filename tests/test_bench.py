@@ -12,6 +12,7 @@ from dalle_mini_impl.bench import growth, learn, learn_pictures, peers
 from dalle_mini_impl.bench.machine import Machine, measure_machine
 from dalle_mini_impl.bench.masks import mask_rows
 from dalle_mini_impl.bench.report import Row, table
+from dalle_mini_impl.bench.sampling import imported_rows
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.cli import bench, dalle
@@ -310,3 +311,17 @@ def test_a_shape_is_built_with_masks():
     model = QUICK.build(("row", "full"), "column")
     assert [block.attention.sight is None for block in model.blocks] == [False, False]
     assert [block.attention.sight is None for block in QUICK.build().blocks] == [True, True]
+
+
+# --- imported models
+
+
+@pytest.mark.skipif(importlib.util.find_spec("dalle_pytorch") is None, reason="dalle-pytorch is not installed")
+def test_imported_rows_time_both_sides():
+    machine = Machine("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
+    rows = list(imported_rows(QUICK, machine, repeats=1, counts=[2]))
+    assert [(row.row, row.peer) for row in rows] == [
+        ("imported/2/guided", "dalle-pytorch"),
+        ("imported/2/plain", "dalle-pytorch"),
+    ]
+    assert all(row.ours > 0 and row.theirs > 0 for row in rows)

@@ -6,14 +6,13 @@ import shutil
 
 import pytest
 import torch
-import yaml
-from conftest import CAPTIONS, IMAGE_TOKENIZER, SAMPLING, TRANSFORMER, make_image_tokenizer, make_transformer
+from conftest import CAPTIONS, IMAGE_TOKENIZER, TRANSFORMER, make_image_tokenizer, make_transformer
 from safetensors.torch import load_file, save_file
 
 from dalle_mini_impl import checkpoint
-from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import train_text_tokenizer
 
 PARTS = {
@@ -242,7 +241,7 @@ def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
     old = checkpoint.load_text_tokenizer(folder)
     other = train_text_tokenizer(CAPTIONS[::-1], tmp_path / "other.model", 353)
     with pytest.raises(UserError) as caught:
-        checkpoint.add_text_tokenizer(folder, tmp_path / "other.model")
+        add_text_tokenizer(folder, tmp_path / "other.model")
     assert old.identity in str(caught.value)
     assert other.identity in str(caught.value)
     assert checkpoint.load_text_tokenizer(folder).identity == old.identity
@@ -251,14 +250,14 @@ def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
 def test_the_same_text_tokenizer_may_be_added_again(folder):
     path = folder / "text_tokenizer.model"
     before = path.read_bytes()
-    assert checkpoint.add_text_tokenizer(folder, path).vocab_size == 367
+    assert add_text_tokenizer(folder, path).vocab_size == 367
     assert path.read_bytes() == before
 
 
 def test_a_bad_text_tokenizer_is_not_added(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"bad")
     with pytest.raises(UserError, match=r"bad\.model"):
-        checkpoint.add_text_tokenizer(tmp_path / "model", tmp_path / "bad.model")
+        add_text_tokenizer(tmp_path / "model", tmp_path / "bad.model")
     assert not (tmp_path / "model" / "text_tokenizer.model").exists()
 
 
@@ -271,35 +270,6 @@ def test_the_fingerprint_names_the_whole_folder(folder):
     third = checkpoint.fingerprint(folder)
     another_text_tokenizer(folder)
     assert len({first, second, third, checkpoint.fingerprint(folder)}) == 4
-
-
-# --- settings
-
-
-def test_settings_come_back(tmp_path):
-    settings = SamplingConfig(temperature=0.7, top_k=97, top_p=0.9, guidance=4.5)
-    checkpoint.save_settings(tmp_path / "heart", settings)
-    assert checkpoint.load_settings(tmp_path / "heart") == settings
-    assert yaml.safe_load((tmp_path / "heart" / "config.yaml").read_text())["name"] == "heart"
-
-
-@pytest.mark.parametrize(
-    "content", ["", "name: x", "sampling: [", "[]", "sampling: 3", "sampling: {topk: 3}", "sampling: {top_k: many}"]
-)
-def test_damaged_settings_are_refused(folder, content):
-    (folder / "config.yaml").write_text(content)
-    with pytest.raises(UserError, match=r"config\.yaml"):
-        checkpoint.load_settings(folder)
-
-
-def test_missing_or_binary_settings_are_refused(folder):
-    assert checkpoint.load_settings(folder) == SAMPLING
-    (folder / "config.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"config\.yaml"):
-        checkpoint.load_settings(folder)
-    (folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"config\.yaml is missing"):
-        checkpoint.load_settings(folder)
 
 
 # --- names

@@ -291,7 +291,10 @@ def test_unknown_precisions_are_refused(refused, tiny_model):
         ([], "no prompt was given; try: dalle sample"),
         (["   "], "no prompt was given"),
         (["a cat", "--from", "x.png"], "both prompts and --from were given"),
-        (["a cat", "--model", "nothing"], "no model 'nothing'; expected a checkpoint folder or a shipped name"),
+        (
+            ["a cat", "--model", "nothing"],
+            "no model 'nothing'; expected a checkpoint folder, hf:USER/REPO or a",
+        ),
         (["a cat", "--model", "."], "has no transformer.safetensors"),
         (["a cat", "--prompts-file", "nothing.txt"], "cannot read prompts file nothing.txt"),
         (["a cat", "--candidates", "0"], "candidates 0"),

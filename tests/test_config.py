@@ -93,6 +93,7 @@ def test_grid_is_size_over_factor():
         ("model: 3", "model: expected keys and values, got 3"),
         ("- model", "expected keys and values, got ['model']"),
         ("model: [", "is not YAML"),
+        ("run: {steps: 5}\nmodel: {}\nrun: {seed: 1}", "key 'run' is there twice"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path, text, message):

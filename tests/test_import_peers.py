@@ -1,15 +1,23 @@
 """The originals, run for real on random weights; `make peers` installs them."""
 
 import importlib.util
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
+from foreign_transformers import random_transformer
 from torch import nn
 
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
 from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
+from dalle_mini_impl.config import SamplingConfig
 from dalle_mini_impl.config_io import to_dict
-from dalle_mini_impl.interop import dalle_pytorch, openai_dvae, taming
+from dalle_mini_impl.generate import Prompt, generate
+from dalle_mini_impl.interop import dalle_pytorch, openai_dvae, rudalle, taming
+from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.transformer import build_transformer
 
 
 def pixels01(count, size, seed=0):
@@ -121,3 +129,54 @@ def test_openai(tmp_path, archive):
     assert len(ids.unique()) > 5
     assert torch.equal(tokenizer.encode(2 * pixels - 1), ids)
     torch.testing.assert_close(tokenizer.decode(ids), decoded, atol=1e-5, rtol=0)
+
+
+# --- ruDALL-E
+
+
+@pytest.fixture
+def rudalle_model(monkeypatch):
+    """The package's transformer without what the rest of it imports."""
+    found = importlib.util.find_spec("rudalle")
+    if found is None or found.origin is None:
+        pytest.skip("rudalle is not installed")
+    for name in ("rudalle", "rudalle.dalle"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(found.origin).parent.joinpath(*name.split(".")[1:]))]
+        monkeypatch.setitem(sys.modules, name, package)
+    return importlib.import_module("rudalle.dalle.model").DalleModel
+
+
+@pytest.mark.parametrize("is_bool_mask", [True, False])
+@pytest.mark.parametrize("version", [2, 3])
+def test_rudalle(tmp_path, rudalle_model, version, is_bool_mask):
+    peer = rudalle_model(
+        "cpu", num_layers=6, vocab_size=37, hidden_size=22, num_attention_heads=2, embedding_dropout_prob=0.1,
+        attention_dropout_prob=0.1, output_dropout_prob=0.1, text_seq_length=7, image_tokens_per_dim=13,
+        image_vocab_size=29, cogview_sandwich_layernorm=True, cogview_pb_relax=True, is_bool_mask=is_bool_mask,
+        hf_version=f"v{version}",
+    ).eval()  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in peer.named_parameters()}
+    peer.load_state_dict({**peer.state_dict(), **random_transformer(shapes)})
+    torch.save(peer.state_dict(), tmp_path / "pytorch_model.bin")
+    imported = rudalle.load(tmp_path / "pytorch_model.bin", 2)
+    transformer, stream = build_transformer(imported.config, imported.stream).eval(), Stream(imported.stream)
+    transformer.load_state_dict(imported.tensors)
+
+    ids = torch.randint(29, (1, 13, 13), generator=torch.Generator().manual_seed(1))
+    text, caption = torch.tensor([[2, 11, 5, 3, 0, 0, 0]]), [2, 11, 5, 3]
+    size = 7 + 13 * 13
+    with torch.no_grad():
+        mask = torch.ones(1, 1, size, size).tril()
+        theirs, _ = peer(torch.cat([text, ids.flatten(1)], 1), mask)
+        ours = transformer.logits(transformer(stream.join(stream.prefix([caption]), ids)))[:, : theirs.shape[1]]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+    drawn = generate(transformer, stream, Prompt(caption, []), [1], SamplingConfig(temperature=0, guidance=1))
+    row, cache = text, None
+    for _ in range(40):
+        with torch.no_grad():
+            logits, cache = peer(row, mask, use_cache=True, cache=cache)
+        row = torch.cat([row, logits[:, -1, 37:].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(drawn.image_ids.flatten()[:40], row[0, 7:])
+    assert len(row[0, 7:].unique()) > 5

@@ -3,6 +3,7 @@ import torch
 from conftest import make_transformer
 
 from dalle_mini_impl.kv_cache import KVCache
+from dalle_mini_impl.masks import Sight, sight
 
 CPU = torch.device("cpu")
 SHAPE = (2, 4, 7, 6)
@@ -83,3 +84,38 @@ def test_kept_rows_go_on_as_if_they_were_all_there_is():
     kept = [0, 2, 3, 5]
     assert torch.equal(few.attend(1, q[kept], k[kept], v[kept]), cache.attend(1, q, k, v)[kept])
     assert few.length == 5
+
+
+def test_a_position_reads_only_what_it_may_look_at():
+    cache, sees = filled_cache(), Sight(sight("column", 2, (2, 3)))
+    cache.keys[:, :, :, 3:5], cache.values[:, :, :, 3:5] = torch.nan, torch.nan
+    q, k, v = (noise(2, 4, 1, 6, seed=n) for n in range(3))
+    places = [0, 1, 2]  # text and the place above; position 5 is itself
+    keys, values = (torch.cat([part[0][:, :, places], new], 2) for part, new in ((cache.keys, k), (cache.values, v)))
+    expected = torch.softmax(q @ keys.transpose(2, 3) * 6**-0.5, -1) @ values
+    torch.testing.assert_close(cache.attend(0, q, k, v, sees), expected)
+
+
+def shifting_cache():
+    """Room for 5 shifted channels, 4 positions filled."""
+    cache = KVCache(3, SHAPE, CPU, torch.float64, shifted=5)
+    assert cache.channels.shape == (6, 2, 7, 5)
+    for slot in range(6):
+        cache.remember(slot, noise(2, 4, 5, seed=slot))
+    cache.length = 4
+    return cache
+
+
+def test_channels_are_remembered_for_later_positions():
+    cache = shifting_cache()
+    new = noise(2, 1, 5, seed=9)
+    expected = torch.cat([noise(2, 4, 5, seed=2), new], 1)
+    assert torch.equal(cache.remember(2, new), expected)
+    assert torch.equal(cache.remember(3, new)[:, :4], noise(2, 4, 5, seed=3))
+
+
+def test_branches_and_kept_rows_remember_them_too():
+    cache = shifting_cache().branch(3, 7)
+    cache.keep(torch.tensor([1, 5]))
+    assert torch.equal(cache.remember(2, noise(2, 1, 5, seed=9))[:, :4], noise(2, 4, 5, seed=2))
+    assert KVCache(3, SHAPE, CPU, torch.float64).branch(3, 9).channels.numel() == 0

@@ -96,7 +96,7 @@ def test_operations_are_those_of_the_products():
 
 
 def test_shared_out_states_take_less_of_each():
-    needs = plan.Needs(1000, gathered=800, ids=17, states=8000, kept=50, flops=1e6)
+    needs = plan.Needs(1000, in_blocks=900, gathered=800, ids=17, states=8000, kept=50, flops=1e6)
     whole, shared = plan.plans(needs, plan.Machine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
     assert (whole.states, shared.states) == (8000, 2000 + 800)
     assert (whole.pictures_at_once, shared.pictures_at_once) == (1000 // 50, 6200 // 50)
@@ -105,7 +105,7 @@ def test_shared_out_states_take_less_of_each():
     assert (alone.sharded, alone.pictures_at_once) == (False, 0)
 
 
-@pytest.mark.parametrize(("name", "weights"), [("300m", 0.35e9), ("1.3b", 1.3e9), ("12b", 12e9)])
+@pytest.mark.parametrize(("name", "weights"), [("300m", 0.35e9), ("1.3b", 1.3e9), ("dalle1/12b", 12e9)])
 def test_the_large_configs_are_of_their_size(name, weights):
     result = CliRunner().invoke(dalle, ["plan", f"configs/{name}.yaml", "--json"], catch_exceptions=False)
     facts = json.loads(result.output)
@@ -115,8 +115,8 @@ def test_the_large_configs_are_of_their_size(name, weights):
 
 
 def test_the_command_tells_it_in_words():
-    result = CliRunner().invoke(dalle, ["plan", "configs/12b.yaml", "--gpus", "8"], catch_exceptions=False)
-    assert "12,322 M weights, 1280 ids a picture" in result.output
+    result = CliRunner().invoke(dalle, ["plan", "configs/dalle1/12b.yaml", "--gpus", "8"], catch_exceptions=False)
+    assert "12,295 M weights (12,095 M in the blocks), 1280 ids a picture" in result.output
     assert "8 GPUs, whole on each (DDP): 246 GB of 80, does not fit" in result.output
     assert "8 GPUs, shared out (FSDP)" in result.output
 

@@ -7,12 +7,13 @@ from conftest import CAPTIONS
 from PIL import Image
 from torch import nn
 
-from dalle_mini_impl.checkpoint import TEXT_TOKENIZER, save_part
+from dalle_mini_impl.checkpoint import save_part
 from dalle_mini_impl.config import ScorerConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.images import to_pixels
 from dalle_mini_impl.scorer import CLIP, Preprocess, Scorer, build_clip, contrastive_loss
+from dalle_mini_impl.text_part import TEXT_TOKENIZER
 from dalle_mini_impl.text_tokenizer import train_text_tokenizer
 
 SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3

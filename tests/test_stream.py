@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -22,6 +24,12 @@ def test_each_empty_text_position_has_its_own_padding_id():
     prefix = STREAM.prefix([[3, 4], [], [0, 1, 2, 16, 16]])
     assert prefix.tolist() == [[13, 3, 4, 19, 20, 21], [13, 17, 18, 19, 20, 21], [13, 0, 1, 2, 16, 16]]
     assert prefix.dtype == torch.int64
+
+
+def test_an_id_that_stands_for_padding_becomes_that_of_its_position():
+    stream = Stream(dataclasses.replace(CONFIG, pad_id=0))
+    prefix = stream.prefix([[3, 0, 4], [0], [0, 1, 2, 16, 0]])
+    assert prefix.tolist() == [[13, 3, 18, 4, 20, 21], [13, 17, 18, 19, 20, 21], [13, 17, 1, 2, 16, 21]]
 
 
 def test_join_appends_the_picture_row_by_row():

@@ -189,7 +189,7 @@ def test_each_process_gets_back_what_it_had(tmp_path):
 def test_resume_without_a_state_is_refused(trained, tmp_path):
     for stage in TRAINED:
         home = trained.copy(tmp_path / stage, stage)
-        with pytest.raises(UserError, match=r"--resume was given but .*state\.pt does not exist; start without it"):
+        with pytest.raises(UserError, match=rf"but .*/{stage} has neither state\.pt nor state-\*; start without it"):
             home.run(stage, "--resume")
 
 

@@ -1,5 +1,7 @@
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -15,10 +17,11 @@ from train_fixtures import DEADLINE, python
 from dalle_mini_impl import DalleMini, UserError
 from dalle_mini_impl.checkpoint import load_image_tokenizer, load_text_tokenizer, load_transformer, read_part
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.config import SamplingConfig
+from dalle_mini_impl.config import AboutConfig, SamplingConfig
 from dalle_mini_impl.config_io import load
 from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.store import open_store
+from dalle_mini_impl.data.pairs import Caption
+from dalle_mini_impl.data.store import Entry, open_store
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
     CaptionDrawer,
@@ -30,8 +33,10 @@ from dalle_mini_impl.data.token_cache import (
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.scorer import Scorer
+from dalle_mini_impl.settings import load_settings
 from dalle_mini_impl.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, runs, scorer, text_tokenizer, transformer
+from dalle_mini_impl.train.about import tell
 from dalle_mini_impl.train.adversary import Adversary
 
 pytest_plugins = ("train_fixtures",)
@@ -122,8 +127,25 @@ def test_the_model_can_be_looked_into(trained):
     facts = json.loads(result.output)
     assert {part: facts[part]["identity"] for part in TRAINED} == {part: identity(trained, part) for part in TRAINED}
     assert facts["transformer"]["config"]["stream"] == {
-        "text_length": 11, "text_vocab": 300, "grid": [2, 2], "image_vocab": 13, "bos_id": 2,
+        "text_length": 11, "text_vocab": 300, "grid": [2, 2], "image_vocab": 13, "bos_id": 2, "pad_id": -1,
     }  # fmt: skip
+
+
+def test_the_model_tells_what_it_was_trained_on(trained):
+    about = load_settings(trained.folder / "model").about
+    source, count = config_of(trained, "encode").data.source, len(cache_of(trained, "train"))
+    assert about == AboutConfig(data=(f"{Path(source).name}: {count} pictures",))
+
+
+def test_languages_are_those_that_are_drawn():
+    captions = [tuple(Caption("x", code) for code in codes) for codes in (("en", "sl"), ("de", "", "en", "no"))]
+    entries = [Entry("a", "train", False, each, {}) for each in captions]
+    cache = TokenCache(CacheHeader("x", 13, (2, 2), "hearts"), np.zeros((2, 1, 2, 2)), entries)
+    about = tell(runs.TransformerRun(languages={"sl": 3.0, "no": 0.0, "fi": 5.0}), cache)
+    assert about == AboutConfig(languages=("sl", "de", "en"), data=("hearts: 2 pictures",))
+    said = AboutConfig(licence="MIT", languages=("en",), data=("my hearts",))
+    assert tell(runs.TransformerRun(about=said), cache) == said
+    assert tell(runs.TransformerRun(), replace(cache, header=CacheHeader("x", 13, (2, 2)))).data == ()
 
 
 def test_logs_hold_every_step_and_validation(trained):
@@ -279,7 +301,7 @@ def test_the_cache_has_every_picture_of_each_split(trained):
         assert cache.image_ids.shape == (len(store), variants, 2, 2)
         assert cache.image_ids.dtype == np.uint16
         assert cache.image_ids.max() < 13
-    assert cache.header == CacheHeader(identity(trained, "image_tokenizer"), 13, (2, 2))
+    assert cache.header == CacheHeader(identity(trained, "image_tokenizer"), 13, (2, 2), Path(data.source).name)
 
 
 def test_validation_pictures_are_encoded_plain_and_training_pictures_varied(trained):

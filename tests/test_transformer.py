@@ -240,7 +240,8 @@ def test_the_model_takes_plain_arguments():
         ({"n_embd": 22, "n_head": 4}, "n_embd 22 with n_head 4"),
         ({"n_embd": 12, "n_head": 2}, "a multiple of 4"),
         ({"n_embd": 13, "n_head": 2, "position": "learned"}, "must be whole"),
-        ({"position": "alibi"}, "unknown position 'alibi'; expected one of rope, learned, absolute"),
+        ({"n_embd": 6, "n_head": 2, "position": "table"}, "a multiple of 2"),
+        ({"position": "alibi"}, "unknown position 'alibi'; expected one of rope, table, learned, absolute"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(changes, message):

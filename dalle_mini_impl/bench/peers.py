@@ -75,10 +75,11 @@ class DallePytorch:
             image_size=shape.side * 2**factor, num_layers=factor, num_tokens=shape.image_vocab,
             hidden_dim=8, codebook_dim=8,
         )  # fmt: skip
-        self.model = package.DALLE(
-            dim=shape.n_embd, vae=vae, num_text_tokens=shape.text_vocab, text_seq_len=shape.text_length,
-            depth=shape.n_layer, heads=shape.n_head, dim_head=shape.n_embd // shape.n_head,
-        ).to(device)  # fmt: skip
+        self.hparams = {
+            "dim": shape.n_embd, "num_text_tokens": shape.text_vocab, "text_seq_len": shape.text_length,
+            "depth": shape.n_layer, "heads": shape.n_head, "dim_head": shape.n_embd // shape.n_head,
+        }  # fmt: skip
+        self.model = package.DALLE(vae=vae, **self.hparams).to(device)
         vae.decode = lambda ids: ids  # only drawing ids is compared
         self.shape, self.device = shape, device
 

@@ -15,14 +15,18 @@ COMMANDS = {
     "paint": "Optimise a picture until a scorer finds that it fits (VQGAN+CLIP).",
     "data": "Build, look into and check sets of captioned pictures.",
     "evaluate": "Measure a part or a whole model.",
+    "caption": "Find captions for pictures by the transformer's likelihood.",
+    "write": "Sample captions, or ends to one.",
     "classify": "Sort pictures by labels of your own, zero-shot.",
     "index": "Make the pictures of a folder searchable.",
     "search": "Find pictures by texts and pictures.",
     "bench": "Measure speed beside the peers and the machine's limits.",
     "compare": "Train image tokenizers alike and measure them.",
     "plan": "Count what training a transformer takes, from its config.",
-    "info": "Tell what a model consists of.",
-    "import": "Turn an image tokenizer of another project into a part of ours.",
+    "info": "Tell what a model consists of and says of itself.",
+    "push": "Send a checkpoint to a hub, for others to use.",
+    "import": "Turn a model or tokenizer of another project into one of ours.",
+    "export": "Turn a model into a file of another project.",
 }
 
 

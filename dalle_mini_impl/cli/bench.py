@@ -23,8 +23,8 @@ PARTS = ("sample", "train", "parts", "startup")
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*PARTS, "growth", "masks", "search"]),
-    help="Just these parts; may be given several times.  [default: all but growth, masks and search]",
+    type=click.Choice([*PARTS, "imported", "growth", "masks", "search"]),
+    help="Just these parts; may be given several times.  [default: all but imported, growth, masks and search]",
 )
 @click.option(
     "--peer", "peers", multiple=True, help="dalle-pytorch, transformers, faiss or none.  [default: all installed]"
@@ -115,7 +115,7 @@ def all_rows(
     from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.masks import mask_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
-    from dalle_mini_impl.bench.sampling import sampling_rows
+    from dalle_mini_impl.bench.sampling import imported_rows, sampling_rows
     from dalle_mini_impl.bench.search import search_rows
     from dalle_mini_impl.bench.shapes import SHAPES
     from dalle_mini_impl.bench.training import training_rows
@@ -126,6 +126,8 @@ def all_rows(
     }
     if "sample" in parts:
         yield from sampling_rows(shape, machine, builders, repeats, counts)
+    if "imported" in parts:
+        yield from imported_rows(shape, machine, repeats, counts)
     if "train" in parts:
         # Compiling asks for a C++ compiler and a minute, which a quick look should not.
         yield from training_rows(shape, machine, builders, repeats, compiled=shape_name != "quick")

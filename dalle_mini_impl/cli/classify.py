@@ -123,5 +123,5 @@ def read_labels(labels: tuple[str, ...], labels_file: Path | None) -> list[str]:
             raise UserError(f"cannot read labels {labels_file} ({error}); give a UTF-8 file") from error
     chosen = list(dict.fromkeys(label.strip() for label in found if label.strip()))
     if not chosen:
-        raise UserError("no label came; give some with --labels 'a cat,a dog' or --labels-file")
+        raise UserError("no label came; give some with --labels 'a cat,a dog', or a file with one a line")
     return chosen

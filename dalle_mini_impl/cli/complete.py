@@ -21,7 +21,7 @@ REGIONS = ("rows", "box", "mask", "panel", "variations")
 @click.option("--variations", is_flag=True, help="Redraw places all over IMAGE, others for each candidate.")
 @click.option("--strength", default=0.5, show_default=True, help="With --variations: share of places redrawn.")
 @click.option("--paste/--no-paste", default=True, show_default=True, help="Put original pixels back where kept.")
-@click.option("--model", default="emoji", show_default=True, help="Shipped name or checkpoint folder.")
+@click.option("--model", default="emoji", show_default=True, help="Shipped name, checkpoint folder or hf:USER/REPO.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or int8.")
 @drawing
 def complete(image: str, prompt: str, **options: Any) -> None:

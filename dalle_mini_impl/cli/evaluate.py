@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dalle_mini_impl.cli.evaluate_captions import captions
 from dalle_mini_impl.cli.evaluate_paint import paint
 from dalle_mini_impl.cli.evaluate_scorer import scorer
 from dalle_mini_impl.cli.evaluate_zero_shot import zero_shot
@@ -18,6 +19,7 @@ def evaluate() -> None:
     """Measure a part or a whole model."""
 
 
+evaluate.add_command(captions)
 evaluate.add_command(paint)
 evaluate.add_command(scorer)
 evaluate.add_command(zero_shot)

@@ -1,4 +1,4 @@
-"""`dalle import`: image tokenizers of other projects, as parts of ours."""
+"""`dalle import`: models, image and text tokenizers of other projects, as ours."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.import_models import dalle_pytorch, mindalle, rudalle
 from dalle_mini_impl.errors import UserError
 
 if TYPE_CHECKING:
     from dalle_mini_impl.interop.fill import Imported
 
 HALF = (0.5, 0.5, 0.5)
+TEXT_KINDS = ("clip-bpe", "json", "char-bpe", "bert", "yttm")
 
 
 def common_options(image_size: int | None) -> Callable[[Any], Any]:
@@ -34,10 +36,15 @@ def common_options(image_size: int | None) -> Callable[[Any], Any]:
 
 @click.group("import")
 def import_() -> None:
-    """Turn an image tokenizer of another project into a part of ours.
+    """Turn a model or a tokenizer of another project into one of ours.
 
-    It then encodes and decodes without that project's package; docs/importing.md tells what is known to work.
+    It then works without that project's package; docs/importing.md tells what is known to work.
     """
+
+
+import_.add_command(dalle_pytorch)
+import_.add_command(mindalle)
+import_.add_command(rudalle)
 
 
 @import_.command("taming-vqgan")
@@ -89,6 +96,28 @@ def dalle_pytorch_vae(
 
     options = {"image_size": image_size, "mean": mean, "std": std, "trust_pickle": trust_pickle}
     _write(out, dalle_pytorch.load, file, **options)
+
+
+@import_.command("text-tokenizer")
+@click.argument("file")
+@click.option("--out", required=True, type=click.Path(file_okay=False), help="Checkpoint folder to add it to.")
+@click.option("--kind", type=click.Choice(TEXT_KINDS), help="Its format; guessed where not given.")
+@click.option("--lowercase", is_flag=True, help="Lower all texts, as ruDALL-E and minDALL-E do.")
+@click.option("--bos", is_flag=True, help="Begin every caption with its BOS, as ruDALL-E does.")
+@click.option("--eos", is_flag=True, help="End every caption with its EOS, as ruDALL-E does.")
+def text_tokenizer(file: str, out: str, kind: str | None, lowercase: bool, bos: bool, eos: bool) -> None:
+    """Import a text tokenizer: CLIP's merges, a tokenizer.json, vocab.json with merges.txt, BERT's vocab.txt, or a
+    model of YouTokenToMe.
+
+    Captions get neither BOS nor EOS unless asked for.
+    """
+    from dalle_mini_impl.interop import text_tokenizers
+    from dalle_mini_impl.text_part import save_text_tokenizer
+
+    tokenizer = text_tokenizers.load(file, kind or "", lowercase=lowercase, bos=bos, eos=eos)
+    click.echo(f"{tokenizer.vocab_size} text ids; padding {tokenizer.pad_id}, BOS {tokenizer.bos_id}, "
+               f"EOS {tokenizer.eos_id} (-1 is none)")  # fmt: skip
+    click.echo(f"text tokenizer {tokenizer.identity} written to {save_text_tokenizer(out, tokenizer)}")
 
 
 def _write(out: str, load: "Callable[..., Imported]", source: str | tuple[str, str], **options: Any) -> None:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
-@click.option("--model", default="emoji", show_default=True, help="Whose image tokenizer; a shipped name or a folder.")
+@click.option(
+    "--model", default="emoji", show_default=True, help="Whose image tokenizer: emoji, a folder or hf:USER/REPO."
+)
 @click.option("--scorer", "scorers", multiple=True, metavar="NAME", help="Who judges; may be repeated.  [default: "
               "the model's]")  # fmt: skip
 @click.option("--steps", default=200, show_default=True, help="Steps of the optimiser.")
@@ -76,7 +78,7 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     Raises:
         UserError: an option is out of range, or something is missing.
     """
-    from dalle_mini_impl.checkpoint import load_image_tokenizer, load_scorer
+    from dalle_mini_impl.checkpoint import find, load_image_tokenizer, load_scorer
     from dalle_mini_impl.device import choose_device
     from dalle_mini_impl.guided import Cuts, Painter, PaintSettings, parse_noise, parse_targets
     from dalle_mini_impl.images import open_picture
@@ -89,9 +91,10 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     cuts = Cuts(count=options["cuts"], chunk=options["chunk"])
     settings = PaintSettings(**{name: options[name] for name in same}, size=read_size(options["size"]), cuts=cuts)
     start = open_picture(options["init_image"]) if options["init_image"] else None
-    device, names = choose_device(options["device"]), options["scorers"] or (options["model"],)
-    tokenizer, identity = load_image_tokenizer(options["model"], device)
-    scorers = {name: load_scorer(name, device) for name in names}
+    device, folder = choose_device(options["device"]), find(options["model"])
+    tokenizer, identity = load_image_tokenizer(folder, device)
+    scorers = {name: load_scorer(name, device) for name in options["scorers"]}
+    scorers = scorers or {options["model"]: load_scorer(folder, device)}
     source = {"model": options["model"], "image_tokenizer": identity, "scorers": list(scorers),
               "init_image": options["init_image"]}  # fmt: skip
     click.echo(

@@ -41,8 +41,9 @@ def plan(
     if as_json:
         click.echo(json.dumps({"needs": asdict(needs), "plans": [asdict(way) for way in ways]}))
         return
-    click.echo(f"{needs.parameters / 1e6:,.0f} M weights, {needs.ids} ids a picture, "
-               f"{needs.flops / 1e12:.3g} TFLOP a picture, {pictures * needs.ids / 1e9:,.3g} G ids in all")  # fmt: skip
+    click.echo(f"{needs.parameters / 1e6:,.0f} M weights ({needs.in_blocks / 1e6:,.0f} M in the blocks), "
+               f"{needs.ids} ids a picture, {needs.flops / 1e12:.3g} TFLOP a picture, "
+               f"{pictures * needs.ids / 1e9:,.3g} G ids in all")  # fmt: skip
     click.echo(f"{needs.states / 1e9:.3g} GB of weights, gradients, moments and averages; "
                f"{needs.kept / 1e9:.3g} GB kept for each picture's backward pass")  # fmt: skip
     for way in ways:

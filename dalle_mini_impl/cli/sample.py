@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("prompts", nargs=-1, metavar="PROMPT…")
 @click.option("--prompts-file", type=click.Path(), help="Text file with one prompt per line.")
 @click.option("--from", "picture", type=click.Path(), help="Make the picture in this PNG again.")
-@click.option("--model", default=None, help="Shipped name or checkpoint folder.  [default: emoji]")
+@click.option("--model", default=None, help="Shipped name, checkpoint folder or hf:USER/REPO.  [default: emoji]")
 @click.option("--precision", help="auto, fp32, bf16 or int8.  [default: that of --from's picture, or auto]")
 @drawing
 def sample(prompts: tuple[str, ...], **options: Any) -> None:
@@ -34,6 +34,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
 
     from tqdm import tqdm
 
+    from dalle_mini_impl.hub import PREFIX
     from dalle_mini_impl.images import read_metadata
     from dalle_mini_impl.pipeline import DalleMini
     from dalle_mini_impl.processes import Processes
@@ -48,6 +49,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
         else [new_job(text, options) for text in texts]
     )
     name = options["model"] or (recorded or {}).get("model", "emoji")
+    if not options["model"] and str(name).startswith(PREFIX):
+        raise UserError(f"{options['picture']} was drawn by {name}; to have that downloaded, add --model {name}")
     precision = options["precision"] or (recorded or {}).get("precision", "auto")
     dalle = DalleMini.from_pretrained(name, processes.device, precision)
     if recorded and recorded["checkpoint"] != dalle.source["checkpoint"]:

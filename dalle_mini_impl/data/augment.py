@@ -44,6 +44,8 @@ def random_changes(batch: int, config: AugmentConfig, generator: torch.Generator
     mirrored = torch.where(uniform(0, 1, 1) < config.flip, -1.0, 1.0)
     shift = uniform(-2 * config.shift, 2 * config.shift, 2)  # affine_grid's frame is 2 wide
     colour = torch.where(uniform(0, 1, 1) < config.background, uniform(0, 1, 3), 1.0)
+    if config.crop:
+        shift = shift + (scale - 1).clamp(min=0) * uniform(-1, 1, 2)
     return torch.cat([scale, mirrored, shift, colour], 1)
 
 

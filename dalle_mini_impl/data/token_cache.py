@@ -3,6 +3,9 @@
 A cache is a folder with `cache.json` (whose tokenizer made it, grid, K) and for each split a folder with
 `image_ids.npy` (n, variants, h, w) uint16 and `pairs.jsonl`. It belongs to one image tokenizer: ids of
 another mean other pictures, so opening it with another is refused.
+
+If it was encoded with `soft`, there are also `likely_ids.npy` (n, variants, h, w, k) uint16, the k likeliest ids of
+each place, and `shares.npy` of the same shape, float16, their probabilities.
 """
 
 import json
@@ -18,6 +21,7 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 
 HEADER = "cache.json"
+LIKELY, SHARES = "likely_ids.npy", "shares.npy"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class CacheHeader:
     """K."""
     grid: tuple[int, int]
     """Token grid (h, w)."""
+    source: str = ""
+    """Name of the folder or file that the pictures came from; older caches do not know it."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,25 @@ class TokenCache:
     """(n, variants, h, w) uint16, memory-mapped."""
     entries: list[Entry]
     """Captions and details of each picture."""
+    likely_ids: np.ndarray | None = None
+    """(n, variants, h, w, k) uint16, memory-mapped: the likeliest ids of each place, if they were kept."""
+    shares: np.ndarray | None = None
+    """(n, variants, h, w, k) float16, memory-mapped: their probabilities."""
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def distribution(self, index: int, variant: int) -> tuple[np.ndarray, np.ndarray]:
+        """The likeliest ids of one picture (h, w, k) int64, and their probabilities (h, w, k), which sum to 1.
+
+        Raises:
+            UserError: they were not kept.
+        """
+        if self.likely_ids is None or self.shares is None:
+            raise UserError("the token cache has but the chosen ids, expected the likeliest ones and their "
+                            "probabilities; encode again with soft=16, or set image_targets=argmax")  # fmt: skip
+        shares = self.shares[index, variant].astype(np.float32)
+        return self.likely_ids[index, variant].astype(np.int64), shares / shares.sum(-1, keepdims=True)
 
 
 def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCache:
@@ -65,18 +87,21 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
             entries = [read_entry(json.loads(line)) for line in lines]
         image_ids = np.load(folder / split / "image_ids.npy", mmap_mode="r")
+        soft = [np.load(folder / split / name, mmap_mode="r") for name in (LIKELY, SHARES)
+                if (folder / split / LIKELY).is_file()]  # fmt: skip
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"token cache {folder} is damaged or has no {split} split ({error}); encode again") from error
     if header.image_tokenizer != image_tokenizer:
         raise UserError(f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
                         f"has {image_tokenizer}; encode again with this tokenizer")  # fmt: skip
-    return TokenCache(header, image_ids, entries)
+    return TokenCache(header, image_ids, entries, *soft)
 
 
 def read_header(folder: Path) -> CacheHeader:
     """What the cache in `folder` was made with."""
     values: dict[str, Any] = json.loads((folder / HEADER).read_text())
-    return CacheHeader(values["image_tokenizer"], values["codebook_size"], (values["grid"][0], values["grid"][1]))
+    grid = (values["grid"][0], values["grid"][1])
+    return CacheHeader(values["image_tokenizer"], values["codebook_size"], grid, values.get("source", ""))
 
 
 def write_header(folder: Path, header: CacheHeader) -> None:

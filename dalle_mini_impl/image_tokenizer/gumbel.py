@@ -41,3 +41,7 @@ class Gumbel(nn.Module):
 
     def lookup(self, image_ids: Tensor) -> Tensor:
         return self.codebook[image_ids]
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Logits (N, K), which they are already."""
+        return z.float()

@@ -31,15 +31,22 @@ class Nearest(nn.Module):
         """Ids (B, n) -> vectors (B, n, D)."""
         return self._table[image_ids]
 
+    def scores(self, z: Tensor) -> Tensor:
+        """Z (N, D) -> (N, K), minus the squared distance."""
+        return -self._distances(z)
+
     @property
     def _table(self) -> Tensor:
         return F.normalize(self.embedding.weight, dim=-1) if self.cosine else self.embedding.weight
 
     def _nearest(self, z: Tensor) -> Tensor:
+        return self._distances(z).argmin(-1)
+
+    def _distances(self, z: Tensor) -> Tensor:
         table = self._table
         z = F.normalize(z, dim=-1) if self.cosine else z
         # Added up in the originals' order: another rounds differently, and near ties get other ids.
-        return (z.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * (z @ table.T)).argmin(-1)
+        return z.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * (z @ table.T)
 
 
 class Logits(nn.Module):
@@ -65,8 +72,12 @@ class Logits(nn.Module):
         """Ids (B, n) -> vectors (B, n, D)."""
         return self.embed(image_ids)
 
+    def scores(self, z: Tensor) -> Tensor:
+        """Z (N, C) -> logits (N, K)."""
+        return F.linear(z, self.proj.weight.flatten(1), self.proj.bias)
+
     def _likeliest(self, z: Tensor) -> Tensor:
-        return F.linear(z, self.proj.weight.flatten(1), self.proj.bias).argmax(-1)
+        return self.scores(z).argmax(-1)
 
 
 class OneHotConvolution(nn.Conv2d):

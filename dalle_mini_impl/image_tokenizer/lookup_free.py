@@ -47,6 +47,11 @@ class LookupFree(nn.Module):
     def lookup(self, image_ids: Tensor) -> Tensor:
         return ((image_ids[..., None] & self.bits) != 0).float() * 2 - 1
 
+    def scores(self, z: Tensor) -> Tensor:
+        """Z (N, D) -> logits (N, K) of the probabilities that the entropies are of."""
+        signs = self.lookup(torch.arange(self.codebook_size, device=z.device))
+        return 2 * self.sharpness * z.float() @ signs.T
+
 
 def entropies(z: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
     """Mean entropy of single vectors' ids, and entropy of the average over all vectors, in nats.

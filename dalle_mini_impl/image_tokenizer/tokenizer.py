@@ -13,6 +13,9 @@ from dalle_mini_impl.image_tokenizer.build import build
 from dalle_mini_impl.image_tokenizer.likelihood import mean_pixels
 from dalle_mini_impl.image_tokenizer.wrap import wrapped
 
+ROWS = 4096
+"""Places whose probabilities of all ids are held at a time."""
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -89,10 +92,33 @@ class ImageTokenizer(nn.Module):
             UserError: the size is not a multiple of `factor`.
         """
         z = self._encode(pixels)
-        was_training, _ = self.quantizer.training, self.quantizer.eval()
-        ids = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))[1]
-        self.quantizer.train(was_training)
-        return rearrange(ids, "B (h w) -> B h w", h=z.shape[-2])
+        return rearrange(self._quantize(z), "B (h w) -> B h w", h=z.shape[-2])
+
+    @torch.inference_mode()
+    def encode_soft(self, pixels: Tensor, count: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode with the likeliest ids of each place; of a tokenizer that was loaded, not of one that learns.
+
+        How likely an id is: softmax of scores over `temperature`. The scores are the logits where an encoder gives
+        some (`gumbel`, `logits`; at 1 the probabilities are the dVAE's own), else minus the squared distances between z
+        and the vectors of the ids, both as they are compared (`vq` and `cosine`: at length 1; `fsq`: levels 1 apart).
+
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1].
+            count: k, ids to give for each place, at most K.
+            temperature: above 0; the higher, the more even the probabilities.
+
+        Returns:
+            What `encode` gives; the k likeliest ids (B, h, w, k) int64, likeliest first; their probabilities
+            (B, h, w, k) float32, whose sum falls short of 1 by what all other ids have.
+        """
+        z = self._encode(pixels)
+        ids, found = self._quantize(z), []
+        with torch.autocast(z.device.type, enabled=False):
+            for rows in rearrange(z, "B D h w -> (B h w) D").split(ROWS):
+                found.append((self.quantizer.scores(rows) / temperature).softmax(-1).topk(count))
+        places = (len(z), *z.shape[-2:])
+        shares, likely = (torch.cat(parts).unflatten(0, places) for parts in zip(*found, strict=True))
+        return ids.view(places), likely, shares
 
     @torch.inference_mode()
     def decode(self, image_ids: Tensor, tile: bool = False) -> Tensor:
@@ -126,6 +152,13 @@ class ImageTokenizer(nn.Module):
 
     def _pixels(self, decoded: Tensor) -> Tensor:
         return mean_pixels(decoded) if self.config.likelihood == "laplace" else decoded
+
+    def _quantize(self, z: Tensor) -> Tensor:
+        """Z (B, D, h, w) -> ids (B, h × w)."""
+        was_training, _ = self.quantizer.training, self.quantizer.eval()
+        ids = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))[1]
+        self.quantizer.train(was_training)
+        return ids
 
     def _encode(self, pixels: Tensor) -> Tensor:
         factor = self.config.factor

@@ -1,6 +1,7 @@
 """Quantizers that learn no more: what their tables alone can do, without the library, whose import takes seconds.
 
-Each holds its tensors under the library's names, so that what was trained with it loads.
+Each holds its tensors under the library's names, so that what was trained with it loads. `scores` are how well each id
+fits: minus the squared distance, or something that differs from it by the same number for all ids.
 """
 
 from math import prod
@@ -35,6 +36,10 @@ class TrainedVQ(nn.Module):
     def lookup(self, image_ids: Tensor) -> Tensor:
         return self._table[image_ids]
 
+    def scores(self, z: Tensor) -> Tensor:
+        """Z (N, D) -> (N, K), of z at length 1 like all entries."""
+        return 2 * F.normalize(z.float(), dim=-1) @ self._table.T
+
     @property
     def _table(self) -> Tensor:
         return cast(Tensor, cast(nn.Module, self.inner._codebook).embed)[0]
@@ -59,6 +64,10 @@ class TrainedSimVQ(nn.Module):
     def lookup(self, image_ids: Tensor) -> Tensor:
         return self._table[image_ids]
 
+    def scores(self, z: Tensor) -> Tensor:
+        """Z (N, D) -> (N, K)."""
+        return -torch.cdist(z.float(), self._table).square()
+
     @property
     def _table(self) -> Tensor:
         return cast(nn.Linear, self.inner.code_transform)(self.inner.frozen_codebook)
@@ -78,12 +87,23 @@ class TrainedFiniteScalar(nn.Module):
         self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # An even number of levels has none in the middle, so they are shifted by half a level.
-        reach, offset = (self.levels - 1) * 1.001 / 2, (1 - self.levels % 2) / 2
-        bounded = torch.tanh(z.float() + torch.atanh(offset / reach)) * reach - offset
-        ids = ((bounded.round().long() + self.levels // 2) * self.places).sum(-1)
+        ids = ((self._bounded(z).round().long() + self.levels // 2) * self.places).sum(-1)
         return self.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)
 
     def lookup(self, image_ids: Tensor) -> Tensor:
-        half = self.levels // 2
-        return (image_ids[..., None] // self.places % self.levels - half) / half
+        return self._rounded(image_ids) / (self.levels // 2)
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Z (N, D) -> (N, K), with levels at a distance of 1."""
+        all_ids = torch.arange(self.codebook_size, device=z.device)
+        return -torch.cdist(self._bounded(z), self._rounded(all_ids).float()).square()
+
+    def _bounded(self, z: Tensor) -> Tensor:
+        """What is rounded."""
+        # An even number of levels has none in the middle, so they are shifted by half a level.
+        reach, offset = (self.levels - 1) * 1.001 / 2, (1 - self.levels % 2) / 2
+        return torch.tanh(z.float() + torch.atanh(offset / reach)) * reach - offset
+
+    def _rounded(self, image_ids: Tensor) -> Tensor:
+        """What rounding gave."""
+        return image_ids[..., None] // self.places % self.levels - self.levels // 2

@@ -1,11 +1,12 @@
 """DALLE-pytorch's DiscreteVAE, from its own checkpoint or from inside a DALLE's."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from dalle_mini_impl.config import ForeignConfig, ImageTokenizerConfig
 from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.interop.files import read, state_dict, under_prefix
+from dalle_mini_impl.interop.files import Weights, read, state_dict, under_prefix
 from dalle_mini_impl.interop.fill import Imported, fill
 
 Colour = tuple[float, float, float]
@@ -28,25 +29,46 @@ def load(
     Raises:
         UserError: the file cannot be read or holds something else, or `std` has a zero.
     """
-    if not all(std):
-        raise UserError(f"std {std} was given; pixels are divided by it, so nothing in it can be 0")
     content = read(path, trust_pickle)
     weights = under_prefix(state_dict(content, str(path), ("weights",)), "codebook.weight")
+    config = config_of(weights, image_size or _image_size(content), mean, std)
+    return fill(weights, config, foreign_names(config))
+
+
+def config_of(weights: Weights, image_size: int, mean: Colour, std: Colour) -> ImageTokenizerConfig:
+    """The shape of a DiscreteVAE, from its tensors; the rest as `load` has it.
+
+    Raises:
+        UserError: a tensor that tells it is missing, or `std` has a zero.
+    """
+    if not all(std):
+        raise UserError(f"std {std} was given; pixels are divided by it, so nothing in it can be 0")
     layers, blocks = weights.count(r"encoder\.(\d+)\.0\.weight"), weights.count(r"encoder\.(\d+)\.net\.0\.weight")
-    config = ImageTokenizerConfig(
-        network="dalle-pytorch", quantizer="logits", image_size=image_size or _image_size(content),
+    return ImageTokenizerConfig(
+        network="dalle-pytorch", quantizer="logits", image_size=image_size,
         factor=2**layers, channels=(weights.size("encoder.0.0.weight", 0),) * layers,
         encoder_blocks=blocks, decoder_blocks=blocks, codebook_size=weights.size("codebook.weight", 0),
         embed_dim=weights.size("codebook.weight", 1), foreign=ForeignConfig(mean=mean, std=std),
     )  # fmt: skip
-    names = {"quantizer.embed": "codebook", "quantizer.proj": f"encoder.{layers + blocks}",
+
+
+def foreign_names(config: ImageTokenizerConfig) -> Callable[[str], str]:
+    """What turns our name of a tensor into theirs."""
+    names = {"quantizer.embed": "codebook", "quantizer.proj": f"encoder.{len(config.channels) + config.encoder_blocks}",
              "encoder.layers": "encoder", "decoder.layers": "decoder"}  # fmt: skip
 
     def foreign_name(name: str) -> str:
         ours = next(ours for ours in names if name.startswith(ours))
         return names[ours] + name.removeprefix(ours)
 
-    return fill(weights, config, foreign_name)
+    return foreign_name
+
+
+def normalization(settings: Mapping[str, Any], mean: Colour | None, std: Colour | None) -> tuple[Colour, Colour]:
+    """Mean and std as given, or else as the settings of a DiscreteVAE say, or else the package's default."""
+    said = settings.get("normalization", (HALF, HALF)) or ((0.0,) * 3, (1.0,) * 3)
+    said_mean, said_std = (cast(Colour, tuple(colour[:3])) for colour in said)
+    return mean or said_mean, std or said_std
 
 
 def _image_size(content: object) -> int:

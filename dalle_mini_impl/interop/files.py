@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Weights:
 
 
 def read(path: str | Path, trust_pickle: bool = False) -> Any:
-    """The content of a safetensors file or of one written by `torch.save`.
+    """The content of a safetensors file or of one written by `torch.save`, without taking memory for tensors.
 
     Args:
         path: the file; safetensors by its suffix.
@@ -66,7 +67,8 @@ def read(path: str | Path, trust_pickle: bool = False) -> Any:
         try:
             if Path(path).suffix == ".safetensors":
                 return load_file(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)  # as torch writes since 1.6
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except FileNotFoundError as error:
             raise UserError(f"no file {path}; name the file to import") from error
         except pickle.UnpicklingError as error:

@@ -1,12 +1,13 @@
-"""Tensors under foreign names -> an image tokenizer, whole or not at all."""
+"""Tensors under foreign names -> parts of ours, whole or not at all."""
 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from dalle_mini_impl.config import ImageTokenizerConfig
+from dalle_mini_impl.config import AboutConfig, ImageTokenizerConfig, SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.interop.files import Weights, few
@@ -21,6 +22,27 @@ class Imported:
     """Precision of the weights in the file; in `tokenizer` they are float32."""
     left_out: int
     """Tensors in the file that belong to something else."""
+
+
+@dataclass(frozen=True)
+class ImportedTransformer:
+    """What became of the file of a transformer."""
+
+    config: TransformerConfig
+    stream: StreamConfig
+    tensors: dict[str, Tensor]
+    """Under our names, in the precision of the file; they take memory only where several had to be joined."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a project's models, besides their files."""
+
+    sampling: SamplingConfig
+    """Settings it draws with."""
+    about: AboutConfig
+    card: str
+    """Markdown."""
 
 
 def layout(config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
@@ -65,3 +87,8 @@ def check(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> None:
     if numbers := [name for name, tensor in weights.tensors.items() if not tensor.is_floating_point()]:
         raise UserError(f"{weights.source} has tensors that are not floating-point: {few(numbers)}; "
                         f"import the weights as they were before they were quantized")  # fmt: skip
+
+
+def affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a weight and of the bias that belongs to it."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}

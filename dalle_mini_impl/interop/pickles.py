@@ -72,11 +72,11 @@ def load(path: str | Path) -> Any:
         ValueError: it is a TorchScript archive.
         Exception: of any kind, where the file is damaged.
     """
-    if zipfile.is_zipfile(path):
+    if mapped := zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ValueError("a TorchScript archive")  # torch would hand it to another reader
-    return torch.load(path, map_location="cpu", pickle_module=_Reader, weights_only=False)
+    return torch.load(path, map_location="cpu", pickle_module=_Reader, weights_only=False, mmap=mapped)
 
 
 def module_tensors(module: StandIn, prefix: str = "") -> dict[str, Tensor]:

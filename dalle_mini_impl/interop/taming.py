@@ -1,5 +1,6 @@
 """VQGANs in the layout of taming-transformers: its own, nearest or Gumbel, and latent diffusion's VQ models."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ RENAMED = (
 )
 
 
-def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False) -> Imported:
+def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False, side: int = 0) -> Imported:
     """Import a VQGAN from a Lightning checkpoint, alone or inside a transformer's, from a `dalle.pt` of
     DALLE-pytorch, or from a plain state dict.
 
@@ -30,13 +31,20 @@ def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False) ->
         path: the file.
         image_size: side of the pictures in pixels; the tensors cannot tell it, all published ones have 256.
         trust_pickle: also read a file that holds more than tensors.
+        side: image ids on each side, where a transformer tells it; 0 leaves it to `image_size`.
 
     Raises:
         UserError: the file cannot be read or holds something else.
     """
     content = read(path, trust_pickle)
     weights = under_prefix(state_dict(content, str(path), ("state_dict", "weights")), "encoder.conv_in.weight")
-    return fill(weights, config_of(weights, image_size), foreign_name)
+    if any(name.startswith("decoder.idwt.") for name in weights.tensors):
+        raise UserError(f"{path} is ruDALL-E's VQGAN that decodes wavelets (dwt); "
+                        f"only the one without can be imported, vqgan.gumbelf8-sber.model.ckpt")  # fmt: skip
+    config = config_of(weights, image_size)
+    if side:
+        config = dataclasses.replace(config, image_size=side * config.factor)
+    return fill(weights, config, foreign_name)
 
 
 def config_of(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dalle_mini_impl.checkpoint import load_image_tokenizer
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.store import PictureStore, open_store
-from dalle_mini_impl.data.token_cache import CacheHeader, write_entries, write_header
+from dalle_mini_impl.data.token_cache import LIKELY, SHARES, CacheHeader, write_entries, write_header
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_folder
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
@@ -41,16 +41,49 @@ def encode_split(
     accelerator: Accelerator, tokenizer: ImageTokenizer, store: PictureStore, folder: Path, config: EncodeRun
 ) -> None:
     """Encode this process's share of a split into the memory-mapped file all processes write to."""
-    ids = np.load(folder / "image_ids.npy", mmap_mode="r+")
+    files = [np.load(folder / name, mmap_mode="r+") for name, _ in contents(config)]
     mine = np.arange(len(store))[accelerator.process_index :: accelerator.num_processes]
     plain = folder.name != "train"
     chunks = np.array_split(mine, max(1, -(-len(mine) // config.batch_size)))
     for rows in tqdm(chunks, desc=folder.name, disable=not accelerator.is_main_process):
-        for variant in range(ids.shape[1]):
+        for variant in range(files[0].shape[1]):
             pixels = variant_pixels(store, rows, -1 if plain else variant, config, tokenizer.config.image_size)
+            pixels = pixels.to(accelerator.device)
             with accelerator.autocast():
-                ids[rows, variant] = tokenizer.encode(pixels.to(accelerator.device)).cpu().numpy()
-    ids.flush()
+                found = encoded(tokenizer, pixels, config)
+            for file, values in zip(files, found, strict=True):
+                file[rows, variant] = values.cpu().numpy()
+    for file in files:
+        file.flush()
+
+
+def encoded(tokenizer: ImageTokenizer, pixels: Tensor, config: EncodeRun) -> tuple[Tensor, ...]:
+    """What goes into each file of a split."""
+    if config.soft:
+        return tokenizer.encode_soft(pixels, config.soft, config.temperature)
+    return (tokenizer.encode(pixels),)
+
+
+def contents(config: EncodeRun) -> list[tuple[str, str]]:
+    """Name and kind of number of each file of a split."""
+    return [("image_ids.npy", "uint16"), (LIKELY, "uint16"), (SHARES, "float16")][: 3 if config.soft else 1]
+
+
+def make_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int]) -> None:
+    """Make the files of a split, still without contents."""
+    folder.mkdir(parents=True)
+    variants = max(1, config.variants) if folder.name == "train" else 1
+    for name, kind in contents(config):
+        shape = (pictures, variants, *grid, *([] if name == "image_ids.npy" else [config.soft]))
+        np.lib.format.open_memmap(folder / name, mode="w+", dtype=kind, shape=shape)
+
+
+def report(folder: Path) -> str:
+    """How sure the image tokenizer was of the training pictures' ids."""
+    shares = np.load(folder / "train" / SHARES, mmap_mode="r")
+    first, all_kept = (np.mean(part, dtype=np.float64) * part.shape[-1] for part in (shares[..., :1], shares))
+    return (f"of {shares.shape[-1]} ids kept for each place, the likeliest has a probability of {first:.3f} "
+            f"on average, all together {all_kept:.3f}")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
     if tokenizer.codebook_size > 2**16:
         raise UserError(f"the image tokenizer has {tokenizer.codebook_size} ids; a token cache holds at most {2**16}")
+    if not 0 <= config.soft <= tokenizer.codebook_size:
+        raise UserError(f"soft is {config.soft}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids")
+    if config.temperature <= 0:
+        raise UserError(f"temperature is {config.temperature:g}; expected more than 0")
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split) for split in ("train", "validation")}
     # All processes write to one place, which only the main one may make and, once all is there, rename.
@@ -69,23 +106,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if accelerator.is_main_process:
         shutil.rmtree(working, ignore_errors=True)
         for split, store in stores.items():
-            variants = max(1, config.variants) if split == "train" else 1
-            (working / split).mkdir(parents=True)
-            shape = (len(store), variants, *tokenizer.config.grid)
-            np.lib.format.open_memmap(working / split / "image_ids.npy", mode="w+", dtype=np.uint16, shape=shape)
+            make_files(working / split, config, len(store), tokenizer.config.grid)
             write_entries(working / split, store.entries)
     accelerator.wait_for_everyone()
     for split, store in stores.items():
         encode_split(accelerator, tokenizer, store, working / split, config)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_header(working, CacheHeader(identity, tokenizer.codebook_size, tokenizer.config.grid))
+        source = Path(config.data.source or config.data.store).name
+        write_header(working, CacheHeader(identity, tokenizer.codebook_size, tokenizer.config.grid, source))
         with replace_folder(config.out) as folder:
             for path in list(working.iterdir()):
                 path.rename(folder / path.name)
         working.rmdir()
         counts = ", ".join(f"{len(store)} {split}" for split, store in stores.items())
         print(f"encoded {counts} pictures with image tokenizer {identity} into {config.out}")
+        if config.soft:
+            print(report(Path(config.out)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Needs:
     """What a config asks for, whatever it runs on."""
 
     parameters: int
+    in_blocks: int
+    """Of these parameters; the rest are embeddings, head and last norm."""
     gathered: int
     """Bytes of what is whole for a while where weights are shared out."""
     ids: int
@@ -88,6 +90,7 @@ def count(config: TransformerRun, stream: StreamConfig) -> Needs:
     rest, width = total - config.model.n_layer * block, BF16 if config.run.precision == "bf16" else FP32
     return Needs(
         parameters=total,
+        in_blocks=config.model.n_layer * block,
         # Weights and gradients of all but the blocks, of a block and the next one; some of it again as it is reduced.
         gathered=2 * width * (rest + 2 * block) + FP32 * max(rest, block),
         ids=ids,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from dalle_mini_impl.config import (
+    AboutConfig,
     AugmentConfig,
     DataConfig,
     ImageTokenizerConfig,
@@ -161,6 +162,28 @@ class EncodeRun:
     """`bf16` (autocast), which changes one id in a hundred and the pictures by nothing to speak of, or `fp32`."""
     seed: int = 0
     """Draws the variants."""
+    soft: int = 0
+    """Likeliest ids to keep for each place with their probabilities, for `image_targets`; 0 keeps the chosen one."""
+    temperature: float = 1.0
+    """What scores are divided by to make probabilities of them: 1 for `gumbel`, whose own they then are. The vectors of
+    `vq` are so near to each other that about 0.02 is right. Read with `soft` only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlateauConfig:
+    """Halving the learning rate when the loss falls no more, as for DALL-E 1 (Ramesh et al. 2021, appendix B.2).
+
+    It takes the place of the cosine: after the warmup, `optimizer.decay_start` and `final_rate` are not read.
+    """
+
+    halvings: int = 0
+    """How often the rate is halved at most; 0 leaves it to the cosine."""
+    loss: str = "training"
+    """Whose mean is watched: `training`, over all steps since the last validation, or `validation`."""
+    patience: int = 4
+    """Validations in a row without enough gain after which the rate is halved."""
+    least_gain: float = 0.002
+    """Share of its lowest value by which the loss must fall for a gain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +195,8 @@ class TransformerRun:
     run: RunConfig = field(default_factory=RunConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Defaults written into the checkpoint."""
+    about: AboutConfig = field(default_factory=AboutConfig)
+    """Also written into it; languages and data follow from the cache where they are not given."""
     cache: str = ""
     """Folder of the token cache."""
     text_tokenizer: str = ""
@@ -191,6 +216,11 @@ class TransformerRun:
     id_dropout: float = 0.5
     """Share of pictures of which a random share of image ids, up to all, is hidden on the input side. What comes next
     must then be told from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
+    image_targets: str = "argmax"
+    """Image ids to learn from (Ramesh et al. 2021, footnote 6): `argmax`, the chosen ones; `sampled`, drawn each time
+    from the image tokenizer's distribution; `soft`, drawn as well, but judged by all of the distribution. The latter
+    two hold off memorising, and need a cache encoded with `soft`."""
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
     recompute: bool = False
     """Compute each block a second time in the backward pass instead of keeping what it computed (Chen et al. 2016)."""
     prompts: tuple[str, ...] = ("a red heart", "a cat", "a yellow star", "a green apple")

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part
+from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
 from dalle_mini_impl.data.pairs import plain_caption
@@ -29,6 +29,7 @@ from dalle_mini_impl.scorer import (
     chance_level,
     recalls,
 )
+from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common, contrastive
 from dalle_mini_impl.train.average import Average

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dalle_mini_impl.errors import UserError
 
@@ -76,6 +76,13 @@ def is_shared_out(module: nn.Module) -> bool:
 def gather(value: Tensor) -> Tensor:
     """A tensor as a whole; if it is shared out, all processes must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def share(value: Tensor, like: Tensor | None) -> Tensor:
+    """A whole tensor, which each process has, or this process's share of it if `like`, of its shape, is shared out."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:

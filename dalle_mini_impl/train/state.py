@@ -3,13 +3,13 @@
     state.pt          of a model that is whole in each process; written by the main one
     state-00000200/   of a model that is shared out, after step 200; each process writes and reads its own share
 
-The second is torch.distributed.checkpoint's, so any number of processes can go on with it. Its index is a pickle:
-resume from states of your own.
+Either is read by any number of processes, each with the whole model or a share of it. The second is
+torch.distributed.checkpoint's. Its index is a pickle: resume from states of your own.
 """
 
 import pickle
 import shutil
-from collections.abc import Iterable
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.runs import RunConfig
-from dalle_mini_impl.train.sharding import is_shared_out
+from dalle_mini_impl.train.sharding import is_shared_out, share
 
 WHOLE, SHARES = "state.pt", "state-*"
 DAMAGE = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, CheckpointException)
@@ -51,7 +51,7 @@ def save_state(
         own["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
     if is_shared_out(model):
         mine = {"rng": torch.get_rng_state(), **own}
-        shares = _shared(model, optimizers, average)
+        shares = _by_name(model, optimizers, average)
         shares |= {f"own.{accelerator.process_index}.{name}": value for name, value in mine.items()}
         _save_shares(accelerator, Path(run.state_dir) / SHARES.replace("*", f"{step + 1:08d}"), shares)
         return
@@ -67,6 +67,7 @@ def save_state(
         }
         with replace_file(Path(run.state_dir) / WHOLE) as temporary:
             torch.save(state, temporary)
+        forget_states(Path(run.state_dir), but=WHOLE)
     accelerator.wait_for_everyone()
 
 
@@ -78,7 +79,7 @@ def load_state(
     average: Average,
     **own: Tensor,
 ) -> int:
-    """Restore the last saved state, in place, and return the step to go on with.
+    """Restore the last saved state, whole or of shares, in place, and return the step to go on with.
 
     With other processes than before, what each had of its own is dealt out again.
 
@@ -89,11 +90,12 @@ def load_state(
         raise UserError(f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
                         f"so start without --resume, or set run.steps instead")  # fmt: skip
     folder, process, model = Path(run.state_dir), accelerator.process_index, accelerator.unwrap_model(model)
-    if is_shared_out(model):
-        _make_moments(optimizers)
-        step, others = _load_shares(folder, process, _shared(model, optimizers, average))
-    else:
-        step, others = _load_whole(folder, process, model, optimizers, average)
+    # A kill may leave both, of which the one of shares may be half removed; either leads to the same end.
+    path = folder / WHOLE if (folder / WHOLE).is_file() else max(folder.glob(SHARES), default=None)
+    if path is None:
+        raise UserError(f"--resume was given but {folder} has neither {WHOLE} nor {SHARES}; start without it")
+    load = _load_whole if path.name == WHOLE else _load_shares
+    step, others = load(path, process, model, optimizers, average)
     torch.set_rng_state(others["rng"])
     if accelerator.device.type == "cuda" and "cuda_rng" in others:
         torch.cuda.set_rng_state(others["cuda_rng"], accelerator.device)
@@ -102,44 +104,54 @@ def load_state(
     return step
 
 
-def forget_states(folder: Path) -> None:
-    """Remove all states of earlier runs."""
-    (folder / WHOLE).unlink(missing_ok=True)
+def forget_states(folder: Path, but: str = "") -> None:
+    """Remove all states from a folder, or all but the one of that name."""
+    if but != WHOLE:
+        (folder / WHOLE).unlink(missing_ok=True)
     for shares in folder.glob(SHARES):
-        shutil.rmtree(shares)
+        if shares.name != but:
+            shutil.rmtree(shares)
 
 
 def _load_whole(
-    folder: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
+    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
 ) -> tuple[int, dict[str, Tensor]]:
-    path = folder / WHOLE
-    if not path.is_file():
-        raise _missing(path, folder.glob(SHARES))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except DAMAGE as error:
         raise _damaged(path, error) from error
+    weights = model.state_dict()
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict({name: share(value, weights.get(name)) for name, value in state["model"].items()})
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict({**saved, "state": _moments(optimizer, saved["state"])})
     except (RuntimeError, ValueError) as error:
         raise _other_model(path, str(error).splitlines()[0]) from error
     for name, value in state["average"].items():
-        average.state[name].copy_(value)
+        average.state[name].copy_(share(value, average.state[name]))
     process %= len(state["rng"])
     others = state["own"][process] if "own" in state else {}
     return int(state["step"]), {"rng": state["rng"][process], **others}
 
 
-def _shared(model: nn.Module, optimizers: list[Any], average: Average) -> dict[str, Tensor]:
-    """Everything that is shared out, by names that say what it is; changing the tensors changes the run."""
+def _moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """Copies of the moments in a file, or of this process's share of them, for the optimizer to take over."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        number: {name: share(value, parameter).to(parameter.device, copy=True) for name, value in saved[number].items()}
+        for number, parameter in enumerate(parameters)
+        if number in saved
+    }
+
+
+def _by_name(model: nn.Module, optimizers: list[Any], average: Average) -> dict[str, Tensor]:
+    """All that training changes, by names that say what it is; changing the tensors changes the run."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state.items()}
     for optimizer in optimizers:
-        for parameter, moments in optimizer.state.items():
-            tensors |= {f"moments.{names[parameter]}.{name}": value for name, value in moments.items()}
+        for parameter, moments in optimizer.state.items():  # matrices that Muon made of convolutions have no name
+            tensors |= {f"moments.{names.get(parameter)}.{name}": value for name, value in moments.items()}
     return tensors
 
 
@@ -165,21 +177,21 @@ def _save_shares(accelerator: Accelerator, target: Path, shares: dict[str, Tenso
         raise UserError(f"cannot write {target}: {_cause(error)}; choose a writable place") from error
     if accelerator.is_main_process:
         partial.rename(target)
-        for earlier in set(target.parent.glob(SHARES)) - {target}:
-            shutil.rmtree(earlier)
+        forget_states(target.parent, but=target.name)
     accelerator.wait_for_everyone()
 
 
-def _load_shares(folder: Path, process: int, shares: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-    path = max(folder.glob(SHARES), default=folder / SHARES)
-    if not path.is_dir():
-        raise _missing(path, folder.glob(WHOLE))
+def _load_shares(
+    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
+) -> tuple[int, dict[str, Tensor]]:
     try:
         saved: dict[str, Any] = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
     except DAMAGE as error:
         raise _damaged(path, error) from error
     there = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
-    here = {name: list(share.size()) for name, share in shares.items()}
+    _make_moments(optimizers)
+    tensors = _by_name(model, optimizers, average)
+    here = {name: list(value.size()) for name, value in tensors.items()}
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             sizes = f"{there.get(name, 'nothing')}, expected {here.get(name, 'nothing')}"
@@ -192,17 +204,12 @@ def _load_shares(folder: Path, process: int, shares: dict[str, Tensor]) -> tuple
         if name.startswith(prefix)
     }
     try:
-        checkpoint.load({**shares, **others}, checkpoint_id=path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is where there is one process
+            checkpoint.load({**tensors, **others}, checkpoint_id=path)
     except DAMAGE as error:
         raise _damaged(path, error) from error
     return int(path.name.split("-")[1]), {name.removeprefix(prefix): value for name, value in others.items()}
-
-
-def _missing(path: Path, others: Iterable[Path]) -> UserError:
-    """What to say when there is no state of the kind that is wanted."""
-    other = max(others, default=None)
-    advice = f"{other} does, so launch it the way it was launched" if other else "start without it"
-    return UserError(f"--resume was given but {path} does not exist; {advice}")
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:

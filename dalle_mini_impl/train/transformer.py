@@ -4,6 +4,7 @@ accelerate launch -m dalle_mini_impl.train.transformer --config configs/emoji/tr
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -14,20 +15,25 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint import add_text_tokenizer, load_image_tokenizer, save_part, save_settings
+from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
 from dalle_mini_impl.config import StreamConfig
 from dalle_mini_impl.config_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.settings import save_settings
 from dalle_mini_impl.stream import Stream
+from dalle_mini_impl.text_part import add_text_tokenizer
 from dalle_mini_impl.text_tokenizer import TextTokenizer
 from dalle_mini_impl.train import common, sharding
+from dalle_mini_impl.train.about import tell
 from dalle_mini_impl.train.average import Average
 from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.plateau import Plateau
 from dalle_mini_impl.train.runs import TransformerRun
 from dalle_mini_impl.train.state import load_state, save_state
+from dalle_mini_impl.train.targets import check_targets, draw_ids, soft_cross_entropy, weighted
 from dalle_mini_impl.transformer import Transformer, build_transformer
 
 T = TypeVar("T")
@@ -43,7 +49,9 @@ class StreamLoss(nn.Module):
         super().__init__()
         self.transformer, self.stream = transformer, stream
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, inputs: Tensor, targets: Tensor, likely_ids: Tensor | None = None, shares: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean nats per text id and per image id.
 
         Each position is scored among the ids that may stand there: text and padding, or image ids.
@@ -51,29 +59,36 @@ class StreamLoss(nn.Module):
         Args:
             inputs: (B, T - 1) stream without its last id, possibly corrupted.
             targets: (B, T - 1) stream without its first id.
+            likely_ids: (B, h × w, k) image ids of which any may be right; the targets' then do not count.
+            shares: (B, h × w, k) their probabilities, which sum to 1.
         """
         hidden, length = self.transformer(inputs), self.stream.prefix_length - 1
         text = self.transformer.logits(hidden[:, :length], self.stream.text_range)
         image = self.transformer.logits(hidden[:, length:], self.stream.image_range)
+        text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :length].flatten())
+        if likely_ids is not None and shares is not None:
+            return text_loss, soft_cross_entropy(image.float(), likely_ids, shares)
         image_targets = targets[:, length:] - self.stream.image_offset
-        return (
-            F.cross_entropy(text.flatten(0, 1).float(), targets[:, :length].flatten()),
-            F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten()),
-        )
+        return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
 
 
 def draw_batch(
     cache: TokenCache, captions: CaptionDrawer, tokenizer: TextTokenizer, stream: Stream, config: TransformerRun,
     step: int, rows: slice,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Inputs and targets (rows, T - 1) of one process's share of a step."""
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Inputs and targets (rows, T - 1) of one process's share of a step, and what else `StreamLoss` takes."""
     run = config.run
     indices = common.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
     texts: list[list[int]] = []
-    wanted, seen, hidden = [], [], []
+    wanted, seen, hidden, distributions = [], [], [], []
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
         random = np.random.default_rng([run.seed, step, place])
-        ids = cache.image_ids[index, random.integers(cache.image_ids.shape[1])].astype(np.int64)
+        variant = int(random.integers(cache.image_ids.shape[1]))
+        ids = cache.image_ids[index, variant].astype(np.int64)
+        if config.image_targets != "argmax":
+            distributions.append(cache.distribution(index, variant))
+            # From a generator of its own, so that all else is the same whatever the targets are.
+            ids = draw_ids(*distributions[-1], np.random.default_rng([run.seed, step, place, 1]))
         wanted.append(ids)
         seen.append(corrupt(ids, cache, config.id_corruption, random))
         share = random.random() * (random.random() < config.id_dropout)
@@ -87,7 +102,10 @@ def draw_batch(
     targets = stream.join(prefix, torch.from_numpy(np.stack(wanted)))
     inputs = stream.join(prefix, torch.from_numpy(np.stack(seen)))
     inputs[:, prefix.shape[1] :][torch.from_numpy(np.stack(hidden))] = stream.config.bos_id
-    return inputs[:, :-1], targets[:, 1:]
+    batch = (inputs[:, :-1], targets[:, 1:])
+    if config.image_targets != "soft":
+        return batch
+    return batch + tuple(torch.from_numpy(np.stack(part)).flatten(1, 2) for part in zip(*distributions, strict=True))
 
 
 def corrupt(image_ids: np.ndarray, cache: TokenCache, share: float, random: np.random.Generator) -> np.ndarray:
@@ -145,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
     train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
-    captions = CaptionDrawer(train.entries, config.languages)
+    check_targets(config.image_targets, train)
+    captions, about = CaptionDrawer(train.entries, config.languages), tell(config, train)
     layout = StreamConfig(
         text_length=config.text_length, text_vocab=tokenizer.vocab_size, grid=train.header.grid,
         image_vocab=train.header.codebook_size, bos_id=tokenizer.bos_id,
@@ -159,8 +178,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     losses.transformer.recompute = config.recompute
     model = sharding.spread(accelerator, losses, losses.transformer.blocks)
     average = Average(losses, run.ema)
-    optimizers = build_optimizers(losses, config.optimizer)
-    first = load_state(accelerator, run, losses, optimizers, average) if resume else 0
+    optimizers, plateau = build_optimizers(losses, config.optimizer), Plateau(config.plateau)
+    # One that waits for plateaus has nothing but its warmup.
+    schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
+    first = load_state(accelerator, run, losses, optimizers, average, plateau=plateau.state) if resume else 0
     journal = common.Journal(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.text_length):
         journal.say(f"warning: {cut}")
@@ -169,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def save(trained: StreamLoss) -> str:
         identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
-        save_settings(run.model_dir, config.sampling)
+        save_settings(run.model_dir, config.sampling, about)
         return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)
 
     def with_average(do: Callable[[StreamLoss], T]) -> T | None:
@@ -180,13 +201,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for step, run in journal.steps():
         model.train()
-        set_rate(optimizers, step, run.steps, config.optimizer)
+        rate = set_rate(optimizers, step, run.steps, schedule, plateau.rate)
         totals = np.zeros(2)
         for rows in common.passes(accelerator, run):
-            inputs, targets = draw_batch(train, captions, tokenizer, stream, config, step, rows)
+            batch = draw_batch(train, captions, tokenizer, stream, config, step, rows)
             with accelerator.autocast():
-                text, image = forward(inputs.to(accelerator.device), targets.to(accelerator.device))
-            loss = (text + config.image_weight * image) / (1 + config.image_weight)
+                text, image = forward(*(part.to(accelerator.device) for part in batch))
+            loss = weighted(text, image, config.image_weight)
             accelerator.backward(loss / run.accumulation)
             totals += np.array([float(text.detach()), float(image.detach())]) / run.accumulation
         norm = accelerator.clip_grad_norm_(losses.parameters(), config.optimizer.clip)
@@ -194,21 +215,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             optimizer.step()
             optimizer.zero_grad()
         average.update(losses, step)
+        plateau.add(weighted(float(totals[0]), float(totals[1]), config.image_weight))
 
         if common.due(step, run.log_every, run):
             figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
             means = accelerator.reduce(figures, "mean").tolist()
-            journal.log(step, text=means[0], image=means[1], gradient=float(sharding.gather(norm)))
+            journal.log(step, text=means[0], image=means[1], gradient=float(sharding.gather(norm)), rate=rate)
         if common.due(step, run.validate_every, run):
             with average.standing_in(losses):
                 values = validate(accelerator, losses, validation, tokenizer, config)
             journal.log(step, **values)
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            held_out = weighted(values["validation_text"], values["validation_image"], config.image_weight)
+            if news := plateau.look(accelerator, held_out):
+                journal.say(f"step {step + 1}: {news}")
         if common.due(step, run.sample_every, run):
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
             with_average(partial(draw_samples, image_tokenizer, tokenizer, config, path))
         if common.due(step, run.save_every, run):
-            save_state(accelerator, run, step, losses, optimizers, average)
+            save_state(accelerator, run, step, losses, optimizers, average, plateau=plateau.state)
             with_average(save)
 
     if name := with_average(save):

@@ -1,0 +1,21 @@
+"""`dalle push`: a checkpoint folder, sent to a hub."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("name", metavar="hf:USER/REPO")
+@click.option("--private", is_flag=True, help="Let nobody see it who is not let in.")
+@click.option("--message", default="", help="Of the commit.  [default: names the checkpoint]")
+def push(folder: Path, name: str, private: bool, message: str) -> None:
+    """Send the checkpoint in DIR to a Hugging Face hub, with its card; others name it as they see it here.
+
+    Only safetensors, settings, text tokenizer and card are sent, once all of them fit together.
+    """
+    from dalle_mini_impl import checkpoint, sharing
+
+    click.echo(f"checking {folder}", err=True)
+    click.echo(sharing.push(checkpoint.find(folder), name, private, message))
