@@ -10,6 +10,7 @@ from PIL import Image
 
 from dalle_mini_impl.bench import growth, learn, learn_pictures, peers
 from dalle_mini_impl.bench.machine import Machine, measure_machine
+from dalle_mini_impl.bench.masks import mask_rows
 from dalle_mini_impl.bench.report import Row, table
 from dalle_mini_impl.bench.sampling import imported_rows
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
@@ -290,6 +291,29 @@ def test_drawing_growth_needs_its_extra_and_its_rows(monkeypatch, tmp_path):
     result = CliRunner().invoke(dalle, ["bench", "--quick", "--plot", str(tmp_path / "growth.png")])
     assert isinstance(result.exception, UserError)
     assert "--only growth" in str(result.exception)
+
+
+# --- masks
+
+
+def test_masks_have_a_row_for_each_schedule_and_length():
+    machine = Machine("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
+    rows = list(mask_rows(QUICK, machine, 1, [2]))
+    schedules = ("row", "column", "conv", "dalle-1")
+    assert [row.row for row in rows] == [
+        f"masks/{lengths}/2/{name}" for lengths in ("8+64", "32+256") for name in schedules
+    ]
+    assert all(row.peer == "full" and row.ours > 0 and row.theirs > 0 for row in rows)
+    assert rows[-1].note == f"{1e3 * rows[-1].ours / 256:.2f} ms/step, full {1e3 * rows[-1].theirs / 256:.2f}"
+
+
+def test_a_shape_is_built_with_masks():
+    model = QUICK.build(("row", "full"), "column")
+    assert [block.attention.sight is None for block in model.blocks] == [False, False]
+    assert [block.attention.sight is None for block in QUICK.build().blocks] == [True, True]
+
+
+# --- imported models
 
 
 @pytest.mark.skipif(importlib.util.find_spec("dalle_pytorch") is None, reason="dalle-pytorch is not installed")

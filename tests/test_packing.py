@@ -6,7 +6,7 @@ import torch
 from conftest import make_transformer, randomise
 
 from dalle_mini_impl import packing
-from dalle_mini_impl.config import SamplingConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config import BlockConfig, SamplingConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.generate import Prompt, generate
 from dalle_mini_impl.kept import Kept
@@ -25,9 +25,18 @@ def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def packed(precision):
+FOREIGN = {
+    "attention": ("column", "row", "conv"),
+    "kernel": 3,
+    "block": BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, turn_values=True, shift=True),
+}
+every_kind = pytest.mark.parametrize("options", [{}, FOREIGN], ids=["ours", "foreign"])
+
+
+def packed(precision, **options):
     layout = StreamConfig(text_length=7, text_vocab=367, grid=(3, 5), image_vocab=61, bos_id=1)
-    transformer = randomise(build_transformer(TransformerConfig(n_layer=3, n_head=2, n_embd=64), layout), 3)
+    config = TransformerConfig(n_layer=3, n_head=2, n_embd=64, **options)
+    transformer = randomise(build_transformer(config, layout), 3)
     return pack(transformer, precision, Stream(layout).image_range), Stream(layout)
 
 
@@ -63,8 +72,9 @@ def test_packing_loses_no_more_than_bf16_does(position):
 
 
 @needs_compiler
-def test_a_candidate_does_not_depend_on_the_others():
-    model, seeds = packed("bf16"), list(range(100, 137))
+@every_kind
+def test_a_candidate_does_not_depend_on_the_others(options):
+    model, seeds = packed("bf16", **options), list(range(100, 137))
     settings = SamplingConfig(temperature=0.9, guidance=2.5)
     whole = generate(*model, PROMPT, seeds, settings).image_ids
     assert len(whole.flatten(1).unique(dim=0)) == 37
@@ -74,8 +84,9 @@ def test_a_candidate_does_not_depend_on_the_others():
 
 
 @needs_compiler
-def test_who_goes_on_after_pruning_is_drawn_as_before():
-    model, settings = packed("bf16"), SamplingConfig(temperature=0.9, guidance=2.5)
+@every_kind
+def test_who_goes_on_after_pruning_is_drawn_as_before(options):
+    model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
     whole = generate(*model, PROMPT, list(range(29)), settings)
     pruned = generate(*model, PROMPT, list(range(29)), settings, prune_to=3)
     assert len(pruned.numbers) == 8
@@ -85,8 +96,9 @@ def test_who_goes_on_after_pruning_is_drawn_as_before():
 
 
 @needs_compiler
-def test_kept_ids_are_shared_and_counted():
-    model, settings = packed("bf16"), SamplingConfig(temperature=0.9, guidance=2.5)
+@every_kind
+def test_kept_ids_are_shared_and_counted(options):
+    model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
     first = generate(*model, PROMPT, [3], settings).image_ids[0]
     redraw = torch.zeros(first.shape, dtype=torch.bool)
     redraw[1:, 2:] = True
@@ -101,9 +113,10 @@ def test_kept_ids_are_shared_and_counted():
 
 
 @needs_compiler
-def test_cached_equals_uncached():
+@every_kind
+def test_cached_equals_uncached(options):
     # Greedy ids from the cache, then the whole stream at once: each id must be among the likeliest there too
-    transformer, stream = packed("bf16")
+    transformer, stream = packed("bf16", **options)
     drawn = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0)).image_ids
     ids = stream.join(stream.prefix([PROMPT.text_ids]), drawn)
     with torch.inference_mode():
@@ -125,8 +138,8 @@ def test_full_precision_changes_nothing():
 # --- the choice
 
 
-def build(width):
-    return build_transformer(TransformerConfig(n_layer=1, n_head=1, n_embd=width), LAYOUT)
+def build(width, **options):
+    return build_transformer(TransformerConfig(n_layer=1, n_head=1, n_embd=width, **options), LAYOUT)
 
 
 @pytest.fixture(params=[True, False], ids=["compiler", "no compiler"])
@@ -136,8 +149,9 @@ def compiler(request, monkeypatch):
 
 
 def test_the_fastest_precision_is_chosen(compiler):
-    wide, odd = build(64), build(20)
+    wide, odd, foreign = build(64), build(20), build(64, **FOREIGN)
     assert choose_precision("auto", wide) == ("bf16" if compiler else "fp32")
+    assert choose_precision("auto", foreign) == ("bf16" if compiler else "fp32")
     assert choose_precision("auto", odd) == "fp32"
     assert choose_precision("fp32", wide) == "fp32"
     assert choose_precision("auto", wide.to("meta")) == "fp32"  # as any device but CPU and CUDA
@@ -148,7 +162,7 @@ def test_a_precision_that_cannot_be_had_is_refused(monkeypatch, precision):
     wide, odd = build(64), build(20)
     monkeypatch.setattr(packing, "load", lambda: object())
     with pytest.raises(
-        UserError, match=f"{precision} was given, but compiled code does not know n_embd 20 with n_head 1"
+        UserError, match=f"{precision} was given, but compiled code does not know n_embd 20 with n_head 1 of 20"
     ):
         choose_precision(precision, odd)
     monkeypatch.setattr(packing, "load", lambda: None)

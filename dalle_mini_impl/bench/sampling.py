@@ -46,7 +46,7 @@ def sampling_rows(
 ) -> Iterator[Row]:
     """Time drawing the image ids of several candidates for one full-length caption, guided or not."""
     transformer = shape.build().to(machine.device).eval()
-    _randomise(transformer)
+    randomise(transformer)
     built = {name: build() for name, build in peers.items()}
     yield from contest_rows(
         Contest("sample", shape, shape.stream(), transformer, built), machine, repeats, counts, modes
@@ -94,7 +94,7 @@ def contest_rows(
                 yield Row(name, mine, peer, seconds.get(peer, torch.nan), least / mine, note, details=details)
 
 
-def _randomise(transformer: nn.Module) -> None:
+def randomise(transformer: nn.Module) -> None:
     """Give every matrix weights of the usual size: some start at zero, which samples nothing but ties."""
     generator = torch.Generator().manual_seed(0)
     for parameter in transformer.parameters():

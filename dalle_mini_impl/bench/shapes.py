@@ -42,9 +42,12 @@ class Shape:
             image_vocab=self.image_vocab, bos_id=bos_id,
         ))  # fmt: skip
 
-    def build(self) -> Transformer:
-        """Our transformer of this shape, untrained."""
-        config = TransformerConfig(n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd)
+    def build(self, attention: tuple[str, ...] = ("full",), last_attention: str = "") -> Transformer:
+        """Our transformer of this shape, untrained; its masks as `TransformerConfig` has them."""
+        config = TransformerConfig(
+            n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd, attention=attention,
+            last_attention=last_attention,
+        )  # fmt: skip
         return build_transformer(config, self.stream().config)
 
 

@@ -23,13 +23,13 @@ PARTS = ("sample", "train", "parts", "startup")
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*PARTS, "imported", "growth", "search"]),
-    help="Just these parts; may be given several times.  [default: all but imported, growth and search]",
+    type=click.Choice([*PARTS, "imported", "growth", "masks", "search"]),
+    help="Just these parts; may be given several times.  [default: all but imported, growth, masks and search]",
 )
 @click.option(
     "--peer", "peers", multiple=True, help="dalle-pytorch, transformers, faiss or none.  [default: all installed]"
 )
-@click.option("--candidates", default="1,16,64", show_default=True, help="Sampling rows: how many at a time.")
+@click.option("--candidates", default="1,16,64", show_default=True, help="Sampling and masks: how many at a time.")
 @click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
 @click.option("--minutes", default=0.0, help="Learning races: minutes for each side; 0 leaves them out.")
 @click.option("--configs", default="configs/emoji", show_default=True, help="Learning races: folder of what to train.")
@@ -113,6 +113,7 @@ def all_rows(
 ) -> "Iterator[Row]":
     """The rows of the wanted parts, as they are measured."""
     from dalle_mini_impl.bench.growth import growth_rows
+    from dalle_mini_impl.bench.masks import mask_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
     from dalle_mini_impl.bench.sampling import imported_rows, sampling_rows
     from dalle_mini_impl.bench.search import search_rows
@@ -137,5 +138,7 @@ def all_rows(
         yield from startup_rows(machine.device, repeats)
     if "growth" in parts:
         yield from growth_rows(shape, machine, repeats)
+    if "masks" in parts:
+        yield from mask_rows(shape, machine, repeats, counts)
     if "search" in parts:
         yield from search_rows(machine, faiss, repeats, 4096 if shape_name == "quick" else 1_000_000)
