@@ -180,7 +180,7 @@ def _attention(theirs: Mapping[str, Tensor], layout: Layout, number: int) -> dic
     qkv = theirs[f"{inner}to_qkv.weight"].unflatten(0, (3, *heads))[:, :, order].flatten(0, 2)
     out = theirs[f"{inner}to_out.0.weight"].unflatten(1, heads)[:, :, order].flatten(1)
     ours = {"attention.qkv.weight": qkv, "attention.qkv.bias": qkv.new_zeros(len(qkv))}
-    last = {"attention.out.weight": out, "attention.out.bias": theirs[f"{inner}to_out.0.bias"].clone()}
+    last = {"attention.out.weight": out, "attention.out.bias": theirs[f"{inner}to_out.0.bias"]}
     return ours | _around(theirs, half, "attention", last)
 
 
@@ -191,7 +191,7 @@ def _feed(theirs: Mapping[str, Tensor], layout: Layout, number: int) -> dict[str
     for name in ("weight", "bias"):
         value, gate = theirs[f"{inner}net.0.{name}"].chunk(2)
         ours[f"mlp.up.{name}"] = torch.cat([gate, value])
-        last[f"mlp.down.{name}"] = theirs[f"{inner}net.3.{name}"].clone()
+        last[f"mlp.down.{name}"] = theirs[f"{inner}net.3.{name}"]
     return ours | _around(theirs, half, "mlp", last)
 
 
@@ -202,7 +202,7 @@ def _around(theirs: Mapping[str, Tensor], half: str, part: str, last: dict[str, 
     """
     ours = {f"{part}_norm.{name}": theirs[f"{half}fn.norm.{name}"] for name in ("weight", "bias")}
     if f"{half}fn.norm_out.weight" in theirs:
-        ours |= last
+        ours |= {name: value.clone() for name, value in last.items()}  # layers may share them
         last = {f"{part}_post.{name}": theirs[f"{half}fn.norm_out.{name}"] for name in ("weight", "bias")}
     scale = theirs[f"{half}scale"].flatten().float()
     return ours | {name: value * (scale[:, None] if value.ndim > 1 else scale) for name, value in last.items()}
