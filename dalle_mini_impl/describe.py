@@ -81,8 +81,11 @@ def _transformer(facts: dict[str, Any]) -> str:
     config = from_dict(TransformerConfig, facts["config"].get("transformer"), "transformer")
     stream = from_dict(StreamConfig, facts["config"].get("stream"), "transformer: stream")
     image_length = stream.grid[0] * stream.grid[1]
-    return (f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over 1 + "
-            f"{stream.text_length} text + {image_length} image ids")  # fmt: skip
+    bos = "1 + " * (stream.bos_id >= 0)
+    masks = f"; attention {', '.join(config.attention)}" if config.attention != ("full",) else ""
+    last = f", at last {config.last_attention}" * bool(config.last_attention)
+    return (f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {bos}"
+            f"{stream.text_length} text + {image_length} image ids{masks}{last}")  # fmt: skip
 
 
 def _scorer(facts: dict[str, Any]) -> str:

@@ -44,6 +44,15 @@ def test_every_part_is_told_in_words(tiny_model):
     assert lines[7:] == ["languages: not said", "licence: not said", "trained on: not said", "measured: not said"]
 
 
+def test_masks_are_told_and_no_bos(tiny_model):
+    facts = describe(tiny_model)
+    config = facts["transformer"]["config"]
+    config["stream"]["bos_id"], config["transformer"]["attention"] = -1, ["row", "column"]
+    config["transformer"]["last_attention"] = "conv"
+    expected = "with 2 heads over 7 text + 15 image ids; attention row, column, at last conv; "
+    assert expected in in_words(facts)[4]
+
+
 def test_sizes_are_those_of_the_files():
     folder = checkpoint.find("emoji")
     facts, total = describe(folder), 0.0
