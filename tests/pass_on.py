@@ -11,9 +11,9 @@ from dalle_mini_impl.train.state import load_state, save_state
 def passing_on(folder):
     """While this lasts, a resumed run does no step; it writes the state that it was given into a folder."""
 
-    def load_and_save(accelerator, run, *trained):
-        step = load_state(accelerator, run, *trained)
-        save_state(accelerator, replace(run, state_dir=str(folder)), step - 1, *trained)
+    def load_and_save(accelerator, run, *trained, **own):
+        step = load_state(accelerator, run, *trained, **own)
+        save_state(accelerator, replace(run, state_dir=str(folder)), step - 1, *trained, **own)
         return run.steps
 
     return mock.patch.object(transformer, "load_state", load_and_save)
