@@ -157,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with average.standing_in(tokenizer):
             identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), {})
         print(f"image tokenizer {identity} written to {Path(run.model_dir) / 'image_tokenizer.safetensors'}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

@@ -165,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with average.standing_in(clip):
             name = save_part(run.model_dir, "scorer", clip, to_dict(config.model), identities)
         print(f"scorer {name} written to {Path(run.model_dir) / 'scorer.safetensors'}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
