@@ -1,5 +1,6 @@
 """The text tokenizer of a checkpoint folder: one of ours, or one that was imported."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -25,11 +26,17 @@ def read_text_tokenizer(folder: Path) -> TextTokenizer | JsonTokenizer:
         UserError: it is missing or damaged, or there are two.
     """
     ours, imported = folder / TEXT_TOKENIZER, folder / IMPORTED_TEXT_TOKENIZER
-    if not imported.is_file():
-        return TextTokenizer(ours)
-    if ours.is_file():
+    if ours.is_file() and imported.is_file():
         raise UserError(f"{ours} and {imported.name} are both there; remove the one the model was not trained with")
-    return JsonTokenizer.read(imported)
+    path = imported if imported.is_file() else ours
+    stat = path.stat() if path.is_file() else None
+    return _made(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
+
+
+@functools.lru_cache(4)
+def _made(path: Path, _written: tuple[int, int] | None) -> TextTokenizer | JsonTokenizer:
+    """A file's tokenizer. Loading a model asks for it several times, and making one of CLIP's merges takes a while."""
+    return JsonTokenizer.read(path) if path.name == IMPORTED_TEXT_TOKENIZER else TextTokenizer(path)
 
 
 def add_text_tokenizer(model_dir: str | Path, source: str | Path) -> TextTokenizer:

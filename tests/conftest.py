@@ -7,12 +7,14 @@ from typing import TypeVar
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from dalle_mini_impl.checkpoint import save_part
-from dalle_mini_impl.cli import main
+from dalle_mini_impl.cli import dalle, main
 from dalle_mini_impl.config import ImageTokenizerConfig, SamplingConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config_io import to_dict
+from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.pipeline import DalleMini
 from dalle_mini_impl.scorer import build_clip
@@ -113,6 +115,21 @@ def text_tokenizer(tiny_model: Path) -> TextTokenizer:
 
 
 @pytest.fixture
+def run():
+    """Run `dalle`, and give what it printed, or with another code its one line."""
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(dalle, [*map(str, arguments)])
+        if code == 0:
+            assert result.exit_code == 0, (result.output, result.exception)
+            return result.output
+        assert isinstance(result.exception, (UserError, SystemExit)), result.exception
+        return str(result.exception) if isinstance(result.exception, UserError) else result.output
+
+    return run
+
+
+@pytest.fixture
 def refused(monkeypatch, capsys):
     """Run `dalle` as the shell does on something wrong; gives what it prints to stderr."""
 
@@ -124,3 +141,16 @@ def refused(monkeypatch, capsys):
         return capsys.readouterr().err
 
     return run
+
+
+def check_rows_and_threads(native, ids, threads):
+    """Hidden states of a row do not depend on how many threads there are, or on the other rows."""
+    results = []
+    with torch.inference_mode():
+        for count in (2, 1, 3):
+            threads(count)
+            results.append(native(ids))
+        alone = native(ids[17:18])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(alone[0], results[0][17])

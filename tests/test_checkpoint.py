@@ -302,3 +302,19 @@ def test_an_install_without_any_shipped_model(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "nothing")
     with pytest.raises(UserError, match="no model 'emoji'"):
         checkpoint.find("emoji")
+
+
+def test_a_text_tokenizer_is_made_once_but_read_anew_when_its_file_changes(tiny_model, tmp_path):
+    target = tmp_path / checkpoint.TEXT_TOKENIZER
+    shutil.copyfile(tiny_model / checkpoint.TEXT_TOKENIZER, target)
+    first = checkpoint.load_text_tokenizer(tmp_path)
+    assert checkpoint.load_text_tokenizer(tmp_path) is first
+    shutil.copyfile(checkpoint.find("emoji") / checkpoint.TEXT_TOKENIZER, target)
+    assert checkpoint.load_text_tokenizer(tmp_path).identity == checkpoint.load_text_tokenizer("emoji").identity
+
+
+def test_a_part_can_be_read_without_its_weights(tiny_model):
+    whole, told = (checkpoint.read_part(tiny_model, "scorer", weights=weights) for weights in (True, False))
+    assert (told.identity, told.config, told.trained_with) == (whole.identity, whole.config, whole.trained_with)
+    assert whole.tensors
+    assert not told.tensors

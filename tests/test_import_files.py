@@ -1,6 +1,7 @@
 """Reading files of other projects, and `dalle import` on them."""
 
 import argparse
+import functools
 import os
 import pickle
 import re
@@ -11,14 +12,12 @@ import foreign
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from foreign import random_tensors
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from dalle_mini_impl import DalleMini, ImageTokenizer
-from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.interop import dalle_pytorch, files, llamagen, openai_dvae, pickles, taming
 from dalle_mini_impl.interop.files import Weights
@@ -48,18 +47,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run():
+def run(run):
     """Run `dalle import`, and give what it printed."""
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(dalle, ["import", *map(str, arguments)])
-        if code == 0:
-            assert result.exit_code == 0, (result.output, result.exception)
-            return result.output
-        assert isinstance(result.exception, (UserError, SystemExit)), result.exception
-        return str(result.exception) if isinstance(result.exception, UserError) else result.output
-
-    return run
+    return functools.partial(run, "import")
 
 
 def same_weights(imported, tensors, name_of=taming.foreign_name):

@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from foreign import random_tensors
 from foreign_transformers import random_transformer
 from PIL import Image
 from test_import_transformers import MIN, MIN_HEADS, MIN_LAYERS, RU_HEADS, greedy, rudalle_file
 
 from dalle_mini_impl import DalleMini, checkpoint
-from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.errors import UserError
 
 pytest.importorskip("tokenizers")
 
@@ -32,21 +29,6 @@ RED_CAT = [2, 4, 8, 9, 1, 4, 10, 7, 3]
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run():
-    """Run `dalle`, and give what it printed."""
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(dalle, [*map(str, arguments)])
-        if code == 0:
-            assert result.exit_code == 0, (result.output, result.exception)
-            return result.output
-        assert isinstance(result.exception, (UserError, SystemExit)), result.exception
-        return str(result.exception) if isinstance(result.exception, UserError) else result.output
-
-    return run
 
 
 def vqgan(gumbel=False):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import check_rows_and_threads, randomise
 
 from dalle_mini_impl.config import StreamConfig, TransformerConfig
 from dalle_mini_impl.errors import UserError
@@ -98,15 +98,7 @@ def test_a_prompt_can_be_continued_in_many_ways(machine, prompts, count):
 def test_a_row_does_not_depend_on_the_others_or_on_threads(machine, threads):
     _, native, stream = models(96, 2)
     ids = torch.randint(native.vocab_size, (29, stream.length), generator=torch.Generator().manual_seed(0))
-    results = []
-    with torch.inference_mode():
-        for count in (2, 1, 3):
-            threads(count)
-            results.append(native(ids))
-        alone = native(ids[17:18])
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-    assert torch.equal(alone[0], results[0][17])
+    check_rows_and_threads(native, ids, threads)
 
 
 def test_nothing_overflows(machine):

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import randomise
+from conftest import check_rows_and_threads, randomise
 from torch.nn import functional as F
 
 from dalle_mini_impl.config import BlockConfig, StreamConfig, TransformerConfig
@@ -147,15 +147,7 @@ def test_activations_are_exact(machine, mlp, activation):
 def test_a_row_does_not_depend_on_the_others_or_on_threads(machine, threads, options):
     native = models(**options)[1]
     ids = some_ids(native, 19, STREAM.length)
-    results = []
-    with torch.inference_mode():
-        for count in (2, 1, 3):
-            threads(count)
-            results.append(native(ids))
-        alone = native(ids[17:18])
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-    assert torch.equal(alone[0], results[0][17])
+    check_rows_and_threads(native, ids, threads)
 
 
 @pytest.mark.parametrize("options", [MIXED, {"block": BlockConfig(reversible=True), "attention": ("axial_col",)}])

@@ -25,11 +25,6 @@ def whole(do, *arguments):
     do(*arguments)
 
 
-@pytest.fixture
-def home(trained, tmp_path):
-    return trained.copy(tmp_path / "home", "transformer")
-
-
 @pytest.fixture(scope="module")
 def finished(trained, tmp_path_factory):
     """A finished run of each kind, by the kind. Tests that change anything copy it."""

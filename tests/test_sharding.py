@@ -53,11 +53,6 @@ def shared_out(do, *arguments):
                 distributed.destroy_process_group()
 
 
-@pytest.fixture
-def home(trained, tmp_path):
-    return trained.copy(tmp_path / "home", "transformer")
-
-
 @pytest.fixture(scope="module")
 def finished(trained, tmp_path_factory):
     """A run that was shared out, with its state. Tests that change anything copy it."""

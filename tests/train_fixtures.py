@@ -178,3 +178,9 @@ def trained(untrained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
     for stage in STAGES:
         home.run(stage)
     return home
+
+
+@pytest.fixture
+def home(trained: Home, tmp_path: Path) -> Home:
+    """A copy of everything, to train the transformer in."""
+    return trained.copy(tmp_path / "home", "transformer")

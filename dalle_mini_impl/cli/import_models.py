@@ -111,7 +111,7 @@ def _save(
         raise UserError(f"the text tokenizer has {used.vocab_size} ids, the transformer {stream.text_vocab}; "
                         f"use the one it was trained with")  # fmt: skip
     if image is None:
-        part = read_part(folder, "image_tokenizer")
+        part = read_part(folder, "image_tokenizer", weights=False)
         config, identity = from_dict(ImageTokenizerConfig, part.config, str(part.path)), part.identity
     else:
         config = image.tokenizer.config
