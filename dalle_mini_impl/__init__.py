@@ -14,19 +14,19 @@ __version__ = "0.1.0"
 
 # Imported on first use, so that `dalle --help` and `import dalle_mini_impl` do not wait for torch.
 _WHERE = {
-    "Candidate": "results",
-    "DalleMini": "pipeline",
-    "ImageIndex": "search",
-    "ImageTokenizer": "image_tokenizer",
-    "PaintSettings": "guided",
-    "Painter": "guided",
-    "Preview": "results",
-    "RankedCaption": "captions",
-    "Result": "results",
-    "Scorer": "scorer",
-    "Target": "guided",
-    "TextTokenizer": "text_tokenizer",
-    "UserError": "errors",
+    "Candidate": "pipeline.results",
+    "DalleMini": "pipeline.dalle_mini",
+    "ImageIndex": "search.index",
+    "ImageTokenizer": "model.image_tokenizer",
+    "PaintSettings": "painting.painter",
+    "Painter": "painting.painter",
+    "Preview": "pipeline.results",
+    "RankedCaption": "pipeline.captions",
+    "Result": "pipeline.results",
+    "Scorer": "scorer.scorer",
+    "Target": "painting.targets",
+    "TextTokenizer": "text.sentencepiece_tokenizer",
+    "UserError": "util.errors",
 }
 __all__ = [
     "Candidate",
@@ -45,15 +45,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.captions import RankedCaption
-    from dalle_mini_impl.errors import UserError
-    from dalle_mini_impl.guided import Painter, PaintSettings, Target
-    from dalle_mini_impl.image_tokenizer import ImageTokenizer
-    from dalle_mini_impl.pipeline import DalleMini
-    from dalle_mini_impl.results import Candidate, Preview, Result
-    from dalle_mini_impl.scorer import Scorer
-    from dalle_mini_impl.search import ImageIndex
-    from dalle_mini_impl.text_tokenizer import TextTokenizer
+    from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
+    from dalle_mini_impl.painting.painter import Painter, PaintSettings
+    from dalle_mini_impl.painting.targets import Target
+    from dalle_mini_impl.pipeline.captions import RankedCaption
+    from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+    from dalle_mini_impl.pipeline.results import Candidate, Preview, Result
+    from dalle_mini_impl.scorer.scorer import Scorer
+    from dalle_mini_impl.search.index import ImageIndex
+    from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+    from dalle_mini_impl.util.errors import UserError
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ def test_installed_wheel_samples_from_an_empty_folder(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     subprocess.run(run + arguments, check=True, cwd=work, env=environment, capture_output=True)
     assert Image.open(work / "grid.png").width > 2 * 64
-    code = "import dalle_mini_impl, dalle_mini_impl.config_io as c, dalle_mini_impl.train.runs as r;" \
+    code = "import dalle_mini_impl, dalle_mini_impl.config.yaml_io as c, dalle_mini_impl.config.training as r;" \
            "print(dalle_mini_impl.__file__); c.load(r.TransformerRun, 'configs/emoji/transformer.yaml')"  # fmt: skip
     printed = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=work, env=environment, capture_output=True, text=True

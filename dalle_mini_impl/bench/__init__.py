@@ -1,1 +1,1 @@
-"""Speed, measured side by side with peers and with what the machine can do at most."""
+"""What `dalle bench` and `dalle compare` measure: machine limits, peers, rows."""

@@ -8,7 +8,7 @@ from dalle_mini_impl.bench.machine import Machine
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.sampling import sampling_rows
 from dalle_mini_impl.bench.shapes import Shape
-from dalle_mini_impl.charts import new_figure, save_figure
+from dalle_mini_impl.util.plots import new_figure, save_figure
 
 CANDIDATES, SIDES, WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128), (4, 8, 12, 16, 24, 32), (128, 256, 512, 768, 1024)
 USUAL, HEAD = 16, 64

@@ -9,10 +9,10 @@ from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.sampling import randomise
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.timing import median_seconds
-from dalle_mini_impl.config import SamplingConfig
-from dalle_mini_impl.generate import Prompt, generate
-from dalle_mini_impl.packing import choose_precision, pack
-from dalle_mini_impl.transformer import Transformer
+from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.sampling.generate import Prompt, generate
+from dalle_mini_impl.sampling.packing import choose_precision, pack
 
 FULL = ("full",)
 SCHEDULES = {

@@ -15,25 +15,26 @@ from dalle_mini_impl.bench.machine import Machine
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.timing import median_seconds
-from dalle_mini_impl.checkpoint import load_image_tokenizer, load_scorer, load_text_tokenizer
-from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.train.image_losses import reconstruction_loss
-from dalle_mini_impl.train.runs import ImageTokenizerRun
+from dalle_mini_impl.checkpoint.parts import load_text_tokenizer
+from dalle_mini_impl.config.training import ImageTokenizerRun
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.train.losses.pictures import reconstruction_loss
 
 PICTURES = 64
 CAPTIONS = ("a red heart", "ein lachendes Gesicht mit Sonnenbrille", "en hund", "punane süda, keel", "三毛猫") * 200
 STAGES = (
     ("python", "pass"),
     ("torch", "import torch"),
-    ("the package", "import dalle_mini_impl.pipeline"),
-    ("the model", "from dalle_mini_impl.pipeline import DalleMini; DalleMini.from_pretrained('emoji')"),
+    ("the package", "import dalle_mini_impl.pipeline.dalle_mini"),
+    ("the model", "from dalle_mini_impl.pipeline.dalle_mini import DalleMini; DalleMini.from_pretrained('emoji')"),
 )
 
 
 def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Iterator[Row]:
     """Encode, decode and train the shipped image tokenizer, beside a `DiscreteVAE` of the same grid and ids."""
     device = machine.device
-    ours = load_image_tokenizer("emoji", device)[0]
+    ours = ImageTokenizer.from_pretrained("emoji", device)
     size, factor = ours.config.image_size, ours.config.factor
     pixels = torch.rand(PICTURES, 3, size, size, device=device) * 2 - 1
     ids = ours.encode(pixels)
@@ -80,7 +81,7 @@ def _trainer(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], No
 
 def scorer_rows(machine: Machine, repeats: int) -> Iterator[Row]:
     """Score pictures against a caption, and cut captions into ids."""
-    scorer = load_scorer("emoji", machine.device)
+    scorer = Scorer.from_pretrained("emoji", machine.device)
     size = scorer.image_size
     pixels = torch.rand(PICTURES, 3, size, size) * 2 - 1
     tokenizer = load_text_tokenizer("emoji")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.bench.shapes import Shape
-from dalle_mini_impl.errors import UserError, need_extra
+from dalle_mini_impl.util.errors import UserError, need_extra
 
 GUIDANCE = 3.0
 TOP_K = 256

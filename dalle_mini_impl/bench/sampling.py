@@ -13,14 +13,15 @@ from dalle_mini_impl.bench.peers import GUIDANCE, TOP_K, DallePytorch, Peer
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.shapes import Shape, decode_cost, matrix_weights
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
-from dalle_mini_impl.config import SamplingConfig
-from dalle_mini_impl.generate import Prompt, generate
-from dalle_mini_impl.interop import dalle_pytorch_model
-from dalle_mini_impl.interop.dalle_pytorch import HALF
-from dalle_mini_impl.interop.files import Weights
-from dalle_mini_impl.packing import choose_precision, pack
-from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.transformer import Transformer, build_transformer
+from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.interop.image.dalle_pytorch import HALF
+from dalle_mini_impl.interop.read_weights import Weights
+from dalle_mini_impl.interop.whole import dalle_pytorch as dalle_pytorch_model
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.sampling.generate import Prompt, generate
+from dalle_mini_impl.sampling.packing import choose_precision, pack
 
 
 @dataclass(frozen=True)

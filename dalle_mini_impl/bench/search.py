@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from dalle_mini_impl.bench.machine import Machine
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
-from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.search.nearest import nearest
+from dalle_mini_impl.util.errors import UserError
 
 DIM, HITS, CHUNK = 512, 10, 16_384
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from dalle_mini_impl.config import StreamConfig, TransformerConfig
-from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.transformer import Transformer, build_transformer
+from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.transformer import Transformer
 
 BYTES = {"bf16": 2, "fp32": 4, "int8": 1}
 

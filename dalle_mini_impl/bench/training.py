@@ -11,10 +11,10 @@ from dalle_mini_impl.bench.peers import Peer
 from dalle_mini_impl.bench.report import Row
 from dalle_mini_impl.bench.shapes import Shape, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
-from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.train.optimizers import build_optimizers
-from dalle_mini_impl.train.runs import OptimizerConfig
-from dalle_mini_impl.train.transformer import StreamLoss
+from dalle_mini_impl.config.training import OptimizerConfig
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.train.losses.stream import StreamLoss
+from dalle_mini_impl.train.shared.optimizers import build_optimizers
 
 IMAGE_WEIGHT = 7.0
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.config_io import load, to_dict
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import write_json
-from dalle_mini_impl.train.runs import ImageTokenizerRun
+from dalle_mini_impl.config.training import ImageTokenizerRun
+from dalle_mini_impl.config.yaml_io import load, to_dict
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import write_json
 
 TRAINER = "dalle_mini_impl.train.image_tokenizer"
 SPARE = 10

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.bench.variants import Variant
-from dalle_mini_impl.errors import UserError
 from dalle_mini_impl.evaluate.image_tokenizer import Evaluation, TokenizerReport, figures, notes, sheet
-from dalle_mini_impl.evaluate.report import markdown
-from dalle_mini_impl.files import replace_file, write_json
-from dalle_mini_impl.images import save_png
+from dalle_mini_impl.evaluate.intervals import markdown
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file, write_json
+from dalle_mini_impl.util.images import save_png
 
 BEGIN, END = "<!-- begin of what dalle compare writes -->", "<!-- end of what dalle compare writes -->"
 

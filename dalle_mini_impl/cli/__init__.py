@@ -7,7 +7,7 @@ import sys
 import click
 
 from dalle_mini_impl import __version__
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.util.errors import UserError
 
 COMMANDS = {
     "sample": "Draw pictures for prompts, ranked by the scorer.",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import write_json
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import write_json
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.machine import Machine
@@ -41,7 +41,7 @@ def bench(quick: bool, **options: Any) -> None:
     from dalle_mini_impl.bench.machine import measure_machine
     from dalle_mini_impl.bench.report import table
     from dalle_mini_impl.bench.shapes import SHAPES
-    from dalle_mini_impl.device import choose_device
+    from dalle_mini_impl.util.devices import choose_device
 
     name = "quick" if quick else options["shape"]
     if name not in SHAPES:
@@ -60,11 +60,11 @@ def bench(quick: bool, **options: Any) -> None:
                + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items()))  # fmt: skip
     rows: list[Row] = []
     if options["minutes"]:
-        from dalle_mini_impl.bench import learn, learn_pictures
+        from dalle_mini_impl.bench import race, race_image_tokenizer
 
         folder = Path(options["configs"])
-        rows += learn.race(folder / "transformer.yaml", options["minutes"], device)
-        rows += learn_pictures.race(folder / "image_tokenizer.yaml", options["minutes"], device)
+        rows += race.race(folder / "transformer.yaml", options["minutes"], device)
+        rows += race_image_tokenizer.race(folder / "image_tokenizer.yaml", options["minutes"], device)
     peers = find_peers(options["peers"])
     for row in all_rows(machine, name, peers, options["only"] or PARTS, repeats, counts):
         rows.append(row)

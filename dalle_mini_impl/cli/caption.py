@@ -32,9 +32,9 @@ def caption(
     given = read_labels(labels, file) if labels or file else None
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
 
-    from dalle_mini_impl.data.samples import printable
-    from dalle_mini_impl.images import open_picture
-    from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+    from dalle_mini_impl.util.images import open_picture
+    from dalle_mini_impl.util.text import printable
 
     pictures = [open_picture(path) for path in images]
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])

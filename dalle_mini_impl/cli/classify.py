@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.scorer import Scorer
+    from dalle_mini_impl.scorer.scorer import Scorer
 
 Answer = tuple[Path, list[tuple[str, float]]]
 """A picture, and its likeliest labels with their probabilities."""
@@ -53,10 +53,10 @@ def classify(
     chosen = read_labels(labels, labels_file)
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
 
-    from dalle_mini_impl.checkpoint import load_scorer
+    from dalle_mini_impl.scorer.scorer import Scorer
 
     click.echo(f"classifying {len(images)} pictures among {len(chosen)} labels with {scorer}", err=True)
-    answers = answer(load_scorer(scorer, device), images, chosen, templates, top)
+    answers = answer(Scorer.from_pretrained(scorer, device), images, chosen, templates, top)
     {"json": print_json, "csv": print_csv, None: print_tables}[form](answers)
 
 
@@ -68,7 +68,7 @@ def answer(
     Raises:
         UserError: a picture is unreadable, a template has no `{}`, or one label came to be compared with itself.
     """
-    from dalle_mini_impl.images import open_picture
+    from dalle_mini_impl.util.images import open_picture
 
     if len(labels) == 1 and scorer.preprocess.activation == "softmax":
         raise UserError(f"the one label {labels[0]!r} came, which every picture would get; give two or more")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.variants import Variant
@@ -30,8 +30,8 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
 
     from dalle_mini_impl.bench.variants import read_variants, train
     from dalle_mini_impl.bench.variants_report import row, write, written_by_hand
-    from dalle_mini_impl.device import choose_device
-    from dalle_mini_impl.evaluate.fidelity import Fidelity
+    from dalle_mini_impl.evaluate.reconstruction import Fidelity
+    from dalle_mini_impl.util.devices import choose_device
 
     written_by_hand(Path(document))  # this and the next line fail now rather than after hours of training
     Fidelity("cpu")
@@ -61,10 +61,10 @@ def measure(variant: "Variant", data: str, split: str, shown: int, device: str) 
     """Evaluate what was trained of a variant."""
     from tqdm import tqdm
 
-    from dalle_mini_impl.checkpoint import load_image_tokenizer
-    from dalle_mini_impl.data.pairs import SkipLog
+    from dalle_mini_impl.data.pair import SkipLog
+    from dalle_mini_impl.evaluate.batches import picture_batches
     from dalle_mini_impl.evaluate.image_tokenizer import evaluate_image_tokenizer
-    from dalle_mini_impl.evaluate.pictures import picture_batches
+    from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
 
     tokenizer, _ = load_image_tokenizer(variant.model, device)
     batches = picture_batches(data, split, tokenizer.config.image_size, SkipLog())

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.drawing import check, drawing, ids_to_draw, wishes, write
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.cli.sampling_options import check, drawing, ids_to_draw, wishes, write
+from dalle_mini_impl.util.errors import UserError
 
 REGIONS = ("rows", "box", "mask", "panel", "variations")
 
@@ -41,8 +41,8 @@ def complete(image: str, prompt: str, **options: Any) -> None:
 
     from tqdm import tqdm
 
-    from dalle_mini_impl.images import open_picture
-    from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+    from dalle_mini_impl.util.images import open_picture
 
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
     picture = open_picture(image)

@@ -24,11 +24,11 @@ def data() -> None:
 def emoji(out: Path, size: int, art: str) -> None:
     """Build the captioned emoji set as WebDataset tars."""
     if art == "openmoji":
-        from dalle_mini_impl.data.openmoji import build_openmoji as build
+        from dalle_mini_impl.data.emoji.openmoji import build_openmoji as build
     else:
-        from dalle_mini_impl.data.emoji import build
+        from dalle_mini_impl.data.emoji.build import build
 
-    from dalle_mini_impl.errors import UserError
+    from dalle_mini_impl.util.errors import UserError
 
     # The folder is replaced as a whole, so it must not be one that holds anything else.
     if out.exists() and not (out / "manifest.json").is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -66,10 +66,10 @@ def inspect(source: str, sheet: Path, as_json: bool) -> None:
     from tqdm import tqdm
 
     from dalle_mini_impl.data.inspect import describe, inspect_pairs
-    from dalle_mini_impl.data.pairs import SkipLog
+    from dalle_mini_impl.data.pair import SkipLog
     from dalle_mini_impl.data.readers import read_pairs
-    from dalle_mini_impl.errors import UserError
-    from dalle_mini_impl.images import contact_sheet, save_png
+    from dalle_mini_impl.util.errors import UserError
+    from dalle_mini_impl.util.images import contact_sheet, save_png
 
     log = SkipLog()
     pairs = read_pairs(source, log)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.util.errors import UserError
 
 
 @click.command()
@@ -27,11 +27,11 @@ def index(
     if faiss and not export_to:
         raise UserError("--faiss came without --export; name the folder it is to be written to")
 
-    from dalle_mini_impl.data.pairs import SkipLog
-    from dalle_mini_impl.device import choose_device
+    from dalle_mini_impl.data.pair import SkipLog
     from dalle_mini_impl.search.export import export, export_faiss
     from dalle_mini_impl.search.index import INSIDE, ImageIndex
     from dalle_mini_impl.search.store import DATABASE
+    from dalle_mini_impl.util.devices import choose_device
 
     folder, device, log = out or pictures / INSIDE, choose_device(device), SkipLog()
     if rebuild or not (folder / DATABASE).is_file():

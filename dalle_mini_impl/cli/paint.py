@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dalle_mini_impl.guided import Painter, Step
+    from dalle_mini_impl.painting.painter import Painter, Step
 
 
 @click.command()
@@ -48,7 +48,7 @@ def paint(prompts: tuple[str, ...], **options: Any) -> None:
 
     Ctrl-C ends it early and keeps the picture so far.
     """
-    from dalle_mini_impl.guided.frames import check_frames, frame_steps, save_frames
+    from dalle_mini_impl.painting.frames import check_frames, frame_steps, save_frames
 
     wanted = frame_steps(options["steps"], options["frame_count"]) if options["frames"] else set()
     if options["frames"]:
@@ -78,10 +78,14 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     Raises:
         UserError: an option is out of range, or something is missing.
     """
-    from dalle_mini_impl.checkpoint import find, load_image_tokenizer, load_scorer
-    from dalle_mini_impl.device import choose_device
-    from dalle_mini_impl.guided import Cuts, Painter, PaintSettings, parse_noise, parse_targets
-    from dalle_mini_impl.images import open_picture
+    from dalle_mini_impl.checkpoint.parts import find
+    from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
+    from dalle_mini_impl.painting.cuts import Cuts
+    from dalle_mini_impl.painting.painter import Painter, PaintSettings
+    from dalle_mini_impl.painting.targets import parse_noise, parse_targets
+    from dalle_mini_impl.scorer.scorer import Scorer
+    from dalle_mini_impl.util.devices import choose_device
+    from dalle_mini_impl.util.images import open_picture
 
     # Bytes that are no UTF-8 arrive as lone surrogates, which neither a tokenizer nor a PNG can hold.
     texts = [prompt.encode("utf-8", "replace").decode() for prompt in prompts]
@@ -93,8 +97,8 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     start = open_picture(options["init_image"]) if options["init_image"] else None
     device, folder = choose_device(options["device"]), find(options["model"])
     tokenizer, identity = load_image_tokenizer(folder, device)
-    scorers = {name: load_scorer(name, device) for name in options["scorers"]}
-    scorers = scorers or {options["model"]: load_scorer(folder, device)}
+    scorers = {name: Scorer.from_pretrained(name, device) for name in options["scorers"]}
+    scorers = scorers or {options["model"]: Scorer.from_pretrained(folder, device)}
     source = {"model": options["model"], "image_tokenizer": identity, "scorers": list(scorers),
               "init_image": options["init_image"]}  # fmt: skip
     click.echo(
@@ -129,7 +133,7 @@ def progress(painter: "Painter") -> "Iterator[Step]":
 
 def save_preview(image: "Image.Image", out: Path) -> None:
     """Write the picture so far beside `out`, over the one before."""
-    from dalle_mini_impl.images import save_png
+    from dalle_mini_impl.util.images import save_png
 
     save_png(image, out.with_name(f"{out.stem}-preview.png"))
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.util.errors import UserError
 
 
 @click.command()
@@ -24,10 +24,10 @@ def plan(
     memory: float, flops: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Count what training the transformer of CONFIG takes; nothing is allocated, so any size can be asked for."""
-    from dalle_mini_impl.config import StreamConfig
-    from dalle_mini_impl.config_io import load
-    from dalle_mini_impl.train.plan import Machine, count, plans
-    from dalle_mini_impl.train.runs import TransformerRun
+    from dalle_mini_impl.config.model import StreamConfig
+    from dalle_mini_impl.config.training import TransformerRun
+    from dalle_mini_impl.config.yaml_io import load
+    from dalle_mini_impl.train.estimate import Machine, count, plans
 
     if min(grid, codebook, text_vocab) < 1:
         raise UserError(f"grid {grid}, codebook {codebook} and text vocab {text_vocab} were given; "

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.drawing import check, drawing, ids_to_draw, wishes, write
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.cli.sampling_options import check, drawing, ids_to_draw, wishes, write
+from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.results import Result
+    from dalle_mini_impl.pipeline.results import Result
 
 
 @click.command()
@@ -34,11 +34,11 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
 
     from tqdm import tqdm
 
-    from dalle_mini_impl.hub import PREFIX
-    from dalle_mini_impl.images import read_metadata
-    from dalle_mini_impl.pipeline import DalleMini
-    from dalle_mini_impl.processes import Processes
-    from dalle_mini_impl.results import grid
+    from dalle_mini_impl.checkpoint.hub import PREFIX
+    from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+    from dalle_mini_impl.pipeline.results import grid
+    from dalle_mini_impl.util.distributed import Processes
+    from dalle_mini_impl.util.images import read_metadata
 
     processes = Processes(options["device"])
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)

@@ -36,10 +36,10 @@ def search(
 
     Prints score, path and, behind it, files with the same content, separated by tabs.
     """
-    from dalle_mini_impl.device import choose_device
-    from dalle_mini_impl.images import save_png
     from dalle_mini_impl.search.index import ImageIndex, sheet
     from dalle_mini_impl.search.query import parse_query
+    from dalle_mini_impl.util.devices import choose_device
+    from dalle_mini_impl.util.images import save_png
 
     warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
     terms = parse_query(query)

@@ -39,8 +39,8 @@ def write(beginning: str, keep: int, **options: Any) -> None:
 
     Equal ones are shown once.
     """
-    from dalle_mini_impl.data.samples import printable
-    from dalle_mini_impl.pipeline import DalleMini
+    from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+    from dalle_mini_impl.util.text import printable
 
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     found = dalle.complete_text(beginning, keep=keep, **wishes(options))

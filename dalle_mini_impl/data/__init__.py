@@ -1,0 +1,1 @@
+"""Captioned pictures: readers, picture store, token cache, augmentation, inspection."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.config import AugmentConfig
+from dalle_mini_impl.config.data import AugmentConfig
 
 
 def plain_pixels(rgba: np.ndarray, size: int) -> Tensor:

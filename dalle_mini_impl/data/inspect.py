@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from dalle_mini_impl.data.pairs import Caption, Pair
-from dalle_mini_impl.images import on_background
+from dalle_mini_impl.data.pair import Caption, Pair
+from dalle_mini_impl.util.images import on_background
 
 SAMPLE = 48
 SAMPLE_SIZE = 112

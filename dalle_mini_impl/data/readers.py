@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.data.pairs import Caption, Pair, SkipLog
-from dalle_mini_impl.data.samples import (
+from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
+from dalle_mini_impl.data.sample import (
     CAPTION_FIELDS,
-    PICTURE_ENDINGS,
     Job,
     Skip,
     captions_from_fields,
     captions_from_lines,
     make_pair,
-    printable,
     read_bytes,
     run_jobs,
     walk,
 )
-from dalle_mini_impl.data.tars import read_tars
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.data.tar_reader import read_tars
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import PICTURE_ENDINGS
+from dalle_mini_impl.util.text import printable
 
 PATH_FIELDS = ("path", "image", "file_name")
 EXPECTED = "a folder of pictures with .txt captions, a .jsonl or .csv file, or .tar files"

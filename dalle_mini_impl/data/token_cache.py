@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from dalle_mini_impl.data.pairs import Caption
-from dalle_mini_impl.data.store import Entry, read_entry
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.text_tokenizer import TextTokenizer
+from dalle_mini_impl.data.pair import Caption
+from dalle_mini_impl.data.picture_store import Entry, read_entry
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.util.errors import UserError
 
 HEADER = "cache.json"
 LIKELY, SHARES = "likely_ids.npy", "shares.npy"

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pairs import plain_caption
-from dalle_mini_impl.data.store import PictureStore
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.evaluate.report import TOP, Share, cell, markdown, share
-from dalle_mini_impl.pipeline import DalleMini
+from dalle_mini_impl.data.pair import plain_caption
+from dalle_mini_impl.data.picture_store import PictureStore
+from dalle_mini_impl.evaluate.intervals import TOP, Share, cell, markdown, share
+from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.util.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.evaluate.art import Art, prompt_of
-from dalle_mini_impl.evaluate.bank import Bank, has_other_art
-from dalle_mini_impl.evaluate.report import TOP, Row, share
-from dalle_mini_impl.images import to_pixels
-from dalle_mini_impl.job import candidate_seed
-from dalle_mini_impl.pipeline import DalleMini
-from dalle_mini_impl.results import Result
+from dalle_mini_impl.evaluate.intervals import TOP, Row, share
+from dalle_mini_impl.evaluate.r_precision import Bank, has_other_art
+from dalle_mini_impl.evaluate.reference_pictures import Art, prompt_of
+from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.pipeline.results import Result
+from dalle_mini_impl.sampling.seeds import candidate_seed
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import to_pixels
 
 CHUNK = 64
 

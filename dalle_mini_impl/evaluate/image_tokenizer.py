@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.evaluate.fidelity import Fidelity
-from dalle_mini_impl.evaluate.pictures import Choice, comparison_sheet
-from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.metrics import count_ids, perplexity, usage
+from dalle_mini_impl.evaluate.batches import Choice, comparison_sheet
+from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, usage
+from dalle_mini_impl.evaluate.reconstruction import Fidelity
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.util.errors import UserError
 
 SPLITS = ("validation", "train", "all")
 

@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.evaluate.art import prompt_of
 from dalle_mini_impl.evaluate.generation import CHUNK, Setup, make_row, pick
-from dalle_mini_impl.evaluate.report import TOP, Row, Share, cell, share
-from dalle_mini_impl.guided import PaintSettings, Target, paint
-from dalle_mini_impl.images import to_pixels
-from dalle_mini_impl.job import candidate_seed
-from dalle_mini_impl.scorer import Scorer
+from dalle_mini_impl.evaluate.intervals import TOP, Row, Share, cell, share
+from dalle_mini_impl.evaluate.reference_pictures import prompt_of
+from dalle_mini_impl.painting.painter import PaintSettings, paint
+from dalle_mini_impl.painting.targets import Target
+from dalle_mini_impl.sampling.seeds import candidate_seed
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.util.images import to_pixels
 
 RANDOM, PAINTED = "random latents", "painted from random"
 SAMPLED, PAINTED_ON = "sampled", "painted on from the sampled"

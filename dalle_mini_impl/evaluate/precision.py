@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.likelihood import image_logits
-from dalle_mini_impl.pipeline import DalleMini
+from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.sampling.likelihood import image_logits
 
 PROMPTS = (
     "a red heart",

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.charts import new_figure, save_figure
 from dalle_mini_impl.evaluate.generation import Drawing, Setup, draw, pick
-from dalle_mini_impl.evaluate.report import TOP, Share, share
-from dalle_mini_impl.generate import survivors
-from dalle_mini_impl.pipeline import DalleMini
-from dalle_mini_impl.results import Result
+from dalle_mini_impl.evaluate.intervals import TOP, Share, share
+from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.pipeline.results import Result
+from dalle_mini_impl.sampling.generate import survivors
+from dalle_mini_impl.util.plots import new_figure, save_figure
 
 TIMED_PROMPTS = 3
 

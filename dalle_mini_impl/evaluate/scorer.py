@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.charts import new_figure, save_figure
 from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pairs import plain_caption
-from dalle_mini_impl.data.store import PictureStore, concept_numbers
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.scorer import Scorer, recalls
+from dalle_mini_impl.data.pair import plain_caption
+from dalle_mini_impl.data.picture_store import PictureStore, concept_numbers
+from dalle_mini_impl.evaluate.recall import recalls
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.plots import new_figure, save_figure
 
 CHUNK = 64
 

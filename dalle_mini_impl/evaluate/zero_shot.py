@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dalle_mini_impl.data.samples import PICTURE_ENDINGS, printable
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.evaluate.report import TOP, Share, cell, markdown, share
-from dalle_mini_impl.images import open_picture
-from dalle_mini_impl.scorer import Scorer
+from dalle_mini_impl.evaluate.intervals import TOP, Share, cell, markdown, share
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import PICTURE_ENDINGS, open_picture
+from dalle_mini_impl.util.text import printable
 
 CHUNK = 64
 SHEET = 1200

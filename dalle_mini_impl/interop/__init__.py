@@ -1,1 +1,1 @@
-"""Files of other projects -> parts of ours, one module per format."""
+"""Files of other projects -> parts of a checkpoint, one module per format."""

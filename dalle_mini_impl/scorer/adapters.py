@@ -6,15 +6,14 @@ reaches for the network; files are never looked for there.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dalle_mini_impl.errors import UserError, need_extra
 from dalle_mini_impl.scorer.preprocess import Preprocess
-from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.util.errors import UserError, need_extra
 
 
 class ForeignTowers(nn.Module):
@@ -63,12 +62,21 @@ class ForeignTokenizer:
         return self._encode([text.encode("utf-8", "replace").decode() for text in texts], length)
 
 
-def load_transformers(name: str, device: str = "cpu") -> Scorer:
+class LoadedScorer(NamedTuple):
+    """What a scorer is made of."""
+
+    model: ForeignTowers
+    text_tokenizer: ForeignTokenizer
+    preprocess: Preprocess
+    text_length: int
+    """Text ids per caption, end-of-text included."""
+
+
+def load_transformers(name: str) -> LoadedScorer:
     """A CLIP or SigLIP of transformers (extra `clip`).
 
     Args:
         name: a folder with the model, its tokenizer and its image processor, or else a model's name on the hub.
-        device: where to compute.
 
     Raises:
         UserError: transformers is not installed, or there is no such model, or it is of another kind, or lacks
@@ -108,16 +116,16 @@ def load_transformers(name: str, device: str = "cpu") -> Scorer:
         config.vision_config.image_size,
         config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size,
     )
-    return Scorer(towers, ForeignTokenizer(encode), prepare, config.text_config.max_position_embeddings, device)
+    length = config.text_config.max_position_embeddings
+    return LoadedScorer(towers, ForeignTokenizer(encode), prepare, length)
 
 
-def load_open_clip(name: str, device: str = "cpu") -> Scorer:
+def load_open_clip(name: str) -> LoadedScorer:
     """A model of open_clip (extra `open-clip`).
 
     Args:
         name: `MODEL:PRETRAINED`, where the latter is a tag, whose weights open_clip downloads, or a file of
             weights; or `local-dir:FOLDER` or `hf-hub:NAME`, which name both.
-        device: where to compute.
 
     Raises:
         UserError: open_clip is not installed, the name is incomplete, or there is no such model, or its pictures
@@ -147,7 +155,7 @@ def load_open_clip(name: str, device: str = "cpu") -> Scorer:
     size = _side(model.visual.image_size)
     towers = ForeignTowers(model, model.encode_image, model.encode_text, size, embed_dim)
     text_tokenizer = ForeignTokenizer(lambda texts, length: tokenizer(texts, context_length=length))
-    return Scorer(towers, text_tokenizer, prepare, tokenizer.context_length, device)
+    return LoadedScorer(towers, text_tokenizer, prepare, tokenizer.context_length)
 
 
 def _of_processor(processor: Any, model_type: str) -> Preprocess:
@@ -193,5 +201,5 @@ def _unloadable(name: str, error: Exception) -> UserError:
     return UserError(f"cannot load {name} ({reason[:300]}); give a CLIP-like model that is complete")
 
 
-ADAPTERS: dict[str, Callable[[str, str], Scorer]] = {"hf": load_transformers, "open_clip": load_open_clip}
+ADAPTERS: dict[str, Callable[[str], LoadedScorer]] = {"hf": load_transformers, "open_clip": load_open_clip}
 """What loads a scorer, by the part of its name before the first colon."""

@@ -8,8 +8,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.images import on_background, to_pixels
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import on_background, to_pixels
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,

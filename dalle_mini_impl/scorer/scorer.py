@@ -2,19 +2,59 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.errors import UserError
+from dalle_mini_impl.checkpoint.parts import check_trained_with, find, load_weights, read_part
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER
+from dalle_mini_impl.config.model import ScorerConfig
+from dalle_mini_impl.config.yaml_io import from_dict
+from dalle_mini_impl.model.build import build_clip
+from dalle_mini_impl.scorer.adapters import ADAPTERS
 from dalle_mini_impl.scorer.preprocess import Preprocess
-from dalle_mini_impl.scorer.towers import Encodes, Towers
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.util.errors import UserError
 
 Images: TypeAlias = Sequence[Image.Image] | Tensor
 """PIL pictures of any size, or pixels (N, 3, H, W) in [-1, 1] of any size."""
+
+
+class Towers(Protocol):
+    """A module that embeds pictures and texts. One with `logit_bias` is read by sigmoid, one without by softmax."""
+
+    embed_dim: int
+    """D, width of what both methods return."""
+
+    @property
+    def logit_scale(self) -> Any:
+        """Logarithm of what cosines are multiplied with, of one element."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) -> (B, D)."""
+
+    def encode_text(self, text_ids: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, D)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights, by name."""
+
+    def to(self, device: Any) -> Any:
+        """Move the weights."""
+
+    def eval(self) -> Any:
+        """Stop dropout."""
+
+
+class Encodes(Protocol):
+    """A text tokenizer."""
+
+    def encode_batch(self, texts: Sequence[str], length: int, end: bool) -> Tensor:
+        """Texts -> (B, L) int64, cut to `length`; `end` asks for an end-of-text that survives the cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +90,7 @@ class Scorer:
         self.model.to(self.device).eval()
 
     @classmethod
-    def from_pretrained(cls, name: str, device: str = "cpu") -> "Scorer":
+    def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "Scorer":
         """The scorer of a shipped model or a checkpoint folder, or one of another library.
 
         Args:
@@ -61,9 +101,18 @@ class Scorer:
         Raises:
             UserError: there is no such scorer, or the library for it is not installed.
         """
-        from dalle_mini_impl.checkpoint import load_scorer
-
-        return load_scorer(name, device)
+        library, _, rest = str(name).partition(":")
+        if library in ADAPTERS:
+            return cls(*ADAPTERS[library](rest), device)
+        folder = find(name)
+        part = read_part(folder, "scorer")
+        text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER)
+        check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
+        config = from_dict(ScorerConfig, part.config, str(part.path))
+        ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
+        clip = load_weights(build_clip(config, text_tokenizer.vocab_size, **ids), part, device)
+        prepare = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
+        return cls(clip, text_tokenizer, prepare, config.text_length, device)
 
     @property
     def image_size(self) -> int:

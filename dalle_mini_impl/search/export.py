@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle_mini_impl.errors import need_extra
-from dalle_mini_impl.files import replace_file
 from dalle_mini_impl.search.index import ImageIndex
+from dalle_mini_impl.util.errors import need_extra
+from dalle_mini_impl.util.files import replace_file
 
 CHUNK = 4096
 

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint import find, weights_identity
-from dalle_mini_impl.data.pairs import SkipLog
-from dalle_mini_impl.data.samples import printable
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.images import contact_sheet, open_picture
-from dalle_mini_impl.scorer import Scorer
+from dalle_mini_impl.checkpoint.parts import find, weights_identity
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.nearest import nearest
 from dalle_mini_impl.search.store import DATABASE, Store, create, only_writer, told
 from dalle_mini_impl.search.update import Changes, update
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import contact_sheet, open_picture
+from dalle_mini_impl.util.text import printable
 
 Term: TypeAlias = str | Path | Image.Image
 """What to look for: a text, the path of a picture, or a picture."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.prompts import read_term
 from dalle_mini_impl.search.index import Term
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.weighted_terms import read_term
 
 SIGNS = {"+": 1.0, "-": -1.0}
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_file
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file
 
 DATABASE, VECTORS, LOCK = "index.sqlite", "vectors.f16", "lock.sqlite"
 SCHEMA = """

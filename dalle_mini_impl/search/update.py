@@ -12,11 +12,13 @@ from typing import TypeAlias
 from PIL import Image
 from tqdm import tqdm
 
-from dalle_mini_impl.data.pairs import SkipLog
-from dalle_mini_impl.data.samples import PICTURE_ENDINGS, Skip, decode_picture, printable, read_bytes, walk
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.scorer import Scorer
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.sample import Skip, decode_picture, read_bytes, walk
+from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.store import Entry, File, Store, free_rows
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import PICTURE_ENDINGS
+from dalle_mini_impl.util.text import printable
 
 READERS = min(4, os.cpu_count() or 1)
 BATCH_FILES, BATCH_PIXELS = 1024, 2**26

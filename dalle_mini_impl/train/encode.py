@@ -16,15 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.checkpoint import load_image_tokenizer
+from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
-from dalle_mini_impl.data.store import PictureStore, open_store
+from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import LIKELY, SHARES, CacheHeader, write_entries, write_header
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.files import replace_folder
-from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.train import common
-from dalle_mini_impl.train.runs import EncodeRun
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_folder
 
 
 def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: EncodeRun, size: int) -> Tensor:
@@ -32,7 +31,7 @@ def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: 
     rgba = store.take(rows)
     if config.variants == 0 or variant < 0:
         return plain_pixels(rgba, size)
-    draws = [random_changes(1, config.augment, common.generator_for(config.seed, variant, int(row))) for row in rows]
+    draws = [random_changes(1, config.augment, loop.generator_for(config.seed, variant, int(row))) for row in rows]
     may_flip = np.array([store.entries[row].may_flip for row in rows])
     return augmented_pixels(rgba, may_flip, torch.cat(draws), size)
 
@@ -88,10 +87,10 @@ def report(folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Encode and save; see `configs/emoji/encode.yaml` for the settings."""
-    config, _ = common.parse(EncodeRun, "Turn pictures into image ids.", argv)
+    config, _ = loop.parse(EncodeRun, "Turn pictures into image ids.", argv)
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
-    accelerator = common.processes(mixed_precision=common.mixed_precision("precision", config.precision))
+    accelerator = loop.processes(mixed_precision=loop.mixed_precision("precision", config.precision))
     tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
     if tokenizer.codebook_size > 2**16:
         raise UserError(f"the image tokenizer has {tokenizer.codebook_size} ids; a token cache holds at most {2**16}")
@@ -126,4 +125,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.command(main)
+    loop.command(main)

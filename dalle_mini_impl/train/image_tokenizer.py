@@ -12,23 +12,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dalle_mini_impl.checkpoint import save_part
-from dalle_mini_impl.config_io import to_dict
+from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig
+from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
-from dalle_mini_impl.data.store import PictureStore, open_store
-from dalle_mini_impl.image_tokenizer import ImageTokenizer, Reconstruction
-from dalle_mini_impl.images import contact_sheet, save_png, to_images
-from dalle_mini_impl.metrics import count_ids, perplexity, psnr, usage
-from dalle_mini_impl.train import common
-from dalle_mini_impl.train.adversary import Adversary, build_adversary
-from dalle_mini_impl.train.average import Average
-from dalle_mini_impl.train.codebook_use import CodebookUse
-from dalle_mini_impl.train.dvae import set_relaxation
-from dalle_mini_impl.train.guard import Guard
-from dalle_mini_impl.train.image_losses import PictureLoss, build_picture_loss
-from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
-from dalle_mini_impl.train.runs import ImageTokenizerRun, RunConfig
-from dalle_mini_impl.train.state import load_state, save_state
+from dalle_mini_impl.data.picture_store import PictureStore, open_store
+from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, Reconstruction
+from dalle_mini_impl.train.codebook_usage import CodebookUse
+from dalle_mini_impl.train.divergence_guard import Guard
+from dalle_mini_impl.train.dvae_schedule import set_relaxation
+from dalle_mini_impl.train.losses.adversary import Adversary, build_adversary
+from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_loss
+from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
 VALIDATION_PICTURES = 512
 
@@ -36,8 +36,8 @@ VALIDATION_PICTURES = 512
 def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
     """Augmented pixels (rows, 3, size, size) of one process's share of a step."""
     run = config.run
-    indices = common.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
-    changes = random_changes(run.batch_size, config.augment, common.generator_for(run.seed, step))[rows]
+    indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
+    changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
     return augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
 
@@ -88,9 +88,9 @@ def pass_loss(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, save; see `configs/emoji/image_tokenizer.yaml` for the settings."""
-    config, resume = common.parse(ImageTokenizerRun, "Train the image tokenizer.", argv)
+    config, resume = loop.parse(ImageTokenizerRun, "Train the image tokenizer.", argv)
     run = config.run
-    accelerator = common.start(run)
+    accelerator = loop.start(run)
     with accelerator.main_process_first():
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     # Built after the Accelerator: the codebook decides at construction whether to sync between processes.
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     own["guard"] = guard.watch
     first = load_state(accelerator, run, everything, optimizers, average, **own) if resume else 0
     guard.keep(first)
-    journal = common.Journal(accelerator, run, config, first)
+    journal = loop.Journal(accelerator, run, config, first)
 
     for step, run in journal.steps():
         config = replace(config, run=run)
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             adversary.follow(run)
         set_rate(optimizers, step, run.steps, config.optimizer, guard.rate)
         sums: dict[str, Tensor] = {}
-        for rows in common.passes(accelerator, run):
+        for rows in loop.passes(accelerator, run):
             target = batch_pixels(train, step, rows, config).to(accelerator.device)
             set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
@@ -138,17 +138,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for optimizer in optimizers:
             optimizer.zero_grad()
 
-        if accepted and common.due(step, run.log_every, run):
+        if accepted and loop.due(step, run.log_every, run):
             journal.log(step, **means, **use.figures())
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
             use.end_epoch(journal)
-        if common.due(step, run.validate_every, run):
+        if loop.due(step, run.validate_every, run):
             sheet = due_sheet(step, run) if accelerator.is_main_process else None
             with average.standing_in(tokenizer):
                 values = validate(accelerator, tokenizer, validation, sheet)
             journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        if common.due(step, run.save_every, run):
+        if loop.due(step, run.save_every, run):
             if accepted:
                 guard.keep(step + 1)
             save_state(accelerator, run, step, everything, optimizers, average, **own)
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def due_sheet(step: int, run: RunConfig) -> Path | None:
     """Where the before/after sheet of a step goes, when one is due."""
-    due = common.due(step, run.sample_every, run)
+    due = loop.due(step, run.sample_every, run)
     return Path(run.state_dir) / f"samples-{step + 1:06d}.png" if due else None
 
 
@@ -174,4 +174,4 @@ def mean_figures(accelerator: Accelerator, sums: dict[str, Tensor], passes: int)
 
 
 if __name__ == "__main__":
-    common.command(main)
+    loop.command(main)

@@ -14,28 +14,26 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
-from dalle_mini_impl.config_io import to_dict
+from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
+from dalle_mini_impl.config.training import ScorerRun
+from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
-from dalle_mini_impl.data.pairs import plain_caption
-from dalle_mini_impl.data.store import PictureStore, concept_numbers, open_store
+from dalle_mini_impl.data.pair import plain_caption
+from dalle_mini_impl.data.picture_store import PictureStore, concept_numbers, open_store
 from dalle_mini_impl.data.token_cache import CaptionDrawer, long_captions
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.scorer import (
-    CLIP,
-    at_chance,
-    build_clip,
-    chance_level,
-    recalls,
-)
-from dalle_mini_impl.text_part import add_text_tokenizer
-from dalle_mini_impl.text_tokenizer import TextTokenizer
-from dalle_mini_impl.train import common, contrastive
-from dalle_mini_impl.train.average import Average
-from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
-from dalle_mini_impl.train.runs import ScorerRun
-from dalle_mini_impl.train.state import load_state, save_state
+from dalle_mini_impl.evaluate.recall import recalls
+from dalle_mini_impl.model.build import build_clip
+from dalle_mini_impl.model.clip import CLIP
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.train.losses import grad_cache
+from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
+from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.util.errors import UserError
 
 VALIDATION_PICTURES = 512
 CHANCE_STEPS = 300
@@ -61,8 +59,8 @@ def draw_batch(
 ) -> tuple[Tensor, Tensor, np.ndarray]:  # fmt: skip
     """Pixels (rows, 3, S, S), text ids (rows × captions, L) and picture numbers of one process's share of a step."""
     run = config.run
-    indices = common.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
-    changes = random_changes(run.batch_size, config.augment, common.generator_for(run.seed, step))[rows]
+    indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
+    changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
     pixels = augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
     text_ids, seen_through = [], []
@@ -108,11 +106,11 @@ def validate(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, save; see `configs/emoji/scorer.yaml` for the settings."""
-    config, resume = common.parse(ScorerRun, "Train the CLIP scorer.", argv)
+    config, resume = loop.parse(ScorerRun, "Train the CLIP scorer.", argv)
     if config.captions < 1:
         raise UserError(f"captions is {config.captions}; expected at least 1 caption for each picture and step")
     run = config.run
-    accelerator = common.start(run)
+    accelerator = loop.start(run)
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
@@ -125,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     average = Average(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
     first = load_state(accelerator, run, model, optimizers, average) if resume else 0
-    journal = common.Journal(accelerator, run, config, first)
+    journal = loop.Journal(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
@@ -135,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
         drawn = [draw_batch(train, captions, tokenizer, through, config, step, rows)
-                 for rows in common.passes(accelerator, run)]  # fmt: skip
+                 for rows in loop.passes(accelerator, run)]  # fmt: skip
         groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in drawn])])
         parts = [(pixels, text_ids) for pixels, text_ids, _ in drawn]
-        loss, scale = contrastive.backward(accelerator, forward, parts, groups)
+        loss, scale = grad_cache.backward(accelerator, forward, parts, groups)
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()
@@ -151,14 +149,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if step == CHANCE_STEPS and at_chance(running, run.batch_size, sigmoid):
             journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
                         f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate")  # fmt: skip
-        if common.due(step, run.log_every, run):
+        if loop.due(step, run.log_every, run):
             journal.log(step, loss=float(loss), scale=float(scale.exp()))
-        if common.due(step, run.validate_every, run):
+        if loop.due(step, run.validate_every, run):
             with average.standing_in(clip):
                 values = validate(accelerator, clip, validation, tokenizer, config.language)
             journal.log(step, **values)
             journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
-        if common.due(step, run.save_every, run):
+        if loop.due(step, run.save_every, run):
             save_state(accelerator, run, step, model, optimizers, average)
 
     if accelerator.is_main_process:
@@ -170,4 +168,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.command(main)
+    loop.command(main)

@@ -5,11 +5,11 @@ python -m dalle_mini_impl.train.text_tokenizer --config configs/emoji/text_token
 
 from collections.abc import Sequence
 
-from dalle_mini_impl.data.store import open_store
-from dalle_mini_impl.errors import UserError
-from dalle_mini_impl.text_tokenizer import train_text_tokenizer
-from dalle_mini_impl.train.common import command, parse
-from dalle_mini_impl.train.runs import TextTokenizerRun
+from dalle_mini_impl.config.training import TextTokenizerRun
+from dalle_mini_impl.data.picture_store import open_store
+from dalle_mini_impl.text.sentencepiece_tokenizer import train_text_tokenizer
+from dalle_mini_impl.train.shared.loop import command, parse
+from dalle_mini_impl.util.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

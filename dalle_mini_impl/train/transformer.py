@@ -12,64 +12,34 @@ from typing import TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from dalle_mini_impl.checkpoint import load_image_tokenizer, save_part
-from dalle_mini_impl.config import StreamConfig
-from dalle_mini_impl.config_io import to_dict
+from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.settings import save_settings
+from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
+from dalle_mini_impl.config.model import StreamConfig
+from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
-from dalle_mini_impl.generate import Prompt, generate
-from dalle_mini_impl.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.images import contact_sheet, save_png, to_images
-from dalle_mini_impl.settings import save_settings
-from dalle_mini_impl.stream import Stream
-from dalle_mini_impl.text_part import add_text_tokenizer
-from dalle_mini_impl.text_tokenizer import TextTokenizer
-from dalle_mini_impl.train import common, sharding
-from dalle_mini_impl.train.about import tell
-from dalle_mini_impl.train.average import Average
-from dalle_mini_impl.train.optimizers import build_optimizers, set_rate
-from dalle_mini_impl.train.plateau import Plateau
-from dalle_mini_impl.train.runs import TransformerRun
-from dalle_mini_impl.train.state import load_state, save_state
-from dalle_mini_impl.train.targets import check_targets, draw_ids, soft_cross_entropy, weighted
-from dalle_mini_impl.transformer import Transformer, build_transformer
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.sampling.generate import Prompt, generate
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.train.card import tell
+from dalle_mini_impl.train.losses.image_targets import check_targets, draw_ids, weighted
+from dalle_mini_impl.train.losses.stream import StreamLoss
+from dalle_mini_impl.train.shared import fsdp, loop
+from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.shared.plateau import Plateau
+from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
 T = TypeVar("T")
 
 VALIDATION_PICTURES = 512
 SAMPLES_PER_PROMPT = 4
-
-
-class StreamLoss(nn.Module):
-    """The transformer with its loss, as one module, so that distributed training sees a single forward."""
-
-    def __init__(self, transformer: Transformer, stream: Stream) -> None:
-        super().__init__()
-        self.transformer, self.stream = transformer, stream
-
-    def forward(
-        self, inputs: Tensor, targets: Tensor, likely_ids: Tensor | None = None, shares: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean nats per text id and per image id.
-
-        Each position is scored among the ids that may stand there: text and padding, or image ids.
-
-        Args:
-            inputs: (B, T - 1) stream without its last id, possibly corrupted.
-            targets: (B, T - 1) stream without its first id.
-            likely_ids: (B, h × w, k) image ids of which any may be right; the targets' then do not count.
-            shares: (B, h × w, k) their probabilities, which sum to 1.
-        """
-        hidden, length = self.transformer(inputs), self.stream.prefix_length - 1
-        text = self.transformer.logits(hidden[:, :length], self.stream.text_range)
-        image = self.transformer.logits(hidden[:, length:], self.stream.image_range)
-        text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :length].flatten())
-        if likely_ids is not None and shares is not None:
-            return text_loss, soft_cross_entropy(image.float(), likely_ids, shares)
-        image_targets = targets[:, length:] - self.stream.image_offset
-        return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
 
 
 def draw_batch(
@@ -78,7 +48,7 @@ def draw_batch(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Inputs and targets (rows, T - 1) of one process's share of a step, and what else `StreamLoss` takes."""
     run = config.run
-    indices = common.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
+    indices = loop.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
     texts: list[list[int]] = []
     wanted, seen, hidden, distributions = [], [], [], []
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
@@ -156,9 +126,9 @@ def draw_samples(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, sample, save; see `configs/emoji/transformer.yaml` for the settings."""
-    config, resume = common.parse(TransformerRun, "Train the transformer.", argv)
+    config, resume = loop.parse(TransformerRun, "Train the transformer.", argv)
     run = config.run
-    accelerator = common.start(run, can_share_out=True)
+    accelerator = loop.start(run, can_share_out=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
@@ -176,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     losses = build()
     losses.transformer.recompute = config.recompute
-    model = sharding.spread(accelerator, losses, losses.transformer.blocks)
+    model = fsdp.spread(accelerator, losses, losses.transformer.blocks)
     average = Average(losses, run.ema)
     optimizers, plateau = build_optimizers(losses, config.optimizer), Plateau(config.plateau)
     # One that waits for plateaus has nothing but its warmup.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
     first = load_state(accelerator, run, losses, optimizers, average, plateau=plateau.state) if resume else 0
-    journal = common.Journal(accelerator, run, config, first)
+    journal = loop.Journal(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.text_length):
         journal.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
@@ -196,14 +166,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     def with_average(do: Callable[[StreamLoss], T]) -> T | None:
         """Have the main process do something with the averaged weights; all processes must come here."""
         with average.standing_in(losses):
-            trained = sharding.whole(accelerator, losses, build)
+            trained = fsdp.whole(accelerator, losses, build)
             return do(trained) if accelerator.is_main_process else None
 
     for step, run in journal.steps():
         model.train()
         rate = set_rate(optimizers, step, run.steps, schedule, plateau.rate)
         totals = np.zeros(2)
-        for rows in common.passes(accelerator, run):
+        for rows in loop.passes(accelerator, run):
             batch = draw_batch(train, captions, tokenizer, stream, config, step, rows)
             with accelerator.autocast():
                 text, image = forward(*(part.to(accelerator.device) for part in batch))
@@ -217,11 +187,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         average.update(losses, step)
         plateau.add(weighted(float(totals[0]), float(totals[1]), config.image_weight))
 
-        if common.due(step, run.log_every, run):
+        if loop.due(step, run.log_every, run):
             figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
             means = accelerator.reduce(figures, "mean").tolist()
-            journal.log(step, text=means[0], image=means[1], gradient=float(sharding.gather(norm)), rate=rate)
-        if common.due(step, run.validate_every, run):
+            journal.log(step, text=means[0], image=means[1], gradient=float(fsdp.gather(norm)), rate=rate)
+        if loop.due(step, run.validate_every, run):
             with average.standing_in(losses):
                 values = validate(accelerator, losses, validation, tokenizer, config)
             journal.log(step, **values)
@@ -229,10 +199,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             held_out = weighted(values["validation_text"], values["validation_image"], config.image_weight)
             if news := plateau.look(accelerator, held_out):
                 journal.say(f"step {step + 1}: {news}")
-        if common.due(step, run.sample_every, run):
+        if loop.due(step, run.sample_every, run):
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
             with_average(partial(draw_samples, image_tokenizer, tokenizer, config, path))
-        if common.due(step, run.save_every, run):
+        if loop.due(step, run.save_every, run):
             save_state(accelerator, run, step, losses, optimizers, average, plateau=plateau.state)
             with_average(save)
 
@@ -243,4 +213,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    common.command(main)
+    loop.command(main)

@@ -1,0 +1,1 @@
+"""Checkpoint folders: their files, settings and identities; fetched from and sent to a hub."""

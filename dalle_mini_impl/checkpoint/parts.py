@@ -1,0 +1,177 @@
+"""Checkpoint folders: one part per file, each with its config and the identity of what it was trained with.
+
+    config.yaml                 name, recommended sampling settings, languages, licence, data, measured quality
+    text_tokenizer.model        SentencePiece; text_tokenizer.json where it was imported
+    image_tokenizer.safetensors
+    transformer.safetensors
+    scorer.safetensors
+    MODEL_CARD.md
+
+Weights are stored in bfloat16, imported ones in the precision they came in, and used in float32. A part's
+config, its identity (a hash of its weights) and the identities of the parts it depends on are in the file's
+header, so a part is written by one rename and can never disagree with its own description. Nothing here reads
+a pickle.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dalle_mini_impl.checkpoint import hub
+from dalle_mini_impl.checkpoint.settings import SETTINGS
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZERS, read_text_tokenizer
+from dalle_mini_impl.text.json_tokenizer import JsonTokenizer
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import PACKAGE, replace_file
+
+M = TypeVar("M", bound=nn.Module)
+
+UNKNOWN = "unknown"
+"""Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
+SHIPPED = PACKAGE / "pretrained"
+PARTS = ("image_tokenizer", "transformer", "scorer")
+PART_FILES = (*TEXT_TOKENIZERS, *(f"{part}.safetensors" for part in PARTS))
+CARDS = ("MODEL_CARD.md", "README.md")
+FILES = (SETTINGS, *PART_FILES, *CARDS)
+"""All that is looked at in a folder; nothing else is up- or downloaded."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The content of one part file."""
+
+    path: Path
+    identity: str
+    """Hash of the weights."""
+    config: dict[str, Any]
+    trained_with: dict[str, str]
+    """Identities of the parts it depends on, by part name."""
+    tensors: dict[str, Tensor]
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a shipped model's name, of one on a hub (`hf:USER/REPO`), or else a checkpoint folder itself.
+
+    Raises:
+        UserError: there is none of them.
+    """
+    if str(name).startswith(hub.PREFIX):
+        return hub.download(str(name), FILES, PART_FILES)
+    shipped = SHIPPED / str(name)
+    if "/" not in str(name) and (shipped / "config.yaml").is_file():
+        return shipped  # a folder that happens to have this name is meant by ./emoji
+    if Path(name).is_dir():
+        return Path(name)
+    known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml")))
+    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})")
+
+
+def save_part(
+    model_dir: str | Path, part: str, module: nn.Module, config: dict[str, Any], trained_with: dict[str, str],
+    dtype: torch.dtype = torch.bfloat16,
+) -> str:  # fmt: skip
+    """Write one part, whole or not at all, and return its identity.
+
+    Args:
+        model_dir: the checkpoint folder; made if missing.
+        part: `image_tokenizer`, `transformer` or `scorer`.
+        module: its weights.
+        config: plain values its builder needs.
+        trained_with: identities of the parts it depends on.
+        dtype: what floating-point weights are stored in.
+    """
+    tensors = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in module.state_dict().items()
+    }
+    return save_tensors(model_dir, part, tensors, config, trained_with)
+
+
+def save_tensors(
+    model_dir: str | Path, part: str, tensors: dict[str, Tensor], config: dict[str, Any], trained_with: dict[str, str]
+) -> str:
+    """As `save_part`, of tensors on the CPU, each kept as it is."""
+    identity = weights_identity(tensors)
+    header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
+    with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
+        save_file(tensors, temporary, metadata=header)
+    return identity
+
+
+def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
+    """Read one part's file, or without `weights` only its description.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = model_dir / f"{part}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{model_dir} has no {path.name}; train that part first, or name another model")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
+        config, trained_with = json.loads(header["config"]), json.loads(header["trained_with"])
+        identity = header["identity"]
+        if not (isinstance(config, dict) and isinstance(trained_with, dict)):
+            raise ValueError("its description is no table")
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged or was not written by this package ({error}); copy or train it anew"
+                        ) from error  # fmt: skip
+    return Part(path, identity, config, trained_with, tensors)
+
+
+def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:
+    """The text tokenizer of a model: ours, or one that was imported."""
+    return read_text_tokenizer(find(name))
+
+
+def check_trained_with(part: Part, other: str, identity: str) -> None:
+    """Refuse a part that was trained with another tokenizer, as far as that is known.
+
+    Raises:
+        UserError: naming both identities.
+    """
+    if part.trained_with.get(other) not in (identity, UNKNOWN):
+        raise UserError(f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
+                        f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
+
+
+def fingerprint(folder: Path) -> str:
+    """One hash over the identities of all parts in a folder, recorded in every picture."""
+    identities = [load_text_tokenizer(folder).identity]
+    for part in PARTS:
+        if (folder / f"{part}.safetensors").is_file():
+            identities.append(read_part(folder, part, weights=False).identity)
+    return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
+
+
+def weights_identity(tensors: dict[str, Tensor]) -> str:
+    """Hash of named tensors on the CPU."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_weights(module: M, part: Part, device: str) -> M:
+    """Fill a module with a part's weights and put it on its device, in eval mode.
+
+    Raises:
+        UserError: the weights do not fit the module.
+    """
+    try:
+        module.load_state_dict(part.tensors)  # which turns them into float32 one by one
+    except RuntimeError as error:
+        lines = " ".join(str(error).split())
+        raise UserError(f"{part.path} does not fit its own config: {lines}") from error
+    return module.to(device).eval()

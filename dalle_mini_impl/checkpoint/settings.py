@@ -1,0 +1,34 @@
+"""A checkpoint's `config.yaml`: the sampling settings it recommends, and what it says of itself."""
+
+from pathlib import Path
+
+import yaml
+
+from dalle_mini_impl.config.checkpoint import AboutConfig, CheckpointConfig
+from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.config.yaml_io import from_dict, read_yaml, to_dict
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file
+
+SETTINGS = "config.yaml"
+
+
+def save_settings(model_dir: str | Path, sampling: SamplingConfig, about: AboutConfig | None = None) -> None:
+    """Write `config.yaml` of a checkpoint folder, which gives the model its name."""
+    config = CheckpointConfig(name=Path(model_dir).name, sampling=sampling, about=about or AboutConfig())
+    with replace_file(Path(model_dir) / SETTINGS) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_settings(folder: Path) -> CheckpointConfig:
+    """Read `config.yaml` of a checkpoint folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error
+    return from_dict(CheckpointConfig, values, str(path))

@@ -1,0 +1,144 @@
+"""Config classes <-> YAML, strictly. Imports no torch.
+
+A file says only what differs from the defaults. Unknown keys and wrong types are refused with the key's
+full name, and `key=value` overrides from the command line go through the same checks.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import shipped
+
+C = TypeVar("C")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only `true` and `false` are booleans: the language code `no` stays a word (as YAML 1.2 has it).
+
+    And keys are there once: of two, plain YAML takes the last and says nothing.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+            keys.append(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values of a YAML text; raises `yaml.YAMLError` if it is none."""
+    return yaml.load(text, _Loader)
+
+
+def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file and `key=value` overrides into a config.
+
+    Args:
+        kind: the config class.
+        path: the YAML file; `configs/…` also finds those that ship with the package.
+        overrides: such as `run.steps=50`; the value is read as YAML.
+
+    Raises:
+        UserError: the file cannot be read, or a key or value does not fit; the message names it.
+    """
+    try:
+        values = read_yaml(shipped(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, got {values!r}")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise UserError(f"override {override!r} was given, expected key=value such as run.steps=50")
+        try:
+            value = read_yaml(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"override {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        _set(values, key.split("."), value, override)
+    return from_dict(kind, values, where=str(path))
+
+
+def from_dict(kind: type[C], values: Any, where: str = "config") -> C:
+    """Build a config from nested plain values, strictly.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected keys and values, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            close = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(hints)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    needed = [field.name for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+              if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]  # fmt: skip
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{where}: {missing[0]!r} is missing")
+    return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain nested values that YAML and JSON can hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"override {override!r}: {key!r} is a single value, it has no keys of its own")
+    values[keys[-1]] = value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise UserError(f"{where}: expected {len(arguments)} values, got {value!r}")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_convert(kind, item, where) for kind, item in zip(inner, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, which has no dot, as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", None) if origin is None else str(hint)
+    raise UserError(f"{where}: expected {name or hint}, got {value!r}")

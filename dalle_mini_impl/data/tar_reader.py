@@ -1,0 +1,131 @@
+"""Reads WebDataset tars: members of one name and different endings make one sample.
+
+The headers of a tar are read first, so members of a sample need not be neighbours, and a damaged header
+costs one sample instead of the rest of the tar.
+"""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
+from dalle_mini_impl.data.sample import (
+    Skip,
+    captions_from_fields,
+    captions_from_lines,
+    fields_from_json,
+    make_pair,
+    run_jobs,
+)
+from dalle_mini_impl.util.images import PICTURE_ENDINGS
+from dalle_mini_impl.util.text import printable
+
+TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, LookupError)
+Members = dict[str, tarfile.TarInfo]
+"""Ending in lower case, with its dot -> member."""
+
+
+def read_tars(tars: list[Path], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+    """Read one worker's share: whole tars when there are enough of them, otherwise samples of every tar."""
+    by_tar = len(tars) >= workers
+    for number, tar in enumerate(tars):
+        owned = number % workers == worker
+        if owned or not by_tar:
+            share = (0, 1) if by_tar else (worker, workers)
+            # What concerns a tar as a whole is noted by one worker only.
+            yield from _read_tar(tar, log, log if owned else SkipLog(), *share)
+
+
+def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+    try:
+        with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
+            samples = _group(_members(archive, tar, tar_log), tar, tar_log)
+            jobs = [(f"{tar}:{key}", _tar_pair(archive, key, sample)) for key, sample in samples.items()]
+            yield from run_jobs(jobs, log, worker, workers)
+    except TAR_ERRORS as error:
+        tar_log.add(printable(str(tar)), printable(f"unreadable tar: {error}"))
+
+
+def _members(archive: tarfile.TarFile, tar: Path, log: SkipLog) -> list[tarfile.TarInfo]:
+    # tarfile steps over a damaged header without a word, so what lies between members has to tell.
+    members: list[tarfile.TarInfo] = []
+    name, end = printable(str(tar)), 0
+    try:
+        while (member := archive.next()) is not None:
+            if not _all_zero(tar, end, member.offset):
+                log.add(name, f"damaged tar: no member can be read at bytes {end} to {member.offset}")
+            members.append(member)
+            end = archive.offset
+    except TAR_ERRORS as error:
+        log.add(name, printable(f"truncated tar: {error}"))
+        return members
+    size = tar.stat().st_size
+    if size <= end:
+        log.add(name, "truncated tar: it has no end marker, so members may be missing")
+    elif not _all_zero(tar, end, size):
+        log.add(name, f"damaged tar: no member can be read at bytes {end} to {size}")
+    return members
+
+
+def _all_zero(path: Path, start: int, stop: int) -> bool:
+    if start >= stop:
+        return True
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop:
+            block = file.read(min(1 << 20, stop - start))
+            if not block:
+                return True
+            if any(block):
+                return False
+            start += len(block)
+    return True
+
+
+def _group(members: list[tarfile.TarInfo], tar: Path, log: SkipLog) -> dict[str, Members]:
+    samples: dict[str, Members] = {}
+    for member in members:
+        folder, _, name = member.name.removeprefix("./").rpartition("/")
+        if member.isdir() or name.startswith("."):
+            continue
+        stem, dot, ending = name.partition(".")
+        sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        where = printable(f"{tar}:{member.name}")
+        if not member.isreg():
+            log.add(where, "unreadable tar member: a link or device, not a file")
+        elif dot + ending.lower() in sample:
+            log.add(where, "same name: an earlier member was taken instead")
+        else:
+            sample[dot + ending.lower()] = member
+    return {key: sample for key, sample in samples.items() if sample}
+
+
+def _tar_pair(archive: tarfile.TarFile, key: str, members: Members) -> Callable[[], Pair]:
+    def read() -> Pair:
+        picture = next((member for ending, member in members.items() if ending in PICTURE_ENDINGS), None)
+        if picture is None:
+            raise Skip(f"no picture: only {', '.join(members)}")
+        if not members.keys() & {".txt", ".json"}:
+            raise Skip("no caption: neither .txt nor .json beside it")
+        captions: list[Caption] = []
+        details: dict[str, Any] = {}
+        if ".txt" in members:
+            captions += captions_from_lines(_content(archive, members[".txt"]))
+        if ".json" in members:
+            more, details = captions_from_fields(fields_from_json(_content(archive, members[".json"])))
+            captions += more
+        return make_pair(key, captions, details, lambda: _content(archive, picture))
+
+    return read
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    try:
+        file = archive.extractfile(member)
+        content = file.read() if file else b""
+    except TAR_ERRORS as error:
+        raise Skip(f"unreadable tar member: {error}") from error
+    if len(content) != member.size:
+        raise Skip(f"truncated tar member: {len(content)} of {member.size} bytes")
+    return content

@@ -1,0 +1,1 @@
+"""Image tokenizers of other projects."""

@@ -1,0 +1,153 @@
+"""Models from their configs: the image tokenizer's networks, the transformer, CLIP."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dalle_mini_impl.checkpoint.parts import check_trained_with, find, load_text_tokenizer, load_weights, read_part
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config.yaml_io import from_dict, to_dict
+from dalle_mini_impl.model import vqvae
+from dalle_mini_impl.model.clip import CLIP
+from dalle_mini_impl.model.foreign import dalle_pytorch, openai_dvae, taming
+from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest, OneHotConvolution
+from dalle_mini_impl.model.masks import Sight, side_by_side, sight
+from dalle_mini_impl.model.quantizers.gumbel import Gumbel
+from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_width
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.util.errors import UserError
+
+Modules = tuple[nn.Module, nn.Module, Any]
+"""Encoder, decoder and `Quantizer`."""
+
+LOGIT_SPREAD = 10.0
+"""How much further apart than PyTorch would have them the logits of `gumbel` start. The largest noise among K is about
+ln K; logits that are much closer together than that choose nothing at first, and then only a few ids are learned."""
+
+
+def build_image_networks(
+    config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]
+) -> Modules:
+    """Make encoder, decoder and quantizer.
+
+    Args:
+        config: the shape.
+        commitment: weight of the commitment loss in training; None makes what is only used.
+        entropy: weights of the two entropies in training, with `lfq`.
+
+    Raises:
+        UserError: the config's numbers do not fit together, or an imported network was given to train.
+    """
+    if config.image_size % config.factor:
+        raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
+    if config.likelihood not in ("none", "laplace"):
+        raise UserError(f"likelihood {config.likelihood!r} was given; expected none or laplace")
+    if config.network == "ours":
+        return _ours(config, commitment, entropy)
+    if config.network not in IMPORTED:
+        raise UserError(f"unknown network {config.network!r}; expected ours, {', '.join(IMPORTED)}")
+    if commitment is not None:
+        raise UserError(f"network {config.network!r} was given to train, but it can only be imported; "
+                        f"train network 'ours'")  # fmt: skip
+    halvings = len(config.channels) - (config.network != "dalle-pytorch")
+    if not config.channels or config.factor != 2**halvings:
+        raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given, "
+                        f"which do not fit network {config.network!r}")  # fmt: skip
+    return IMPORTED[config.network](config)
+
+
+def _ours(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]) -> Modules:
+    stem = vqvae.stem_factor(config.factor, len(config.channels))
+    if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
+        raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given; "
+                        f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
+    shape, out = (config.factor, config.channels), 6 if config.likelihood == "laplace" else 3
+    encoder = vqvae.Encoder(*shape, config.encoder_blocks, encoder_width(config))
+    decoder = vqvae.Decoder(*shape, config.decoder_blocks, config.embed_dim, out)
+    quantizer = build_quantizer(config, commitment, entropy)
+    if isinstance(quantizer, Gumbel):
+        cast(nn.Conv2d, encoder.layers[-1]).weight.data.mul_(LOGIT_SPREAD)
+    return vqvae.channels_last(encoder), vqvae.channels_last(decoder), quantizer
+
+
+def _taming(config: ImageTokenizerConfig) -> Modules:
+    extra, codebook_size, embed_dim = config.foreign, config.codebook_size, config.embed_dim
+    if odd := [width for width in (extra.stem, *config.channels) if width % 32]:
+        raise UserError(f"network 'taming' with a width of {odd[0]} was given; widths must be multiples of 32")
+    if config.quantizer not in ("nearest", "cosine", "logits"):
+        raise UserError(f"unknown quantizer {config.quantizer!r}; network 'taming' has nearest, cosine or logits")
+    shared: Any = {name: getattr(extra, name) for name in ("z_channels", "attention", "middle_attention")}
+    encoder = taming.Encoder(config.channels, config.encoder_blocks, embed_dim, stem=extra.stem, **shared)
+    decoder = taming.Decoder(config.channels, config.decoder_blocks, embed_dim, **shared)
+    if config.quantizer == "logits":
+        return encoder, decoder, Logits(embed_dim, codebook_size, nn.Embedding(codebook_size, embed_dim))
+    return encoder, decoder, Nearest(codebook_size, embed_dim, cosine=config.quantizer == "cosine")
+
+
+def _openai_dvae(config: ImageTokenizerConfig) -> Modules:
+    encoder = openai_dvae.Encoder(config.channels, config.encoder_blocks)
+    decoder = openai_dvae.Decoder(config.channels, config.decoder_blocks, config.embed_dim)
+    embed = OneHotConvolution(config.codebook_size, config.embed_dim)
+    return encoder, decoder, Logits(config.channels[-1], config.codebook_size, embed)
+
+
+def _dalle_pytorch(config: ImageTokenizerConfig) -> Modules:
+    normalise = dalle_pytorch.Normalise(config.foreign.mean, config.foreign.std)
+    encoder = dalle_pytorch.Encoder(config.channels, config.encoder_blocks, normalise)
+    decoder = dalle_pytorch.Decoder(config.channels, config.decoder_blocks, config.embed_dim, normalise)
+    embed = nn.Embedding(config.codebook_size, config.embed_dim)
+    return encoder, decoder, Logits(config.channels[-1], config.codebook_size, embed)
+
+
+IMPORTED = {"taming": _taming, "openai-dvae": _openai_dvae, "dalle-pytorch": _dalle_pytorch}
+
+
+def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transformer:
+    """The transformer of a config, for a stream."""
+    layout = Stream(stream)
+    extent = [layout.prefix_length + side for side in stream.grid]
+    return Transformer(
+        layout.vocab_size, layout.coordinates(), config.n_layer, config.n_head, config.n_embd, config.position,
+        extent=extent, block=config.block, head_dim=config.head_dim,
+        sights=_sights(config, layout), sources=layout.neighbours(), last_norms=config.last_norms, stable=config.stable,
+    )  # fmt: skip
+
+
+def _sights(config: TransformerConfig, layout: Stream) -> list[Sight | None]:
+    """Of each block; those of a kind share one."""
+    if config.masks_from not in ("input", "target"):
+        raise UserError(f"masks_from {config.masks_from!r} was given, expected input or target")
+    kinds = [config.attention[layer % len(config.attention)] for layer in range(config.n_layer)]
+    kinds[-1] = config.last_attention or kinds[-1]
+    before = layout.prefix_length - (config.masks_from == "target")
+    made: dict[str, Sight | None] = {"full": None}
+    for kind in set(kinds) - {"full"}:
+        allowed = sight(kind, before, layout.config.grid, config.kernel)
+        missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
+        order = torch.cat([side_by_side(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)])
+        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
+    return [made[kind] for kind in kinds]
+
+
+def build_clip(config: ScorerConfig, text_vocab: int, *, pad_id: int, eos_id: int) -> CLIP:
+    """Build the model a config describes, for a text tokenizer with these ids."""
+    return CLIP(**to_dict(config), text_vocab=text_vocab, pad_id=pad_id, eos_id=eos_id)
+
+
+def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer, StreamConfig]:
+    """The transformer of a model and the stream it was trained on.
+
+    Raises:
+        UserError: it was trained with another tokenizer than the one beside it.
+    """
+    folder = find(name)
+    part = read_part(folder, "transformer")
+    check_trained_with(part, "text_tokenizer", load_text_tokenizer(folder).identity)
+    check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).identity)
+    stream = from_dict(StreamConfig, part.config.get("stream"), f"{part.path}: stream")
+    config = from_dict(TransformerConfig, part.config.get("transformer"), f"{part.path}: transformer")
+    return load_weights(build_transformer(config, stream), part, device), stream

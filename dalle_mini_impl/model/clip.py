@@ -1,0 +1,228 @@
+"""CLIP: a picture tower and a text tower that meet in one embedding space (Radford et al. 2021).
+
+Both towers are pre-norm transformers. The picture tower is a ViT whose tokens are averaged; the text tower
+reads our own SentencePiece ids in both directions and is pooled at end-of-text, which is named by its id:
+with a vocabulary of our own it is not the highest one.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dalle_mini_impl.model.attention import attend
+from dalle_mini_impl.util.errors import UserError
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+HIGHEST_LOGIT_SCALE = math.log(100)
+SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
+"""Where SigLIP starts: nearly all pairs of a batch do not belong together."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention. (B, n, C) -> same; `allowed` (B, n) marks what may be looked at."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.qkv = nn.Linear(n_embd, 3 * n_embd)
+        self.out = nn.Linear(n_embd, n_embd)
+
+    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three head c) -> three b head n c", three=3, head=self.n_head)
+        mask = None if allowed is None else allowed[:, None, None, :]
+        return self.out(rearrange(attend(q, k, v, mask), "b head n c -> b n (head c)"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with a GELU MLP four times as wide. (B, n, C) -> same."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(n_embd)
+        self.attention = Attention(n_embd, n_head)
+        self.norm2 = nn.LayerNorm(n_embd)
+        self.widen = nn.Linear(n_embd, 4 * n_embd)
+        self.narrow = nn.Linear(4 * n_embd, n_embd)
+
+    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), allowed)
+        return x + self.narrow(F.gelu(self.widen(self.norm2(x))))
+
+
+class ImageTower(nn.Module):
+    """Vision transformer: pixels (B, 3, S, S) -> (B, D)."""
+
+    def __init__(
+        self, *, image_size: int, patch_size: int, n_embd: int, n_head: int, layers: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, n_embd, patch_size, stride=patch_size)
+        self.positions = nn.Parameter(torch.randn((image_size // patch_size) ** 2, n_embd) * n_embd**-0.5)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(layers))
+        self.norm = nn.LayerNorm(n_embd)
+        self.project = nn.Linear(n_embd, embed_dim, bias=False)
+        _initialise(self, layers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = rearrange(self.patches(pixels), "b c h w -> b (h w) c") + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.project(self.norm(x.mean(dim=1)))
+
+
+class TextTower(nn.Module):
+    """Bidirectional transformer: text ids (B, L) with one end-of-text per row -> (B, D)."""
+
+    def __init__(
+        self,
+        *,
+        text_vocab: int,
+        text_length: int,
+        pad_id: int,
+        eos_id: int,
+        n_embd: int,
+        n_head: int,
+        layers: int,
+        embed_dim: int,
+    ) -> None:
+        super().__init__()
+        self.pad_id, self.eos_id, self.text_length = pad_id, eos_id, text_length
+        self.tokens = nn.Embedding(text_vocab, n_embd)
+        self.positions = nn.Parameter(torch.randn(text_length, n_embd) * 0.01)
+        self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(layers))
+        self.norm = nn.LayerNorm(n_embd)
+        self.project = nn.Linear(n_embd, embed_dim, bias=False)
+        _initialise(self, layers)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+
+    def forward(self, text_ids: Tensor) -> Tensor:
+        end = self._end_of_text(text_ids)
+        # Columns behind the longest caption cost time and change nothing; captions mostly fill a third.
+        text_ids = text_ids[:, : int(end.max()) + 1]
+        length = text_ids.shape[1]
+        if length > self.text_length:
+            raise UserError(f"a caption of {length} ids came; at most {self.text_length} fit; truncate it")
+        allowed = (torch.arange(length, device=end.device) <= end[:, None]) & (text_ids != self.pad_id)
+        x = self.tokens(text_ids) + self.positions[:length]
+        for block in self.blocks:
+            x = block(x, allowed)
+        return self.project(self.norm(x[torch.arange(len(x), device=end.device), end]))
+
+    def _end_of_text(self, text_ids: Tensor) -> Tensor:
+        """Position (B,) of each row's first end-of-text."""
+        is_end = text_ids == self.eos_id
+        if not bool(is_end.any(dim=1).all()):
+            raise UserError(f"a caption without end-of-text id {self.eos_id} came; encode with end=True")
+        return is_end.int().argmax(dim=1)
+
+
+class CLIP(nn.Module):
+    """Both towers and the learned temperature.
+
+    Args:
+        image_size: side S of the square pictures, in pixels; a multiple of `patch_size`.
+        patch_size: side of a patch in pixels.
+        n_embd: width of both towers; a multiple of `n_head`.
+        n_head: attention heads in both towers.
+        image_layers: blocks of the image tower.
+        text_layers: blocks of the text tower.
+        text_vocab: number of text ids.
+        text_length: most text ids per caption, end-of-text included.
+        pad_id: text id that fills rows up; never looked at.
+        eos_id: text id that ends a caption; the text is pooled there, and what follows is never looked at.
+        embed_dim: D, width of the shared space.
+        sigmoid: have a bias besides the temperature, for the sigmoid loss.
+
+    Raises:
+        UserError: `image_size` is no multiple of `patch_size`, or `n_embd` none of `n_head`.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        n_embd: int,
+        n_head: int,
+        image_layers: int,
+        text_layers: int,
+        text_vocab: int,
+        text_length: int,
+        pad_id: int,
+        eos_id: int,
+        embed_dim: int,
+        sigmoid: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise UserError(f"image_size {image_size} is no multiple of patch_size {patch_size}; change one")
+        if n_embd % n_head:
+            raise UserError(f"n_embd {n_embd} is no multiple of n_head {n_head}; change one")
+        self.image_size, self.text_length, self.embed_dim = image_size, text_length, embed_dim
+        width = {"n_embd": n_embd, "n_head": n_head, "embed_dim": embed_dim}
+        pixels = {"image_size": image_size, "patch_size": patch_size}
+        text = {"text_vocab": text_vocab, "text_length": text_length, "pad_id": pad_id, "eos_id": eos_id}
+        self.image_tower = ImageTower(layers=image_layers, **pixels, **width)
+        self.text_tower = TextTower(layers=text_layers, **text, **width)
+        self.logit_scale = nn.Parameter(torch.tensor(SIGMOID_LOGIT_SCALE if sigmoid else INITIAL_LOGIT_SCALE))
+        """Logarithm of what cosines are multiplied by; `.exp()` gives the factor."""
+        self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if sigmoid else None
+        """What is added to scaled cosines, if anything."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Embed pictures.
+
+        Args:
+            pixels: (B, 3, S, S) in [-1, 1].
+
+        Returns:
+            (B, D), not normalised, in the precision of the surrounding autocast.
+
+        Raises:
+            UserError: the pixels have another shape.
+        """
+        if pixels.shape[1:] != (3, self.image_size, self.image_size):
+            raise UserError(
+                f"pixels of shape {tuple(pixels.shape)} came; the scorer takes (B, 3, {self.image_size}, "
+                f"{self.image_size}); resize them"
+            )
+        return self.image_tower(pixels)
+
+    def encode_text(self, text_ids: Tensor) -> Tensor:
+        """Embed captions.
+
+        Args:
+            text_ids: (B, L) int64; each row holds `eos_id`, at most `text_length` ids up to it.
+
+        Returns:
+            (B, D), not normalised, in the precision of the surrounding autocast.
+
+        Raises:
+            UserError: a row has no end-of-text, or is too long.
+        """
+        return self.text_tower(text_ids)
+
+    def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Embed pairs; returns what `contrastive_loss` takes: both embeddings, the log-space scale, the bias if any."""
+        return self.encode_image(pixels), self.encode_text(text_ids), self.logit_scale, self.logit_bias
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the scale in [0, ln 100]; call it after every optimizer step."""
+        self.logit_scale.clamp_(0, HIGHEST_LOGIT_SCALE)
+
+
+def _initialise(tower: nn.Module, layers: int) -> None:
+    """Weights that keep variance; what each block adds is scaled down by the depth."""
+    for module in tower.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in tower.modules():
+        if isinstance(module, Block):
+            for layer in (module.attention.out, module.narrow):
+                nn.init.normal_(layer.weight, std=(layer.in_features * 2 * layers) ** -0.5)

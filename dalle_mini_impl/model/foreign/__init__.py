@@ -1,0 +1,1 @@
+"""Networks of other projects, whose weights are imported."""

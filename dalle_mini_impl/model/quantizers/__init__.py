@@ -1,0 +1,1 @@
+"""Image ids <-> codebook vectors: what is trained here, and the same without training code."""

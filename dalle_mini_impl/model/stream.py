@@ -1,0 +1,95 @@
+"""Text and picture as one stream of ids: `[BOS][text][image]`. Pure arithmetic, no weights.
+
+One id space holds text ids, then one padding id for each text position, then image ids:
+
+    0 … V-1        text ids
+    V … V+L-1      padding of text position 0 … L-1 (they are attended to and in the loss, as in DALL-E 1)
+    V+L … V+L+K-1  image ids
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dalle_mini_impl.config.model import StreamConfig
+from dalle_mini_impl.util.errors import UserError
+
+
+class Stream:
+    """The layout of one stream; see the module for the id space.
+
+    Args:
+        config: its lengths and vocabulary sizes.
+    """
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.config = config
+        h, w = config.grid
+        self.image_length = h * w
+        self.image_offset = config.text_vocab + config.text_length
+        self.vocab_size = self.image_offset + config.image_vocab
+        self.prefix_length = (config.bos_id >= 0) + config.text_length
+        """Positions before the picture."""
+        self.length = self.prefix_length + self.image_length
+        self.text_range = (0, self.image_offset)
+        """Ids allowed at text positions: text and padding."""
+        self.image_range = (self.image_offset, self.vocab_size)
+        """Ids allowed at image positions."""
+
+    def prefix(self, captions: Sequence[Sequence[int]]) -> Tensor:
+        """BOS and padded captions.
+
+        Args:
+            captions: text ids of each caption, each at most `text_length` long; an empty one is "no caption".
+
+        Returns:
+            (B, prefix_length) stream ids.
+
+        Raises:
+            UserError: a caption is too long, or an id is no text id.
+        """
+        length, vocab = self.config.text_length, self.config.text_vocab
+        rows = torch.arange(vocab, vocab + length).repeat(len(captions), 1)
+        for row, caption in zip(rows, captions, strict=True):
+            if len(caption) > length:
+                raise UserError(f"a caption of {len(caption)} text ids was given, {length} fit; cut it first")
+            if any(not 0 <= text_id < vocab for text_id in caption):
+                raise UserError(f"caption ids {list(caption)} are not all in 0 … {vocab - 1}")
+            text_ids = torch.tensor(caption, dtype=torch.int64)
+            row[: len(caption)] = torch.where(text_ids == self.config.pad_id, row[: len(caption)], text_ids)
+        if self.config.bos_id < 0:
+            return rows
+        return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)
+
+    def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
+        """Prefix (B, prefix_length) and image ids (B, h, w) in [0, K) -> stream (B, T)."""
+        return torch.cat([prefix, image_ids.flatten(1) + self.image_offset], 1)
+
+    def split(self, ids: Tensor) -> tuple[list[list[int]], Tensor]:
+        """Stream (B, T) -> captions without padding, and image ids (B, h, w): the inverse of `join`."""
+        text = ids[:, self.prefix_length - self.config.text_length : self.prefix_length]
+        captions = [[int(i) for i in row if i < self.config.text_vocab] for row in text]
+        image_ids = ids[:, self.prefix_length :] - self.image_offset
+        return captions, image_ids.unflatten(1, self.config.grid)
+
+    def coordinates(self) -> Tensor:
+        """Where each position is, as (T, 2) integers.
+
+        Text position t is at (t, t), which makes 2-D rotary embedding plain 1-D there; the image token in row
+        i and column j is at (prefix_length + i, prefix_length + j).
+        """
+        h, w = self.config.grid
+        text = torch.arange(self.prefix_length)[:, None].expand(-1, 2)
+        rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        image = torch.stack([rows.flatten(), columns.flatten()], 1) + self.prefix_length
+        return torch.cat([text, image])
+
+    def neighbours(self) -> Tensor:
+        """The positions above and on the left of each, (2, T); -1 where there is none; in text twice the one before."""
+        h, w = self.config.grid
+        before = torch.arange(-1, self.prefix_length - 1)
+        places = torch.arange(h * w).view(h, w) + self.prefix_length
+        above, left = places - w, places - 1
+        above[0], left[:, 0] = -1, -1
+        return torch.stack([torch.cat([before, image.flatten()]) for image in (above, left)])

@@ -1,1 +1,0 @@
-"""Decoding in compiled code, on a machine with a C compiler."""

@@ -1,0 +1,1 @@
+"""Prompt -> ranked pictures: the rooms below, put together."""

@@ -1,0 +1,1 @@
+"""What the training stages share: the loop, states, FSDP, EMA, optimizers."""

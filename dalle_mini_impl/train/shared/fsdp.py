@@ -1,0 +1,112 @@
+"""One model shared out among processes (FSDP2): each holds a part of every weight, gradient, moment and average.
+
+accelerate's own FSDP2 runs on accelerators alone; on CPUs it silently trains whole copies. So `fully_shard` is called
+here, the same way on both. The switch is accelerate's: `distributed_type: FSDP` in the launcher's file.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dalle_mini_impl.util.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
+
+OPTIONS = {
+    "fsdp_version": "2",
+    "fsdp_offload_params": "false",
+    "fsdp_reshard_after_forward": "true",
+    "fsdp_activation_checkpointing": "false",
+}
+"""Settings of the launcher's file that would change what is done, and the one value of each that is known here."""
+
+
+def asked() -> bool:
+    """Whether the processes were launched to share a model out.
+
+    Raises:
+        UserError: in a way that is not known here.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
+        return False
+    for name, known in OPTIONS.items():
+        given = os.environ.get(name.upper(), known)
+        if given != known:
+            raise UserError(f"{name} is {given} in the launcher's file; expected {known}, "
+                            f"as in configs/accelerate/gpus-8-fsdp.yaml")  # fmt: skip
+    return True
+
+
+def spread(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
+    """Give a model to the processes: whole to each (DDP), or shared out if they were launched for that.
+
+    Weights stay in float32 either way. Shared out, whole blocks exist one or two at a time, in the precision that they
+    are computed in; gradients are averaged in float32.
+
+    Args:
+        accelerator: of the run.
+        module: the model, the same in all processes, on the CPU; moved to the device and changed in place.
+        blocks: its parts that are gathered one after the other; the rest of it is one more part.
+
+    Returns:
+        What to call in training. `module` keeps the weights, or this process's share of them.
+    """
+    if not asked():
+        return accelerator.prepare(module)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    lower = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=torch.float32)
+    for part in (*blocks, module):
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    return module
+
+
+def is_shared_out(module: nn.Module) -> bool:
+    """Whether this process holds but a share of the module's weights."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def gather(value: Tensor) -> Tensor:
+    """A tensor as a whole; if it is shared out, all processes must ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def share(value: Tensor, like: Tensor | None) -> Tensor:
+    """A whole tensor, which each process has, or this process's share of it if `like`, of its shape, is shared out."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
+    """The module with all of its weights, for the main process to save or draw with; all processes must ask.
+
+    If it is shared out, the main process gets a copy in main memory, gathered weight by weight.
+
+    Args:
+        accelerator: of the run.
+        module: the model.
+        build: makes another one like it.
+
+    Returns:
+        In the main process a whole module; in others what was given.
+    """
+    if not is_shared_out(module):
+        return module
+    copy = module
+    if accelerator.is_main_process:
+        with torch.random.fork_rng(devices=[]):
+            copy = build()
+    weights = copy.state_dict()
+    for name, value in module.state_dict().items():
+        gathered = gather(value)
+        if accelerator.is_main_process:
+            weights[name].copy_(gathered)
+    return copy.eval()

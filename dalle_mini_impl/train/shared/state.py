@@ -1,0 +1,226 @@
+"""What a run needs to be resumed as if nothing had happened: saved now and then, whole or not at all.
+
+    state.pt          of a model that is whole in each process; written by the main one
+    state-00000200/   of a model that is shared out, after step 200; each process writes and reads its own share
+
+Either is read by any number of processes, each with the whole model or a share of it. The second is
+torch.distributed.checkpoint's. Its index is a pickle: resume from states of your own.
+"""
+
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
+
+from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.fsdp import is_shared_out, share
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file
+
+WHOLE, SHARES = "state.pt", "state-*"
+DAMAGE = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, CheckpointException)
+"""What comes of reading a file that was cut short or altered."""
+
+
+def save_state(
+    accelerator: Accelerator,
+    run: RunConfig,
+    step: int,
+    model: nn.Module,
+    optimizers: list[Any],
+    average: Average,
+    **own: Tensor,
+) -> None:
+    """Write everything that `load_state` needs to continue after `step` as if nothing had happened.
+
+    `own` are further CPU tensors to keep, of which each process has its own.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    model = accelerator.unwrap_model(model)
+    if accelerator.device.type == "cuda":
+        own["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
+    if is_shared_out(model):
+        mine = {"rng": torch.get_rng_state(), **own}
+        shares = _by_name(model, optimizers, average)
+        shares |= {f"own.{accelerator.process_index}.{name}": value for name, value in mine.items()}
+        _save_shares(accelerator, Path(run.state_dir) / SHARES.replace("*", f"{step + 1:08d}"), shares)
+        return
+    states = accelerator.gather_for_metrics([(torch.get_rng_state(), own)], use_gather_object=True)
+    if accelerator.is_main_process:
+        state = {
+            "step": step + 1,
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "average": average.state,
+            "rng": [rng for rng, _ in states],
+            "own": [others for _, others in states],
+        }
+        with replace_file(Path(run.state_dir) / WHOLE) as temporary:
+            torch.save(state, temporary)
+        forget_states(Path(run.state_dir), but=WHOLE)
+    accelerator.wait_for_everyone()
+
+
+def load_state(
+    accelerator: Accelerator,
+    run: RunConfig,
+    model: nn.Module,
+    optimizers: list[Any],
+    average: Average,
+    **own: Tensor,
+) -> int:
+    """Restore the last saved state, whole or of shares, in place, and return the step to go on with.
+
+    With other processes than before, what each had of its own is dealt out again.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another model; or the run goes by the clock.
+    """
+    if run.minutes:
+        raise UserError(f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
+                        f"so start without --resume, or set run.steps instead")  # fmt: skip
+    folder, process, model = Path(run.state_dir), accelerator.process_index, accelerator.unwrap_model(model)
+    # A kill may leave both, of which the one of shares may be half removed; either leads to the same end.
+    path = folder / WHOLE if (folder / WHOLE).is_file() else max(folder.glob(SHARES), default=None)
+    if path is None:
+        raise UserError(f"--resume was given but {folder} has neither {WHOLE} nor {SHARES}; start without it")
+    load = _load_whole if path.name == WHOLE else _load_shares
+    step, others = load(path, process, model, optimizers, average)
+    torch.set_rng_state(others["rng"])
+    if accelerator.device.type == "cuda" and "cuda_rng" in others:
+        torch.cuda.set_rng_state(others["cuda_rng"], accelerator.device)
+    for name in own.keys() & others.keys():
+        own[name].copy_(others[name])
+    return step
+
+
+def forget_states(folder: Path, but: str = "") -> None:
+    """Remove all states from a folder, or all but the one of that name."""
+    if but != WHOLE:
+        (folder / WHOLE).unlink(missing_ok=True)
+    for shares in folder.glob(SHARES):
+        if shares.name != but:
+            shutil.rmtree(shares)
+
+
+def _load_whole(
+    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
+) -> tuple[int, dict[str, Tensor]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+    weights = model.state_dict()
+    try:
+        model.load_state_dict({name: share(value, weights.get(name)) for name, value in state["model"].items()})
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict({**saved, "state": _moments(optimizer, saved["state"])})
+    except (RuntimeError, ValueError) as error:
+        raise _other_model(path, str(error).splitlines()[0]) from error
+    for name, value in state["average"].items():
+        average.state[name].copy_(share(value, average.state[name]))
+    process %= len(state["rng"])
+    others = state["own"][process] if "own" in state else {}
+    return int(state["step"]), {"rng": state["rng"][process], **others}
+
+
+def _moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """Copies of the moments in a file, or of this process's share of them, for the optimizer to take over."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        number: {name: share(value, parameter).to(parameter.device, copy=True) for name, value in saved[number].items()}
+        for number, parameter in enumerate(parameters)
+        if number in saved
+    }
+
+
+def _by_name(model: nn.Module, optimizers: list[Any], average: Average) -> dict[str, Tensor]:
+    """All that training changes, by names that say what it is; changing the tensors changes the run."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state.items()}
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():  # matrices that Muon made of convolutions have no name
+            tensors |= {f"moments.{names.get(parameter)}.{name}": value for name, value in moments.items()}
+    return tensors
+
+
+def _make_moments(optimizers: list[Any]) -> None:
+    """Have optimizers make their moments, which they do in their first step."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _save_shares(accelerator: Accelerator, target: Path, shares: dict[str, Tensor]) -> None:
+    """Write into a folder that gets its name when all processes have written; states before it go after that."""
+    partial = target.with_name(".state.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        checkpoint.save(shares, checkpoint_id=partial)
+    except CheckpointException as error:
+        raise UserError(f"cannot write {target}: {_cause(error)}; choose a writable place") from error
+    if accelerator.is_main_process:
+        partial.rename(target)
+        forget_states(target.parent, but=target.name)
+    accelerator.wait_for_everyone()
+
+
+def _load_shares(
+    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
+) -> tuple[int, dict[str, Tensor]]:
+    try:
+        saved: dict[str, Any] = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+    there = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
+    _make_moments(optimizers)
+    tensors = _by_name(model, optimizers, average)
+    here = {name: list(value.size()) for name, value in tensors.items()}
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            sizes = f"{there.get(name, 'nothing')}, expected {here.get(name, 'nothing')}"
+            raise _other_model(path, f"{name} is {sizes}")
+    processes = 1 + max(int(name.split(".")[1]) for name in saved if name.startswith("own."))
+    prefix = f"own.{process % processes}."
+    others = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith(prefix)
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is where there is one process
+            checkpoint.load({**tensors, **others}, checkpoint_id=path)
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+    return int(path.name.split("-")[1]), {name.removeprefix(prefix): value for name, value in others.items()}
+
+
+def _damaged(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path} is damaged ({type(_cause(error)).__name__}); start without --resume")
+
+
+def _other_model(path: Path, difference: str) -> UserError:
+    return UserError(f"{path} is the state of another model or optimizer ({difference}); "
+                     f"resume with the config it was started with")  # fmt: skip
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first of what went wrong in several processes."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error

@@ -1,0 +1,1 @@
+"""Small helpers without any knowledge of models: errors, files, images, devices, processes, plots, text, tables."""

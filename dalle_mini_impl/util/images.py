@@ -1,0 +1,175 @@
+"""PIL pictures at the edges, pixels in [-1, 1] inside: decoding, the one conversion, contact sheets, PNG metadata."""
+
+import json
+import math
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file
+
+METADATA_KEY = "dalle_mini_impl"
+PICTURE_ENDINGS = frozenset(
+    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
+)
+"""Names that picture files end with."""
+_OPENING = threading.Lock()
+
+
+def decode(file: Path | BinaryIO) -> Image.Image:
+    """Decode a whole picture file, upright, as RGB, or as RGBA where it has transparency.
+
+    Of an animation the first frame is taken.
+
+    Raises:
+        Exception: Pillow's decoders raise almost anything on damaged data; a picture above Pillow's limit on
+            pixels is a `DecompressionBombWarning` or `DecompressionBombError`.
+    """
+    with _OPENING, warnings.catch_warnings():  # threads share the filters of warnings
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        image = Image.open(file)
+    with image:
+        image.load()
+        return plain(ImageOps.exif_transpose(image))
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Decode a picture file, as `decode` does.
+
+    Raises:
+        UserError: it is missing, broken, cut off, no picture, or above Pillow's limit on pixels.
+    """
+    try:
+        return decode(Path(path))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is too large ({error}); make it smaller first") from error
+    except Exception as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise UserError(f"{path} is not a readable picture ({reason}); give a PNG or JPEG file") from error
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """RGB version of a picture of any mode, or RGBA where it has transparency."""
+    if image.mode.startswith("I"):
+        # Greyscale with 16 bits; converting it directly would clip everything above 255 to white.
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
+    """RGB version of a picture, with `colour` behind its transparent parts."""
+    image = plain(image)
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def to_pixels(images: Sequence[Image.Image], size: int | tuple[int, int]) -> torch.Tensor:
+    """Crop pictures to the wanted proportions and turn them into pixels.
+
+    Args:
+        images: pictures of any size and mode; transparent parts become white.
+        size: side of a square, or `(H, W)`, in pixels.
+
+    Returns:
+        (B, 3, H, W) float32 in [-1, 1].
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    rows = []
+    for image in images:
+        fitted = ImageOps.fit(on_background(image), (width, height), Image.Resampling.LANCZOS)
+        rows.append(np.array(fitted, dtype=np.uint8))
+    pixels = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, height, width, 3)
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """Turn pixels (B, 3, H, W) in [-1, 1] into RGB pictures; values outside are clamped."""
+    values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], columns: int = 0, labels: Sequence[str] = (), gap: int = 4
+) -> Image.Image:
+    """Lay pictures out in rows on white.
+
+    Args:
+        images: pictures; cells take the size of the largest.
+        columns: pictures per row; 0 makes the sheet about square.
+        labels: text under each picture, cut to the cell's width; empty for none.
+        gap: space between cells in pixels.
+
+    Raises:
+        UserError: there is no picture, or `columns` is negative.
+    """
+    if not images or columns < 0:
+        raise UserError(
+            f"a contact sheet of {len(images)} pictures in {columns} columns was asked for; "
+            f"give at least 1 picture, and 0 columns (chosen for you) or more"
+        )
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    width = max(image.width for image in images)
+    height = max(image.height for image in images)
+    font_size = max(9, min(14, width // 8))
+    font = ImageFont.load_default(size=font_size)
+    text_height = int(font_size * 1.4) if labels else 0
+    cell_width, cell_height = width + gap, height + gap + text_height
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, image in enumerate(images):
+        left = gap + number % columns * cell_width
+        top = gap + number // columns * cell_height
+        sheet.paste(on_background(image), (left, top))
+        if number < len(labels):
+            text = _shorten(" ".join(labels[number].split()), lambda s: pen.textlength(s, font=font), width)
+            pen.text((left, top + height + 1), text, fill="black", font=font)
+    return sheet
+
+
+def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a PNG whole or not at all, with `metadata` in it as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    if metadata is not None:
+        info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+    with replace_file(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=info)
+    return Path(path)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata that `save_png` put into a picture.
+
+    Raises:
+        UserError: the file is no readable picture, or carries no metadata of this package.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            text = image.info.get(METADATA_KEY)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable picture ({error}); give a PNG made by dalle sample") from error
+    if text is None:
+        raise UserError(f"{path} carries no settings; give a PNG made by dalle sample")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"the settings in {path} are damaged ({error}); give a PNG made by dalle sample") from error
+
+
+def _shorten(text: str, length: Any, width: int) -> str:
+    while text and length(text) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    return text

@@ -1,0 +1,31 @@
+"""Charts: matplotlib figures, which is an extra, written whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+from dalle_mini_impl.util.errors import need_extra
+from dalle_mini_impl.util.files import replace_file
+
+
+def new_figure(width: float, height: float, extra: str = "eval") -> Any:
+    """An empty figure of this size in inches.
+
+    Raises:
+        UserError: matplotlib, of the extra that is named, is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise need_extra("matplotlib", extra) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: str | Path) -> Path:
+    """Write a figure as PNG.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    return Path(path)

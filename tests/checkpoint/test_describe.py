@@ -1,0 +1,133 @@
+"""What a checkpoint tells of itself, and that what the shipped one says is what was measured."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers.models import SAMPLING
+
+from dalle_mini_impl.checkpoint import parts as checkpoint
+from dalle_mini_impl.checkpoint.describe import describe, in_words
+from dalle_mini_impl.checkpoint.settings import load_settings, save_settings
+from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.config.checkpoint import AboutConfig, Figure
+from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.config.yaml_io import load
+
+ROOT = Path(__file__).parents[2]
+FIGURES = (Figure(what="hearts that look like hearts", value=0.75, command="dalle evaluate hearts"),)
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of the checkpoint that a test may change."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def test_every_part_is_told_in_words(tiny_model):
+    facts = describe(tiny_model)
+    lines = in_words(facts)
+    identities = {name: facts[name]["identity"] for name in ("text_tokenizer", *checkpoint.PARTS)}
+    words = identities["text_tokenizer"]
+    assert lines[0] == f"checkpoint: {checkpoint.fingerprint(tiny_model)}"
+    assert lines[2] == f"text tokenizer: 367 ids; {facts['text_tokenizer']['megabytes']} MB, identity {words}"
+    assert lines[3].startswith("image tokenizer: 24×24 pixels <-> 3×3 ids of 61 (vq); ")
+    assert lines[4].startswith("transformer: 3 layers of width 24 with 2 heads over 1 + 7 text + 15 image ids; ")
+    others = f"trained with text tokenizer {words} and image tokenizer {identities['image_tokenizer']}"
+    assert lines[4].endswith(f"{identities['transformer']}; {others}")
+    assert lines[5].startswith("scorer: CLIP of width 22, 1 layers over 14×14 pixels and 1 over 11 text ids; ")
+    numbers = sum(tensor.numel() for tensor in checkpoint.read_part(tiny_model, "scorer").tensors.values())
+    assert f"; {numbers:,} weights, {facts['scorer']['megabytes']} MB, identity {identities['scorer']}; " in lines[5]
+    assert lines[6].startswith("sampling: temperature 0.9, top_k 53, ")
+    assert lines[7:] == ["languages: not said", "licence: not said", "trained on: not said", "measured: not said"]
+
+
+def test_masks_are_told_and_no_bos(tiny_model):
+    facts = describe(tiny_model)
+    config = facts["transformer"]["config"]
+    config["stream"]["bos_id"], config["transformer"]["attention"] = -1, ["row", "column"]
+    config["transformer"]["last_attention"] = "conv"
+    expected = "with 2 heads over 7 text + 15 image ids; attention row, column, at last conv; "
+    assert expected in in_words(facts)[4]
+
+
+def test_sizes_are_those_of_the_files():
+    folder = checkpoint.find("emoji")
+    facts, total = describe(folder), 0.0
+    files = {part: folder / f"{part}.safetensors" for part in checkpoint.PARTS}
+    for name, path in {"text_tokenizer": folder / "text_tokenizer.model", **files}.items():
+        size = path.stat().st_size / 1e6
+        assert abs(facts[name]["megabytes"] - size) <= 0.05
+        total += size
+    assert abs(float(in_words(facts)[1].removeprefix("size: ").removesuffix(" MB")) - total) < 0.2
+
+
+def test_what_a_checkpoint_says_of_itself(folder):
+    about = AboutConfig(licence="MIT", languages=("en", "no"), data=("hearts", "stars"), quality=FIGURES,
+                        measured_on=checkpoint.fingerprint(folder))  # fmt: skip
+    save_settings(folder, SAMPLING, about)
+    assert load_settings(folder).about == about
+    figure = "  hearts that look like hearts: 0.75 (dalle evaluate hearts)"
+    assert in_words(describe(folder))[7:] == [
+        "languages: en, no", "licence: MIT", "trained on:", "  hearts", "  stars", "measured:", figure,
+    ]  # fmt: skip
+    # another scorer makes another checkpoint, of which the figures say nothing
+    (folder / "scorer.safetensors").unlink()
+    assert in_words(describe(folder))[-2:] == [f"measured on another checkpoint ({about.measured_on}):", figure]
+    save_settings(folder, SAMPLING, AboutConfig(quality=FIGURES))
+    assert in_words(describe(folder))[-2] == "measured on another checkpoint (not said which):"
+
+
+def test_json_has_what_the_words_have(folder):
+    save_settings(folder, SAMPLING, AboutConfig(licence="MIT", quality=FIGURES))
+    facts = json.loads(CliRunner().invoke(dalle, ["info", str(folder), "--json"], catch_exceptions=False).stdout)
+    assert facts == {"model": str(folder), **describe(folder)}
+    assert facts["about"]["quality"][0]["value"] == 0.75
+    printed = CliRunner().invoke(dalle, ["info", str(folder)], catch_exceptions=False).stdout
+    assert printed.splitlines() == [f"model: {folder}", *in_words(facts)]
+
+
+# --- the shipped model
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return checkpoint.find("emoji")
+
+
+def test_the_card_says_the_same(shipped):
+    about, card = load_settings(shipped).about, (shipped / "MODEL_CARD.md").read_text(encoding="utf-8")
+    words = " ".join(card.split())
+    assert f"languages: {', '.join(about.languages)}." in words
+    assert f"under {about.licence}," in words
+    for figure in about.quality:
+        assert f"{figure.value:g}".lstrip("0") in words
+        assert figure.command in words
+    for source in about.data:
+        name, licence = source.split(", ")[0], source.rsplit("(", 1)[1].rstrip(")")
+        assert name.split()[0] in words
+        assert licence in words
+
+
+def test_its_figures_are_those_that_were_measured_on_it(shipped):
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("the measurements are in the checkout")
+    about = load_settings(shipped).about
+    measured = json.loads((ROOT / "docs/evaluation.json").read_text())
+    assert about.measured_on == checkpoint.fingerprint(shipped) == measured["checkpoint"]
+    shares = {row["name"].strip(): row["shares"]["efficientnet"][1]["value"] for row in measured["rows"]}
+    recalls = {
+        row["language"]: row["recalls"] for row in json.loads((ROOT / "docs/scorer.json").read_text())["languages"]
+    }
+    expected = [shares["held-out pairs, best of 16"], shares["no style word, best of 16"],
+                recalls["en"]["text_to_image_at_5"]]  # fmt: skip
+    assert [figure.value for figure in about.quality[:3]] == [round(value, 2) for value in expected]
+    assert set(about.languages) == set(recalls)
+
+
+def test_training_it_anew_would_say_the_same(shipped):
+    about, trained = load_settings(shipped).about, load(TransformerRun, "configs/emoji/transformer.yaml")
+    assert (trained.about.licence, trained.about.data) == (about.licence, about.data)
+    assert set(trained.languages) == set(about.languages)

@@ -1,0 +1,323 @@
+import copy
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from helpers.models import CAPTIONS, IMAGE_TOKENIZER, TRANSFORMER, make_image_tokenizer, make_transformer
+from safetensors.torch import load_file, save_file
+
+from dalle_mini_impl.checkpoint import parts as checkpoint
+from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
+from dalle_mini_impl.config.yaml_io import to_dict
+from dalle_mini_impl.model.build import load_transformer
+from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.text.sentencepiece_tokenizer import train_text_tokenizer
+from dalle_mini_impl.util.errors import UserError
+
+PARTS = {
+    "image_tokenizer": load_image_tokenizer,
+    "transformer": load_transformer,
+    "scorer": Scorer.from_pretrained,
+}
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of the checkpoint that a test may spoil."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def rewrite(path, tensors=None, **header):
+    """Write a part file anew with other tensors or header entries (None removes one)."""
+    part = checkpoint.read_part(path.parent, path.stem)
+    old = {"config": json.dumps(part.config), "identity": part.identity, "trained_with": json.dumps(part.trained_with)}
+    metadata = {name: value for name, value in {**old, **header}.items() if value is not None}
+    save_file(tensors if tensors is not None else part.tensors, path, metadata=metadata)
+
+
+# --- parts
+
+
+def test_weights_come_back_rounded_to_bfloat16_in_full_precision(tmp_path):
+    tokenizer = make_image_tokenizer()
+    checkpoint.save_part(tmp_path, "image_tokenizer", tokenizer, to_dict(IMAGE_TOKENIZER), {})
+    loaded, _ = load_image_tokenizer(tmp_path)
+    assert not loaded.training
+    state = loaded.state_dict()
+    for name, value in tokenizer.state_dict().items():
+        if value.is_floating_point():
+            assert state[name].dtype == torch.float32
+            assert torch.equal(state[name], value.bfloat16().float()), name
+        else:
+            assert torch.equal(state[name], value), name
+
+
+def test_what_is_loaded_and_saved_again_is_the_same_part(folder, tmp_path):
+    transformer, stream = load_transformer(folder)
+    part = checkpoint.read_part(folder, "transformer")
+    config = {"stream": to_dict(stream), "transformer": to_dict(TRANSFORMER)}
+    identity = checkpoint.save_part(tmp_path / "again", "transformer", transformer, config, part.trained_with)
+    again = checkpoint.read_part(tmp_path / "again", "transformer")
+    assert identity == again.identity == part.identity
+    assert (again.config, again.trained_with) == (part.config, part.trained_with)
+    assert again.tensors.keys() == part.tensors.keys()
+    assert all(torch.equal(value, part.tensors[name]) for name, value in again.tensors.items())
+
+
+def test_saving_changes_nothing_in_the_module(tmp_path):
+    transformer, _ = make_transformer()
+    before = copy.deepcopy(transformer.state_dict())
+    checkpoint.save_part(tmp_path, "transformer", transformer, {}, {})
+    assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
+
+
+def test_a_part_describes_itself(folder):
+    part = checkpoint.read_part(folder, "transformer")
+    assert part.config["transformer"] == to_dict(TRANSFORMER)
+    assert part.config["stream"]["grid"] == [3, 5]
+    assert part.trained_with == {
+        "text_tokenizer": checkpoint.load_text_tokenizer(folder).identity,
+        "image_tokenizer": checkpoint.read_part(folder, "image_tokenizer").identity,
+    }
+
+
+def test_the_identity_follows_the_weights_and_nothing_else(tmp_path):
+    def identity(module, config):
+        return checkpoint.save_part(tmp_path, "transformer", module, config, {})
+
+    first = identity(make_transformer()[0], {"a": 1})
+    assert identity(make_transformer()[0], {"a": 2}) == first
+    changed = make_transformer()[0]
+    with torch.no_grad():
+        changed.blocks[1].mlp.down.weight[3, 5] += 1
+    assert identity(changed, {"a": 1}) != first
+    assert identity(torch.nn.Linear(3, 5), {}) != identity(torch.nn.Linear(3, 5), {})
+    same = torch.nn.ParameterDict({"a": torch.ones(2, 3)}), torch.nn.ParameterDict({"a": torch.ones(3, 2)})
+    assert identity(same[0], {}) != identity(same[1], {})
+    assert identity(same[0], {}) != identity(torch.nn.ParameterDict({"b": torch.ones(2, 3)}), {})
+
+
+def test_files_stay_small(folder):
+    weights = sum(value.numel() for value in load_file(folder / "transformer.safetensors").values())
+    assert (folder / "transformer.safetensors").stat().st_size < 2 * weights + 5000
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_named(folder, part):
+    (folder / f"{part}.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"has no {part}\.safetensors"):
+        PARTS[part](folder)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("share", [0, 0.003, 0.5, 0.999])
+def test_a_truncated_part_is_refused(folder, part, share):
+    path = folder / f"{part}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=rf"{part}\.safetensors is damaged"):
+        PARTS[part](folder)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("save", [torch.save, pickle.dump], ids=["torch", "pickle"])
+def test_no_pickle_is_read(folder, tmp_path, part, save):
+    with (folder / f"{part}.safetensors").open("wb") as file:
+        save(Bomb(tmp_path / "exploded"), file)
+    with pytest.raises(UserError, match=rf"{part}\.safetensors is damaged"):
+        PARTS[part](folder)
+    with pytest.raises(UserError):
+        checkpoint.fingerprint(folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("missing", ["config", "identity", "trained_with"])
+def test_a_file_of_another_package_is_refused(folder, missing):
+    rewrite(folder / "image_tokenizer.safetensors", **{missing: None})
+    with pytest.raises(UserError, match=r"image_tokenizer\.safetensors is damaged or was not written by"):
+        load_image_tokenizer(folder)
+
+
+def test_a_file_without_any_description_is_refused(folder):
+    save_file({"weight": torch.ones(3)}, folder / "scorer.safetensors")
+    with pytest.raises(UserError, match=r"scorer\.safetensors is damaged or was not written by"):
+        Scorer.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"scorer\.safetensors"):
+        checkpoint.fingerprint(folder)
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", '{"stream": {}, "transformer": {}}', "{half"])
+def test_a_description_of_something_else_is_refused(folder, config):
+    rewrite(folder / "transformer.safetensors", config=config)
+    with pytest.raises(UserError, match=r"transformer\.safetensors"):
+        load_transformer(folder)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(folder):
+    part = checkpoint.read_part(folder, "image_tokenizer")
+    rewrite(folder / "image_tokenizer.safetensors", config=json.dumps({**part.config, "embed_dim": 7}))
+    with pytest.raises(UserError, match="does not fit its own config") as caught:
+        load_image_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+    tensors = dict(part.tensors)
+    tensors.popitem()
+    rewrite(folder / "image_tokenizer.safetensors", tensors, config=json.dumps(part.config))
+    with pytest.raises(UserError, match="does not fit its own config"):
+        load_image_tokenizer(folder)
+
+
+# --- written whole or not at all
+
+
+def test_a_failure_while_saving_leaves_the_old_part(folder, monkeypatch):
+    before = (folder / "transformer.safetensors").read_bytes()
+    names = sorted(path.name for path in folder.iterdir())
+
+    def half(tensors, path, metadata):
+        path.write_bytes(before[:1000])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save_file", half)
+    with pytest.raises(UserError, match="disk full"):
+        checkpoint.save_part(folder, "transformer", make_transformer(seed=5)[0], {}, {})
+    assert (folder / "transformer.safetensors").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == names
+    load_transformer(folder)
+
+
+def test_a_part_is_replaced_in_one_step(folder, monkeypatch):
+    save = checkpoint.save_file
+    path = folder / "transformer.safetensors"
+    before = path.read_bytes()
+
+    def watch(tensors, temporary, metadata):
+        save(tensors, temporary, metadata=metadata)
+        assert path.read_bytes() == before
+
+    monkeypatch.setattr(checkpoint, "save_file", watch)
+    checkpoint.save_part(folder, "transformer", make_transformer(seed=5)[0], {}, {})
+    assert path.read_bytes() != before
+
+
+# --- what belongs together
+
+
+def another_text_tokenizer(folder):
+    return train_text_tokenizer(CAPTIONS[::-1], folder / "text_tokenizer.model", 353)
+
+
+@pytest.mark.parametrize("part", ["transformer", "scorer"])
+def test_another_text_tokenizer_is_refused_naming_both(folder, part):
+    old = checkpoint.load_text_tokenizer(folder).identity
+    new = another_text_tokenizer(folder).identity
+    with pytest.raises(UserError) as caught:
+        PARTS[part](folder)
+    for word in (f"{part}.safetensors", "text_tokenizer", old, new):
+        assert word in str(caught.value)
+
+
+def test_another_image_tokenizer_is_refused_naming_both(folder):
+    old = checkpoint.read_part(folder, "image_tokenizer").identity
+    new = checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
+    with pytest.raises(UserError) as caught:
+        load_transformer(folder)
+    for word in ("transformer.safetensors", "image_tokenizer", old, new):
+        assert word in str(caught.value)
+    Scorer.from_pretrained(folder)  # which knows nothing of image ids
+
+
+def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
+    old = checkpoint.load_text_tokenizer(folder)
+    other = train_text_tokenizer(CAPTIONS[::-1], tmp_path / "other.model", 353)
+    with pytest.raises(UserError) as caught:
+        add_text_tokenizer(folder, tmp_path / "other.model")
+    assert old.identity in str(caught.value)
+    assert other.identity in str(caught.value)
+    assert checkpoint.load_text_tokenizer(folder).identity == old.identity
+
+
+def test_the_same_text_tokenizer_may_be_added_again(folder):
+    path = folder / "text_tokenizer.model"
+    before = path.read_bytes()
+    assert add_text_tokenizer(folder, path).vocab_size == 367
+    assert path.read_bytes() == before
+
+
+def test_a_bad_text_tokenizer_is_not_added(tmp_path):
+    (tmp_path / "bad.model").write_bytes(b"bad")
+    with pytest.raises(UserError, match=r"bad\.model"):
+        add_text_tokenizer(tmp_path / "model", tmp_path / "bad.model")
+    assert not (tmp_path / "model" / "text_tokenizer.model").exists()
+
+
+def test_the_fingerprint_names_the_whole_folder(folder):
+    first = checkpoint.fingerprint(folder)
+    assert checkpoint.fingerprint(folder) == first
+    checkpoint.save_part(folder, "scorer", torch.nn.Linear(3, 5), {}, {})
+    second = checkpoint.fingerprint(folder)
+    (folder / "scorer.safetensors").unlink()
+    third = checkpoint.fingerprint(folder)
+    another_text_tokenizer(folder)
+    assert len({first, second, third, checkpoint.fingerprint(folder)}) == 4
+
+
+# --- names
+
+
+def test_a_folder_or_a_shipped_name_is_found(folder, tmp_path, monkeypatch):
+    shipped = tmp_path / "pretrained"
+    shutil.copytree(folder, shipped / "heart")
+    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
+    assert checkpoint.find(folder) == folder
+    assert checkpoint.find(str(folder)) == folder
+    assert checkpoint.find("heart") == shipped / "heart"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "heart")
+    assert checkpoint.find("heart") == shipped / "heart"  # a folder that happens to have this name is not meant
+    assert checkpoint.find("./heart").resolve() == tmp_path / "heart"
+
+
+@pytest.mark.parametrize("name", ["hart", "nowhere/at/all", "../pretrained/heart", "heart/transformer.safetensors"])
+def test_an_unknown_model_is_refused_with_the_known_ones(folder, tmp_path, monkeypatch, name):
+    shutil.copytree(folder, tmp_path / "pretrained" / "heart")
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "pretrained")
+    with pytest.raises(UserError) as caught:
+        checkpoint.find(name)
+    assert repr(name) in str(caught.value)
+    assert "(heart)" in str(caught.value)
+
+
+def test_an_install_without_any_shipped_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "nothing")
+    with pytest.raises(UserError, match="no model 'emoji'"):
+        checkpoint.find("emoji")
+
+
+def test_a_text_tokenizer_is_made_once_but_read_anew_when_its_file_changes(tiny_model, tmp_path):
+    target = tmp_path / checkpoint.TEXT_TOKENIZER
+    shutil.copyfile(tiny_model / checkpoint.TEXT_TOKENIZER, target)
+    first = checkpoint.load_text_tokenizer(tmp_path)
+    assert checkpoint.load_text_tokenizer(tmp_path) is first
+    shutil.copyfile(checkpoint.find("emoji") / checkpoint.TEXT_TOKENIZER, target)
+    assert checkpoint.load_text_tokenizer(tmp_path).identity == checkpoint.load_text_tokenizer("emoji").identity
+
+
+def test_a_part_can_be_read_without_its_weights(tiny_model):
+    whole, told = (checkpoint.read_part(tiny_model, "scorer", weights=weights) for weights in (True, False))
+    assert (told.identity, told.config, told.trained_with) == (whole.identity, whole.config, whole.trained_with)
+    assert whole.tensors
+    assert not told.tensors

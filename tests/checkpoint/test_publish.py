@@ -1,0 +1,385 @@
+import importlib
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from helpers.models import IMAGE_TOKENIZER, SAMPLING, make_image_tokenizer
+from helpers.standin_hub import TOKEN, Hub, Repository
+
+from dalle_mini_impl import ImageTokenizer
+from dalle_mini_impl.checkpoint import parts as checkpoint
+from dalle_mini_impl.checkpoint import publish as sharing
+from dalle_mini_impl.checkpoint.settings import save_settings
+from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.config.checkpoint import AboutConfig, Figure
+from dalle_mini_impl.config.yaml_io import to_dict
+from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
+from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import read_metadata
+
+library = pytest.importorskip("huggingface_hub")
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # that library's way of sending files
+PARTS = {"config.yaml", "text_tokenizer.model", "image_tokenizer.safetensors", "transformer.safetensors",
+         "scorer.safetensors"}  # fmt: skip
+
+
+@pytest.fixture
+def standin(monkeypatch, tmp_path):
+    """A hub on loopback that the library takes for the real one, with nobody logged in and an empty cache."""
+    constants, server = importlib.import_module("huggingface_hub.constants"), Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the other way of storing large files
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    library.close_session()
+    yield server
+    library.close_session()
+    server.close()
+
+
+@pytest.fixture
+def login(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of the checkpoint that a test may change."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def put(standin, folder, name="me/hearts", **options):
+    """Put a folder's files into a repository without the library."""
+    repository = standin.repositories[name] = Repository(**options)
+    repository.commit("first", {path.name: path.read_bytes() for path in folder.iterdir()})
+    return repository
+
+
+def one_line(text):
+    """The last line, the only one that is neither progress nor what is being done."""
+    assert "Traceback" not in text
+    *_, last = text.splitlines()
+    assert last.startswith("error: ")
+    return last
+
+
+# --- there and back
+
+
+def test_what_was_pushed_is_what_is_loaded(standin, login, folder):
+    printed = CliRunner().invoke(dalle, ["push", str(folder), "hf:me/hearts"], catch_exceptions=False).stdout
+    assert printed == f"{standin.url}/me/hearts\n"
+    there, here = (DalleMini.from_pretrained(name, "cpu", "fp32") for name in ("hf:me/hearts", folder))
+    assert there.source == {**here.source, "model": "hf:me/hearts"}
+    assert there.sampling == SAMPLING
+    drawn, same = (one.generate("a cat", candidates=2, keep=1)[0] for one in (there, here))
+    assert (drawn.seed, drawn.score) == (same.seed, same.score)
+    assert (drawn.image_ids == same.image_ids).all()
+
+
+def test_what_was_downloaded_can_be_pushed_again(standin, login, folder):
+    (folder / "MODEL_CARD.md").write_text("# hearts\n\nDraws hearts.\n")
+    sharing.push(folder, "hf:me/hearts")
+    sharing.push(checkpoint.find("hf:me/hearts"), "hf:you/hearts")
+    mine, yours = (standin.repositories[name].files for name in ("me/hearts", "you/hearts"))
+    assert mine == yours
+
+
+def test_the_library_is_set_up_by_its_own_variables(standin, folder, tmp_path):
+    put(standin, folder)
+    places = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "dalle_mini_impl", "info", "hf:me/hearts", "--json"]
+    done = subprocess.run(
+        command, env={**os.environ, **places}, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert json.loads(done.stdout)["checkpoint"] == checkpoint.fingerprint(folder)
+    assert len(list((tmp_path / "home").rglob("snapshots/*/transformer.safetensors"))) == 1
+
+
+# --- downloading
+
+
+def test_only_files_of_a_checkpoint_are_downloaded(standin, folder):
+    for name in ("pytorch_model.bin", "optimizer.safetensors", "modeling.py", "README.md", "MODEL_CARD.md"):
+        (folder / name).write_text(name)
+    repository = put(standin, folder)
+    repository.files["old/transformer.safetensors"] = b"another"
+    found = checkpoint.find("hf:me/hearts")
+    names = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
+    assert names == {*PARTS, "README.md", "MODEL_CARD.md"}
+    asked = {path.split("/resolve/")[1].split("/", 1)[1] for _, path in standin.requests if "/resolve/" in path}
+    assert asked == names
+
+
+def test_a_revision_can_be_named(standin, folder):
+    repository = put(standin, folder)
+    (first,) = set(repository.names()[0]) - {"main"}
+    checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
+    repository.commit("second", {path.name: path.read_bytes() for path in folder.iterdir()})
+    newest, older = (load_image_tokenizer(f"hf:me/hearts{at}")[1] for at in ("", f"@{first}"))
+    assert newest == load_image_tokenizer(folder)[1] != older
+    assert load_image_tokenizer("hf:me/hearts@main")[1] == newest
+
+
+def test_a_part_alone_can_be_shared(standin, folder):
+    for name in PARTS - {"image_tokenizer.safetensors"}:
+        (folder / name).unlink()
+    put(standin, folder)
+    assert ImageTokenizer.from_pretrained("hf:me/hearts").codebook_size == IMAGE_TOKENIZER.codebook_size
+    with pytest.raises(UserError, match=r"has no transformer\.safetensors"):
+        DalleMini.from_pretrained("hf:me/hearts", "cpu")
+
+
+def test_without_network_the_cache_serves(standin, folder, monkeypatch):
+    put(standin, folder)
+    found = checkpoint.find("hf:me/hearts")
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
+    library.close_session()
+    before = len(standin.requests)
+    assert checkpoint.find("hf:me/hearts") == found
+    assert len(standin.requests) == before
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", False)
+    standin.close()
+    library.close_session()
+    assert checkpoint.find("hf:me/hearts") == found
+
+
+def test_without_network_and_cache(standin, folder, refused, monkeypatch):
+    put(standin, folder)
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
+    library.close_session()
+    assert "cannot be reached; connect to it once" in one_line(refused("info", "hf:me/hearts"))
+    assert standin.requests == []
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", False)
+    standin.close()
+    library.close_session()
+    assert "hf:me/hearts is not, or not wholly, in " in one_line(refused("info", "hf:me/hearts"))
+
+
+def test_half_a_download_is_not_taken_for_a_checkpoint(standin, folder, monkeypatch):
+    put(standin, folder)
+    (checkpoint.find("hf:me/hearts") / "transformer.safetensors").unlink()
+    monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
+    library.close_session()
+    with pytest.raises(UserError, match="is not, or not wholly, in "):
+        checkpoint.find("hf:me/hearts")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:me/harts", "hf:me/harts is not at .*, or it is private; check the name, or log in with: hf auth login"),
+        ("hf:me/secret", "hf:me/secret is not at .*, or it is private"),
+        ("hf:me/gated", "hf:me/gated is only for those who were let in; ask on its page"),
+        ("hf:me/hearts@v3", "hf:me/hearts@v3 has no such revision; name a branch, tag or commit"),
+        ("hf:me/notes", r"hf:me/notes has no checkpoint in it; expected one of text_tokenizer\.model, "),
+        ("hf:hearts", "'hf:hearts' came; expected hf:USER/REPO, or hf:USER/REPO@REVISION"),
+        ("hf:", "'hf:' came; expected hf:USER/REPO"),
+        ("hf:me/hearts@", "'hf:me/hearts@' came"),
+        ("hf:me/a..b", "hf:me/a..b: no success with "),
+    ],
+)
+def test_what_cannot_be_downloaded(standin, folder, refused, name, message):
+    put(standin, folder)
+    put(standin, folder, "me/secret", private=True)
+    put(standin, folder, "me/gated", gated=True)
+    standin.repositories["me/notes"] = Repository(commits=[("first", {"README.md": b"hi", "config.yaml": b"a: 1"})])
+    assert re.search(message, one_line(refused("sample", "a cat", "--model", name)))
+
+
+def test_a_private_repository_opens_to_its_owner(standin, folder, login):
+    put(standin, folder, "me/secret", private=True)
+    assert checkpoint.fingerprint(checkpoint.find("hf:me/secret")) == checkpoint.fingerprint(folder)
+
+
+def test_without_the_library(monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install 'dalle-mini-impl[hub]'" in one_line(refused("info", "hf:me/hearts"))
+
+
+def test_a_scorer_named_so_is_still_one_of_transformers(standin, monkeypatch):
+    monkeypatch.setitem(checkpoint.ADAPTERS, "hf", lambda name, device: (name, device))
+    assert Scorer.from_pretrained("hf:me/hearts", "cpu") == ("me/hearts", "cpu")
+    assert standin.requests == []
+
+
+def test_a_picture_is_painted_and_judged_by_what_was_downloaded(standin, folder, tmp_path):
+    put(standin, folder)
+    out = tmp_path / "fox.png"
+    arguments = ["paint", "a cat", "--model", "hf:me/hearts", "--steps", "2", "--cuts", "3", "--out", str(out)]
+    CliRunner().invoke(dalle, arguments, catch_exceptions=False)
+    assert read_metadata(out)["scorers"] == ["hf:me/hearts"]
+
+
+def test_a_picture_cannot_have_its_model_downloaded(standin, folder, refused, tmp_path):
+    put(standin, folder)
+    drawn = DalleMini.from_pretrained("hf:me/hearts", "cpu", "fp32").generate("a cat", candidates=1)
+    drawn.save(tmp_path)
+    (picture,) = tmp_path.glob("*.png")
+    before = len(standin.requests)
+    told = one_line(refused("sample", "--from", picture, "--out", tmp_path / "again.png"))
+    assert "was drawn by hf:me/hearts; to have that downloaded, add --model hf:me/hearts" in told
+    assert len(standin.requests) == before
+    again = ["sample", "--from", str(picture), "--out", str(tmp_path / "again.png"), "--model", "hf:me/hearts"]
+    CliRunner().invoke(dalle, again, catch_exceptions=False)
+    assert (tmp_path / "again.png").read_bytes() == picture.read_bytes()
+
+
+# --- pushing
+
+
+def test_what_is_sent(standin, login, folder):
+    (folder / ".DS_Store").write_text("hidden")
+    url = sharing.push(folder, "hf:me/hearts")
+    repository = standin.repositories["me/hearts"]
+    assert url == f"{standin.url}/me/hearts"
+    assert set(repository.files) == {*PARTS, "README.md"}
+    assert all(repository.files[name] == (folder / name).read_bytes() for name in PARTS)
+    assert [message for message, _ in repository.commits] == [f"Checkpoint {checkpoint.fingerprint(folder)}"]
+    assert not repository.private
+
+
+def test_a_private_push_with_a_message(standin, login, folder):
+    command = ["push", str(folder), "hf:me/hearts", "--private", "--message", "Longer training"]
+    CliRunner().invoke(dalle, command, catch_exceptions=False)
+    repository = standin.repositories["me/hearts"]
+    assert repository.private
+    assert repository.commits[0][0] == "Longer training"
+
+
+def test_another_checkpoint_takes_the_place_of_the_first(standin, login, folder):
+    repository = put(standin, folder)
+    repository.files.update({"MODEL_CARD.md": b"old", "text_tokenizer.json": b"old", "notes.txt": b"mine"})
+    (folder / "scorer.safetensors").unlink()
+    sharing.push(folder, "hf:me/hearts")
+    assert set(repository.files) == {*PARTS, "README.md", "notes.txt"} - {"scorer.safetensors"}
+    assert len(repository.commits) == 2
+
+
+def test_a_mixed_or_incomplete_checkpoint_is_not_sent(standin, login, folder, refused):
+    whole = shutil.copytree(folder, folder.parent / "whole")
+    checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
+    assert "was trained with image_tokenizer" in one_line(refused("push", folder, "hf:me/hearts"))
+    for name in PARTS - {"scorer.safetensors"}:
+        content = (whole / name).read_bytes()
+        (whole / name).unlink()
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            sharing.push(whole, "hf:me/hearts")
+        (whole / name).write_bytes(content)
+    assert standin.requests == []
+
+
+def test_nothing_but_safetensors_is_sent(standin, login, folder):
+    (folder / "model.pt").write_bytes(b"")
+    (folder / "pictures").mkdir()
+    with pytest.raises(UserError, match=r"also has model\.pt, pictures; only config\.yaml, text_tokenizer\.model, "):
+        sharing.push(folder, "hf:me/hearts")
+    (folder / "model.pt").unlink()
+    (folder / "pictures").rmdir()
+    (folder / "scorer.safetensors").write_bytes(pickle.dumps({"weight": 1}))
+    with pytest.raises(UserError, match=r"scorer\.safetensors is damaged or was not written by this package"):
+        sharing.push(folder, "hf:me/hearts")
+    assert standin.requests == []
+
+
+def test_someone_unknown_cannot_push(standin, folder, monkeypatch):
+    with pytest.raises(UserError, match=r"by someone unknown; log in with: hf auth login, or set HF_TOKEN"):
+        sharing.push(folder, "hf:me/hearts")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match=r"hf:me/hearts: no success with .*Invalid username or password"):
+        sharing.push(folder, "hf:me/hearts")
+    assert standin.repositories == {}
+
+
+def test_what_the_hub_refuses(standin, login, folder):
+    standin.refusal = "You have no write access here"
+    with pytest.raises(UserError, match=r"no success with .*You have no write access here"):
+        sharing.push(folder, "hf:you/hearts")
+    standin.refusal = None
+    put(standin, folder)
+    with pytest.raises(UserError, match="hf:me/hearts is there already and public; make it private first"):
+        sharing.push(folder, "hf:me/hearts", private=True)
+    with pytest.raises(UserError, match="leave out @v2"):
+        sharing.push(folder, "hf:me/hearts@v2")
+    assert len(standin.repositories["me/hearts"].commits) == 1
+
+
+def test_a_push_without_network(standin, login, folder):
+    standin.close()
+    with pytest.raises(UserError, match=r"hf:me/hearts: no success with http://127\.0\.0\.1"):
+        sharing.push(folder, "hf:me/hearts")
+
+
+def test_push_of_nothing(refused):
+    assert "no model 'nowhere'" in one_line(refused("push", "nowhere", "hf:me/hearts"))
+
+
+# --- cards
+
+
+def header_of(text):
+    _, header, body = text.split("---\n", 2)
+    return yaml.safe_load(header), body
+
+
+ABOUT = AboutConfig(
+    licence="CC-BY-4.0", languages=("en", "no"), data=("hearts of my own",),
+    quality=(Figure(what="hearts that look like hearts", value=0.75, command="dalle evaluate hearts"),),
+)  # fmt: skip
+
+
+def test_the_checkpoints_own_card_gets_a_header(folder):
+    (folder / "MODEL_CARD.md").write_text("# hearts\n\nDraws ❤.\n\n---\nmore\n---\n", encoding="utf-8")
+    (folder / "README.md").write_text("another")
+    save_settings(folder, SAMPLING, ABOUT)
+    header, body = header_of(sharing.card(folder, "hf:me/hearts"))
+    assert header == {
+        "library_name": "dalle-mini-impl", "pipeline_tag": "text-to-image", "tags": ["dall-e", "vq-vae", "clip"],
+        "license": "cc-by-4.0", "language": ["en", "no"],
+    }  # fmt: skip
+    assert body == "\n# hearts\n\nDraws ❤.\n\n---\nmore\n---\n"
+
+
+def test_a_header_that_is_there_is_kept_and_brought_up_to_date(folder):
+    (folder / "README.md").write_text("---\nlicense: mit\ntags: [emoji, clip]\nthumbnail: a.png\n---\n# hearts\n")
+    save_settings(folder, SAMPLING, ABOUT)
+    header, body = header_of(sharing.card(folder, "hf:me/hearts"))
+    assert header["tags"] == ["emoji", "clip", "dall-e", "vq-vae"]
+    assert (header["license"], header["thumbnail"]) == ("cc-by-4.0", "a.png")
+    assert body == "\n# hearts\n"
+    save_settings(folder, SAMPLING)
+    assert header_of(sharing.card(folder, "hf:me/hearts"))[0]["license"] == "mit"
+
+
+def test_without_a_card_one_is_made_of_what_is_known(folder):
+    save_settings(folder, SAMPLING, ABOUT)
+    header, body = header_of(sharing.card(folder, "hf:me/hearts"))
+    assert header["language"] == ["en", "no"]
+    assert body.startswith("\n# model\n")
+    for known in ("hearts of my own", "hearts that look like hearts: 0.75", "--model hf:me/hearts",
+                  checkpoint.fingerprint(folder)):  # fmt: skip
+        assert known in body
+    save_settings(folder, SAMPLING)
+    assert not {"license", "language"} & set(header_of(sharing.card(folder, "hf:me/hearts"))[0])
+
+
+@pytest.mark.parametrize("header", ["a: [", "only words", "tags: emoji", "a: \xff"])
+def test_a_damaged_card_is_refused(folder, header):
+    (folder / "MODEL_CARD.md").write_bytes(f"---\n{header}\n---\n# hearts\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"MODEL_CARD\.md is "):
+        sharing.card(folder, "hf:me/hearts")

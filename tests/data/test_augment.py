@@ -1,0 +1,227 @@
+import numpy as np
+import pytest
+import torch
+
+from dalle_mini_impl.config.data import AugmentConfig
+from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
+
+KEEP = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]  # scale, mirrored, right, down, white
+
+
+def noise(batch, size, opaque=True, seed=0):
+    rgba = np.random.default_rng(seed).integers(0, 256, (batch, size, size, 4), dtype=np.uint8)
+    if opaque:
+        rgba[..., 3] = 255
+    return rgba
+
+
+def square(size, top, left, side, colour=(255, 0, 0)):
+    """One opaque square on a transparent picture."""
+    rgba = np.zeros((1, size, size, 4), dtype=np.uint8)
+    rgba[0, top : top + side, left : left + side] = (*colour, 255)
+    return rgba
+
+
+def apply(rgba, changes, size, may_flip=True):
+    rows = torch.tensor(changes).expand(len(rgba), -1)
+    return augmented_pixels(rgba, np.full(len(rgba), may_flip), rows, size)
+
+
+def as_pixels(rgba):
+    return torch.from_numpy(rgba[..., :3]).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def middle(pixels):
+    """Centre of gravity (right, down) of what is not white, in pixels from the middle of the frame."""
+    weight = (1 - pixels[0].mean(0)).clamp(min=0)
+    places = torch.arange(pixels.shape[-1]) + 0.5 - pixels.shape[-1] / 2
+    return float((weight.sum(0) * places).sum() / weight.sum()), float((weight.sum(1) * places).sum() / weight.sum())
+
+
+# --- plain
+
+
+def test_plain_pictures_are_unchanged_at_their_own_size():
+    rgba = noise(3, 13)
+    torch.testing.assert_close(plain_pixels(rgba, 13), as_pixels(rgba), atol=1e-6, rtol=0)
+
+
+def test_plain_pictures_lie_on_white():
+    pixels = plain_pixels(square(6, 0, 0, 3), 6)
+    assert pixels.shape == (1, 3, 6, 6)
+    assert pixels[0, :, 0, 0].tolist() == [1, -1, -1]
+    assert pixels[0, :, 5, 5].tolist() == [1, 1, 1]
+
+
+def test_half_transparent_is_half_white():
+    rgba = np.zeros((1, 2, 2, 4), dtype=np.uint8)
+    rgba[..., 3] = 51
+    assert plain_pixels(rgba, 2)[0, 0, 0, 0] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_hidden_colour_does_not_bleed(size):
+    # green lies under the transparent part; a resize of plain colour would leave a green fringe
+    rgba = square(28, 7, 7, 14)
+    rgba[rgba[..., 3] == 0] = (0, 255, 0, 0)
+    for pixels in (plain_pixels(rgba, size), apply(rgba, [0.9, *KEEP[1:]], size)):
+        assert bool((pixels[0, 0] > 0.99).all())  # red is full in red and in white
+        torch.testing.assert_close(pixels[0, 1], pixels[0, 2])
+
+
+def test_shrinking_keeps_the_mean():
+    rgba = noise(2, 32)
+    torch.testing.assert_close(
+        plain_pixels(rgba, 8).mean(dim=(2, 3)), as_pixels(rgba).mean(dim=(2, 3)), atol=0.02, rtol=0
+    )
+
+
+# --- changes
+
+
+def test_no_change_is_the_plain_picture():
+    rgba = noise(3, 13, opaque=False)
+    torch.testing.assert_close(apply(rgba, KEEP, 13), plain_pixels(rgba, 13), atol=1e-4, rtol=0)
+
+
+def test_a_mirrored_picture_is_mirrored_where_it_may_be():
+    rgba = noise(3, 13)
+    mirrored = [1.0, -1.0, *KEEP[2:]]
+    rows = torch.tensor(mirrored).expand(3, -1)
+    pixels = augmented_pixels(rgba, np.array([True, False, True]), rows, 13)
+    plain = plain_pixels(rgba, 13)
+    torch.testing.assert_close(pixels[0], plain[0].flip(-1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(pixels[1], plain[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(pixels[2], plain[2].flip(-1), atol=1e-4, rtol=0)
+
+
+def test_a_shift_moves_right_and_down():
+    # the frame is 2 wide: 3 of 12 pixels are 0.5
+    rgba = noise(1, 12, opaque=False)
+    pixels, plain = apply(rgba, [1.0, 1.0, 0.5, 2 / 12, 1, 1, 1], 12), plain_pixels(rgba, 12)
+    torch.testing.assert_close(pixels[:, :, 1:, 3:], plain[:, :, :-1, :-3], atol=1e-4, rtol=0)
+
+
+def test_a_smaller_picture_stays_in_the_middle():
+    pixels = apply(square(40, 10, 10, 20), [0.5, *KEEP[1:]], 40)
+    covered = (pixels[0, 1] < 0).nonzero()
+    assert covered.min(0).values.tolist() == [15, 15]
+    assert covered.max(0).values.tolist() == [24, 24]
+
+
+def test_scale_and_shift_do_not_disturb_each_other():
+    right, down = middle(apply(square(40, 10, 10, 20), [0.5, 1.0, 0.25, -0.125, 1, 1, 1], 40))
+    assert right == pytest.approx(5, abs=0.1)
+    assert down == pytest.approx(-2.5, abs=0.1)
+
+
+def test_the_background_shows_only_behind_transparent_parts():
+    blue = [1.0, 1.0, 0.0, 0.0, 0.0, 0.2, 1.0]
+    pixels = apply(square(20, 5, 5, 10), blue, 20)
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
+    assert pixels[0, :, 10, 10].tolist() == pytest.approx([1, -1, -1], abs=1e-5)
+    photo = noise(1, 20)
+    moved = [0.8, 1, 0.1, 0.1]
+    torch.testing.assert_close(apply(photo, [*moved, 0, 0.2, 1], 20), apply(photo, [*moved, 1, 1, 1], 20))
+
+
+def test_photographs_are_continued_at_their_border():
+    grey = np.full((1, 20, 20, 4), 255, dtype=np.uint8)
+    grey[..., :3] = 51
+    pixels = apply(grey, [0.7, 1.0, 0.2, 0.2, 1.0, 0.0, 0.0], 20)
+    torch.testing.assert_close(pixels, torch.full_like(pixels, -0.6), atol=1e-5, rtol=0)
+
+
+def test_much_larger_pictures_do_not_alias():
+    stripes = np.full((1, 96, 96, 4), 255, dtype=np.uint8)
+    stripes[:, :, ::2, :3] = 0
+    pixels = apply(stripes, KEEP, 12)
+    assert float(pixels.abs().max()) < 0.1  # even grey, not stripes
+
+
+def test_rows_change_apart():
+    rgba = noise(5, 16)
+    changes = random_changes(5, AugmentConfig(), torch.Generator().manual_seed(0))
+    flip = np.array([True, False, True, True, False])
+    whole = augmented_pixels(rgba, flip, changes, 8)
+    assert whole.shape == (5, 3, 8, 8)
+    for n in range(5):
+        alone = augmented_pixels(rgba[n : n + 1], flip[n : n + 1], changes[n : n + 1], 8)
+        torch.testing.assert_close(alone[0], whole[n])
+
+
+def test_pixels_stay_in_range_and_arguments_as_they_are():
+    rgba, changes = noise(7, 16, opaque=False), random_changes(7, AugmentConfig(), torch.Generator().manual_seed(0))
+    before = rgba.copy(), changes.clone()
+    pixels = augmented_pixels(rgba, np.ones(7, dtype=bool), changes, 11)
+    assert -1 <= float(pixels.min()) <= float(pixels.max()) <= 1
+    assert pixels.dtype == torch.float32
+    assert np.array_equal(rgba, before[0])
+    assert torch.equal(changes, before[1])
+
+
+# --- drawing
+
+
+def test_draws_stay_in_their_ranges_and_fill_them():
+    config = AugmentConfig(scale=(0.7, 0.9), shift=0.1, flip=0.3, background=0.4)
+    changes = random_changes(20_011, config, torch.Generator().manual_seed(0))
+    assert changes.shape == (20_011, 7)
+    scale, mirrored, shift, colour = changes[:, 0], changes[:, 1], changes[:, 2:4], changes[:, 4:]
+    assert 0.7 <= float(scale.min()) < 0.701
+    assert 0.899 < float(scale.max()) <= 0.9
+    assert set(mirrored.tolist()) == {1.0, -1.0}
+    assert float((mirrored < 0).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert -0.2 <= float(shift.min()) < -0.199
+    assert 0.199 < float(shift.max()) <= 0.2
+    white = (colour == 1).all(1)
+    assert float(white.float().mean()) == pytest.approx(0.6, abs=0.02)
+    assert float(colour[~white].mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_everything_can_be_switched_off():
+    config = AugmentConfig(scale=(1.0, 1.0), shift=0.0, flip=0.0, background=0.0)
+    changes = random_changes(101, config, torch.Generator().manual_seed(0))
+    assert torch.equal(changes, torch.tensor(KEEP).expand(101, -1))
+
+
+def test_draws_follow_from_the_generator_alone():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first, again, other = (random_changes(7, AugmentConfig(), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- crops
+
+STILL = {"shift": 0.0, "flip": 0.0, "background": 0.0}
+
+
+def test_a_crop_is_any_part_of_an_enlarged_picture():
+    config = AugmentConfig(**STILL, scale=(1.0, 1.5), crop=True)
+    scale, _, right, down, *_ = random_changes(20_011, config, torch.Generator().manual_seed(1)).T
+    for shift in (right, down):  # half of the frame is 1 wide: the picture reaches from shift - scale to shift + scale
+        assert float((shift - scale).max()) <= -1
+        assert float((shift + scale).min()) >= 1
+        place = shift / (scale - 1)
+        assert float(place.min()) < -0.99
+        assert float(place.max()) > 0.99
+        assert float(place.mean()) == pytest.approx(0, abs=0.02)
+    assert abs(float(torch.corrcoef(torch.stack([right, down]))[0, 1])) < 0.05
+
+
+def test_a_crop_shows_nothing_from_beyond_the_picture():
+    rgba = np.full((1, 32, 32, 4), 255, dtype=np.uint8)
+    rgba[0, :, :, 1] = np.linspace(0, 255, 32, dtype=np.uint8)
+    config = AugmentConfig(**STILL, scale=(1.1, 1.5), crop=True)
+    changes = random_changes(7, config, torch.Generator().manual_seed(2))
+    pixels = augmented_pixels(rgba.repeat(7, 0), np.zeros(7, bool), changes, 16)
+    # Where a border was repeated, neighbouring columns would be equal.
+    assert (pixels[:, 1].diff(dim=-1) > 0).all()
+
+
+def test_pictures_within_the_frame_are_not_cropped():
+    config = AugmentConfig(**STILL, scale=(0.6, 1.0), crop=True)
+    assert (random_changes(5, config, torch.Generator().manual_seed(3))[:, 2:4] == 0).all()

@@ -1,0 +1,246 @@
+import json
+import random
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageDraw
+
+from dalle_mini_impl import cli
+from dalle_mini_impl.cli.data import data
+from dalle_mini_impl.data import inspect
+from dalle_mini_impl.data.inspect import describe, inspect_pairs, near_groups, scripts_of
+from dalle_mini_impl.data.pair import Caption, Pair
+from dalle_mini_impl.util.errors import UserError
+
+
+def noise(seed, size=(53, 41)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (7, 11, 3), np.uint8)).resize(size)
+
+
+def make_pair(key, image, *captions, split=""):
+    return Pair(key=key, image=image, captions=tuple(Caption(text) for text in captions or ("red",)), split=split)
+
+
+def inspected(*pairs, sample=5):
+    report, shown = inspect_pairs(pairs, sample)
+    return report, shown
+
+
+# --- the report
+
+
+def test_counts_and_spreads():
+    report, _ = inspected(
+        make_pair("a", noise(1, (10, 40)), "ab", "abcd", split="train"),
+        make_pair("b", noise(2, (20, 20)), "abcdefg", split="train"),
+        make_pair("c", noise(3, (90, 30)).convert("RGBA"), "abc", "x", "abcde"),
+    )
+    assert (report.pictures, report.captions, report.transparent) == (3, 6, 1)
+    assert report.splits == {"train": 2, "unassigned": 1}
+    assert report.width == inspect.Spread(10, 20, 90)
+    assert report.height == inspect.Spread(20, 30, 40)
+    assert report.aspect == inspect.Spread(0.25, 1, 3)
+    assert report.captions_per_picture == inspect.Spread(1, 2, 3)
+    assert report.characters == inspect.Spread(1, 3.5, 7)
+    assert report.languages == {"unknown": 6}
+    assert (report.exact_duplicates, report.near_duplicates, report.leaking) == ([], [], 0)
+
+
+def test_no_picture_gives_no_report():
+    assert inspected() == (None, [])
+
+
+def test_scripts_of_letters():
+    text = "Heart сердце 心臓 ハート ー はあ 하트 καρδιά قلب दिल 7️⃣ !"
+    counts = scripts_of([Caption(text), Caption("ｆµªー々")])
+    assert counts == {
+        "Latin": 7, "Cyrillic": 6, "Han": 3, "Katakana": 5, "Hiragana": 2, "Hangul": 2, "Greek": 7,
+        "Arabic": 3, "Devanagari": 2,
+    }  # fmt: skip
+
+
+def test_scripts_are_shares():
+    report, _ = inspected(make_pair("a", noise(1), "abc д", "12 !"))
+    assert report.scripts == {"Latin": 0.75, "Cyrillic": 0.25}
+    silent, _ = inspected(make_pair("a", noise(1), "12"))
+    assert silent.scripts == {}
+
+
+# --- duplicates
+
+
+def test_equal_pixels_are_exact_duplicates_and_counted_across_the_split():
+    report, _ = inspected(
+        make_pair("a", noise(1), split="train"),
+        make_pair("b", noise(2), split="train"),
+        make_pair("c", noise(1), split="validation"),
+        make_pair("d", noise(2).convert("RGBA"), split="train"),
+    )
+    assert report.exact_duplicates == [["a", "c"], ["b", "d"]]
+    assert report.near_duplicates == []
+    assert report.leaking == 1
+
+
+def test_same_bytes_of_another_shape_are_no_duplicate():
+    plain = Image.new("RGB", (8, 18), "red")
+    report, _ = inspected(make_pair("a", plain), make_pair("b", Image.new("RGB", (18, 8), "red")))
+    assert report.exact_duplicates == []
+
+
+def test_a_rescaled_recompressed_copy_is_a_near_duplicate(tmp_path):
+    noise(1, (160, 120)).save(tmp_path / "a.jpg", quality=70)
+    copy = Image.open(tmp_path / "a.jpg").resize((97, 71), Image.Resampling.LANCZOS)
+    report, _ = inspected(
+        *(make_pair(f"other {seed}", noise(seed, (160, 120))) for seed in range(2, 12)),
+        make_pair("first", noise(1, (160, 120)), split="train"),
+        make_pair("copy", copy, split="validation"),
+    )
+    assert report.exact_duplicates == []
+    assert report.near_duplicates == [["first", "copy"]]
+    assert report.leaking == 1
+
+
+def face(colour, start, stop):
+    image = Image.new("RGB", (128, 128), "white")
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((4, 4, 124, 124), colour)
+    pen.arc((40, 60, 88, 100), start, stop, "black", 9)
+    return image
+
+
+def test_another_colour_or_mouth_is_no_duplicate():
+    report, _ = inspected(
+        make_pair("smile", face("gold", 0, 180)),
+        make_pair("frown", face("gold", 180, 360)),
+        make_pair("red", face("red", 0, 180)),
+    )
+    assert report.near_duplicates == []
+
+
+@pytest.mark.parametrize("rows", [3, 7, 1024])
+def test_near_groups_in_chunks_equal_comparing_each_with_each(rows):
+    rng = np.random.default_rng(5)
+    steps = np.repeat(rng.random((6, 8, 8)) < 0.5, 4, axis=0)
+    thumbs = np.full((24, 16, 16, 3), 100, np.uint8)
+    for number in range(24):
+        steps[number].flat[rng.choice(64, number % 4, replace=False)] ^= True
+    thumbs[20:] = rng.integers(0, 256, (4, 16, 16, 3))
+    expected = []
+    for first in range(0, 20, 4):
+        group, changed = [first], True
+        while changed:
+            found = [
+                other for other in range(24) if other not in group
+                and any((steps[other] != steps[one]).sum() <= inspect.NEAR_BITS and other < 20 for one in group)
+            ]  # fmt: skip
+            changed = bool(found)
+            group += found
+        expected.append(sorted(group))
+    assert near_groups(steps, thumbs, rows) == [group for group in expected if len(group) > 1]
+
+
+def test_near_search_is_bounded_and_says_so(monkeypatch):
+    monkeypatch.setattr(inspect, "NEAR_LIMIT", 3)
+    report, _ = inspected(*(make_pair(str(seed), noise(seed)) for seed in range(5)))
+    assert report.compared == 3
+    assert "only the first 3 different pictures" in describe(report)
+
+
+# --- the sample
+
+
+def test_sample_depends_on_the_keys_alone():
+    pairs = [make_pair(f"key {number}", noise(number), f"caption {number}") for number in range(23)]
+    _, shown = inspected(*pairs, sample=5)
+    random.Random(3).shuffle(pairs)
+    _, again = inspected(*pairs, sample=5)
+    assert [text for text, _ in shown] == [text for text, _ in again]
+    assert len({text for text, _ in shown}) == 5
+    _, more = inspected(*pairs, sample=7)
+    assert [text for text, _ in more][:5] == [text for text, _ in shown]
+
+
+def test_sample_pictures_are_small_and_keep_their_shape():
+    _, [(_, small)] = inspected(make_pair("a", noise(1, (640, 320))))
+    assert small.size == (112, 56)
+
+
+# --- the command
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(7):
+        noise(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"caption {number}\nпара {number}", encoding="utf-8")
+    (tmp_path / "zero.png").touch()
+    (tmp_path / "zero.txt").write_text("nothing")
+    noise(3).save(tmp_path / "copy.png")
+    (tmp_path / "copy.txt").write_text("a copy")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(data, ["inspect", *map(str, arguments)])
+
+
+def test_inspect_prints_everything_and_ends_with_the_sheet(folder):
+    sheet = folder / "deep" / "sheet.png"
+    result = run(folder, "--sheet", sheet)
+    assert result.exit_code == 0
+    for expected in (
+        "pictures               8 (0 with transparency)", "captions               15", "53 / 53 / 53 px",
+        "Latin 65.9%, Cyrillic 34.1%", "same pixels            repeats: 1, groups: 1", "  3 = copy",
+        "skipped 1: 1 empty file", "zero.png: empty file: zero bytes",
+    ):  # fmt: skip
+        assert expected in result.stdout
+    assert result.stdout.splitlines()[-1] == str(sheet)
+    with Image.open(sheet) as image:
+        assert image.width >= 3 * 53
+        assert image.height >= 3 * 41
+
+
+def test_inspect_as_json(folder):
+    sheet = folder / "sheet.PNG"
+    result = run(folder, "--json", "--sheet", sheet)
+    report = json.loads(result.stdout)
+    assert (report["pictures"], report["captions"]) == (8, 15)
+    assert report["exact_duplicates"] == [["3", "copy"]]
+    assert report["width"] == {"smallest": 53, "median": 53, "largest": 53}
+    assert [entry["reason"] for entry in report["skipped"]] == ["empty file: zero bytes"]
+    assert report["sheet"] == str(sheet)
+    assert sheet.is_file()
+
+
+def test_inspect_refuses_what_is_no_source(tmp_path):
+    result = run(tmp_path / "nowhere")
+    assert result.exit_code != 0
+    assert isinstance(result.exception, UserError)
+    assert "\n" not in str(result.exception)
+
+
+def test_inspect_of_a_source_with_nothing_usable_lists_why(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_text("red")
+    result = run(tmp_path, "--sheet", tmp_path / "sheet.png")
+    assert isinstance(result.exception, UserError)
+    assert "no usable picture" in str(result.exception)
+    assert "empty file" in result.stderr
+    assert not (tmp_path / "sheet.png").exists()
+
+
+def test_inspect_reports_a_sheet_that_cannot_be_written(folder):
+    result = run(folder, "--sheet", folder / "0.png" / "sheet.png")
+    assert isinstance(result.exception, UserError)
+
+
+def test_the_whole_command_ends_bad_input_with_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dalle", "data", "inspect", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1

@@ -1,0 +1,154 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.data.pair import Caption, split_of
+from dalle_mini_impl.data.picture_store import build_store, open_store
+from dalle_mini_impl.util.errors import UserError
+
+SIZE = 11
+COLOURS = {"a": (250, 10, 20), "b": (10, 250, 20), "c": (20, 10, 250), "d": (250, 250, 20), "e": (90, 90, 90)}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Five pictures of one colour; d and e are held out, b is a flag, f is broken."""
+    lines = []
+    for key, colour in COLOURS.items():
+        Image.new("RGB", (31, 17), colour).save(tmp_path / f"{key}.png")
+        split = "validation" if key in "de" else "train"
+        details = {"kind": "flag"} if key == "b" else {}
+        captions = [f"caption {key}", {"text": f"подпись {key}", "language": "ru"}]
+        lines.append({"path": f"{key}.png", "captions": captions, "split": split, "may_flip": key == "a", **details})
+    (tmp_path / "f.png").touch()
+    lines.append({"path": "f.png", "captions": ["broken"], "split": "train"})
+    source = tmp_path / "list.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return DataConfig(source=str(source), store=str(tmp_path / "store"), store_size=SIZE)
+
+
+def keys(store):
+    return [entry.key[0] for entry in store.entries]
+
+
+def test_store_is_built_from_the_source_and_divided(config, capsys):
+    train, validation = open_store(config, "train"), open_store(config, "validation")
+    output = capsys.readouterr().out
+    assert "skipped 1: 1 empty file" in output
+    assert output.count("decoded 5 pictures") == 1
+    assert (keys(train), keys(validation)) == (["a", "b", "c"], ["d", "e"])
+    assert (len(train), len(validation)) == (3, 2)
+    first = train.entries[0]
+    assert first.captions == (Caption("caption a"), Caption("подпись a", "ru"))
+    assert (first.may_flip, train.entries[1].may_flip) == (True, False)
+    assert train.entries[1].details == {"kind": "flag"}
+
+
+def test_pixels_belong_to_their_entries(config):
+    for split in ("train", "validation"):
+        store = open_store(config, split)
+        order = np.arange(len(store))[::-1]
+        pixels = store.take(order)
+        assert pixels.shape == (len(store), SIZE, SIZE, 4)
+        assert pixels.dtype == np.uint8
+        for row, index in zip(pixels, order, strict=True):
+            assert (row == (*COLOURS[store.entries[index].key[0]], 255)).all()
+
+
+def test_wide_picture_is_cropped_around_its_middle_and_transparency_is_kept(tmp_path):
+    image = Image.new("RGBA", (33, 11), (250, 0, 0, 255))
+    image.paste((0, 0, 250, 255), (11, 0, 22, 11))
+    image.paste((0, 0, 0, 0), (11, 0, 22, 4))
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "a.txt").write_text("blue below")
+    config = DataConfig(source=str(tmp_path / "set"), store=str(tmp_path / "s"), store_size=SIZE, validation=0)
+    (pixels,) = open_store(config, "train").take(np.array([0]))
+    assert (pixels[4:] == (0, 0, 250, 255)).all()
+    assert (pixels[:4, :, 3] == 0).all()
+
+
+def test_store_is_reopened_without_its_source(config, tmp_path):
+    open_store(config, "train")
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    (tmp_path / "list.jsonl").unlink()
+    assert keys(open_store(config, "train")) == ["a", "b", "c"]
+    assert keys(open_store(dataclasses.replace(config, source=""), "validation")) == ["d", "e"]
+
+
+def test_kinds_can_be_left_out_of_a_built_store(config):
+    open_store(config, "train")
+    store = open_store(dataclasses.replace(config, skip_kinds=("flag",)), "train")
+    assert keys(store) == ["a", "c"]
+    assert tuple(store.take(np.array([1]))[0, 0, 0]) == (*COLOURS["c"], 255)
+
+
+@pytest.mark.parametrize("change", [{"store_size": 13}, {"source": "other.jsonl"}, {"validation": 0.5}])
+def test_store_made_otherwise_is_refused(config, change):
+    open_store(config, "train")
+    with pytest.raises(UserError, match=r"was built with .* the config says") as error:
+        open_store(dataclasses.replace(config, **change), "train")
+    assert str(next(iter(change.values()))) in str(error.value)
+
+
+def test_unnamed_store_is_refused(config):
+    with pytest.raises(UserError, match=r"data\.store is empty"):
+        open_store(dataclasses.replace(config, store=""), "train")
+
+
+def test_neither_store_nor_source_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no source was named"):
+        open_store(DataConfig(store=str(tmp_path / "store")), "train")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_folder_that_is_no_store_is_refused(config, tmp_path, content):
+    (tmp_path / "store").mkdir()
+    if content is not None:
+        (tmp_path / "store" / "store.json").write_text(content)
+    with pytest.raises(UserError, match="is not a picture store"):
+        open_store(config, "train")
+
+
+def test_split_without_pictures_is_refused(config):
+    with pytest.raises(UserError, match="no test pictures"):
+        open_store(config, "test")
+    with pytest.raises(UserError, match="no train pictures"):
+        open_store(dataclasses.replace(config, skip_kinds=(None, "flag")), "train")
+
+
+def test_source_without_a_usable_picture_leaves_nothing_behind(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.png").touch()
+    with pytest.raises(UserError, match="no readable picture"):
+        build_store(DataConfig(source=str(tmp_path / "set"), store=str(tmp_path / "store")))
+    assert "no caption" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_split_by_key_is_stable_and_near_its_share():
+    splits = {f"key {number}": split_of(f"key {number}", 0.2) for number in range(2000)}
+    held_out = [key for key, split in splits.items() if split == "validation"]
+    assert 340 < len(held_out) < 460
+    assert held_out[:3] == ["key 1", "key 8", "key 10"]
+    assert all(split_of(key, 0.3) == "validation" for key in held_out)
+    assert {split_of(key, 0) for key in splits} == {"train"}
+    assert {split_of(key, 1) for key in splits} == {"validation"}
+
+
+def test_pictures_without_a_split_are_assigned_by_key(tmp_path):
+    (tmp_path / "set").mkdir()
+    for number in range(23):
+        Image.new("RGB", (7, 5)).save(tmp_path / "set" / f"{number}.png")
+        (tmp_path / "set" / f"{number}.txt").write_text("black")
+    config = DataConfig(source=str(tmp_path / "set"), store=str(tmp_path / "s"), store_size=3, validation=0.3)
+    train, validation = open_store(config, "train"), open_store(config, "validation")
+    assert len(train) + len(validation) == 23
+    assert all(split_of(entry.key, 0.3) == "validation" for entry in validation.entries)
+    assert all(split_of(entry.key, 0.3) == "train" for entry in train.entries)

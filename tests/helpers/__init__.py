@@ -1,0 +1,1 @@
+"""What several tests use: small models, slow references, files of other projects, training runs."""

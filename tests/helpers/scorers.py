@@ -1,0 +1,58 @@
+"""Scorers whose embeddings can be told by hand."""
+
+import math
+
+import torch
+from torch import nn
+
+from dalle_mini_impl.scorer.preprocess import Preprocess
+from dalle_mini_impl.scorer.scorer import Scorer
+from helpers.contrastive import make_clip
+
+SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3
+
+
+class LetterTokenizer:
+    """One id per letter; pad and end-of-text are neither the lowest nor the highest ids."""
+
+    vocab_size, pad_id, eos_id = 37, PAD, EOS
+
+    def encode(self, text):
+        return [6 + ord(letter) % 31 for letter in text]
+
+    def encode_batch(self, texts, length, end=True):
+        rows = torch.full((len(texts), length), self.pad_id)
+        for row, text in zip(rows, texts, strict=True):
+            text_ids = [*self.encode(text)[: length - 1], self.eos_id]
+            row[: len(text_ids)] = torch.tensor(text_ids)
+        return rows
+
+
+class Compass(nn.Module):
+    """Points a picture where its red value says and a text where its first letter says, in the plane."""
+
+    embed_dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(5)))
+
+    def encode_image(self, pixels):
+        angle = pixels[:, 0, 0, 0]
+        return 7 * torch.stack((angle.cos(), angle.sin()), dim=1)
+
+    def encode_text(self, text_ids):
+        angle = (text_ids[:, 0] == LetterTokenizer().encode("b")[0]) * (math.pi / 2)
+        return 0.1 * torch.stack((angle.cos(), angle.sin()), dim=1)
+
+
+def make_scorer(model=None, **settings):
+    return Scorer(model or make_clip(), LetterTokenizer(), Preprocess(SIZE), LENGTH, **settings)
+
+
+class Convinced(Compass):
+    """Says yes to nearly everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.tensor([40.0]))

@@ -1,0 +1,279 @@
+"""A set of small pictures, configs that train in seconds, and ways to run a training stage.
+
+The fixtures are loaded by `conftest.py`, so that all tests share one trained model.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image, ImageDraw
+from torch import distributed
+
+from dalle_mini_impl.checkpoint.parts import load_text_tokenizer, read_part
+from dalle_mini_impl.config import training as runs
+from dalle_mini_impl.config.yaml_io import load
+from dalle_mini_impl.data.token_cache import CaptionDrawer, open_cache
+from dalle_mini_impl.model.build import load_transformer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
+from dalle_mini_impl.train.shared.ema import Average
+
+ROOT = Path(__file__).parents[2]
+STAGES: dict[str, Callable[[list[str]], None]] = {
+    "text_tokenizer": text_tokenizer.main,
+    "image_tokenizer": image_tokenizer.main,
+    "encode": encode.main,
+    "transformer": transformer.main,
+    "scorer": scorer.main,
+}
+COLOURS = {"red": (230, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (240, 210, 30),
+           "black": (20, 20, 20), "pink": (250, 140, 190), "orange": (250, 140, 20)}  # fmt: skip
+SHAPES = ("disc", "square", "triangle", "ring", "bar", "cross")
+DEADLINE = 600
+"""Seconds after which a process counts as stuck; on an idle machine each takes a few."""
+TIMINGS = ("seconds", "pictures_per_second")
+
+
+def draw_shape(shape: str, colour: tuple[int, int, int], side: int = 48) -> Image.Image:
+    """One coloured shape on transparency."""
+    image = Image.new("RGBA", (side, side))
+    pen, low, high = ImageDraw.Draw(image), side // 8, side - side // 8
+    middle, thick = side // 2, side // 8
+    if shape in ("disc", "ring"):
+        pen.ellipse((low, low, high, high), fill=colour if shape == "disc" else None, outline=colour, width=thick)
+    elif shape == "square":
+        pen.rectangle((low, low, high, high), fill=colour)
+    elif shape == "triangle":
+        pen.polygon(((middle, low), (high, high), (low, high)), fill=colour)
+    if shape in ("bar", "cross"):
+        pen.rectangle((low, middle - thick, high, middle + thick), fill=colour)
+    if shape == "cross":
+        pen.rectangle((middle - thick, low, middle + thick, high), fill=colour)
+    return image
+
+
+def make_pictures(folder: Path) -> Path:
+    """42 pictures of one shape and colour each, with captions in two wordings beside them."""
+    folder.mkdir(parents=True)
+    for name, colour in COLOURS.items():
+        for shape in SHAPES:
+            draw_shape(shape, colour).save(folder / f"{name}-{shape}.png")
+            (folder / f"{name}-{shape}.txt").write_text(f"a {name} {shape}\na {shape} painted {name}\n")
+    return folder
+
+
+def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
+    """Settings of all five stages that work in `home`; batches of 12, full precision, 10 steps."""
+    data = {"source": str(pictures), "store": str(home / "store"), "store_size": 32, "validation": 0.2}
+    words = str(home / "words.model")
+
+    def run(stage: str) -> dict[str, Any]:
+        return {"model_dir": str(home / "model"), "state_dir": str(home / stage), "steps": 10, "batch_size": 12,
+                "precision": "fp32", "ema": 0.9, "log_every": 1, "validate_every": 5, "save_every": 4,
+                "sample_every": 5}  # fmt: skip
+
+    optimizer = {"learning_rate": 3e-3, "warmup_steps": 3}
+    return {
+        "text_tokenizer": {"data": data, "out": words, "vocab_size": 300},
+        "image_tokenizer": {
+            "model": {"image_size": 16, "factor": 8, "channels": [16], "decoder_blocks": 1, "codebook_size": 13,
+                      "embed_dim": 5},
+            "data": data, "optimizer": optimizer, "run": run("image_tokenizer"),
+        },
+        "encode": {"data": data, "model_dir": str(home / "model"), "out": str(home / "ids"), "variants": 3,
+                   "batch_size": 7, "precision": "fp32"},
+        "transformer": {
+            "model": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "cache": str(home / "ids"), "text_tokenizer": words,
+            "text_length": 11, "optimizer": {**optimizer, "muon_learning_rate": 0.02}, "run": run("transformer"),
+            "prompts": ["a red disc", "a blue bar"],
+        },
+        "scorer": {
+            "model": {"image_size": 16, "patch_size": 8, "n_embd": 16, "n_head": 2, "image_layers": 1,
+                      "text_layers": 1, "text_length": 11, "embed_dim": 7},
+            "data": data, "text_tokenizer": words, "reconstructed": 0.5, "optimizer": optimizer,
+            "run": run("scorer"),
+        },
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """A folder with data, configs and whatever has been trained in it."""
+
+    folder: Path
+
+    def arguments(self, stage: str, *extra: str) -> list[str]:
+        """What the stage is called with."""
+        return ["--config", str(self.folder / f"{stage}.yaml"), *extra]
+
+    def run(self, stage: str, *extra: str) -> None:
+        """Run a stage in this process, as a fresh process would, on the CPU."""
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        with mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
+            STAGES[stage](self.arguments(stage, *extra))
+
+    def log(self, stage: str) -> list[dict[str, float]]:
+        """What the stage logged, without timings."""
+        lines = (self.folder / stage / "log.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
+
+    def copy(self, folder: Path, *without: str) -> "Home":
+        """A copy that works in its own folder, without some files or folders."""
+        shutil.copytree(self.folder, folder, ignore=lambda at, names: without if Path(at) == self.folder else ())
+        for path in (*folder.glob("*.yaml"), *folder.glob("store/store.json")):
+            path.write_text(path.read_text().replace(f"{self.folder}/", f"{folder}/"))
+        return Home(folder)
+
+
+def environment() -> dict[str, str]:
+    """For processes of their own: one thread, no GPU, this checkout."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+
+
+def python(*arguments: str, **options: Any) -> subprocess.Popen:
+    """Start Python in a process of its own."""
+    return subprocess.Popen([sys.executable, *arguments], env=environment(), text=True, **options)
+
+
+def launch(launcher: str, processes: int, *arguments: str) -> tuple[int, str]:
+    """Run a module or script in several processes; give the exit code and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"configs/accelerate/{launcher}.yaml"),
+               "--num_processes", str(processes), "--main_process_port", str(port)]  # fmt: skip
+    process = python(*command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    output, _ = process.communicate(timeout=DEADLINE)
+    return process.returncode, output
+
+
+def launch_two(*arguments: str, launcher: str = "cpu-2") -> str:
+    """Run a module or script in two processes, which must succeed, and return what they printed."""
+    code, output = launch(launcher, 2, *arguments)
+    assert code == 0, output
+    return output
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """Pictures and configs; nothing trained. Tests copy it."""
+    folder = tmp_path_factory.mktemp("untrained") / "home"
+    configs = small_configs(folder, make_pictures(folder / "pictures"))
+    for stage, values in configs.items():
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump(values))
+    return Home(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(untrained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """All five stages, run one after the other. Tests that change anything copy it."""
+    home = untrained.copy(tmp_path_factory.mktemp("trained") / "home")
+    for stage in STAGES:
+        home.run(stage)
+    return home
+
+
+@pytest.fixture
+def home(trained: Home, tmp_path: Path) -> Home:
+    """A copy of everything, to train the transformer in."""
+    return trained.copy(tmp_path / "home", "transformer")
+
+
+class Killed(BaseException):
+    """Nothing in a stage catches this, just as nothing catches a kill."""
+
+
+def interrupt(home, stage, step, monkeypatch, *settings):
+    """Run a stage until it is cut off in the middle of a step."""
+    update = Average.update
+
+    def deadly(average, model, now):
+        if now == step:
+            raise Killed
+        update(average, model, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "update", deadly)
+        with pytest.raises(Killed):
+            home.run(stage, *settings)
+
+
+def outcome(home, stage):
+    """Every figure that was logged, and the identity of the weights."""
+    return home.log(stage), read_part(home.folder / "model", stage).identity
+
+
+def config_of(home, stage, *overrides):
+    return load(RUNS[stage], home.folder / f"{stage}.yaml", overrides)
+
+
+def cache_of(home, split):
+    return open_cache(home.folder / "ids", split, identity(home, "image_tokenizer"))
+
+
+class Batches:
+    """Draws batches from the trained home's cache under changed settings."""
+
+    def __init__(self, home, *overrides):
+        self.config = config_of(home, "transformer", *overrides)
+        self.cache = cache_of(home, "train")
+        self.tokenizer = load_text_tokenizer(home.folder / "model")
+        self.stream = Stream(load_transformer(home.folder / "model")[1])
+        self.captions = CaptionDrawer(self.cache.entries, {})
+
+    def draw(self, step=3, rows=slice(0, 12)):
+        return transformer.draw_batch(self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows)
+
+    def draw_many(self, steps=40):
+        inputs, targets = zip(*[self.draw(step) for step in range(steps)], strict=True)
+        return torch.cat(inputs), torch.cat(targets)
+
+
+ADAMW = ("optimizer.muon_learning_rate=0",)
+"""Orthogonalised updates magnify rounding."""
+
+
+RANKS = str(Path(__file__).parent / "ranks.py")
+
+
+def shared_out(do, *arguments):
+    """Do something as the only process of a launch that shares models out."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    alone["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # accelerate would change how many this process has
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    with mock.patch.dict(os.environ, {**alone, **meeting, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
+        try:
+            do(*arguments)
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+def states(home):
+    return sorted(path.name for path in (home.folder / "transformer").glob("state*"))
+
+
+RUNS = {"text_tokenizer": runs.TextTokenizerRun, "image_tokenizer": runs.ImageTokenizerRun, "encode": runs.EncodeRun,
+        "transformer": runs.TransformerRun, "scorer": runs.ScorerRun}  # fmt: skip
+
+
+def identity(home, part):
+    return read_part(home.folder / "model", part).identity

@@ -1,0 +1,277 @@
+import copy
+
+import pytest
+import torch
+from helpers.models import IMAGE_TOKENIZER, make_image_tokenizer
+from torch import nn
+from torch.nn import functional as F
+
+from dalle_mini_impl import ImageTokenizer
+from dalle_mini_impl.config.model import ImageTokenizerConfig
+from dalle_mini_impl.util.errors import UserError
+
+SHAPES = {
+    4: ((13,), {"factor": 4, "image_size": 20}),
+    8: ((13, 17), {"factor": 8, "image_size": 24}),
+    16: ((7, 11, 13), {"factor": 16, "image_size": 48}),
+}
+
+
+def make(factor=8, **changes):
+    channels, sizes = SHAPES[factor]
+    settings = {"channels": channels, "codebook_size": 61, "embed_dim": 5, **sizes, **changes}
+    return make_image_tokenizer(ImageTokenizerConfig(**settings))
+
+
+def random_pixels(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make()
+
+
+# --- shapes
+
+
+@pytest.mark.parametrize("factor", [4, 8, 16])
+@pytest.mark.parametrize(("h", "w"), [(3, 3), (2, 5), (7, 1)])
+def test_encode_and_decode_shapes(factor, h, w):
+    tokenizer = make(factor)
+    pixels = random_pixels(2, 3, h * factor, w * factor)
+    ids = tokenizer.encode(pixels)
+    assert ids.shape == (2, h, w)
+    assert ids.dtype == torch.int64
+    assert 0 <= int(ids.min()) <= int(ids.max()) < 61
+    decoded = tokenizer.decode(ids)
+    assert decoded.shape == pixels.shape
+    assert decoded.dtype == torch.float32
+    assert -1 <= float(decoded.min()) <= float(decoded.max()) <= 1
+
+
+@pytest.mark.parametrize("factor", [4, 8, 16])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (256, 32), (96, 256)])
+def test_pictures_of_any_size_need_not_be_of_the_one_trained_at(factor, height, width):
+    tokenizer = make(factor)
+    ids = tokenizer.encode(random_pixels(1, 3, height, width))
+    assert ids.shape == (1, height // factor, width // factor)
+    assert tokenizer.decode(ids).shape == (1, 3, height, width)
+    assert tokenizer.train()(random_pixels(1, 3, height, width)).pixels.shape == (1, 3, height, width)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_the_factor_may_be_split_between_stem_and_stages(stages):
+    tokenizer = make(8, channels=(7, 11, 13, 17)[:stages])
+    assert tokenizer.encode(random_pixels(1, 3, 16, 24)).shape == (1, 2, 3)
+    assert tokenizer.decode(torch.zeros(1, 2, 3, dtype=torch.int64)).shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes"),
+    [
+        ("fsq", {"fsq_levels": (5, 4, 3), "codebook_size": 60, "embed_dim": 3}),
+        ("lfq", {"codebook_size": 64, "embed_dim": 6}),
+        ("simvq", {}),
+        ("gumbel", {}),
+    ],
+)
+def test_other_quantizers_work_the_same_way(quantizer, changes):
+    tokenizer = make(quantizer=quantizer, **changes)
+    pixels = random_pixels(2, 3, 16, 40)
+    ids = tokenizer.encode(pixels)
+    assert ids.shape == (2, 2, 5)
+    assert len(ids.unique()) > 3
+    torch.testing.assert_close(tokenizer.decode(ids), tokenizer(pixels).pixels.clamp(-1, 1))
+    assert tokenizer.codebook_size == tokenizer.quantizer.codebook_size == changes.get("codebook_size", 61)
+    assert torch.equal(tokenizer.train().encode(pixels), ids)  # no noise in use
+
+
+def test_encoder_blocks_and_decoder_blocks_are_counted_apart():
+    def blocks(module):
+        return sum(type(layer).__name__ == "ResidualBlock" for layer in module.modules())
+
+    tokenizer = make(encoder_blocks=1, decoder_blocks=3)
+    assert (blocks(tokenizer.encoder), blocks(tokenizer.decoder)) == (2, 6)
+
+
+# --- meaning
+
+
+def test_forward_is_decode_of_encode(tokenizer):
+    pixels = random_pixels(3, 3, 16, 40)
+    result = tokenizer(pixels)
+    assert torch.equal(result.image_ids, tokenizer.encode(pixels))
+    torch.testing.assert_close(result.pixels.clamp(-1, 1), tokenizer.decode(result.image_ids))
+
+
+def test_pictures_do_not_see_each_other(tokenizer):
+    pixels = random_pixels(5, 3, 16, 40)
+    ids = tokenizer.encode(pixels)
+    for number in range(5):
+        assert torch.equal(tokenizer.encode(pixels[number : number + 1])[0], ids[number])
+        torch.testing.assert_close(tokenizer.decode(ids[number : number + 1])[0], tokenizer.decode(ids)[number])
+
+
+def without_neighbours(module):
+    """Cut what joins a place to others, norms and the rims of 3×3 kernels: each id is then its own patch."""
+    for layer in module.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.forward = lambda x: x
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.weight.data *= F.pad(torch.ones(1, 1), (1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("factor", [4, 8, 16])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 6), (4, 0), (3, 2)])
+def test_an_id_stands_where_its_patch_is(factor, row, column):
+    tokenizer = make(factor)
+    without_neighbours(tokenizer)
+    patch = slice(row * factor, (row + 1) * factor), slice(column * factor, (column + 1) * factor)
+
+    ids = torch.zeros(1, 5, 7, dtype=torch.int64)
+    changed = ids.clone()
+    changed[0, row, column] = 17
+    difference = (tokenizer.decode(ids) - tokenizer.decode(changed)).abs().sum(1)[0]
+    assert float(difference[patch].max()) > 0.01
+    difference[patch] = 0
+    assert not difference.any()
+
+    pixels = random_pixels(1, 3, 5 * factor, 7 * factor)
+    painted = pixels.clone()
+    painted[0, :, patch[0], patch[1]] *= -1
+    differs = (tokenizer.encoder(pixels) != tokenizer.encoder(painted)).any(1)[0]
+    assert differs.nonzero().tolist() == [[row, column]]
+
+
+def test_the_vectors_of_ids_are_what_encode_finds(tokenizer):
+    pixels = random_pixels(2, 3, 24, 40)
+    z = tokenizer.encoder(pixels)
+    ids = tokenizer.encode(pixels)
+    cosines = torch.einsum("bdhw,kd->bhwk", F.normalize(z, dim=1), tokenizer.quantizer.lookup(torch.arange(61)))
+    assert torch.equal(cosines.argmax(-1), ids)
+
+
+def test_vectors_decode_as_their_ids_do(tokenizer):
+    ids, table = torch.randint(61, (2, 3, 5), generator=torch.Generator().manual_seed(0)), tokenizer.table()
+    z = table[ids].permute(0, 3, 1, 2).requires_grad_()
+    pixels = tokenizer.decode_z(z)
+    torch.testing.assert_close(pixels.detach().clamp(-1, 1), tokenizer.decode(ids))
+    (gradient,) = torch.autograd.grad(pixels.sum(), z)
+    assert gradient.abs().sum() > 0
+
+
+def test_all_parts_get_gradients():
+    tokenizer = make().train()
+    result = tokenizer(random_pixels(2, 3, 16, 24))
+    (result.pixels.square().mean() + result.auxiliary).backward()
+    silent = [name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()]
+    assert silent == []
+    assert result.auxiliary.shape == ()
+
+
+def test_it_can_learn_one_batch():
+    torch.manual_seed(0)
+    config = ImageTokenizerConfig(image_size=16, channels=(8, 8), codebook_size=13, embed_dim=5)
+    tokenizer = ImageTokenizer(config).train()
+    colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
+    pixels = colours[:, :, None, None].expand(4, 3, 16, 16)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
+    losses = []
+    for _ in range(80):
+        result = tokenizer(pixels)
+        loss = (result.pixels - pixels).square().mean()
+        optimizer.zero_grad()
+        (loss + result.auxiliary).backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.05 < 0.5 < losses[0]
+
+
+# --- what must not change
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_encode_and_decode_leave_codebook_and_mode_alone(training):
+    tokenizer = make().train(training)
+    before = copy.deepcopy(tokenizer.state_dict())
+    pixels = random_pixels(7, 3, 24, 24)
+    tokenizer.decode(tokenizer.encode(pixels))
+    assert all(torch.equal(value, before[name]) for name, value in tokenizer.state_dict().items())
+    assert all(module.training == training for module in tokenizer.modules())
+
+
+def test_training_does_change_the_codebook():
+    tokenizer = make().train()
+    before = copy.deepcopy(tokenizer.quantizer.state_dict())
+    tokenizer(random_pixels(7, 3, 24, 24))
+    after = tokenizer.quantizer.state_dict()
+    assert not torch.equal(after["inner._codebook.embed"], before["inner._codebook.embed"])
+
+
+def test_arguments_are_not_changed(tokenizer):
+    pixels = random_pixels(2, 3, 16, 24)
+    before = pixels.clone()
+    ids = tokenizer.encode(pixels)
+    kept = ids.clone()
+    tokenizer.decode(ids)
+    assert torch.equal(pixels, before)
+    assert torch.equal(ids, kept)
+
+
+def test_the_same_picture_has_the_same_ids_in_any_memory_layout(tokenizer):
+    pixels = random_pixels(2, 3, 16, 24)
+    assert torch.equal(tokenizer.encode(pixels.to(memory_format=torch.channels_last)), tokenizer.encode(pixels))
+
+
+def test_under_autocast_pixels_stay_full_precision(tokenizer):
+    pixels = random_pixels(2, 3, 16, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        ids = tokenizer.encode(pixels)
+        decoded = tokenizer.decode(ids)
+    assert decoded.dtype == torch.float32
+    assert float((decoded - tokenizer.decode(ids)).abs().mean()) < 0.02
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("shape", [(15, 24), (16, 25), (4, 8)])
+def test_a_size_that_is_no_multiple_is_refused(tokenizer, shape):
+    with pytest.raises(UserError, match=f"{shape[0]}×{shape[1]} pixels .* multiples of 8"):
+        tokenizer.encode(torch.zeros(1, 3, *shape))
+    with pytest.raises(UserError, match="multiples of 8"):
+        tokenizer(torch.zeros(1, 3, *shape))
+
+
+@pytest.mark.parametrize("number", [-1, 61, 435])
+def test_an_id_out_of_range_is_refused(tokenizer, number):
+    ids = torch.tensor([[[3, number]]])
+    with pytest.raises(UserError, match=f"{number}.* expected 0 to 60"):
+        tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factor": 6, "image_size": 24, "channels": (7, 11, 13)}, "factor 6 with 3 stages"),
+        ({"factor": 4, "image_size": 24, "channels": (7, 11, 13, 17)}, "factor 4 with 4 stages"),
+        ({"factor": 8, "image_size": 20}, "image_size 20 is not a multiple of factor 8"),
+        ({"quantizer": "none"}, "unknown quantizer 'none'"),
+        ({"channels": ()}, "0 stages"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        ImageTokenizer(ImageTokenizerConfig(**changes))
+
+
+# --- loading
+
+
+def test_from_pretrained_loads_the_part(tiny_model, tiny_dalle):
+    tokenizer = ImageTokenizer.from_pretrained(tiny_model)
+    assert tokenizer.config == IMAGE_TOKENIZER
+    assert not tokenizer.training
+    ids = torch.arange(60).reshape(4, 3, 5)
+    assert torch.equal(tokenizer.decode(ids), tiny_dalle.image_tokenizer.decode(ids))

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from helpers.models import make_transformer
+
+from dalle_mini_impl.model.kv_cache import KVCache
+from dalle_mini_impl.model.masks import Sight, sight
+
+CPU = torch.device("cpu")
+SHAPE = (2, 4, 7, 6)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def filled_cache(length=5):
+    cache = KVCache(3, SHAPE, CPU, torch.float64)
+    for layer in range(3):
+        q, k, v = (noise(2, 4, length, 6, seed=10 * layer + n) for n in range(3))
+        cache.attend(layer, q, k, v)
+    cache.length = length
+    return cache
+
+
+def test_a_cache_is_allocated_once():
+    cache = KVCache(3, SHAPE, CPU, torch.bfloat16)
+    assert cache.keys.shape == cache.values.shape == (3, 2, 4, 7, 6)
+    assert cache.keys.dtype == torch.bfloat16
+    place = cache.keys.data_ptr()
+    cache.attend(1, *[torch.ones(2, 4, 3, 6, dtype=torch.bfloat16)] * 3)
+    assert cache.keys.data_ptr() == place
+    assert cache.length == 0  # moved on by the model, after its last layer
+
+
+def test_attending_writes_behind_what_is_there_and_nowhere_else():
+    cache = filled_cache()
+    before = cache.keys.clone(), cache.values.clone()
+    one = torch.ones(2, 4, 1, 6, dtype=torch.float64)
+    cache.attend(1, one, 3 * one, 5 * one)
+    assert bool((cache.keys[1, :, :, 5] == 3).all())
+    assert bool((cache.values[1, :, :, 5] == 5).all())
+    for now, then in zip((cache.keys, cache.values), before, strict=True):
+        assert torch.equal(now[1, :, :, :5], then[1, :, :, :5])
+        assert torch.equal(now[[0, 2]], then[[0, 2]])
+        assert not now[1, :, :, 6:].any()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_a_prompt_can_be_continued_in_many_ways(count, prompts, position):
+    # Two prompts, as guidance has them, or one, with several continuations each
+    model = make_transformer(position)[0].double()
+    ids = torch.randint(model.vocab_size, (prompts, 8), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(model.vocab_size, (prompts * count, 15), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        cache = model.new_cache(prompts, 8)
+        model(ids, cache)
+        more = cache.branch(count, model.max_length)
+        cached = torch.cat([model(ends[:, t : t + 1], more) for t in range(15)], 1)
+        whole = model(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 8:]
+    assert more.length == 23
+    torch.testing.assert_close(cached, whole, atol=1e-12, rtol=0)
+
+
+def test_branches_share_nothing_that_one_of_them_writes():
+    cache = filled_cache()
+    before = cache.keys.clone()
+    first, second = cache.branch(2, 7), cache.branch(2, 7)
+    q, k, v = (noise(4, 4, 1, 6, seed=n) for n in range(3))
+    once = first.attend(0, q, k, v)
+    first.length += 1
+    first.attend(0, q, 9 * k, 9 * v)
+    assert torch.equal(second.attend(0, q, k, v), once)
+    assert torch.equal(cache.keys, before)
+    assert cache.length == 5
+
+
+def test_kept_rows_go_on_as_if_they_were_all_there_is():
+    cache = filled_cache().branch(3, 7)
+    few = filled_cache().branch(3, 7)
+    few.keep(torch.tensor([0, 2, 3, 5]))
+    q, k, v = (noise(6, 4, 1, 6, seed=n) for n in range(3))
+    kept = [0, 2, 3, 5]
+    assert torch.equal(few.attend(1, q[kept], k[kept], v[kept]), cache.attend(1, q, k, v)[kept])
+    assert few.length == 5
+
+
+def test_a_position_reads_only_what_it_may_look_at():
+    cache, sees = filled_cache(), Sight(sight("column", 2, (2, 3)))
+    cache.keys[:, :, :, 3:5], cache.values[:, :, :, 3:5] = torch.nan, torch.nan
+    q, k, v = (noise(2, 4, 1, 6, seed=n) for n in range(3))
+    places = [0, 1, 2]  # text and the place above; position 5 is itself
+    keys, values = (torch.cat([part[0][:, :, places], new], 2) for part, new in ((cache.keys, k), (cache.values, v)))
+    expected = torch.softmax(q @ keys.transpose(2, 3) * 6**-0.5, -1) @ values
+    torch.testing.assert_close(cache.attend(0, q, k, v, sees), expected)
+
+
+def shifting_cache():
+    """Room for 5 shifted channels, 4 positions filled."""
+    cache = KVCache(3, SHAPE, CPU, torch.float64, shifted=5)
+    assert cache.channels.shape == (6, 2, 7, 5)
+    for slot in range(6):
+        cache.remember(slot, noise(2, 4, 5, seed=slot))
+    cache.length = 4
+    return cache
+
+
+def test_channels_are_remembered_for_later_positions():
+    cache = shifting_cache()
+    new = noise(2, 1, 5, seed=9)
+    expected = torch.cat([noise(2, 4, 5, seed=2), new], 1)
+    assert torch.equal(cache.remember(2, new), expected)
+    assert torch.equal(cache.remember(3, new)[:, :4], noise(2, 4, 5, seed=3))
+
+
+def test_branches_and_kept_rows_remember_them_too():
+    cache = shifting_cache().branch(3, 7)
+    cache.keep(torch.tensor([1, 5]))
+    assert torch.equal(cache.remember(2, noise(2, 1, 5, seed=9))[:, :4], noise(2, 4, 5, seed=2))
+    assert KVCache(3, SHAPE, CPU, torch.float64).branch(3, 9).channels.numel() == 0

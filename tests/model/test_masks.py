@@ -1,0 +1,208 @@
+"""Attention masks against matrices written out by hand, and against the rules put as loops."""
+
+import pytest
+import torch
+
+from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.masks import KINDS, Sight, sight
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.util.errors import UserError
+
+BEFORE, GRID = 3, (5, 7)
+
+
+def drawn(picture):
+    """A matrix of 1 and . as bools."""
+    return torch.tensor([[mark == "1" for mark in row] for row in picture.split()])
+
+
+# Two positions before a picture of 3 × 4.
+ROW = """
+1.............
+11............
+111...........
+1111..........
+11111.........
+111111........
+1111111.......
+11.11111......
+11..11111.....
+11...11111....
+11....11111...
+11.....11111..
+11......11111.
+11.......11111
+"""
+COLUMN = """
+1.............
+11............
+111...........
+11.1..........
+11..1.........
+11...1........
+111...1.......
+11.1...1......
+11..1...1.....
+11...1...1....
+111...1...1...
+11.1...1...1..
+11..1...1...1.
+11...1...1...1
+"""
+AXIAL_ROW = """
+1.............
+11............
+111...........
+1111..........
+11111.........
+111111........
+11....1.......
+11....11......
+11....111.....
+11....1111....
+11........1...
+11........11..
+11........111.
+11........1111
+"""
+CONV_LIKE_2 = """
+1.............
+11............
+111...........
+1111..........
+11.11.........
+11..11........
+111...1.......
+1111..11......
+11.11..11.....
+11..11..11....
+11....1...1...
+11....11..11..
+11.....11..11.
+11......11..11
+"""
+
+
+def conv_3():
+    """Offsets of a 3 × 3 square in a picture 4 wide: 5, 4 and 3 back, the last one, and oneself."""
+    matrix = torch.eye(14, dtype=torch.bool)
+    matrix[:, :2] = True
+    for place in range(2, 14):
+        for back in (1, 3, 4, 5):
+            if place - back >= 2:
+                matrix[place, place - back] = True
+    return matrix.tril()
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture", "kernel"),
+    [("row", ROW, 11), ("column", COLUMN, 11), ("axial_col", COLUMN, 11), ("axial_row", AXIAL_ROW, 11),
+     ("conv_like", CONV_LIKE_2, 2)],
+)  # fmt: skip
+def test_a_mask_is_the_matrix_drawn_by_hand(kind, picture, kernel):
+    assert torch.equal(sight(kind, 2, (3, 4), kernel), drawn(picture))
+
+
+def test_the_convolution_wraps_around_as_raster_order_does():
+    assert torch.equal(sight("conv", 2, (3, 4), 3), conv_3())
+    # The last place of a row has, on its right, the first one of the row it is in: the square's upper right corner.
+    last = 2 + 1 * 4 + 3
+    assert sight("conv", 2, (3, 4), 3)[last].nonzero().flatten().tolist() == [0, 1, 4, 5, 6, 8, 9]
+
+
+def rule(kind, query, key, kernel):
+    """Whether the place `query` = (row, column) may look at `key`, which is not behind it."""
+    (r, c), (i, j) = query, key
+    h, w = GRID
+    half = kernel // 2
+    square = [(a, b) for a in range(-half, half + 1) for b in range(-half, half + 1)]
+    return {
+        "full": True,
+        "row": r * w + c - i * w - j <= w,
+        "column": c == j,
+        "axial_col": c == j,
+        "axial_row": r == i,
+        "conv": any((r + a) * w + c + b == i * w + j for a, b in square),
+        "conv_torus": any(((r + a) % h, (c + b) % w) == (i, j) for a, b in square),
+        "conv_square": any((r + a, c + b) == (i, j) for a, b in square),
+        "conv_like": 0 <= r - i < kernel and 0 <= c - j < kernel,
+    }[kind]
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mask_is_its_rule(kind, kernel):
+    allowed = sight(kind, BEFORE, GRID, kernel)
+    length = BEFORE + GRID[0] * GRID[1]
+    assert allowed.shape == (length, length)
+    for query in range(length):
+        for key in range(length):
+            expected = key <= query
+            if expected and key >= BEFORE:
+                places = [divmod(position - BEFORE, GRID[1]) for position in (query, key)]
+                expected = rule(kind, *places, kernel)
+            assert bool(allowed[query, key]) == expected, (kind, query, key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everyone_sees_the_text_and_itself_and_nobody_what_comes_after(kind):
+    allowed = sight(kind, BEFORE, GRID, 3)
+    assert bool(allowed[BEFORE:, :BEFORE].all())
+    assert bool(allowed.diagonal().all())
+    assert not allowed.triu(1).any()
+
+
+def test_lists_say_what_the_matrix_says():
+    one = Sight(sight("conv", BEFORE, GRID, 3))
+    for position, row in enumerate(one.allowed):
+        assert one.seen(position).tolist() == row.nonzero().flatten().tolist()
+    assert "allowed" not in one.state_dict()
+
+
+def layout():
+    return StreamConfig(text_length=2, text_vocab=17, grid=GRID, image_vocab=11)
+
+
+def test_layers_take_their_masks_in_turn():
+    config = TransformerConfig(
+        n_layer=6, n_head=2, n_embd=8, attention=("row", "column", "row", "full"), last_attention="conv", kernel=3
+    )
+    model = build_transformer(config, layout())
+    sights = [block.attention.sight for block in model.blocks]
+    expected = ["row", "column", "row", None, "row", "conv"]
+    for one, kind in zip(sights, expected, strict=True):
+        assert (one is None) == (kind is None)
+        assert one is None or torch.equal(one.allowed, sight(kind, 3, GRID, 3))
+    assert sights[0] is sights[2]  # kept once
+
+
+def test_masks_may_begin_at_the_position_that_predicts_the_first_id():
+    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, attention=("row",), masks_from="target")
+    allowed = build_transformer(config, layout()).blocks[0].attention.sight.allowed
+    length = Stream(layout()).length
+    assert allowed.shape == (length, length)
+    assert torch.equal(allowed[:-1, :-1], sight("row", 2, GRID))
+    seen = allowed[2 + GRID[1] + 1].nonzero().flatten()
+    assert seen.tolist() == [0, 1, *range(3, 11)]  # of the text all but its last position, then a row and one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("diagonal", 3, GRID, 3), "unknown attention 'diagonal'; expected one of full, row, column"),
+        (("conv", 3, GRID, 4), "kernel 4 was given for attention conv; expected an odd number"),
+        (("conv_torus", 3, GRID, 2), "kernel 2 was given for attention conv_torus"),
+        (("conv_square", 3, GRID, 4), "kernel 4 was given for attention conv_square"),
+        (("conv_like", 3, GRID, 0), "kernel 0 was given for attention conv_like"),
+    ],
+)
+def test_what_makes_no_mask_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        sight(*arguments)
+
+
+def test_an_unknown_beginning_is_refused():
+    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, masks_from="text")
+    with pytest.raises(UserError, match="masks_from 'text' was given, expected input or target"):
+        build_transformer(config, layout())

@@ -1,0 +1,95 @@
+import dataclasses
+
+import pytest
+import torch
+
+from dalle_mini_impl.config.model import StreamConfig
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.util.errors import UserError
+
+CONFIG = StreamConfig(text_length=5, text_vocab=17, grid=(2, 3), image_vocab=11, bos_id=13)
+STREAM = Stream(CONFIG)
+
+
+def test_the_id_space_has_three_parts_without_gap_or_overlap():
+    assert STREAM.text_range == (0, 17 + 5)
+    assert STREAM.image_range == (22, 33)
+    assert STREAM.image_offset == 22
+    assert STREAM.vocab_size == 33
+    assert STREAM.length == 1 + 5 + 6
+    assert STREAM.image_length == 6
+
+
+def test_each_empty_text_position_has_its_own_padding_id():
+    prefix = STREAM.prefix([[3, 4], [], [0, 1, 2, 16, 16]])
+    assert prefix.tolist() == [[13, 3, 4, 19, 20, 21], [13, 17, 18, 19, 20, 21], [13, 0, 1, 2, 16, 16]]
+    assert prefix.dtype == torch.int64
+
+
+def test_an_id_that_stands_for_padding_becomes_that_of_its_position():
+    stream = Stream(dataclasses.replace(CONFIG, pad_id=0))
+    prefix = stream.prefix([[3, 0, 4], [0], [0, 1, 2, 16, 0]])
+    assert prefix.tolist() == [[13, 3, 18, 4, 20, 21], [13, 17, 18, 19, 20, 21], [13, 17, 1, 2, 16, 21]]
+
+
+def test_join_appends_the_picture_row_by_row():
+    image_ids = torch.tensor([[[0, 1, 2], [8, 9, 10]]])
+    assert STREAM.join(STREAM.prefix([[7]]), image_ids).tolist() == [[13, 7, 18, 19, 20, 21, 22, 23, 24, 30, 31, 32]]
+
+
+def test_split_is_the_inverse_of_join():
+    generator = torch.Generator().manual_seed(0)
+    captions = [torch.randint(17, (length,), generator=generator).tolist() for length in (0, 1, 2, 3, 4, 5, 5)]
+    image_ids = torch.randint(11, (7, 2, 3), generator=generator)
+    ids = STREAM.join(STREAM.prefix(captions), image_ids)
+    assert ids.shape == (7, STREAM.length)
+    again, pictures = STREAM.split(ids)
+    assert again == captions
+    assert torch.equal(pictures, image_ids)
+    assert torch.equal(STREAM.join(STREAM.prefix(again), pictures), ids)
+
+
+def test_every_id_stands_where_its_range_says():
+    generator = torch.Generator().manual_seed(1)
+    ids = STREAM.join(STREAM.prefix([[16], [0] * 5]), torch.randint(11, (2, 2, 3), generator=generator))
+    text, image = ids[:, 1:6], ids[:, 6:]
+    assert 0 <= int(text.min()) <= int(text.max()) < STREAM.text_range[1]
+    assert STREAM.image_range[0] <= int(image.min()) <= int(image.max()) < STREAM.image_range[1]
+
+
+def test_coordinates():
+    assert STREAM.coordinates().tolist() == [
+        [0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5],
+        [6, 6], [6, 7], [6, 8],
+        [7, 6], [7, 7], [7, 8],
+    ]  # fmt: skip
+
+
+def test_no_two_positions_share_a_place():
+    places = Stream(StreamConfig(text_length=7, text_vocab=17, grid=(5, 3), image_vocab=11)).coordinates()
+    assert len(places.unique(dim=0)) == len(places) == 23
+
+
+def test_joining_and_prefixing_change_no_argument():
+    captions, image_ids = [[3, 4], []], torch.zeros(2, 2, 3, dtype=torch.int64)
+    prefix = STREAM.prefix(captions)
+    before = prefix.clone()
+    STREAM.join(prefix, image_ids)
+    assert captions == [[3, 4], []]
+    assert torch.equal(prefix, before)
+    assert not image_ids.any()
+
+
+def test_no_caption_at_all():
+    assert STREAM.prefix([]).shape == (0, 6)
+
+
+def test_a_caption_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="6 text ids was given, 5 fit"):
+        STREAM.prefix([[1], [1] * 6])
+
+
+@pytest.mark.parametrize("text_id", [-1, 17, 22])
+def test_what_is_no_text_id_is_refused(text_id):
+    with pytest.raises(UserError, match=r"not all in 0 … 16"):
+        STREAM.prefix([[3, text_id]])

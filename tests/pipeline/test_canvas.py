@@ -1,0 +1,185 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers.models import GRID
+from PIL import Image, ImageDraw
+
+from dalle_mini_impl.pipeline.canvas import Region, fingerprint, make_canvas, squeezed, vary
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import to_images, to_pixels
+
+SIZE = (40, 24)
+
+
+def drawn(region, size=SIZE):
+    """Places to redraw as rows of "." and "#"."""
+    return ["".join(".#"[place] for place in row) for row in region.places(size, GRID, 8).int().tolist()]
+
+
+def mask(size, *boxes, colour="white", ground="black"):
+    image = Image.new("RGB", size, ground)
+    for box in boxes:
+        image.paste(colour, box)
+    return image
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """Stripes of many colours, at the model's size."""
+    values = np.random.default_rng(0).integers(0, 255, (3, 5, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize(SIZE, Image.Resampling.BICUBIC)
+
+
+# --- which places
+
+
+def test_rows_are_kept_from_the_top():
+    assert drawn(Region(rows=1)) == [".....", "#####", "#####"]
+    assert drawn(Region(rows=2)) == [".....", ".....", "#####"]
+    assert drawn(Region(panel=True)) == [".....", "#####", "#####"]
+
+
+def test_a_box_takes_all_places_it_touches():
+    assert drawn(Region(box=(16, 8, 40, 24))) == [".....", "..###", "..###"]
+    assert drawn(Region(box=(15, 7, 17, 9))) == [".##..", ".##..", "....."]
+    assert drawn(Region(box=(39, 23, 40, 24))) == [".....", ".....", "....#"]
+    assert drawn(Region(box=(0, 0, 40, 24))) == ["#####"] * 3
+
+
+def test_boxes_are_in_pixels_of_the_picture_whatever_its_size():
+    assert drawn(Region(box=(32, 16, 48, 48)), (80, 48)) == [".....", "..#..", "..#.."]
+    # 24 pixels of each side of a picture of 128×48 are cropped away: the model never sees them
+    assert drawn(Region(box=(56, 16, 72, 48)), (128, 48)) == [".....", "..#..", "..#.."]
+    assert drawn(Region(box=(0, 0, 25, 48)), (128, 48)) == ["#....", "#....", "#...."]
+    with pytest.raises(UserError, match="nothing is to be redrawn in the part of the picture that the model sees"):
+        drawn(Region(box=(0, 0, 24, 48)), (128, 48))
+
+
+def test_one_pixel_in_a_large_picture_is_enough():
+    assert drawn(Region(box=(799, 479, 800, 480)), (4000, 2400)) == ["#....", ".....", "....."]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (mask(SIZE, (8, 8, 16, 16), (39, 0, 40, 1)), ["....#", ".#...", "....."]),
+        (mask(SIZE, (8, 8, 16, 16), colour=(130, 130, 130)), [".....", ".#...", "....."]),
+        (mask(SIZE, (8, 8, 16, 16), ground=(120, 120, 120)), [".....", ".#...", "....."]),  # noise of a JPEG file
+        (mask(SIZE, (8, 8, 16, 16)).convert("1"), [".....", ".#...", "....."]),
+    ],
+)
+def test_white_in_a_mask_is_redrawn(image, expected):
+    assert drawn(Region(mask=image)) == expected
+
+
+def test_transparent_in_a_mask_is_redrawn():
+    image = Image.new("RGBA", SIZE, (0, 0, 0, 255))
+    ImageDraw.Draw(image).rectangle((16, 0, 23, 7), fill=(0, 0, 0, 0))
+    assert drawn(Region(mask=image)) == ["..#..", ".....", "....."]
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ({}, "nothing came to say what to redraw; give one of rows, box, mask and panel"),
+        ({"rows": 1, "panel": True}, "rows, panel came"),
+        ({"rows": 0, "box": (0, 0, 1, 1)}, "rows, box came"),
+    ],
+)
+def test_one_way_to_say_it_is_needed(region, message):
+    with pytest.raises(UserError, match=message):
+        Region(**region)
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        ({"rows": 0}, "0 rows to keep were given, expected 1 to 2 of the 3"),
+        ({"rows": 3}, "3 rows"),
+        ({"rows": -1}, "-1 rows"),
+        ({"box": (0, 0, 41, 24)}, "box 0,0,41,24 was given for a picture of 40×24"),
+        ({"box": (-1, 0, 4, 4)}, "box -1,0,4,4"),
+        ({"box": (4, 0, 4, 4)}, "box 4,0,4,4"),
+        ({"box": (0, 9, 4, 4)}, "box 0,9,4,4"),
+        ({"mask": mask((24, 40))}, "a mask of 24×40 pixels was given for a picture of 40×24"),
+        ({"mask": mask(SIZE)}, "nothing is to be redrawn"),
+    ],
+)
+def test_regions_that_do_not_fit_are_refused(region, message):
+    with pytest.raises(UserError, match=message):
+        drawn(Region(**region))
+
+
+# --- canvases
+
+
+def test_a_canvas_has_the_ids_of_the_picture_as_the_model_sees_it(tiny_dalle, picture):
+    large = picture.resize((100, 30), Image.Resampling.BICUBIC)
+    canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, large, Region(rows=1), True)
+    pixels = to_pixels([large], (24, 40))
+    assert canvas.picture.tobytes() == to_images(pixels)[0].tobytes()
+    assert torch.equal(canvas.kept.image_ids, tiny_dalle.image_tokenizer.encode(pixels)[0])
+    assert canvas.settings == {
+        "picture": fingerprint(large), "panel": False, "redrawn": [".....", "#####", "#####"], "paste": True,
+    }  # fmt: skip
+
+
+def test_original_pixels_come_back_where_places_stay(tiny_dalle, picture):
+    region = Region(box=(15, 7, 17, 9))
+    canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, picture, region, True)
+    red = Image.new("RGB", SIZE, "red")
+    finished = np.asarray(canvas.finish(red))
+    expected = np.array(picture)
+    expected[:16, 8:24] = (255, 0, 0)
+    assert np.array_equal(finished, expected)
+    assert dataclasses.replace(canvas, paste=False).finish(red).tobytes() == red.tobytes()
+
+
+def test_a_panel_is_the_whole_picture_above_white():
+    picture = Image.new("RGB", (60, 60), "blue")
+    picture.paste("red", (0, 30, 60, 60))
+    values = np.asarray(squeezed(picture, (30, 30), 1 / 3))
+    assert (values[10:] == 255).all()
+    reds = values[:10, :, 0].astype(int) - values[:10, :, 2]
+    assert (reds[:4] < 0).all()
+    assert (reds[6:] > 0).all()
+
+
+def test_a_panel_is_encoded_squeezed(tiny_dalle, picture):
+    canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, picture, Region(panel=True), True)
+    values = np.asarray(canvas.picture)
+    assert (values[8:] == 255).all()
+    assert np.abs(values[:8].astype(int) - np.asarray(picture.resize((40, 8), Image.Resampling.LANCZOS))).max() <= 1
+    assert canvas.settings["panel"] is True
+
+
+def test_transparent_parts_are_white(tiny_dalle, picture):
+    clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
+    for region in (Region(rows=1), Region(panel=True)):
+        canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, clear, region, True)
+        assert np.asarray(canvas.picture).min() == 255
+
+
+def test_variations_may_redraw_all_and_paste_nothing(tiny_dalle, picture):
+    canvas = vary(tiny_dalle.image_tokenizer, GRID, picture, 0.25)
+    assert canvas.kept.redraw.all()
+    assert canvas.kept.share == 0.25
+    assert canvas.settings == {"picture": fingerprint(picture), "strength": 0.25}
+    assert canvas.finish(picture.rotate(180)).tobytes() == picture.rotate(180).tobytes()
+    for strength in (0, 1.01, -1):
+        with pytest.raises(UserError, match=f"strength {strength} was given"):
+            vary(tiny_dalle.image_tokenizer, GRID, picture, strength)
+
+
+def test_fingerprints_tell_pictures_apart(picture):
+    others = [
+        picture,
+        picture.rotate(180),
+        picture.convert("RGBA"),
+        Image.frombytes("RGB", (24, 40), picture.tobytes()),
+    ]
+    marks = {fingerprint(image) for image in others}
+    assert len(marks) == 4
+    assert fingerprint(picture.copy()) == fingerprint(picture)

@@ -1,0 +1,213 @@
+"""The compiled code against the same products and the same model in full precision."""
+
+import copy
+import ctypes
+import subprocess
+
+import pytest
+import torch
+from helpers.models import check_rows_and_threads, randomise
+
+from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.sampling.native import library
+from dalle_mini_impl.sampling.native.blocks import fits
+from dalle_mini_impl.sampling.native.draw import draw
+from dalle_mini_impl.sampling.native.linear import NativeLinear, Pair
+from dalle_mini_impl.sampling.packing import pack
+from dalle_mini_impl.util.errors import UserError
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache folder, and nothing loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.load.cache_clear()
+    yield tmp_path
+    library.load.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 13, 33])
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("bias", [None, noise(70, seed=2)])
+def test_a_layer_is_the_product(machine, rows, narrow, bias):
+    weight, x = noise(70, 96), noise(rows, 96, seed=1)
+    kept = weight.bfloat16().double()
+    if narrow:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        kept = (weight / scale).round().double() * scale.double()
+    y = NativeLinear(machine, Pair(weight, bias), narrow)(x.view(rows, 1, 96))
+    assert y.shape == (rows, 1, 70)
+    expected = x.bfloat16().double() @ kept.T + (0 if bias is None else bias.double())
+    torch.testing.assert_close(y[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def models(width, heads, position="rope", precision="bf16"):
+    layout = StreamConfig(text_length=7, text_vocab=313, grid=(5, 6), image_vocab=61, bos_id=1)
+    config = TransformerConfig(n_layer=3, n_head=heads, n_embd=width, position=position)
+    exact, stream = randomise(build_transformer(config, layout), 3), Stream(layout)
+    return exact, pack(copy.deepcopy(exact), precision, stream.image_range), stream
+
+
+def distance(x, y):
+    """Root of the mean square difference, in standard deviations of y."""
+    return float((x - y).square().mean().sqrt() / y.std())
+
+
+# The head widths: fewer vectors than are added at a time, exactly as many, one more, and the most.
+@pytest.mark.parametrize(("width", "heads"), [(32, 2), (64, 1), (160, 2), (256, 1)])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_every_position_is_what_full_precision_says(machine, width, heads, position):
+    exact, native, stream = models(width, heads, position)
+    ids = torch.randint(exact.vocab_size, (3, stream.length), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, rounded, ours = (
+            model.logits(model(ids), stream.image_range).float()
+            for model in (exact, copy.deepcopy(exact).bfloat16(), native)
+        )
+    for place in range(stream.length):
+        assert 0 < distance(ours[:, place], expected[:, place]) < 0.03
+    assert distance(ours, expected) < distance(rounded, expected)
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("count", [1, 3, 14])
+def test_a_prompt_can_be_continued_in_many_ways(machine, prompts, count):
+    _, native, stream = models(64, 2)
+    ids = torch.randint(native.vocab_size, (prompts, 9), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(native.vocab_size, (prompts * count, 26), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        cache = native.new_cache(prompts, 9)
+        native(ids[:, :5], cache)
+        native(ids[:, 5:], cache)
+        more = cache.branch(count, stream.length)
+        cached = torch.cat([native(ends[:, t : t + 1], more) for t in range(26)], 1)
+        whole = native(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 9:]
+    assert (cache.length, more.length) == (9, 35)
+    # Sums over keys are split at the end of the prompt in one and not in the other; all else is the same
+    assert distance(cached, whole) < 0.004
+
+
+def test_a_row_does_not_depend_on_the_others_or_on_threads(machine, threads):
+    _, native, stream = models(96, 2)
+    ids = torch.randint(native.vocab_size, (29, stream.length), generator=torch.Generator().manual_seed(0))
+    check_rows_and_threads(native, ids, threads)
+
+
+def test_nothing_overflows(machine):
+    # Scores of ± 1000 before the softmax, gates far beyond where the exponential ends
+    exact, native, stream = models(64, 1)
+    with torch.no_grad():
+        for block in exact.blocks:
+            block.attention.q_norm.weight.fill_(1000)
+            block.mlp.up.weight.mul_(1000)
+    native = pack(copy.deepcopy(exact), "bf16", stream.image_range)
+    with torch.inference_mode():
+        assert bool(native(torch.arange(stream.length)[None]).isfinite().all())
+
+
+def test_more_positions_than_there_is_room_for_are_refused(machine):
+    _, native, stream = models(64, 2)
+    cache = native.new_cache(1, 16).branch(2, stream.length)
+    native(torch.zeros(2, stream.length, dtype=torch.int64), cache)
+    with pytest.raises(UserError, match="1 positions were given, and there is room for 0 more; make a longer"):
+        native(torch.zeros(2, 1, dtype=torch.int64), cache)
+    with pytest.raises(UserError, match="17 positions were given, and there is room for 16 more"):
+        native(torch.zeros(1, 17, dtype=torch.int64), native.new_cache(1, 16))
+
+
+def test_a_cache_of_other_rows_is_refused(machine):
+    native = models(64, 2)[1]
+    with pytest.raises(UserError, match="4 rows were given with a cache of 8; make a cache of as many"):
+        native(torch.zeros(4, 3, dtype=torch.int64), native.new_cache(8))
+
+
+def test_a_branch_cannot_be_branched(machine):
+    _, native, stream = models(64, 2)
+    with pytest.raises(UserError, match="a cache that continues a prompt cannot be branched again"):
+        native.new_cache(1, 9).branch(2, stream.length).branch(2, stream.length)
+
+
+def test_widths_that_fill_no_vector_are_not_for_it():
+    assert fits(64, 4, 16)
+    assert fits(512, 2, 256)
+    assert fits(96, 1, 64)
+    for width, heads, size in ((48, 1, 48), (64, 8, 8), (1024, 2, 512), (64, 3, 16), (64, 4, 24)):
+        assert not fits(width, heads, size)
+
+
+# --- drawing
+
+
+@pytest.mark.parametrize("kept", [1, 7, 255, 1009])
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_each_id_is_drawn_in_its_stretch(machine, kept, temperature):
+    logits = (noise(61, 1009) * 3).round() / 4  # many are equal
+    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :kept]
+    shares = torch.zeros(61, 1009, dtype=torch.float64)
+    shares.scatter_(1, order, (logits.double() / temperature).exp().gather(1, order))
+    ends = shares.cumsum(1) / shares.sum(1, keepdim=True)
+    wanted = order.gather(1, torch.arange(61)[:, None] * 37 % kept)
+    middle = (ends - shares / shares.sum(1, keepdim=True) / 2).gather(1, wanted)
+    assert torch.equal(draw(logits, middle[:, 0], temperature, kept), wanted[:, 0])
+
+
+# --- compiling
+
+
+def test_it_is_compiled_once(fresh, monkeypatch):
+    if library.load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
+    (path,) = (fresh / "dalle-mini-impl").iterdir()
+    assert ctypes.CDLL(str(path)).lanes() in (8, 16)
+    library.load.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert library.load() is not None
+
+
+def test_another_source_or_command_is_another_file(monkeypatch, tmp_path):
+    before = library._key(["cc"])
+    assert before == library._key(["cc"])
+    assert before != library._key(["gcc"])
+    other = tmp_path / "step.c"
+    other.write_text("int lanes(void) { return 16; }")
+    monkeypatch.setattr(library, "SOURCES", (other, *library.SOURCES[1:]))
+    assert before != library._key(["cc"])
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(fresh, monkeypatch):
+    if library.load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
+    library.load.cache_clear()
+    (fresh / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
+    assert library.load() is not None
+
+
+def test_nor_is_one_where_only_the_compiler_fails(fresh, monkeypatch):
+    if library.load() is None:
+        pytest.skip("there is no C compiler with OpenMP")
+    library.load.cache_clear()
+    here, run = str(fresh / "dalle-mini-impl"), subprocess.run
+
+    def full(command, **rest):
+        if any(part.startswith(here) for part in command):
+            raise subprocess.CalledProcessError(1, command)
+        return run(command, **rest)
+
+    for path in (fresh / "dalle-mini-impl").iterdir():
+        path.unlink()
+    monkeypatch.setattr(subprocess, "run", full)
+    assert library.load() is not None
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "'unfinished"])
+def test_without_a_compiler_there_is_none(fresh, monkeypatch, compiler):
+    monkeypatch.setenv("CC", compiler)
+    assert library.load() is None
+    assert not list(fresh.rglob("*.so"))

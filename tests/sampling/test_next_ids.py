@@ -1,0 +1,245 @@
+import math
+from collections import Counter
+
+import pytest
+import torch
+from helpers import reference
+
+from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.sampling.generate import draw_ids
+from dalle_mini_impl.sampling.native.library import load
+from dalle_mini_impl.sampling.next_ids import check, guide, next_ids
+from dalle_mini_impl.util.errors import UserError
+
+ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@pytest.fixture(params=["compiled", "pytorch"], autouse=True)
+def way(request, monkeypatch):
+    """Everything here holds with compiled code and without."""
+    if request.param == "compiled":
+        if load() is None:
+            pytest.skip("there is no C compiler with OpenMP")
+        monkeypatch.setitem(globals(), "next_ids", draw_ids)
+
+
+def draw(logits, uniforms, **settings):
+    """Ids drawn from one row of logits, one for each uniform."""
+    uniforms = torch.tensor(uniforms, dtype=torch.float32)
+    rows = torch.tensor(logits, dtype=torch.float32).expand(len(uniforms), -1)
+    return next_ids(rows, uniforms, SamplingConfig(**{**PLAIN, **settings})).tolist()
+
+
+def frequencies(logits, count=10_000, **settings):
+    """How often each id is drawn when the uniforms run evenly through [0, 1)."""
+    drawn = Counter(draw(logits, [(place + 0.5) / count for place in range(count)], **settings))
+    return [drawn[number] / count for number in range(len(logits))]
+
+
+# --- by hand: probabilities 1/8, 1/2, 1/8, 1/4 for the ids 0 to 3
+
+EIGHTHS = [math.log(1 / 8), math.log(1 / 2), math.log(1 / 8), math.log(1 / 4)]
+
+
+def test_each_id_owns_a_stretch_in_the_order_of_ids():
+    # id 0 up to .125, id 1 up to .625, id 2 up to .75, id 3 up to 1
+    uniforms = [0.0, 0.12, 0.13, 0.62, 0.63, 0.74, 0.76, ALMOST_ONE]
+    assert draw(EIGHTHS, uniforms) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_constant_added_to_all_logits_changes_nothing():
+    uniforms = [0.1, 0.6, 0.7, 0.95]
+    assert draw([x + 300 for x in EIGHTHS], uniforms) == draw(EIGHTHS, uniforms) == [0, 1, 2, 3]
+
+
+def test_frequencies_are_probabilities():
+    assert frequencies(EIGHTHS) == pytest.approx([1 / 8, 1 / 2, 1 / 8, 1 / 4], abs=2e-4)
+
+
+def test_temperature_divides_the_logits():
+    # at 1/2 the probabilities are squared: 1, 16, 1, 4 of 22; at 2 they become roots
+    assert frequencies(EIGHTHS, temperature=0.5) == pytest.approx([1 / 22, 16 / 22, 1 / 22, 4 / 22], abs=2e-4)
+    roots = [p**0.5 for p in (1 / 8, 1 / 2, 1 / 8, 1 / 4)]
+    assert frequencies(EIGHTHS, temperature=2) == pytest.approx([r / sum(roots) for r in roots], abs=2e-4)
+
+
+def test_top_k_counts_ids_and_keeps_their_proportions():
+    assert frequencies(EIGHTHS, top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=2e-4)
+    assert frequencies(EIGHTHS, top_k=3) == pytest.approx([1 / 7, 4 / 7, 0, 2 / 7], abs=2e-4)
+    assert frequencies(EIGHTHS, top_k=4) == frequencies(EIGHTHS)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "expected"),
+    [
+        (1e-9, [0, 1, 0, 0]),
+        (0.49, [0, 1, 0, 0]),
+        (0.51, [0, 2 / 3, 0, 1 / 3]),
+        (0.74, [0, 2 / 3, 0, 1 / 3]),
+        (0.76, [1 / 7, 4 / 7, 0, 2 / 7]),
+        (0.88, [1 / 8, 1 / 2, 1 / 8, 1 / 4]),
+        (1.0, [1 / 8, 1 / 2, 1 / 8, 1 / 4]),
+    ],
+)
+def test_top_p_keeps_the_fewest_ids_that_reach_it(top_p, expected):
+    assert frequencies(EIGHTHS, top_p=top_p) == pytest.approx(expected, abs=2e-4)
+
+
+def test_top_p_that_is_reached_exactly_needs_no_further_id():
+    assert frequencies([0, 0, 0, 0], top_p=0.5) == [0.5, 0.5, 0, 0]
+
+
+def test_top_p_counts_what_top_k_left():
+    # of the two likeliest, id 1 has 2/3: enough for .6, though it has only 1/2 of all
+    assert frequencies(EIGHTHS, top_k=2, top_p=0.6) == [0, 1, 0, 0]
+    assert frequencies(EIGHTHS, top_p=0.6) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=2e-4)
+
+
+def test_filters_work_after_the_temperature():
+    # squared, id 1 has 16 of 22: enough for .7
+    assert frequencies(EIGHTHS, temperature=0.5, top_p=0.7) == [0, 1, 0, 0]
+
+
+# --- ties
+
+
+def test_of_equal_logits_exactly_k_are_kept_lower_ids_first():
+    assert frequencies([2, 5, 5, 2, 5, 5], top_k=3) == pytest.approx([0, 1 / 3, 1 / 3, 0, 1 / 3, 0], abs=2e-4)
+    assert frequencies([0] * 7, top_k=5) == pytest.approx([0.2] * 5 + [0] * 2, abs=2e-4)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}])
+def test_greedy_takes_the_first_of_equals(settings):
+    assert draw([1, 7, 3, 7, 7], [0.0, 0.3, ALMOST_ONE], **settings) == [1, 1, 1]
+    assert draw([0] * 1021, [ALMOST_ONE], **settings) == [0]
+
+
+def test_greedy_does_not_look_at_the_number():
+    logits = torch.randn(13, 101, generator=torch.Generator().manual_seed(0))
+    for settings in ({"temperature": 0.0}, {"top_k": 1}, {"temperature": 1e-4}):
+        config = SamplingConfig(**{**PLAIN, **settings})
+        for uniform in (0.0, 0.5, ALMOST_ONE):
+            assert torch.equal(next_ids(logits, torch.full((13,), uniform), config), logits.argmax(-1))
+
+
+# --- the ends of the interval
+
+
+def test_the_ends_draw_the_first_and_the_last_kept_id():
+    assert draw([3, 1, 2], [0.0, ALMOST_ONE]) == [0, 2]
+    assert draw([1, 3, 2, 0], [0.0, ALMOST_ONE], top_k=2) == [1, 2]
+    assert draw([1, 2, 3, 0], [0.0, ALMOST_ONE], top_p=0.7) == [1, 2]
+
+
+def test_each_id_owns_its_lower_end():
+    # shares of exactly 1/4: a number on the border belongs to the id that begins there
+    assert draw([0, 0, 0, 0], [0.0, 0.25, 0.5, 0.75]) == [0, 1, 2, 3]
+
+
+def test_no_sum_falls_short_of_almost_one():
+    # 4099 summed shares round to less than 1: the draw must still land inside
+    logits = torch.randn(5, 4099, generator=torch.Generator().manual_seed(0))
+    ids = next_ids(logits, torch.full((5,), ALMOST_ONE), SamplingConfig(**PLAIN))
+    assert bool(((ids >= 0) & (ids < 4099)).all())
+    ids = next_ids(logits, torch.full((5,), ALMOST_ONE), SamplingConfig(**{**PLAIN, "top_k": 7}))
+    kept = logits.topk(7).indices
+    assert bool((ids[:, None] == kept).any(1).all())
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, ALMOST_ONE])
+def test_impossible_ids_are_never_drawn(uniform):
+    assert draw([-math.inf, 0, -math.inf, 0], [uniform])[0] in (1, 3)
+    assert draw([-1e9, 0, -1e9, -1e9], [uniform]) == [1]
+
+
+def test_one_id_to_choose_from():
+    assert draw([-3], [0.0, 0.7]) == [0, 0]
+
+
+# --- against the reference, and what must not happen
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 1.7])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 23])
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 1.0])
+def test_the_reference_agrees(temperature, top_k, top_p):
+    generator = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(67, 23, generator=generator)
+    logits[::3] = logits[::3].round()  # with ties
+    uniforms = torch.rand(67, generator=generator)
+    drawn = next_ids(logits, uniforms, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p))
+    expected = [
+        reference.next_id(row, uniform, temperature, top_k, top_p)
+        for row, uniform in zip(logits.tolist(), uniforms.tolist(), strict=True)
+    ]
+    assert drawn.tolist() == expected
+
+
+def test_rows_are_drawn_apart():
+    logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(7, generator=torch.Generator().manual_seed(1))
+    config = SamplingConfig(temperature=1.3, top_k=11, top_p=0.9)
+    together = next_ids(logits, uniforms, config).tolist()
+    alone = [int(next_ids(logits[row : row + 1], uniforms[row : row + 1], config)) for row in range(7)]
+    assert together == alone
+
+
+def test_nothing_is_changed_and_nothing_drawn_elsewhere():
+    logits, uniforms = torch.randn(5, 13), torch.rand(5)
+    before = logits.clone(), uniforms.clone(), torch.get_rng_state()
+    for temperature in (0.0, 0.7):
+        ids = next_ids(logits, uniforms, SamplingConfig(temperature=temperature, top_k=3, top_p=0.8))
+        assert ids.dtype == torch.int64
+        assert ids.shape == (5,)
+    guide(logits, logits[:, :], 3)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(uniforms, before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_half_precision_logits():
+    logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.bfloat16)
+    assert next_ids(logits, torch.tensor([0.05]), SamplingConfig(**PLAIN)).tolist() == [0]
+
+
+# --- guidance
+
+
+def test_guidance_moves_away_from_the_null():
+    conditional, null = torch.tensor([[3.0, 5.0]]), torch.tensor([[1.0, 6.0]])
+    assert guide(conditional, null, 0).tolist() == [[1, 6]]
+    assert guide(conditional, null, 1).tolist() == [[3, 5]]
+    assert guide(conditional, null, 3).tolist() == [[7, 3]]
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature -0\.1 .* 0 or more"),
+        ({"temperature": math.nan}, "temperature nan"),
+        ({"temperature": math.inf}, "temperature inf"),
+        ({"top_k": -1}, "top_k -1 .* 0 .all. to 61"),
+        ({"top_k": 62}, "top_k 62"),
+        ({"top_p": 0.0}, r"top_p 0\.0 .* more than 0 and at most 1"),
+        ({"top_p": 1.01}, r"top_p 1\.01"),
+        ({"top_p": math.nan}, "top_p nan"),
+        ({"guidance": -1.0}, r"guidance -1\.0 .* 0 or more"),
+        ({"guidance": math.nan}, "guidance nan"),
+        ({"guidance": math.inf}, "guidance inf"),
+        ({"rank": "best"}, "rank 'best' .* one of likelihood, clip, both, none"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        check(SamplingConfig(**settings), 61)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.0}, {"top_k": 61}, {"top_k": 0}, {"top_p": 1e-6}, {"guidance": 0.0}]
+)
+def test_settings_at_the_edge_are_fine(settings):
+    check(SamplingConfig(**settings), 61)

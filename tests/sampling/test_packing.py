@@ -1,0 +1,179 @@
+import copy
+import math
+
+import pytest
+import torch
+from helpers.models import make_transformer, randomise
+
+from dalle_mini_impl.config.model import BlockConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.sampling import packing
+from dalle_mini_impl.sampling.generate import Prompt, generate
+from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.sampling.likelihood import log_likelihood
+from dalle_mini_impl.sampling.native.library import load
+from dalle_mini_impl.sampling.packing import choose_precision, pack
+from dalle_mini_impl.util.errors import UserError
+
+needs_compiler = pytest.mark.skipif(load() is None, reason="there is no C compiler with OpenMP")
+LAYOUT = StreamConfig(text_length=3, text_vocab=11, grid=(2, 3), image_vocab=7, bos_id=1)
+PROMPT = Prompt((5, 300, 17), (41, 2))
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+FOREIGN = {
+    "attention": ("column", "row", "conv"),
+    "kernel": 3,
+    "block": BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, turn_values=True, shift=True),
+}
+every_kind = pytest.mark.parametrize("options", [{}, FOREIGN], ids=["ours", "foreign"])
+
+
+def packed(precision, **options):
+    layout = StreamConfig(text_length=7, text_vocab=367, grid=(3, 5), image_vocab=61, bos_id=1)
+    config = TransformerConfig(n_layer=3, n_head=2, n_embd=64, **options)
+    transformer = randomise(build_transformer(config, layout), 3)
+    return pack(transformer, precision, Stream(layout).image_range), Stream(layout)
+
+
+# --- the whole model
+
+
+@needs_compiler
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_packing_loses_no_more_than_bf16_does(position):
+    layout = StreamConfig(text_length=7, text_vocab=313, grid=(3, 5), image_vocab=64, bos_id=1)
+    config = TransformerConfig(n_layer=3, n_head=2, n_embd=64, position=position)
+    exact, stream = randomise(build_transformer(config, layout), 3), Stream(layout)
+    ids = torch.randint(exact.vocab_size, (13, stream.length), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def logits(transformer):
+        return transformer.logits(transformer(ids), stream.image_range).float()
+
+    def distance(transformer):
+        return float((logits(transformer) - logits(exact)).square().mean().sqrt())
+
+    rounded = copy.deepcopy(exact)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight", "head.weight")):
+                scale = weight.abs().amax(1, keepdim=True) / 127
+                weight.copy_((weight / scale).round() * scale)
+    plain, weights = distance(copy.deepcopy(exact).bfloat16()), distance(rounded)
+    packed, int8 = (distance(pack(copy.deepcopy(exact), name, stream.image_range)) for name in ("bf16", "int8"))
+    assert 0 < plain < 0.03 * float(logits(exact).std())
+    assert 0 < packed < 1.1 * plain
+    assert weights < int8 < 1.1 * math.hypot(weights, plain)  # two independent errors
+
+
+@needs_compiler
+@every_kind
+def test_a_candidate_does_not_depend_on_the_others(options):
+    model, seeds = packed("bf16", **options), list(range(100, 137))
+    settings = SamplingConfig(temperature=0.9, guidance=2.5)
+    whole = generate(*model, PROMPT, seeds, settings).image_ids
+    assert len(whole.flatten(1).unique(dim=0)) == 37
+    for number in (0, 17, 36):
+        assert torch.equal(generate(*model, PROMPT, [seeds[number]], settings).image_ids[0], whole[number])
+    assert torch.equal(generate(*model, PROMPT, seeds, settings, chunk=7).image_ids, whole)
+
+
+@needs_compiler
+@every_kind
+def test_who_goes_on_after_pruning_is_drawn_as_before(options):
+    model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
+    whole = generate(*model, PROMPT, list(range(29)), settings)
+    pruned = generate(*model, PROMPT, list(range(29)), settings, prune_to=3)
+    assert len(pruned.numbers) == 8
+    assert pruned.numbers.tolist() != list(range(8))
+    assert torch.equal(pruned.image_ids, whole.image_ids[pruned.numbers])
+    assert torch.equal(pruned.likelihood, whole.likelihood[pruned.numbers])
+
+
+@needs_compiler
+@every_kind
+def test_kept_ids_are_shared_and_counted(options):
+    model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
+    first = generate(*model, PROMPT, [3], settings).image_ids[0]
+    redraw = torch.zeros(first.shape, dtype=torch.bool)
+    redraw[1:, 2:] = True
+    drawn = generate(*model, PROMPT, list(range(11)), settings, kept=Kept(first, redraw), chunk=4)
+    assert torch.equal(drawn.image_ids[:, ~redraw], first[~redraw].expand(11, -1))
+    assert len(drawn.image_ids.flatten(1).unique(dim=0)) == 11
+    expected = log_likelihood(*model, PROMPT.text_ids, drawn.image_ids).sum(1)
+    torch.testing.assert_close(drawn.likelihood, expected, atol=0.5, rtol=0.01)
+    assert torch.equal(
+        generate(*model, PROMPT, [7], settings, kept=Kept(first, redraw)).image_ids[0], drawn.image_ids[7]
+    )
+
+
+@needs_compiler
+@every_kind
+def test_cached_equals_uncached(options):
+    # Greedy ids from the cache, then the whole stream at once: each id must be among the likeliest there too
+    transformer, stream = packed("bf16", **options)
+    drawn = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0)).image_ids
+    ids = stream.join(stream.prefix([PROMPT.text_ids]), drawn)
+    with torch.inference_mode():
+        logits = transformer.logits(
+            transformer(ids[:, :-1])[:, stream.config.text_length :], stream.image_range
+        ).float()
+    lost = logits.amax(-1) - logits.gather(-1, drawn.flatten(1)[..., None])[..., 0]
+    assert float(lost.max()) < 0.1
+
+
+def test_full_precision_changes_nothing():
+    transformer, stream = make_transformer()
+    before = copy.deepcopy(transformer.state_dict())
+    ours = pack(transformer, "fp32", stream.image_range)
+    assert ours is transformer
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+
+
+# --- the choice
+
+
+def build(width, **options):
+    return build_transformer(TransformerConfig(n_layer=1, n_head=1, n_embd=width, **options), LAYOUT)
+
+
+@pytest.fixture(params=[True, False], ids=["compiler", "no compiler"])
+def compiler(request, monkeypatch):
+    monkeypatch.setattr(packing, "load", lambda: object() if request.param else None)
+    return request.param
+
+
+def test_the_fastest_precision_is_chosen(compiler):
+    wide, odd, foreign = build(64), build(20), build(64, **FOREIGN)
+    assert choose_precision("auto", wide) == ("bf16" if compiler else "fp32")
+    assert choose_precision("auto", foreign) == ("bf16" if compiler else "fp32")
+    assert choose_precision("auto", odd) == "fp32"
+    assert choose_precision("fp32", wide) == "fp32"
+    assert choose_precision("auto", wide.to("meta")) == "fp32"  # as any device but CPU and CUDA
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_precision_that_cannot_be_had_is_refused(monkeypatch, precision):
+    wide, odd = build(64), build(20)
+    monkeypatch.setattr(packing, "load", lambda: object())
+    with pytest.raises(
+        UserError, match=f"{precision} was given, but compiled code does not know n_embd 20 with n_head 1 of 20"
+    ):
+        choose_precision(precision, odd)
+    monkeypatch.setattr(packing, "load", lambda: None)
+    with pytest.raises(UserError, match=f"{precision} was given, but there is no C compiler with OpenMP .*; use fp32"):
+        choose_precision(precision, wide)
+
+
+def test_a_precision_there_is_not_is_refused():
+    transformer = build(64)
+    with pytest.raises(UserError, match="unknown precision 'fp8'; expected auto, fp32"):
+        choose_precision("fp8", transformer)
+    with pytest.raises(UserError, match="int8 was given with device meta; it is for cpu"):
+        choose_precision("int8", transformer.to("meta"))

@@ -1,0 +1,325 @@
+import math
+import warnings
+
+import pytest
+import torch
+from helpers.models import CAPTIONS
+from helpers.scorers import EOS, LENGTH, PAD, SIZE, Compass, Convinced, LetterTokenizer, make_scorer
+from PIL import Image
+from torch import nn
+
+from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER
+from dalle_mini_impl.config.model import ScorerConfig
+from dalle_mini_impl.config.yaml_io import to_dict
+from dalle_mini_impl.model.build import build_clip
+from dalle_mini_impl.model.clip import CLIP
+from dalle_mini_impl.scorer.preprocess import Preprocess
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.text.sentencepiece_tokenizer import train_text_tokenizer
+from dalle_mini_impl.train.losses.contrastive import contrastive_loss
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import to_pixels
+
+
+def make_clip(**changes):
+    torch.manual_seed(0)
+    shape = {"image_size": SIZE, "patch_size": 7, "n_embd": 22, "n_head": 2, "embed_dim": 17}
+    shape |= {"image_layers": 2, "text_layers": 3, "text_vocab": 37, "text_length": LENGTH}
+    return CLIP(**(shape | {"pad_id": PAD, "eos_id": EOS} | changes))
+
+
+def make_pictures(count, size=(SIZE, SIZE)):
+    torch.manual_seed(1)
+    pixels = torch.randint(0, 256, (count, size[1], size[0], 3), dtype=torch.uint8)
+    return [Image.fromarray(picture.numpy()) for picture in pixels]
+
+
+def make_ids(*rows, width=LENGTH):
+    return torch.tensor([[*row, EOS, *[PAD] * (width - 1 - len(row))] for row in rows])
+
+
+# --- model
+
+
+def test_padding_changes_nothing():
+    clip = make_clip()
+    short, long = [7, 36, 8], [9, 10, 11, 12, 35, 13, 14]
+    together = clip.encode_text(make_ids(short, long))
+    torch.testing.assert_close(together[:1], clip.encode_text(make_ids(short, width=4)))
+    torch.testing.assert_close(together[1:], clip.encode_text(make_ids(long, width=11)))
+    torch.testing.assert_close(together, clip.encode_text(make_ids(short, long, width=29)))
+
+
+def test_text_is_read_up_to_end_of_text_and_no_further():
+    clip = make_clip()
+    text_ids = torch.tensor([[7, 36, 8, EOS, 9, 10], [11, 12, 13, 14, 15, EOS]])
+    embed = clip.encode_text(text_ids)
+    assert embed.shape == (2, 17)
+    for position in range(6):
+        changed = text_ids.clone()
+        changed[0, position] = 20 if position != 3 else 36
+        if position == 3:
+            changed[0, 4] = EOS
+        same = torch.allclose(clip.encode_text(changed)[0], embed[0], atol=1e-5)
+        assert same == (position > 3), position
+        torch.testing.assert_close(clip.encode_text(changed)[1], embed[1])
+
+
+def test_text_is_pooled_at_end_of_text():
+    # Without blocks, positions do not mix: only what stands at the pooled one can be seen.
+    clip = make_clip(text_layers=0)
+    embed = clip.encode_text(make_ids([7, 36], [35, 8], [7, 36, 9]))
+    tower = clip.text_tower
+    expected = tower.project(tower.norm(tower.tokens.weight[EOS] + tower.positions[[2, 2, 3]]))
+    torch.testing.assert_close(embed, expected)
+
+
+def test_text_tower_knows_word_order():
+    embed = make_clip().encode_text(make_ids([7, 8, 9], [9, 8, 7]))
+    assert not torch.allclose(embed[0], embed[1], atol=1e-4)
+
+
+def test_image_tower_sees_every_patch_and_its_place():
+    clip = make_clip()
+    pixels = torch.zeros(1, 3, SIZE, SIZE)
+    seen = [clip.encode_image(pixels)]
+    for row in range(0, SIZE, 7):
+        for column in range(0, SIZE, 7):
+            changed = pixels.clone()
+            changed[:, :, row : row + 7, column : column + 7] = 1
+            seen.append(clip.encode_image(changed))
+    distances = torch.pdist(torch.cat(seen))
+    assert len(seen) == 10
+    assert distances.min() > 1e-4
+
+
+def test_all_parameters_learn_under_bf16():
+    clip = make_clip()
+    with torch.autocast("cpu", torch.bfloat16):
+        image_embed, text_embed, scale, _ = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
+    contrastive_loss(image_embed, text_embed, scale).backward()
+    assert image_embed.dtype == torch.bfloat16
+    for name, parameter in clip.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_logit_scale_starts_at_paper_value_and_is_clamped():
+    clip = make_clip()
+    assert clip.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
+    for wild, kept in ((9.0, math.log(100)), (-2.0, 0.0), (1.5, 1.5)):
+        nn.init.constant_(clip.logit_scale, wild)
+        clip.clamp_logit_scale()
+        assert clip.logit_scale.item() == pytest.approx(kept)
+
+
+def test_overfits_one_batch():
+    clip = make_clip()
+    pixels = torch.rand(7, 3, SIZE, SIZE) * 2 - 1
+    text_ids = make_ids(*([int(i) for i in torch.randint(6, 37, (5,))] for _ in range(7)))
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = contrastive_loss(*clip(pixels, text_ids))
+        loss.backward()
+        optimizer.step()
+        clip.clamp_logit_scale()
+    cosines = clip.encode_image(pixels) @ nn.functional.normalize(clip.encode_text(text_ids)).T
+    assert cosines.argmax(dim=1).tolist() == list(range(7))
+
+
+def test_config_describes_the_model():
+    config = ScorerConfig(image_size=33, patch_size=11, n_embd=26, n_head=2, image_layers=3, text_layers=1)
+    with torch.device("meta"):
+        clip = build_clip(config, 41, pad_id=PAD, eos_id=EOS)
+    assert clip.image_tower.positions.shape == (9, 26)
+    assert clip.text_tower.tokens.weight.shape == (41, 26)
+    assert clip.text_tower.positions.shape == (24, 26)
+    assert (len(clip.image_tower.blocks), len(clip.text_tower.blocks)) == (3, 1)
+    assert (clip.image_size, clip.text_length, clip.embed_dim) == (33, 24, 256)
+    assert (clip.text_tower.pad_id, clip.text_tower.eos_id) == (PAD, EOS)
+
+
+@pytest.mark.parametrize("change", [{"patch_size": 5}, {"n_head": 3}])
+def test_impossible_shapes_are_refused(change):
+    with pytest.raises(UserError, match=f"{next(iter(change))} {next(iter(change.values()))}"):
+        make_clip(**change)
+
+
+def test_unfit_inputs_are_refused():
+    clip = make_clip()
+    with pytest.raises(UserError, match="without end-of-text id 3"):
+        clip.encode_text(torch.tensor([[7, EOS, PAD], [7, 8, 9]]))
+    with pytest.raises(UserError, match="14 ids came; at most 13"):
+        clip.encode_text(make_ids([7] * 13, width=17))
+    with pytest.raises(UserError, match=r"\(1, 3, 21, 14\)"):
+        clip.encode_image(torch.zeros(1, 3, 21, 14))
+
+
+# --- scorer
+
+
+def test_embeddings_are_normalised_fp32_and_free_to_use():
+    scorer = make_scorer()
+    for embed in (scorer.embed_images(make_pictures(5)), scorer.embed_texts(["a", "bc", "def"])):
+        assert embed.dtype == torch.float32
+        assert embed.shape[1] == 17
+        torch.testing.assert_close(embed.norm(dim=1), torch.ones(len(embed)))
+        assert not embed.requires_grad
+        embed.requires_grad_(True).square().sum().backward()
+
+
+def test_chunks_do_not_matter():
+    pictures, texts = make_pictures(7), ["a", "bcdefghijklmnopqrstuvw", "xy", "zab", "c"]
+    whole, parts = make_scorer(), make_scorer(chunk_size=3)
+    torch.testing.assert_close(parts.embed_images(pictures), whole.embed_images(pictures))
+    torch.testing.assert_close(parts.embed_images(to_pixels(pictures, 29)), whole.embed_images(to_pixels(pictures, 29)))
+    torch.testing.assert_close(parts.embed_texts(texts), whole.embed_texts(texts))
+
+
+def test_pictures_and_their_pixels_embed_alike():
+    scorer, pictures = make_scorer(), make_pictures(3, (31, 23))
+    torch.testing.assert_close(scorer.embed_images(to_pixels(pictures, SIZE)), scorer.embed_images(pictures))
+
+
+def test_pixels_embed_with_gradients():
+    scorer, pixels = make_scorer(), to_pixels(make_pictures(3), 29).requires_grad_()
+    embed = scorer.embed_pixels(pixels)
+    torch.testing.assert_close(embed.detach(), scorer.embed_images(pixels.detach()))
+    (gradient,) = torch.autograd.grad(embed[1, 5], pixels)
+    assert gradient[1].abs().sum() > 0
+    assert not gradient[[0, 2]].any()
+    with pytest.raises(UserError, match="uint8"):
+        scorer.embed_pixels(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+
+
+def test_inputs_stay_as_they_are():
+    scorer, pixels, texts = make_scorer(), torch.randn(5, 3, 29, 29), ["a", "b"]
+    before = pixels.clone()
+    scorer.classify(pixels, texts)
+    assert torch.equal(pixels, before)
+    assert texts == ["a", "b"]
+
+
+def test_ranking_is_best_first_and_ties_keep_their_order():
+    reds = [0.9, 0.2, 0.5, 0.2, -0.2, 0.7, 0.2]
+    pixels = torch.tensor(reds)[:, None, None, None].expand(-1, 3, SIZE, SIZE)
+    scorer = make_scorer(Compass(), chunk_size=3)
+    order, scores = scorer.rank(pixels, "a")
+    assert order.tolist() == [1, 3, 4, 6, 2, 5, 0]
+    torch.testing.assert_close(scores, torch.tensor([reds[i] for i in order]).cos())
+    torch.testing.assert_close(scorer.score(pixels, "a"), torch.tensor(reds).cos())
+    order, _ = scorer.rank(pixels, "b")
+    assert order.tolist() == [0, 5, 2, 1, 3, 6, 4]
+
+
+def test_label_probabilities_by_hand():
+    reds = torch.tensor([0.9, 0.0, -0.4])
+    pixels = reds[:, None, None, None].expand(-1, 3, SIZE, SIZE)
+    chances = make_scorer(Compass()).classify(pixels, ["a", "b"])
+    # cos and sin are the cosines with the two labels, 5 is the scale.
+    expected = (5 * (reds.cos() - reds.sin())).sigmoid()
+    torch.testing.assert_close(chances[:, 0], expected)
+    torch.testing.assert_close(chances.sum(dim=1), torch.ones(3))
+
+
+def test_label_probabilities_of_a_real_model_sum_to_one():
+    chances = make_scorer().classify(make_pictures(5), ["a", "bc", "def"])
+    assert chances.shape == (5, 3)
+    torch.testing.assert_close(chances.sum(dim=1), torch.ones(5))
+
+
+def sigmoid_scorer(model):
+    return Scorer(model, LetterTokenizer(), Preprocess(SIZE, activation="sigmoid"), LENGTH)
+
+
+def test_models_with_a_bias_give_each_label_its_own_probability():
+    reds = torch.tensor([0.9, 0.0, -0.4])
+    pixels = reds[:, None, None, None].expand(-1, 3, SIZE, SIZE)
+    scorer = sigmoid_scorer(Convinced())
+    nn.init.constant_(scorer.model.logit_bias, -2)
+    expected = (5 * torch.stack((reds.cos(), reds.sin()), dim=1) - 2).sigmoid()
+    torch.testing.assert_close(scorer.classify(pixels, ["a", "b"]), expected)
+    torch.testing.assert_close(scorer.classify(pixels, ["b"]), expected[:, 1:])
+    torch.testing.assert_close(scorer.score(pixels, "b"), expected[:, 1])
+
+
+def test_probabilities_that_round_to_one_are_still_ranked():
+    pixels = torch.tensor([0.9, 0.2, 0.5])[:, None, None, None].expand(-1, 3, SIZE, SIZE)
+    order, scores = sigmoid_scorer(Convinced()).rank(pixels, "a")
+    assert scores.tolist() == [1, 1, 1]
+    assert order.tolist() == [1, 2, 0]
+
+
+def test_our_own_models_may_be_read_by_sigmoid(tmp_path):
+    text = train_text_tokenizer(CAPTIONS, tmp_path / TEXT_TOKENIZER, 367)
+    config = ScorerConfig(image_size=14, patch_size=7, n_embd=22, n_head=2, image_layers=1, text_layers=1, sigmoid=True)
+    clip = build_clip(config, text.vocab_size, pad_id=text.pad_id, eos_id=text.eos_id)
+    save_part(tmp_path, "scorer", clip, to_dict(config), {"text_tokenizer": text.identity})
+    scorer, pictures = Scorer.from_pretrained(str(tmp_path)), make_pictures(3)
+    bias = clip.logit_bias.bfloat16().item()
+    expected = (scorer.scale * scorer.cosines(pictures, "a cat") + bias).sigmoid()
+    torch.testing.assert_close(scorer.score(pictures, "a cat"), expected)
+
+
+def test_a_preprocess_that_is_not_the_models_is_refused():
+    for model, preprocess, message in (
+        (make_clip(), Preprocess(28), "looks at 21 × 21 pixels, its preprocess makes 28"),
+        (make_clip(), Preprocess(SIZE, activation="sigmoid"), "has no bias, so its activation is softmax"),
+        (Convinced(), Preprocess(SIZE), "has a bias, so its activation is sigmoid"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Scorer(model, LetterTokenizer(), preprocess, LENGTH)
+
+
+def test_templates_are_averaged_after_normalising():
+    scorer = make_scorer()
+    labels, templates = ["cat", "{dog}"], ["a {}", "{}: {}", "photo"]
+    first, second = (scorer.embed_texts(texts) for texts in (["a cat", "a {dog}"], ["cat: cat", "{dog}: {dog}"]))
+    expected = nn.functional.normalize((first + second) / 2, dim=1)
+    torch.testing.assert_close(scorer.embed_labels(labels, templates[:2]), expected)
+    chances = scorer.classify(make_pictures(3), labels, templates[:2])
+    cosines = scorer.embed_images(make_pictures(3)) @ expected.T
+    torch.testing.assert_close(chances, (scorer.scale * cosines).softmax(dim=1))
+    for wrong in (templates, [], "a {}"):
+        with pytest.raises(UserError, match=r"photo|at least one|single text"):
+            scorer.embed_labels(labels, wrong)
+    with pytest.raises(UserError, match="single text 'abc'"):
+        scorer.classify(make_pictures(1), "abc")
+
+
+@pytest.mark.parametrize("text", ["", "🦄 👩‍🚀", "قلب أحمر", "cat " * 2500, "\x00", "\udce5"])
+def test_any_text_is_fine(tiny_model, text):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        embed = Scorer.from_pretrained(tiny_model).embed_texts([text])
+    assert embed.isfinite().all()
+    assert len(caught) <= 1
+    assert all(len(str(warning.message)) < 600 for warning in caught)
+    assert caught or len(text) < 1000
+
+
+def test_nothing_in_nothing_out():
+    scorer = make_scorer()
+    assert scorer.embed_images([]).shape == (0, 17)
+    assert scorer.embed_texts([]).shape == (0, 17)
+    order, scores = scorer.rank(torch.zeros(0, 3, SIZE, SIZE), "a")
+    assert order.shape == scores.shape == (0,)
+
+
+def test_wrong_kinds_are_refused():
+    scorer = make_scorer()
+    with pytest.raises(UserError, match="single text 'abc'"):
+        scorer.embed_texts("abc")
+    with pytest.raises(UserError, match="0 labels"):
+        scorer.classify(make_pictures(2), [])
+    with pytest.raises(UserError, match=r"\(3, 21, 21\)"):
+        scorer.embed_images(torch.zeros(3, SIZE, SIZE))
+    with pytest.raises(UserError, match="uint8"):
+        scorer.embed_images(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+    with pytest.raises(UserError, match="list of PIL pictures"):
+        scorer.embed_images(make_pictures(1)[0])
+    with pytest.raises(UserError, match="list of PIL pictures"):
+        scorer.embed_images(["picture.png"])

@@ -1,0 +1,278 @@
+import re
+import unicodedata
+import warnings
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+from helpers.models import CAPTIONS
+
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer, train_text_tokenizer
+from dalle_mini_impl.util.errors import UserError
+
+STRANGE = (
+    "", "a", " ", "A RED Heart", "🦄", "❤️‍🔥", "👩🏽‍🚀 👨‍👩‍👧‍👦", "🇳🇴", "心形", "紅い心", "قلب أحمر",
+    "לב אדום", "हृदय", "ใจแดง",
+    "Ⅷ ﬁ ½ ① ㌔ ﷺ", "é e\u0301", "Straße STRASSE", "İstanbul ıI", "ΌΔΟΣ ὀδός", "\x00a\x01b\x7f", "a\tb\nc\r\n",
+    "  two   spaces  ", "\u3000wide\u00a0space", "\u200bzero\u200dwidth\ufeff", "\u202eright-to-left",
+    "<s></s><pad><unk>",
+    "<0x41><0xFF>", "\ufffd", "\U0010fffd", "𝔘𝔫𝔦", "ＦＵＬＬ", "\u1100\u1161\u11a8", "a" * 301, "x\u0323\u0307",
+    "\\n %s {}",
+)  # fmt: skip
+
+
+def canonical(text):
+    """What a text keeps: compatible forms and case are one, runs of spaces count once."""
+    for _ in range(2):
+        text = unicodedata.normalize("NFKC", text.replace("\u2581", " ")).casefold()
+    return re.sub(" +", " ", text).strip(" ")
+
+
+def random_texts(count, seed=0):
+    """Texts of assigned characters from everywhere in Unicode."""
+    random = np.random.default_rng(seed)
+    known = [c for c in map(chr, range(0x1FAFF)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
+    return ["".join(known[n] for n in random.integers(len(known), size=random.integers(1, 23))) for _ in range(count)]
+
+
+# --- any text
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_any_text_survives(text_tokenizer, text):
+    ids = text_tokenizer.encode(text)
+    assert canonical(text_tokenizer.decode(ids)) == canonical(text)
+    assert all(0 <= number < text_tokenizer.vocab_size for number in ids)
+
+
+def test_random_unicode_survives(text_tokenizer):
+    for text in random_texts(307):
+        assert canonical(text_tokenizer.decode(text_tokenizer.encode(text))) == canonical(text), ascii(text)
+
+
+def test_no_text_has_special_ids(text_tokenizer):
+    special = {text_tokenizer.pad_id, text_tokenizer.bos_id, text_tokenizer.eos_id, 1}
+    for text in [*STRANGE, *random_texts(101, 1)]:
+        assert not special & set(text_tokenizer.encode(text))
+
+
+def test_a_lone_surrogate_is_replaced(text_tokenizer):
+    # What a shell passes on for bytes that are no UTF-8
+    assert text_tokenizer.decode(text_tokenizer.encode("a \udcff heart")).split()[::2] == ["a", "heart"]
+    random = np.random.default_rng(0)
+    assert text_tokenizer.encode_with_dropout("a \udcff", 0.5, random)
+
+
+def test_case_and_compatible_forms_have_the_same_ids(text_tokenizer):
+    for one, other in (("A RED HEART", "a red heart"), ("ﬁ Ⅷ", "fi viii"), ("e\u0301", "é"), ("心　形", "心 形")):
+        assert text_tokenizer.encode(one) == text_tokenizer.encode(other)
+    assert text_tokenizer.encode("a red heart") != text_tokenizer.encode("a heart red")
+
+
+def test_learned_words_are_short(text_tokenizer):
+    assert len(text_tokenizer.encode("a red heart")) < len("a red heart") - 3
+    assert text_tokenizer.encode("") == []
+
+
+def test_decode_leaves_special_ids_out(text_tokenizer):
+    t = text_tokenizer
+    ids = [t.bos_id, *t.encode("a red heart"), t.eos_id, t.pad_id, t.pad_id]
+    assert t.decode(ids) == "a red heart"
+    assert t.decode(torch.tensor(ids)) == "a red heart"
+    assert t.decode([]) == ""
+
+
+# --- dropout
+
+
+def test_without_dropout_the_library_agrees(text_tokenizer):
+    random = np.random.default_rng(0)
+    for text in [*STRANGE, *CAPTIONS, *random_texts(101, 2)]:
+        assert text_tokenizer.encode_with_dropout(text, 0.0, random) == text_tokenizer.encode(text), ascii(text)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 1.0])
+def test_dropout_changes_the_ids_but_not_the_text(text_tokenizer, dropout):
+    random = np.random.default_rng(0)
+    changed = 0
+    for text in [*STRANGE, *CAPTIONS]:
+        ids = text_tokenizer.encode_with_dropout(text, dropout, random)
+        assert text_tokenizer.decode(ids) == text_tokenizer.decode(text_tokenizer.encode(text))
+        changed += ids != text_tokenizer.encode(text)
+    assert changed > 7
+
+
+def test_full_dropout_leaves_single_characters(text_tokenizer):
+    ids = text_tokenizer.encode_with_dropout("a red heart", 1.0, np.random.default_rng(0))
+    assert len(ids) == len("▁a▁red▁heart")
+
+
+def test_more_dropout_means_more_ids(text_tokenizer):
+    random = np.random.default_rng(0)
+    lengths = [
+        np.mean([len(text_tokenizer.encode_with_dropout("the heart of a star", p, random)) for _ in range(67)])
+        for p in (0.0, 0.1, 0.4, 0.8)
+    ]
+    assert lengths == sorted(lengths)
+    assert lengths[0] < lengths[1] < lengths[3]
+
+
+def test_dropout_follows_from_the_generator(text_tokenizer):
+    def draw(seed):
+        random = np.random.default_rng(seed)
+        return [text_tokenizer.encode_with_dropout("hearts and stars", 0.5, random) for _ in range(11)]
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+    assert len({tuple(ids) for ids in draw(3)}) > 3
+
+
+# --- batches
+
+
+def test_a_batch_is_padded_on_the_right(text_tokenizer):
+    t = text_tokenizer
+    batch = t.encode_batch(["a red heart", "", "a cat"], 13)
+    assert batch.shape == (3, 13)
+    assert batch.dtype == torch.int64
+    for row, text in zip(batch.tolist(), ["a red heart", "", "a cat"], strict=True):
+        ids = t.encode(text)
+        assert row == ids + [t.pad_id] * (13 - len(ids))
+
+
+def test_end_of_text_follows_the_caption_and_survives_the_cut(text_tokenizer):
+    t = text_tokenizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batch = t.encode_batch(["a cat", "", "the heart of a star"], 5, end=True)
+    cat, long = t.encode("a cat"), t.encode("the heart of a star")
+    assert batch.tolist() == [
+        [*cat, t.eos_id, *[t.pad_id] * (4 - len(cat))],
+        [t.eos_id, *[t.pad_id] * 4],
+        [*long[:4], t.eos_id],
+    ]
+
+
+def test_an_empty_batch(text_tokenizer):
+    assert text_tokenizer.encode_batch([], 5).shape == (0, 5)
+
+
+def test_the_warning_says_what_was_cut(text_tokenizer):
+    ids = text_tokenizer.encode("a red heart and a green tree")
+    with pytest.warns(UserWarning, match="cut off") as caught:
+        kept = text_tokenizer.cut(ids, 3, "a red heart and a green tree")
+    message = str(caught[0].message)
+    assert kept == ids[:3]
+    assert f"'a red heart and a green tree' has {len(ids)} text ids, 3 fit" in message
+    assert message.endswith(f"cut off: {text_tokenizer.decode(ids[3:])!r}")
+    assert "tree" in message.split("cut off")[1]
+
+
+def test_captions_that_fit_or_need_no_warning_are_silent(text_tokenizer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text_tokenizer.encode_batch(["a cat"], 5)
+        ids = text_tokenizer.encode("a cat")
+        assert text_tokenizer.cut(ids, len(ids), "a cat") == ids
+        assert text_tokenizer.encode_batch(["a red heart and a green tree"], 3, warn=False).shape == (1, 3)
+
+
+def test_cutting_changes_no_list(text_tokenizer):
+    ids = text_tokenizer.encode("a red heart")
+    before = list(ids)
+    text_tokenizer.cut(ids, 2)
+    text_tokenizer.fit(ids, 23, end=True)
+    assert ids == before
+
+
+# --- training and files
+
+
+def test_special_ids_are_dedicated(text_tokenizer):
+    t = text_tokenizer
+    assert (t.pad_id, t.bos_id, t.eos_id) == (0, 2, 3)
+    assert t.vocab_size == 367
+
+
+def test_training_is_deterministic_and_the_identity_is_the_content(tmp_path, text_tokenizer):
+    again = train_text_tokenizer(CAPTIONS, tmp_path / "deep" / "a.model", 367)
+    assert again.identity == text_tokenizer.identity
+    assert train_text_tokenizer(CAPTIONS[:-1], tmp_path / "b.model", 367).identity != again.identity
+    assert re.fullmatch("[0-9a-f]{16}", again.identity)
+
+
+def test_captions_may_come_from_a_generator(tmp_path, text_tokenizer):
+    again = train_text_tokenizer((text for text in CAPTIONS), tmp_path / "a.model", 367)
+    assert again.identity == text_tokenizer.identity
+
+
+def test_plain_nfkc_keeps_case(tmp_path):
+    tokenizer = train_text_tokenizer(CAPTIONS, tmp_path / "a.model", 367, "nfkc")
+    assert tokenizer.decode(tokenizer.encode("A ﬁne Heart")) == "A fine Heart"
+
+
+def test_characters_never_seen_become_bytes(text_tokenizer):
+    ids = text_tokenizer.encode("字")
+    assert len(ids) >= 3
+    assert text_tokenizer.decode(ids) == "字"
+
+
+@pytest.mark.parametrize("vocab_size", [7, 259])
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, vocab_size):
+    with pytest.raises(UserError, match=f"no vocabulary of {vocab_size}") as caught:
+        train_text_tokenizer(CAPTIONS, tmp_path / "a.model", vocab_size)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("captions", [[], [""], ["", " "]])
+def test_training_needs_text(tmp_path, captions):
+    with pytest.raises(UserError, match="no vocabulary"):
+        train_text_tokenizer(captions, tmp_path / "a.model", 300)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_few_captions_give_a_smaller_vocabulary(tmp_path):
+    tokenizer = train_text_tokenizer(["a cat", "a hat"], tmp_path / "a.model", 1009)
+    assert 260 < tokenizer.vocab_size < 300
+    assert tokenizer.decode(tokenizer.encode("a red heart")) == "a red heart"
+
+
+def test_an_unknown_normalization_is_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown normalization 'nfd'; expected one of nfkc, nfkc_cf"):
+        train_text_tokenizer(CAPTIONS, tmp_path / "a.model", 367, "nfd")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.model: No such file or directory; give a trained"):
+        TextTokenizer(tmp_path / "nothing.model")
+    with pytest.raises(UserError, match="cannot read text tokenizer"):
+        TextTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"no model", b"\x80\x04pickle", bytes(range(256)) * 13])
+def test_a_bad_file_is_refused(tmp_path, content):
+    path = tmp_path / "bad.model"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        TextTokenizer(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_truncated_file_is_refused(tmp_path, tiny_model, share):
+    path = tmp_path / "bad.model"
+    content = (tiny_model / "text_tokenizer.model").read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match=r"bad\.model"):
+        TextTokenizer(path)
+
+
+def test_a_model_without_padding_is_refused(tmp_path):
+    path = tmp_path / "plain.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CAPTIONS), model_writer=file, model_type="bpe", vocab_size=200, minloglevel=2
+        )
+    with pytest.raises(UserError, match="has pad -1, BOS 1, EOS 2; none may be missing"):
+        TextTokenizer(path)

@@ -1,0 +1,329 @@
+"""A transformer shared out among processes is trained as a whole one is.
+
+Most tests share it out to a single process, this one. Of those that start processes only one runs by default.
+"""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from helpers.training import ADAMW, RANKS, Killed, interrupt, launch, launch_two, outcome, shared_out, states
+from torch import nn
+from torch.distributed import checkpoint
+
+from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.train.shared import loop as common
+from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.util.errors import UserError
+
+FEW = ("run.steps=6", "run.validate_every=3", "run.save_every=6", "run.sample_every=0")
+FOR_TRANSFORMERS = (
+    "the launcher's file asks for FSDP, which is for transformers; this stage's model is small enough to be whole in "
+    "each process: use distributed_type MULTI_GPU"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(trained, tmp_path_factory):
+    """A run that was shared out, with its state. Tests that change anything copy it."""
+    home = trained.copy(tmp_path_factory.mktemp("finished") / "home", "transformer")
+    shared_out(home.run, "transformer")
+    return home
+
+
+def compare(one, two, closeness=1e-5):
+    """Every logged figure agrees, the gradient's norm among them."""
+    assert len(one.log("transformer")) == 8
+    for line, expected in zip(two.log("transformer"), one.log("transformer"), strict=True):
+        assert line == pytest.approx(expected, rel=closeness)
+
+
+def compare_parts(one, two):
+    """What was saved differs by what storing it rounds at most."""
+    found, expected = (read_part(home.folder / "model", "transformer").tensors for home in (two, one))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=2**-7, atol=1e-5)
+
+
+# --- two processes
+
+
+def test_two_processes_with_a_share_each_do_what_one_does(trained, tmp_path):
+    settings = (*FEW, *ADAMW, "model.position=learned")
+    one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
+    one.run("transformer", *settings)
+    launch_two(RANKS, str(two.folder), "-1", "transformer", *two.arguments("transformer", *settings),
+               launcher="gpus-8-fsdp")  # fmt: skip
+    compare(one, two)
+    compare_parts(one, two)
+    weights = read_part(one.folder / "model", "transformer").tensors.values()
+    for rank in (0, 1):
+        share = sum(weight.chunk(2)[rank].numel() for weight in weights)
+        held = torch.load(two.folder / f"{rank}-5.pt")
+        assert held == {"weights": share, "gradients": share, "moments": 2 * share, "average": share}
+    assert states(two) == ["state-00000006"]
+    written = (two.folder / "transformer" / "state-00000006").glob("*.distcp")
+    assert {path.name.split("_")[2] for path in written} == {"0", "1"}
+
+
+@pytest.mark.slow
+def test_passes_and_recomputing_work_on_shares(trained, tmp_path):
+    settings = (*FEW, *ADAMW, "run.accumulation=3", "recompute=true")
+    one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
+    one.run("transformer", *settings)
+    launch_two("-m", "dalle_mini_impl.train.transformer", *two.arguments("transformer", *settings),
+               launcher="gpus-8-fsdp")  # fmt: skip
+    compare(one, two)
+    compare_parts(one, two)
+
+
+@pytest.mark.slow
+def test_bf16_is_for_computing_and_weights_stay_float32(trained, tmp_path):
+    settings = (*FEW, *ADAMW, "run.precision=bf16")
+    one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
+    one.run("transformer", *settings)
+    launch_two("-m", "dalle_mini_impl.train.transformer", *two.arguments("transformer", *settings),
+               launcher="gpus-8-fsdp")  # fmt: skip
+    compare(one, two, closeness=2**-8)
+    saved = checkpoint.FileSystemReader(two.folder / "transformer" / "state-00000006").read_metadata()
+    kinds = {entry.properties.dtype for name, entry in saved.state_dict_metadata.items() if "own." not in name}
+    assert kinds == {torch.float32}
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_for_bit_and_one_goes_on_with_their_state(trained, tmp_path):
+    whole, broken, alone = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "broken", "alone"))
+
+    def run(home, stop, *extra):
+        launch_two(RANKS, str(home.folder), str(stop), "transformer", *home.arguments("transformer", *extra),
+                   launcher="gpus-8-fsdp")  # fmt: skip
+
+    run(whole, -1)
+    run(broken, 6)
+    assert broken.log("transformer")[-1]["step"] == 5
+    assert states(broken) == ["state-00000004"]
+    alone = broken.copy(tmp_path / "one")
+    run(broken, -1, "--resume")
+    assert outcome(broken, "transformer") == outcome(whole, "transformer")
+    shared_out(alone.run, "transformer", "--resume")
+    for line, expected in zip(alone.log("transformer"), whole.log("transformer"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-2)  # Muon magnifies rounding
+
+
+@pytest.mark.slow
+def test_a_launch_that_cannot_work_ends_with_one_line(trained):
+    code, output = launch("gpus-8-fsdp", 2, "-m", "dalle_mini_impl.train.scorer", *trained.arguments("scorer"))
+    assert code != 0
+    assert output.splitlines().count("error: " + FOR_TRANSFORMERS) == 2  # one line of each process
+    assert "UserError" not in output
+
+
+# --- one process
+
+
+def test_sharing_out_to_one_process_changes_nothing(trained, finished):
+    assert outcome(finished, "transformer") == outcome(trained, "transformer")
+    samples = [home.folder / "transformer" / "samples-000010.png" for home in (finished, trained)]
+    assert samples[0].read_bytes() == samples[1].read_bytes()
+    assert states(finished) == ["state-00000010"]
+
+
+@pytest.mark.parametrize("reversible", ["false", "true"])
+def test_blocks_of_earlier_models_can_be_shared_out(trained, tmp_path, reversible):
+    settings = (*FEW, "model.n_layer=3", "model.position=learned", "model.attention=[row,column]", "model.kernel=3",
+                "model.last_attention=conv", "model.block.norm=layer", "model.block.mlp=geglu", "model.block.bias=true",
+                "model.block.sandwich=true", "model.block.shift=true", "model.stable=true",
+                f"model.block.reversible={reversible}")  # fmt: skip
+    whole, shared = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "shared"))
+    whole.run("transformer", *settings)
+    shared_out(shared.run, "transformer", *settings)
+    assert outcome(shared, "transformer") == outcome(whole, "transformer")
+
+
+@pytest.mark.parametrize("step", [7, 9])
+def test_resumes_bit_for_bit(trained, home, monkeypatch, step):
+    (home.folder / "model" / "transformer.safetensors").unlink()
+    shared_out(interrupt, home, "transformer", step, monkeypatch)
+    assert states(home) == [f"state-{step // 4 * 4:08d}"]
+    shared_out(home.run, "transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+    assert states(home) == ["state-00000010"]
+
+
+def test_a_kill_while_writing_leaves_the_state_before(trained, home):
+    save = checkpoint.save
+
+    def deadly(shares, checkpoint_id):
+        if states(home):
+            checkpoint_id.mkdir()
+            (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+            raise Killed
+        save(shares, checkpoint_id=checkpoint_id)
+
+    with mock.patch.object(checkpoint, "save", deadly), pytest.raises(Killed):
+        shared_out(home.run, "transformer")
+    assert states(home) == ["state-00000004"]
+    shared_out(home.run, "transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+    assert not (home.folder / "transformer" / ".state.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "call", "path", "left"),
+    [
+        (Path, "rename", ".state.partial", ["state-00000004"]),
+        (shutil, "rmtree", "state-00000004", ["state-00000004", "state-00000008"]),
+    ],
+)
+def test_a_kill_between_two_states_leaves_one(trained, home, owner, call, path, left):
+    function = getattr(owner, call)
+
+    def deadly(this, *rest, **options):
+        if this.name == path and states(home):
+            raise Killed
+        return function(this, *rest, **options)
+
+    with mock.patch.object(owner, call, deadly), pytest.raises(Killed):
+        shared_out(home.run, "transformer")
+    assert states(home) == left
+    shared_out(home.run, "transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+    assert states(home) == ["state-00000010"]
+
+
+def test_a_new_run_forgets_the_states_of_an_earlier_one(finished, tmp_path):
+    home = finished.copy(tmp_path / "home")
+    shared_out(home.run, "transformer", "run.save_every=0", "run.steps=2")
+    assert states(home) == []
+
+
+def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
+    run, counts = RunConfig(state_dir=str(tmp_path)), torch.arange(5)
+
+    def there_and_back():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator, model = common.processes(), nn.Linear(2, 3)
+        assert sharding.spread(accelerator, model, []) is model
+        average = Average(model, 0.9)
+        torch.manual_seed(7)
+        save_state(accelerator, run, 3, model, [], average, counts=counts)
+        expected = torch.rand(3)
+        for process in (0, 1):  # with more processes than before, the numbers are dealt out again
+            one = SimpleNamespace(process_index=process, device=accelerator.device, unwrap_model=lambda model: model)
+            found = torch.zeros(5, dtype=torch.int64)
+            assert load_state(one, run, model, [], average, counts=found) == 4
+            assert torch.equal(found, counts)
+            assert torch.equal(torch.rand(3), expected)
+
+    shared_out(there_and_back)
+
+
+# --- what cannot be resumed
+
+
+def test_resuming_without_a_state_is_refused(home):
+    with pytest.raises(UserError, match=r"--resume was given but .*/transformer has neither .*; start without it"):
+        shared_out(home.run, "transformer", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("model.n_embd=24", r"blocks\.0\.attention\.k_norm\.weight is \[8\], expected \[12\]"),
+        ("model.n_layer=3", r"blocks\.2\.attention\.k_norm\.weight is nothing, expected \[8\]"),
+        ("model.n_layer=1", r"blocks\.1\.attention\.k_norm\.weight is \[8\], expected nothing"),
+        ("optimizer.muon_learning_rate=0", r"attention\.out\.weight\.exp_avg is nothing, expected \[16, 16\]"),
+    ],
+)
+def test_resuming_with_another_config_is_refused(finished, override, difference):
+    before = finished.log("transformer")
+    with pytest.raises(UserError, match=rf"of another model or optimizer \(\S+{difference}\); resume with the config"):
+        shared_out(finished.run, "transformer", "--resume", override)
+    assert finished.log("transformer") == before
+
+
+@pytest.mark.parametrize(("name", "length"), [(".metadata", 0), (".metadata", 900), ("__0_0.distcp", 20_000)])
+def test_resuming_from_a_damaged_state_is_refused(finished, tmp_path, name, length):
+    home = finished.copy(tmp_path / "home")
+    path = home.folder / "transformer" / "state-00000010" / name
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"state-00000010 is damaged \(\w+\); start without --resume"):
+        shared_out(home.run, "transformer", "--resume")
+
+
+def test_a_state_that_cannot_be_written_ends_the_run_with_one_line(home):
+    (home.folder / "transformer").mkdir()
+    (home.folder / "transformer" / ".state.partial").touch()
+    with pytest.raises(UserError, match=r"cannot write .*/state-00000004: .*exist.*; choose a writable place$"):
+        shared_out(home.run, "transformer")
+
+
+# --- launches that are not known here
+
+
+@pytest.mark.parametrize("stage", ["image_tokenizer", "scorer"])
+def test_stages_with_small_models_are_not_shared_out(trained, monkeypatch, stage):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=FOR_TRANSFORMERS):
+        trained.run(stage)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FSDP_VERSION", "1"),
+        ("FSDP_OFFLOAD_PARAMS", "true"),
+        ("FSDP_RESHARD_AFTER_FORWARD", "false"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true"),
+    ],
+)
+def test_ways_of_sharing_that_are_not_known_are_refused(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert not sharding.asked()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=rf"{name.lower()} is {value} in the launcher's file; expected \w+, as in"):
+        sharding.asked()
+
+
+# --- Muon
+
+MUON = """
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from dalle_mini_impl.train import common
+
+accelerator = common.processes()
+mesh = init_device_mesh("cpu", (2,))
+for shape in ((37, 29), (29, 37)):
+    gradient = torch.randn(shape, generator=common.generator_for(*shape))
+    updates = []
+    for share in (lambda x: x, lambda x: distribute_tensor(x, mesh, [Shard(0)])):
+        weight = nn.Parameter(share(torch.zeros(shape)))
+        weight.grad = share(gradient.clone())
+        torch.optim.Muon([weight], lr=1.0, weight_decay=0.0).step()
+        updates.append(weight.detach())
+    whole, shared = updates[0], updates[1].full_tensor()
+    x = gradient.double() / gradient.double().norm()
+    for _ in range(5):  # the iteration of Jordan (2024)
+        x = 3.4445 * x - 4.7750 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    exact = -x * max(1, shape[0] / shape[1]) ** 0.5
+    assert (shared - exact).norm() < 2 * (whole - exact).norm() < 0.1 * exact.norm()
+accelerator.wait_for_everyone()
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_muon_orthogonalises_a_shared_matrix_as_a_whole_one(tmp_path):
+    (tmp_path / "muon.py").write_text(MUON)
+    launch_two(str(tmp_path / "muon.py"))

@@ -1,0 +1,377 @@
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from dalle_mini_impl.config.training import RunConfig, TransformerRun
+from dalle_mini_impl.train.shared import loop as common
+from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.state import WHOLE, load_state
+from dalle_mini_impl.util.errors import UserError
+
+RUN = RunConfig(model_dir="model", state_dir="state", precision="fp32", steps=29)
+
+
+def process(index=0, count=1):
+    """What plain functions ask of an Accelerator."""
+    return SimpleNamespace(
+        process_index=index,
+        num_processes=count,
+        is_main_process=index == 0,
+        device=torch.device("cpu"),
+        log=lambda *_, **__: None,
+    )
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """`common.start` in a process that has not called it before, on the CPU."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def fresh(**settings):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        return common.start(RunConfig(**{"model_dir": "model", "state_dir": "state", "precision": "fp32", **settings}))
+
+    return fresh
+
+
+# --- which pictures
+
+
+def drawn(steps, batch_size, count, seed=0):
+    return np.concatenate([common.batch_indices(step, batch_size, count, seed) for step in range(steps)])
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(5, 23), (7, 21), (31, 11), (3, 3), (1, 2)])
+def test_each_epoch_is_a_permutation(batch_size, count):
+    epochs = 4
+    indices = drawn(math.ceil(epochs * count / batch_size), batch_size, count)[: epochs * count]
+    for epoch in indices.reshape(epochs, count):
+        assert sorted(epoch) == list(range(count))
+
+
+def test_epochs_steps_and_seeds_differ():
+    epochs = drawn(4, 23, 23)
+    assert len({tuple(epoch) for epoch in epochs.reshape(4, 23)}) == 4
+    assert (common.batch_indices(3, 23, 23, seed=0) != common.batch_indices(3, 23, 23, seed=1)).any()
+
+
+def test_a_step_is_drawn_without_those_before_it():
+    assert (drawn(9, 5, 23)[8 * 5 :] == common.batch_indices(8, 5, 23, 0)).all()
+
+
+# --- random numbers
+
+
+def numbers(*seeds):
+    return torch.rand(1009, generator=common.generator_for(*seeds))
+
+
+def test_generators_depend_on_their_numbers_alone():
+    before = numbers(3, 7)
+    torch.manual_seed(5)
+    assert torch.equal(numbers(3, 7), before)
+
+
+def test_generators_of_other_numbers_are_unrelated():
+    seeds = [(3, 7), (7, 3), (3, 8), (4, 7), (3, 7, 1), (37,), (2**40, 7)]
+    draws = torch.stack([numbers(*seed) for seed in seeds])
+    correlations = torch.corrcoef(draws) - torch.eye(len(seeds))
+    assert correlations.abs().max() < 5 / math.sqrt(1009)
+
+
+# --- who takes what
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 3), (5, 2)])
+def test_passes_of_all_processes_cover_the_batch_once(processes, accumulation):
+    run = RunConfig(batch_size=60, accumulation=accumulation)
+    slices = [common.passes(process(index, processes), run) for index in range(processes)]
+    assert {len(own) for own in slices} == {accumulation}
+    rows = [np.arange(60)[rows] for own in slices for rows in own]
+    assert {len(part) for part in rows} == {60 // processes // accumulation}
+    assert (np.concatenate(rows) == np.arange(60)).all()
+
+
+# --- averaged weights
+
+
+class Counting(nn.Module):
+    """One parameter, one buffer of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.0, 8.0]))
+        self.register_buffer("scale", torch.tensor([1.0]))
+        self.register_buffer("seen", torch.tensor(0))
+
+
+def test_average_by_hand():
+    model = Counting()
+    average = Average(model, decay=0.15)
+    model.weight.data = torch.tensor([1.0, 4.0])
+    average.update(model, step=0)  # decay (1 + 0) / (10 + 0) = 0.1
+    assert average.state["weight"].tolist() == pytest.approx([0.9, 4.4])
+    model.weight.data = torch.tensor([2.0, 2.0])
+    average.update(model, step=1)  # decay 0.15, because 2 / 11 is more
+    assert average.state["weight"].tolist() == pytest.approx([0.15 * 0.9 + 0.85 * 2, 0.15 * 4.4 + 0.85 * 2])
+
+
+def test_decay_grows_to_its_final_value():
+    decays = []
+    for step in (0, 1, 10, 88, 1000, 10**6):
+        model = Counting()
+        average = Average(model, decay=0.99)
+        model.weight.data = torch.tensor([1.0, 8.0])
+        average.update(model, step)
+        decays.append(1 - average.state["weight"][0].item())
+    assert decays == pytest.approx([0.1, 2 / 11, 11 / 20, 89 / 98, 0.99, 0.99], abs=1e-6)
+
+
+def test_buffers_are_copied():
+    model = Counting()
+    average = Average(model, decay=0.99)
+    model.scale += 3
+    model.seen += 5
+    average.update(model, step=10**6)
+    assert (average.state["scale"].item(), average.state["seen"].item()) == (4, 5)
+
+
+def test_average_stands_in_for_the_model_and_leaves_it_as_it_was():
+    model = Counting()
+    average = Average(model, decay=0.5)
+    model.weight.data = torch.tensor([0.1, 9.7])
+    model.seen += 5
+    before = [value.clone() for value in model.state_dict().values()]
+    with average.standing_in(model):
+        assert not model.training
+        assert model.weight.tolist() == [0, 8]
+        assert model.seen.item() == 0
+    assert model.training
+    assert all(map(torch.equal, before, model.state_dict().values()))
+    assert average.state["weight"].tolist() == [0, 8]
+
+
+def test_average_stands_in_no_longer_than_its_block_whatever_happens():
+    model = Counting().eval()
+    average = Average(model, decay=0.5)
+    model.weight.data += 1
+    with pytest.raises(ZeroDivisionError), average.standing_in(model):
+        1 / 0  # noqa: B018
+    assert model.weight.tolist() == [1, 9]
+    assert not model.training
+
+
+# --- when
+
+
+def test_due_at_every_nth_step_and_at_the_last():
+    assert [step for step in range(29) if common.due(step, 7, RUN)] == [6, 13, 20, 27, 28]
+    assert [step for step in range(29) if common.due(step, 100, RUN)] == [28]
+    assert not any(common.due(step, 0, RUN) for step in range(29))
+
+
+# --- the journal
+
+
+def journal(folder, first=0, accelerator=None, config=None, **settings):
+    run = RunConfig(**{"model_dir": "model", "state_dir": str(folder), "steps": 29, "batch_size": 6, **settings})
+    return common.Journal(accelerator or process(), run, config or TransformerRun(run=run, cache="ids"), first)
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_journal_writes_lines_and_the_config(tmp_path):
+    book = journal(tmp_path / "new" / "state")
+    book.log(3, loss=0.25, psnr=11.5)
+    (line,) = logged(tmp_path / "new" / "state")
+    assert {name: line[name] for name in ("step", "loss", "psnr")} == {"step": 3, "loss": 0.25, "psnr": 11.5}
+    assert line["seconds"] >= 0
+    assert line["pictures_per_second"] > 0
+    path = tmp_path / "new" / "state" / "config.yaml"
+    assert common.load(TransformerRun, path) == TransformerRun(run=book.run, cache="ids")
+
+
+def test_journal_drops_what_will_be_done_again(tmp_path):
+    book = journal(tmp_path)
+    for step in (0, 1, 2, 2, 3, 4):
+        book.log(step, loss=step / 2)
+    assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2, 2, 3, 4]
+    journal(tmp_path, first=3).log(3, loss=7)
+    assert [(line["step"], line["loss"]) for line in logged(tmp_path)] == [(0, 0), (1, 0.5), (2, 1), (2, 1), (3, 7)]
+    journal(tmp_path)
+    assert logged(tmp_path) == []
+
+
+def test_journal_survives_half_a_line(tmp_path):
+    book = journal(tmp_path)
+    book.log(0, loss=1)
+    book.log(1, loss=2)
+    path = tmp_path / "log.jsonl"
+    path.write_text(path.read_text()[:-9])
+    journal(tmp_path, first=1).log(1, loss=3)
+    assert [(line["step"], line["loss"]) for line in logged(tmp_path)] == [(0, 1), (1, 3)]
+
+
+def test_only_the_main_process_writes(tmp_path, capsys):
+    book = journal(tmp_path / "state", accelerator=process(1, 2))
+    book.log(0, loss=1)
+    book.say("hello")
+    assert not (tmp_path / "state").exists()
+    assert "hello" not in capsys.readouterr().out
+
+
+def test_journal_goes_through_the_steps_left(tmp_path):
+    book = journal(tmp_path, first=25)
+    assert list(book.steps()) == [(step, book.run) for step in (25, 26, 27, 28)]
+    assert list(journal(tmp_path, first=29).steps()) == []
+
+
+@pytest.mark.parametrize("first_seconds", [0.5, 7.0])
+def test_steps_follow_the_clock(tmp_path, monkeypatch, first_seconds):
+    """Two minutes of steps that take three seconds each, but for the first."""
+    now = 1000.0
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
+    book = journal(tmp_path, minutes=2.0, steps=1)
+    for step, run in book.steps():
+        share = (now - 1000) / 120
+        if step:
+            assert abs(run.steps - step / share) < 2
+        last = step + 1 == run.steps
+        assert last == (share >= 1)
+        now += 3 if step else first_seconds
+    assert last
+    assert 120 <= now - 1000 - 3 < 123
+
+
+def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
+    seen = []
+    for step, run in journal(tmp_path, minutes=1.0).steps():
+        seen.append((step, run.steps))
+        now += 100
+    assert seen == [(0, 2), (1, 2)]
+
+
+def test_a_run_by_the_clock_cannot_be_resumed():
+    run = RunConfig(state_dir="state", minutes=1.5)
+    with pytest.raises(UserError, match=r"--resume was given with run\.minutes=1\.5; .* set run\.steps instead"):
+        load_state(process(), run, None, [], None)
+
+
+# --- starting
+
+
+def test_start_seeds_torch(start):
+    start(seed=5)
+    first = torch.rand(3)
+    start(seed=5)
+    assert torch.equal(torch.rand(3), first)
+    start(seed=6)
+    assert not torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_start_sets_the_precision(start, precision, expected):
+    with start(precision=precision).autocast():
+        assert (torch.rand(2, 3) @ torch.rand(3, 2)).dtype == expected
+
+
+def test_launched_processes_that_would_each_work_alone_are_refused(start, monkeypatch):
+    monkeypatch.setattr(common, "Accelerator", lambda **_: process(0, 1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were launched, but on this device each would work alone"):
+        start()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_dir": ""}, r"run\.model_dir is ''"),
+        ({"state_dir": ""}, r"run\.state_dir ''; both must name a folder"),
+        ({"precision": "fp16"}, r"run\.precision is 'fp16'; expected bf16 or fp32"),
+        ({"tracker": "wandb"}, r"run\.tracker is 'wandb'; expected none or tensorboard"),
+        ({"batch_size": 10, "accumulation": 3}, r"run\.batch_size 10 cannot be split .* a multiple of 3"),
+        ({"batch_size": 0}, r"run\.batch_size is 0; it must be at least 1"),
+        ({"accumulation": 0}, r"run\.accumulation is 0; it must be at least 1"),
+        ({"steps": 0}, r"run\.steps is 0; it must be at least 1"),
+        ({"minutes": -1.0}, r"run\.minutes is -1\.0; it must be at least 0"),
+        ({"seed": -1}, r"run\.seed is -1; it must be at least 0"),
+    ],
+)
+def test_bad_settings_are_refused(start, settings, message):
+    with pytest.raises(UserError, match=message):
+        start(**settings)
+
+
+def test_tensorboard_is_asked_for_before_anything_is_trained(start, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest)
+    )
+    with pytest.raises(UserError, match=r"tensorboard is not installed.*\[tensorboard\]"):
+        start(tracker="tensorboard")
+
+
+def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accelerator = start(tracker="tensorboard", state_dir=str(tmp_path))
+    run = RunConfig(model_dir="model", state_dir=str(tmp_path), tracker="tensorboard")
+    common.Journal(accelerator, run, TransformerRun(run=run), 0).log(3, image=2.5, text=1.25)
+    accelerator.end_training()
+    (events,) = Path(tmp_path).rglob("events.out.*")
+    read = EventAccumulator(str(events.parent)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("image")] == [(3, 2.5)]
+    assert [(event.step, event.value) for event in read.Scalars("text")] == [(3, 1.25)]
+
+
+# --- from the command line
+
+
+def test_config_is_parsed_with_overrides(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {steps: 7}\ncache: ids")
+    config, resume = common.parse(TransformerRun, "", ["--config", str(path), "run.seed=3", "--resume", "cache=more"])
+    assert (config.run.steps, config.run.seed, config.cache, resume) == (7, 3, "more", True)
+    assert not common.parse(TransformerRun, "", ["--config", str(path)])[1]
+
+
+def test_bad_input_ends_with_one_line(capsys):
+    def refuse():
+        raise UserError("this came; that was expected")
+
+    with pytest.raises(SystemExit) as caught:
+        common.command(refuse)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: this came; that was expected\n"
+
+
+def test_interrupting_says_how_to_go_on(capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        common.command(interrupt)
+    assert caught.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):
+    (tmp_path / WHOLE).write_bytes(b"earlier")
+    journal(tmp_path, first=7)
+    assert (tmp_path / WHOLE).exists()
+    journal(tmp_path, first=0)
+    assert not (tmp_path / WHOLE).exists()

@@ -1,0 +1,163 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.models import SCORER, make_image_tokenizer, make_transformer
+from torch import nn
+
+from dalle_mini_impl.config.training import OptimizerConfig
+from dalle_mini_impl.model.build import build_clip
+from dalle_mini_impl.model.vqvae import ResidualBlock
+from dalle_mini_impl.train.shared.optimizers import Muon, build_optimizers, rate, set_rate
+
+CONFIG = OptimizerConfig(learning_rate=0.3, weight_decay=0.07, warmup_steps=4, decay_start=0.5, final_rate=0.1)
+MUON = replace(CONFIG, muon_learning_rate=0.02)
+MODELS = {
+    "transformer": lambda: make_transformer()[0],
+    "learned": lambda: make_transformer("learned")[0],
+    "image_tokenizer": make_image_tokenizer,
+    "scorer": lambda: build_clip(SCORER, 367, pad_id=0, eos_id=3),
+}
+
+
+# --- who is trained by what
+
+
+def groups(model, config):
+    """For each parameter's name: optimizer, weight decay."""
+    names = {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
+    return [
+        (names[parameter.data_ptr()], type(optimizer).__name__, group["weight_decay"])
+        for optimizer in build_optimizers(model, config)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+
+
+@pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_parameter_is_trained_once_and_matrices_alone_decay(kind, config):
+    model = MODELS[kind]()
+    found = groups(model, config)
+    assert sorted(name for name, _, _ in found) == sorted(name for name, _ in model.named_parameters())
+    sizes = {name: parameter.ndim for name, parameter in model.named_parameters()}
+    assert {name: decay for name, _, decay in found} == {n: 0.07 if size >= 2 else 0.0 for n, size in sizes.items()}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_adamw_alone_without_muon(kind):
+    assert {optimizer for _, optimizer, _ in groups(MODELS[kind](), CONFIG)} == {"AdamW"}
+
+
+def test_muon_takes_the_hidden_matrices_of_the_transformer():
+    found = {name for name, optimizer, _ in groups(MODELS["transformer"](), MUON) if optimizer == "Muon"}
+    expected = {f"blocks.{n}.{part}.weight" for n in range(3) for part in ("mlp.up", "mlp.down", "attention.out")}
+    assert expected < found
+    assert all(name.startswith("blocks.") and "norm" not in name for name in found)
+    assert not {"embed.weight", "head.weight"} & found
+
+
+def test_muon_takes_the_hidden_matrices_of_both_towers():
+    found = [(name, optimizer) for name, optimizer, _ in groups(MODELS["scorer"](), MUON)]
+    hidden = {name for name, optimizer in found if optimizer == "Muon"}
+    assert {name.split(".")[0] for name in hidden} == {"image_tower", "text_tower"}
+    assert all(".blocks." in name for name in hidden)
+
+
+def test_muon_takes_the_convolutions_of_residual_blocks():
+    model = make_image_tokenizer()
+    blocks = [f"{path}.{part}.weight" for path, module in model.named_modules() if isinstance(module, ResidualBlock)
+              for part in ("conv1", "conv2")]  # fmt: skip
+    assert len(blocks) == 8
+    assert {name for name, optimizer, _ in groups(model, MUON) if optimizer == "Muon"} == set(blocks)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_is_updated_as_the_matrix_of_its_filters(layout):
+    convolution = nn.Conv2d(6, 5, 3).to(memory_format=layout)
+    start = convolution.weight.detach().flatten(1).clone()
+    linear = nn.Linear(54, 5)
+    linear.weight = nn.Parameter(start.clone())
+    ours = Muon([convolution.weight], lr=0.3, weight_decay=0.2)
+    theirs = torch.optim.Muon([linear.weight], lr=0.3, weight_decay=0.2)
+    for seed in range(3):
+        gradient = torch.randn(5, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
+        convolution.weight.grad, linear.weight.grad = gradient.to(memory_format=layout), gradient.flatten(1)
+        for optimizer in (ours, theirs):
+            optimizer.step()
+    torch.testing.assert_close(convolution.weight.flatten(1), linear.weight, rtol=0.02, atol=0.02)  # bf16 inside
+    assert (linear.weight - start).abs().mean() > 0.05
+    ours.zero_grad()
+    assert convolution.weight.grad is None
+    before = convolution.weight.clone()
+    ours.step()
+    assert torch.equal(convolution.weight, before)
+
+
+@pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
+def test_a_step_moves_every_parameter(config):
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 7), "blocks": nn.ModuleList([nn.Linear(7, 7), nn.LayerNorm(7)])})
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    hidden = model["embed"](torch.arange(5))
+    for block in model["blocks"]:
+        hidden = block(hidden)
+    (hidden * torch.arange(35).reshape(5, 7)).sum().backward()
+    for optimizer in build_optimizers(model, config):
+        optimizer.step()
+    assert all((value != before[name]).any() for name, value in model.named_parameters())
+
+
+def test_weights_without_gradient_decay_at_their_own_rate():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 7), "blocks": nn.ModuleList([nn.Linear(7, 7)])})
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    for value in model.parameters():
+        value.grad = torch.zeros_like(value)
+    for optimizer in build_optimizers(model, MUON):
+        optimizer.step()
+    after = dict(model.named_parameters())
+    assert torch.allclose(after["embed.weight"], before["embed.weight"] * (1 - 0.3 * 0.07))
+    assert torch.allclose(after["blocks.0.weight"], before["blocks.0.weight"] * (1 - 0.02 * 0.07))
+    assert torch.equal(after["blocks.0.bias"], before["blocks.0.bias"])
+
+
+# --- the schedule: 4 steps of warmup, constant to step 12, then down to a tenth at step 24
+
+
+def test_rate_by_hand():
+    shares = [rate(step, 24, CONFIG) for step in range(25)]
+    assert shares[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert shares[4:13] == pytest.approx([1.0] * 9)
+    assert shares[15] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert shares[18] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert shares[24] == pytest.approx(0.1)
+    assert shares[12:] == sorted(shares[12:], reverse=True)
+
+
+def test_cosine_begins_after_the_warmup_when_that_is_later():
+    config = replace(CONFIG, decay_start=0.0)
+    assert rate(4, 24, config) == pytest.approx(1)
+    assert rate(14, 24, config) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rate(24, 24, config) == pytest.approx(0.1)
+
+
+def test_rate_without_warmup_or_decay():
+    assert rate(0, 10, replace(CONFIG, warmup_steps=0)) == 1
+    constant = replace(CONFIG, warmup_steps=0, decay_start=1.0)
+    assert [rate(step, 10, constant) for step in range(10)] == [1] * 10
+
+
+def test_a_run_shorter_than_its_warmup_only_warms_up():
+    assert [rate(step, 3, CONFIG) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+
+
+def test_rate_stays_at_its_end():
+    assert rate(99, 24, CONFIG) == pytest.approx(0.1)
+
+
+def test_set_rate_keeps_each_optimizers_peak():
+    optimizers = build_optimizers(MODELS["transformer"](), MUON)
+    for step, share in ((0, 0.25), (18, 0.55), (1, 0.5)):  # twice in a row must not multiply up
+        assert set_rate(optimizers, step, 24, MUON) == pytest.approx(share)
+        assert [group["lr"] for group in optimizers[0].param_groups] == pytest.approx([0.3 * share] * 2)
+        assert [group["lr"] for group in optimizers[1].param_groups] == pytest.approx([0.02 * share])

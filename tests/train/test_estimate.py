@@ -1,0 +1,135 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
+from dalle_mini_impl.config.training import OptimizerConfig, RunConfig, TransformerRun
+from dalle_mini_impl.config.yaml_io import load
+from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.train import estimate as plan
+from dalle_mini_impl.train.losses.stream import StreamLoss
+from dalle_mini_impl.train.shared.optimizers import build_optimizers
+from dalle_mini_impl.util.errors import UserError
+
+STREAM = StreamConfig(text_length=5, text_vocab=40, grid=(3, 4), image_vocab=30, bos_id=1)
+
+
+def config(recompute=False, muon=0.02, ema=0.999):
+    return TransformerRun(
+        model=TransformerConfig(n_layer=3, n_head=2, n_embd=64),
+        optimizer=OptimizerConfig(muon_learning_rate=muon),
+        run=RunConfig(ema=ema),
+        recompute=recompute,
+    )
+
+
+def real(run):
+    """The model itself, after a training step, and its optimizers."""
+    model = StreamLoss(build_transformer(run.model, STREAM), Stream(STREAM))
+    optimizers = build_optimizers(model, run.optimizer)
+    ids = Stream(STREAM).join(Stream(STREAM).prefix([[], [3]]), torch.zeros(2, 3, 4, dtype=torch.int64))
+    sum(model(ids[:, :-1], ids[:, 1:])).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return model, optimizers
+
+
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+@pytest.mark.parametrize("ema", [0.0, 0.999])
+def test_states_are_what_training_holds(muon, ema):
+    run = config(muon=muon, ema=ema)
+    model, optimizers = real(run)
+    weights = sum(p.numel() for p in model.parameters())
+    moments = sum(
+        value.numel()
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+        if value.ndim > 0
+    )
+    needs = plan.count(run, STREAM)
+    assert needs.parameters == weights
+    assert needs.states == 4 * (2 * weights + moments + (weights if ema else 0))
+    assert needs.ids == 17
+
+
+@pytest.mark.parametrize(("precision", "width"), [("bf16", 2), ("fp32", 4)])
+def test_two_blocks_and_what_is_outside_of_blocks_are_whole_for_a_while(precision, width):
+    run = config()
+    run = dataclasses.replace(run, run=dataclasses.replace(run.run, precision=precision))
+    model, _ = real(run)
+    block = sum(p.numel() for p in model.transformer.blocks[1].parameters())
+    outside = (2 * (40 + 5 + 30) + 1) * 64
+    assert plan.count(run, STREAM).gathered == 2 * width * (outside + 2 * block) + 4 * max(outside, block)
+
+
+def test_what_is_kept_is_what_a_real_pass_keeps():
+    model, _ = real(config())
+    assert plan.count(config(), STREAM).kept == plan._kept(model, Stream(STREAM))
+
+
+def test_a_width_like_the_length_is_not_taken_for_scores():
+    layout = StreamConfig(text_length=4, text_vocab=40, grid=(6, 10), image_vocab=30, bos_id=1)  # 64 ids, as the width
+    shorter = StreamConfig(text_length=4, text_vocab=40, grid=(3, 20), image_vocab=30, bos_id=1)
+    other = StreamConfig(text_length=3, text_vocab=41, grid=(6, 10), image_vocab=30, bos_id=1)  # 63
+    kept = [plan.count(config(), one).kept for one in (layout, shorter, other)]
+    assert kept[0] == kept[1]
+    assert kept[2] == pytest.approx(63 / 64 * kept[0], rel=0.01)
+
+
+def test_recomputing_keeps_one_block_and_little_of_the_others():
+    whole, again = plan.count(config(), STREAM), plan.count(config(recompute=True), STREAM)
+    assert whole.kept / 3 < again.kept < 0.6 * whole.kept
+    assert whole.flops < again.flops < 4 / 3 * whole.flops
+
+
+def test_operations_are_those_of_the_products():
+    matrices = 3 * (3 * 64 * 64 + 64 * 64 + 2 * 64 * 192 + 192 * 64)
+    head = 5 * 64 * (40 + 5) + 12 * 64 * 30
+    attention = 3 * 2 * 17 * 17 * 64  # of two products, half of the pairs
+    assert plan.count(config(), STREAM).flops == 3 * (2 * (17 * matrices + head) + attention)
+
+
+def test_shared_out_states_take_less_of_each():
+    needs = plan.Needs(1000, in_blocks=900, gathered=800, ids=17, states=8000, kept=50, flops=1e6)
+    whole, shared = plan.plans(needs, plan.Machine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
+    assert (whole.states, shared.states) == (8000, 2000 + 800)
+    assert (whole.pictures_at_once, shared.pictures_at_once) == (1000 // 50, 6200 // 50)
+    assert whole.days == shared.days == 1e6 / 4e3
+    (alone,) = plan.plans(needs, plan.Machine(gpus=1, memory=5000, flops=1e3), pictures=1)
+    assert (alone.sharded, alone.pictures_at_once) == (False, 0)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("300m", 0.35e9), ("1.3b", 1.3e9), ("dalle1/12b", 12e9)])
+def test_the_large_configs_are_of_their_size(name, weights):
+    result = CliRunner().invoke(dalle, ["plan", f"configs/{name}.yaml", "--json"], catch_exceptions=False)
+    facts = json.loads(result.output)
+    assert facts["needs"]["parameters"] == pytest.approx(weights, rel=0.03)
+    assert len(facts["plans"]) == 2
+    assert load(TransformerRun, f"configs/{name}.yaml", []).run.batch_size >= 1024
+
+
+def test_the_command_tells_it_in_words():
+    result = CliRunner().invoke(dalle, ["plan", "configs/dalle1/12b.yaml", "--gpus", "8"], catch_exceptions=False)
+    assert "12,295 M weights (12,095 M in the blocks), 1280 ids a picture" in result.output
+    assert "8 GPUs, whole on each (DDP): 246 GB of 80, does not fit" in result.output
+    assert "8 GPUs, shared out (FSDP)" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpus", "0"], "gpus 0, memory 8e"),
+        (["--pictures", "0"], "all must be above 0"),
+        (["--grid", "0"], "grid 0, codebook 8192 and text vocab 16384 were given; each must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(arguments, message):
+    result = CliRunner().invoke(dalle, ["plan", "configs/300m.yaml", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)

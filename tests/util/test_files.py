@@ -1,0 +1,145 @@
+import json
+import os
+
+import pytest
+
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file, replace_folder, shipped, write_json
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def stop_halfway(path):
+    path.write_text("half")
+    raise KeyboardInterrupt
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "a.png"
+    with replace_file(path) as temporary:
+        assert temporary.suffix == ".png"
+        assert temporary.parent == path.parent
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert listing(tmp_path) == ["new", "new/a.png"]
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replace_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replace_file(path) as temporary:
+        stop_halfway(temporary)
+    assert path.read_text() == "old"
+    assert listing(tmp_path) == ["a.txt"]
+
+
+def test_a_failure_before_the_first_byte(tmp_path):
+    with pytest.raises(ValueError, match="early"), replace_file(tmp_path / "a.txt"):
+        raise ValueError("early")
+    assert listing(tmp_path) == []
+
+
+def test_a_folder_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "set"
+    with replace_folder(path) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a.txt").write_text("whole")
+        assert not path.exists()
+    assert listing(tmp_path) == ["new", "new/set", "new/set/inner", "new/set/inner/a.txt"]
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with replace_folder(path) as temporary:
+        (temporary / "new.txt").write_text("new")
+        assert listing(path) == ["old.txt"]
+    assert listing(tmp_path) == ["set", "set/new.txt"]
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with pytest.raises(KeyboardInterrupt), replace_folder(path) as temporary:
+        stop_halfway(temporary / "new.txt")
+    assert listing(tmp_path) == ["set", "set/old.txt"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    rename = os.rename
+
+    def fail_at_target(source, target):
+        if str(target) == str(path) and ".old." not in str(source):
+            raise OSError("disk full")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_at_target)
+    with pytest.raises(UserError, match=r"cannot write .*disk full"), replace_folder(path) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert (path / "old.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_folder])
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, replace):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match=r"cannot write .*inside: .*choose a writable place"):
+        replace(tmp_path / "file" / "inside").__enter__()
+    assert listing(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_an_interrupt_between_the_renames_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    rename = os.rename
+
+    def stop_at_target(source, target):
+        if str(target) == str(path):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", stop_at_target)
+    with pytest.raises(KeyboardInterrupt), replace_folder(path) as temporary:
+        (temporary / "new.txt").write_text("new")
+    assert [file.read_text() for file in tmp_path.rglob("*.txt")] == ["old"]
+
+
+def test_shipped_prefers_what_the_user_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "emoji").mkdir(parents=True)
+    own = tmp_path / "configs" / "emoji" / "transformer.yaml"
+    own.write_text("{}")
+    assert shipped("configs/emoji/transformer.yaml").resolve() == own
+    own.unlink()
+    found = shipped("configs/emoji/transformer.yaml")
+    assert found.is_file()
+    assert tmp_path not in found.resolve().parents
+    assert str(shipped("configs/nothing.yaml")) == "configs/nothing.yaml"
+
+
+def test_json_is_written_whole(tmp_path):
+    facts = {"emoji": "❤️", "values": [1, 2.5]}
+    path = write_json(tmp_path / "new" / "figures.json", facts)
+    assert json.loads(path.read_text(encoding="utf-8")) == facts
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*; choose a writable place"):
+        write_json(tmp_path / "file" / "figures.json", {})

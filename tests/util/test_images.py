@@ -1,0 +1,284 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import (
+    METADATA_KEY,
+    contact_sheet,
+    on_background,
+    open_picture,
+    read_metadata,
+    save_png,
+    to_images,
+    to_pixels,
+)
+
+
+def noise(width, height, seed=0, bands=3):
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (height, width, bands), dtype=np.uint8))
+
+
+def array(image):
+    return np.asarray(image)
+
+
+def test_every_value_of_every_channel_survives_the_round_trip():
+    values = np.stack([np.roll(np.arange(256), shift) for shift in (0, 85, 170)], -1).astype(np.uint8)
+    picture = Image.fromarray(values.reshape(16, 16, 3))
+    assert np.array_equal(array(to_images(to_pixels([picture], 16))[0]), array(picture))
+
+
+def test_pixels_are_channels_first_and_in_range():
+    picture = Image.new("RGB", (7, 5), (255, 0, 51))
+    picture.putpixel((6, 0), (0, 255, 0))
+    pixels = to_pixels([picture, noise(7, 5)], (5, 7))
+    assert pixels.shape == (2, 3, 5, 7)
+    assert pixels.dtype == torch.float32
+    assert pixels[0, :, 4, 0].tolist() == pytest.approx([1, -1, -0.6])
+    assert pixels[0, :, 0, 6].tolist() == [-1, 1, -1]
+
+
+def test_values_outside_are_clamped():
+    pixels = torch.tensor([-9.0, 9.0, 0.0])[None, :, None, None].expand(1, 3, 2, 3).double()
+    assert array(to_images(pixels)[0])[0, 0].tolist() == [0, 255, 128]
+
+
+def test_no_pictures():
+    assert to_pixels([], (3, 5)).shape == (0, 3, 3, 5)
+    assert to_images(torch.zeros(0, 3, 3, 5)) == []
+
+
+def test_the_middle_of_a_wide_picture_is_kept():
+    picture = Image.new("RGB", (30, 10), "red")
+    picture.paste("blue", (10, 0, 20, 10))
+    pixels = to_pixels([picture], 10)
+    assert bool((pixels[0, 2, :, 2:8] > 0.9).all())
+    assert bool((pixels[0, 0, :, 2:8] < -0.9).all())
+
+
+def test_transparent_parts_become_white():
+    picture = Image.new("RGBA", (3, 2), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (10, 20, 30, 255))
+    picture.putpixel((2, 0), (0, 0, 0, 51))
+    flat = on_background(picture)
+    assert flat.mode == "RGB"
+    assert flat.getpixel((0, 0)) == (255, 255, 255)
+    assert flat.getpixel((1, 0)) == (10, 20, 30)
+    assert flat.getpixel((2, 0)) == (204, 204, 204)
+    assert on_background(picture, "lime").getpixel((0, 0)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGBA", "RGB", "YCbCr"])
+def test_every_mode_becomes_rgb(mode):
+    picture = Image.new("RGB", (5, 3), "white").convert(mode)
+    assert on_background(picture).mode == "RGB"
+    assert bool((to_pixels([picture], 3) == 1).all())
+
+
+def test_palette_with_a_transparent_entry():
+    picture = Image.new("P", (3, 1), 1)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((0, 0), 0)
+    picture.info["transparency"] = 0
+    assert [on_background(picture).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (255, 0, 0)]
+
+
+# --- contact sheets
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "rows_columns"),
+    [(1, 0, (1, 1)), (2, 0, (1, 2)), (3, 0, (2, 2)), (5, 0, (2, 3)), (7, 0, (3, 3)), (13, 0, (4, 4)),
+     (5, 2, (3, 2)), (3, 11, (1, 3)), (7, 7, (1, 7)), (7, 1, (7, 1))],
+)  # fmt: skip
+def test_a_sheet_has_room_for_any_count(count, columns, rows_columns):
+    pictures = [Image.new("RGB", (11, 7), (number, 1, 2)) for number in range(count)]
+    sheet = contact_sheet(pictures, columns, gap=3)
+    rows, wide = rows_columns
+    assert sheet.size == (3 + wide * 14, 3 + rows * 10)
+    corners = [sheet.getpixel((3 + n % wide * 14, 3 + n // wide * 10)) for n in range(count)]
+    assert corners == [(number, 1, 2) for number in range(count)]
+    assert array(sheet).reshape(-1, 3).tolist().count([255, 255, 255]) == sheet.width * sheet.height - count * 77
+
+
+def test_cells_take_the_size_of_the_largest():
+    sheet = contact_sheet([Image.new("RGB", (5, 13)), Image.new("RGBA", (11, 3))], columns=2, gap=2)
+    assert sheet.size == (2 + 2 * 13, 2 + 15)
+
+
+def test_labels_are_written_under_their_picture_and_nowhere_else():
+    pictures = [Image.new("RGB", (40, 20), "red") for _ in range(2)]
+    bare, one = contact_sheet(pictures, 2), contact_sheet(pictures, 2, ["", "0.123"])
+    assert one.width == bare.width
+    assert one.height > bare.height
+    strip = array(one)[24:]
+    assert strip[:, :44].min() == 255
+    assert strip[:, 48:88].min() < 128
+    assert strip[:, 88:].min() == 255
+
+
+def test_a_long_label_is_cut_to_its_cell():
+    pictures = [Image.new("RGB", (40, 20), "red") for _ in range(3)]
+    sheet = array(contact_sheet(pictures, 3, ["", "a very long prompt about hearts " * 9, ""]))
+    assert sheet[25:, :48].min() == 255
+    assert sheet[25:, 90:].min() == 255
+    assert sheet[25:, 48:90].min() < 128
+
+
+@pytest.mark.parametrize("label", ["two\nlines", "ein\r\nHerz", "红心", "🦄", "\t", "قلب"])
+def test_any_text_can_be_a_label(label):
+    assert contact_sheet([Image.new("RGB", (50, 20))], 1, [label]).width == 58
+
+
+def test_a_sheet_needs_a_picture():
+    with pytest.raises(UserError, match="0 pictures"):
+        contact_sheet([])
+
+
+def test_a_sheet_needs_columns():
+    with pytest.raises(UserError, match="-2"):
+        contact_sheet([Image.new("RGB", (3, 3))], columns=-2)
+
+
+def test_pictures_on_a_sheet_are_not_changed():
+    picture = noise(9, 7)
+    before = array(picture).copy()
+    sheet = contact_sheet([picture, picture], 2, gap=1)
+    assert np.array_equal(array(picture), before)
+    assert np.array_equal(array(sheet)[1:8, 11:20], before)
+
+
+# --- PNG files
+
+
+def test_metadata_and_pixels_come_back(tmp_path):
+    metadata = {"prompt": "ein rotes Herz ❤️‍🔥 心形 \x00\n", "seed": 2**63, "scores": [0.1 + 0.2, None], "ok": True}
+    picture = noise(13, 7)
+    path = save_png(picture, tmp_path / "deep" / "a.png", metadata)
+    assert read_metadata(path) == metadata
+    assert "ein rotes Herz ❤️‍🔥 心形".encode() in path.read_bytes()  # for other programs to show
+    with Image.open(path) as read:
+        assert read.format == "PNG"
+        assert np.array_equal(array(read), array(picture))
+
+
+def test_metadata_does_not_depend_on_the_ending(tmp_path):
+    assert read_metadata(save_png(noise(3, 5), tmp_path / "picture.jpg", {"seed": 3})) == {"seed": 3}
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*folder\.png"):
+        save_png(noise(3, 5), tmp_path / "folder.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        save_png(noise(3, 5), tmp_path / "file" / "a.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_a_picture_without_settings_is_refused(tmp_path):
+    with pytest.raises(UserError, match="carries no settings"):
+        read_metadata(save_png(noise(3, 5), tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_what_is_no_picture_is_refused(tmp_path, content):
+    path = tmp_path / "a.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="not a readable picture"):
+        read_metadata(path)
+
+
+def test_a_truncated_picture_is_refused(tmp_path):
+    path = save_png(noise(64, 64), tmp_path / "a.png", {"seed": 3})
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="not a readable picture"):
+        read_metadata(path)
+
+
+def test_a_picture_too_large_to_open_is_refused(tmp_path, monkeypatch):
+    path = save_png(noise(64, 64), tmp_path / "a.png", {"seed": 3})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="not a readable picture"):
+        read_metadata(path)
+
+
+def test_settings_that_are_no_json_are_refused(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(METADATA_KEY, "{half")
+    noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(UserError, match=r"a\.png"):
+        read_metadata(tmp_path / "a.png")
+
+
+# --- decoding files
+
+
+def test_pictures_are_turned_upright_and_animations_show_their_first_frame(tmp_path):
+    photo, exif = Image.new("RGB", (13, 7), "red"), Image.Exif()
+    photo.paste("blue", (0, 0, 3, 3))
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
+    upright = open_picture(tmp_path / "photo.jpg")
+    assert upright.size == (7, 13)
+    assert upright.getpixel((5, 1))[2] > 200
+    assert upright.getpixel((1, 1))[0] > 200
+    frames = [Image.new("RGB", (5, 3), colour) for colour in ("lime", "red")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert open_picture(tmp_path / "moving.gif").getpixel((2, 2)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending", "colour", "expected"),
+    [
+        ("CMYK", "jpg", (0, 255, 255, 0), (255, 0, 0)),
+        ("CMYK", "tif", (0, 255, 255, 0), (255, 0, 0)),
+        ("I;16", "png", 0x8000, (128, 128, 128)),
+        ("I;16", "tif", 0x8000, (128, 128, 128)),
+        ("P", "gif", 3, (30, 40, 50)),
+        ("P", "png", 3, (30, 40, 50)),
+        ("1", "png", 1, (255, 255, 255)),
+        ("LA", "png", (77, 50), (77, 77, 77, 50)),
+    ],
+)
+def test_every_kind_of_file_becomes_rgb_or_rgba(tmp_path, mode, ending, colour, expected):
+    picture = Image.new(mode, (16, 16), colour)
+    if mode == "P":
+        picture.putpalette([9] * 9 + [30, 40, 50])
+    picture.save(tmp_path / f"picture.{ending}")
+    assert open_picture(tmp_path / f"picture.{ending}").getpixel((4, 4)) == expected
+
+
+def test_grey_with_16_bits_is_not_clipped_to_white():
+    assert on_background(Image.new("I;16", (3, 2), 0x4000)).getpixel((1, 1)) == (64, 64, 64)
+
+
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypatch):
+    noise(64, 64).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:1500])
+    header = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x0dIHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    (tmp_path / "bomb.png").write_bytes(header + struct.pack(">II", zlib.crc32(header[12:]), 9) + b"IDAT")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("no picture")
+    save_png(noise(64, 64), tmp_path / "fine.png")
+    for name, message in (
+        ("cut.jpg", "is not a readable picture .*truncated"),
+        ("bomb.png", "is too large .*1600000000 pixels"),
+        ("empty.png", "is not a readable picture"),
+        ("text.png", "is not a readable picture"),
+        ("absent.png", "is not a readable picture"),
+        ("", "is not a readable picture"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            open_picture(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 63)  # above it, but not twice: Pillow would only warn
+    with pytest.raises(UserError, match="too large"):
+        open_picture(tmp_path / "fine.png")

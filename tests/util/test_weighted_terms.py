@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from dalle_mini_impl.util.weighted_terms import read_term
+
+TABLE = [
+    ("a fox", "a fox", []),
+    ("a fox:1.0", "a fox", [1.0]),
+    ("text:-0.3", "text", [-0.3]),
+    ("snow:.4", "snow", [0.4]),
+    ("snow:+2", "snow", [2.0]),
+    ("a fox:2:-.5", "a fox", [2.0, -0.5]),
+    ("a fox:1:2:3", "a fox:1", [2.0, 3.0]),
+    ("Batman: year one", "Batman: year one", []),
+    ("Batman: 1", "Batman: 1", []),
+    ("note:", "note:", []),
+    ("a:inf", "a:inf", []),
+    ("clock at 12:30", "clock at 12", [30.0]),  # what the syntax says; with a backslash it is a time
+    (r"clock at 12\:30", "clock at 12:30", []),
+    (r"clock at 12\:30:0.5", "clock at 12:30", [0.5]),
+    (r"this \| that", "this | that", []),
+    (r"C\D", r"C\D", []),
+    ("two\nlines:3", "two\nlines", [3.0]),
+    ("my photo.JPG:0.5", Path("my photo.JPG"), [0.5]),
+    (r"a\:1.png", Path("a:1.png"), []),
+    ("a.png is a file", "a.png is a file", []),
+    ("", "", []),
+]
+
+
+@pytest.mark.parametrize(("word", "content", "numbers"), TABLE, ids=[repr(row[0]) for row in TABLE])
+def test_numbers_stand_right_behind_colons(word, content, numbers):
+    assert read_term(word, most=2) == (content, numbers)
+
+
+def test_no_more_numbers_are_taken_than_asked_for():
+    assert read_term("a fox:1:2") == ("a fox:1", [2.0])
+    assert read_term("a fox:1:2", most=0) == ("a fox:1:2", [])
