@@ -22,8 +22,10 @@ def wheel(tmp_path_factory):
 
 def test_wheel_has_model_configs_and_tokenizer(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    model = {f"dalle_mini_impl/pretrained/emoji/{path.name}" for path in
-             (ROOT / "dalle_mini_impl/pretrained/emoji").iterdir()}  # fmt: skip
+    model = {
+        f"dalle_mini_impl/pretrained/emoji/{path.name}"
+        for path in (ROOT / "dalle_mini_impl/pretrained/emoji").iterdir()
+    }
     configs = {f"dalle_mini_impl/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert len(model) >= 6
     assert configs
@@ -41,8 +43,10 @@ def test_installed_wheel_samples_from_an_empty_folder(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(site)}
     subprocess.run(run + arguments, check=True, cwd=work, env=environment, capture_output=True)
     assert Image.open(work / "grid.png").width > 2 * 64
-    code = "import dalle_mini_impl, dalle_mini_impl.config.yaml_io as c, dalle_mini_impl.config.training as r;" \
-           "print(dalle_mini_impl.__file__); c.load(r.TransformerRun, 'configs/emoji/transformer.yaml')"  # fmt: skip
+    code = (
+        "import dalle_mini_impl, dalle_mini_impl.config.yaml_io as c, dalle_mini_impl.config.training as r;"
+        "print(dalle_mini_impl.__file__); c.load(r.TransformerRun, 'configs/emoji/transformer.yaml')"
+    )
     printed = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=work, env=environment, capture_output=True, text=True
     )

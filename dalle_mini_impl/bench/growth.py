@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dalle_mini_impl.bench.machine import Machine
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.machine import MachineSpeed
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.sampling import sampling_rows
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.util.plots import new_figure, save_figure
@@ -16,7 +16,7 @@ USUAL, HEAD = 16, 64
 AXES = {"candidates": "candidates", "image-ids": "image ids of a picture", "width": "width"}
 
 
-def growth_rows(shape: Shape, machine: Machine, repeats: int) -> Iterator[Row]:
+def growth_rows(shape: Shape, machine: MachineSpeed, repeats: int) -> Iterator[BenchRow]:
     """Time sampling with guidance while one of the three grows and the others are the shape's.
 
     Rows are named `growth/AXIS/VALUE` and have `ms_per_step` and, of what the machine allows, `least_ms` in `details`.
@@ -31,7 +31,7 @@ def growth_rows(shape: Shape, machine: Machine, repeats: int) -> Iterator[Row]:
         yield replace(row, row=f"growth/{axis}/{value}", details=details)
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[BenchRow], path: Path) -> None:
     """Draw what `growth_rows` gave, one panel for each axis, both scales logarithmic.
 
     Raises:

@@ -14,7 +14,7 @@ SIDE = 2048
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineSpeed:
     """Limits of a device."""
 
     device: str
@@ -28,7 +28,7 @@ class Machine:
         return max(flops / self.flops["bf16" if dtype == "int8" else dtype], bytes_moved / self.copy)
 
 
-def measure_machine(device: str, repeats: int = 7) -> Machine:
+def measure_machine(device: str, repeats: int = 7) -> MachineSpeed:
     """Time a large copy and large matrix products; medians of `repeats` interleaved runs."""
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -40,4 +40,4 @@ def measure_machine(device: str, repeats: int = 7) -> Machine:
     runs |= {name: partial(torch.matmul, square, square) for name, square in squares.items()}
     seconds = median_seconds(runs, device, repeats, warm_up=1)
     flops = {name: 2 * SIDE**3 / seconds[name] for name in squares}
-    return Machine(device, 2 * COPY_BYTES / seconds["copy"], flops)
+    return MachineSpeed(device, 2 * COPY_BYTES / seconds["copy"], flops)

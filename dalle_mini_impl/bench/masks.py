@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-from dalle_mini_impl.bench.machine import Machine
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.machine import MachineSpeed
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.sampling import randomise
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.timing import median_seconds
@@ -24,7 +24,7 @@ SCHEDULES = {
 """Masks of the layers, in turn, and of the last (Ramesh et al. 2021, appendix B.1)."""
 
 
-def mask_rows(shape: Shape, machine: Machine, repeats: int, counts: Sequence[int]) -> Iterator[Row]:
+def mask_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequence[int]) -> Iterator[BenchRow]:
     """Time drawing pictures without guidance, at a shape's lengths and at four times as many positions.
 
     Rows are named `masks/TEXT+IMAGE/CANDIDATES/SCHEDULE`; what they are held against is the same model with full
@@ -43,10 +43,10 @@ def mask_rows(shape: Shape, machine: Machine, repeats: int, counts: Sequence[int
                 row = f"masks/{longer.text_length}+{longer.image_length}/{count}/{name}"
                 steps = [1e3 * seconds[which] / longer.image_length for which in (name, "full")]
                 note = f"{steps[0]:.2f} ms/step, full {steps[1]:.2f}"
-                yield Row(row, seconds[name], "full", seconds["full"], note=note, details={"shape": shape.name})
+                yield BenchRow(row, seconds[name], "full", seconds["full"], note=note, details={"shape": shape.name})
 
 
-def _model(shape: Shape, machine: Machine, attention: tuple[str, ...], last_attention: str) -> Transformer:
+def _model(shape: Shape, machine: MachineSpeed, attention: tuple[str, ...], last_attention: str) -> Transformer:
     transformer = shape.build(attention, last_attention).to(machine.device).eval()
     randomise(transformer)
     return pack(transformer, choose_precision("auto", transformer), shape.stream().image_range)

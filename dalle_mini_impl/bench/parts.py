@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from dalle_mini_impl.bench.machine import Machine
+from dalle_mini_impl.bench.machine import MachineSpeed
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.timing import median_seconds
 from dalle_mini_impl.checkpoint.parts import load_text_tokenizer
 from dalle_mini_impl.config.training import ImageTokenizerRun
@@ -31,7 +31,7 @@ STAGES = (
 )
 
 
-def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Iterator[Row]:
+def image_tokenizer_rows(machine: MachineSpeed, with_peer: bool, repeats: int) -> Iterator[BenchRow]:
     """Encode, decode and train the shipped image tokenizer, beside a `DiscreteVAE` of the same grid and ids."""
     device = machine.device
     ours = ImageTokenizer.from_pretrained("emoji", device)
@@ -44,10 +44,18 @@ def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Ite
         "train/image-tokenizer": {"ours": _trainer(ours, pixels)},
     }
     if with_peer:
-        theirs = import_dalle_pytorch().DiscreteVAE(
-            image_size=size, num_layers=factor.bit_length() - 1, num_tokens=ours.codebook_size,
-            codebook_dim=512, hidden_dim=256, num_resnet_blocks=2,
-        ).to(device)  # fmt: skip  # sizes of its own training script
+        theirs = (
+            import_dalle_pytorch()
+            .DiscreteVAE(
+                image_size=size,
+                num_layers=factor.bit_length() - 1,
+                num_tokens=ours.codebook_size,
+                codebook_dim=512,
+                hidden_dim=256,
+                num_resnet_blocks=2,
+            )
+            .to(device)
+        )  # sizes of its own training script
         runs["encode"]["dalle-pytorch"] = lambda: theirs.get_codebook_indices(pixels)
         runs["decode"]["dalle-pytorch"] = lambda: theirs.decode(ids.flatten(1))
         runs["train/image-tokenizer"]["dalle-pytorch"] = lambda: theirs(pixels, return_loss=True).backward()
@@ -56,7 +64,9 @@ def image_tokenizer_rows(machine: Machine, with_peer: bool, repeats: int) -> Ite
             seconds = median_seconds(pair, device, repeats)
         peer = "dalle-pytorch" if with_peer else ""
         note = f"{PICTURES / seconds['ours']:.0f} pictures/s"
-        yield Row(name, seconds["ours"], peer, seconds.get(peer, torch.nan), note=note, details={"pictures": PICTURES})
+        yield BenchRow(
+            name, seconds["ours"], peer, seconds.get(peer, torch.nan), note=note, details={"pictures": PICTURES}
+        )
 
 
 def _encode(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> torch.Tensor:
@@ -79,7 +89,7 @@ def _trainer(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], No
     return step
 
 
-def scorer_rows(machine: Machine, repeats: int) -> Iterator[Row]:
+def scorer_rows(machine: MachineSpeed, repeats: int) -> Iterator[BenchRow]:
     """Score pictures against a caption, and cut captions into ids."""
     scorer = Scorer.from_pretrained("emoji", machine.device)
     size = scorer.image_size
@@ -93,12 +103,12 @@ def scorer_rows(machine: Machine, repeats: int) -> Iterator[Row]:
         machine.device,
         repeats,
     )
-    yield Row("score", seconds["score"], note=f"{PICTURES / seconds['score']:.0f} pairs/s")
+    yield BenchRow("score", seconds["score"], note=f"{PICTURES / seconds['score']:.0f} pairs/s")
     per_second = len(CAPTIONS) / seconds["text-tokenizer"]
-    yield Row("text-tokenizer", seconds["text-tokenizer"], note=f"{per_second:.0f} captions/s")
+    yield BenchRow("text-tokenizer", seconds["text-tokenizer"], note=f"{per_second:.0f} captions/s")
 
 
-def startup_rows(device: str, repeats: int) -> Iterator[Row]:
+def startup_rows(device: str, repeats: int) -> Iterator[BenchRow]:
     """Commands from a cold process, and where their time goes."""
     with tempfile.TemporaryDirectory() as folder:
         grid = str(Path(folder) / "grid.png")
@@ -107,11 +117,11 @@ def startup_rows(device: str, repeats: int) -> Iterator[Row]:
             "startup/sample": ["-m", "dalle_mini_impl", "sample", "a red heart", "--out", grid, "--device", device],
         }
         for name, command in commands.items():
-            yield Row(name, _cold(command, repeats))
+            yield BenchRow(name, _cold(command, repeats))
     before = 0.0
     for name, code in STAGES:
         seconds = _cold(["-c", code], repeats)
-        yield Row(f"startup/of which {name}", max(seconds - before, 0.0))
+        yield BenchRow(f"startup/of which {name}", max(seconds - before, 0.0))
         before = seconds
 
 

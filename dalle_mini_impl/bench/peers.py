@@ -72,9 +72,12 @@ class DallePytorch:
         package = import_dalle_pytorch()
         factor = 3  # its picture size only decides the token grid
         vae = package.DiscreteVAE(
-            image_size=shape.side * 2**factor, num_layers=factor, num_tokens=shape.image_vocab,
-            hidden_dim=8, codebook_dim=8,
-        )  # fmt: skip
+            image_size=shape.side * 2**factor,
+            num_layers=factor,
+            num_tokens=shape.image_vocab,
+            hidden_dim=8,
+            codebook_dim=8,
+        )
         self.hparams = {
             "dim": shape.n_embd, "num_text_tokens": shape.text_vocab, "text_seq_len": shape.text_length,
             "depth": shape.n_layer, "heads": shape.n_head, "dim_head": shape.n_embd // shape.n_head,
@@ -111,11 +114,18 @@ class Llama:
         transformers.logging.set_verbosity_error()
         self.stream = shape.stream()
         config = transformers.LlamaConfig(
-            vocab_size=self.stream.vocab_size, hidden_size=shape.n_embd, num_hidden_layers=shape.n_layer,
-            num_attention_heads=shape.n_head, num_key_value_heads=shape.n_head,
-            intermediate_size=(8 * shape.n_embd // 3 + 63) // 64 * 64, max_position_embeddings=shape.length,
-            bos_token_id=1, eos_token_id=None, pad_token_id=None, tie_word_embeddings=False,
-        )  # fmt: skip
+            vocab_size=self.stream.vocab_size,
+            hidden_size=shape.n_embd,
+            num_hidden_layers=shape.n_layer,
+            num_attention_heads=shape.n_head,
+            num_key_value_heads=shape.n_head,
+            intermediate_size=(8 * shape.n_embd // 3 + 63) // 64 * 64,
+            max_position_embeddings=shape.length,
+            bos_token_id=1,
+            eos_token_id=None,
+            pad_token_id=None,
+            tie_word_embeddings=False,
+        )
         model: Any = transformers.LlamaForCausalLM(config)
         self.model = model.to(device)
         self.shape, self.device = shape, device
@@ -129,10 +139,16 @@ class Llama:
         null = self.stream.prefix([[]]).to(self.device).expand(candidates, -1)
         guidance = {"guidance_scale": GUIDANCE, "negative_prompt_ids": null} if guided else {}
         ids = self.model.generate(
-            prefix, attention_mask=torch.ones_like(prefix), max_new_tokens=self.shape.image_length,
-            min_new_tokens=self.shape.image_length, do_sample=True, top_k=TOP_K, cache_implementation="static",
-            suppress_tokens=list(range(self.stream.image_offset)), **guidance,
-        )  # fmt: skip
+            prefix,
+            attention_mask=torch.ones_like(prefix),
+            max_new_tokens=self.shape.image_length,
+            min_new_tokens=self.shape.image_length,
+            do_sample=True,
+            top_k=TOP_K,
+            cache_implementation="static",
+            suppress_tokens=list(range(self.stream.image_offset)),
+            **guidance,
+        )
         return ids[:, prefix.shape[1] :] - self.stream.image_offset
 
     def loss(self, text_ids: Tensor, image_ids: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.bench.peers import DallePytorch
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.training import finish
 from dalle_mini_impl.config.training import TransformerRun
@@ -35,7 +35,7 @@ PEER_RATE, PEER_CLIP = 3e-4, 0.5
 """Adam's rate and gradient clipping in the peer's own training script."""
 
 
-def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_batch: int = 16) -> Iterator[Row]:
+def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_batch: int = 16) -> Iterator[BenchRow]:
     """Train ours and dalle-pytorch's transformer of equal width, depth and heads on one token cache.
 
     Ours runs at the settings of a training config, its schedule stretched over the minutes. The peer runs at its
@@ -55,8 +55,17 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_b
     h, w = train.header.grid
     if h != w:
         raise UserError(f"the token grid is {h}×{w}; dalle-pytorch knows square ones only")
-    shape = Shape("race", config.model.n_embd, config.model.n_layer, config.model.n_head, config.text_length, h,
-                  train.header.codebook_size, tokenizer.vocab_size, config.run.batch_size)  # fmt: skip
+    shape = Shape(
+        "race",
+        config.model.n_embd,
+        config.model.n_layer,
+        config.model.n_head,
+        config.text_length,
+        h,
+        train.header.codebook_size,
+        tokenizer.vocab_size,
+        config.run.batch_size,
+    )
     sides = {
         "ours": our_side(config, shape, train, tokenizer, device),
         "dalle-pytorch": peer_side(config, shape, train, tokenizer, device, peer_batch),
@@ -67,14 +76,14 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_b
 
 def verdict(
     name: str, unit: str, curves: dict[str, list[Progress]], minutes: float, higher_is_better: bool = False
-) -> Row:
+) -> BenchRow:
     """The row of a race: the best of each side, and when ours came past the peer's best."""
     best = max if higher_is_better else min
     ours, theirs = (best(value for _, value in curves[side]) for side in ("ours", "dalle-pytorch"))
     ahead = next((minute for minute, value in curves["ours"] if best(value, theirs) == value), float("nan"))
     note = f"{unit}; the peer's best reached after {ahead:.2f} of {minutes:g} min"
     details = {"curves": curves, "minutes": minutes}
-    return Row(name, ours, "dalle-pytorch", theirs, note=note, higher_is_better=higher_is_better, details=details)
+    return BenchRow(name, ours, "dalle-pytorch", theirs, note=note, higher_is_better=higher_is_better, details=details)
 
 
 def run(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
 from dalle_mini_impl.bench.race import HELD_OUT, SCHEDULE, run, verdict
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.training import finish
 from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.config.yaml_io import load
@@ -24,7 +24,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train.image_tokenizer import batch_pixels
 from dalle_mini_impl.train.losses.pictures import reconstruction_loss
 from dalle_mini_impl.train.shared import loop
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 
 PEER_RATE, PEER_DECAY, PEER_BATCH = 1e-3, 0.98, 8
@@ -37,7 +37,7 @@ Side = tuple[Callable[[int, float], Any], Callable[[Tensor], Tensor]]
 """A training step (number, share of the time), and pictures (B, 3, H, W) -> ids -> pictures."""
 
 
-def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Iterator[Row]:
+def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Iterator[BenchRow]:
     """Train our image tokenizer and dalle-pytorch's `DiscreteVAE` of the same grid and codebook on one set.
 
     Ours runs at the settings of a training config, its schedule stretched over the minutes, and sees pictures augmented
@@ -70,13 +70,13 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
         apart[name] = float(torch.cat(parts).mean())
     yield verdict("learn/image-tokenizer", "dB", curves, minutes, higher_is_better=True)
     note = f"perceptual distance (EfficientNet-Lite0) after {minutes:g} min"
-    yield Row("learn/image-tokenizer/looks", apart["ours"], "dalle-pytorch", apart["dalle-pytorch"], note=note)
+    yield BenchRow("learn/image-tokenizer/looks", apart["ours"], "dalle-pytorch", apart["dalle-pytorch"], note=note)
 
 
 def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
     """Our trainer's step, averaged weights included."""
     model = ImageTokenizer(config.model, config.commitment).to(device)
-    average = Average(model, config.run.ema)
+    average = Ema(model, config.run.ema)
     optimizers = build_optimizers(model, config.optimizer)
 
     def step(number: int, share: float) -> None:
@@ -90,7 +90,7 @@ def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Sid
         average.update(model, number)
 
     def copy(pixels: Tensor) -> Tensor:
-        with average.standing_in(model):
+        with average.swapped_into(model):
             return model.decode(model.encode(pixels))
 
     return step, copy
@@ -99,10 +99,18 @@ def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Sid
 def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
     """The same for dalle-pytorch's `DiscreteVAE`, in the sizes of its own training script."""
     shape = config.model
-    model = import_dalle_pytorch().DiscreteVAE(
-        image_size=shape.image_size, num_layers=shape.factor.bit_length() - 1, num_tokens=shape.codebook_size,
-        codebook_dim=512, hidden_dim=256, num_resnet_blocks=2,
-    ).to(device)  # fmt: skip
+    model = (
+        import_dalle_pytorch()
+        .DiscreteVAE(
+            image_size=shape.image_size,
+            num_layers=shape.factor.bit_length() - 1,
+            num_tokens=shape.codebook_size,
+            codebook_dim=512,
+            hidden_dim=256,
+            num_resnet_blocks=2,
+        )
+        .to(device)
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=PEER_RATE)
     temperature = PEER_TEMPERATURE
 

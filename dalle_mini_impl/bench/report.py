@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One piece of work, ours beside one peer's or alone."""
 
     row: str
@@ -38,7 +38,7 @@ class Row:
         }
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[BenchRow]) -> str:
     """Aligned text, one line a row."""
     header = ("row", "ours", "peer", "theirs", "ratio", "of limit", "")
     lines = [header, *(_cells(row) for row in rows)]
@@ -47,7 +47,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: BenchRow) -> tuple[str, ...]:
     return (
         row.row,
         f"{row.ours:.4g}",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalle_mini_impl.bench.machine import Machine
+from dalle_mini_impl.bench.machine import MachineSpeed
 from dalle_mini_impl.bench.peers import GUIDANCE, TOP_K, DallePytorch, Peer
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.shapes import Shape, decode_cost, matrix_weights
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.config.sampling import SamplingConfig
@@ -39,12 +39,12 @@ class Contest:
 
 def sampling_rows(
     shape: Shape,
-    machine: Machine,
+    machine: MachineSpeed,
     peers: Mapping[str, Callable[[], Peer]],
     repeats: int,
     counts: Sequence[int],
     modes: Sequence[bool] = (True, False),
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     """Time drawing the image ids of several candidates for one full-length caption, guided or not."""
     transformer = shape.build().to(machine.device).eval()
     randomise(transformer)
@@ -54,7 +54,7 @@ def sampling_rows(
     )
 
 
-def imported_rows(shape: Shape, machine: Machine, repeats: int, counts: Sequence[int]) -> Iterator[Row]:
+def imported_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequence[int]) -> Iterator[BenchRow]:
     """The same of a model of dalle-pytorch and of what `dalle import` makes of it: one set of weights on both sides.
 
     Raises:
@@ -70,8 +70,8 @@ def imported_rows(shape: Shape, machine: Machine, repeats: int, counts: Sequence
 
 
 def contest_rows(
-    contest: Contest, machine: Machine, repeats: int, counts: Sequence[int], modes: Sequence[bool] = (True, False)
-) -> Iterator[Row]:
+    contest: Contest, machine: MachineSpeed, repeats: int, counts: Sequence[int], modes: Sequence[bool] = (True, False)
+) -> Iterator[BenchRow]:
     """Time each side for each number of candidates, guided or not."""
     shape, stream, transformer = contest.shape, contest.stream, contest.transformer
     dtype, weights = choose_precision("auto", transformer), matrix_weights(transformer)
@@ -87,12 +87,14 @@ def contest_rows(
             cost = decode_cost(shape, weights, count, guided, dtype)
             least = shape.image_length * machine.seconds(cost.flops, cost.bytes_moved, dtype)
             mine = seconds["ours"]
-            note = (f"{1e3 * mine / shape.image_length:.2f} ms/step, {count * shape.image_length / mine:.0f} ids/s, "
-                    f"{peak_memory(ours, machine.device) / 2**20:.0f} MiB")  # fmt: skip
+            note = (
+                f"{1e3 * mine / shape.image_length:.2f} ms/step, {count * shape.image_length / mine:.0f} ids/s, "
+                f"{peak_memory(ours, machine.device) / 2**20:.0f} MiB"
+            )
             name = f"{contest.name}/{count}/{'guided' if guided else 'plain'}"
             details = {"shape": shape.name, "precision": dtype}
             for peer in [*contest.peers] or [""]:
-                yield Row(name, mine, peer, seconds.get(peer, torch.nan), least / mine, note, details=details)
+                yield BenchRow(name, mine, peer, seconds.get(peer, torch.nan), least / mine, note, details=details)
 
 
 def randomise(transformer: nn.Module) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.bench.machine import Machine
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.machine import MachineSpeed
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.search.nearest import nearest
 from dalle_mini_impl.util.errors import UserError
@@ -36,7 +36,7 @@ class Faiss:
         return self.index.search(query[None].numpy(), HITS)[1][0].tolist()
 
 
-def search_rows(machine: Machine, peer: type[Faiss] | None, repeats: int, count: int) -> Iterator[Row]:
+def search_rows(machine: MachineSpeed, peer: type[Faiss] | None, repeats: int, count: int) -> Iterator[BenchRow]:
     """Look for one query among random vectors of length 1 in a file of 1 KB each.
 
     The row's note says by how much the process grows: by the pages of the file for ours, which the system may drop at
@@ -69,7 +69,7 @@ def search_rows(machine: Machine, peer: type[Faiss] | None, repeats: int, count:
     share = machine.seconds(2 * DIM * count, 2 * DIM * count, "fp32") / seconds["ours"]
     note = f"{memory['ours'] / 1e6:.0f} MB" + (f", theirs {memory[name] / 1e6:.0f} MB" if peer else "")
     details = {"dim": DIM, "hits": HITS, "bytes": memory}
-    yield Row(f"search/{count}", seconds["ours"], name, seconds.get(name, torch.nan), share, note, details=details)
+    yield BenchRow(f"search/{count}", seconds["ours"], name, seconds.get(name, torch.nan), share, note, details=details)
 
 
 def write_vectors(file: Path, count: int) -> None:

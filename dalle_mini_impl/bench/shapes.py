@@ -38,17 +38,25 @@ class Shape:
 
     def stream(self, bos_id: int = 1) -> Stream:
         """The layout of the stream."""
-        return Stream(StreamConfig(
-            text_length=self.text_length, text_vocab=self.text_vocab, grid=(self.side, self.side),
-            image_vocab=self.image_vocab, bos_id=bos_id,
-        ))  # fmt: skip
+        return Stream(
+            StreamConfig(
+                text_length=self.text_length,
+                text_vocab=self.text_vocab,
+                grid=(self.side, self.side),
+                image_vocab=self.image_vocab,
+                bos_id=bos_id,
+            )
+        )
 
     def build(self, attention: tuple[str, ...] = ("full",), last_attention: str = "") -> Transformer:
         """Our transformer of this shape, untrained; its masks as `TransformerConfig` has them."""
         config = TransformerConfig(
-            n_layer=self.n_layer, n_head=self.n_head, n_embd=self.n_embd, attention=attention,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            n_embd=self.n_embd,
+            attention=attention,
             last_attention=last_attention,
-        )  # fmt: skip
+        )
         return build_transformer(config, self.stream().config)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dalle_mini_impl.bench.machine import Machine
+from dalle_mini_impl.bench.machine import MachineSpeed
 from dalle_mini_impl.bench.peers import Peer
-from dalle_mini_impl.bench.report import Row
+from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.shapes import Shape, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.config.training import OptimizerConfig
@@ -65,8 +65,8 @@ def finish(model: nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tens
 
 
 def training_rows(
-    shape: Shape, machine: Machine, peers: Mapping[str, Callable[[], Peer]], repeats: int, compiled: bool = True
-) -> Iterator[Row]:
+    shape: Shape, machine: MachineSpeed, peers: Mapping[str, Callable[[], Peer]], repeats: int, compiled: bool = True
+) -> Iterator[BenchRow]:
     """Time optimizer steps: AdamW alone as the peers have it, with Muon, and if wanted `torch.compile`d."""
     batch = shape.train_batch
     text_ids = torch.randint(2, shape.text_vocab, (batch, shape.text_length), device=machine.device)
@@ -87,5 +87,12 @@ def training_rows(
         memory = peak_memory(runs[name], machine.device)
         note = f"{batch * (shape.length - 1) / seconds[name]:.0f} ids/s, {memory / 2**20:.0f} MiB"
         for peer in [*steps] or [""]:
-            yield Row(name, seconds[name], peer, seconds.get(peer, torch.nan), least / seconds[name], note,
-                      details={"shape": shape.name, "batch": batch})  # fmt: skip
+            yield BenchRow(
+                name,
+                seconds[name],
+                peer,
+                seconds.get(peer, torch.nan),
+                least / seconds[name],
+                note,
+                details={"shape": shape.name, "batch": batch},
+            )

@@ -71,8 +71,13 @@ def read_variants(path: str | Path, minutes: float, out: str | Path) -> list[Var
         folder = Path(out) / name
         overrides = tuple(itertools.chain.from_iterable(lines for _, lines in choice))
         # Next to nothing but training should take of its minutes.
-        settings = (f"run.minutes={minutes}", f"run.model_dir={folder / 'model'}", f"run.state_dir={folder / 'state'}",
-                    "run.validate_every=1000000000", "run.sample_every=0")  # fmt: skip
+        settings = (
+            f"run.minutes={minutes}",
+            f"run.model_dir={folder / 'model'}",
+            f"run.state_dir={folder / 'state'}",
+            "run.validate_every=1000000000",
+            "run.sample_every=0",
+        )
         config = load(ImageTokenizerRun, spec.base, [*overrides, *settings])
         found.append(Variant(name, folder, overrides, ("--config", spec.base, *overrides, *settings), config))
     if len({variant.name for variant in found}) < len(found) or not found:

@@ -63,16 +63,20 @@ def section(facts: dict[str, Any], name: str) -> str:
         facts: the content of the JSON.
         name: the document's, without suffix.
     """
-    parts = [f"{facts['minutes']:g} minutes of training each on {facts['machine']}; measured on the {facts['split']} "
-             f"pictures of `{facts['data']}`.\n\n```\n{facts['command']}\n```"]  # fmt: skip
+    parts = [
+        f"{facts['minutes']:g} minutes of training each on {facts['machine']}; measured on the {facts['split']} "
+        f"pictures of `{facts['data']}`.\n\n```\n{facts['command']}\n```"
+    ]
     for size in sizes(facts):
         rows = [row for row in facts["variants"] if row["size"] == size]
         trained = [row for row in rows if "failed" not in row]
         parts.append(f"## {size} px")
         if trained:
             reports = [_report(row) for row in trained]
-            cells = [{"variant": row["name"], "steps": str(row["steps"]), **figures(report)}
-                     for row, report in zip(trained, reports, strict=True)]  # fmt: skip
+            cells = [
+                {"variant": row["name"], "steps": str(row["steps"]), **figures(report)}
+                for row, report in zip(trained, reports, strict=True)
+            ]
             parts += [markdown(cells), notes(reports)]
             parts.append(f"![The same pictures before and after each variant]({sheet_name(name, size)})")
         parts += [f"`{row['name']}` failed: {row['failed']}" for row in rows if "failed" in row]

@@ -40,12 +40,14 @@ def describe(folder: Path) -> dict[str, Any]:
         settings = load_settings(folder)
         facts |= {"sampling": to_dict(settings.sampling), "about": to_dict(settings.about)}
     elif not facts:
-        raise UserError(f"{folder} has no part of a model; expected {', '.join(PART_FILES)} or some of them, "
-                        f"made by training or dalle import")  # fmt: skip
+        raise UserError(
+            f"{folder} has no part of a model; expected {', '.join(PART_FILES)} or some of them, "
+            f"made by training or dalle import"
+        )
     return facts
 
 
-def in_words(facts: dict[str, Any]) -> list[str]:
+def describe_in_words(facts: dict[str, Any]) -> list[str]:
     """Lines about what `describe` found."""
     parts = [name for name in ("text_tokenizer", *PARTS) if name in facts]
     lines = [f"checkpoint: {facts['checkpoint']}"] if "checkpoint" in facts else []
@@ -84,14 +86,18 @@ def _transformer(facts: dict[str, Any]) -> str:
     bos = "1 + " * (stream.bos_id >= 0)
     masks = f"; attention {', '.join(config.attention)}" if config.attention != ("full",) else ""
     last = f", at last {config.last_attention}" * bool(config.last_attention)
-    return (f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {bos}"
-            f"{stream.text_length} text + {image_length} image ids{masks}{last}")  # fmt: skip
+    return (
+        f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {bos}"
+        f"{stream.text_length} text + {image_length} image ids{masks}{last}"
+    )
 
 
 def _scorer(facts: dict[str, Any]) -> str:
     config = from_dict(ScorerConfig, facts["config"], "scorer")
-    return (f"CLIP of width {config.n_embd}, {config.image_layers} layers over {config.image_size}×{config.image_size} "
-            f"pixels and {config.text_layers} over {config.text_length} text ids")  # fmt: skip
+    return (
+        f"CLIP of width {config.n_embd}, {config.image_layers} layers over {config.image_size}×{config.image_size} "
+        f"pixels and {config.text_layers} over {config.text_length} text ids"
+    )
 
 
 def _about(about: dict[str, Any], checkpoint: str | None) -> list[str]:

@@ -31,7 +31,7 @@ def download(name: str, files: Sequence[str], needed: Sequence[str]) -> Path:
     """
     repo, revision = _parse(name)
     library = _library()
-    with _told(name, library):
+    with _one_line_errors(name, library):
         folder = Path(library.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     if not any((folder / file).is_file() for file in needed):
         raise UserError(f"{name} has no checkpoint in it; expected one of {', '.join(needed)}")
@@ -59,7 +59,7 @@ def upload(name: str, files: Mapping[str, Path | bytes], obsolete: Sequence[str]
     if revision:
         raise UserError(f"{name} names a revision, but a checkpoint is sent to the main branch; leave out @{revision}")
     library = _library()
-    with _told(name, library):
+    with _one_line_errors(name, library):
         api = library.HfApi()
         if library.get_token() is None:
             raise UserError(f"{name} cannot be written to by someone unknown; {LOGIN}, or set HF_TOKEN")
@@ -92,7 +92,7 @@ def _library() -> Any:
 
 
 @contextmanager
-def _told(name: str, library: Any) -> Iterator[None]:
+def _one_line_errors(name: str, library: Any) -> Iterator[None]:
     """Say in one line what went wrong with a repository."""
     errors, hub = library.errors, library.constants.ENDPOINT
     try:
@@ -107,8 +107,10 @@ def _told(name: str, library: Any) -> Iterator[None]:
         raise UserError(f"{name} has no such revision; name a branch, tag or commit of it after the @") from error
     except errors.LocalEntryNotFoundError as error:
         cache = library.constants.HF_HUB_CACHE
-        raise UserError(f"{name} is not, or not wholly, in {cache}, and {hub} cannot be reached; connect to it once, "
-                        f"without HF_HUB_OFFLINE") from error  # fmt: skip
+        raise UserError(
+            f"{name} is not, or not wholly, in {cache}, and {hub} cannot be reached; connect to it once, "
+            f"without HF_HUB_OFFLINE"
+        ) from error
     except Exception as error:  # that library, and those under it, raise almost anything
         reason = " ".join((getattr(error, "server_message", None) or str(error)).split())
         raise UserError(

@@ -75,9 +75,13 @@ def find(name: str | Path) -> Path:
 
 
 def save_part(
-    model_dir: str | Path, part: str, module: nn.Module, config: dict[str, Any], trained_with: dict[str, str],
+    model_dir: str | Path,
+    part: str,
+    module: nn.Module,
+    config: dict[str, Any],
+    trained_with: dict[str, str],
     dtype: torch.dtype = torch.bfloat16,
-) -> str:  # fmt: skip
+) -> str:
     """Write one part, whole or not at all, and return its identity.
 
     Args:
@@ -124,8 +128,9 @@ def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
         if not (isinstance(config, dict) and isinstance(trained_with, dict)):
             raise ValueError("its description is no table")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged or was not written by this package ({error}); copy or train it anew"
-                        ) from error  # fmt: skip
+        raise UserError(
+            f"{path} is damaged or was not written by this package ({error}); copy or train it anew"
+        ) from error
     return Part(path, identity, config, trained_with, tensors)
 
 
@@ -141,8 +146,10 @@ def check_trained_with(part: Part, other: str, identity: str) -> None:
         UserError: naming both identities.
     """
     if part.trained_with.get(other) not in (identity, UNKNOWN):
-        raise UserError(f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
-                        f"but {identity} was given; use the {other} it was trained with")  # fmt: skip
+        raise UserError(
+            f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
+            f"but {identity} was given; use the {other} it was trained with"
+        )
 
 
 def fingerprint(folder: Path) -> str:

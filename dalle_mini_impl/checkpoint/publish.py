@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from dalle_mini_impl.checkpoint import hub
-from dalle_mini_impl.checkpoint.describe import describe, in_words
+from dalle_mini_impl.checkpoint.describe import describe, describe_in_words
 from dalle_mini_impl.checkpoint.parts import CARDS, FILES, fingerprint
 from dalle_mini_impl.checkpoint.settings import load_settings
 from dalle_mini_impl.config.yaml_io import read_yaml
@@ -37,8 +37,9 @@ def push(folder: Path, name: str, private: bool = False, message: str = "") -> s
     """
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if strange := [file for file in found if file not in FILES]:
-        raise UserError(f"{folder} also has {', '.join(strange)}; only {', '.join(FILES)} are ever sent: "
-                        f"move all else elsewhere")  # fmt: skip
+        raise UserError(
+            f"{folder} also has {', '.join(strange)}; only {', '.join(FILES)} are ever sent: move all else elsewhere"
+        )
     files: dict[str, Path | bytes] = {file: folder / file for file in found if file not in CARDS}
     files["README.md"] = card(folder, name).encode()
     obsolete = [file for file in FILES if file not in files]
@@ -63,9 +64,14 @@ def card(folder: Path, name: str) -> str:
     if path:
         header, body = _split(path)
     else:
-        facts = "\n".join(in_words(describe(folder)))
-        header, body = {}, (f"# {settings.name}\n\n```\n{facts}\n```\n\n```\npip install 'dalle-mini-impl[hub]'\n"
-                            f"dalle sample \"a red heart\" --model {name}\n```\n")  # fmt: skip
+        facts = "\n".join(describe_in_words(describe(folder)))
+        header, body = (
+            {},
+            (
+                f"# {settings.name}\n\n```\n{facts}\n```\n\n```\npip install 'dalle-mini-impl[hub]'\n"
+                f'dalle sample "a red heart" --model {name}\n```\n'
+            ),
+        )
     header |= {"library_name": "dalle-mini-impl", "pipeline_tag": "text-to-image"}
     header["tags"] = list(dict.fromkeys([*header.get("tags", ()), *TAGS]))
     if settings.about.licence:

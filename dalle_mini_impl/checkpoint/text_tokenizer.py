@@ -68,5 +68,7 @@ def save_text_tokenizer(model_dir: str | Path, tokenizer: JsonTokenizer) -> Path
 def _refuse_another(folder: Path, identity: str, wanted: str) -> None:
     there = [folder / name for name in TEXT_TOKENIZERS if (folder / name).is_file()]
     if there and (old := read_text_tokenizer(folder).identity) != identity:
-        raise UserError(f"{there[0]} is text tokenizer {old}, but {wanted} ({identity}); "
-                        f"use another model_dir or the same tokenizer")  # fmt: skip
+        raise UserError(
+            f"{there[0]} is text tokenizer {old}, but {wanted} ({identity}); "
+            f"use another model_dir or the same tokenizer"
+        )

@@ -10,8 +10,8 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import write_json
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.bench.machine import Machine
-    from dalle_mini_impl.bench.report import Row
+    from dalle_mini_impl.bench.machine import MachineSpeed
+    from dalle_mini_impl.bench.report import BenchRow
 
 PARTS = ("sample", "train", "parts", "startup")
 """What is measured unless `--only` says otherwise."""
@@ -56,9 +56,11 @@ def bench(quick: bool, **options: Any) -> None:
         raise UserError(f"--candidates {options['candidates']!r} was given, expected numbers such as 1,16")
     device = choose_device(options["device"])
     machine = measure_machine(device, repeats)
-    click.echo(f"{device}: copy {machine.copy / 1e9:.0f} GB/s read and written, products "
-               + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items()))  # fmt: skip
-    rows: list[Row] = []
+    click.echo(
+        f"{device}: copy {machine.copy / 1e9:.0f} GB/s read and written, products "
+        + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items())
+    )
+    rows: list[BenchRow] = []
     if options["minutes"]:
         from dalle_mini_impl.bench import race, race_image_tokenizer
 
@@ -104,13 +106,13 @@ def find_peers(wanted: tuple[str, ...]) -> dict[str, Any]:
 
 
 def all_rows(
-    machine: "Machine",
+    machine: "MachineSpeed",
     shape_name: str,
     peers: dict[str, Any],
     parts: tuple[str, ...],
     repeats: int,
     counts: list[int],
-) -> "Iterator[Row]":
+) -> "Iterator[BenchRow]":
     """The rows of the wanted parts, as they are measured."""
     from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.masks import mask_rows

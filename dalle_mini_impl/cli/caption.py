@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.classify import read_labels
-from dalle_mini_impl.cli.write import wishes, writing
+from dalle_mini_impl.cli.write import generate_arguments, text_sampling_options
 
 
 @click.command()
@@ -21,7 +21,7 @@ from dalle_mini_impl.cli.write import wishes, writing
 @click.option("--keep", default=5, show_default=True, help="Best captions per picture.")
 @click.option("--blind", is_flag=True, help="Judge each place of the picture alone, as id_dropout trains for.")
 @click.option("--prior", is_flag=True, help="Prefer captions that are likely in themselves.")
-@writing
+@text_sampling_options
 def caption(
     images: tuple[Path, ...], labels: tuple[str, ...], file: Path | None, beginning: str, **options: Any
 ) -> None:
@@ -39,7 +39,7 @@ def caption(
     pictures = [open_picture(path) for path in images]
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     if given is None:
-        drawn = dalle.complete_text(beginning, keep=options["candidates"], **wishes(options))
+        drawn = dalle.complete_text(beginning, keep=options["candidates"], **generate_arguments(options))
         given = [text for text, _ in drawn]
     click.echo(f"ranking {len(given)} captions for {len(images)} pictures", err=True)
     how = {name: options[name] for name in ("keep", "blind", "prior")}

@@ -20,15 +20,29 @@ Answer = tuple[Path, list[tuple[str, float]]]
 CHUNK = 64
 
 
-def scoring(command: Any) -> Any:
+def scorer_options(command: Any) -> Any:
     """Give a command the options of everything that compares pictures with labels."""
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or mps."),
-        click.option("--template", "templates", multiple=True, default=("{}",), show_default=True, metavar="TEXT",
-                     help="Text with {} for the label, as in 'a picture of {}'; several are averaged."),
-        click.option("--scorer", "--model", "scorer", default="emoji", show_default=True, metavar="NAME",
-                     help="A shipped name, a checkpoint folder, hf:FOLDER-OR-NAME or open_clip:MODEL:PRETRAINED."),
-    ):  # fmt: skip
+        click.option(
+            "--template",
+            "templates",
+            multiple=True,
+            default=("{}",),
+            show_default=True,
+            metavar="TEXT",
+            help="Text with {} for the label, as in 'a picture of {}'; several are averaged.",
+        ),
+        click.option(
+            "--scorer",
+            "--model",
+            "scorer",
+            default="emoji",
+            show_default=True,
+            metavar="NAME",
+            help="A shipped name, a checkpoint folder, hf:FOLDER-OR-NAME or open_clip:MODEL:PRETRAINED.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -37,14 +51,20 @@ def scoring(command: Any) -> Any:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
 @click.option("--labels", multiple=True, metavar="A,B,…", help="Labels, comma-separated; may be repeated.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Text file with one label a line.")
-@scoring
+@scorer_options
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Labels per picture.")
 @click.option("--json", "form", flag_value="json", help="Print one JSON list instead of tables.")
 @click.option("--csv", "form", flag_value="csv", help="Print comma-separated values: image,label,probability.")
 def classify(
-    images: tuple[Path, ...], labels: tuple[str, ...], labels_file: Path | None, scorer: str,
-    templates: tuple[str, ...], device: str, top: int, form: str | None,
-) -> None:  # fmt: skip
+    images: tuple[Path, ...],
+    labels: tuple[str, ...],
+    labels_file: Path | None,
+    scorer: str,
+    templates: tuple[str, ...],
+    device: str,
+    top: int,
+    form: str | None,
+) -> None:
     """Say which of the labels, in any language, fits each IMAGE, likeliest first.
 
     Probabilities assume that exactly one label fits, so give at least two. Scorers that judge each label on its

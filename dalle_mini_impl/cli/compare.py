@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 @click.argument("variants")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="For each.")
 @click.option("--out", default="runs/compare", show_default=True, help="Folder for what is trained.")
-@click.option("--document", type=click.Path(dir_okay=False), default="compare.md", show_default=True,
-              help="Markdown; its JSON and pictures come beside it.")  # fmt: skip
+@click.option(
+    "--document",
+    type=click.Path(dir_okay=False),
+    default="compare.md",
+    show_default=True,
+    help="Markdown; its JSON and pictures come beside it.",
+)
 @click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
 @click.option("--shown", type=click.IntRange(1), default=12, show_default=True, help="Pictures on a sheet.")
 @click.option("--device", default="auto", show_default=True, help="To measure on: auto, cpu, cuda or mps.")
@@ -38,13 +43,16 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
     device, plan, trained = choose_device(options["device"]), read_variants(variants, minutes, out), []
     for number, variant in enumerate(plan, 1):
         click.echo(f"{number}/{len(plan)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt")
-        with tqdm(total=round(60 * minutes), bar_format="{l_bar}{bar}| {n:.0f} of {total} s", leave=False,
-                  disable=None) as bar:  # fmt: skip  # no bar in a file
+        with tqdm(
+            total=round(60 * minutes), bar_format="{l_bar}{bar}| {n:.0f} of {total} s", leave=False, disable=None
+        ) as bar:  # no bar in a file
             trained.append(train(variant, bar.update))
         click.echo("  " + ", ".join(f"{name} {value}" for name, value in trained[-1].items()))
     data = plan[0].config.data.store
-    found = [None if "failed" in training else measure(variant, data, options["split"], options["shown"], device)
-             for variant, training in zip(plan, trained, strict=True)]  # fmt: skip
+    found = [
+        None if "failed" in training else measure(variant, data, options["split"], options["shown"], device)
+        for variant, training in zip(plan, trained, strict=True)
+    ]
     facts = {
         "command": f"dalle compare {variants} --minutes {minutes:g} --document {document}",
         "machine": machine(), "minutes": minutes, "data": data, "split": options["split"],
@@ -53,8 +61,10 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
     for path in write(Path(document), facts, [one for one in found if one]):
         click.echo(path)
     if failed := [variant.name for variant, training in zip(plan, trained, strict=True) if "failed" in training]:
-        raise UserError(f"{len(failed)} of {len(plan)} variants failed: {', '.join(failed)}; "
-                        f"see their output.txt, and run the same command again for those alone")  # fmt: skip
+        raise UserError(
+            f"{len(failed)} of {len(plan)} variants failed: {', '.join(failed)}; "
+            f"see their output.txt, and run the same command again for those alone"
+        )
 
 
 def measure(variant: "Variant", data: str, split: str, shown: int, device: str) -> "Evaluation":

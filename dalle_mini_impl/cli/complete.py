@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.sampling_options import check, drawing, ids_to_draw, wishes, write
+from dalle_mini_impl.cli.sampling_options import check, generate_arguments, ids_to_draw, sampling_options, write
 from dalle_mini_impl.util.errors import UserError
 
 REGIONS = ("rows", "box", "mask", "panel", "variations")
@@ -23,7 +23,7 @@ REGIONS = ("rows", "box", "mask", "panel", "variations")
 @click.option("--paste/--no-paste", default=True, show_default=True, help="Put original pixels back where kept.")
 @click.option("--model", default="emoji", show_default=True, help="Shipped name, checkpoint folder or hf:USER/REPO.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or int8.")
-@drawing
+@sampling_options
 def complete(image: str, prompt: str, **options: Any) -> None:
     """Redraw parts of IMAGE so that it shows PROMPT; the grid begins with IMAGE as the model sees it.
 
@@ -33,8 +33,10 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     named = [name for name in REGIONS if options[name] is not None and options[name] is not False]
     given = [f"--{name.replace('rows', 'keep-rows')}" for name in named]
     if len(given) != 1:
-        raise UserError(f"{' and '.join(given) or 'nothing'} came to say what to redraw; "
-                        f"give one of --keep-rows, --box, --mask, --panel and --variations")  # fmt: skip
+        raise UserError(
+            f"{' and '.join(given) or 'nothing'} came to say what to redraw; "
+            f"give one of --keep-rows, --box, --mask, --panel and --variations"
+        )
     check(options)
     box = read_box(options["box"])
     text = prompt.encode("utf-8", "replace").decode()  # bytes that are no UTF-8 arrive as lone surrogates
@@ -49,9 +51,12 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     mask = open_picture(options["mask"]) if options["mask"] else None
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     with tqdm(
-        total=ids_to_draw(wishes(options), dalle.stream.image_length), unit=" ids", disable=None, leave=False
+        total=ids_to_draw(generate_arguments(options), dalle.stream.image_length),
+        unit=" ids",
+        disable=None,
+        leave=False,
     ) as bar:
-        how = {**wishes(options), "chunk": options["chunk"], "progress": bar.update}
+        how = {**generate_arguments(options), "chunk": options["chunk"], "progress": bar.update}
         if options["variations"]:
             result = dalle.variations(picture, text, strength=options["strength"], **how)
         else:

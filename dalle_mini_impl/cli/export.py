@@ -23,13 +23,15 @@ def dalle_pytorch(model: str, out: str) -> None:
 
     folder = find(model)
     transformer, image = read_part(folder, "transformer"), read_part(folder, "image_tokenizer")
-    content = interop.export(interop.Model(
-        from_dict(TransformerConfig, transformer.config.get("transformer"), f"{transformer.path}: transformer"),
-        from_dict(StreamConfig, transformer.config.get("stream"), f"{transformer.path}: stream"),
-        transformer.tensors,
-        from_dict(ImageTokenizerConfig, image.config, str(image.path)),
-        image.tensors,
-    ))  # fmt: skip
+    content = interop.export(
+        interop.Model(
+            from_dict(TransformerConfig, transformer.config.get("transformer"), f"{transformer.path}: transformer"),
+            from_dict(StreamConfig, transformer.config.get("stream"), f"{transformer.path}: stream"),
+            transformer.tensors,
+            from_dict(ImageTokenizerConfig, image.config, str(image.path)),
+            image.tensors,
+        )
+    )
     with replace_file(out) as temporary:
         torch.save(content, temporary)
     click.echo(out)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 @click.option(
     "--model", default="emoji", show_default=True, help="Whose image tokenizer: emoji, a folder or hf:USER/REPO."
 )
-@click.option("--scorer", "scorers", multiple=True, metavar="NAME", help="Who judges; may be repeated.  [default: "
-              "the model's]")  # fmt: skip
+@click.option(
+    "--scorer", "scorers", multiple=True, metavar="NAME", help="Who judges; may be repeated.  [default: the model's]"
+)
 @click.option("--steps", default=200, show_default=True, help="Steps of the optimiser.")
 @click.option("--size", default="", metavar="S|HxW", help="Height and width in pixels.  [default: the model's]")
 @click.option("--cuts", default=32, show_default=True, help="Random cuts that are judged at each step.")
@@ -99,8 +100,12 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     tokenizer, identity = load_image_tokenizer(folder, device)
     scorers = {name: Scorer.from_pretrained(name, device) for name in options["scorers"]}
     scorers = scorers or {options["model"]: Scorer.from_pretrained(folder, device)}
-    source = {"model": options["model"], "image_tokenizer": identity, "scorers": list(scorers),
-              "init_image": options["init_image"]}  # fmt: skip
+    source = {
+        "model": options["model"],
+        "image_tokenizer": identity,
+        "scorers": list(scorers),
+        "init_image": options["init_image"],
+    }
     click.echo(
         f"painting with image tokenizer {identity} of {options['model']}, judged by {', '.join(scorers)}", err=True
     )
@@ -142,7 +147,8 @@ def report(painter: "Painter", last: "Step | None", options: dict[str, Any]) -> 
     """Print how it went, as text or JSON."""
     losses = last.losses if last else {}
     if options["as_json"]:
-        click.echo(json.dumps({**painter.result().settings, "losses": losses, "out": str(options["out"])},
-                              ensure_ascii=False))  # fmt: skip
+        click.echo(
+            json.dumps({**painter.result().settings, "losses": losses, "out": str(options["out"])}, ensure_ascii=False)
+        )
     elif last:
         click.echo(", ".join(f"{name}: loss {loss:.3f}" for name, loss in losses.items()) + f" at step {last.number}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.sampling_options import check, drawing, ids_to_draw, wishes, write
+from dalle_mini_impl.cli.sampling_options import check, generate_arguments, ids_to_draw, sampling_options, write
 from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--from", "picture", type=click.Path(), help="Make the picture in this PNG again.")
 @click.option("--model", default=None, help="Shipped name, checkpoint folder or hf:USER/REPO.  [default: emoji]")
 @click.option("--precision", help="auto, fp32, bf16 or int8.  [default: that of --from's picture, or auto]")
-@drawing
+@sampling_options
 def sample(prompts: tuple[str, ...], **options: Any) -> None:
     """Draw pictures for one or several prompts, best first.
 
@@ -54,15 +54,17 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     precision = options["precision"] or (recorded or {}).get("precision", "auto")
     dalle = DalleMini.from_pretrained(name, processes.device, precision)
     if recorded and recorded["checkpoint"] != dalle.source["checkpoint"]:
-        raise UserError(f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
-                        f"{dalle.source['checkpoint']}; name the model it came from with --model")  # fmt: skip
+        raise UserError(
+            f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
+            f"{dalle.source['checkpoint']}; name the model it came from with --model"
+        )
     mine = processes.mine(jobs)
-    count = sum(ids_to_draw(job, dalle.stream.image_length) for job in mine)
+    count = sum(ids_to_draw(request, dalle.stream.image_length) for request in mine)
     drawn: list[Result] = []
     quiet = None if processes.is_main else True  # None: where there is no terminal
     with tqdm(total=count, unit=" ids", disable=quiet, leave=False) as bar:
-        for job in mine:
-            drawn.append(dalle.generate(**job, chunk=options["chunk"], progress=bar.update))
+        for request in mine:
+            drawn.append(dalle.generate(**request, chunk=options["chunk"], progress=bar.update))
     results = processes.gather(drawn)
     if not processes.is_main:
         return
@@ -89,7 +91,7 @@ def read_prompts(prompts: tuple[str, ...], path: str | None) -> list[str]:
 
 def new_job(text: str, options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `DalleMini.generate` for a prompt of the command line."""
-    return {"prompt": text, **wishes(options)}
+    return {"prompt": text, **generate_arguments(options)}
 
 
 def recorded_jobs(recorded: dict[str, Any], path: str) -> list[dict[str, Any]]:
@@ -111,9 +113,9 @@ def recorded_jobs(recorded: dict[str, Any], path: str) -> list[dict[str, Any]]:
     jobs: dict[tuple[str, str], dict[str, Any]] = {}
     for picture in recorded["pictures"]:
         key = (picture["prompt"], picture["negative"])
-        job = jobs.setdefault(key, {"prompt": key[0], "negative": key[1], "seeds": [], **recorded["sampling"]})
-        job["seeds"].append(picture["seed"])
-        job["keep"] = len(job["seeds"])
+        request = jobs.setdefault(key, {"prompt": key[0], "negative": key[1], "seeds": [], **recorded["sampling"]})
+        request["seeds"].append(picture["seed"])
+        request["keep"] = len(request["seeds"])
     return list(jobs.values())
 
 

@@ -34,7 +34,7 @@ OPTIONS = (
 )
 
 
-def drawing(command: Any) -> Any:
+def sampling_options(command: Any) -> Any:
     """Give a command the options of everything that draws candidates."""
     for option in reversed(OPTIONS):
         command = option(command)
@@ -51,18 +51,18 @@ def check(options: dict[str, Any]) -> None:
         raise UserError(f"--chunk {options['chunk']} was given, expected at least 1")
 
 
-def wishes(options: dict[str, Any]) -> dict[str, Any]:
+def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options that `DalleMini.generate` takes under the same name."""
     sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "prune", "tile")
     return {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
 
 
-def ids_to_draw(job: dict[str, Any], length: int) -> int:
+def ids_to_draw(request: dict[str, Any], length: int) -> int:
     """How many image ids `DalleMini.generate` draws with these arguments, `length` for each picture."""
     from dalle_mini_impl.sampling.tiling import PASSES
 
-    candidates = len(job["seeds"]) if "seeds" in job else max(0, job["candidates"])
-    return candidates * length * (1 + PASSES * bool(job.get("tile")))
+    candidates = len(request["seeds"]) if "seeds" in request else max(0, request["candidates"])
+    return candidates * length * (1 + PASSES * bool(request.get("tile")))
 
 
 def write(results: "list[Result]", sheet: "Image.Image", metadata: dict[str, Any], options: dict[str, Any]) -> None:

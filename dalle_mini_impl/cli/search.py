@@ -47,9 +47,14 @@ def search(
     hits = image_index.search(terms, top, threshold)
     if as_json:
         # Names may hold bytes that are no text: escaped, they come through.
-        click.echo(json.dumps([
-            {"score": hit.score, "path": str(hit.path), "copies": [str(path) for path in hit.copies]} for hit in hits
-        ]))  # fmt: skip
+        click.echo(
+            json.dumps(
+                [
+                    {"score": hit.score, "path": str(hit.path), "copies": [str(path) for path in hit.copies]}
+                    for hit in hits
+                ]
+            )
+        )
     else:
         for hit in hits:
             click.echo(os.fsencode("\t".join([f"{hit.score:.4f}", *map(str, [hit.path, *hit.copies])])))

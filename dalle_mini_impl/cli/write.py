@@ -17,14 +17,14 @@ OPTIONS = (
 )
 
 
-def writing(command: Any) -> Any:
+def text_sampling_options(command: Any) -> Any:
     """Give a command the options of everything that samples text."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
 
 
-def wishes(options: dict[str, Any]) -> dict[str, Any]:
+def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options that `DalleMini.complete_text` takes under the same name."""
     return {name: options[name] for name in ("candidates", "seed", "temperature", "top_k", "top_p")}
 
@@ -33,7 +33,7 @@ def wishes(options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("beginning", default="")
 @click.option("--candidates", default=32, show_default=True, help="Captions sampled.")
 @click.option("--keep", default=10, show_default=True, help="Likeliest captions shown.")
-@writing
+@text_sampling_options
 def write(beginning: str, keep: int, **options: Any) -> None:
     """Sample captions that begin with BEGINNING, and show the likeliest, with log p(text) in nats.
 
@@ -43,7 +43,7 @@ def write(beginning: str, keep: int, **options: Any) -> None:
     from dalle_mini_impl.util.text import printable
 
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    found = dalle.complete_text(beginning, keep=keep, **wishes(options))
+    found = dalle.complete_text(beginning, keep=keep, **generate_arguments(options))
     if options["as_json"]:
         click.echo(json.dumps([{"text": text, "nats": nats} for text, nats in found], ensure_ascii=False, indent=2))
         return

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignConfig:
+class ImportedNetworkConfig:
     """What only imported image tokenizers need to know."""
 
     stem: int = 128
@@ -50,7 +50,7 @@ class ImageTokenizerConfig:
     """Levels of each FSQ dimension; read with `fsq` only."""
     likelihood: str = "none"
     """`none` (the decoder gives pixels) or `laplace` (location and scale of each; DALL-E 1's dVAE)."""
-    foreign: ForeignConfig = field(default_factory=ForeignConfig)
+    foreign: ImportedNetworkConfig = field(default_factory=ImportedNetworkConfig)
     """Read for imported networks only."""
 
     @property

@@ -94,8 +94,11 @@ def from_dict(kind: type[C], values: Any, where: str = "config") -> C:
             close = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(hints)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
-    needed = [field.name for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-              if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]  # fmt: skip
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
     if missing := [name for name in needed if name not in values]:
         raise UserError(f"{where}: {missing[0]!r} is missing")
     return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})

@@ -25,7 +25,7 @@ GROW = 1024
 
 
 @dataclass(frozen=True)
-class Entry:
+class PictureEntry:
     """What a store knows of a picture besides its pixels."""
 
     key: str
@@ -43,7 +43,7 @@ class PictureStore:
     """(n, S, S, 4) uint8 RGBA of the whole store, memory-mapped."""
     numbers: np.ndarray
     """Rows of `pixels` that belong to this split."""
-    entries: list[Entry]
+    entries: list[PictureEntry]
     """One per number."""
 
     def __len__(self) -> int:
@@ -81,8 +81,9 @@ def open_store(config: DataConfig, split: str) -> PictureStore:
         ) from error
     wanted = _identity(config)
     if config.source and identity != wanted:
-        raise UserError(f"store {folder} was built with {identity}, the config says {wanted}; "
-                        f"delete the store or name another")  # fmt: skip
+        raise UserError(
+            f"store {folder} was built with {identity}, the config says {wanted}; delete the store or name another"
+        )
     chosen = [
         (number, entry)
         for number, entry in enumerate(everything)
@@ -106,10 +107,10 @@ def build_store(config: DataConfig) -> None:
     print(f"decoded {count} pictures at {size} px into {config.store}")
 
 
-def read_entry(line: dict[str, Any]) -> Entry:
+def read_entry(line: dict[str, Any]) -> PictureEntry:
     """Rebuild an entry from its JSON line."""
     captions = tuple(Caption(**caption) for caption in line["captions"])
-    return Entry(line["key"], line["split"], line["may_flip"], captions, line["details"])
+    return PictureEntry(line["key"], line["split"], line["may_flip"], captions, line["details"])
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _decode(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
             picture = ImageOps.fit(pair.image.convert("RGBA"), (size, size), Image.Resampling.LANCZOS)
             pixels.write(picture.tobytes())
             split = pair.split or split_of(pair.key, config.validation)
-            entry = Entry(pair.key, split, pair.may_flip, pair.captions, pair.details)
+            entry = PictureEntry(pair.key, split, pair.may_flip, pair.captions, pair.details)
             lines.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
             count += 1
     shape = (count, size, size, 4)

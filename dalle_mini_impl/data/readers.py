@@ -16,7 +16,7 @@ from typing import Any
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.data.sample import (
     CAPTION_FIELDS,
-    Job,
+    ReadJob,
     Skip,
     captions_from_fields,
     captions_from_lines,
@@ -112,7 +112,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [name for part in parts for name in _expand_braces(head + part + tail)]
 
 
-def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
+def _folder_jobs(folder: Path, log: SkipLog) -> list[ReadJob]:
     pictures: dict[str, list[Path]] = {}
     texts: dict[str, list[Path]] = {}
     for path in walk(folder, log):
@@ -122,7 +122,7 @@ def _folder_jobs(folder: Path, log: SkipLog) -> list[Job]:
             table.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not pictures:
         raise UserError(f"{folder} holds neither pictures nor .tar files; expected {EXPECTED}")
-    jobs: list[Job] = []
+    jobs: list[ReadJob] = []
     for key in sorted(pictures.keys() | texts.keys()):
         first, *others = pictures.get(key, [None])
         if first is None:
@@ -206,9 +206,9 @@ def _check_header(table: Path, row: list[str]) -> list[str]:
     return header
 
 
-def _table_jobs(table: Path, rows: Iterable[Row]) -> list[Job]:
+def _table_jobs(table: Path, rows: Iterable[Row]) -> list[ReadJob]:
     pictures: dict[str, tuple[str, dict[str, Any], list[Caption]]] = {}
-    jobs: list[Job] = []
+    jobs: list[ReadJob] = []
     for where, fields in rows:
         try:
             if isinstance(fields, Skip):

@@ -25,11 +25,11 @@ class Skip(Exception):
     """Why one sample cannot be used: `category: what exactly`. Caught by `run_jobs`."""
 
 
-Job = tuple[str, Callable[[], Pair]]
+ReadJob = tuple[str, Callable[[], Pair]]
 """Name of a sample, for the log, and what reads it."""
 
 
-def run_jobs(jobs: Iterable[Job], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+def run_jobs(jobs: Iterable[ReadJob], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
     """Read this worker's share of the samples, noting those that cannot be used."""
     for number, (name, read) in enumerate(jobs):
         if number % workers != worker:

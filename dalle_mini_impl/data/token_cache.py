@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import Entry, read_entry
+from dalle_mini_impl.data.picture_store import PictureEntry, read_entry
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
 
@@ -45,7 +45,7 @@ class TokenCache:
     header: CacheHeader
     image_ids: np.ndarray
     """(n, variants, h, w) uint16, memory-mapped."""
-    entries: list[Entry]
+    entries: list[PictureEntry]
     """Captions and details of each picture."""
     likely_ids: np.ndarray | None = None
     """(n, variants, h, w, k) uint16, memory-mapped: the likeliest ids of each place, if they were kept."""
@@ -62,8 +62,10 @@ class TokenCache:
             UserError: they were not kept.
         """
         if self.likely_ids is None or self.shares is None:
-            raise UserError("the token cache has but the chosen ids, expected the likeliest ones and their "
-                            "probabilities; encode again with soft=16, or set image_targets=argmax")  # fmt: skip
+            raise UserError(
+                "the token cache has but the chosen ids, expected the likeliest ones and their "
+                "probabilities; encode again with soft=16, or set image_targets=argmax"
+            )
         shares = self.shares[index, variant].astype(np.float32)
         return self.likely_ids[index, variant].astype(np.int64), shares / shares.sum(-1, keepdims=True)
 
@@ -87,13 +89,18 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
             entries = [read_entry(json.loads(line)) for line in lines]
         image_ids = np.load(folder / split / "image_ids.npy", mmap_mode="r")
-        soft = [np.load(folder / split / name, mmap_mode="r") for name in (LIKELY, SHARES)
-                if (folder / split / LIKELY).is_file()]  # fmt: skip
+        soft = [
+            np.load(folder / split / name, mmap_mode="r")
+            for name in (LIKELY, SHARES)
+            if (folder / split / LIKELY).is_file()
+        ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"token cache {folder} is damaged or has no {split} split ({error}); encode again") from error
     if header.image_tokenizer != image_tokenizer:
-        raise UserError(f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
-                        f"has {image_tokenizer}; encode again with this tokenizer")  # fmt: skip
+        raise UserError(
+            f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
+            f"has {image_tokenizer}; encode again with this tokenizer"
+        )
     return TokenCache(header, image_ids, entries, *soft)
 
 
@@ -109,13 +116,13 @@ def write_header(folder: Path, header: CacheHeader) -> None:
     (folder / HEADER).write_text(json.dumps(asdict(header)))
 
 
-def write_entries(folder: Path, entries: list[Entry]) -> None:
+def write_entries(folder: Path, entries: list[PictureEntry]) -> None:
     """Write the captions and details of a split."""
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
 
 
-def long_captions(entries: list[Entry], tokenizer: TextTokenizer, room: int, most: int = 5000) -> str:
+def long_captions(entries: list[PictureEntry], tokenizer: TextTokenizer, room: int, most: int = 5000) -> str:
     """One line on captions that do not fit, or "" when all do.
 
     Args:
@@ -142,7 +149,7 @@ class CaptionDrawer:
         languages: relative frequency of each language; languages not named get 1.
     """
 
-    def __init__(self, entries: list[Entry], languages: dict[str, float]) -> None:
+    def __init__(self, entries: list[PictureEntry], languages: dict[str, float]) -> None:
         self._captions = [entry.captions for entry in entries]
         self._cumulative = [np.cumsum(self._shares(entry.captions, languages)) for entry in entries]
 

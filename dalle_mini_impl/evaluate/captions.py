@@ -29,7 +29,7 @@ class CaptionReport:
 
 
 @dataclass(frozen=True, eq=False)
-class Quiz:
+class NamingTask:
     """Pictures, and the names among which theirs are to be found."""
 
     language: str
@@ -40,7 +40,7 @@ class Quiz:
     """(P,) int64, number of each picture's name."""
 
 
-def make_quiz(store: PictureStore, language: str, count: int, seed: int) -> Quiz:
+def make_naming_task(store: PictureStore, language: str, count: int, seed: int) -> NamingTask:
     """Choose pictures at random; all names in the store, each picture's first caption in a language, are possible.
 
     Args:
@@ -52,20 +52,18 @@ def make_quiz(store: PictureStore, language: str, count: int, seed: int) -> Quiz
     Raises:
         UserError: no picture has a caption in this language.
     """
-    rows = [
-        row for row, entry in enumerate(store.entries) if {language, ""} & {one.language for one in entry.captions}
-    ]  # fmt: skip
+    rows = [row for row, entry in enumerate(store.entries) if {language, ""} & {one.language for one in entry.captions}]
     if not rows:
         known = sorted({one.language for entry in store.entries for one in entry.captions})
         raise UserError(f"no picture has a caption in {language!r}; there are {', '.join(known)}")
     own = {row: plain_caption(store.entries[row].captions, language).text for row in rows}
     names = sorted(set(own.values()))
     chosen = np.random.default_rng(seed).permutation(rows)[:count]
-    return Quiz(language, names, chosen, torch.tensor([names.index(own[row]) for row in chosen.tolist()]))
+    return NamingTask(language, names, chosen, torch.tensor([names.index(own[row]) for row in chosen.tolist()]))
 
 
 def evaluate_captions(
-    dalle: DalleMini, store: PictureStore, quiz: Quiz, progress: Callable[[int], object] = lambda pairs: None
+    dalle: DalleMini, store: PictureStore, quiz: NamingTask, progress: Callable[[int], object] = lambda pairs: None
 ) -> list[CaptionReport]:
     """Find the names of pictures by the transformer, and by the scorer.
 
@@ -95,11 +93,11 @@ def _tables(
     size, device = dalle.image_tokenizer.config.image_size, dalle.transformer.embed.weight.device
     image_ids = dalle.image_tokenizer.encode(plain_pixels(rgba, size).to(device))
     image_embed = dalle.scorer.embed_images(plain_pixels(rgba, dalle.scorer.image_size))
-    likelihood = dalle.writer.table(names, image_ids, progress=progress)
+    likelihood = dalle.caption_model.table(names, image_ids, progress=progress)
     return {
         "likelihood": likelihood,
-        "likelihood + prior": likelihood + dalle.writer.text_nats(names),
-        "likelihood, blind": dalle.writer.table(names, image_ids, blind=True),
+        "likelihood + prior": likelihood + dalle.caption_model.text_nats(names),
+        "likelihood, blind": dalle.caption_model.table(names, image_ids, blind=True),
         "CLIP scorer": image_embed @ dalle.scorer.embed_texts(names).T,
     }
 
@@ -112,11 +110,18 @@ def shares(table: Tensor, true: Tensor) -> tuple[Share, ...]:
 
 def table(reports: Sequence[CaptionReport]) -> str:
     """A line for each report."""
-    return markdown([
-        {"language": one.language, "by": one.way, "pictures": str(one.pictures), "names": str(one.names),
-         **{f"top-{k}": _cell(one, value) for k, value in zip(TOP, one.shares, strict=True)}}
-        for one in reports
-    ])  # fmt: skip
+    return markdown(
+        [
+            {
+                "language": one.language,
+                "by": one.way,
+                "pictures": str(one.pictures),
+                "names": str(one.names),
+                **{f"top-{k}": _cell(one, value) for k, value in zip(TOP, one.shares, strict=True)},
+            }
+            for one in reports
+        ]
+    )
 
 
 def _cell(report: CaptionReport, value: Share) -> str:

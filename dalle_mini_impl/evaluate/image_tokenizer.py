@@ -88,15 +88,23 @@ def evaluate_image_tokenizer(
         fidelity.add(before, after)
         choice.offer(before, after)
     if choice.count < 2:
-        raise UserError(f"there are {choice.count} pictures in the data, expected at least 2; "
-                        f"name a set, or a split of it, that holds more")  # fmt: skip
+        raise UserError(
+            f"there are {choice.count} pictures in the data, expected at least 2; "
+            f"name a set, or a split of it, that holds more"
+        )
     report = TokenizerReport(
-        pictures=choice.count, size=before.shape[-1], factor=tokenizer.config.factor,
+        pictures=choice.count,
+        size=before.shape[-1],
+        factor=tokenizer.config.factor,
         codebook_size=tokenizer.codebook_size,
         bits_per_pixel=math.log2(tokenizer.codebook_size) / tokenizer.config.factor**2,
-        usage=usage(counts), perplexity=perplexity(counts), dead_entries=int((counts == 0).sum()),
-        encode_per_second=choice.count / encoding, decode_per_second=choice.count / decoding, **fidelity.figures(),
-    )  # fmt: skip
+        usage=usage(counts),
+        perplexity=perplexity(counts),
+        dead_entries=int((counts == 0).sum()),
+        encode_per_second=choice.count / encoding,
+        decode_per_second=choice.count / decoding,
+        **fidelity.figures(),
+    )
     return Evaluation(name, report, choice.kept)
 
 

@@ -18,7 +18,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Row:
+class ShareRow:
     """R-precision of one group of pictures by every judge."""
 
     name: str
@@ -45,7 +45,7 @@ def share(values: Sequence[float]) -> Share:
     return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[ShareRow]) -> str:
     """Rows as aligned text: for each judge top-1 and top-5, each with its 95 % interval."""
     judges = list(rows[0].shares)
     heads = [("", "", *(judge if k == TOP[0] else "" for judge in judges for k in TOP))]

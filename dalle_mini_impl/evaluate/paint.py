@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.evaluate.generation import CHUNK, Setup, make_row, pick
-from dalle_mini_impl.evaluate.intervals import TOP, Row, Share, cell, share
+from dalle_mini_impl.evaluate.generation import CHUNK, EvaluationContext, make_row, pick
+from dalle_mini_impl.evaluate.intervals import TOP, Share, ShareRow, cell, share
 from dalle_mini_impl.evaluate.reference_pictures import prompt_of
 from dalle_mini_impl.painting.painter import PaintSettings, paint
 from dalle_mini_impl.painting.targets import Target
@@ -27,7 +27,7 @@ SAMPLED, PAINTED_ON = "sampled", "painted on from the sampled"
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class PaintEvaluation:
     """Who judges, and how to paint."""
 
     guide: Scorer
@@ -41,7 +41,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class Measured:
     """What everyone makes of a group of pictures, N for each prompt."""
 
     name: str
@@ -53,7 +53,7 @@ class Seen:
     """Judge -> (prompts, N) int64; 0 is a hit at the first place."""
 
     @property
-    def row(self) -> Row:
+    def row(self) -> ShareRow:
         """Share of hits."""
         return make_row(self.name, self.ranks)
 
@@ -68,69 +68,81 @@ class Seen:
         return {**asdict(self.row), "median_places": self.median_places, **cosines}
 
 
-def measure(setup: Setup, plan: Plan) -> list[Seen]:
+def measure(context: EvaluationContext, plan: PaintEvaluation) -> list[Measured]:
     """Make and judge pictures for held-out prompts.
 
     Returns:
         Random latents, the best of them by the guide, painted pictures, sampled ones, and those painted on.
     """
-    seen: dict[str, list[Seen]] = {}
-    numbers = pick(setup.art, setup.settings, "validation", setup.settings.pairs)
+    seen: dict[str, list[Measured]] = {}
+    numbers = pick(context.art, context.settings, "validation", context.settings.pairs)
     for place, number in enumerate(tqdm(numbers, desc="painting", unit=" prompts", delay=2, leave=False)):
-        prompt = prompt_of(setup.art.store.entries[number])
+        prompt = prompt_of(context.art.store.entries[number])
         if prompt is None:
             continue
-        concept = setup.art.concepts[number]
-        for name, images in make(setup, plan, prompt, candidate_seed(setup.settings.seed, place)).items():
-            seen.setdefault(name, []).append(look(setup, plan, name, images, prompt, concept))
+        concept = context.art.concepts[number]
+        for name, images in make(context, plan, prompt, candidate_seed(context.settings.seed, place)).items():
+            seen.setdefault(name, []).append(look(context, plan, name, images, prompt, concept))
     random, painted, sampled, painted_on = (join(seen[name]) for name in (RANDOM, PAINTED, SAMPLED, PAINTED_ON))
-    return [replace(random, name=f"{RANDOM}, mean of {plan.latents}"),
-            best(random, f"{RANDOM}, best of {plan.latents}"), painted, sampled, painted_on]  # fmt: skip
+    return [
+        replace(random, name=f"{RANDOM}, mean of {plan.latents}"),
+        best(random, f"{RANDOM}, best of {plan.latents}"),
+        painted,
+        sampled,
+        painted_on,
+    ]
 
 
-def make(setup: Setup, plan: Plan, prompt: str, seed: int) -> dict[str, list[Image.Image]]:
+def make(context: EvaluationContext, plan: PaintEvaluation, prompt: str, seed: int) -> dict[str, list[Image.Image]]:
     """Every group's pictures for one prompt."""
-    tokenizer, settings = setup.dalle.image_tokenizer, replace(plan.settings, seed=seed)
+    tokenizer, settings = context.dalle.image_tokenizer, replace(plan.settings, seed=seed)
     shape = (plan.latents, *tokenizer.config.grid)
     ids = torch.randint(tokenizer.codebook_size, shape, generator=torch.Generator().manual_seed(seed))
-    latents = [image for part in ids.split(CHUNK) for image in setup.dalle.decode(part)]
-    sampled = setup.dalle.generate(prompt, setup.settings.candidates, 1, seed)[0]
+    latents = [image for part in ids.split(CHUNK) for image in context.dalle.decode(part)]
+    sampled = context.dalle.generate(prompt, context.settings.candidates, 1, seed)[0]
     who, what = {"guide": plan.guide}, [Target(prompt)]  # a caption's colons are no weights
     painted = paint(tokenizer, who, what, replace(settings, init_weight=0.0))
     painted_on = paint(tokenizer, who, what, settings, sampled.image_ids)
     return {RANDOM: latents, PAINTED: [painted.image], SAMPLED: [sampled.image], PAINTED_ON: [painted_on.image]}
 
 
-def look(setup: Setup, plan: Plan, name: str, images: Sequence[Image.Image], prompt: str, concept: Tensor) -> Seen:
+def look(
+    context: EvaluationContext,
+    plan: PaintEvaluation,
+    name: str,
+    images: Sequence[Image.Image],
+    prompt: str,
+    concept: Tensor,
+) -> Measured:
     """Show pictures of one prompt to everyone."""
-    pixels = to_pixels(images, setup.art.size)
-    ranks = {judge: bank.ranks(bank.see(pixels), concept.expand(len(pixels))) for judge, bank in setup.banks.items()}
+    pixels = to_pixels(images, context.art.size)
+    ranks = {judge: bank.ranks(bank.see(pixels), concept.expand(len(pixels))) for judge, bank in context.banks.items()}
     guide, second = (scorer.cosines(images, prompt)[None] for scorer in (plan.guide, plan.second))
-    return Seen(name, guide, second, {judge: places[None] for judge, places in ranks.items()})
+    return Measured(name, guide, second, {judge: places[None] for judge, places in ranks.items()})
 
 
-def best(seen: Seen, name: str) -> Seen:
+def best(seen: Measured, name: str) -> Measured:
     """The one that the guide likes best of each prompt's pictures."""
     first = seen.guide.argmax(1, keepdim=True)
     ranks = {judge: places.gather(1, first) for judge, places in seen.ranks.items()}
-    return Seen(name, seen.guide.gather(1, first), seen.second.gather(1, first), ranks)
+    return Measured(name, seen.guide.gather(1, first), seen.second.gather(1, first), ranks)
 
 
-def join(parts: Sequence[Seen]) -> Seen:
+def join(parts: Sequence[Measured]) -> Measured:
     """One group of several prompts."""
     ranks = {judge: torch.cat([part.ranks[judge] for part in parts]) for judge in parts[0].ranks}
     guide, second = (torch.cat([getattr(part, name) for part in parts]) for name in ("guide", "second"))
-    return Seen(parts[0].name, guide, second, ranks)
+    return Measured(parts[0].name, guide, second, ranks)
 
 
-def wins(groups: Sequence[Seen]) -> dict[str, Share]:
+def wins(groups: Sequence[Measured]) -> dict[str, Share]:
     """Share of prompts for which the second scorer likes the painted picture better than what it is compared with."""
     _, best_random, painted, sampled, painted_on = groups
     pairs = ((painted, best_random), (painted_on, sampled))
     return {f"{a.name} > {b.name}": share((a.second > b.second)[:, 0].double().tolist()) for a, b in pairs}
 
 
-def figures(seen: Seen) -> dict[str, str]:
+def figures(seen: Measured) -> dict[str, str]:
     """Cells of a table's row."""
     hits = {
         f"{judge} top-{k}": cell(value)

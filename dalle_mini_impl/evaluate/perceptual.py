@@ -64,8 +64,10 @@ def gradient_ssim(pixels: Tensor, reference: Tensor) -> Tensor:
             break
         scores.append(_ssim(_with_slopes(x), _with_slopes(y)))
     if not scores:
-        raise UserError(f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
-                        f"gradient-ssim needs more than {WINDOW} on both sides")  # fmt: skip
+        raise UserError(
+            f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
+            f"gradient-ssim needs more than {WINDOW} on both sides"
+        )
     return 1 - torch.stack(scores).mean(0)
 
 
@@ -126,7 +128,9 @@ def lpips_distance(device: torch.device | str = "cpu") -> Distance:
         raise need_extra("lpips", "lpips") from error
     trunk = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK
     if not trunk.is_file():
-        raise UserError(f"lpips needs the weights of torchvision's VGG-16 in {trunk}, which is not there and is not "
-                        f"downloaded; put it there, or set perceptual to efficientnet-lite0")  # fmt: skip
+        raise UserError(
+            f"lpips needs the weights of torchvision's VGG-16 in {trunk}, which is not there and is not "
+            f"downloaded; put it there, or set perceptual to efficientnet-lite0"
+        )
     network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     return lambda pixels, reference: network(pixels.float(), reference.float()).flatten()

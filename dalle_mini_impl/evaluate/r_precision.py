@@ -13,7 +13,7 @@ COMPONENTS = 192
 
 
 @dataclass(frozen=True, eq=False)
-class Bank:
+class RPrecision:
     """The features of all real art, by which pictures are matched to concepts."""
 
     judge: Judge
@@ -63,7 +63,7 @@ class Bank:
         return torch.cat(parts)
 
 
-def build_bank(judge: Judge, embeds: Tensor, concepts: Tensor, vendors: Tensor) -> Bank:
+def build_r_precision(judge: Judge, embeds: Tensor, concepts: Tensor, vendors: Tensor) -> RPrecision:
     """A bank from what the judge made of all art.
 
     Features are centred and half whitened: each principal axis is divided by the square root of its standard
@@ -81,7 +81,7 @@ def build_bank(judge: Judge, embeds: Tensor, concepts: Tensor, vendors: Tensor) 
     kept = variances > variances[-1] * 1e-6
     kept[:-COMPONENTS] = False
     axes = (axes[:, kept] / variances[kept] ** 0.25).to(embeds.dtype)
-    return Bank(judge, centre, axes, F.normalize((embeds - centre) @ axes, dim=-1), concepts, vendors)
+    return RPrecision(judge, centre, axes, F.normalize((embeds - centre) @ axes, dim=-1), concepts, vendors)
 
 
 def has_other_art(concepts: Tensor, vendors: Tensor) -> Tensor:

@@ -47,8 +47,10 @@ class Fidelity:
         places = structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)[1]
         # Windows that reach over the border, where mirrored pixels would have to be made up, do not count.
         ssim = places[..., REACH:-REACH, REACH:-REACH].mean((1, 2, 3))
-        apart = [self.distance(*(part.to(self.device) for part in pair)).cpu()
-                 for pair in zip(after.split(CHUNK), before.split(CHUNK), strict=True)]  # fmt: skip
+        apart = [
+            self.distance(*(part.to(self.device) for part in pair)).cpu()
+            for pair in zip(after.split(CHUNK), before.split(CHUNK), strict=True)
+        ]
         self.pairs.append(torch.stack([psnr, ssim, torch.cat(apart)]))
         self.sets.update(self.judge(before), real=True)
         self.sets.update(self.judge(after), real=False)

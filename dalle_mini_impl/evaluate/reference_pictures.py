@@ -11,16 +11,16 @@ from torch import Tensor
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.picture_store import Entry, PictureStore, open_store
+from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore, open_store
 from dalle_mini_impl.evaluate.judges import Judge
-from dalle_mini_impl.evaluate.r_precision import Bank, build_bank
+from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
 from dalle_mini_impl.util.errors import UserError
 
 CHUNK = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Art:
+class ReferencePictures:
     """Every picture of a store, of both splits."""
 
     store: PictureStore
@@ -43,7 +43,7 @@ class Art:
         return sorted(chosen, key=lambda number: entries[number].key)
 
 
-def open_art(store: str | Path, size: int) -> Art:
+def open_reference_pictures(store: str | Path, size: int) -> ReferencePictures:
     """Open a store of which each picture tells its `concept` and `vendor`, as the emoji set's do.
 
     Raises:
@@ -57,16 +57,18 @@ def open_art(store: str | Path, size: int) -> Art:
     entries = train.entries + validation.entries
     for entry in entries:
         if not {"concept", "vendor"} <= entry.details.keys():
-            raise UserError(f"picture {entry.key} of {store} tells no concept and vendor; generation is measured "
-                            f"on the emoji set, which dalle data emoji builds")  # fmt: skip
+            raise UserError(
+                f"picture {entry.key} of {store} tells no concept and vendor; generation is measured "
+                f"on the emoji set, which dalle data emoji builds"
+            )
     concepts, _ = _number([entry.details["concept"] for entry in entries])
     vendors, names = _number([entry.details["vendor"] for entry in entries])
-    return Art(PictureStore(train.pixels, numbers, entries), size, concepts, vendors, names)
+    return ReferencePictures(PictureStore(train.pixels, numbers, entries), size, concepts, vendors, names)
 
 
 def build_banks(
-    art: Art, judges: Mapping[str, Judge], progress: Callable[[int], object] = lambda pictures: None
-) -> dict[str, Bank]:
+    art: ReferencePictures, judges: Mapping[str, Judge], progress: Callable[[int], object] = lambda pictures: None
+) -> dict[str, RPrecision]:
     """Show all art to every judge.
 
     Args:
@@ -81,11 +83,12 @@ def build_banks(
             embeds[name].append(judge(pixels))
         progress(len(chunk))
     return {
-        name: build_bank(judge, torch.cat(embeds[name]), art.concepts, art.vendors) for name, judge in judges.items()
+        name: build_r_precision(judge, torch.cat(embeds[name]), art.concepts, art.vendors)
+        for name, judge in judges.items()
     }
 
 
-def prompt_of(entry: Entry, language: str = "en", styled: bool = True) -> str | None:
+def prompt_of(entry: PictureEntry, language: str = "en", styled: bool = True) -> str | None:
     """A picture's name as its captions have it, with or without the vendor's style word.
 
     The emoji set has each caption once without and then once with the style word, the bare name first.

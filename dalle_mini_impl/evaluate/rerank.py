@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.evaluate.generation import Drawing, Setup, draw, pick
+from dalle_mini_impl.evaluate.generation import Drawing, EvaluationContext, draw, pick
 from dalle_mini_impl.evaluate.intervals import TOP, Share, share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
@@ -74,8 +74,13 @@ def scores(dalle: DalleMini, result: Result) -> Scored:
     cosines = dalle.scorer.cosines([candidate.image for candidate in result], result.prompt)
     likelihood, clip = given[:, -1], dalle.scorer.scale * cosines
     ratio = likelihood - null[:, -1]
-    whole = {"ratio": ratio, "ratio + clip": ratio + clip, "likelihood": likelihood, "clip": cosines,
-             "both": likelihood + clip}  # fmt: skip
+    whole = {
+        "ratio": ratio,
+        "ratio + clip": ratio + clip,
+        "likelihood": likelihood,
+        "clip": cosines,
+        "both": likelihood + clip,
+    }
     return Scored(whole, given)
 
 
@@ -121,8 +126,10 @@ def curve(drawing: Drawing, scored: Scored, seconds: dict[tuple[Way, int], float
             values = scored.whole.get(way.score)
             if values is not None and way.prune:
                 values = pruned(values, scored.so_far, count)
-            shares = {judge: tuple(share(best_of(ranks < k, values, count).tolist()) for k in TOP)
-                      for judge, ranks in drawing.ranks.items()}  # fmt: skip
+            shares = {
+                judge: tuple(share(best_of(ranks < k, values, count).tolist()) for k in TOP)
+                for judge, ranks in drawing.ranks.items()
+            }
             points.append(Point(name, count, seconds[way._replace(score=""), count], shares))
     return points
 
@@ -149,16 +156,16 @@ def measure_seconds(dalle: DalleMini, prompts: Sequence[str], total: int) -> dic
     return seconds
 
 
-def rerank(setup: Setup) -> list[Point]:
+def rerank(context: EvaluationContext) -> list[Point]:
     """Draw for held-out pairs that no other figure uses, and rank in every way."""
-    settings = setup.settings
-    numbers = pick(setup.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
-    drawing = draw(setup, numbers, "drawing", rank="none")
-    every = [scores(setup.dalle, result) for result in drawing.results]
+    settings = context.settings
+    numbers = pick(context.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    drawing = draw(context, numbers, "drawing", rank="none")
+    every = [scores(context.dalle, result) for result in drawing.results]
     whole = {name: torch.stack([one.whole[name] for one in every]) for name in every[0].whole}
     scored = Scored(whole, torch.stack([one.so_far for one in every]))
     prompts = [result.prompt for result in drawing.results[:TIMED_PROMPTS]]
-    return curve(drawing, scored, measure_seconds(setup.dalle, prompts, settings.candidates))
+    return curve(drawing, scored, measure_seconds(context.dalle, prompts, settings.candidates))
 
 
 def table(points: Sequence[Point], judge: str) -> str:

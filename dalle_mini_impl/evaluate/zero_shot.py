@@ -54,9 +54,8 @@ def find_classes(folder: str | Path) -> dict[str, list[Path]]:
         raise UserError(f"{folder} is no folder; give one that holds a folder of pictures for each class")
     for home in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         paths = sorted(
-            path for path in home.rglob("*")
-            if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
-        )  # fmt: skip
+            path for path in home.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
+        )
         if paths:
             found.setdefault(printable(home.name.replace("_", " ")), []).extend(paths)
     if len(found) < 2:
@@ -65,9 +64,11 @@ def find_classes(folder: str | Path) -> dict[str, list[Path]]:
 
 
 def zero_shot(
-    scorer: Scorer, classes: Mapping[str, Sequence[Path]], templates: Sequence[str] = ("{}",),
+    scorer: Scorer,
+    classes: Mapping[str, Sequence[Path]],
+    templates: Sequence[str] = ("{}",),
     progress: Callable[[int], Any] = lambda count: None,
-) -> ZeroShot:  # fmt: skip
+) -> ZeroShot:
     """Classify every picture among all classes.
 
     Args:

@@ -39,8 +39,10 @@ class Weights:
             UserError: there is no such tensor, or it has not as many axes.
         """
         if name not in self.tensors:
-            raise UserError(f"{self.source} has no {name}, which tells the shape of the network; "
-                            f"it is incomplete or of another kind")  # fmt: skip
+            raise UserError(
+                f"{self.source} has no {name}, which tells the shape of the network; "
+                f"it is incomplete or of another kind"
+            )
         shape = tuple(self.tensors[name].shape)
         if not -len(shape) <= axis < len(shape):
             raise UserError(f"{self.source}: {name} has shape {shape}; it is damaged or of another kind")
@@ -115,11 +117,15 @@ def under_prefix(weights: Weights, marker: str) -> Weights:
     prefixes = [name.removesuffix(marker) for name in weights.tensors if name.endswith(marker)]
     chosen = prefixes if len(prefixes) == 1 else [name for name in prefixes if name.endswith("first_stage_model.")]
     if not prefixes:
-        raise UserError(f"{weights.source} has no tensor whose name ends with {marker}; its {len(weights.tensors)} "
-                        f"are {few(sorted(weights.tensors))}; import it as another format")  # fmt: skip
+        raise UserError(
+            f"{weights.source} has no tensor whose name ends with {marker}; its {len(weights.tensors)} "
+            f"are {few(sorted(weights.tensors))}; import it as another format"
+        )
     if len(chosen) != 1:
-        raise UserError(f"{weights.source} holds several networks, under {', '.join(map(repr, prefixes))}; "
-                        f"give a file with one of them")  # fmt: skip
+        raise UserError(
+            f"{weights.source} holds several networks, under {', '.join(map(repr, prefixes))}; "
+            f"give a file with one of them"
+        )
     tensors = {
         inner: tensor
         for name, tensor in weights.tensors.items()
@@ -137,10 +143,13 @@ def few(names: Sequence[str], shown: int = 3) -> str:
 def _more_than_tensors(path: str | Path, error: Exception) -> UserError:
     if (blocked := re.search(r"GLOBAL (\S+)", str(error))) is None:
         return _unreadable(path)
-    return UserError(f"{path} holds more than tensors ({blocked[1]}), and such a file can run programs when it is "
-                     f"read; if you trust where it comes from, add --trust-pickle")  # fmt: skip
+    return UserError(
+        f"{path} holds more than tensors ({blocked[1]}), and such a file can run programs when it is "
+        f"read; if you trust where it comes from, add --trust-pickle"
+    )
 
 
 def _unreadable(path: str | Path) -> UserError:
-    return UserError(f"{path} is damaged, or neither safetensors (by its suffix) nor written by torch.save; "
-                     f"download it again")  # fmt: skip
+    return UserError(
+        f"{path} is damaged, or neither safetensors (by its suffix) nor written by torch.save; download it again"
+    )

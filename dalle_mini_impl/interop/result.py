@@ -81,14 +81,19 @@ def check(weights: Weights, wanted: Mapping[str, tuple[int, ...]]) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
     missing = [name for name in wanted if name not in shapes]
     extra = [name for name in shapes if name not in wanted]
-    misshapen = [f"{name} is {shapes[name]}, expected {shape}"
-                 for name, shape in wanted.items() if name in shapes and shapes[name] != shape]  # fmt: skip
+    misshapen = [
+        f"{name} is {shapes[name]}, expected {shape}"
+        for name, shape in wanted.items()
+        if name in shapes and shapes[name] != shape
+    ]
     faults = {"missing": missing, "not known": extra, "of another shape": misshapen}
     if found := [f"{len(names)} {fault} ({few(names)})" for fault, names in faults.items() if names]:
         raise UserError(f"{weights.source} does not have the {len(wanted)} tensors expected: {'; '.join(found)}")
     if numbers := [name for name, tensor in weights.tensors.items() if not tensor.is_floating_point()]:
-        raise UserError(f"{weights.source} has tensors that are not floating-point: {few(numbers)}; "
-                        f"import the weights as they were before they were quantized")  # fmt: skip
+        raise UserError(
+            f"{weights.source} has tensors that are not floating-point: {few(numbers)}; "
+            f"import the weights as they were before they were quantized"
+        )
 
 
 def affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:

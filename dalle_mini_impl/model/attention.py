@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dalle_mini_impl.model.kv_cache import KVCache
-from dalle_mini_impl.model.masks import Sight
+from dalle_mini_impl.model.masks import AttentionMask
 
 EPS = 1e-6
 
@@ -23,10 +23,10 @@ def rotary_table(coordinates: Tensor, head_dim: int, base: float) -> Tensor:
     """
     pairs = head_dim // 4
     frequencies = base ** -(torch.arange(pairs) / pairs)
-    return turns((coordinates[:, :, None] * frequencies).flatten(1))
+    return rotary_from_angles((coordinates[:, :, None] * frequencies).flatten(1))
 
 
-def turns(angles: Tensor) -> Tensor:
+def rotary_from_angles(angles: Tensor) -> Tensor:
     """Angles (T, head_dim / 2) of the pairs of a head's numbers -> their table (T, 2, head_dim) for `rotate`."""
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1)
@@ -60,16 +60,23 @@ class Attention(nn.Module):
         bias: whether its two matrices add one.
         qk_norm: whether queries and keys are normalised.
         turn_values: whether values are turned to their positions as queries and keys are.
-        sight: which positions each may look at; None for all before.
+        attention_mask: which positions each may look at; None for all before.
     """
 
     def __init__(
-        self, n_embd: int, n_head: int, head_dim: int = 0, *, bias: bool = False, qk_norm: bool = True,
-        turn_values: bool = False, sight: Sight | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        n_embd: int,
+        n_head: int,
+        head_dim: int = 0,
+        *,
+        bias: bool = False,
+        qk_norm: bool = True,
+        turn_values: bool = False,
+        attention_mask: AttentionMask | None = None,
+    ) -> None:
         super().__init__()
         self.n_head, self.head_dim = n_head, head_dim or n_embd // n_head
-        self.turn_values, self.sight = turn_values, sight
+        self.turn_values, self.attention_mask = turn_values, attention_mask
         self.qkv = nn.Linear(n_embd, 3 * n_head * self.head_dim, bias=bias)
         self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
@@ -96,15 +103,19 @@ class Attention(nn.Module):
             qk = rotate(qk, table)
             values = rotate(values, table) if self.turn_values else values
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), values))
-        y = cache.attend(layer, q, k, v, self.sight) if cache is not None else attend_before(q, k, v, self.sight)
+        y = (
+            cache.attend(layer, q, k, v, self.attention_mask)
+            if cache is not None
+            else attend_before(q, k, v, self.attention_mask)
+        )
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
-def attend_before(q: Tensor, k: Tensor, v: Tensor, sight: Sight | None = None) -> Tensor:
+def attend_before(q: Tensor, k: Tensor, v: Tensor, attention_mask: AttentionMask | None = None) -> Tensor:
     """Attention (B, n_head, T, head_dim) of each position to itself and those before it; all of the same shape."""
     T = q.shape[2]
-    if sight is not None:
-        return attend(q, k, v, sight.allowed[:T, :T])
+    if attention_mask is not None:
+        return attend(q, k, v, attention_mask.allowed[:T, :T])
     return attend(q, k, v, torch.ones(T, T, dtype=torch.bool, device=q.device).tril())
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.config.model import BlockConfig
 from dalle_mini_impl.model.attention import Attention, RMSNorm
 from dalle_mini_impl.model.kv_cache import KVCache
-from dalle_mini_impl.model.masks import Sight
+from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.util.errors import UserError
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
@@ -74,19 +74,24 @@ class Block(nn.Module):
         n_head: heads.
         config: what it is made of.
         head_dim: width of a head.
-        sight: which positions each may look at; None for all before.
+        attention_mask: which positions each may look at; None for all before.
     """
 
     def __init__(
-        self, n_embd: int, n_head: int, config: BlockConfig, head_dim: int, sight: Sight | None = None
+        self, n_embd: int, n_head: int, config: BlockConfig, head_dim: int, attention_mask: AttentionMask | None = None
     ) -> None:
         super().__init__()
         self.reversible, self.sandwich = config.reversible, config.sandwich
         self.attention_norm = make_norm(config.norm, n_embd)
         self.attention = Attention(
-            n_embd, n_head, head_dim, bias=config.bias, qk_norm=config.qk_norm,
-            turn_values=config.turn_values, sight=sight,
-        )  # fmt: skip
+            n_embd,
+            n_head,
+            head_dim,
+            bias=config.bias,
+            qk_norm=config.qk_norm,
+            turn_values=config.turn_values,
+            attention_mask=attention_mask,
+        )
         self.mlp_norm = make_norm(config.norm, n_embd)
         self.mlp = MLP(n_embd, config.mlp, config.hidden, config.bias)
         if config.sandwich:

@@ -14,7 +14,7 @@ from dalle_mini_impl.model import vqvae
 from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.foreign import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest, OneHotConvolution
-from dalle_mini_impl.model.masks import Sight, side_by_side, sight
+from dalle_mini_impl.model.masks import AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_width
 from dalle_mini_impl.model.stream import Stream
@@ -51,20 +51,25 @@ def build_image_networks(
     if config.network not in IMPORTED:
         raise UserError(f"unknown network {config.network!r}; expected ours, {', '.join(IMPORTED)}")
     if commitment is not None:
-        raise UserError(f"network {config.network!r} was given to train, but it can only be imported; "
-                        f"train network 'ours'")  # fmt: skip
+        raise UserError(
+            f"network {config.network!r} was given to train, but it can only be imported; train network 'ours'"
+        )
     halvings = len(config.channels) - (config.network != "dalle-pytorch")
     if not config.channels or config.factor != 2**halvings:
-        raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given, "
-                        f"which do not fit network {config.network!r}")  # fmt: skip
+        raise UserError(
+            f"factor {config.factor} with {len(config.channels)} stages was given, "
+            f"which do not fit network {config.network!r}"
+        )
     return IMPORTED[config.network](config)
 
 
 def _ours(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]) -> Modules:
     stem = vqvae.stem_factor(config.factor, len(config.channels))
     if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
-        raise UserError(f"factor {config.factor} with {len(config.channels)} stages was given; "
-                        f"the factor must be 2**(stages-1) times a whole number")  # fmt: skip
+        raise UserError(
+            f"factor {config.factor} with {len(config.channels)} stages was given; "
+            f"the factor must be 2**(stages-1) times a whole number"
+        )
     shape, out = (config.factor, config.channels), 6 if config.likelihood == "laplace" else 3
     encoder = vqvae.Encoder(*shape, config.encoder_blocks, encoder_width(config))
     decoder = vqvae.Decoder(*shape, config.decoder_blocks, config.embed_dim, out)
@@ -111,25 +116,37 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transf
     layout = Stream(stream)
     extent = [layout.prefix_length + side for side in stream.grid]
     return Transformer(
-        layout.vocab_size, layout.coordinates(), config.n_layer, config.n_head, config.n_embd, config.position,
-        extent=extent, block=config.block, head_dim=config.head_dim,
-        sights=_sights(config, layout), sources=layout.neighbours(), last_norms=config.last_norms, stable=config.stable,
-    )  # fmt: skip
+        layout.vocab_size,
+        layout.coordinates(),
+        config.n_layer,
+        config.n_head,
+        config.n_embd,
+        config.position,
+        extent=extent,
+        block=config.block,
+        head_dim=config.head_dim,
+        attention_masks=_attention_masks(config, layout),
+        sources=layout.neighbours(),
+        last_norms=config.last_norms,
+        stable=config.stable,
+    )
 
 
-def _sights(config: TransformerConfig, layout: Stream) -> list[Sight | None]:
+def _attention_masks(config: TransformerConfig, layout: Stream) -> list[AttentionMask | None]:
     """Of each block; those of a kind share one."""
     if config.masks_from not in ("input", "target"):
         raise UserError(f"masks_from {config.masks_from!r} was given, expected input or target")
     kinds = [config.attention[layer % len(config.attention)] for layer in range(config.n_layer)]
     kinds[-1] = config.last_attention or kinds[-1]
     before = layout.prefix_length - (config.masks_from == "target")
-    made: dict[str, Sight | None] = {"full": None}
+    made: dict[str, AttentionMask | None] = {"full": None}
     for kind in set(kinds) - {"full"}:
-        allowed = sight(kind, before, layout.config.grid, config.kernel)
+        allowed = mask_matrix(kind, before, layout.config.grid, config.kernel)
         missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
-        order = torch.cat([side_by_side(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)])
-        made[kind] = Sight(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
+        order = torch.cat(
+            [contiguous_order(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)]
+        )
+        made[kind] = AttentionMask(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
     return [made[kind] for kind in kinds]
 
 

@@ -134,11 +134,13 @@ class ImageTokenizer(nn.Module):
             UserError: an id is out of range, or this decoder cannot tile.
         """
         if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < self.codebook_size:
-            raise UserError(f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
-                            f"expected 0 to {self.codebook_size - 1}")  # fmt: skip
+            raise UserError(
+                f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
+                f"expected 0 to {self.codebook_size - 1}"
+            )
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
-        with wrapped(self.decoder) if tile else nullcontext():
+        with circular_padding(self.decoder) if tile else nullcontext():
             return self.decode_z(z).clamp(-1, 1)
 
     def decode_z(self, z: Tensor) -> Tensor:
@@ -164,8 +166,10 @@ class ImageTokenizer(nn.Module):
     def _encode(self, pixels: Tensor) -> Tensor:
         factor = self.config.factor
         if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
-            raise UserError(f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
-                            f"both sides must be multiples of {factor}")  # fmt: skip
+            raise UserError(
+                f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
+                f"both sides must be multiples of {factor}"
+            )
         return self.encoder(pixels.contiguous(memory_format=self.memory_format)).float()
 
 
@@ -177,7 +181,7 @@ def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTo
 
 
 @contextmanager
-def wrapped(network: nn.Module) -> Iterator[None]:
+def circular_padding(network: nn.Module) -> Iterator[None]:
     """While it lasts, every padded convolution of a network sees the opposite edge beyond each edge.
 
     Norms over all places and attention among them do not care where a place lies. So what the network makes of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.model.masks import Sight
+from dalle_mini_impl.model.masks import AttentionMask
 
 
 class Cache(Protocol):
@@ -57,7 +57,9 @@ class KVCache:
         self.length = 0
         """Positions filled so far."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, sight: Sight | None = None) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention_mask: AttentionMask | None = None
+    ) -> Tensor:
         """Store the next positions of one layer; each attends to itself and those before it.
 
         Args:
@@ -65,7 +67,7 @@ class KVCache:
             q: (B, n_head, T, head_dim).
             k: the same shape.
             v: the same shape.
-            sight: which positions each may look at; None for all before. A single position reads only those.
+            attention_mask: which positions each may look at; None for all before. A single position reads only those.
 
         Returns:
             (B, n_head, T, head_dim).
@@ -74,12 +76,12 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-        if sight is not None and T == 1:
-            places = sight.seen(self.length)
+        if attention_mask is not None and T == 1:
+            places = attention_mask.seen(self.length)
             return F.scaled_dot_product_attention(q, keys[:, :, places], values[:, :, places])
         allowed = None
-        if sight is not None:
-            allowed = sight.allowed[self.length : end, :end]
+        if attention_mask is not None:
+            allowed = attention_mask.allowed[self.length : end, :end]
         elif T > 1:
             allowed = torch.ones(T, end, dtype=torch.bool, device=q.device).tril(self.length)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed)

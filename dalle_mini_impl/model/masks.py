@@ -24,7 +24,7 @@ from dalle_mini_impl.util.errors import UserError
 KINDS = ("full", "row", "column", "conv", "conv_torus", "conv_square", "axial_row", "axial_col", "conv_like")
 
 
-class Sight(nn.Module):
+class AttentionMask(nn.Module):
     """What each position may look at, as a matrix and as lists.
 
     Args:
@@ -49,7 +49,7 @@ class Sight(nn.Module):
         return places
 
 
-def sight(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Tensor:
+def mask_matrix(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Tensor:
     """The matrix of a mask.
 
     Args:
@@ -74,8 +74,8 @@ def sight(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Te
     return allowed
 
 
-def side_by_side(kind: str, before: int, grid: tuple[int, int]) -> Tensor:
-    """The positions (T,) in an order in which those that one of this kind sees lie side by side; see `sight`."""
+def contiguous_order(kind: str, before: int, grid: tuple[int, int]) -> Tensor:
+    """The positions (T,) in an order in which those that one of this kind sees lie side by side; see `mask_matrix`."""
     h, w = grid
     picture = before + torch.arange(h * w).view(h, w)
     return torch.cat([torch.arange(before), (picture.T if kind in ("column", "axial_col") else picture).flatten()])

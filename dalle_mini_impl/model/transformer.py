@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dalle_mini_impl.config.model import BlockConfig
-from dalle_mini_impl.model.attention import rotary_table, turns
+from dalle_mini_impl.model.attention import rotary_from_angles, rotary_table
 from dalle_mini_impl.model.blocks import Block, make_norm
 from dalle_mini_impl.model.kv_cache import Cache, KVCache
-from dalle_mini_impl.model.masks import Sight
+from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.util.errors import UserError
 
 ROPE_BASE = 100.0
@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         extent: how many values each coordinate has; the largest in `coordinates` tells where it is not given.
         block: what the blocks are made of.
         head_dim: width of a head; 0 is C / n_head.
-        sights: which positions each may look at, for each block; None, or nothing at all, for all before.
+        attention_masks: which positions each may look at, for each block; None, or nothing at all, for all before.
         sources: (2, T) where blocks that shift channels take them from; see `blocks.shifted`.
         last_norms: norms behind the last block.
         stable: divide what leaves the last block by its largest number.
@@ -53,17 +53,31 @@ class Transformer(nn.Module):
     sources: Tensor | None
 
     def __init__(
-        self, vocab_size: int, coordinates: Tensor, n_layer: int, n_head: int, n_embd: int, position: str = "rope", *,
-        extent: Sequence[int] = (), block: BlockConfig = OURS, head_dim: int = 0, sights: Sequence[Sight | None] = (),
-        sources: Tensor | None = None, last_norms: int = 1, stable: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        vocab_size: int,
+        coordinates: Tensor,
+        n_layer: int,
+        n_head: int,
+        n_embd: int,
+        position: str = "rope",
+        *,
+        extent: Sequence[int] = (),
+        block: BlockConfig = OURS,
+        head_dim: int = 0,
+        attention_masks: Sequence[AttentionMask | None] = (),
+        sources: Tensor | None = None,
+        last_norms: int = 1,
+        stable: bool = False,
+    ) -> None:
         super().__init__()
         if position not in POSITIONS:
             raise UserError(f"unknown position {position!r}; expected one of {', '.join(POSITIONS)}")
         multiple = POSITIONS[position]
         if (not head_dim and n_embd % n_head) or (head_dim or n_embd // n_head) % multiple:
-            raise UserError(f"n_embd {n_embd} with n_head {n_head} and head_dim {head_dim} was given; a head's width "
-                            f"must be whole{f' and a multiple of {multiple}' * (multiple > 1)}")  # fmt: skip
+            raise UserError(
+                f"n_embd {n_embd} with n_head {n_head} and head_dim {head_dim} was given; a head's width "
+                f"must be whole{f' and a multiple of {multiple}' * (multiple > 1)}"
+            )
         if block.shift and n_embd % 4:
             raise UserError(f"n_embd {n_embd} was given; to shift a quarter of the channels it must be a multiple of 4")
         if not last_norms >= 1:
@@ -77,15 +91,17 @@ class Transformer(nn.Module):
         self.register_buffer("coordinates", coordinates, persistent=False)
         table = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
         if position == "table":  # turns nothing until weights are loaded
-            table = turns(torch.zeros(len(coordinates), self.head_dim // 2))
+            table = rotary_from_angles(torch.zeros(len(coordinates), self.head_dim // 2))
         self.register_buffer("table", table, persistent=position == "table")
         self.register_buffer("sources", sources if block.shift else None, persistent=False)
         self.positions = None
         if position in ("learned", "absolute"):
             sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
             self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
-        sights = sights or (None,) * n_layer
-        self.blocks = nn.ModuleList(Block(n_embd, n_head, block, self.head_dim, sight) for sight in sights)
+        attention_masks = attention_masks or (None,) * n_layer
+        self.blocks = nn.ModuleList(
+            Block(n_embd, n_head, block, self.head_dim, attention_mask) for attention_mask in attention_masks
+        )
         norms = [make_norm(block.norm, n_embd) for _ in range(last_norms)]
         self.norm = nn.Sequential(*norms) if last_norms > 1 else norms[0]
         self.head = nn.Linear(n_embd, vocab_size, bias=block.bias)

@@ -42,12 +42,14 @@ class Cuts:
         if not 0 < self.shares[0] <= self.shares[1] <= 1:
             raise UserError(f"cuts of shares {self.shares} were asked for; expected two from above 0 to 1, in order")
         if not (0 <= self.rotation <= 180 and 0 <= self.jitter < 1 and 0 <= self.noise < math.inf):
-            raise UserError(f"cuts with rotation {self.rotation}, jitter {self.jitter} and noise {self.noise} were "
-                            f"asked for; expected 0 to 180 degrees, 0 to below 1, and 0 or more")  # fmt: skip
+            raise UserError(
+                f"cuts with rotation {self.rotation}, jitter {self.jitter} and noise {self.noise} were "
+                f"asked for; expected 0 to 180 degrees, 0 to below 1, and 0 or more"
+            )
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class CutBoxes:
     """What is random about n cuts, but for the noise itself."""
 
     theta: Tensor
@@ -59,13 +61,13 @@ class Drawn:
     noise: Tensor
     """(n, 1, 1, 1), standard deviations."""
 
-    def split(self, size: int) -> "list[Drawn]":
+    def split(self, size: int) -> "list[CutBoxes]":
         """Cuts in chunks of `size`."""
         fields = (self.theta, self.contrast, self.brightness, self.noise)
-        return [Drawn(*parts) for parts in zip(*(field.split(size) for field in fields), strict=True)]
+        return [CutBoxes(*parts) for parts in zip(*(field.split(size) for field in fields), strict=True)]
 
 
-def draw_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator) -> Drawn:
+def draw_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator) -> CutBoxes:
     """Draw the cuts of one step for a picture of this size."""
 
     def uniform(low: float, high: float) -> Tensor:
@@ -76,15 +78,18 @@ def draw_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator) -
     x, y = (uniform(-1, 1) * (1 - scale) for scale in (sideways, down))
     angle = uniform(-cuts.rotation, cuts.rotation).deg2rad()
     mirror = torch.where(uniform(0, 1) < 0.5 * cuts.mirror, -1.0, 1.0)
-    rows = torch.stack([
-        torch.stack([mirror * angle.cos() * sideways, -angle.sin() * sideways, x], 1),
-        torch.stack([mirror * angle.sin() * down, angle.cos() * down, y], 1),
-    ], 1)  # fmt: skip
+    rows = torch.stack(
+        [
+            torch.stack([mirror * angle.cos() * sideways, -angle.sin() * sideways, x], 1),
+            torch.stack([mirror * angle.sin() * down, angle.cos() * down, y], 1),
+        ],
+        1,
+    )
     ranges = ((1 - cuts.jitter, 1 + cuts.jitter), (-cuts.jitter, cuts.jitter), (0, cuts.noise))
-    return Drawn(rows, *(uniform(*between)[:, None, None, None] for between in ranges))
+    return CutBoxes(rows, *(uniform(*between)[:, None, None, None] for between in ranges))
 
 
-def cut_out(pixels: Tensor, drawn: Drawn, generator: torch.Generator) -> Tensor:
+def cut_out(pixels: Tensor, drawn: CutBoxes, generator: torch.Generator) -> Tensor:
     """Cut a picture, with gradients back to it.
 
     What a rotated cut sees beyond the edge continues the edge. Scorers get all cuts at the picture's own resolution,

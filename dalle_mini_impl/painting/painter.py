@@ -56,8 +56,10 @@ class PaintSettings:
                 f"{self.steps} steps and seed {self.seed} were given; expected 0 or more, and 0 to 2**63 - 1"
             )
         if not (0 < self.learning_rate < math.inf and 0 <= self.init_weight < math.inf):
-            raise UserError(f"learning rate {self.learning_rate} and init weight {self.init_weight} were given; "
-                            f"expected one above 0, and 0 or more")  # fmt: skip
+            raise UserError(
+                f"learning rate {self.learning_rate} and init weight {self.init_weight} were given; "
+                f"expected one above 0, and 0 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,30 @@ class Painter:
     """
 
     def __init__(
-        self, tokenizer: ImageTokenizer, scorers: Mapping[str, Scorer], targets: str | Sequence[Target],
-        settings: PaintSettings | None = None, start: Start | None = None, source: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        tokenizer: ImageTokenizer,
+        scorers: Mapping[str, Scorer],
+        targets: str | Sequence[Target],
+        settings: PaintSettings | None = None,
+        start: Start | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
         settings = settings or PaintSettings()
         if start is None and settings.init_weight:
             raise UserError(f"init weight {settings.init_weight} was given without a picture to start from; give both")
         targets = parse_targets(targets) if isinstance(targets, str) else list(targets)
         if not scorers or not any(target.weight for target in targets):
-            raise UserError(f"{len(scorers)} scorers and {len(targets)} prompts were given; expected at least one "
-                            f"of each, and a weight other than 0")  # fmt: skip
+            raise UserError(
+                f"{len(scorers)} scorers and {len(targets)} prompts were given; expected at least one "
+                f"of each, and a weight other than 0"
+            )
         self.tokenizer, self.settings, self.done = tokenizer, settings, 0
         self._judges = [(name, scorer, Directions.of(targets, scorer)) for name, scorer in scorers.items()]
-        self._facts = {**(source or {}), "prompts": [target.facts() for target in targets],
-                       "paint": dataclasses.asdict(settings)}  # fmt: skip
+        self._facts = {
+            **(source or {}),
+            "prompts": [target.facts() for target in targets],
+            "paint": dataclasses.asdict(settings),
+        }
         self._table = tokenizer.table()
         self._spread = float(self._table.std())
         self._low, self._high = (bound[:, None, None] for bound in self._table.aminmax(dim=0))
@@ -188,9 +200,12 @@ def distances(embed: Tensor, directions: Directions) -> Tensor:
 
 
 def paint(
-    tokenizer: ImageTokenizer, scorers: Mapping[str, Scorer], targets: str | Sequence[Target],
-    settings: PaintSettings | None = None, start: Start | None = None,
-) -> Painting:  # fmt: skip
+    tokenizer: ImageTokenizer,
+    scorers: Mapping[str, Scorer],
+    targets: str | Sequence[Target],
+    settings: PaintSettings | None = None,
+    start: Start | None = None,
+) -> Painting:
     """Paint to the end; see `Painter`, which also gives previews and the way."""
     painter = Painter(tokenizer, scorers, targets, settings, start)
     for _ in painter:

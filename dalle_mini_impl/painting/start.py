@@ -45,9 +45,13 @@ def _checked(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, int]
     """Image ids (h, w), known to lie in range and to fit the size."""
     grid = tuple(side // tokenizer.config.factor for side in _sides(tokenizer, size)) if size else tuple(ids.shape)
     if ids.ndim != 2 or ids.is_floating_point() or not ids.numel() or tuple(ids.shape) != grid:
-        raise UserError(f"image ids of shape {tuple(ids.shape)} and type {ids.dtype} were given to start from; "
-                        f"expected whole numbers of shape {grid if size else '(h, w)'}")  # fmt: skip
+        raise UserError(
+            f"image ids of shape {tuple(ids.shape)} and type {ids.dtype} were given to start from; "
+            f"expected whole numbers of shape {grid if size else '(h, w)'}"
+        )
     if not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.codebook_size:
-        raise UserError(f"image ids from {int(ids.min())} to {int(ids.max())} were given to start from, "
-                        f"expected 0 to {tokenizer.codebook_size - 1}")  # fmt: skip
+        raise UserError(
+            f"image ids from {int(ids.min())} to {int(ids.max())} were given to start from, "
+            f"expected 0 to {tokenizer.codebook_size - 1}"
+        )
     return ids

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import on_background, to_images, to_pixels
 
@@ -34,8 +34,9 @@ class Region:
     def __post_init__(self) -> None:
         given = [name for name, value in vars(self).items() if value is not None and value is not False]
         if len(given) != 1:
-            raise UserError(f"{', '.join(given) or 'nothing'} came to say what to redraw; "
-                            f"give one of rows, box, mask and panel")  # fmt: skip
+            raise UserError(
+                f"{', '.join(given) or 'nothing'} came to say what to redraw; give one of rows, box, mask and panel"
+            )
 
     def places(self, size: tuple[int, int], grid: tuple[int, int], factor: int) -> Tensor:
         """Which places of the token grid are redrawn: those of which any pixel is.
@@ -91,7 +92,7 @@ class Canvas:
 
     picture: Image.Image
     """RGB."""
-    kept: Kept
+    known: KnownIds
     paste: bool
     """Whether finished pictures get back the original pixels of the places that stay."""
     settings: dict[str, Any]
@@ -101,7 +102,7 @@ class Canvas:
         """A decoded picture, with the original pixels where they belong."""
         if not self.paste:
             return image
-        stays = Image.fromarray((~self.kept.redraw.numpy()).astype(np.uint8) * 255)
+        stays = Image.fromarray((~self.known.redraw.numpy()).astype(np.uint8) * 255)
         return Image.composite(self.picture, image, stays.resize(image.size, Image.Resampling.NEAREST))
 
 
@@ -127,7 +128,7 @@ def make_canvas(
         flat = squeezed(flat, model_size(tokenizer, grid), (grid[0] // 2) / grid[0])
     shown, image_ids = encode(tokenizer, grid, flat)
     settings = {"picture": fingerprint(picture), "panel": region.panel, **facts}
-    return Canvas(shown, Kept(image_ids, redraw), paste, settings)
+    return Canvas(shown, KnownIds(image_ids, redraw), paste, settings)
 
 
 def vary(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image, strength: float) -> Canvas:
@@ -145,8 +146,8 @@ def vary(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image,
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength} was given, expected more than 0 and at most 1, where nothing is kept")
     shown, image_ids = encode(tokenizer, grid, picture)
-    kept = Kept(image_ids, torch.ones(grid, dtype=torch.bool), strength)
-    return Canvas(shown, kept, False, {"picture": fingerprint(picture), "strength": strength})
+    known = KnownIds(image_ids, torch.ones(grid, dtype=torch.bool), strength)
+    return Canvas(shown, known, False, {"picture": fingerprint(picture), "strength": strength})
 
 
 def encode(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image) -> tuple[Image.Image, Tensor]:

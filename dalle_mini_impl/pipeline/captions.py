@@ -37,7 +37,7 @@ class RankedCaption:
 
 
 @dataclass(frozen=True, eq=False)
-class Writer:
+class CaptionModel:
     """What a model knows of captions."""
 
     text_tokenizer: CaptionTokenizer
@@ -45,9 +45,17 @@ class Writer:
     stream: Stream
 
     def complete(
-        self, beginning: str = "", candidates: int = 32, keep: int = 8, seed: int = 0, *, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0, chunk: int = CHUNK,
-    ) -> list[tuple[str, float]]:  # fmt: skip
+        self,
+        beginning: str = "",
+        candidates: int = 32,
+        keep: int = 8,
+        seed: int = 0,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        chunk: int = CHUNK,
+    ) -> list[tuple[str, float]]:
         """Sample captions that begin with a text, and keep the likeliest.
 
         What was drawn more than once counts once, and what is no text is left out: bytes that make no UTF-8, and texts
@@ -85,9 +93,18 @@ class Writer:
         return sorted(pairs, key=lambda pair: -pair[1])[:keep]
 
     def rank(
-        self, image_ids: Tensor, captions: Sequence[str] | None = None, keep: int = 5, *, blind: bool = False,
-        prior: bool = False, beginning: str = "", candidates: int = 64, seed: int = 0, **sampling: Any,
-    ) -> list[RankedCaption]:  # fmt: skip
+        self,
+        image_ids: Tensor,
+        captions: Sequence[str] | None = None,
+        keep: int = 5,
+        *,
+        blind: bool = False,
+        prior: bool = False,
+        beginning: str = "",
+        candidates: int = 64,
+        seed: int = 0,
+        **sampling: Any,
+    ) -> list[RankedCaption]:
         """Captions by how much likelier they make a picture.
 
         Args:

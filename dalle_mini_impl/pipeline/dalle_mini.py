@@ -18,12 +18,12 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, encode, make_canvas, vary
-from dalle_mini_impl.pipeline.captions import RankedCaption, Writer
+from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.previews import draw_previews
 from dalle_mini_impl.pipeline.ranking import best
-from dalle_mini_impl.pipeline.request import Job, make_job
+from dalle_mini_impl.pipeline.request import GenerationRequest, make_request
 from dalle_mini_impl.pipeline.results import Preview, Result
-from dalle_mini_impl.sampling.generate import CHUNK, Drawn, Progress, generate, ignore
+from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate, ignore
 from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelihood
 from dalle_mini_impl.sampling.packing import choose_precision, pack
 from dalle_mini_impl.sampling.tiling import close_seams
@@ -48,13 +48,19 @@ class DalleMini:
     """
 
     def __init__(
-        self, text_tokenizer: CaptionTokenizer, image_tokenizer: ImageTokenizer, transformer: Transformer,
-        stream: Stream, scorer: Scorer | None, sampling: SamplingConfig, source: dict[str, str],
-    ) -> None:  # fmt: skip
+        self,
+        text_tokenizer: CaptionTokenizer,
+        image_tokenizer: ImageTokenizer,
+        transformer: Transformer,
+        stream: Stream,
+        scorer: Scorer | None,
+        sampling: SamplingConfig,
+        source: dict[str, str],
+    ) -> None:
         self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
         self.transformer, self.stream, self._scorer = transformer, stream, scorer
         self.sampling, self.source = sampling, source
-        self.writer = Writer(text_tokenizer, transformer, stream)
+        self.caption_model = CaptionModel(text_tokenizer, transformer, stream)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto", precision: str = "auto") -> "DalleMini":
@@ -75,11 +81,14 @@ class DalleMini:
         pack(transformer, precision, Stream(stream).image_range)
         image_tokenizer = ImageTokenizer.from_pretrained(folder, device)
         return cls(
-            load_text_tokenizer(folder), image_tokenizer, transformer, Stream(stream),
+            load_text_tokenizer(folder),
+            image_tokenizer,
+            transformer,
+            Stream(stream),
             Scorer.from_pretrained(folder, device) if (folder / "scorer.safetensors").is_file() else None,
             settings.load_settings(folder).sampling,
             {"model": str(name), "checkpoint": fingerprint(folder), "precision": precision},
-        )  # fmt: skip
+        )
 
     @property
     def scorer(self) -> Scorer:
@@ -95,10 +104,19 @@ class DalleMini:
         return self._scorer
 
     def generate(
-        self, prompt: str, candidates: int = 32, keep: int = 8, seed: int = 0, *, negative: str = "",
-        seeds: Sequence[int] | None = None, chunk: int = CHUNK, progress: Progress = ignore,
-        canvas: Canvas | None = None, **sampling: Any,
-    ) -> Result:  # fmt: skip
+        self,
+        prompt: str,
+        candidates: int = 32,
+        keep: int = 8,
+        seed: int = 0,
+        *,
+        negative: str = "",
+        seeds: Sequence[int] | None = None,
+        chunk: int = CHUNK,
+        progress: Progress = ignore,
+        canvas: Canvas | None = None,
+        **sampling: Any,
+    ) -> Result:
         """Sample candidates, decode them, and keep the best.
 
         `rank` says which these are: `likelihood` those that the transformer itself finds likeliest given the prompt,
@@ -128,14 +146,32 @@ class DalleMini:
         Raises:
             UserError: a number is out of range, or a sampling setting is unknown.
         """
-        job = self._job(prompt, candidates=candidates, keep=keep, seed=seed, negative=negative, seeds=seeds,
-                        chunk=chunk, progress=progress, canvas=canvas, **sampling)  # fmt: skip
-        return self._result(job, generate(self.transformer, self.stream, **job.drawing))
+        request = self._request(
+            prompt,
+            candidates=candidates,
+            keep=keep,
+            seed=seed,
+            negative=negative,
+            seeds=seeds,
+            chunk=chunk,
+            progress=progress,
+            canvas=canvas,
+            **sampling,
+        )
+        return self._result(request, generate(self.transformer, self.stream, **request.drawing))
 
     def complete(
-        self, picture: Image.Image, prompt: str = "", *, rows: int | None = None, box: Box | None = None,
-        mask: Image.Image | None = None, panel: bool = False, paste: bool = True, **options: Any,
-    ) -> Result:  # fmt: skip
+        self,
+        picture: Image.Image,
+        prompt: str = "",
+        *,
+        rows: int | None = None,
+        box: Box | None = None,
+        mask: Image.Image | None = None,
+        panel: bool = False,
+        paste: bool = True,
+        **options: Any,
+    ) -> Result:
         """Redraw some of a picture, given by one of `rows`, `box`, `mask` and `panel`, and keep the rest.
 
         Ids are drawn in raster order, and each sees only those above it and on its left. With `rows` that is all
@@ -197,28 +233,39 @@ class DalleMini:
         Raises:
             UserError: as `generate`, or `show` or `share` is out of range.
         """
-        job = self._job(prompt, **options)
-        drawn = yield from draw_previews(self.transformer, self.stream, job, self.decode, show=show, share=share)
-        result = self._result(job, drawn)
+        request = self._request(prompt, **options)
+        drawn = yield from draw_previews(self.transformer, self.stream, request, self.decode, show=show, share=share)
+        result = self._result(request, drawn)
         yield Preview(1.0, [candidate.image for candidate in result], result)
 
-    def _job(self, prompt: str, **options: Any) -> Job:
+    def _request(self, prompt: str, **options: Any) -> GenerationRequest:
         """Check what `generate` was given."""
         recommended = self.sampling
         if self._scorer is None and recommended.rank != "none":
             recommended = dataclasses.replace(recommended, rank="likelihood")
-        job = make_job(prompt, self.encode, recommended, **options)
-        return job._replace(scorer=self.scorer) if job.settings.rank in ("clip", "both") else job
+        request = make_request(prompt, self.encode, recommended, **options)
+        return request._replace(scorer=self.scorer) if request.settings.rank in ("clip", "both") else request
 
-    def _result(self, job: Job, drawn: Drawn) -> Result:
+    def _result(self, request: GenerationRequest, drawn: GeneratedIds) -> Result:
         """The best of what was drawn, as pictures."""
-        if job.settings.tile:
-            free = job.canvas.kept.redraw if job.canvas else torch.ones(self.stream.config.grid, dtype=torch.bool)
-            drawn = close_seams(self.transformer, self.stream, job.ids, job.seeds, job.settings,
-                                drawn=drawn, free=free, chunk=job.chunk, progress=job.progress)  # fmt: skip
-        kept = best(job, drawn, partial(self.decode, tile=job.settings.tile))
-        picture = job.canvas.picture if job.canvas else None
-        return Result(job.prompt, job.negative, kept, {**self.source, **job.facts}, picture)
+        if request.settings.tile:
+            free = (
+                request.canvas.known.redraw if request.canvas else torch.ones(self.stream.config.grid, dtype=torch.bool)
+            )
+            drawn = close_seams(
+                self.transformer,
+                self.stream,
+                request.ids,
+                request.seeds,
+                request.settings,
+                drawn=drawn,
+                free=free,
+                chunk=request.chunk,
+                progress=request.progress,
+            )
+        known = best(request, drawn, partial(self.decode, tile=request.settings.tile))
+        picture = request.canvas.picture if request.canvas else None
+        return Result(request.prompt, request.negative, known, {**self.source, **request.facts}, picture)
 
     def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
         """Image ids (B, h, w) -> RGB pictures; with `tile` ones that can be laid side by side."""
@@ -230,14 +277,14 @@ class DalleMini:
 
     def complete_text(self, beginning: str = "", **options: Any) -> list[tuple[str, float]]:
         """Captions that begin with a text, sampled, each with its nats, likeliest first; see `Writer.complete`."""
-        return self.writer.complete(beginning, **options)
+        return self.caption_model.complete(beginning, **options)
 
     def caption(
         self, picture: Image.Image, captions: Sequence[str] | None = None, **options: Any
     ) -> list[RankedCaption]:
         """Captions, given or sampled, by how much likelier they make a picture, best first; see `Writer.rank`."""
         _, image_ids = encode(self.image_tokenizer, self.stream.config.grid, picture)
-        return self.writer.rank(image_ids, captions, **options)
+        return self.caption_model.rank(image_ids, captions, **options)
 
     def text_log_likelihood(self, text: str) -> Tensor:
         """Log-probability of a caption: (text_length,) nats, one per text id or padding, all of them log p(text)."""
@@ -245,4 +292,4 @@ class DalleMini:
 
     def encode(self, text: str) -> list[int]:
         """Text ids of a caption, cut with a warning where it is longer than the stream has room for."""
-        return self.writer.encode(text)
+        return self.caption_model.encode(text)

@@ -9,22 +9,27 @@ from torch import Tensor
 
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
-from dalle_mini_impl.pipeline.request import Job
+from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Preview
-from dalle_mini_impl.sampling.generate import Drawn, draw_rows
+from dalle_mini_impl.sampling.generate import GeneratedIds, draw_rows
 from dalle_mini_impl.util.errors import UserError
 
 
 def draw_previews(
-    transformer: Transformer, stream: Stream, job: Job, decode: Callable[[Tensor], list[Image.Image]], *,
-    show: int, share: float,
-) -> Generator[Preview, None, Drawn]:  # fmt: skip
+    transformer: Transformer,
+    stream: Stream,
+    request: GenerationRequest,
+    decode: Callable[[Tensor], list[Image.Image]],
+    *,
+    show: int,
+    share: float,
+) -> Generator[Preview, None, GeneratedIds]:
     """Draw the ids of a job, giving some of the pictures on the way.
 
     Args:
         transformer: as `generate` of the ids has it.
         stream: as `generate` has it.
-        job: what to draw.
+        request: what to draw.
         decode: image ids (n, h, w) -> RGB pictures.
         show: as `DalleMini.stream_previews` has it.
         share: as `DalleMini.stream_previews` has it.
@@ -40,14 +45,14 @@ def draw_previews(
     """
     if show < 1 or not 0 <= share <= 1:
         raise UserError(f"show {show} and share {share} were given; expected at least 1, and 0 to 1")
-    ids_drawn, total = 0, len(job.seeds) * stream.image_length
+    ids_drawn, total = 0, len(request.seeds) * stream.image_length
 
     def progress(ids: int) -> None:
         nonlocal ids_drawn
         ids_drawn += ids
-        job.progress(ids)
+        request.progress(ids)
 
-    rows = draw_rows(transformer, stream, **job._replace(progress=progress).drawing)
+    rows = draw_rows(transformer, stream, **request._replace(progress=progress).drawing)
     start, spent, longest = time.perf_counter(), 0.0, 0.0
     while True:
         try:

@@ -13,7 +13,7 @@ from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 
 
-class Job(NamedTuple):
+class GenerationRequest(NamedTuple):
     """What to draw, and what to keep of it."""
 
     prompt: str
@@ -38,7 +38,7 @@ class Job(NamedTuple):
             "chunk": self.chunk,
             "progress": self.progress,
             "prune_to": self.keep if self.settings.prune and self.settings.rank != "none" else None,
-            "kept": self.canvas.kept if self.canvas else None,
+            "known": self.canvas.known if self.canvas else None,
         }
 
     @property
@@ -48,11 +48,22 @@ class Job(NamedTuple):
         return {"sampling": to_dict(self.settings), **canvas}
 
 
-def make_job(
-    prompt: str, encode: Callable[[str], list[int]], recommended: SamplingConfig, /, *, candidates: int = 32,
-    keep: int = 8, seed: int = 0, negative: str = "", seeds: Sequence[int] | None = None, chunk: int = CHUNK,
-    progress: Progress = ignore, canvas: Canvas | None = None, **sampling: Any,
-) -> Job:  # fmt: skip
+def make_request(
+    prompt: str,
+    encode: Callable[[str], list[int]],
+    recommended: SamplingConfig,
+    /,
+    *,
+    candidates: int = 32,
+    keep: int = 8,
+    seed: int = 0,
+    negative: str = "",
+    seeds: Sequence[int] | None = None,
+    chunk: int = CHUNK,
+    progress: Progress = ignore,
+    canvas: Canvas | None = None,
+    **sampling: Any,
+) -> GenerationRequest:
     """Check what `DalleMini.generate` was given.
 
     `encode` makes text ids of a caption, and `recommended` are the sampling settings where none are given. All else is
@@ -67,7 +78,7 @@ def make_job(
     if not seeds or not all(0 <= number < 2**63 for number in seeds):
         raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
     settings = _settings(recommended, sampling)
-    return Job(
+    return GenerationRequest(
         prompt, negative, Prompt(encode(prompt), encode(negative)), seeds, settings, keep, chunk, progress, canvas
     )
 

@@ -11,7 +11,7 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.kv_cache import Cache
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
-from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.native.draw import draw
 from dalle_mini_impl.sampling.next_ids import check, guide, next_ids
 from dalle_mini_impl.util.errors import UserError
@@ -41,7 +41,7 @@ shows what that saves and costs."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedIds:
     """Sampled candidates."""
 
     numbers: Tensor
@@ -65,8 +65,8 @@ def generate(
     chunk: int = CHUNK,
     progress: Progress = ignore,
     prune_to: int | None = None,
-    kept: Kept | None = None,
-) -> Drawn:
+    known: KnownIds | None = None,
+) -> GeneratedIds:
     """Sample the image ids of several candidates for one prompt.
 
     Each candidate has its own random numbers, drawn from its own seed on the CPU, so its picture does not
@@ -82,14 +82,14 @@ def generate(
         progress: told how many image ids each step has drawn, or will never be.
         prune_to: give weak candidates up early by successive halving, but leave at least so many of each chunk; None
             draws all to the end.
-        kept: a picture some of whose ids stay; what is drawn sees those before it in raster order, not those after.
+        known: a picture some of whose ids stay; what is drawn sees those before it in raster order, not those after.
 
     Raises:
         UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the kept
             picture does not fit.
     """
     rows = draw_rows(
-        transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, kept=kept
+        transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, known=known
     )
     while True:
         try:
@@ -109,8 +109,8 @@ def draw_rows(
     chunk: int = CHUNK,
     progress: Progress = ignore,
     prune_to: int | None = None,
-    kept: Kept | None = None,
-) -> Generator[Tensor, None, Drawn]:
+    known: KnownIds | None = None,
+) -> Generator[Tensor, None, GeneratedIds]:
     """As `generate`, but gives the image ids so far after each row of the token grid.
 
     Yields:
@@ -125,20 +125,20 @@ def draw_rows(
     if chunk < 1:
         raise UserError(f"chunk {chunk} was given, expected at least 1 candidate at a time")
     grid = stream.config.grid
-    kept = kept or Kept(torch.zeros(grid, dtype=torch.int64), torch.ones(grid, dtype=torch.bool))
-    kept.check(stream, len(seeds))
+    known = known or KnownIds(torch.zeros(grid, dtype=torch.int64), torch.ones(grid, dtype=torch.bool))
+    known.check(stream, len(seeds))
     captions = [prompt.text_ids] if sampling.guidance == 1 else [prompt.text_ids, prompt.negative_ids]
-    start = _begin(transformer, stream, captions, kept.leading)
+    start = _begin(transformer, stream, captions, known.leading)
     device = start.hidden.device
-    kept_ids = kept.image_ids.to(device).flatten(-2).expand(len(seeds), -1)
+    kept_ids = known.image_ids.to(device).flatten(-2).expand(len(seeds), -1)
     parts = []
     for first in range(0, len(seeds), chunk):
         rolls = torch.stack([_rolls(seed, stream.image_length) for seed in seeds[first : first + chunk]])
-        redraw = kept.redraw.cpu().flatten() & (rolls[:, 1] < kept.share)
+        redraw = known.redraw.cpu().flatten() & (rolls[:, 1] < known.share)
         rows = _Rows(rolls[:, 0].to(device), redraw.to(device), kept_ids[first : first + chunk].clone())
         drawn = yield from _decode(transformer, stream, start, rows, sampling, progress, prune_to)
         parts.append((drawn.numbers + first, drawn.image_ids, drawn.likelihood))
-    return Drawn(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return GeneratedIds(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 class _Start(NamedTuple):
@@ -182,7 +182,7 @@ def _decode(
     sampling: SamplingConfig,
     progress: Progress,
     prune_to: int | None,
-) -> Generator[Tensor, None, Drawn]:
+) -> Generator[Tensor, None, GeneratedIds]:
     """Go on from the start, one position at a time for all candidates, and sum up their nats."""
     groups, width, total = len(start.hidden), stream.config.grid[1], stream.image_length
     uniforms, redraw, drawn = rows
@@ -208,7 +208,7 @@ def _decode(
             yield drawn[:, : place + 1].unflatten(1, (-1, width))
         if place + 1 < total:
             hidden = transformer((ids.repeat(groups) + stream.image_offset)[:, None], cache)[:, -1]
-    return Drawn(numbers, drawn.unflatten(1, stream.config.grid), nats)
+    return GeneratedIds(numbers, drawn.unflatten(1, stream.config.grid), nats)
 
 
 def survivors(nats: Tensor, prune_to: int | None, done: int, total: int) -> Tensor | None:
@@ -222,8 +222,8 @@ def survivors(nats: Tensor, prune_to: int | None, done: int, total: int) -> Tens
     """
     if prune_to is None or done not in [round(share * total) for share in HALVINGS]:
         return None
-    kept = max(prune_to, -(-len(nats) // 2))
-    return nats.argsort(descending=True, stable=True)[:kept].sort().values if kept < len(nats) else None
+    known = max(prune_to, -(-len(nats) // 2))
+    return nats.argsort(descending=True, stable=True)[:known].sort().values if known < len(nats) else None
 
 
 def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:

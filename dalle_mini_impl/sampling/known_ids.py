@@ -9,7 +9,7 @@ from dalle_mini_impl.util.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class KnownIds:
     """A picture some of whose ids stay."""
 
     image_ids: Tensor

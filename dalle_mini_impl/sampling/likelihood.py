@@ -75,9 +75,14 @@ def text_log_likelihood(transformer: Transformer, stream: Stream, captions: Sequ
 
 @torch.inference_mode()
 def likelihood_table(
-    transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]], image_ids: Tensor, *,
-    blind: bool = False, progress: Callable[[int], object] = lambda pairs: None,
-) -> Tensor:  # fmt: skip
+    transformer: Transformer,
+    stream: Stream,
+    captions: Sequence[Sequence[int]],
+    image_ids: Tensor,
+    *,
+    blind: bool = False,
+    progress: Callable[[int], object] = lambda pairs: None,
+) -> Tensor:
     """Log-probability of each picture given each caption.
 
     Args:

@@ -14,7 +14,7 @@ from dalle_mini_impl.model.blocks import Block
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling.native.blocks import BlocksShape, LayerWeights, NativeBlocks, fits
 from dalle_mini_impl.sampling.native.library import load
-from dalle_mini_impl.sampling.native.linear import NativeLinear, Pair
+from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
 from dalle_mini_impl.util.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
@@ -75,13 +75,16 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     # Then the norm behind the blocks can be folded into the head as well.
     finish = isinstance(transformer.norm, RMSNorm) and not (transformer.stable or transformer.config.reversible)
     shape = BlocksShape(transformer.n_head, transformer.head_dim, transformer.config, transformer.sources, finish)
-    layers, sights = [_layer(block, transformer) for block in found], [block.attention.sight for block in found]
-    blocks = NativeBlocks(library, layers, sights, shape, narrow=precision == "int8")
+    layers, attention_masks = (
+        [_layer(block, transformer) for block in found],
+        [block.attention.attention_mask for block in found],
+    )
+    blocks = NativeBlocks(library, layers, attention_masks, shape, narrow=precision == "int8")
     if finish:
         transformer.head.weight.mul_(gain(transformer.norm))
         transformer.norm = nn.Identity()
     weight, bias = transformer.head.weight[slice(*ids)], transformer.head.bias
-    head = Pair(weight, None if bias is None else bias[slice(*ids)])
+    head = WeightAndBias(weight, None if bias is None else bias[slice(*ids)])
     transformer.heads[ids] = NativeLinear(library, head, narrow=precision == "int8")
     transformer.blocks = nn.ModuleList([blocks])
     transformer.new_cache = blocks.new_cache  # type: ignore[method-assign]
@@ -92,17 +95,17 @@ def _layer(block: Block, transformer: Transformer) -> LayerWeights:
     """A block's weights; those of an RMSNorm become part of the matrix behind it."""
     attention, mlp = block.attention, block.mlp
     layers = {"qkv": attention.qkv, "out": attention.out, "up": mlp.up, "down": mlp.down}
-    matrices, norms = {name: Pair(layer.weight, layer.bias) for name, layer in layers.items()}, {}
+    matrices, norms = {name: WeightAndBias(layer.weight, layer.bias) for name, layer in layers.items()}, {}
     for name, behind in (("attention_norm", "qkv"), ("mlp_norm", "up")):
         norm = getattr(block, name)
         if isinstance(norm, RMSNorm):
-            matrices[behind] = Pair(matrices[behind].weight * gain(norm), matrices[behind].bias)
+            matrices[behind] = WeightAndBias(matrices[behind].weight * gain(norm), matrices[behind].bias)
         else:
-            norms[name] = Pair(gain(norm), norm.bias)
+            norms[name] = WeightAndBias(gain(norm), norm.bias)
     if block.sandwich:
         for name in ("attention_post", "mlp_post"):
             norm = getattr(block, name)
-            norms[name] = Pair(gain(norm), getattr(norm, "bias", None))
+            norms[name] = WeightAndBias(gain(norm), getattr(norm, "bias", None))
     return LayerWeights(matrices, norms, _turn(block, transformer))
 
 

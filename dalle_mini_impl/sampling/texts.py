@@ -14,9 +14,14 @@ from dalle_mini_impl.util.errors import UserError
 
 @torch.inference_mode()
 def generate_texts(
-    transformer: Transformer, stream: Stream, beginning: Sequence[int], seeds: Sequence[int],
-    sampling: SamplingConfig, *, chunk: int = CHUNK,
-) -> list[list[int]]:  # fmt: skip
+    transformer: Transformer,
+    stream: Stream,
+    beginning: Sequence[int],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    chunk: int = CHUNK,
+) -> list[list[int]]:
     """Sample captions, all at once with a cache. Each depends on its own seed alone.
 
     At each place the model chooses among all text ids and this place's padding, which ends the caption. A caption has

@@ -8,8 +8,8 @@ from torch import Tensor
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
-from dalle_mini_impl.sampling.generate import Drawn, Progress, Prompt, generate
-from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.sampling.generate import GeneratedIds, Progress, Prompt, generate
+from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.sampling.seeds import candidate_seed
 
@@ -38,9 +38,17 @@ def seams(grid: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Tensor]]:
 
 
 def close_seams(
-    transformer: Transformer, stream: Stream, prompt: Prompt, seeds: Sequence[int], sampling: SamplingConfig, *,
-    drawn: Drawn, free: Tensor, chunk: int, progress: Progress,
-) -> Drawn:  # fmt: skip
+    transformer: Transformer,
+    stream: Stream,
+    prompt: Prompt,
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    drawn: GeneratedIds,
+    free: Tensor,
+    chunk: int,
+    progress: Progress,
+) -> GeneratedIds:
     """Draw the edges of pictures again, each rolled so that they lie inside and what is across is in their past.
 
     A causal model sees what is above and on the left; the right neighbour of what is drawn is seen by none. So what
@@ -70,10 +78,10 @@ def close_seams(
             progress(len(seeds) * stream.image_length)
             continue
         progress((len(seeds) - len(own)) * stream.image_length)
-        kept = Kept(image_ids.roll(roll, (1, 2)), redraw)
+        known = KnownIds(image_ids.roll(roll, (1, 2)), redraw)
         again = [candidate_seed(seed, number) for seed in own]
-        redrawn = generate(transformer, stream, prompt, again, sampling, chunk=chunk, progress=progress, kept=kept)
-        better = redrawn.likelihood > nats(kept.image_ids)
-        chosen = torch.where(better[:, None, None], redrawn.image_ids, kept.image_ids)
+        redrawn = generate(transformer, stream, prompt, again, sampling, chunk=chunk, progress=progress, known=known)
+        better = redrawn.likelihood > nats(known.image_ids)
+        chosen = torch.where(better[:, None, None], redrawn.image_ids, known.image_ids)
         image_ids = chosen.roll((-roll[0], -roll[1]), (1, 2))
-    return Drawn(drawn.numbers, image_ids, nats(image_ids))
+    return GeneratedIds(drawn.numbers, image_ids, nats(image_ids))

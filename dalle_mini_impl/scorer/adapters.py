@@ -16,7 +16,7 @@ from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 
-class ForeignTowers(nn.Module):
+class ForeignClipModel(nn.Module):
     """A model of another library, with the names a `Scorer` uses.
 
     Args:
@@ -28,9 +28,13 @@ class ForeignTowers(nn.Module):
     """
 
     def __init__(
-        self, model: Any, encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor],
-        image_size: int, embed_dim: int,
-    ) -> None:  # fmt: skip
+        self,
+        model: Any,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Tensor], Tensor],
+        image_size: int,
+        embed_dim: int,
+    ) -> None:
         super().__init__()
         self.model, self.image_size, self.embed_dim = model, image_size, embed_dim
         self.encode_image, self.encode_text = encode_image, encode_text
@@ -65,7 +69,7 @@ class ForeignTokenizer:
 class LoadedScorer(NamedTuple):
     """What a scorer is made of."""
 
-    model: ForeignTowers
+    model: ForeignClipModel
     text_tokenizer: ForeignTokenizer
     preprocess: Preprocess
     text_length: int
@@ -102,14 +106,16 @@ def load_transformers(name: str) -> LoadedScorer:
     except Exception as error:  # these libraries raise almost anything on files that are missing or damaged
         raise _unloadable(f"hf:{name}", error) from error
     if found["missing_keys"]:
-        raise UserError(f"hf:{name} lacks {len(found['missing_keys'])} of its weights, such as "
-                        f"{min(found['missing_keys'])}; copy it anew")  # fmt: skip
+        raise UserError(
+            f"hf:{name} lacks {len(found['missing_keys'])} of its weights, such as "
+            f"{min(found['missing_keys'])}; copy it anew"
+        )
 
     def encode(texts: list[str], length: int) -> Tensor:
         settings = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
         return tokenizer(texts, **settings)["input_ids"]
 
-    towers = ForeignTowers(
+    towers = ForeignClipModel(
         model,
         lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
         lambda text_ids: model.get_text_features(input_ids=text_ids).pooler_output,
@@ -153,7 +159,7 @@ def load_open_clip(name: str) -> LoadedScorer:
     except Exception as error:
         raise _unloadable(f"open_clip:{name}", error) from error
     size = _side(model.visual.image_size)
-    towers = ForeignTowers(model, model.encode_image, model.encode_text, size, embed_dim)
+    towers = ForeignClipModel(model, model.encode_image, model.encode_text, size, embed_dim)
     text_tokenizer = ForeignTokenizer(lambda texts, length: tokenizer(texts, context_length=length))
     return LoadedScorer(towers, text_tokenizer, prepare, tokenizer.context_length)
 
@@ -171,9 +177,13 @@ def _of_processor(processor: Any, model_type: str) -> Preprocess:
         raise UserError(f"its image processor makes {size}, then cuts {crop}; not supported")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
     return Preprocess(
-        side, tuple(mean), tuple(std), Image.Resampling(processor.resample).name.lower(), resize,
+        side,
+        tuple(mean),
+        tuple(std),
+        Image.Resampling(processor.resample).name.lower(),
+        resize,
         "sigmoid" if model_type == "siglip" else "softmax",
-    )  # fmt: skip
+    )
 
 
 def _of_open_clip(settings: dict[str, Any], activation: str) -> Preprocess:
@@ -182,9 +192,13 @@ def _of_open_clip(settings: dict[str, Any], activation: str) -> Preprocess:
     if settings["resize_mode"] not in modes:
         raise UserError(f"its pictures are resized by {settings['resize_mode']}; expected {' or '.join(modes)}")
     return Preprocess(
-        _side(settings["size"]), tuple(settings["mean"]), tuple(settings["std"]), settings["interpolation"],
-        modes[settings["resize_mode"]], activation,
-    )  # fmt: skip
+        _side(settings["size"]),
+        tuple(settings["mean"]),
+        tuple(settings["std"]),
+        settings["interpolation"],
+        modes[settings["resize_mode"]],
+        activation,
+    )
 
 
 def _side(size: int | Sequence[int]) -> int:

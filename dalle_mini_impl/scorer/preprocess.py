@@ -51,8 +51,10 @@ class Preprocess:
             if getattr(self, name) not in known:
                 raise UserError(f"preprocess {name} {getattr(self, name)!r} came; expected {', '.join(known)}")
         if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError(f"preprocess size {self.size}, mean {self.mean}, std {self.std} came; expected 1 pixel or "
-                            f"more, and three values each, those of std above 0")  # fmt: skip
+            raise UserError(
+                f"preprocess size {self.size}, mean {self.mean}, std {self.std} came; expected 1 pixel or "
+                f"more, and three values each, those of std above 0"
+            )
 
     def from_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of any size and mode -> (N, 3, size, size), normalised; transparent parts become white."""

@@ -24,7 +24,7 @@ Images: TypeAlias = Sequence[Image.Image] | Tensor
 """PIL pictures of any size, or pixels (N, 3, H, W) in [-1, 1] of any size."""
 
 
-class Towers(Protocol):
+class ClipModel(Protocol):
     """A module that embeds pictures and texts. One with `logit_bias` is read by sigmoid, one without by softmax."""
 
     embed_dim: int
@@ -50,7 +50,7 @@ class Towers(Protocol):
         """Stop dropout."""
 
 
-class Encodes(Protocol):
+class TextEncoder(Protocol):
     """A text tokenizer."""
 
     def encode_batch(self, texts: Sequence[str], length: int, end: bool) -> Tensor:
@@ -67,8 +67,8 @@ class Scorer:
         UserError: the preprocess is not that of the model.
     """
 
-    model: Towers
-    text_tokenizer: Encodes
+    model: ClipModel
+    text_tokenizer: TextEncoder
     preprocess: Preprocess
     """What the model wants to see, and how its scores are meant."""
     text_length: int
@@ -80,13 +80,16 @@ class Scorer:
     def __post_init__(self) -> None:
         size = getattr(self.model, "image_size", self.preprocess.size)
         if size != self.preprocess.size:
-            raise UserError(f"the model looks at {size} × {size} pixels, its preprocess makes {self.preprocess.size}; "
-                            f"give the preprocess it was trained with")  # fmt: skip
+            raise UserError(
+                f"the model looks at {size} × {size} pixels, its preprocess makes {self.preprocess.size}; "
+                f"give the preprocess it was trained with"
+            )
         activation = "softmax" if self._bias is None else "sigmoid"
         if activation != self.preprocess.activation:
-            raise UserError(f"the model {'has no' if self._bias is None else 'has a'} bias, so its activation is "
-                            f"{activation}, not {self.preprocess.activation}; give the preprocess it was trained with"
-                            )  # fmt: skip
+            raise UserError(
+                f"the model {'has no' if self._bias is None else 'has a'} bias, so its activation is "
+                f"{activation}, not {self.preprocess.activation}; give the preprocess it was trained with"
+            )
         self.model.to(self.device).eval()
 
     @classmethod
@@ -272,7 +275,9 @@ def _check_texts(texts: Sequence[str]) -> None:
 def _check_images(images: Images) -> None:
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UserError(f"a tensor of shape {tuple(images.shape)} and type {images.dtype} came; give pixels "
-                            f"(N, 3, H, W), floating point in [-1, 1]")  # fmt: skip
+            raise UserError(
+                f"a tensor of shape {tuple(images.shape)} and type {images.dtype} came; give pixels "
+                f"(N, 3, H, W), floating point in [-1, 1]"
+            )
     elif isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
         raise UserError(f"{type(images).__name__} came; give a list of PIL pictures or pixels (N, 3, H, W)")

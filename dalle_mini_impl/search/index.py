@@ -16,7 +16,7 @@ from dalle_mini_impl.checkpoint.parts import find, weights_identity
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.nearest import nearest
-from dalle_mini_impl.search.store import DATABASE, Store, create, only_writer, told
+from dalle_mini_impl.search.store import DATABASE, Store, create, one_line_errors, only_writer
 from dalle_mini_impl.search.update import Changes, update
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, open_picture
@@ -49,7 +49,7 @@ class ImageIndex:
 
     def __init__(self, store: Store, scorer: Scorer) -> None:
         self.scorer, self._store = scorer, store
-        with told(store.folder):
+        with one_line_errors(store.folder):
             made_by, name, given = store.fact("identity"), store.fact("scorer"), scorer_identity(scorer)
             if made_by != given:
                 raise UserError(
@@ -72,7 +72,7 @@ class ImageIndex:
         """
         store = Store(locate(folder))
         if isinstance(scorer, str):
-            with told(store.folder):
+            with one_line_errors(store.folder):
                 name = scorer or store.fact("scorer")
             if not name:
                 raise UserError(f"the index in {store.folder} was made by a scorer passed from Python; pass it again")
@@ -112,7 +112,7 @@ class ImageIndex:
 
     def pictures(self) -> list[tuple[Path, int]]:
         """Every picture that can be found and the row of its vector, by path."""
-        with told(self._store.folder):
+        with one_line_errors(self._store.folder):
             root = self.root
             return [(root / os.fsdecode(path), row) for path, row in self._store.pictures()]
 
@@ -129,7 +129,7 @@ class ImageIndex:
         root = Path(pictures).resolve()
         if not root.is_dir():
             raise UserError(f"{pictures} is no folder; name one with pictures in it")
-        with told(self._store.folder), only_writer(self._store.folder):
+        with one_line_errors(self._store.folder), only_writer(self._store.folder):
             if self._store.fact("root") and self.root != root and self.root.is_dir():
                 raise UserError(
                     f"the index in {self._store.folder} is that of {self.root}, but {root} was given; give that an "
@@ -157,7 +157,7 @@ class ImageIndex:
             raise UserError(f"the index in {self._store.folder} has no pictures; fill it with: dalle index DIR")
         scores, rows = nearest(self.vectors, self.embed(query), count, self._used)
         hits = []
-        with told(self._store.folder):
+        with one_line_errors(self._store.folder):
             root = self.root
             for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
                 paths = [root / os.fsdecode(path) for path in self._store.paths(row)]
@@ -174,8 +174,10 @@ class ImageIndex:
                 raise UserError(f"weight {weight} was given for {term}; expected a number")
             total += weight * self._embed_term(term)
         if not total.norm() > LEAST_LENGTH:
-            raise UserError("nothing is left to look for: there are no terms, or they cancel each other out; "
-                            "give a text or a picture, or other weights")  # fmt: skip
+            raise UserError(
+                "nothing is left to look for: there are no terms, or they cancel each other out; "
+                "give a text or a picture, or other weights"
+            )
         return total / total.norm()
 
     def _embed_term(self, term: Term) -> Tensor:

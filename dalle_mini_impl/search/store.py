@@ -46,7 +46,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """A picture file as the index knows it."""
 
     file: File
@@ -70,7 +70,7 @@ class Store:
         self.folder = folder
         if not (folder / DATABASE).is_file():
             raise UserError(f"{folder} holds no index; make one with: dalle index DIR --out {folder}")
-        with told(folder):
+        with one_line_errors(folder):
             # Any thread may search; SQLite lets one in at a time.
             self.database = sqlite3.connect(folder / DATABASE, check_same_thread=False)
             self.dim = int(self.fact("dim"))
@@ -124,7 +124,7 @@ class Store:
         used[[row for (row,) in self.database.execute("SELECT row FROM contents WHERE row < ?", (rows,))]] = True
         return vectors.view(rows, self.dim), used
 
-    def add(self, entries: Sequence[Entry], vectors: Mapping[bytes, Tensor], rows: Mapping[bytes, int]) -> None:
+    def add(self, entries: Sequence[IndexEntry], vectors: Mapping[bytes, Tensor], rows: Mapping[bytes, int]) -> None:
         """Take pictures in, replacing what was known of their paths.
 
         Args:
@@ -166,7 +166,7 @@ def create(folder: Path, facts: Mapping[str, str]) -> None:
     Raises:
         UserError: the folder cannot be written to, or another process writes the index.
     """
-    with told(folder):
+    with one_line_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with only_writer(folder):
             # The table goes first: without it the rest means nothing. A journal left by a killed process would be
@@ -203,7 +203,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
+def one_line_errors(folder: Path) -> Iterator[None]:
     """Turn what SQLite and the disk complain about into one line."""
     try:
         yield

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.sample import Skip, decode_picture, read_bytes, walk
 from dalle_mini_impl.scorer.scorer import Scorer
-from dalle_mini_impl.search.store import Entry, File, Store, free_rows
+from dalle_mini_impl.search.store import File, IndexEntry, Store, free_rows
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
@@ -24,7 +24,7 @@ READERS = min(4, os.cpu_count() or 1)
 BATCH_FILES, BATCH_PIXELS = 1024, 2**26
 """Files, and pixels of decoded pictures, that may wait for the next commit."""
 
-Read: TypeAlias = tuple[Entry, Image.Image | None]
+Read: TypeAlias = tuple[IndexEntry, Image.Image | None]
 """A picture file that was read; the picture only where it can be used and its content is new."""
 
 
@@ -124,14 +124,14 @@ def read(root: Path, file: File, known: Collection[bytes]) -> Read:
     try:
         data = read_bytes(root / os.fsdecode(file.path))
     except Skip as skip:  # permissions and links mend without a trace in time and size, so try again next time
-        return Entry(replace(file, mtime_ns=None), reason=str(skip)), None
+        return IndexEntry(replace(file, mtime_ns=None), reason=str(skip)), None
     digest = hashlib.blake2b(data, digest_size=16).digest()
     if digest in known:
-        return Entry(file, digest), None
+        return IndexEntry(file, digest), None
     try:
-        return Entry(file, digest), decode_picture(data)
+        return IndexEntry(file, digest), decode_picture(data)
     except Skip as skip:
-        return Entry(file, reason=str(skip)), None
+        return IndexEntry(file, reason=str(skip)), None
 
 
 def batches(reads: Iterable[Read], most_images: int) -> Iterator[list[Read]]:

@@ -49,8 +49,10 @@ class TextTokenizer:
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
         if min(self.pad_id, self.bos_id, self.eos_id) < 0:
-            raise UserError(f"{path} has pad {self.pad_id}, BOS {self.bos_id}, EOS {self.eos_id}; none may be missing: "
-                            f"train it with dalle_mini_impl.train.text_tokenizer")  # fmt: skip
+            raise UserError(
+                f"{path} has pad {self.pad_id}, BOS {self.bos_id}, EOS {self.eos_id}; none may be missing: "
+                f"train it with dalle_mini_impl.train.text_tokenizer"
+            )
         self._scores = {
             self._model.id_to_piece(i): (self._model.get_score(i), i)
             for i in range(self.vocab_size)
@@ -170,12 +172,24 @@ def train_text_tokenizer(
         try:
             with temporary.open("wb") as file:
                 sentencepiece.SentencePieceTrainer.train(
-                    sentence_iterator=iter(captions), model_writer=file, model_type="bpe", vocab_size=vocab_size,
-                    hard_vocab_limit=False, byte_fallback=True, character_coverage=0.9999,
-                    normalization_rule_name=normalization, pad_id=0, unk_id=1, bos_id=2, eos_id=3, minloglevel=2,
-                )  # fmt: skip
+                    sentence_iterator=iter(captions),
+                    model_writer=file,
+                    model_type="bpe",
+                    vocab_size=vocab_size,
+                    hard_vocab_limit=False,
+                    byte_fallback=True,
+                    character_coverage=0.9999,
+                    normalization_rule_name=normalization,
+                    pad_id=0,
+                    unk_id=1,
+                    bos_id=2,
+                    eos_id=3,
+                    minloglevel=2,
+                )
         except RuntimeError as error:
             reason = str(error).splitlines()[-1]
-            raise UserError(f"no vocabulary of {vocab_size} could be learned: {reason}; "
-                            f"give more captions, or a vocab_size from 300 upwards") from error  # fmt: skip
+            raise UserError(
+                f"no vocabulary of {vocab_size} could be learned: {reason}; "
+                f"give more captions, or a vocab_size from 300 upwards"
+            ) from error
     return TextTokenizer(out)

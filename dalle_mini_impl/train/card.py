@@ -7,7 +7,7 @@ from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.data.token_cache import TokenCache
 
 
-def tell(config: TransformerRun, cache: TokenCache) -> AboutConfig:
+def describe_run(config: TransformerRun, cache: TokenCache) -> AboutConfig:
     """What the config says of the model; where it leaves them out, languages and data are those of the cache."""
     found = {caption.language for entry in cache.entries for caption in entry.captions} - {""}
     shares = {code: config.languages.get(code, 1.0) for code in sorted(found)}

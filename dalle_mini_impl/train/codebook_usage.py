@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, usage
-from dalle_mini_impl.train.shared.loop import Journal
+from dalle_mini_impl.train.shared.loop import TrainingLog
 
 COLLAPSE = 0.1
 REMEDIES = {
@@ -36,11 +36,12 @@ class CodebookUse:
         counts = self.accelerator.reduce(self.counts.to(self.accelerator.device), "sum").cpu()
         return {"usage": usage(counts), "perplexity": perplexity(counts), "dead": int((counts == 0).sum())}
 
-    def end_epoch(self, journal: Journal) -> None:
+    def end_epoch(self, log: TrainingLog) -> None:
         """Start counting anew; warns, once a run, when little of the codebook was used."""
         share = self.figures()["usage"]
         if share < COLLAPSE and not self.warned:
             self.warned = True
-            journal.say(f"warning: only {share:.1%} of the codebook was used in an epoch; "
-                        f"{REMEDIES[self.config.quantizer]}")  # fmt: skip
+            log.say(
+                f"warning: only {share:.1%} of the codebook was used in an epoch; {REMEDIES[self.config.quantizer]}"
+            )
         self.counts.zero_()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.util.errors import UserError
 
 DECAY = 0.9
@@ -16,7 +16,7 @@ RUNAWAY = 3.0
 CHANCES = 3
 
 
-class Guard:
+class DivergenceGuard:
     """Whether a step's loss is in order, and the last good state of what is trained, in memory, once `keep` was called.
 
     Args:
@@ -25,7 +25,7 @@ class Guard:
         average: of the model.
     """
 
-    def __init__(self, modules: nn.Module, optimizers: list[Any], average: Average) -> None:
+    def __init__(self, modules: nn.Module, optimizers: list[Any], average: Ema) -> None:
         self.modules, self.optimizers, self.average = modules, optimizers, average
         self.watch = torch.tensor([math.nan, math.inf, 0.0, 0.0], dtype=torch.float64)
         """Running mean of the error, its lowest, how often the rate was halved, and how often in a row. Part of the
@@ -63,8 +63,10 @@ class Guard:
         halved, in_a_row = (int(count) + 1 for count in self.watch[2:])
         what = f"step {step + 1}: the loss is {loss:.4g}"
         if in_a_row == CHANCES:
-            raise UserError(f"{what}, the {CHANCES}rd time in a row that it is no number or runs away; lower "
-                            f"optimizer.learning_rate or gan.weight, or set run.precision to fp32")  # fmt: skip
+            raise UserError(
+                f"{what}, the {CHANCES}rd time in a row that it is no number or runs away; lower "
+                f"optimizer.learning_rate or gan.weight, or set run.precision to fp32"
+            )
         self.modules.load_state_dict(modules)
         for optimizer, state in zip(self.optimizers, optimizers, strict=True):
             optimizer.load_state_dict(state)

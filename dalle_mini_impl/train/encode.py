@@ -81,8 +81,10 @@ def report(folder: Path) -> str:
     """How sure the image tokenizer was of the training pictures' ids."""
     shares = np.load(folder / "train" / SHARES, mmap_mode="r")
     first, all_kept = (np.mean(part, dtype=np.float64) * part.shape[-1] for part in (shares[..., :1], shares))
-    return (f"of {shares.shape[-1]} ids kept for each place, the likeliest has a probability of {first:.3f} "
-            f"on average, all together {all_kept:.3f}")  # fmt: skip
+    return (
+        f"of {shares.shape[-1]} ids kept for each place, the likeliest has a probability of {first:.3f} "
+        f"on average, all together {all_kept:.3f}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

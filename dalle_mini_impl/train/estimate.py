@@ -43,7 +43,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Machine:
+class TrainingMachine:
     """Where it would run."""
 
     gpus: int
@@ -54,7 +54,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """What one way of training comes to."""
 
     sharded: bool
@@ -138,17 +138,19 @@ def _flops(config: TransformerRun, stream: StreamConfig, matrices: int, ids: int
     return 3 * forward + again
 
 
-def plans(needs: Needs, machine: Machine, pictures: float) -> Iterator[Plan]:
+def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[Estimate]:
     """Ways to train on so many pictures: the whole model on each GPU, and shared out among them.
 
     Raises:
         UserError: a number is not positive.
     """
     if min(machine.gpus, machine.memory, machine.flops, pictures) <= 0:
-        raise UserError(f"gpus {machine.gpus}, memory {machine.memory:g}, FLOP/s {machine.flops:g} and pictures "
-                        f"{pictures:g} were given; all must be above 0")  # fmt: skip
+        raise UserError(
+            f"gpus {machine.gpus}, memory {machine.memory:g}, FLOP/s {machine.flops:g} and pictures "
+            f"{pictures:g} were given; all must be above 0"
+        )
     days = pictures * needs.flops / (machine.gpus * machine.flops) / 86400
     for sharded in (False, True) if machine.gpus > 1 else (False,):
         states = needs.states / machine.gpus + needs.gathered if sharded else needs.states
         fitting = max(0, int((FREE * machine.memory - states) // needs.kept))
-        yield Plan(sharded, states, fitting, days)
+        yield Estimate(sharded, states, fitting, days)

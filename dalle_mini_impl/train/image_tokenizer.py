@@ -20,12 +20,12 @@ from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, Reconstruction
 from dalle_mini_impl.train.codebook_usage import CodebookUse
-from dalle_mini_impl.train.divergence_guard import Guard
+from dalle_mini_impl.train.divergence_guard import DivergenceGuard
 from dalle_mini_impl.train.dvae_schedule import set_relaxation
 from dalle_mini_impl.train.losses.adversary import Adversary, build_adversary
 from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_loss
 from dalle_mini_impl.train.shared import loop
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     # Built after the Accelerator: the codebook decides at construction whether to sync between processes.
     tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device)
-    average = Average(tokenizer, run.ema)
+    average = Ema(tokenizer, run.ema)
     model, *optimizers = accelerator.prepare(tokenizer, *build_optimizers(tokenizer, config.optimizer))
     forward = torch.compile(model) if run.compile else model
     picture_loss = build_picture_loss(config, accelerator.device)
@@ -105,13 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         networks, optimizers = [model, adversary.network], [*optimizers, adversary.optimizer]
         own["lecam"] = adversary.usual
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
-    guard = Guard(everything, optimizers, average)
+    guard = DivergenceGuard(everything, optimizers, average)
     own["guard"] = guard.watch
     first = load_state(accelerator, run, everything, optimizers, average, **own) if resume else 0
     guard.keep(first)
-    journal = loop.Journal(accelerator, run, config, first)
+    log = loop.TrainingLog(accelerator, run, config, first)
 
-    for step, run in journal.steps():
+    for step, run in log.steps():
         config = replace(config, run=run)
         model.train()
         if adversary:
@@ -134,27 +134,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                 optimizer.step()
             average.update(tokenizer, step)
         else:
-            journal.say(guard.roll_back(step, means["loss"]))
+            log.say(guard.roll_back(step, means["loss"]))
         for optimizer in optimizers:
             optimizer.zero_grad()
 
         if accepted and loop.due(step, run.log_every, run):
-            journal.log(step, **means, **use.figures())
+            log.log(step, **means, **use.figures())
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
-            use.end_epoch(journal)
+            use.end_epoch(log)
         if loop.due(step, run.validate_every, run):
             sheet = due_sheet(step, run) if accelerator.is_main_process else None
-            with average.standing_in(tokenizer):
+            with average.swapped_into(tokenizer):
                 values = validate(accelerator, tokenizer, validation, sheet)
-            journal.log(step, **{f"validation_{name}": value for name, value in values.items()})
-            journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            log.log(step, **{f"validation_{name}": value for name, value in values.items()})
+            log.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if loop.due(step, run.save_every, run):
             if accepted:
                 guard.keep(step + 1)
             save_state(accelerator, run, step, everything, optimizers, average, **own)
 
     if accelerator.is_main_process:
-        with average.standing_in(tokenizer):
+        with average.swapped_into(tokenizer):
             identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), {})
         print(f"image tokenizer {identity} written to {Path(run.model_dir) / 'image_tokenizer.safetensors'}")
     accelerator.wait_for_everyone()

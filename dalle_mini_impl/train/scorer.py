@@ -30,7 +30,7 @@ from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses import grad_cache
 from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
 from dalle_mini_impl.train.shared import loop
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.util.errors import UserError
@@ -48,15 +48,22 @@ def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
     """
     through, identity = load_image_tokenizer(config.run.model_dir, device)
     if through.config.image_size != config.model.image_size:
-        raise UserError(f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
-                        f"{through.config.image_size} pixels; make them equal, or set reconstructed to 0")  # fmt: skip
+        raise UserError(
+            f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
+            f"{through.config.image_size} pixels; make them equal, or set reconstructed to 0"
+        )
     return through, identity
 
 
 def draw_batch(
-    store: PictureStore, captions: CaptionDrawer, tokenizer: TextTokenizer, through: ImageTokenizer | None,
-    config: ScorerRun, step: int, rows: slice,
-) -> tuple[Tensor, Tensor, np.ndarray]:  # fmt: skip
+    store: PictureStore,
+    captions: CaptionDrawer,
+    tokenizer: TextTokenizer,
+    through: ImageTokenizer | None,
+    config: ScorerRun,
+    step: int,
+    rows: slice,
+) -> tuple[Tensor, Tensor, np.ndarray]:
     """Pixels (rows, 3, S, S), text ids (rows × captions, L) and picture numbers of one process's share of a step."""
     run = config.run
     indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
@@ -120,20 +127,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
     captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
-    average = Average(clip.to(accelerator.device), run.ema)
+    average = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
     first = load_state(accelerator, run, model, optimizers, average) if resume else 0
-    journal = loop.Journal(accelerator, run, config, first)
+    log = loop.TrainingLog(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
-        journal.say(f"warning: {cut}")
+        log.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
     running = 0.0
 
-    for step, run in journal.steps():
+    for step, run in log.steps():
         model.train()
         set_rate(optimizers, step, run.steps, config.optimizer)
-        drawn = [draw_batch(train, captions, tokenizer, through, config, step, rows)
-                 for rows in loop.passes(accelerator, run)]  # fmt: skip
+        drawn = [
+            draw_batch(train, captions, tokenizer, through, config, step, rows)
+            for rows in loop.passes(accelerator, run)
+        ]
         groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in drawn])])
         parts = [(pixels, text_ids) for pixels, text_ids, _ in drawn]
         loss, scale = grad_cache.backward(accelerator, forward, parts, groups)
@@ -147,20 +156,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         running = float(loss) if step == first else 0.98 * running + 0.02 * float(loss)
         sigmoid = config.model.sigmoid
         if step == CHANCE_STEPS and at_chance(running, run.batch_size, sigmoid):
-            journal.say(f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
-                        f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate")  # fmt: skip
+            log.say(
+                f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
+                f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate"
+            )
         if loop.due(step, run.log_every, run):
-            journal.log(step, loss=float(loss), scale=float(scale.exp()))
+            log.log(step, loss=float(loss), scale=float(scale.exp()))
         if loop.due(step, run.validate_every, run):
-            with average.standing_in(clip):
+            with average.swapped_into(clip):
                 values = validate(accelerator, clip, validation, tokenizer, config.language)
-            journal.log(step, **values)
-            journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+            log.log(step, **values)
+            log.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if loop.due(step, run.save_every, run):
             save_state(accelerator, run, step, model, optimizers, average)
 
     if accelerator.is_main_process:
-        with average.standing_in(clip):
+        with average.swapped_into(clip):
             name = save_part(run.model_dir, "scorer", clip, to_dict(config.model), identities)
         print(f"scorer {name} written to {Path(run.model_dir) / 'scorer.safetensors'}")
     accelerator.wait_for_everyone()

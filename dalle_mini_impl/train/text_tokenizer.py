@@ -22,9 +22,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     captions = sorted({caption.text for entry in entries for caption in entry.captions})
     tokenizer = train_text_tokenizer(captions, config.out, config.vocab_size, config.normalization)
     lengths = [len(tokenizer.encode(caption)) for caption in captions]
-    print(f"text tokenizer {tokenizer.identity}: {tokenizer.vocab_size} ids from {len(captions)} captions, "
-          f"{sum(lengths) / len(lengths):.1f} ids per caption, longest {max(lengths)}; "
-          f"written to {config.out}")  # fmt: skip
+    print(
+        f"text tokenizer {tokenizer.identity}: {tokenizer.vocab_size} ids from {len(captions)} captions, "
+        f"{sum(lengths) / len(lengths):.1f} ids per caption, longest {max(lengths)}; "
+        f"written to {config.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
-from dalle_mini_impl.train.card import tell
+from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.image_targets import check_targets, draw_ids, weighted
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared import fsdp, loop
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.state import load_state, save_state
@@ -43,9 +43,14 @@ SAMPLES_PER_PROMPT = 4
 
 
 def draw_batch(
-    cache: TokenCache, captions: CaptionDrawer, tokenizer: TextTokenizer, stream: Stream, config: TransformerRun,
-    step: int, rows: slice,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    cache: TokenCache,
+    captions: CaptionDrawer,
+    tokenizer: TextTokenizer,
+    stream: Stream,
+    config: TransformerRun,
+    step: int,
+    rows: slice,
+) -> tuple[Tensor, ...]:
     """Inputs and targets (rows, T - 1) of one process's share of a step, and what else `StreamLoss` takes."""
     run = config.run
     indices = loop.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
@@ -128,17 +133,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, validate, sample, save; see `configs/emoji/transformer.yaml` for the settings."""
     config, resume = loop.parse(TransformerRun, "Train the transformer.", argv)
     run = config.run
-    accelerator = loop.start(run, can_share_out=True)
+    accelerator = loop.start(run, can_shard=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
     train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
     check_targets(config.image_targets, train)
-    captions, about = CaptionDrawer(train.entries, config.languages), tell(config, train)
+    captions, about = CaptionDrawer(train.entries, config.languages), describe_run(config, train)
     layout = StreamConfig(
-        text_length=config.text_length, text_vocab=tokenizer.vocab_size, grid=train.header.grid,
-        image_vocab=train.header.codebook_size, bos_id=tokenizer.bos_id,
-    )  # fmt: skip
+        text_length=config.text_length,
+        text_vocab=tokenizer.vocab_size,
+        grid=train.header.grid,
+        image_vocab=train.header.codebook_size,
+        bos_id=tokenizer.bos_id,
+    )
     stream = Stream(layout)
 
     def build() -> StreamLoss:
@@ -146,15 +154,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     losses = build()
     losses.transformer.recompute = config.recompute
-    model = fsdp.spread(accelerator, losses, losses.transformer.blocks)
-    average = Average(losses, run.ema)
+    model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)
+    average = Ema(losses, run.ema)
     optimizers, plateau = build_optimizers(losses, config.optimizer), Plateau(config.plateau)
     # One that waits for plateaus has nothing but its warmup.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
     first = load_state(accelerator, run, losses, optimizers, average, plateau=plateau.state) if resume else 0
-    journal = loop.Journal(accelerator, run, config, first)
+    log = loop.TrainingLog(accelerator, run, config, first)
     if cut := long_captions(train.entries, tokenizer, config.text_length):
-        journal.say(f"warning: {cut}")
+        log.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 
     def save(trained: StreamLoss) -> str:
@@ -165,11 +173,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def with_average(do: Callable[[StreamLoss], T]) -> T | None:
         """Have the main process do something with the averaged weights; all processes must come here."""
-        with average.standing_in(losses):
-            trained = fsdp.whole(accelerator, losses, build)
+        with average.swapped_into(losses):
+            trained = fsdp.gather_full(accelerator, losses, build)
             return do(trained) if accelerator.is_main_process else None
 
-    for step, run in journal.steps():
+    for step, run in log.steps():
         model.train()
         rate = set_rate(optimizers, step, run.steps, schedule, plateau.rate)
         totals = np.zeros(2)
@@ -190,15 +198,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if loop.due(step, run.log_every, run):
             figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
             means = accelerator.reduce(figures, "mean").tolist()
-            journal.log(step, text=means[0], image=means[1], gradient=float(fsdp.gather(norm)), rate=rate)
+            log.log(step, text=means[0], image=means[1], gradient=float(fsdp.full_tensor(norm)), rate=rate)
         if loop.due(step, run.validate_every, run):
-            with average.standing_in(losses):
+            with average.swapped_into(losses):
                 values = validate(accelerator, losses, validation, tokenizer, config)
-            journal.log(step, **values)
-            journal.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            log.log(step, **values)
+            log.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
             held_out = weighted(values["validation_text"], values["validation_image"], config.image_weight)
             if news := plateau.look(accelerator, held_out):
-                journal.say(f"step {step + 1}: {news}")
+                log.say(f"step {step + 1}: {news}")
         if loop.due(step, run.sample_every, run):
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
             with_average(partial(draw_samples, image_tokenizer, tokenizer, config, path))

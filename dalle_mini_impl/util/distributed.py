@@ -57,5 +57,7 @@ def check_connected(connected: int) -> None:
     """Refuse processes that do not know of each other."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != connected:
-        raise UserError(f"{launched} processes were launched, but on this device each would work alone; "
-                        f"launch one, or set ACCELERATE_USE_CPU=true")  # fmt: skip
+        raise UserError(
+            f"{launched} processes were launched, but on this device each would work alone; "
+            f"launch one, or set ACCELERATE_USE_CPU=true"
+        )

@@ -11,9 +11,9 @@ from PIL import Image
 from dalle_mini_impl.bench import growth, peers
 from dalle_mini_impl.bench import race as learn
 from dalle_mini_impl.bench import race_image_tokenizer as learn_pictures
-from dalle_mini_impl.bench.machine import Machine, measure_machine
+from dalle_mini_impl.bench.machine import MachineSpeed, measure_machine
 from dalle_mini_impl.bench.masks import mask_rows
-from dalle_mini_impl.bench.report import Row, table
+from dalle_mini_impl.bench.report import BenchRow, table
 from dalle_mini_impl.bench.sampling import imported_rows
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
@@ -27,7 +27,7 @@ QUICK = SHAPES["quick"]
 
 
 def test_limits_are_the_slower_of_moving_and_computing():
-    machine = Machine("cpu", copy=100.0, flops={"bf16": 1000.0, "fp32": 500.0})
+    machine = MachineSpeed("cpu", copy=100.0, flops={"bf16": 1000.0, "fp32": 500.0})
     assert machine.seconds(2000, 100, "bf16") == 2
     assert machine.seconds(2000, 100, "fp32") == 4
     assert machine.seconds(2000, 300, "int8") == 3  # 8-bit weights are multiplied in bf16
@@ -95,14 +95,14 @@ def test_memory_is_seen_at_its_highest():
 
 
 def test_ratios_say_how_many_times_better_ours_is():
-    assert Row("sample/1/plain", 2.0, "peer", 10.0).ratio == 5
-    assert Row("learn/image-tokenizer", 24.0, "peer", 20.0, higher_is_better=True).ratio == 1.2
-    assert math.isnan(Row("startup/help", 0.2).ratio)
-    assert math.isnan(Row("startup/of which the package", 0.0).ratio)
+    assert BenchRow("sample/1/plain", 2.0, "peer", 10.0).ratio == 5
+    assert BenchRow("learn/image-tokenizer", 24.0, "peer", 20.0, higher_is_better=True).ratio == 1.2
+    assert math.isnan(BenchRow("startup/help", 0.2).ratio)
+    assert math.isnan(BenchRow("startup/of which the package", 0.0).ratio)
 
 
 def test_rows_become_a_table_and_json():
-    rows = [Row("sample/1/plain", 2.0, "peer", 10.0, 0.55, "8 ids/s"), Row("startup/help", 0.21)]
+    rows = [BenchRow("sample/1/plain", 2.0, "peer", 10.0, 0.55, "8 ids/s"), BenchRow("startup/help", 0.21)]
     lines = table(rows).splitlines()
     assert len(lines) == 3
     assert lines[1].split() == ["sample/1/plain", "2", "peer", "10", "5.00x", "55%", "8", "ids/s"]
@@ -194,8 +194,11 @@ def test_image_tokenizers_race_too(monkeypatch, trained):
     assert len(ours) == len(theirs) == 3
     assert ours[-1] > ours[0]
     assert (row.row, row.peer, row.ours, row.theirs) == (
-        "learn/image-tokenizer", "dalle-pytorch", max(ours), max(theirs)
-    )  # fmt: skip
+        "learn/image-tokenizer",
+        "dalle-pytorch",
+        max(ours),
+        max(theirs),
+    )
 
 
 def test_the_race_of_image_tokenizers_also_compares_looks(monkeypatch, trained):
@@ -263,7 +266,7 @@ def few(monkeypatch):
 
 
 def test_growth_has_a_row_for_each_value(few):
-    machine = Machine("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
+    machine = MachineSpeed("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
     rows = list(growth.growth_rows(QUICK, machine, repeats=1))
     names = ["candidates/1", "candidates/3", "image-ids/4", "width/64", "width/128"]
     assert [row.row for row in rows] == [f"growth/{name}" for name in names]
@@ -298,7 +301,7 @@ def test_drawing_growth_needs_its_extra_and_its_rows(monkeypatch, tmp_path):
 
 
 def test_masks_have_a_row_for_each_schedule_and_length():
-    machine = Machine("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
+    machine = MachineSpeed("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
     rows = list(mask_rows(QUICK, machine, 1, [2]))
     schedules = ("row", "column", "conv", "dalle-1")
     assert [row.row for row in rows] == [
@@ -310,8 +313,8 @@ def test_masks_have_a_row_for_each_schedule_and_length():
 
 def test_a_shape_is_built_with_masks():
     model = QUICK.build(("row", "full"), "column")
-    assert [block.attention.sight is None for block in model.blocks] == [False, False]
-    assert [block.attention.sight is None for block in QUICK.build().blocks] == [True, True]
+    assert [block.attention.attention_mask is None for block in model.blocks] == [False, False]
+    assert [block.attention.attention_mask is None for block in QUICK.build().blocks] == [True, True]
 
 
 # --- imported models
@@ -319,7 +322,7 @@ def test_a_shape_is_built_with_masks():
 
 @pytest.mark.skipif(importlib.util.find_spec("dalle_pytorch") is None, reason="dalle-pytorch is not installed")
 def test_imported_rows_time_both_sides():
-    machine = Machine("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
+    machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     rows = list(imported_rows(QUICK, machine, repeats=1, counts=[2]))
     assert [(row.row, row.peer) for row in rows] == [
         ("imported/2/guided", "dalle-pytorch"),

@@ -36,8 +36,15 @@ def test_axes_are_combined(untrained, tmp_path):
     path = write_file(tmp_path, untrained.folder / "image_tokenizer.yaml", AXES)
     found = read_variants(path, 2.5, tmp_path / "out")
     assert [variant.name for variant in found] == [
-        "16px-vq", "16px-vq-flat", "16px-fsq", "16px-fsq-flat", "24px-vq", "24px-vq-flat", "24px-fsq", "24px-fsq-flat"
-    ]  # fmt: skip
+        "16px-vq",
+        "16px-vq-flat",
+        "16px-fsq",
+        "16px-fsq-flat",
+        "24px-vq",
+        "24px-vq-flat",
+        "24px-fsq",
+        "24px-fsq-flat",
+    ]
     last = found[-1]
     assert last.overrides == ("model.image_size=24", *FSQ, "edge=0")
     assert (last.config.model.image_size, last.config.model.quantizer, last.config.edge) == (24, "fsq", 0)
@@ -132,9 +139,13 @@ def facts_of(*rows):
     zeros = dict.fromkeys(TokenizerReport.__dataclass_fields__, 0.0)
     trained = {**zeros, "pictures": 31, "factor": 8, "steps": 5, "pictures_per_second": 2.0, "overrides": []}
     return {
-        "command": "dalle compare x.yaml", "machine": "2 CPU cores", "minutes": 3.0, "data": "store",
-        "split": "validation", "variants": [{**(trained if "failed" not in row else {}), **row} for row in rows],
-    }  # fmt: skip
+        "command": "dalle compare x.yaml",
+        "machine": "2 CPU cores",
+        "minutes": 3.0,
+        "data": "store",
+        "split": "validation",
+        "variants": [{**(trained if "failed" not in row else {}), **row} for row in rows],
+    }
 
 
 def test_section_has_a_table_for_each_size():
@@ -142,8 +153,10 @@ def test_section_has_a_table_for_each_size():
     lines = section(facts_of(*rows, {"name": "d", "size": 128, "failed": "error: no luck"}), "doc").splitlines()
     assert lines[0].startswith("3 minutes of training each on 2 CPU cores")
     small, large = lines.index("## 64 px"), lines.index("## 128 px")
-    tables = [[line.split("|")[1].strip() for line in part if line.startswith("| ")] for part in
-              (lines[small:large], lines[large:])]  # fmt: skip
+    tables = [
+        [line.split("|")[1].strip() for line in part if line.startswith("| ")]
+        for part in (lines[small:large], lines[large:])
+    ]
     assert tables[0][2:] == ["a", "c"]
     assert tables[1][2:] == ["b"]
     assert any("| 23.50 " in line for line in lines[small:large])
@@ -201,8 +214,20 @@ def test_command_trains_measures_and_goes_on(untrained, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     broken = ["model.codebook_size=35", "data.store=''", "model.image_size=24"]
     path = write_file(tmp_path, untrained.folder / "image_tokenizer.yaml", [{"fsq": FSQ, "broken": broken}])
-    arguments = ["compare", str(path), "--minutes", "0.005", "--out", str(tmp_path / "out"), "--shown", "3",
-                 "--document", str(tmp_path / "doc.md"), "--device", "cpu"]  # fmt: skip
+    arguments = [
+        "compare",
+        str(path),
+        "--minutes",
+        "0.005",
+        "--out",
+        str(tmp_path / "out"),
+        "--shown",
+        "3",
+        "--document",
+        str(tmp_path / "doc.md"),
+        "--device",
+        "cpu",
+    ]
     result = CliRunner().invoke(dalle, arguments)
     assert "1 of 2 variants failed: broken; see their output.txt" in str(result.exception)
     lines = result.stdout.splitlines()

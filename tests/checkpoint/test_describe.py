@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from helpers.models import SAMPLING
 
 from dalle_mini_impl.checkpoint import parts as checkpoint
-from dalle_mini_impl.checkpoint.describe import describe, in_words
+from dalle_mini_impl.checkpoint.describe import describe, describe_in_words
 from dalle_mini_impl.checkpoint.settings import load_settings, save_settings
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.checkpoint import AboutConfig, Figure
@@ -28,7 +28,7 @@ def folder(tiny_model, tmp_path):
 
 def test_every_part_is_told_in_words(tiny_model):
     facts = describe(tiny_model)
-    lines = in_words(facts)
+    lines = describe_in_words(facts)
     identities = {name: facts[name]["identity"] for name in ("text_tokenizer", *checkpoint.PARTS)}
     words = identities["text_tokenizer"]
     assert lines[0] == f"checkpoint: {checkpoint.fingerprint(tiny_model)}"
@@ -50,7 +50,7 @@ def test_masks_are_told_and_no_bos(tiny_model):
     config["stream"]["bos_id"], config["transformer"]["attention"] = -1, ["row", "column"]
     config["transformer"]["last_attention"] = "conv"
     expected = "with 2 heads over 7 text + 15 image ids; attention row, column, at last conv; "
-    assert expected in in_words(facts)[4]
+    assert expected in describe_in_words(facts)[4]
 
 
 def test_sizes_are_those_of_the_files():
@@ -61,23 +61,37 @@ def test_sizes_are_those_of_the_files():
         size = path.stat().st_size / 1e6
         assert abs(facts[name]["megabytes"] - size) <= 0.05
         total += size
-    assert abs(float(in_words(facts)[1].removeprefix("size: ").removesuffix(" MB")) - total) < 0.2
+    assert abs(float(describe_in_words(facts)[1].removeprefix("size: ").removesuffix(" MB")) - total) < 0.2
 
 
 def test_what_a_checkpoint_says_of_itself(folder):
-    about = AboutConfig(licence="MIT", languages=("en", "no"), data=("hearts", "stars"), quality=FIGURES,
-                        measured_on=checkpoint.fingerprint(folder))  # fmt: skip
+    about = AboutConfig(
+        licence="MIT",
+        languages=("en", "no"),
+        data=("hearts", "stars"),
+        quality=FIGURES,
+        measured_on=checkpoint.fingerprint(folder),
+    )
     save_settings(folder, SAMPLING, about)
     assert load_settings(folder).about == about
     figure = "  hearts that look like hearts: 0.75 (dalle evaluate hearts)"
-    assert in_words(describe(folder))[7:] == [
-        "languages: en, no", "licence: MIT", "trained on:", "  hearts", "  stars", "measured:", figure,
-    ]  # fmt: skip
+    assert describe_in_words(describe(folder))[7:] == [
+        "languages: en, no",
+        "licence: MIT",
+        "trained on:",
+        "  hearts",
+        "  stars",
+        "measured:",
+        figure,
+    ]
     # another scorer makes another checkpoint, of which the figures say nothing
     (folder / "scorer.safetensors").unlink()
-    assert in_words(describe(folder))[-2:] == [f"measured on another checkpoint ({about.measured_on}):", figure]
+    assert describe_in_words(describe(folder))[-2:] == [
+        f"measured on another checkpoint ({about.measured_on}):",
+        figure,
+    ]
     save_settings(folder, SAMPLING, AboutConfig(quality=FIGURES))
-    assert in_words(describe(folder))[-2] == "measured on another checkpoint (not said which):"
+    assert describe_in_words(describe(folder))[-2] == "measured on another checkpoint (not said which):"
 
 
 def test_json_has_what_the_words_have(folder):
@@ -86,7 +100,7 @@ def test_json_has_what_the_words_have(folder):
     assert facts == {"model": str(folder), **describe(folder)}
     assert facts["about"]["quality"][0]["value"] == 0.75
     printed = CliRunner().invoke(dalle, ["info", str(folder)], catch_exceptions=False).stdout
-    assert printed.splitlines() == [f"model: {folder}", *in_words(facts)]
+    assert printed.splitlines() == [f"model: {folder}", *describe_in_words(facts)]
 
 
 # --- the shipped model
@@ -121,8 +135,11 @@ def test_its_figures_are_those_that_were_measured_on_it(shipped):
     recalls = {
         row["language"]: row["recalls"] for row in json.loads((ROOT / "docs/scorer.json").read_text())["languages"]
     }
-    expected = [shares["held-out pairs, best of 16"], shares["no style word, best of 16"],
-                recalls["en"]["text_to_image_at_5"]]  # fmt: skip
+    expected = [
+        shares["held-out pairs, best of 16"],
+        shares["no style word, best of 16"],
+        recalls["en"]["text_to_image_at_5"],
+    ]
     assert [figure.value for figure in about.quality[:3]] == [round(value, 2) for value in expected]
     assert set(about.languages) == set(recalls)
 

@@ -10,7 +10,7 @@ from helpers.models import CAPTIONS, IMAGE_TOKENIZER, TRANSFORMER, make_image_to
 from safetensors.torch import load_file, save_file
 
 from dalle_mini_impl.checkpoint import parts as checkpoint
-from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER, add_text_tokenizer
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
@@ -308,11 +308,11 @@ def test_an_install_without_any_shipped_model(tmp_path, monkeypatch):
 
 
 def test_a_text_tokenizer_is_made_once_but_read_anew_when_its_file_changes(tiny_model, tmp_path):
-    target = tmp_path / checkpoint.TEXT_TOKENIZER
-    shutil.copyfile(tiny_model / checkpoint.TEXT_TOKENIZER, target)
+    target = tmp_path / TEXT_TOKENIZER
+    shutil.copyfile(tiny_model / TEXT_TOKENIZER, target)
     first = checkpoint.load_text_tokenizer(tmp_path)
     assert checkpoint.load_text_tokenizer(tmp_path) is first
-    shutil.copyfile(checkpoint.find("emoji") / checkpoint.TEXT_TOKENIZER, target)
+    shutil.copyfile(checkpoint.find("emoji") / TEXT_TOKENIZER, target)
     assert checkpoint.load_text_tokenizer(tmp_path).identity == checkpoint.load_text_tokenizer("emoji").identity
 
 

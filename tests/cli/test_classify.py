@@ -3,8 +3,6 @@
 import csv
 import json
 import math
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,11 +26,11 @@ SCORERS = {
 
 @pytest.fixture
 def invoke(monkeypatch):
-    def load_scorer(name, device):
+    def from_pretrained(name, device):
         assert device == "cpu"
         return SCORERS[name]()
 
-    monkeypatch.setitem(sys.modules, "dalle_mini_impl.checkpoint.parts", SimpleNamespace(load_scorer=load_scorer))
+    monkeypatch.setattr(Scorer, "from_pretrained", from_pretrained)
     return lambda command, *words: CliRunner().invoke(command, [str(word) for word in words])
 
 
@@ -81,8 +79,9 @@ def test_command_prints_csv(run, pictures):
     result = run(*pictures, "--labels", "a", "--labels", "b, c", "--labels", "b", "--csv", "--top", 2)
     rows = list(csv.reader(result.stdout.splitlines()))
     assert rows[0] == ["image", "label", "probability"]
-    assert [row[:2] for row in rows[1:]] == [[str(path), label] for path, label in zip(
-        np.repeat(pictures, 2), ("b", "a", "a", "c"), strict=True)]  # fmt: skip
+    assert [row[:2] for row in rows[1:]] == [
+        [str(path), label] for path, label in zip(np.repeat(pictures, 2), ("b", "a", "a", "c"), strict=True)
+    ]
     assert float(rows[3][2]) == pytest.approx(0.5, abs=0.01)  # a and c point the same way: the first comes first
 
 

@@ -27,17 +27,47 @@ def test_paint_with_everything(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(values).save("start.png")
-    result = run("paint", "a red heart:1.5 | start.png:0.5", "snow:-0.3", "--model", tiny_model, *QUICK,
-                 "--scorer", tiny_model, "--size", "16x24", "--chunk", 2, "--learning-rate", 3, "--seed", 3,
-                 "--init-image", "start.png", "--init-weight", 0.5, "--noise-prompt", "7:0.2", "--out", "out/fox.png",
-                 "--preview-every", 2, "--frames", "out/way.gif", "--frame-count", 3)  # fmt: skip
+    result = run(
+        "paint",
+        "a red heart:1.5 | start.png:0.5",
+        "snow:-0.3",
+        "--model",
+        tiny_model,
+        *QUICK,
+        "--scorer",
+        tiny_model,
+        "--size",
+        "16x24",
+        "--chunk",
+        2,
+        "--learning-rate",
+        3,
+        "--seed",
+        3,
+        "--init-image",
+        "start.png",
+        "--init-weight",
+        0.5,
+        "--noise-prompt",
+        "7:0.2",
+        "--out",
+        "out/fox.png",
+        "--preview-every",
+        2,
+        "--frames",
+        "out/way.gif",
+        "--frame-count",
+        3,
+    )
     assert result.stdout.splitlines()[-2:] == ["out/way.gif", "out/fox.png"]
     assert result.stdout.startswith(f"{tiny_model}: loss ")
     facts = read_metadata("out/fox.png")
     assert facts["prompts"] == [
-        {"text": "a red heart", "weight": 1.5}, {"picture": "start.png", "weight": 0.5},
-        {"text": "snow", "weight": -0.3}, {"noise": 7, "weight": 0.2},
-    ]  # fmt: skip
+        {"text": "a red heart", "weight": 1.5},
+        {"picture": "start.png", "weight": 0.5},
+        {"text": "snow", "weight": -0.3},
+        {"noise": 7, "weight": 0.2},
+    ]
     assert facts["model"] == str(tiny_model)
     assert facts["scorers"] == [str(tiny_model)]
     assert (facts["init_image"], facts["steps"]) == ("start.png", 4)
@@ -79,8 +109,18 @@ def test_ctrl_c_keeps_the_picture(tiny_model, tmp_path, monkeypatch):
 
 
 def test_no_steps_make_the_picture_it_starts_from(tiny_model, tmp_path):
-    result = run("paint", "a cat", "--model", tiny_model, "--steps", 0, "--out", tmp_path / "a.png", "--frames",
-                 tmp_path / "a.gif")  # fmt: skip
+    result = run(
+        "paint",
+        "a cat",
+        "--model",
+        tiny_model,
+        "--steps",
+        0,
+        "--out",
+        tmp_path / "a.png",
+        "--frames",
+        tmp_path / "a.gif",
+    )
     assert result.stdout.splitlines() == [str(tmp_path / "a.gif"), str(tmp_path / "a.png")]
 
 
@@ -125,7 +165,7 @@ def test_sizes_are_height_and_width():
 
 
 def seen(name, guide, second, ranks):
-    return measure.Seen(name, torch.tensor(guide), torch.tensor(second), {"judge": torch.tensor(ranks)})
+    return measure.Measured(name, torch.tensor(guide), torch.tensor(second), {"judge": torch.tensor(ranks)})
 
 
 def test_the_best_is_chosen_by_the_guide_alone():

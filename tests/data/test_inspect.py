@@ -58,7 +58,7 @@ def test_scripts_of_letters():
     assert counts == {
         "Latin": 7, "Cyrillic": 6, "Han": 3, "Katakana": 5, "Hiragana": 2, "Hangul": 2, "Greek": 7,
         "Arabic": 3, "Devanagari": 2,
-    }  # fmt: skip
+    }
 
 
 def test_scripts_are_shares():
@@ -134,7 +134,7 @@ def test_near_groups_in_chunks_equal_comparing_each_with_each(rows):
             found = [
                 other for other in range(24) if other not in group
                 and any((steps[other] != steps[one]).sum() <= inspect.NEAR_BITS and other < 20 for one in group)
-            ]  # fmt: skip
+            ]
             changed = bool(found)
             group += found
         expected.append(sorted(group))
@@ -194,7 +194,7 @@ def test_inspect_prints_everything_and_ends_with_the_sheet(folder):
         "pictures               8 (0 with transparency)", "captions               15", "53 / 53 / 53 px",
         "Latin 65.9%, Cyrillic 34.1%", "same pixels            repeats: 1, groups: 1", "  3 = copy",
         "skipped 1: 1 empty file", "zero.png: empty file: zero bytes",
-    ):  # fmt: skip
+    ):
         assert expected in result.stdout
     assert result.stdout.splitlines()[-1] == str(sheet)
     with Image.open(sheet) as image:

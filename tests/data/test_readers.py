@@ -111,7 +111,7 @@ def test_what_a_folder_cannot_use_is_listed_and_the_rest_is_read(tmp_path, monke
         "huge.png": "decompression bomb", "page.png": "not a picture", "wordless.png": "no caption",
         "blank.png": "empty caption", "latin.png": "caption not UTF-8", "orphan.txt": "no picture",
         "good.webp": "same name", "gone.png": "missing file",
-    }  # fmt: skip
+    }
     assert len(log.entries) == 11
     assert all("\n" not in reason for _, reason in log.entries)
 
@@ -257,7 +257,7 @@ def test_jsonl_lines_that_cannot_be_used_are_listed(tmp_path):
         "1": "malformed line", "2": "caption not UTF-8", "3": "malformed line", "4": "no path", "5": "no path",
         "6": "missing file", "7": "malformed caption", "8": "empty caption", "10": "not Unicode",
         "11": "other split", "12": "malformed line",
-    }  # fmt: skip
+    }
 
 
 def test_csv_rows_of_one_picture_are_joined(tmp_path):
@@ -294,7 +294,7 @@ def test_csv_rows_that_cannot_be_used_are_listed(tmp_path):
     assert not pairs
     assert sorted(reason.split(":")[0] for _, reason in log.entries) == [
         "malformed line", "malformed line", "malformed line", "missing file", "no path", "not Unicode",
-    ]  # fmt: skip
+    ]
 
 
 def test_picture_path_that_is_a_folder(tmp_path):
@@ -349,7 +349,7 @@ def test_tar_members_that_cannot_be_used_are_listed(tmp_path):
             ("ok.png", good), ("ok.txt", "red"), ("ok.png", good),
             ("._ok.png", b""),
         ],
-    )  # fmt: skip
+    )
     with tarfile.open(tar, "a") as archive:
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "ok.png"
@@ -360,7 +360,7 @@ def test_tar_members_that_cannot_be_used_are_listed(tmp_path):
         "broken": "truncated picture", "list": "malformed JSON", "cut": "malformed JSON",
         "latin": "caption not UTF-8", "wordless": "no caption", "cls": "no caption", "blind": "no picture",
         "ok.png": "same name", "link.png": "unreadable tar member",
-    }  # fmt: skip
+    }
 
 
 def three_pairs(tmp_path, name="set.tar"):
@@ -407,7 +407,7 @@ def test_unreadable_tars_do_not_stop_the_others(tmp_path):
     assert len(pairs) == 3
     assert reasons(log) == {
         "a.tar": "unreadable tar", "b.tar": "damaged tar", "d.tar": "unreadable tar", "e.png": "beside tars",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(

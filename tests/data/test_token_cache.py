@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import Entry
+from dalle_mini_impl.data.picture_store import PictureEntry
 from dalle_mini_impl.data.token_cache import (CacheHeader, CaptionDrawer, open_cache, read_header, write_entries, write_header)
 from dalle_mini_impl.util.errors import UserError
 
@@ -14,7 +14,7 @@ HEADER = CacheHeader("0123456789abcdef", 61, (3, 5))
 
 
 def entry(key, *captions, **details):
-    return Entry(key, "train", key == "b", tuple(Caption(*caption) for caption in captions), details)
+    return PictureEntry(key, "train", key == "b", tuple(Caption(*caption) for caption in captions), details)
 
 
 ENTRIES = [

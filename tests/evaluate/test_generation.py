@@ -13,12 +13,12 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.cli.evaluate.common import names, numbers
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import Entry, build_store
+from dalle_mini_impl.data.picture_store import PictureEntry, build_store
 from dalle_mini_impl.evaluate import judges as judges
 from dalle_mini_impl.evaluate import paint as paint_evaluation
 from dalle_mini_impl.evaluate.generation import (
+    EvaluationContext,
     GenerationSettings,
-    Setup,
     check,
     draw,
     drawing_rows,
@@ -28,9 +28,9 @@ from dalle_mini_impl.evaluate.generation import (
     reconstruction_rows,
     sweep,
 )
-from dalle_mini_impl.evaluate.intervals import Row, Share, cell, share, table
-from dalle_mini_impl.evaluate.r_precision import Bank, build_bank, has_other_art
-from dalle_mini_impl.evaluate.reference_pictures import build_banks, open_art, prompt_of
+from dalle_mini_impl.evaluate.intervals import Share, ShareRow, cell, share, table
+from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision, has_other_art
+from dalle_mini_impl.evaluate.reference_pictures import build_banks, open_reference_pictures, prompt_of
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.util.errors import UserError
 
@@ -64,13 +64,28 @@ def source(tmp_path_factory):
             if name in GERMAN:
                 texts.append({"text": GERMAN[name], "language": "de"})
             held_out = vendor == "openmoji" and name in ("red heart", "house", "rose")
-            lines.append({
-                "path": f"{vendor}-{name}.png", "captions": texts, "split": "validation" if held_out else "train",
-                "concept": name, "vendor": vendor, "kind": "plain",
-            })  # fmt: skip
+            lines.append(
+                {
+                    "path": f"{vendor}-{name}.png",
+                    "captions": texts,
+                    "split": "validation" if held_out else "train",
+                    "concept": name,
+                    "vendor": vendor,
+                    "kind": "plain",
+                }
+            )
     Image.new("RGB", (24, 24), (200, 30, 200)).save(folder / "flag.png")
-    lines.append({"path": "flag.png", "caption": "flag", "language": "en", "split": "train", "concept": "flag",
-                  "vendor": "noto", "kind": "flag"})  # fmt: skip
+    lines.append(
+        {
+            "path": "flag.png",
+            "caption": "flag",
+            "language": "en",
+            "split": "train",
+            "concept": "flag",
+            "vendor": "noto",
+            "kind": "flag",
+        }
+    )
     path = folder / "list.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     return str(path)
@@ -84,18 +99,24 @@ def store(source, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def setup(store, tiny_dalle):
-    art = open_art(store, 24)
+def context(store, tiny_dalle):
+    art = open_reference_pictures(store, 24)
     settings = GenerationSettings(pairs=2, candidates=3, temperatures=(0.5, 1.0), guidances=(1.0, 2.0), sweep_pairs=5)
-    return Setup(tiny_dalle, art, build_banks(art, {"pixels": judges.pixel_judge}), settings)
+    return EvaluationContext(tiny_dalle, art, build_banks(art, {"pixels": judges.pixel_judge}), settings)
 
 
 def hand_made_bank():
     """Five drawings of three concepts by three vendors, as directions in a plane."""
     degrees = torch.tensor([0.0, 90.0, 10.0, 50.0, 180.0])
     features = torch.stack([(degrees * math.pi / 180).cos(), (degrees * math.pi / 180).sin()], 1)
-    return Bank(lambda pixels: pixels, torch.zeros(2), torch.eye(2), features,
-                concepts=torch.tensor([0, 0, 1, 2, 2]), vendors=torch.tensor([0, 1, 1, 0, 2]))  # fmt: skip
+    return RPrecision(
+        lambda pixels: pixels,
+        torch.zeros(2),
+        torch.eye(2),
+        features,
+        concepts=torch.tensor([0, 0, 1, 2, 2]),
+        vendors=torch.tensor([0, 1, 1, 0, 2]),
+    )
 
 
 def direction(degrees):
@@ -137,7 +158,7 @@ def test_ranks_do_not_depend_on_chunks(monkeypatch):
 def test_bank_centres_scales_and_normalises():
     generator = torch.Generator().manual_seed(4)
     embeds = torch.randn(97, 5, generator=generator) * torch.tensor([100.0, 1, 1, 1, 0]) + 7
-    bank = build_bank(lambda pixels: pixels, embeds, torch.arange(97), torch.zeros(97, dtype=torch.int64))
+    bank = build_r_precision(lambda pixels: pixels, embeds, torch.arange(97), torch.zeros(97, dtype=torch.int64))
     assert bank.features.shape == (97, 4)  # the constant dimension tells nothing
     torch.testing.assert_close(bank.features.norm(dim=1), torch.ones(97))
     torch.testing.assert_close(bank.see(embeds), bank.features)
@@ -174,8 +195,8 @@ def test_row_counts_hits_at_one_and_five():
 def test_table_is_aligned():
     half, one = Share(0.5, 0.256, 0.7), Share(1.0, 0.9, 1.0)
     rows = [
-        Row("short", 7, {"a": (half, one), "b": (one, half)}),
-        Row("a long name", 1234, {"a": (one, one), "b": (half, half)}),
+        ShareRow("short", 7, {"a": (half, one), "b": (one, half)}),
+        ShareRow("a long name", 1234, {"a": (one, one), "b": (half, half)}),
     ]
     lines = table(rows).splitlines()
     assert lines == [
@@ -189,15 +210,15 @@ def test_table_is_aligned():
 
 def test_prompt_in_the_words_of_the_captions():
     texts = ["heart", "heart, flat", "a heart", "a heart, flat", "heart, love", "heart, love, flat"]
-    entry = Entry("k", "train", True, (*(Caption(text, "en") for text in texts), Caption("Herz", "de")), {})
+    entry = PictureEntry("k", "train", True, (*(Caption(text, "en") for text in texts), Caption("Herz", "de")), {})
     assert prompt_of(entry) == "heart, flat"
     assert prompt_of(entry, styled=False) == "heart"
     assert prompt_of(entry, "de") == "Herz"
     assert prompt_of(entry, "nl") is None
 
 
-def test_art_knows_concepts_and_vendors(setup):
-    art = setup.art
+def test_art_knows_concepts_and_vendors(context):
+    art = context.art
     assert (len(art.store), len(art.vendor_names), int(art.concepts.max()) + 1) == (22, 3, 8)
     held_out = [art.store.entries[number].key for number in art.numbers("validation", ["plain"])]
     assert held_out == sorted(held_out)
@@ -211,8 +232,8 @@ def test_art_knows_concepts_and_vendors(setup):
     assert (middle - expected).abs().max() < 2
 
 
-def test_real_art_is_matched_without_its_own_vendor(setup):
-    rows = real_rows(setup)
+def test_real_art_is_matched_without_its_own_vendor(context):
+    rows = real_rows(context)
     counts = {row.name: row.count for row in rows}
     assert counts == {
         "real art, noto": 7,
@@ -224,37 +245,37 @@ def test_real_art_is_matched_without_its_own_vendor(setup):
     assert all(row.shares["pixels"][1].value == 1 for row in rows)
 
 
-def test_reconstructions_are_matched_among_all_and_among_others(setup, monkeypatch):
+def test_reconstructions_are_matched_among_all_and_among_others(context, monkeypatch):
     monkeypatch.setattr("dalle_mini_impl.evaluate.generation.reconstruct", lambda model, pixels: pixels)
-    first, second = reconstruction_rows(setup)
+    first, second = reconstruction_rows(context)
     assert (first.count, second.count) == (3, 3)
     assert first.shares["pixels"][0].value == 1  # a perfect copy finds its original
-    assert second.shares["pixels"][1].value == real_rows(setup)[-1].shares["pixels"][1].value
+    assert second.shares["pixels"][1].value == real_rows(context)[-1].shares["pixels"][1].value
 
 
-def test_reconstruction_goes_through_the_tokenizer(setup):
-    rows = reconstruction_rows(setup)
+def test_reconstruction_goes_through_the_tokenizer(context):
+    rows = reconstruction_rows(context)
     assert rows[0].shares["pixels"][0].value < 1  # the tokenizer is random
 
 
-def test_draw_ranks_candidates_and_repeats(setup):
-    numbers = pick(setup.art, setup.settings, "validation", 3)
-    drawing = draw(setup, numbers, "test")
+def test_draw_ranks_candidates_and_repeats(context):
+    numbers = pick(context.art, context.settings, "validation", 3)
+    drawing = draw(context, numbers, "test")
     assert drawing.ranks["pixels"].shape == (3, 3)
     scores = [[candidate.score for candidate in result] for result in drawing.results]
     assert all(row == sorted(row, reverse=True) for row in scores)
     assert len({candidate.seed for result in drawing.results for candidate in result}) == 9
-    assert torch.equal(draw(setup, numbers, "test").ranks["pixels"], drawing.ranks["pixels"])
+    assert torch.equal(draw(context, numbers, "test").ranks["pixels"], drawing.ranks["pixels"])
     prompts = [result.prompt for result in drawing.results]
     assert all(prompt.endswith(", openmoji") for prompt in prompts)
-    plain = draw(setup, numbers, "test", styled=False)
+    plain = draw(context, numbers, "test", styled=False)
     assert [result.prompt for result in plain.results] == [prompt.removesuffix(", openmoji") for prompt in prompts]
-    german = draw(setup, numbers, "test", "de")
+    german = draw(context, numbers, "test", "de")
     assert sorted(result.prompt for result in german.results) == ["Haus", "rotes Herz"]
     assert len(german.ranks["pixels"]) == 2
 
 
-def test_draw_finds_what_the_model_was_asked_for(setup, monkeypatch):
+def test_draw_finds_what_the_model_was_asked_for(context, monkeypatch):
     """A model that draws the right picture in every second candidate only, and ranks it first."""
 
     def generate(self, prompt, candidates, keep, seed, **sampling):
@@ -266,26 +287,26 @@ def test_draw_finds_what_the_model_was_asked_for(setup, monkeypatch):
         return [type("Candidate", (), {"image": image, **fields}) for image in white]
 
     monkeypatch.setattr(DalleMini, "generate", generate)
-    mean, best = drawing_rows("x", draw(setup, pick(setup.art, setup.settings, "train", 9), "test"))
+    mean, best = drawing_rows("x", draw(context, pick(context.art, context.settings, "train", 9), "test"))
     assert (mean.name, best.name) == ("x, mean of 2", "x, best of 2")
     assert mean.shares["pixels"][0].value == 0.5
     assert best.shares["pixels"][0].value == 1
 
 
-def test_unranked_candidates_have_no_best_row(setup):
-    drawing = draw(setup, pick(setup.art, setup.settings, "train", 2), "test", rank="none")
+def test_unranked_candidates_have_no_best_row(context):
+    drawing = draw(context, pick(context.art, context.settings, "train", 2), "test", rank="none")
     assert [row.name for row in drawing_rows("x", drawing)] == ["x, mean of 3"]
 
 
-def test_pick_is_fixed_by_the_seed_and_skips(setup):
-    everything = pick(setup.art, setup.settings, "train", 18)
+def test_pick_is_fixed_by_the_seed_and_skips(context):
+    everything = pick(context.art, context.settings, "train", 18)
     assert len(set(everything)) == 18
-    assert pick(setup.art, setup.settings, "train", 5) == everything[:5]
-    assert pick(setup.art, setup.settings, "train", 5, skip=5) == everything[5:10]
+    assert pick(context.art, context.settings, "train", 5) == everything[:5]
+    assert pick(context.art, context.settings, "train", 5, skip=5) == everything[5:10]
 
 
-def test_settings_the_art_cannot_serve_are_refused_at_once(setup):
-    check(setup.art, setup.settings)
+def test_settings_the_art_cannot_serve_are_refused_at_once(context):
+    check(context.art, context.settings)
     refused = {
         "validation has 3 pictures of kind plain, and more than 3 are needed": {"pairs": 3},
         "train has 0 pictures of kind animal": {"kinds": ("animal",)},
@@ -294,22 +315,22 @@ def test_settings_the_art_cannot_serve_are_refused_at_once(setup):
     }
     for message, change in refused.items():
         with pytest.raises(UserError, match=message):
-            check(setup.art, replace(setup.settings, **change))
-    check(setup.art, replace(setup.settings, pairs=3, temperatures=()))
+            check(context.art, replace(context.settings, **change))
+    check(context.art, replace(context.settings, pairs=3, temperatures=()))
 
 
-def test_sweep_uses_other_pairs_and_every_setting(setup):
-    cells = sweep(setup)
+def test_sweep_uses_other_pairs_and_every_setting(context):
+    cells = sweep(context)
     assert [(cell.temperature, cell.guidance) for cell in cells] == [(0.5, 1), (0.5, 2), (1, 1), (1, 2)]
     assert all(cell.rows[0].count == 1 for cell in cells)  # three are held out, two of them reported
     values = [value.value for value in cells[0].rows[-1].shares["pixels"]]
     assert cells[0].merit == sum(values) / 2
-    assert sweep(replace(setup, settings=GenerationSettings())) == []
+    assert sweep(replace(context, settings=GenerationSettings())) == []
 
 
 def test_art_needs_a_store_with_concepts(tmp_path):
     with pytest.raises(UserError, match=r"is no store of decoded pictures"):
-        open_art(tmp_path / "none", 24)
+        open_reference_pictures(tmp_path / "none", 24)
     for number in range(7):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
         split = "train" if number else "validation"
@@ -317,7 +338,7 @@ def test_art_needs_a_store_with_concepts(tmp_path):
             file.write(json.dumps({"path": f"{number}.png", "caption": "a", "split": split}) + "\n")
     build_store(DataConfig(source=str(tmp_path / "list.jsonl"), store=str(tmp_path / "store"), store_size=9))
     with pytest.raises(UserError, match=r"tells no concept and vendor"):
-        open_art(tmp_path / "store", 9)
+        open_reference_pictures(tmp_path / "store", 9)
 
 
 def run(*arguments):
@@ -329,15 +350,41 @@ def run(*arguments):
 def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
 
-    output = run("generation", tiny_model, "--data", store, "--pairs", 2, "--candidates", 2, "--languages", "de",
-                 "--sweep", "--temperatures", "0.8", "--guidances", "1,2", "--sweep-pairs", 1, "--device", "cpu",
-                 "--json", tmp_path / "figures.json", "--sheet", tmp_path / "sheet.png")  # fmt: skip
+    output = run(
+        "generation",
+        tiny_model,
+        "--data",
+        store,
+        "--pairs",
+        2,
+        "--candidates",
+        2,
+        "--languages",
+        "de",
+        "--sweep",
+        "--temperatures",
+        "0.8",
+        "--guidances",
+        "1,2",
+        "--sweep-pairs",
+        1,
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "figures.json",
+        "--sheet",
+        tmp_path / "sheet.png",
+    )
     facts = json.loads((tmp_path / "figures.json").read_text())
     assert [row["name"] for row in facts["rows"]][4:] == [
-        "reconstructions, held-out pairs", "  the same among other vendors' art",
-        *(f"{group}, {what}" for group in ("seen pairs", "held-out pairs", "  no style word", "  in de")
-          for what in ("mean of 2", "best of 2")),
-    ]  # fmt: skip
+        "reconstructions, held-out pairs",
+        "  the same among other vendors' art",
+        *(
+            f"{group}, {what}"
+            for group in ("seen pairs", "held-out pairs", "  no style word", "  in de")
+            for what in ("mean of 2", "best of 2")
+        ),
+    ]
     assert [cell["guidance"] for cell in facts["sweep"]] == [1, 2]
     assert facts["seconds"] > 0
     assert "best: temperature 0.8, guidance" in output
@@ -352,8 +399,24 @@ def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
 def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
-    output = run("rerank", tiny_model, "--data", store, "--pairs", 1, "--sweep-pairs", 2, "--candidates", 4,
-                 "--device", "cpu", "--json", tmp_path / "curve.json", "--plot", tmp_path / "curve.png")  # fmt: skip
+    output = run(
+        "rerank",
+        tiny_model,
+        "--data",
+        store,
+        "--pairs",
+        1,
+        "--sweep-pairs",
+        2,
+        "--candidates",
+        4,
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "curve.json",
+        "--plot",
+        tmp_path / "curve.png",
+    )
     facts = json.loads((tmp_path / "curve.json").read_text())
     assert Image.open(tmp_path / "curve.png").width > 0
     assert "seconds for a prompt" in output
@@ -363,20 +426,40 @@ def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
 
 def test_the_median_place_counts_from_one():
     ranks = {"judge": torch.tensor([[0, 7], [4, 2], [9, 3]])}
-    seen = paint_evaluation.Seen("any", torch.zeros(3, 2), torch.zeros(3, 2), ranks)
+    seen = paint_evaluation.Measured("any", torch.zeros(3, 2), torch.zeros(3, 2), ranks)
     assert seen.median_places == {"judge": 4}  # of 0, 2, 3, 4, 7, 9 the lower middle one, 3
 
 
 def test_evaluate_paint_command(store, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.pixel_judge})
-    output = run("paint", tiny_model, "--data", store, "--second-scorer", tiny_model, "--prompts", 2,
-                 "--steps", 1, "--latents", 5, "--candidates", 2, "--device", "cpu",
-                 "--json", tmp_path / "figures.json")  # fmt: skip
+    output = run(
+        "paint",
+        tiny_model,
+        "--data",
+        store,
+        "--second-scorer",
+        tiny_model,
+        "--prompts",
+        2,
+        "--steps",
+        1,
+        "--latents",
+        5,
+        "--candidates",
+        2,
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "figures.json",
+    )
     facts = json.loads((tmp_path / "figures.json").read_text())
     assert [group["name"] for group in facts["groups"]] == [
-        "random latents, mean of 5", "random latents, best of 5", "painted from random", "sampled",
+        "random latents, mean of 5",
+        "random latents, best of 5",
+        "painted from random",
+        "sampled",
         "painted on from the sampled",
-    ]  # fmt: skip
+    ]
     for group in facts["groups"]:
         assert group["count"] == len(group["guide"]) == 2
         assert group["guide"] == group["second"]  # the same scorer

@@ -296,8 +296,20 @@ def other_model(tmp_path):
 
 def test_command_compares_two(store, tiny_model, other_model, tmp_path):
     picture, figures = tmp_path / "sheet.png", tmp_path / "figures.json"
-    output = run(tiny_model, other_model, "--data", store, "--split", "all", "--sheet", picture, "--json", figures,
-                 "--device", "cpu")  # fmt: skip
+    output = run(
+        tiny_model,
+        other_model,
+        "--data",
+        store,
+        "--split",
+        "all",
+        "--sheet",
+        picture,
+        "--json",
+        figures,
+        "--device",
+        "cpu",
+    )
     facts = json.loads(figures.read_text())
     first, second = facts["image_tokenizers"]
     assert (facts["data"], facts["split"], first["model"]) == (store, "all", str(tiny_model))

@@ -62,12 +62,14 @@ class Store(SimpleNamespace):
         return torch.tensor(rows, dtype=torch.uint8)[:, None, None, None].expand(-1, 5, 5, 4).numpy()
 
 
-STORE = Store(entries=[
-    entry("a", ("0", "en"), ("7", "en"), ("0", "de"), concept="sun"),
-    entry("b", ("1", "en"), concept="moon"),
-    entry("c", ("2", "en"), ("1", "de"), concept="star"),
-    entry("d", ("0", "en"), ("0", "de"), concept="sun"),
-])  # fmt: skip
+STORE = Store(
+    entries=[
+        entry("a", ("0", "en"), ("7", "en"), ("0", "de"), concept="sun"),
+        entry("b", ("1", "en"), concept="moon"),
+        entry("c", ("2", "en"), ("1", "de"), concept="star"),
+        entry("d", ("0", "en"), ("0", "de"), concept="sun"),
+    ]
+)
 
 
 @pytest.fixture

@@ -45,20 +45,35 @@ class Kind:
 
     @property
     def hparams(self) -> dict:
-        return {"num_text_tokens": TEXT_VOCAB, "text_seq_len": LENGTH, "dim": DIM, "depth": len(self.attention),
-                "heads": HEADS, "dim_head": SIZE, "attn_types": self.attention, "stable": self.stable}  # fmt: skip
+        return {
+            "num_text_tokens": TEXT_VOCAB,
+            "text_seq_len": LENGTH,
+            "dim": DIM,
+            "depth": len(self.attention),
+            "heads": HEADS,
+            "dim_head": SIZE,
+            "attn_types": self.attention,
+            "stable": self.stable,
+        }
 
 
 def make_tensors(kind: Kind, seed: int = 0) -> Tensors:
     """All but the image tokenizer, every one of which matters."""
     total = TEXT + IDS
-    shapes: Shapes = {"to_logits.0.weight": (DIM,), "to_logits.0.bias": (DIM,),
-                      "to_logits.1.weight": (total, DIM), "to_logits.1.bias": (total,)}  # fmt: skip
+    shapes: Shapes = {
+        "to_logits.0.weight": (DIM,),
+        "to_logits.0.bias": (DIM,),
+        "to_logits.1.weight": (total, DIM),
+        "to_logits.1.bias": (total,),
+    }
     if not kind.tied:
         shapes |= {"text_emb.weight": (TEXT, DIM), "image_emb.weight": (IDS, DIM)}
     if not kind.rotary:
-        shapes |= {"text_pos_emb.weight": (PREFIX, DIM), f"{kind.axial}0": (1, SIDE, 1, DIM),
-                   f"{kind.axial}1": (1, 1, SIDE, DIM)}  # fmt: skip
+        shapes |= {
+            "text_pos_emb.weight": (PREFIX, DIM),
+            f"{kind.axial}0": (1, SIDE, 1, DIM),
+            f"{kind.axial}1": (1, 1, SIDE, DIM),
+        }
     for layer in range(len(kind.attention)):
         for part, nest in enumerate(kind.nests):
             half, inner = kind.half(layer, part), kind.half(layer, part) + nest * "fn."
@@ -66,11 +81,18 @@ def make_tensors(kind: Kind, seed: int = 0) -> Tensors:
             shapes |= {f"{half}scale": (1, 1, DIM)}
             shapes |= {f"{half}fn.{norm}.{name}": (DIM,) for norm in norms for name in ("weight", "bias")}
             if part == 0:
-                shapes |= {f"{inner}to_qkv.weight": (3 * HEADS * SIZE, DIM), f"{inner}to_out.0.bias": (DIM,),
-                           f"{inner}to_out.0.weight": (DIM, HEADS * SIZE)}  # fmt: skip
+                shapes |= {
+                    f"{inner}to_qkv.weight": (3 * HEADS * SIZE, DIM),
+                    f"{inner}to_out.0.bias": (DIM,),
+                    f"{inner}to_out.0.weight": (DIM, HEADS * SIZE),
+                }
             else:
-                shapes |= {f"{inner}net.0.weight": (8 * DIM, DIM), f"{inner}net.0.bias": (8 * DIM,),
-                           f"{inner}net.3.weight": (DIM, 4 * DIM), f"{inner}net.3.bias": (DIM,)}  # fmt: skip
+                shapes |= {
+                    f"{inner}net.0.weight": (8 * DIM, DIM),
+                    f"{inner}net.0.bias": (8 * DIM,),
+                    f"{inner}net.3.weight": (DIM, 4 * DIM),
+                    f"{inner}net.3.bias": (DIM,),
+                }
     tensors = random_tensors(shapes, seed, gain=1.5)
     for name in tensors:
         if name.endswith("scale") or name == "to_logits.0.weight":
@@ -91,8 +113,12 @@ def sees(kind: str, position: int, other: int) -> bool:
         return other <= position
     down = (position - PREFIX) // SIDE - (other - PREFIX) // SIDE
     right = (position - PREFIX) % SIDE - (other - PREFIX) % SIDE
-    return {"full": True, "axial_row": down == 0, "axial_col": right == 0,
-            "conv_like": 0 <= down < 5 and 0 <= right < 5}[kind]  # fmt: skip
+    return {
+        "full": True,
+        "axial_row": down == 0,
+        "axial_col": right == 0,
+        "conv_like": 0 <= down < 5 and 0 <= right < 5,
+    }[kind]
 
 
 def norm(t: Tensors, name: str, x: Tensor) -> Tensor:

@@ -33,9 +33,17 @@ def conv_shapes(name: str, inputs: int, outputs: int, side: int) -> Shapes:
 
 
 def vqgan_shapes(
-    ch: int, ch_mult: tuple[int, ...], attention: tuple[int, ...], z: int, embed: int, ids: int, *,
-    blocks: int = 2, gumbel: bool = False, middle: bool = True,
-) -> Shapes:  # fmt: skip
+    ch: int,
+    ch_mult: tuple[int, ...],
+    attention: tuple[int, ...],
+    z: int,
+    embed: int,
+    ids: int,
+    *,
+    blocks: int = 2,
+    gumbel: bool = False,
+    middle: bool = True,
+) -> Shapes:
     """Names and shapes in a VQGAN file; `attention` names stages."""
     shapes: Shapes = {}
 

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from helpers.training import STAGES
 
 
@@ -24,7 +24,7 @@ def numbers(tensors):
 
 def main() -> None:
     folder, stop, stage, *arguments = sys.argv[1:]
-    update, held = Average.update, {}
+    update, held = Ema.update, {}
 
     def count(optimizer, *_):
         held["moments"] = numbers(m for moments in optimizer.state.values() for m in moments.values() if m.ndim)
@@ -40,7 +40,7 @@ def main() -> None:
             os._exit(0)
 
     register_optimizer_step_post_hook(count)
-    Average.update = watched
+    Ema.update = watched
     STAGES[stage](arguments)
 
 

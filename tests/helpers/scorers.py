@@ -5,9 +5,9 @@ import math
 import torch
 from torch import nn
 
+from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.scorer.scorer import Scorer
-from helpers.contrastive import make_clip
 
 SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3
 
@@ -56,3 +56,10 @@ class Convinced(Compass):
     def __init__(self):
         super().__init__()
         self.logit_bias = nn.Parameter(torch.tensor([40.0]))
+
+
+def make_clip(**changes):
+    torch.manual_seed(0)
+    shape = {"image_size": SIZE, "patch_size": 7, "n_embd": 22, "n_head": 2, "embed_dim": 17}
+    shape |= {"image_layers": 2, "text_layers": 3, "text_vocab": 37, "text_length": LENGTH}
+    return CLIP(**(shape | {"pad_id": PAD, "eos_id": EOS} | changes))

@@ -85,8 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self.create(json.loads(self.body))
         if path.endswith(".git/info/lfs/objects/batch"):
-            objects = [{**one, "actions": {"upload": {"href": f"{self.hub.url}/blobs/{one['oid']}"}}}
-                       for one in json.loads(self.body)["objects"]]  # fmt: skip
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.hub.url}/blobs/{one['oid']}"}}}
+                for one in json.loads(self.body)["objects"]
+            ]
             return self.say({"transfer": "basic", "objects": objects})
         match = MODEL.fullmatch(path) or RESOLVE.fullmatch(path)
         repository = self.hub.repositories.get(match[1]) if match else None
@@ -115,8 +117,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.say({"id": name, "sha": commit, "private": repository.private, "siblings": siblings, "tags": []})
 
     def tree(self, name, repository, files, commit):
-        self.say([{"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                  for file, content in files.items()])  # fmt: skip
+        self.say(
+            [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in files.items()
+            ]
+        )
 
     def preupload(self, name, repository, files, commit):
         asked = [one["path"] for one in json.loads(self.body)["files"]]

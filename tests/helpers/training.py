@@ -29,7 +29,7 @@ from dalle_mini_impl.data.token_cache import CaptionDrawer, open_cache
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, Callable[[list[str]], None]] = {
@@ -39,8 +39,15 @@ STAGES: dict[str, Callable[[list[str]], None]] = {
     "transformer": transformer.main,
     "scorer": scorer.main,
 }
-COLOURS = {"red": (230, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "yellow": (240, 210, 30),
-           "black": (20, 20, 20), "pink": (250, 140, 190), "orange": (250, 140, 20)}  # fmt: skip
+COLOURS = {
+    "red": (230, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (40, 60, 220),
+    "yellow": (240, 210, 30),
+    "black": (20, 20, 20),
+    "pink": (250, 140, 190),
+    "orange": (250, 140, 20),
+}
 SHAPES = ("disc", "square", "triangle", "ring", "bar", "cross")
 DEADLINE = 600
 """Seconds after which a process counts as stuck; on an idle machine each takes a few."""
@@ -81,32 +88,70 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
     words = str(home / "words.model")
 
     def run(stage: str) -> dict[str, Any]:
-        return {"model_dir": str(home / "model"), "state_dir": str(home / stage), "steps": 10, "batch_size": 12,
-                "precision": "fp32", "ema": 0.9, "log_every": 1, "validate_every": 5, "save_every": 4,
-                "sample_every": 5}  # fmt: skip
+        return {
+            "model_dir": str(home / "model"),
+            "state_dir": str(home / stage),
+            "steps": 10,
+            "batch_size": 12,
+            "precision": "fp32",
+            "ema": 0.9,
+            "log_every": 1,
+            "validate_every": 5,
+            "save_every": 4,
+            "sample_every": 5,
+        }
 
     optimizer = {"learning_rate": 3e-3, "warmup_steps": 3}
     return {
         "text_tokenizer": {"data": data, "out": words, "vocab_size": 300},
         "image_tokenizer": {
-            "model": {"image_size": 16, "factor": 8, "channels": [16], "decoder_blocks": 1, "codebook_size": 13,
-                      "embed_dim": 5},
-            "data": data, "optimizer": optimizer, "run": run("image_tokenizer"),
+            "model": {
+                "image_size": 16,
+                "factor": 8,
+                "channels": [16],
+                "decoder_blocks": 1,
+                "codebook_size": 13,
+                "embed_dim": 5,
+            },
+            "data": data,
+            "optimizer": optimizer,
+            "run": run("image_tokenizer"),
         },
-        "encode": {"data": data, "model_dir": str(home / "model"), "out": str(home / "ids"), "variants": 3,
-                   "batch_size": 7, "precision": "fp32"},
+        "encode": {
+            "data": data,
+            "model_dir": str(home / "model"),
+            "out": str(home / "ids"),
+            "variants": 3,
+            "batch_size": 7,
+            "precision": "fp32",
+        },
         "transformer": {
-            "model": {"n_layer": 2, "n_head": 2, "n_embd": 16}, "cache": str(home / "ids"), "text_tokenizer": words,
-            "text_length": 11, "optimizer": {**optimizer, "muon_learning_rate": 0.02}, "run": run("transformer"),
+            "model": {"n_layer": 2, "n_head": 2, "n_embd": 16},
+            "cache": str(home / "ids"),
+            "text_tokenizer": words,
+            "text_length": 11,
+            "optimizer": {**optimizer, "muon_learning_rate": 0.02},
+            "run": run("transformer"),
             "prompts": ["a red disc", "a blue bar"],
         },
         "scorer": {
-            "model": {"image_size": 16, "patch_size": 8, "n_embd": 16, "n_head": 2, "image_layers": 1,
-                      "text_layers": 1, "text_length": 11, "embed_dim": 7},
-            "data": data, "text_tokenizer": words, "reconstructed": 0.5, "optimizer": optimizer,
+            "model": {
+                "image_size": 16,
+                "patch_size": 8,
+                "n_embd": 16,
+                "n_head": 2,
+                "image_layers": 1,
+                "text_layers": 1,
+                "text_length": 11,
+                "embed_dim": 7,
+            },
+            "data": data,
+            "text_tokenizer": words,
+            "reconstructed": 0.5,
+            "optimizer": optimizer,
             "run": run("scorer"),
         },
-    }  # fmt: skip
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +186,7 @@ class Home:
 
 def environment() -> dict[str, str]:
     """For processes of their own: one thread, no GPU, this checkout."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
 
 
@@ -155,8 +200,16 @@ def launch(launcher: str, processes: int, *arguments: str) -> tuple[int, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / f"configs/accelerate/{launcher}.yaml"),
-               "--num_processes", str(processes), "--main_process_port", str(port)]  # fmt: skip
+    command = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(ROOT / f"configs/accelerate/{launcher}.yaml"),
+        "--num_processes",
+        str(processes),
+        "--main_process_port",
+        str(port),
+    ]
     process = python(*command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     output, _ = process.communicate(timeout=DEADLINE)
     return process.returncode, output
@@ -200,7 +253,7 @@ class Killed(BaseException):
 
 def interrupt(home, stage, step, monkeypatch, *settings):
     """Run a stage until it is cut off in the middle of a step."""
-    update = Average.update
+    update = Ema.update
 
     def deadly(average, model, now):
         if now == step:
@@ -208,7 +261,7 @@ def interrupt(home, stage, step, monkeypatch, *settings):
         update(average, model, now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Average, "update", deadly)
+        patch.setattr(Ema, "update", deadly)
         with pytest.raises(Killed):
             home.run(stage, *settings)
 
@@ -251,7 +304,7 @@ ADAMW = ("optimizer.muon_learning_rate=0",)
 RANKS = str(Path(__file__).parent / "ranks.py")
 
 
-def shared_out(do, *arguments):
+def run_sharded(do, *arguments):
     """Do something as the only process of a launch that shares models out."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -271,8 +324,13 @@ def states(home):
     return sorted(path.name for path in (home.folder / "transformer").glob("state*"))
 
 
-RUNS = {"text_tokenizer": runs.TextTokenizerRun, "image_tokenizer": runs.ImageTokenizerRun, "encode": runs.EncodeRun,
-        "transformer": runs.TransformerRun, "scorer": runs.ScorerRun}  # fmt: skip
+RUNS = {
+    "text_tokenizer": runs.TextTokenizerRun,
+    "image_tokenizer": runs.ImageTokenizerRun,
+    "encode": runs.EncodeRun,
+    "transformer": runs.TransformerRun,
+    "scorer": runs.ScorerRun,
+}
 
 
 def identity(home, part):

@@ -54,8 +54,14 @@ def liven(module, seed, gain=1.0):
 )
 @pytest.mark.parametrize(("layers", "blocks"), [(3, 0), (2, 2)])
 def test_dalle_pytorch(tmp_path, layers, blocks, mean, std):
-    settings = {"image_size": 32, "num_layers": layers, "num_tokens": 61, "codebook_dim": 7, "hidden_dim": 19,
-                "num_resnet_blocks": blocks}  # fmt: skip
+    settings = {
+        "image_size": 32,
+        "num_layers": layers,
+        "num_tokens": 61,
+        "codebook_dim": 7,
+        "hidden_dim": 19,
+        "num_resnet_blocks": blocks,
+    }
     vae = liven(import_dalle_pytorch().DiscreteVAE(**settings, normalization=(mean, std)), 1, gain=1.5)
     torch.save({"hparams": settings, "weights": vae.state_dict()}, tmp_path / "vae.pt")
     tokenizer = stored(dalle_pytorch.load(tmp_path / "vae.pt", mean=mean, std=std), tmp_path)
@@ -82,8 +88,17 @@ class VQGAN(nn.Module):
         model = pytest.importorskip("taming.modules.diffusionmodules.model")
         quantize = pytest.importorskip("taming.modules.vqvae.quantize")
         embed = 12 if gumbel else 7
-        settings = {"ch": 32, "out_ch": 3, "ch_mult": (1, 2, 3), "num_res_blocks": 2, "attn_resolutions": [8],
-                    "in_channels": 3, "resolution": 32, "z_channels": 12, "double_z": False}  # fmt: skip
+        settings = {
+            "ch": 32,
+            "out_ch": 3,
+            "ch_mult": (1, 2, 3),
+            "num_res_blocks": 2,
+            "attn_resolutions": [8],
+            "in_channels": 3,
+            "resolution": 32,
+            "z_channels": 12,
+            "double_z": False,
+        }
         self.encoder, self.decoder = model.Encoder(**settings), model.Decoder(**settings)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(12, embed, 1), nn.Conv2d(embed, 12, 1)
         self.quantize = (
@@ -153,11 +168,22 @@ def rudalle_model(monkeypatch):
 @pytest.mark.parametrize("version", [2, 3])
 def test_rudalle(tmp_path, rudalle_model, version, is_bool_mask):
     peer = rudalle_model(
-        "cpu", num_layers=6, vocab_size=37, hidden_size=22, num_attention_heads=2, embedding_dropout_prob=0.1,
-        attention_dropout_prob=0.1, output_dropout_prob=0.1, text_seq_length=7, image_tokens_per_dim=13,
-        image_vocab_size=29, cogview_sandwich_layernorm=True, cogview_pb_relax=True, is_bool_mask=is_bool_mask,
+        "cpu",
+        num_layers=6,
+        vocab_size=37,
+        hidden_size=22,
+        num_attention_heads=2,
+        embedding_dropout_prob=0.1,
+        attention_dropout_prob=0.1,
+        output_dropout_prob=0.1,
+        text_seq_length=7,
+        image_tokens_per_dim=13,
+        image_vocab_size=29,
+        cogview_sandwich_layernorm=True,
+        cogview_pb_relax=True,
+        is_bool_mask=is_bool_mask,
         hf_version=f"v{version}",
-    ).eval()  # fmt: skip
+    ).eval()
     shapes = {name: tuple(value.shape) for name, value in peer.named_parameters()}
     peer.load_state_dict({**peer.state_dict(), **random_transformer(shapes)})
     torch.save(peer.state_dict(), tmp_path / "pytorch_model.bin")

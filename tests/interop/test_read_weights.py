@@ -285,7 +285,7 @@ def altered(tensors, **changes):
         ({"encoder__conv_in__weight": torch.zeros(8, 3, 3, 3)}, "a width of 8 was given"),
         ({"decoder__conv_in__bias": torch.zeros(32, dtype=torch.int8)}, "not floating-point: decoder.conv_in.bias;"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_named(run, changes, message):
     torch.save(altered(VQGAN, **changes), "vqgan.pt")
     assert re.search(message, run("taming-vqgan", "vqgan.pt", "--out", "part", code=1))
@@ -331,9 +331,10 @@ def test_the_dvae_takes_an_encoder_and_a_decoder(run):
 def test_few_names_then_a_count():
     assert files.few(["a", "b", "c"]) == "a, b, c"
     assert files.few(["a", "b", "c", "d"], shown=2) == "a, b and 2 more"
-    assert Weights("f", {"a.3.x": torch.zeros(1), "a.3.y": torch.zeros(1), "a.7.x": torch.zeros(1)}).count(
-        r"a\.(\d+)"
-    ) == 2  # fmt: skip
+    assert (
+        Weights("f", {"a.3.x": torch.zeros(1), "a.3.y": torch.zeros(1), "a.7.x": torch.zeros(1)}).count(r"a\.(\d+)")
+        == 2
+    )
 
 
 # --- the command
@@ -388,7 +389,7 @@ def test_options_reach_the_part(run):
     torch.save(LLAMAGEN, "vq.pt")
     run("dalle-pytorch-vae", "vae.pt", "--out", "a", "--mean", 0.1, 0.2, 0.3, "--std", 1, 2, 3)
     config = ImageTokenizer.from_pretrained("a").config
-    assert (config.foreign_image_tokenizers.mean, config.foreign_image_tokenizers.std, config.image_size) == (
+    assert (config.foreign.mean, config.foreign.std, config.image_size) == (
         (0.1, 0.2, 0.3),
         (1.0, 2.0, 3.0),
         256,

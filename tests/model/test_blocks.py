@@ -10,7 +10,7 @@ from helpers.models import GRID, TEXT_LENGTH, make_transformer, randomise
 from dalle_mini_impl.config.model import BlockConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.blocks import MLP, Block, LayerNorm, shifted
-from dalle_mini_impl.model.masks import KINDS, Sight, sight
+from dalle_mini_impl.model.masks import KINDS, AttentionMask, mask_matrix
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.util.errors import UserError
@@ -39,9 +39,7 @@ def model(request):
 
 def random_ids(model, seed=0):
     transformer, stream = model
-    return torch.randint(
-        transformer.vocab_size, (2, stream.length), generator=torch.Generator().manual_seed(seed)
-    )  # fmt: skip
+    return torch.randint(transformer.vocab_size, (2, stream.length), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
@@ -56,8 +54,11 @@ def test_no_position_sees_the_future(model, t, grad):
     assert bool((before[:, t + 1] != after[:, t + 1]).any())
 
 
-@pytest.mark.parametrize("sizes", [[1] * 22, [1, 2, 3, 5, 7, 4], [8] + [1] * 14, [11, 1, 1, 9]],
-                         ids=["single", "ragged", "prompt", "leading"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes",
+    [[1] * 22, [1, 2, 3, 5, 7, 4], [8] + [1] * 14, [11, 1, 1, 9]],
+    ids=["single", "ragged", "prompt", "leading"],
+)
 def test_cached_equals_uncached_at_every_position(model, sizes):
     ids, cache, pieces = random_ids(model)[:, :22], model[0].new_cache(2), []
     with torch.no_grad():
@@ -104,9 +105,13 @@ def tanh_gelu(x):
 
 @pytest.mark.parametrize(
     ("kind", "formula"),
-    [("swiglu", lambda x: x[..., :11] / (1 + torch.exp(-x[..., :11])) * x[..., 11:]),
-     ("geglu", lambda x: erf_gelu(x[..., :11]) * x[..., 11:]), ("gelu", erf_gelu), ("gelu-tanh", tanh_gelu)],
-)  # fmt: skip
+    [
+        ("swiglu", lambda x: x[..., :11] / (1 + torch.exp(-x[..., :11])) * x[..., 11:]),
+        ("geglu", lambda x: erf_gelu(x[..., :11]) * x[..., 11:]),
+        ("gelu", erf_gelu),
+        ("gelu-tanh", tanh_gelu),
+    ],
+)
 def test_a_feed_forward_layer_is_its_formula(kind, formula):
     layer = randomise(MLP(7, kind, 11, bias=True), 3).double()
     x = noise(5, 7)
@@ -149,7 +154,7 @@ def test_neighbours_are_above_and_on_the_left():
 @torch.no_grad()
 def test_attention_without_norms_is_its_formula():
     config = BlockConfig(norm="layer", bias=True, qk_norm=False)
-    layer = randomise(Block(12, 3, config, 5, Sight(sight("row", 2, (2, 3)))), 5).double().attention
+    layer = randomise(Block(12, 3, config, 5, AttentionMask(mask_matrix("row", 2, (2, 3)))), 5).double().attention
     x = noise(8, 12)
     q, k, v = (x @ layer.qkv.weight.T + layer.qkv.bias).view(8, 3, 3, 5).unbind(1)
     heads = torch.zeros(8, 3, 5, dtype=torch.float64)
@@ -223,5 +228,13 @@ def test_a_fresh_classic_model_predicts_every_id_alike():
 )
 def test_what_makes_no_model_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        Transformer(**{"vocab_size": 19, "coordinates": torch.zeros(3, 2, dtype=torch.int64), "n_layer": 1,
-                       "n_head": 2, "n_embd": 8, **changes})  # fmt: skip
+        Transformer(
+            **{
+                "vocab_size": 19,
+                "coordinates": torch.zeros(3, 2, dtype=torch.int64),
+                "n_layer": 1,
+                "n_head": 2,
+                "n_embd": 8,
+                **changes,
+            }
+        )

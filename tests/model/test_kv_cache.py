@@ -3,7 +3,7 @@ import torch
 from helpers.models import make_transformer
 
 from dalle_mini_impl.model.kv_cache import KVCache
-from dalle_mini_impl.model.masks import Sight, sight
+from dalle_mini_impl.model.masks import AttentionMask, mask_matrix
 
 CPU = torch.device("cpu")
 SHAPE = (2, 4, 7, 6)
@@ -87,7 +87,7 @@ def test_kept_rows_go_on_as_if_they_were_all_there_is():
 
 
 def test_a_position_reads_only_what_it_may_look_at():
-    cache, sees = filled_cache(), Sight(sight("column", 2, (2, 3)))
+    cache, sees = filled_cache(), AttentionMask(mask_matrix("column", 2, (2, 3)))
     cache.keys[:, :, :, 3:5], cache.values[:, :, :, 3:5] = torch.nan, torch.nan
     q, k, v = (noise(2, 4, 1, 6, seed=n) for n in range(3))
     places = [0, 1, 2]  # text and the place above; position 5 is itself

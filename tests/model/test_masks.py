@@ -5,7 +5,7 @@ import torch
 
 from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
 from dalle_mini_impl.model.build import build_transformer
-from dalle_mini_impl.model.masks import KINDS, Sight, sight
+from dalle_mini_impl.model.masks import KINDS, AttentionMask, mask_matrix
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.util.errors import UserError
 
@@ -97,18 +97,23 @@ def conv_3():
 
 @pytest.mark.parametrize(
     ("kind", "picture", "kernel"),
-    [("row", ROW, 11), ("column", COLUMN, 11), ("axial_col", COLUMN, 11), ("axial_row", AXIAL_ROW, 11),
-     ("conv_like", CONV_LIKE_2, 2)],
-)  # fmt: skip
+    [
+        ("row", ROW, 11),
+        ("column", COLUMN, 11),
+        ("axial_col", COLUMN, 11),
+        ("axial_row", AXIAL_ROW, 11),
+        ("conv_like", CONV_LIKE_2, 2),
+    ],
+)
 def test_a_mask_is_the_matrix_drawn_by_hand(kind, picture, kernel):
-    assert torch.equal(sight(kind, 2, (3, 4), kernel), drawn(picture))
+    assert torch.equal(mask_matrix(kind, 2, (3, 4), kernel), drawn(picture))
 
 
 def test_the_convolution_wraps_around_as_raster_order_does():
-    assert torch.equal(sight("conv", 2, (3, 4), 3), conv_3())
+    assert torch.equal(mask_matrix("conv", 2, (3, 4), 3), conv_3())
     # The last place of a row has, on its right, the first one of the row it is in: the square's upper right corner.
     last = 2 + 1 * 4 + 3
-    assert sight("conv", 2, (3, 4), 3)[last].nonzero().flatten().tolist() == [0, 1, 4, 5, 6, 8, 9]
+    assert mask_matrix("conv", 2, (3, 4), 3)[last].nonzero().flatten().tolist() == [0, 1, 4, 5, 6, 8, 9]
 
 
 def rule(kind, query, key, kernel):
@@ -133,7 +138,7 @@ def rule(kind, query, key, kernel):
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mask_is_its_rule(kind, kernel):
-    allowed = sight(kind, BEFORE, GRID, kernel)
+    allowed = mask_matrix(kind, BEFORE, GRID, kernel)
     length = BEFORE + GRID[0] * GRID[1]
     assert allowed.shape == (length, length)
     for query in range(length):
@@ -147,14 +152,14 @@ def test_a_mask_is_its_rule(kind, kernel):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everyone_sees_the_text_and_itself_and_nobody_what_comes_after(kind):
-    allowed = sight(kind, BEFORE, GRID, 3)
+    allowed = mask_matrix(kind, BEFORE, GRID, 3)
     assert bool(allowed[BEFORE:, :BEFORE].all())
     assert bool(allowed.diagonal().all())
     assert not allowed.triu(1).any()
 
 
 def test_lists_say_what_the_matrix_says():
-    one = Sight(sight("conv", BEFORE, GRID, 3))
+    one = AttentionMask(mask_matrix("conv", BEFORE, GRID, 3))
     for position, row in enumerate(one.allowed):
         assert one.seen(position).tolist() == row.nonzero().flatten().tolist()
     assert "allowed" not in one.state_dict()
@@ -169,20 +174,20 @@ def test_layers_take_their_masks_in_turn():
         n_layer=6, n_head=2, n_embd=8, attention=("row", "column", "row", "full"), last_attention="conv", kernel=3
     )
     model = build_transformer(config, layout())
-    sights = [block.attention.sight for block in model.blocks]
+    attention_masks = [block.attention.attention_mask for block in model.blocks]
     expected = ["row", "column", "row", None, "row", "conv"]
-    for one, kind in zip(sights, expected, strict=True):
+    for one, kind in zip(attention_masks, expected, strict=True):
         assert (one is None) == (kind is None)
-        assert one is None or torch.equal(one.allowed, sight(kind, 3, GRID, 3))
-    assert sights[0] is sights[2]  # kept once
+        assert one is None or torch.equal(one.allowed, mask_matrix(kind, 3, GRID, 3))
+    assert attention_masks[0] is attention_masks[2]  # kept once
 
 
 def test_masks_may_begin_at_the_position_that_predicts_the_first_id():
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, attention=("row",), masks_from="target")
-    allowed = build_transformer(config, layout()).blocks[0].attention.sight.allowed
+    allowed = build_transformer(config, layout()).blocks[0].attention.attention_mask.allowed
     length = Stream(layout()).length
     assert allowed.shape == (length, length)
-    assert torch.equal(allowed[:-1, :-1], sight("row", 2, GRID))
+    assert torch.equal(allowed[:-1, :-1], mask_matrix("row", 2, GRID))
     seen = allowed[2 + GRID[1] + 1].nonzero().flatten()
     assert seen.tolist() == [0, 1, *range(3, 11)]  # of the text all but its last position, then a row and one
 
@@ -199,7 +204,7 @@ def test_masks_may_begin_at_the_position_that_predicts_the_first_id():
 )
 def test_what_makes_no_mask_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        sight(*arguments)
+        mask_matrix(*arguments)
 
 
 def test_an_unknown_beginning_is_refused():

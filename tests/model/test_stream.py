@@ -59,10 +59,19 @@ def test_every_id_stands_where_its_range_says():
 
 def test_coordinates():
     assert STREAM.coordinates().tolist() == [
-        [0, 0], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5],
-        [6, 6], [6, 7], [6, 8],
-        [7, 6], [7, 7], [7, 8],
-    ]  # fmt: skip
+        [0, 0],
+        [1, 1],
+        [2, 2],
+        [3, 3],
+        [4, 4],
+        [5, 5],
+        [6, 6],
+        [6, 7],
+        [6, 8],
+        [7, 6],
+        [7, 7],
+        [7, 8],
+    ]
 
 
 def test_no_two_positions_share_a_place():

@@ -247,8 +247,16 @@ def test_the_model_takes_plain_arguments():
 )
 def test_numbers_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        Transformer(**{"vocab_size": 19, "coordinates": torch.zeros(3, 2, dtype=torch.int64), "n_layer": 1,
-                       "n_head": 2, "n_embd": 8, **changes})  # fmt: skip
+        Transformer(
+            **{
+                "vocab_size": 19,
+                "coordinates": torch.zeros(3, 2, dtype=torch.int64),
+                "n_layer": 1,
+                "n_head": 2,
+                "n_embd": 8,
+                **changes,
+            }
+        )
 
 
 def test_learned_positions_need_no_multiple_of_four():

@@ -9,7 +9,7 @@ from helpers.models import IMAGE_TOKENIZER, SCORER, make_image_tokenizer, random
 from PIL import Image
 from torch.nn import functional as F
 
-from dalle_mini_impl.config.model import ForeignConfig, ImageTokenizerConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ImportedNetworkConfig
 from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.painting.cuts import Cuts, cut_out, draw_cuts
@@ -37,7 +37,7 @@ VQGAN = {
     "network": "taming",
     "factor": 2,
     "channels": (32, 32),
-    "foreign": ForeignConfig(stem=32, z_channels=7),
+    "foreign": ImportedNetworkConfig(stem=32, z_channels=7),
     **SHAPE,
 }
 IMPORTED = {

@@ -120,10 +120,13 @@ def test_a_canvas_has_the_ids_of_the_picture_as_the_model_sees_it(tiny_dalle, pi
     canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, large, Region(rows=1), True)
     pixels = to_pixels([large], (24, 40))
     assert canvas.picture.tobytes() == to_images(pixels)[0].tobytes()
-    assert torch.equal(canvas.kept.image_ids, tiny_dalle.image_tokenizer.encode(pixels)[0])
+    assert torch.equal(canvas.known.image_ids, tiny_dalle.image_tokenizer.encode(pixels)[0])
     assert canvas.settings == {
-        "picture": fingerprint(large), "panel": False, "redrawn": [".....", "#####", "#####"], "paste": True,
-    }  # fmt: skip
+        "picture": fingerprint(large),
+        "panel": False,
+        "redrawn": [".....", "#####", "#####"],
+        "paste": True,
+    }
 
 
 def test_original_pixels_come_back_where_places_stay(tiny_dalle, picture):
@@ -164,8 +167,8 @@ def test_transparent_parts_are_white(tiny_dalle, picture):
 
 def test_variations_may_redraw_all_and_paste_nothing(tiny_dalle, picture):
     canvas = vary(tiny_dalle.image_tokenizer, GRID, picture, 0.25)
-    assert canvas.kept.redraw.all()
-    assert canvas.kept.share == 0.25
+    assert canvas.known.redraw.all()
+    assert canvas.known.share == 0.25
     assert canvas.settings == {"picture": fingerprint(picture), "strength": 0.25}
     assert canvas.finish(picture.rotate(180)).tobytes() == picture.rotate(180).tobytes()
     for strength in (0, 1.01, -1):

@@ -14,7 +14,7 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline import captions
-from dalle_mini_impl.pipeline.captions import RankedCaption, Writer
+from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.sampling import likelihood
 from dalle_mini_impl.sampling.likelihood import likelihood_table, log_likelihood, text_log_likelihood
 from dalle_mini_impl.sampling.native.library import load
@@ -286,7 +286,7 @@ def painter():
     shares = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [1 / 3, 1 / 3, 1 / 3]])
     text = torch.zeros(4, stream.image_offset)
     text[0, [0, 4]] = 9.0  # "a", and then the end, is what it likes to say
-    return Writer(Letters(), Painter(stream, shares.log(), text), stream)
+    return CaptionModel(Letters(), Painter(stream, shares.log(), text), stream)
 
 
 def test_captions_are_ranked_by_what_they_gain(painter):

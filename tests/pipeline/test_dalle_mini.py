@@ -147,11 +147,11 @@ def test_pruning_ranks_those_that_are_left(tiny_dalle, rank, keep, left):
 
     every = {candidate.seed: candidate for candidate in draw(9, rank=rank)}
     settings = {"rank": rank, "prune": True}
-    job = tiny_dalle._job("a red heart", candidates=9, keep=keep, seed=3, **settings)
-    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, **job.drawing)
+    request = tiny_dalle._request("a red heart", candidates=9, keep=keep, seed=3, **settings)
+    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, **request.drawing)
     assert len(drawn.numbers) == left
     pruned = draw(keep, **settings)
-    seeds = [job.seeds[number] for number in drawn.numbers]
+    seeds = [request.seeds[number] for number in drawn.numbers]
     best = [seed for seed in every if seed in seeds][:keep]
     assert [candidate.seed for candidate in pruned] == best
     assert [candidate.score for candidate in pruned] == [every[seed].score for seed in best]

@@ -8,7 +8,7 @@ from helpers.models import GRID, make_transformer
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.generate import Prompt, draw_rows, generate, survivors
-from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.util.errors import UserError
 
@@ -293,9 +293,9 @@ def test_pruned_candidates_are_the_unlikely_ones_and_the_others_stay_as_they_wer
     whole = generate(*rope, PROMPT, seeds, settings)
     so_far = log_likelihood(*rope, PROMPT.text_ids, whole.image_ids).cumsum(1)
     alive = list(range(7))
-    for done, kept in ((3, 4), (7, 2)):  # of 15 ids, after 3/16 and 7/16 of them
+    for done, known in ((3, 4), (7, 2)):  # of 15 ids, after 3/16 and 7/16 of them
         best = sorted(alive, key=lambda number: -float(so_far[number, done - 1]))
-        alive = sorted(best[:kept])
+        alive = sorted(best[:known])
     pruned = generate(*rope, PROMPT, seeds, settings, prune_to=1)
     assert pruned.numbers.tolist() == alive != [0, 1]
     assert torch.equal(pruned.image_ids, whole.image_ids[alive])
@@ -310,11 +310,11 @@ def test_every_chunk_is_pruned_by_itself(rope):
     assert len(whole.numbers) == 4  # of five 3, of these 2
 
 
-@pytest.mark.parametrize(("least", "kept"), [(1, 2), (3, 3), (5, 5), (7, 7), (9, 7)])
-def test_pruning_leaves_as_many_as_are_wanted(rope, least, kept):
+@pytest.mark.parametrize(("least", "known"), [(1, 2), (3, 3), (5, 5), (7, 7), (9, 7)])
+def test_pruning_leaves_as_many_as_are_wanted(rope, least, known):
     calls = []
     drawn = generate(*rope, PROMPT, list(range(7)), SETTINGS, progress=calls.append, prune_to=least)
-    assert len(drawn.numbers) == kept
+    assert len(drawn.numbers) == known
     assert sum(calls) == 7 * 15  # what will never be drawn counts as done
 
 
@@ -351,9 +351,9 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_reference_agrees_about_what_is_drawn_around_kept_ids(position, mask):
     model, seeds = make_transformer(position), [3, 2**32 - 1]
-    kept = Kept(picture(), MASKS[mask])
+    known = KnownIds(picture(), MASKS[mask])
     captions = list(PROMPT.text_ids), list(PROMPT.negative_ids)
-    for ids, seed in zip(draw(model, seeds, kept=kept), seeds, strict=True):
+    for ids, seed in zip(draw(model, seeds, known=known), seeds, strict=True):
         assert torch.equal(ids, reference.generate(*model, captions, seed, SETTINGS, picture(), MASKS[mask]))
 
 
@@ -361,7 +361,7 @@ def test_the_reference_agrees_about_what_is_drawn_around_kept_ids(position, mask
 @pytest.mark.parametrize("mask", MASKS)
 def test_kept_ids_count_in_the_likelihood(rope, mask, guidance):
     settings = SamplingConfig(temperature=0.5, top_k=7, guidance=guidance)
-    drawn = generate(*rope, PROMPT, [3, 5, 8], settings, chunk=2, kept=Kept(picture(), MASKS[mask]))
+    drawn = generate(*rope, PROMPT, [3, 5, 8], settings, chunk=2, known=KnownIds(picture(), MASKS[mask]))
     expected = log_likelihood(*rope, PROMPT.text_ids, drawn.image_ids).sum(1)
     torch.testing.assert_close(drawn.likelihood, expected, rtol=1e-5, atol=1e-4)
 
@@ -370,7 +370,7 @@ def test_what_is_kept_first_is_run_once_for_all_candidates(rope):
     transformer, _ = rope
     seen, told = [], []
     hook = transformer.embed.register_forward_hook(lambda module, args, output: seen.append(args[0].shape))
-    draw(rope, range(11), chunk=5, kept=Kept(picture(), MASKS["corner"]), progress=told.append)
+    draw(rope, range(11), chunk=5, known=KnownIds(picture(), MASKS["corner"]), progress=told.append)
     hook.remove()
     assert seen[0] == (2, 8 + 8)  # prefix, and a row and three ids of the picture
     assert [tuple(shape) for shape in seen[1:]] == [(10, 1)] * 6 + [(10, 1)] * 6 + [(2, 1)] * 6
@@ -378,22 +378,22 @@ def test_what_is_kept_first_is_run_once_for_all_candidates(rope):
 
 
 def test_rows_that_are_kept_come_first_in_every_preview(rope):
-    kept = Kept(picture(), MASKS["lower rows"])
-    rows = list(draw_rows(*rope, PROMPT, [3, 5], SETTINGS, kept=kept))
+    known = KnownIds(picture(), MASKS["lower rows"])
+    rows = list(draw_rows(*rope, PROMPT, [3, 5], SETTINGS, known=known))
     assert [part.shape for part in rows] == [(2, 3, 5)]
     assert torch.equal(rows[0][:, :2], picture()[:2].expand(2, -1, -1))
 
 
 def test_pruning_with_kept_ids_counts_what_is_drawn(rope):
-    seeds, kept = [3, 5, 8, 13, 21, 34, 55], Kept(picture(), MASKS["corner"])
-    whole = draw(rope, seeds, kept=kept)
+    seeds, known = [3, 5, 8, 13, 21, 34, 55], KnownIds(picture(), MASKS["corner"])
+    whole = draw(rope, seeds, known=known)
     so_far = log_likelihood(*rope, PROMPT.text_ids, whole).cumsum(1)
     alive = list(range(7))
     for done, left in ((1, 4), (3, 2)):  # of the seven ids that follow the first eight, after 3/16 and 7/16 of them
         best = sorted(alive, key=lambda number: -float(so_far[number, 8 + done - 1]))
         alive = sorted(best[:left])
     told = []
-    pruned = generate(*rope, PROMPT, seeds, SETTINGS, prune_to=1, kept=kept, progress=told.append)
+    pruned = generate(*rope, PROMPT, seeds, SETTINGS, prune_to=1, known=known, progress=told.append)
     assert pruned.numbers.tolist() == alive != [0, 1]
     assert torch.equal(pruned.image_ids, whole[alive])
     assert sum(told) == 7 * 15
@@ -401,32 +401,32 @@ def test_pruning_with_kept_ids_counts_what_is_drawn(rope):
 
 def test_each_candidate_may_keep_a_picture_of_its_own(rope):
     pictures = torch.stack([picture(seed) for seed in (1, 2, 3)])
-    drawn = draw(rope, [3, 5, 8], kept=Kept(pictures, MASKS["corner"]), chunk=2)
+    drawn = draw(rope, [3, 5, 8], known=KnownIds(pictures, MASKS["corner"]), chunk=2)
     for number, seed in enumerate([3, 5, 8]):
-        assert torch.equal(drawn[number], draw(rope, [seed], kept=Kept(pictures[number], MASKS["corner"]))[0])
+        assert torch.equal(drawn[number], draw(rope, [seed], known=KnownIds(pictures[number], MASKS["corner"]))[0])
 
 
 def test_a_share_of_the_places_is_redrawn_by_each_candidates_seed(rope):
     seeds = list(range(101))
-    drawn = draw(rope, seeds, kept=Kept(picture(), MASKS["all"], share=0.3))
+    drawn = draw(rope, seeds, known=KnownIds(picture(), MASKS["all"], share=0.3))
     changed = drawn != picture()
     assert 0.25 < float(changed.float().mean()) < 0.3  # some are drawn as they were
     assert len(changed.flatten(1).unique(dim=0)) > 90
-    assert torch.equal(draw(rope, [17], kept=Kept(picture(), MASKS["all"], share=0.3))[0], drawn[17])
+    assert torch.equal(draw(rope, [17], known=KnownIds(picture(), MASKS["all"], share=0.3))[0], drawn[17])
 
 
 @pytest.mark.parametrize(
-    ("kept", "message"),
+    ("known", "message"),
     [
-        (Kept(picture(), places("...", "...", "..#")), r"redraw \(3, 3\) were given, expected grid \(3, 5\)"),
-        (Kept(torch.zeros(5, 3, dtype=torch.int64), MASKS["corner"]), r"image ids \(5, 3\)"),
-        (Kept(torch.zeros(2, *GRID, dtype=torch.int64), MASKS["corner"]), "for 1 candidates"),
-        (Kept(picture() + 61, MASKS["corner"]), "expected 0 to 60"),
-        (Kept(picture(), places(".....", ".....", ".....")), "nothing is left to draw"),
-        (Kept(picture(), MASKS["all"], share=0.0), r"share 0\.0"),
-        (Kept(picture(), MASKS["all"], share=1.5), r"share 1\.5"),
+        (KnownIds(picture(), places("...", "...", "..#")), r"redraw \(3, 3\) were given, expected grid \(3, 5\)"),
+        (KnownIds(torch.zeros(5, 3, dtype=torch.int64), MASKS["corner"]), r"image ids \(5, 3\)"),
+        (KnownIds(torch.zeros(2, *GRID, dtype=torch.int64), MASKS["corner"]), "for 1 candidates"),
+        (KnownIds(picture() + 61, MASKS["corner"]), "expected 0 to 60"),
+        (KnownIds(picture(), places(".....", ".....", ".....")), "nothing is left to draw"),
+        (KnownIds(picture(), MASKS["all"], share=0.0), r"share 0\.0"),
+        (KnownIds(picture(), MASKS["all"], share=1.5), r"share 1\.5"),
     ],
 )
-def test_kept_pictures_that_do_not_fit_are_refused(rope, kept, message):
+def test_kept_pictures_that_do_not_fit_are_refused(rope, known, message):
     with pytest.raises(UserError, match=message):
-        draw(rope, [1], kept=kept)
+        draw(rope, [1], known=known)

@@ -11,7 +11,7 @@ from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling import packing
 from dalle_mini_impl.sampling.generate import Prompt, generate
-from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.packing import choose_precision, pack
@@ -103,13 +103,13 @@ def test_kept_ids_are_shared_and_counted(options):
     first = generate(*model, PROMPT, [3], settings).image_ids[0]
     redraw = torch.zeros(first.shape, dtype=torch.bool)
     redraw[1:, 2:] = True
-    drawn = generate(*model, PROMPT, list(range(11)), settings, kept=Kept(first, redraw), chunk=4)
+    drawn = generate(*model, PROMPT, list(range(11)), settings, known=KnownIds(first, redraw), chunk=4)
     assert torch.equal(drawn.image_ids[:, ~redraw], first[~redraw].expand(11, -1))
     assert len(drawn.image_ids.flatten(1).unique(dim=0)) == 11
     expected = log_likelihood(*model, PROMPT.text_ids, drawn.image_ids).sum(1)
     torch.testing.assert_close(drawn.likelihood, expected, atol=0.5, rtol=0.01)
     assert torch.equal(
-        generate(*model, PROMPT, [7], settings, kept=Kept(first, redraw)).image_ids[0], drawn.image_ids[7]
+        generate(*model, PROMPT, [7], settings, known=KnownIds(first, redraw)).image_ids[0], drawn.image_ids[7]
     )
 
 

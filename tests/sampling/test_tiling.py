@@ -10,9 +10,9 @@ from dalle_mini_impl.checkpoint.parts import SHIPPED
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, wrapped
-from dalle_mini_impl.sampling.generate import Drawn, Prompt, generate, ignore
-from dalle_mini_impl.sampling.known_ids import Kept
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, circular_padding
+from dalle_mini_impl.sampling.generate import GeneratedIds, Prompt, generate, ignore
+from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.sampling.tiling import PASSES, close_seams, seams
@@ -59,9 +59,9 @@ def test_rolled_ids_make_the_rolled_picture(network):
 
 def test_wrapping_ends_whatever_happens():
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Conv2d(5, 3, 1))
-    with wrapped(layers):
+    with circular_padding(layers):
         assert [layer.padding_mode for layer in layers] == ["circular", "zeros"]
-    with pytest.raises(RuntimeError), wrapped(layers):
+    with pytest.raises(RuntimeError), circular_padding(layers):
         layers(torch.zeros(1, 1, 1))
     assert [layer.padding_mode for layer in layers] == ["zeros", "zeros"]
 
@@ -101,9 +101,9 @@ def test_edges_are_drawn_where_they_see_what_is_across(rope, guidance):
     drawn, after = closed(rope, seeds, settings=settings)
     for ids, seed, expected in zip(drawn.image_ids, seeds, after.image_ids, strict=True):
         for number, (roll, places) in enumerate(seams(GRID), 1):
-            kept = Kept(ids.roll(roll, (0, 1)), places)
-            again = generate(*rope, PROMPT, [candidate_seed(seed, number)], settings, kept=kept).image_ids[0]
-            both = torch.stack([kept.image_ids, again])
+            known = KnownIds(ids.roll(roll, (0, 1)), places)
+            again = generate(*rope, PROMPT, [candidate_seed(seed, number)], settings, known=known).image_ids[0]
+            both = torch.stack([known.image_ids, again])
             likelier = log_likelihood(*rope, PROMPT.text_ids, both).sum(1).argmax()
             taken.append(int(likelier))
             ids = both[likelier].roll((-roll[0], -roll[1]), (0, 1))
@@ -121,10 +121,8 @@ def test_seeds_alone_decide_and_pruned_candidates_keep_theirs(rope):
     _, alone = closed(rope, [8])
     assert torch.equal(alone.image_ids[0], whole.image_ids[2])
     drawn = generate(*rope, PROMPT, [3, 5, 8, 13], SETTINGS)
-    some = Drawn(torch.tensor([1, 3]), drawn.image_ids[[1, 3]], drawn.likelihood[[1, 3]])
-    again = close_seams(
-        *rope, PROMPT, [3, 5, 8, 13], SETTINGS, drawn=some, free=ALL, chunk=64, progress=ignore
-    )  # fmt: skip
+    some = GeneratedIds(torch.tensor([1, 3]), drawn.image_ids[[1, 3]], drawn.likelihood[[1, 3]])
+    again = close_seams(*rope, PROMPT, [3, 5, 8, 13], SETTINGS, drawn=some, free=ALL, chunk=64, progress=ignore)
     assert again.numbers.tolist() == [1, 3]
     assert torch.equal(again.image_ids, whole.image_ids[[1, 3]])
 

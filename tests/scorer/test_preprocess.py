@@ -104,9 +104,16 @@ def test_transparent_and_16_bit_pictures():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": 0}, {"mean": (0.5,)}, {"std": (0.5, 0.5, 0.0)}, {"std": (1.0, 1.0)}, {"interpolation": "nearest"},
-     {"resize": "longest"}, {"activation": "tanh"}],
-)  # fmt: skip
+    [
+        {"size": 0},
+        {"mean": (0.5,)},
+        {"std": (0.5, 0.5, 0.0)},
+        {"std": (1.0, 1.0)},
+        {"interpolation": "nearest"},
+        {"resize": "longest"},
+        {"activation": "tanh"},
+    ],
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Preprocess(**({"size": 21} | wrong))

@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 from helpers.models import CAPTIONS
-from helpers.scorers import EOS, LENGTH, PAD, SIZE, Compass, Convinced, LetterTokenizer, make_scorer
+from helpers.scorers import EOS, LENGTH, PAD, SIZE, Compass, Convinced, LetterTokenizer, make_clip, make_scorer
 from PIL import Image
 from torch import nn
 
@@ -13,20 +13,12 @@ from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER
 from dalle_mini_impl.config.model import ScorerConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.model.build import build_clip
-from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.sentencepiece_tokenizer import train_text_tokenizer
 from dalle_mini_impl.train.losses.contrastive import contrastive_loss
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
-
-
-def make_clip(**changes):
-    torch.manual_seed(0)
-    shape = {"image_size": SIZE, "patch_size": 7, "n_embd": 22, "n_head": 2, "embed_dim": 17}
-    shape |= {"image_layers": 2, "text_layers": 3, "text_vocab": 37, "text_length": LENGTH}
-    return CLIP(**(shape | {"pad_id": PAD, "eos_id": EOS} | changes))
 
 
 def make_pictures(count, size=(SIZE, SIZE)):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch.nn import functional as F
 
-from dalle_mini_impl.bench.machine import Machine
+from dalle_mini_impl.bench.machine import MachineSpeed
 from dalle_mini_impl.bench.search import Faiss, search_rows
 from dalle_mini_impl.cli import bench, dalle
 from dalle_mini_impl.data.pair import SkipLog
@@ -163,8 +163,13 @@ def test_only_what_changed_is_read_and_embedded(pictures, scorer, tmp_path, monk
     assert sorted(reads) == ["copy.png", "grey.webp", "moved.png", "new.png"]
     assert sum(counts) == 2
     assert {path.relative_to(pictures).as_posix() for path, _ in index.pictures()} == {
-        "red.png", "copy.png", "moved.png", "grey.webp", "sub/deep/noise.png", "sub/new.png",
-    }  # fmt: skip
+        "red.png",
+        "copy.png",
+        "moved.png",
+        "grey.webp",
+        "sub/deep/noise.png",
+        "sub/new.png",
+    }
     hit = index.search(random_picture(0), 1)[0]
     assert (hit.path.name, [path.name for path in hit.copies]) == ("copy.png", ["red.png"])
     assert "blue.jpg" not in names(index.search("a cat", 99))
@@ -225,7 +230,7 @@ def test_two_processes_do_not_write_one_index(pictures, scorer, tmp_path):
 
 
 def test_many_known_and_large_pictures_wait_for_no_full_batch(pictures, monkeypatch):
-    entries = [(store.Entry(store.File(b"a", 0, 0)), image) for image in (random_picture(0), None, None, None)]
+    entries = [(store.IndexEntry(store.File(b"a", 0, 0)), image) for image in (random_picture(0), None, None, None)]
     assert [len(batch) for batch in update.batches(iter(entries), 1)] == [1, 3]
     monkeypatch.setattr(update, "BATCH_PIXELS", 23 * 17)
     assert [len(batch) for batch in update.batches(iter(entries), 64)] == [1, 3]
@@ -273,9 +278,12 @@ def test_unreadable_pictures_are_listed_and_stop_nothing(pictures, scorer, tmp_p
     assert (changes.embedded, changes.unreadable) == (5, 5)
     reasons = {name: reason.split(":")[0] for name, reason in log.entries}
     assert reasons == {
-        "bomb.png": "decompression bomb", "broken-link.png": "missing file", "cut.jpg": "truncated picture",
-        "empty.png": "empty file", "text.png": "not a picture",
-    }  # fmt: skip
+        "bomb.png": "decompression bomb",
+        "broken-link.png": "missing file",
+        "cut.jpg": "truncated picture",
+        "empty.png": "empty file",
+        "text.png": "not a picture",
+    }
     again = SkipLog()
     reads = []
     monkeypatch.setattr(update, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
@@ -323,8 +331,10 @@ def test_names_of_scorers_last(tmp_path, monkeypatch):
     assert lasting_name("mine") == str(tmp_path / "mine")
     assert lasting_name("hf:mine") == f"hf:{tmp_path / 'mine'}"
     assert [lasting_name(name) for name in ("emoji", "hf:a/b", "open_clip:ViT-B-32:openai")] == [
-        "emoji", "hf:a/b", "open_clip:ViT-B-32:openai",
-    ]  # fmt: skip
+        "emoji",
+        "hf:a/b",
+        "open_clip:ViT-B-32:openai",
+    ]
 
 
 def test_folders_without_pictures_are_refused(pictures, scorer, tmp_path, refused):
@@ -399,14 +409,21 @@ def test_queries_that_say_nothing_are_refused(pictures, scorer, tmp_path):
 
 def test_queries_are_read_as_typed(tmp_path):
     assert query.parse_query(["cat", "+", "photo.JPG", "-", "green grass"]) == [
-        ("cat", 1.0), (Path("photo.JPG"), 1.0), ("green grass", -1.0),
-    ]  # fmt: skip
+        ("cat", 1.0),
+        (Path("photo.JPG"), 1.0),
+        ("green grass", -1.0),
+    ]
     assert query.parse_query(["cat:2", "-", "a.png:.5", "dog:-1", "-", "x:-2"]) == [
-        ("cat", 2.0), (Path("a.png"), -0.5), ("dog", -1.0), ("x", 2.0),
-    ]  # fmt: skip
+        ("cat", 2.0),
+        (Path("a.png"), -0.5),
+        ("dog", -1.0),
+        ("x", 2.0),
+    ]
     assert query.parse_query([r"half past 10\:30", "note: this", "two\nlines:3"]) == [
-        ("half past 10:30", 1.0), ("note: this", 1.0), ("two\nlines", 3.0),
-    ]  # fmt: skip
+        ("half past 10:30", 1.0),
+        ("note: this", 1.0),
+        ("two\nlines", 3.0),
+    ]
     with pytest.raises(UserError, match="'-' follows '\\+'; expected one sign"):
         query.parse_query(["cat", "+", "-", "dog"])
     with pytest.raises(UserError, match="ends with '-'; expected a text or a picture"):
@@ -513,7 +530,7 @@ def test_export_names_its_extra(pictures, scorer, tmp_path, monkeypatch):
 
 
 def test_search_is_measured():
-    machine = Machine("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
+    machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     (row,) = search_rows(machine, None, 1, 61)
     assert row.row == "search/61"
     assert row.ours > 0
@@ -521,14 +538,14 @@ def test_search_is_measured():
 
 
 def test_search_is_a_part_of_the_bench():
-    machine = Machine("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
+    machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     rows = list(bench.all_rows(machine, "quick", {}, ("search",), 1, [1]))
     assert [row.row for row in rows] == ["search/4096"]
 
 
 def test_search_is_measured_beside_faiss():
     pytest.importorskip("faiss")
-    machine = Machine("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
+    machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     (row,) = search_rows(machine, Faiss, 1, 20_011)
     assert (row.peer, row.ratio > 0) == ("faiss", True)
 
@@ -543,6 +560,6 @@ def test_a_peer_that_finds_something_else_is_told():
         def search(self, query):
             return [0]
 
-    machine = Machine("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
+    machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     with pytest.raises(UserError, match=r"wrong \[0\]; one of them is wrong"):
         list(search_rows(machine, Wrong, 1, 61))

@@ -9,8 +9,8 @@ from torch import nn
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train import image_tokenizer
 from dalle_mini_impl.train.codebook_usage import REMEDIES, CodebookUse
-from dalle_mini_impl.train.divergence_guard import Guard
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.divergence_guard import DivergenceGuard
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -21,8 +21,8 @@ class Learner:
         torch.manual_seed(0)
         self.model = nn.Linear(3, 5)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.1)
-        self.average = Average(self.model, 0.5)
-        self.guard = Guard(self.model, [self.optimizer], self.average)
+        self.average = Ema(self.model, 0.5)
+        self.guard = DivergenceGuard(self.model, [self.optimizer], self.average)
         self.guard.keep(0)
 
     def step(self, number=0):
@@ -175,7 +175,7 @@ def test_a_resumed_run_keeps_the_halved_rate(trained, tmp_path, monkeypatch):
 # --- use of the codebook
 
 
-class Journal:
+class TrainingLog:
     def __init__(self):
         self.lines = []
 
@@ -200,14 +200,14 @@ def test_use_is_counted():
 
 @pytest.mark.parametrize("quantizer", REMEDIES)
 def test_a_collapse_is_warned_about_once(quantizer):
-    use, journal = use_of(quantizer), Journal()
+    use, log = use_of(quantizer), TrainingLog()
     use.add(torch.arange(7))
-    use.end_epoch(journal)
-    assert journal.lines == []
+    use.end_epoch(log)
+    assert log.lines == []
     for _ in range(3):
         use.add(torch.arange(6))
-        use.end_epoch(journal)
-    assert journal.lines == [f"warning: only 9.8% of the codebook was used in an epoch; {REMEDIES[quantizer]}"]
+        use.end_epoch(log)
+    assert log.lines == [f"warning: only 9.8% of the codebook was used in an epoch; {REMEDIES[quantizer]}"]
     assert use.figures()["dead"] == 61
 
 

@@ -135,9 +135,18 @@ def test_fresh_logits_are_not_drowned_by_the_noise():
 
 def test_it_learns(untrained, tmp_path):
     home = untrained.copy(tmp_path / "home")
-    home.run("image_tokenizer", *DVAE, "run.steps=400", "run.sample_every=0", "run.save_every=0",
-             "run.validate_every=400", "optimizer.learning_rate=1e-2", "model.codebook_size=61",
-             "dvae.temperature_share=0.5", "dvae.kl_weight=0.1")  # fmt: skip
+    home.run(
+        "image_tokenizer",
+        *DVAE,
+        "run.steps=400",
+        "run.sample_every=0",
+        "run.save_every=0",
+        "run.validate_every=400",
+        "optimizer.learning_rate=1e-2",
+        "model.codebook_size=61",
+        "dvae.temperature_share=0.5",
+        "dvae.kl_weight=0.1",
+    )
     log = home.log("image_tokenizer")
     losses = [line["loss"] for line in log if "loss" in line]
     assert losses[-1] < losses[0] - 1

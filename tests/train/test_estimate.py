@@ -97,11 +97,11 @@ def test_operations_are_those_of_the_products():
 
 def test_shared_out_states_take_less_of_each():
     needs = plan.Needs(1000, in_blocks=900, gathered=800, ids=17, states=8000, kept=50, flops=1e6)
-    whole, shared = plan.plans(needs, plan.Machine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
+    whole, shared = plan.plans(needs, plan.TrainingMachine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
     assert (whole.states, shared.states) == (8000, 2000 + 800)
     assert (whole.pictures_at_once, shared.pictures_at_once) == (1000 // 50, 6200 // 50)
     assert whole.days == shared.days == 1e6 / 4e3
-    (alone,) = plan.plans(needs, plan.Machine(gpus=1, memory=5000, flops=1e3), pictures=1)
+    (alone,) = plan.plans(needs, plan.TrainingMachine(gpus=1, memory=5000, flops=1e3), pictures=1)
     assert (alone.sharded, alone.pictures_at_once) == (False, 0)
 
 

@@ -52,8 +52,15 @@ def test_transformer_with_accumulation(trained, tmp_path):
 
 
 LFQ = ("model.quantizer=lfq", "model.codebook_size=32", "model.embed_dim=5", "commitment=0.1")
-GAN = ("gan.weight=0.5", "gan.start=0.5", "gan.discriminator_warmup=2", "gan.channels=[5, 7]", "gan.r1=0.1",
-       "gan.lecam=0.1", "perceptual=gradient-ssim")  # fmt: skip
+GAN = (
+    "gan.weight=0.5",
+    "gan.start=0.5",
+    "gan.discriminator_warmup=2",
+    "gan.channels=[5, 7]",
+    "gan.r1=0.1",
+    "gan.lecam=0.1",
+    "perceptual=gradient-ssim",
+)
 
 
 @pytest.mark.slow
@@ -122,8 +129,11 @@ def test_codebook_is_the_same_in_both_processes_and_resumes_bit_for_bit(trained,
 @pytest.mark.slow
 def test_processes_agree_on_the_clock(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "image_tokenizer")
-    launch_two("-m", "dalle_mini_impl.train.image_tokenizer",
-               *home.arguments("image_tokenizer", *FSQ, "run.minutes=0.03", "run.steps=1"))  # fmt: skip
+    launch_two(
+        "-m",
+        "dalle_mini_impl.train.image_tokenizer",
+        *home.arguments("image_tokenizer", *FSQ, "run.minutes=0.03", "run.steps=1"),
+    )
     last = home.log("image_tokenizer")[-1]
     assert last["step"] > 1
     assert "validation_psnr" in last

@@ -12,7 +12,7 @@ from torch import nn
 
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.model.build import load_transformer
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.util.errors import UserError
 
@@ -22,8 +22,15 @@ TRAINED = ("image_tokenizer", "transformer", "scorer")
 # --- a resumed run is the uninterrupted run
 
 
-GAN = ("perceptual=gradient-ssim", "gan.weight=0.5", "gan.start=0.4", "gan.discriminator_warmup=3",
-       "gan.channels=[5, 7]", "gan.r1=0.1", "gan.lecam=0.1")  # fmt: skip
+GAN = (
+    "perceptual=gradient-ssim",
+    "gan.weight=0.5",
+    "gan.start=0.4",
+    "gan.discriminator_warmup=3",
+    "gan.channels=[5, 7]",
+    "gan.r1=0.1",
+    "gan.lecam=0.1",
+)
 DVAE = ("model.quantizer=gumbel", "model.likelihood=laplace", "dvae.temperature_share=0.7", "dvae.kl_share=0.5")
 
 
@@ -147,7 +154,7 @@ def test_each_process_gets_back_what_it_had(tmp_path):
             ),
         )
 
-    average = Average(model, 0.9)
+    average = Ema(model, 0.9)
     save_state(accelerator(0), run, 3, model, [], average, counts=counts[0])
     for index in (0, 1, 2, 3):  # with more processes than before, the numbers are dealt out again
         torch.manual_seed(99)

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers.pass_on import passing_on
-from helpers.training import ADAMW, RANKS, Killed, interrupt, launch_two, outcome, shared_out, states
+from helpers.training import ADAMW, RANKS, Killed, interrupt, launch_two, outcome, run_sharded, states
 
 from dalle_mini_impl.train.shared import state
 from dalle_mini_impl.util.errors import UserError
@@ -25,11 +25,11 @@ def whole(do, *arguments):
 def finished(trained, tmp_path_factory):
     """A finished run of each kind, by the kind. Tests that change anything copy it."""
     home = trained.copy(tmp_path_factory.mktemp("finished") / "home", "transformer")
-    shared_out(home.run, "transformer")
-    return {whole: trained, shared_out: home}
+    run_sharded(home.run, "transformer")
+    return {whole: trained, run_sharded: home}
 
 
-KINDS = pytest.mark.parametrize(("before", "after"), [(whole, shared_out), (shared_out, whole)])
+KINDS = pytest.mark.parametrize(("before", "after"), [(whole, run_sharded), (run_sharded, whole)])
 
 
 # --- one process
@@ -85,7 +85,7 @@ def test_a_damaged_state_is_refused(finished, tmp_path, before, after, length):
 
 def test_shares_of_another_stage_are_refused(finished, home):
     (home.folder / "image_tokenizer" / "state.pt").unlink()
-    shutil.copytree(finished[shared_out].folder / "transformer", home.folder / "image_tokenizer", dirs_exist_ok=True)
+    shutil.copytree(finished[run_sharded].folder / "transformer", home.folder / "image_tokenizer", dirs_exist_ok=True)
     with pytest.raises(UserError, match="state-00000010 is the state of another model or optimizer"):
         home.run("image_tokenizer", "--resume", "optimizer.muon_learning_rate=0.02")
 
@@ -97,8 +97,14 @@ def in_two(launcher):
     """Run the transformer's stage in two processes, which end in the middle of a step if one is given."""
 
     def run(home, step, *settings):
-        launch_two(RANKS, str(home.folder), str(step), "transformer", *home.arguments("transformer", *settings),
-                   launcher=launcher)  # fmt: skip
+        launch_two(
+            RANKS,
+            str(home.folder),
+            str(step),
+            "transformer",
+            *home.arguments("transformer", *settings),
+            launcher=launcher,
+        )
 
     return run
 

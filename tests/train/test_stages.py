@@ -24,7 +24,7 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import plain_pixels
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import Entry, open_store
+from dalle_mini_impl.data.picture_store import PictureEntry, open_store
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
     CaptionDrawer,
@@ -36,7 +36,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
-from dalle_mini_impl.train.card import tell
+from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.adversary import Adversary
 
 TRAINED = ("image_tokenizer", "transformer", "scorer")
@@ -115,8 +115,13 @@ def test_the_model_can_be_looked_into(trained):
     facts = json.loads(result.output)
     assert {part: facts[part]["identity"] for part in TRAINED} == {part: identity(trained, part) for part in TRAINED}
     assert facts["transformer"]["config"]["stream"] == {
-        "text_length": 11, "text_vocab": 300, "grid": [2, 2], "image_vocab": 13, "bos_id": 2, "pad_id": -1,
-    }  # fmt: skip
+        "text_length": 11,
+        "text_vocab": 300,
+        "grid": [2, 2],
+        "image_vocab": 13,
+        "bos_id": 2,
+        "pad_id": -1,
+    }
 
 
 def test_the_model_tells_what_it_was_trained_on(trained):
@@ -127,13 +132,13 @@ def test_the_model_tells_what_it_was_trained_on(trained):
 
 def test_languages_are_those_that_are_drawn():
     captions = [tuple(Caption("x", code) for code in codes) for codes in (("en", "sl"), ("de", "", "en", "no"))]
-    entries = [Entry("a", "train", False, each, {}) for each in captions]
+    entries = [PictureEntry("a", "train", False, each, {}) for each in captions]
     cache = TokenCache(CacheHeader("x", 13, (2, 2), "hearts"), np.zeros((2, 1, 2, 2)), entries)
-    about = tell(runs.TransformerRun(languages={"sl": 3.0, "no": 0.0, "fi": 5.0}), cache)
+    about = describe_run(runs.TransformerRun(languages={"sl": 3.0, "no": 0.0, "fi": 5.0}), cache)
     assert about == AboutConfig(languages=("sl", "de", "en"), data=("hearts: 2 pictures",))
     said = AboutConfig(licence="MIT", languages=("en",), data=("my hearts",))
-    assert tell(runs.TransformerRun(about=said), cache) == said
-    assert tell(runs.TransformerRun(), replace(cache, header=CacheHeader("x", 13, (2, 2)))).data == ()
+    assert describe_run(runs.TransformerRun(about=said), cache) == said
+    assert describe_run(runs.TransformerRun(), replace(cache, header=CacheHeader("x", 13, (2, 2)))).data == ()
 
 
 def test_logs_hold_every_step_and_validation(trained):
@@ -264,8 +269,15 @@ def test_a_share_of_a_step_is_the_same_as_in_the_whole(trained):
 
 def test_image_tokenizer_learns(untrained, tmp_path):
     home = untrained.copy(tmp_path / "home")
-    home.run("image_tokenizer", "run.steps=60", "run.sample_every=0", "run.save_every=0", "run.validate_every=60",
-             "optimizer.learning_rate=1e-2", "model.codebook_size=61")  # fmt: skip
+    home.run(
+        "image_tokenizer",
+        "run.steps=60",
+        "run.sample_every=0",
+        "run.save_every=0",
+        "run.validate_every=60",
+        "optimizer.learning_rate=1e-2",
+        "model.codebook_size=61",
+    )
     log = home.log("image_tokenizer")
     losses = [line["loss"] for line in log if "loss" in line]
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
@@ -455,8 +467,13 @@ def test_merges_are_dropped_when_asked(trained):
 
 
 def test_accumulated_passes_equal_one(trained, tmp_path):
-    settings = ("run.steps=4", "run.save_every=4", "run.sample_every=0", "optimizer.muon_learning_rate=0",
-                "optimizer.clip=1e9")  # fmt: skip
+    settings = (
+        "run.steps=4",
+        "run.save_every=4",
+        "run.sample_every=0",
+        "optimizer.muon_learning_rate=0",
+        "optimizer.clip=1e9",
+    )
     logs, moments = [], []
     for passes in (1, 2, 3):
         home = trained.copy(tmp_path / str(passes), "transformer")
@@ -480,9 +497,20 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
         np.save(home.folder / "ids" / split / "image_ids.npy", ids)
         write_entries(home.folder / "ids" / split, entries)
     write_header(home.folder / "ids", CacheHeader(name, 13, (2, 2)))
-    home.run("transformer", "run.steps=100", "run.batch_size=3", "run.log_every=50", "run.validate_every=100",
-             "run.save_every=0", "run.sample_every=0", "caption_dropout=0", "bpe_dropout=0", "id_corruption=0",
-             "optimizer.learning_rate=1e-2", "model.n_embd=32")  # fmt: skip
+    home.run(
+        "transformer",
+        "run.steps=100",
+        "run.batch_size=3",
+        "run.log_every=50",
+        "run.validate_every=100",
+        "run.save_every=0",
+        "run.sample_every=0",
+        "caption_dropout=0",
+        "bpe_dropout=0",
+        "id_corruption=0",
+        "optimizer.learning_rate=1e-2",
+        "model.n_embd=32",
+    )
     log = home.log("transformer")
     assert log[-1]["validation_image"] < 0.05
     loaded = DalleMini.from_pretrained(home.folder / "model", "cpu")
@@ -546,8 +574,10 @@ def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
     captions = CaptionDrawer(store.entries, {})
     pixels, text_ids, indices = scorer.draw_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
     assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
-    known = [{tuple(tokenizer.fit(tokenizer.encode(caption.text), 11, end=True)) for caption in entry.captions}
-             for entry in store.entries]  # fmt: skip
+    known = [
+        {tuple(tokenizer.fit(tokenizer.encode(caption.text), 11, end=True)) for caption in entry.captions}
+        for entry in store.entries
+    ]
     for index, rows in zip(indices, text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
         assert {tuple(row) for row in rows} <= known[index]
     assert len({tuple(row) for row in text_ids.tolist()}) > 5
@@ -555,9 +585,18 @@ def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
 
 def test_scorer_learns_which_caption_fits(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "scorer")
-    home.run("scorer", "run.steps=60", "run.validate_every=60", "run.save_every=0", "reconstructed=0", "bpe_dropout=0",
-             "augment={scale: [1, 1], shift: 0, flip: 0, background: 0}", "model.n_embd=32", "model.n_head=4",
-             "model.embed_dim=17")  # fmt: skip
+    home.run(
+        "scorer",
+        "run.steps=60",
+        "run.validate_every=60",
+        "run.save_every=0",
+        "reconstructed=0",
+        "bpe_dropout=0",
+        "augment={scale: [1, 1], shift: 0, flip: 0, background: 0}",
+        "model.n_embd=32",
+        "model.n_head=4",
+        "model.embed_dim=17",
+    )
     losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
     assert np.mean(losses[-5:]) < 0.5 * math.log(12)
     assert home.log("scorer")[-1]["image_to_text_at_5"] > 1.5 * 5 / 14

@@ -94,9 +94,19 @@ def test_palette_with_a_transparent_entry():
 
 @pytest.mark.parametrize(
     ("count", "columns", "rows_columns"),
-    [(1, 0, (1, 1)), (2, 0, (1, 2)), (3, 0, (2, 2)), (5, 0, (2, 3)), (7, 0, (3, 3)), (13, 0, (4, 4)),
-     (5, 2, (3, 2)), (3, 11, (1, 3)), (7, 7, (1, 7)), (7, 1, (7, 1))],
-)  # fmt: skip
+    [
+        (1, 0, (1, 1)),
+        (2, 0, (1, 2)),
+        (3, 0, (2, 2)),
+        (5, 0, (2, 3)),
+        (7, 0, (3, 3)),
+        (13, 0, (4, 4)),
+        (5, 2, (3, 2)),
+        (3, 11, (1, 3)),
+        (7, 7, (1, 7)),
+        (7, 1, (7, 1)),
+    ],
+)
 def test_a_sheet_has_room_for_any_count(count, columns, rows_columns):
     pictures = [Image.new("RGB", (11, 7), (number, 1, 2)) for number in range(count)]
     sheet = contact_sheet(pictures, columns, gap=3)

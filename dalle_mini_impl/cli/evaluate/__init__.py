@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.evaluate.captions import captions
-from dalle_mini_impl.cli.evaluate.common import heading, judged, names, set_up, write_figures
+from dalle_mini_impl.cli.evaluate.common import evaluation_options, heading, names, set_up, write_figures
 from dalle_mini_impl.cli.evaluate.paint import paint
 from dalle_mini_impl.cli.evaluate.scorer import scorer
 from dalle_mini_impl.cli.evaluate.zero_shot import zero_shot
@@ -63,14 +63,16 @@ def image_tokenizer(models: tuple[str, ...], data: str, split: str, size: int | 
     reports = [one.report for one in found]
     click.echo(markdown([{"image tokenizer": one.name, **measure.figures(one.report)} for one in found]))
     click.echo(measure.notes(reports))
-    rows = [{"model": one.name, "image_tokenizer": identity, **dataclasses.asdict(one.report)}
-            for one, identity in zip(found, identities, strict=True)]  # fmt: skip
+    rows = [
+        {"model": one.name, "image_tokenizer": identity, **dataclasses.asdict(one.report)}
+        for one, identity in zip(found, identities, strict=True)
+    ]
     write_figures(options["json_file"], {"data": data, "split": split, "image_tokenizers": rows})
     click.echo(save_png(measure.sheet(found), options["sheet"]))
 
 
 @evaluate.command()
-@judged
+@evaluation_options
 @click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs of each split.")
 @click.option("--candidates", type=click.IntRange(1), default=16, show_default=True, help="Pictures a prompt.")
 @click.option("--languages", default="", help="Also in these: de,no,sl,et,nl")
@@ -86,23 +88,23 @@ def generation(model: str, **options: Any) -> None:
     it resembles most. Two judges look: EfficientNet-Lite0, and the bare pixels.
     """
     start = time.perf_counter()
-    setup = set_up(model, options)
-    click.echo(heading(setup))
+    context = set_up(model, options)
+    click.echo(heading(context))
 
     from dalle_mini_impl.evaluate import generation as measure
     from dalle_mini_impl.evaluate.intervals import table
 
-    rows = [*measure.real_rows(setup), *measure.reconstruction_rows(setup)]
+    rows = [*measure.real_rows(context), *measure.reconstruction_rows(context)]
     click.echo(table(rows))
-    drawn, held_out = measure.generation_rows(setup)
+    drawn, held_out = measure.generation_rows(context)
     click.echo(table(drawn))
-    cells = measure.sweep(setup)
+    cells = measure.sweep(context)
     if cells:
         click.echo(table([row for cell in cells for row in cell.rows]))
         best = max(cells, key=lambda cell: cell.merit)
         click.echo(f"best: temperature {best.temperature:g}, guidance {best.guidance:g}")
-    facts = {**setup.dalle.source, "sampling": dataclasses.asdict(setup.dalle.sampling), "data": options["data"],
-             "settings": dataclasses.asdict(setup.settings), "rows": [dataclasses.asdict(r) for r in [*rows, *drawn]],
+    facts = {**context.dalle.source, "sampling": dataclasses.asdict(context.dalle.sampling), "data": options["data"],
+             "settings": dataclasses.asdict(context.settings), "rows": [dataclasses.asdict(r) for r in [*rows, *drawn]],
              "sweep": [dataclasses.asdict(cell) for cell in cells],
              "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
     write_figures(options["json_file"], facts)
@@ -111,7 +113,7 @@ def generation(model: str, **options: Any) -> None:
 
 
 @evaluate.command()
-@judged
+@evaluation_options
 @click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs kept for other figures.")
 @click.option("--sweep-pairs", type=click.IntRange(1), default=80, show_default=True, help="Pairs to draw for.")
 @click.option("--candidates", type=click.IntRange(1), default=64, show_default=True, help="Pictures a prompt.")
@@ -121,19 +123,19 @@ def rerank(model: str, **options: Any) -> None:
 
     And what it costs: seconds for a prompt, from text to the best picture.
     """
-    setup = set_up(model, {**options, "languages": "", "sweep": False})
-    click.echo(heading(setup))
+    context = set_up(model, {**options, "languages": "", "sweep": False})
+    click.echo(heading(context))
 
     from dalle_mini_impl.evaluate import rerank as measure
 
-    points = measure.rerank(setup)
-    for judge in setup.banks:
+    points = measure.rerank(context)
+    for judge in context.banks:
         click.echo(f"{judge}\n{measure.table(points, judge)}")
     click.echo(measure.seconds_table(points))
     if options["plot_file"]:
         click.echo(measure.plot(points, options["plot_file"]))
-    facts = {**setup.dalle.source, "sampling": dataclasses.asdict(setup.dalle.sampling), "data": options["data"],
-             "settings": dataclasses.asdict(setup.settings),
+    facts = {**context.dalle.source, "sampling": dataclasses.asdict(context.dalle.sampling), "data": options["data"],
+             "settings": dataclasses.asdict(context.settings),
              "points": [dataclasses.asdict(point) for point in points]}  # fmt: skip
     write_figures(options["json_file"], facts)
 

@@ -33,13 +33,18 @@ def captions(model: str, data: str, pictures: int, seed: int, **options: Any) ->
     skipped = names(options["skip_kinds"])
     store = open_store(DataConfig(store=data, skip_kinds=skipped), "validation")
     dalle = DalleMini.from_pretrained(model, options["device"])
-    quizzes = [measure.make_quiz(store, language, pictures, seed) for language in names(options["languages"])]
+    quizzes = [measure.make_naming_task(store, language, pictures, seed) for language in names(options["languages"])]
     total, reports = sum(len(quiz.rows) * len(quiz.names) for quiz in quizzes), []
     with warnings.catch_warnings(), tqdm(total=total, unit=" pairs", delay=2, leave=False) as bar:
         warnings.simplefilter("ignore")  # names that are too long are cut for all alike
         for quiz in quizzes:
             reports += measure.evaluate_captions(dalle, store, quiz, bar.update)
     click.echo(measure.table(reports))
-    facts = {**dalle.source, "data": data, "skip_kinds": skipped, "seed": seed,
-             "reports": [dataclasses.asdict(report) for report in reports]}  # fmt: skip
+    facts = {
+        **dalle.source,
+        "data": data,
+        "skip_kinds": skipped,
+        "seed": seed,
+        "reports": [dataclasses.asdict(report) for report in reports],
+    }
     write_figures(options["json_file"], facts)

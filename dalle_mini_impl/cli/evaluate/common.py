@@ -8,24 +8,30 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import write_json
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.evaluate.generation import Setup
+    from dalle_mini_impl.evaluate.generation import EvaluationContext
 
 
-def judged(command: Any) -> Any:
+def evaluation_options(command: Any) -> Any:
     """Give a command the arguments that everything with judges has."""
-    for parameter in reversed((
-        click.argument("model", default="emoji"),
-        click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set."),
-        click.option("--kinds", default="plain", show_default=True, help="Kinds it was trained on, e.g. plain,flag."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs, pictures."),
-        click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    )):  # fmt: skip
+    for parameter in reversed(
+        (
+            click.argument("model", default="emoji"),
+            click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set."),
+            click.option(
+                "--kinds", default="plain", show_default=True, help="Kinds it was trained on, e.g. plain,flag."
+            ),
+            click.option(
+                "--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs, pictures."
+            ),
+            click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+        )
+    ):
         command = parameter(command)
     return command
 
 
-def set_up(model: str, options: dict[str, Any]) -> "Setup":
+def set_up(model: str, options: dict[str, Any]) -> "EvaluationContext":
     """Load the model and the judges, and show the judges all art.
 
     Raises:
@@ -33,32 +39,34 @@ def set_up(model: str, options: dict[str, Any]) -> "Setup":
     """
     from tqdm import tqdm
 
-    from dalle_mini_impl.evaluate.generation import GenerationSettings, Setup, check
+    from dalle_mini_impl.evaluate.generation import EvaluationContext, GenerationSettings, check
     from dalle_mini_impl.evaluate.judges import load_judges
-    from dalle_mini_impl.evaluate.reference_pictures import build_banks, open_art
+    from dalle_mini_impl.evaluate.reference_pictures import build_banks, open_reference_pictures
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 
     same = ("pairs", "candidates", "seed", "sweep_pairs")
     settings = GenerationSettings(
-        **{name: options[name] for name in same}, kinds=names(options["kinds"]), languages=names(options["languages"]),
+        **{name: options[name] for name in same},
+        kinds=names(options["kinds"]),
+        languages=names(options["languages"]),
         temperatures=numbers(options["temperatures"], "--temperatures") if options["sweep"] else (),
         guidances=numbers(options["guidances"], "--guidances") if options["sweep"] else (),
-    )  # fmt: skip
+    )
     dalle = DalleMini.from_pretrained(model, options["device"])
-    art = open_art(options["data"], dalle.image_tokenizer.config.image_size)
+    art = open_reference_pictures(options["data"], dalle.image_tokenizer.config.image_size)
     check(art, settings)
     judges = load_judges(dalle.transformer.embed.weight.device)
     with tqdm(total=len(art.store), desc="judges look at real art", unit=" pictures", delay=2, leave=False) as bar:
         banks = build_banks(art, judges, bar.update)
-    return Setup(dalle, art, banks, settings)
+    return EvaluationContext(dalle, art, banks, settings)
 
 
-def heading(setup: "Setup") -> str:
+def heading(context: "EvaluationContext") -> str:
     """What is measured, and what chance would give."""
-    sampling, art = setup.dalle.sampling, setup.art
-    concepts = next(iter(setup.banks.values())).concept_count
+    sampling, art = context.dalle.sampling, context.art
+    concepts = next(iter(context.banks.values())).concept_count
     return (
-        f"model {setup.dalle.source['model']} ({setup.dalle.source['checkpoint']}): temperature "
+        f"model {context.dalle.source['model']} ({context.dalle.source['checkpoint']}): temperature "
         f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}\n"
         f"real art: {len(art.store)} pictures of {concepts} concepts by {', '.join(art.vendor_names)}, "
         f"at {art.size} px; chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.evaluate.common import heading, judged, set_up, write_figures
+from dalle_mini_impl.cli.evaluate.common import evaluation_options, heading, set_up, write_figures
 
 
 @click.command()
-@judged
+@evaluation_options
 @click.option("--scorer", help="Who guides: a name as for dalle classify.  [default: MODEL's]")
 @click.option("--second-scorer", required=True, metavar="NAME", help="Who looks on: trained from another seed, say.")
 @click.option("--prompts", default=20, show_default=True, type=click.IntRange(1), help="Held-out prompts.")
@@ -32,17 +32,17 @@ def paint(model: str, **options: Any) -> None:
     start = time.perf_counter()
     settings = PaintSettings(steps=options["steps"], init_weight=options["init_weight"])
     names = {"guide": options["scorer"] or model, "second": options["second_scorer"]}
-    setup = set_up(model, {**options, "pairs": options["prompts"], "sweep_pairs": 1, "languages": "", "sweep": False})
-    device = str(setup.dalle.transformer.embed.weight.device)
+    context = set_up(model, {**options, "pairs": options["prompts"], "sweep_pairs": 1, "languages": "", "sweep": False})
+    device = str(context.dalle.transformer.embed.weight.device)
     guide, second = (Scorer.from_pretrained(name, device) for name in names.values())
-    plan = measure.Plan(guide, second, settings, options["latents"])
-    click.echo(f"{heading(setup)}\nguide {names['guide']}, second {names['second']}")
-    groups = measure.measure(setup, plan)
+    plan = measure.PaintEvaluation(guide, second, settings, options["latents"])
+    click.echo(f"{heading(context)}\nguide {names['guide']}, second {names['second']}")
+    groups = measure.measure(context, plan)
     click.echo(markdown([measure.figures(group) for group in groups]))
     wins = measure.wins(groups)
     for name, value in wins.items():
         click.echo(f"{name} by the second scorer: {cell(value)} of prompts")
-    facts = {**setup.dalle.source, **names, "data": options["data"], "settings": dataclasses.asdict(setup.settings),
+    facts = {**context.dalle.source, **names, "data": options["data"], "settings": dataclasses.asdict(context.settings),
              "paint": dataclasses.asdict(settings), "latents": options["latents"],
              "groups": [group.facts() for group in groups],
              "wins": {name: dataclasses.asdict(value) for name, value in wins.items()},

@@ -42,6 +42,11 @@ def scorer(model: str, data: str, split: str, **options: Any) -> None:
     click.echo(markdown([measure.figures(report) for report in reports]))
     if options["plot_file"]:
         click.echo(measure.plot(reports, options["plot_file"]))
-    facts = {"model": model, "data": data, "split": split, "skip_kinds": skipped,
-             "languages": [dataclasses.asdict(report) for report in reports]}  # fmt: skip
+    facts = {
+        "model": model,
+        "data": data,
+        "split": split,
+        "skip_kinds": skipped,
+        "languages": [dataclasses.asdict(report) for report in reports],
+    }
     write_figures(options["json_file"], facts)

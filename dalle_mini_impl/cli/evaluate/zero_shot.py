@@ -4,13 +4,13 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.classify import scoring
+from dalle_mini_impl.cli.classify import scorer_options
 from dalle_mini_impl.cli.evaluate.common import write_figures
 
 
 @click.command("zero-shot")
 @click.argument("folder", type=click.Path())
-@scoring
+@scorer_options
 @click.option(
     "--confusion",
     type=click.Path(dir_okay=False),
@@ -19,7 +19,7 @@ from dalle_mini_impl.cli.evaluate.common import write_figures
     help="Picture of what was taken for what.",
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
-def zero_shot(folder: str, scorer: str, templates: tuple[str, ...], device: str, **options: Any) -> None:  # fmt: skip
+def zero_shot(folder: str, scorer: str, templates: tuple[str, ...], device: str, **options: Any) -> None:
     """Measure how often a scorer finds the class of the pictures in FOLDER.
 
     Each folder in FOLDER is a class, its name the label, in any language.

@@ -59,8 +59,12 @@ def taming_vqgan(file: str, out: str, image_size: int, trust_pickle: bool) -> No
 
 @import_.command("llamagen-vq")
 @click.argument("file")
-@click.option("--codebook-norm/--no-codebook-norm", default=True, show_default=True,
-              help="Whether it was trained to compare vectors by angle.")  # fmt: skip
+@click.option(
+    "--codebook-norm/--no-codebook-norm",
+    default=True,
+    show_default=True,
+    help="Whether it was trained to compare vectors by angle.",
+)
 @common_options(256)
 def llamagen_vq(file: str, codebook_norm: bool, out: str, image_size: int, trust_pickle: bool) -> None:
     """Import an image tokenizer of LlamaGen."""
@@ -82,15 +86,31 @@ def openai_dvae(files: tuple[str, str], out: str, image_size: int, trust_pickle:
 
 @import_.command("dalle-pytorch-vae")
 @click.argument("file")
-@click.option("--mean", type=float, nargs=3, default=HALF, show_default=True,
-              help="Its `normalization`; 0 0 0 for one trained without.")  # fmt: skip
-@click.option("--std", type=float, nargs=3, default=HALF, show_default=True,
-              help="The other half of it; 1 1 1 for one trained without.")  # fmt: skip
+@click.option(
+    "--mean",
+    type=float,
+    nargs=3,
+    default=HALF,
+    show_default=True,
+    help="Its `normalization`; 0 0 0 for one trained without.",
+)
+@click.option(
+    "--std",
+    type=float,
+    nargs=3,
+    default=HALF,
+    show_default=True,
+    help="The other half of it; 1 1 1 for one trained without.",
+)
 @common_options(None)
 def dalle_pytorch_vae(
-    file: str, mean: tuple[float, float, float], std: tuple[float, float, float], out: str,
-    image_size: int | None, trust_pickle: bool,
-) -> None:  # fmt: skip
+    file: str,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    out: str,
+    image_size: int | None,
+    trust_pickle: bool,
+) -> None:
     """Import a DiscreteVAE of DALLE-pytorch, from vae.pt or dalle.pt."""
     from dalle_mini_impl.interop.image import dalle_pytorch
 
@@ -115,8 +135,10 @@ def text_tokenizer(file: str, out: str, kind: str | None, lowercase: bool, bos: 
     from dalle_mini_impl.interop.text import load as text_tokenizers
 
     tokenizer = text_tokenizers.load(file, kind or "", lowercase=lowercase, bos=bos, eos=eos)
-    click.echo(f"{tokenizer.vocab_size} text ids; padding {tokenizer.pad_id}, BOS {tokenizer.bos_id}, "
-               f"EOS {tokenizer.eos_id} (-1 is none)")  # fmt: skip
+    click.echo(
+        f"{tokenizer.vocab_size} text ids; padding {tokenizer.pad_id}, BOS {tokenizer.bos_id}, "
+        f"EOS {tokenizer.eos_id} (-1 is none)"
+    )
     click.echo(f"text tokenizer {tokenizer.identity} written to {save_text_tokenizer(out, tokenizer)}")
 
 
@@ -130,9 +152,13 @@ def _write(out: str, load: "Callable[..., Imported]", source: str | tuple[str, s
     click.echo(f"reading {source if isinstance(source, str) else ' and '.join(source)}", err=True)
     imported = load(source, **options)
     config, tensors = imported.tokenizer.config, imported.tokenizer.state_dict().values()
-    click.echo(f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors):,} parameters; "
-               f"{imported.left_out} others left out")  # fmt: skip
-    click.echo(f"{config.codebook_size} image ids, each for {config.factor}×{config.factor} pixels, "
-               f"{config.grid[0]}×{config.grid[1]} for {config.image_size}×{config.image_size}")  # fmt: skip
+    click.echo(
+        f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors):,} parameters; "
+        f"{imported.left_out} others left out"
+    )
+    click.echo(
+        f"{config.codebook_size} image ids, each for {config.factor}×{config.factor} pixels, "
+        f"{config.grid[0]}×{config.grid[1]} for {config.image_size}×{config.image_size}"
+    )
     identity = save_part(out, "image_tokenizer", imported.tokenizer, to_dict(config), {}, imported.dtype)
     click.echo(f"image tokenizer {identity} written to {target}")

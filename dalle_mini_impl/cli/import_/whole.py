@@ -20,8 +20,9 @@ TRUST = click.option("--trust-pickle", is_flag=True, help="Also read files that 
 @click.argument("file")
 @click.option("--weights", type=click.Path(), help="Its weights, where DeepSpeed kept them apart from FILE.")
 @click.option("--text-tokenizer", help="What it was trained with.  [default: the text tokenizer in --out]")
-@click.option("--mean", type=float, nargs=3,
-              help="`normalization` of its DiscreteVAE.  [default: what the file says, or 0.5]")  # fmt: skip
+@click.option(
+    "--mean", type=float, nargs=3, help="`normalization` of its DiscreteVAE.  [default: what the file says, or 0.5]"
+)
 @click.option("--std", type=float, nargs=3, help="The other half of it.")
 @OUT
 @TRUST
@@ -96,9 +97,12 @@ def _refuse_parts(out: str, *parts: str) -> None:
 
 
 def _save(
-    out: str, transformer: "ImportedTransformer", text: "JsonTokenizer | None", image: "Imported | None",
+    out: str,
+    transformer: "ImportedTransformer",
+    text: "JsonTokenizer | None",
+    image: "Imported | None",
     origin: "Origin",
-) -> None:  # fmt: skip
+) -> None:
     """Write all parts; None stands for those that are in the folder already."""
     from dalle_mini_impl.checkpoint.parts import UNKNOWN, read_part, save_part, save_tensors
     from dalle_mini_impl.checkpoint.settings import save_settings
@@ -110,24 +114,29 @@ def _save(
     folder, stream = Path(out), transformer.stream
     used = text or (read_text_tokenizer(folder) if has_text_tokenizer(folder) else None)
     if used is not None and used.vocab_size > stream.text_vocab:
-        raise UserError(f"the text tokenizer has {used.vocab_size} ids, the transformer {stream.text_vocab}; "
-                        f"use the one it was trained with")  # fmt: skip
+        raise UserError(
+            f"the text tokenizer has {used.vocab_size} ids, the transformer {stream.text_vocab}; "
+            f"use the one it was trained with"
+        )
     if image is None:
         part = read_part(folder, "image_tokenizer", weights=False)
         config, identity = from_dict(ImageTokenizerConfig, part.config, str(part.path)), part.identity
     else:
         config = image.tokenizer.config
     if (config.codebook_size, config.grid) != (stream.image_vocab, stream.grid):
-        raise UserError(f"the image tokenizer has {config.codebook_size} ids on a grid of {config.grid}, the "
-                        f"transformer {stream.image_vocab} on one of {stream.grid}; use the one it was trained with"
-                        )  # fmt: skip
+        raise UserError(
+            f"the image tokenizer has {config.codebook_size} ids on a grid of {config.grid}, the "
+            f"transformer {stream.image_vocab} on one of {stream.grid}; use the one it was trained with"
+        )
     if text is not None:
         save_text_tokenizer(out, text)
         click.echo(f"text tokenizer {text.identity}: {text.vocab_size} ids")
     if image is not None:
         identity = save_part(out, "image_tokenizer", image.tokenizer, to_dict(config), {}, image.dtype)
-        click.echo(f"image tokenizer {identity}: {config.codebook_size} ids, {config.grid[0]}×{config.grid[1]} for "
-                   f"{config.image_size}×{config.image_size} pixels")  # fmt: skip
+        click.echo(
+            f"image tokenizer {identity}: {config.codebook_size} ids, {config.grid[0]}×{config.grid[1]} for "
+            f"{config.image_size}×{config.image_size} pixels"
+        )
     trained_with = {"text_tokenizer": used.identity if used else UNKNOWN, "image_tokenizer": identity}
     configs = {"stream": to_dict(stream), "transformer": to_dict(transformer.config)}
     identity = save_tensors(out, "transformer", transformer.tensors, configs, trained_with)

@@ -78,9 +78,12 @@ def build(out: Path, size: int = SIZE) -> dict[str, Any]:
 def art_source(vendor: Vendor, digest: str) -> dict[str, str]:
     """A vendor's entry in the manifest."""
     return {
-        "package": vendor.package, "licence": vendor.licence, "sha256": digest,
-        "use": "art", "attribution": vendor.attribution,
-    }  # fmt: skip
+        "package": vendor.package,
+        "licence": vendor.licence,
+        "sha256": digest,
+        "use": "art",
+        "attribution": vendor.attribution,
+    }
 
 
 def split_vendors(emoji: str, vendors: list[str], keep_one: bool = True) -> dict[str, str]:

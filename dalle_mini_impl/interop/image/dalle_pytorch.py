@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from dalle_mini_impl.config.model import ForeignConfig, ImageTokenizerConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ImportedNetworkConfig
 from dalle_mini_impl.interop.read_weights import Weights, read, state_dict, under_prefix
 from dalle_mini_impl.interop.result import Imported, fill
 from dalle_mini_impl.util.errors import UserError
@@ -14,9 +14,12 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def load(
-    path: str | Path, image_size: int | None = None, mean: Colour = HALF, std: Colour = HALF,
+    path: str | Path,
+    image_size: int | None = None,
+    mean: Colour = HALF,
+    std: Colour = HALF,
     trust_pickle: bool = False,
-) -> Imported:  # fmt: skip
+) -> Imported:
     """Import a DiscreteVAE.
 
     Args:
@@ -45,17 +48,27 @@ def config_of(weights: Weights, image_size: int, mean: Colour, std: Colour) -> I
         raise UserError(f"std {std} was given; pixels are divided by it, so nothing in it can be 0")
     layers, blocks = weights.count(r"encoder\.(\d+)\.0\.weight"), weights.count(r"encoder\.(\d+)\.net\.0\.weight")
     return ImageTokenizerConfig(
-        network="dalle-pytorch", quantizer="logits", image_size=image_size,
-        factor=2**layers, channels=(weights.size("encoder.0.0.weight", 0),) * layers,
-        encoder_blocks=blocks, decoder_blocks=blocks, codebook_size=weights.size("codebook.weight", 0),
-        embed_dim=weights.size("codebook.weight", 1), foreign=ForeignConfig(mean=mean, std=std),
-    )  # fmt: skip
+        network="dalle-pytorch",
+        quantizer="logits",
+        image_size=image_size,
+        factor=2**layers,
+        channels=(weights.size("encoder.0.0.weight", 0),) * layers,
+        encoder_blocks=blocks,
+        decoder_blocks=blocks,
+        codebook_size=weights.size("codebook.weight", 0),
+        embed_dim=weights.size("codebook.weight", 1),
+        foreign=ImportedNetworkConfig(mean=mean, std=std),
+    )
 
 
 def foreign_names(config: ImageTokenizerConfig) -> Callable[[str], str]:
     """What turns our name of a tensor into theirs."""
-    names = {"quantizer.embed": "codebook", "quantizer.proj": f"encoder.{len(config.channels) + config.encoder_blocks}",
-             "encoder.layers": "encoder", "decoder.layers": "decoder"}  # fmt: skip
+    names = {
+        "quantizer.embed": "codebook",
+        "quantizer.proj": f"encoder.{len(config.channels) + config.encoder_blocks}",
+        "encoder.layers": "encoder",
+        "decoder.layers": "decoder",
+    }
 
     def foreign_name(name: str) -> str:
         ours = next(ours for ours in names if name.startswith(ours))

@@ -30,8 +30,9 @@ def load(paths: Sequence[str | Path], image_size: int = 256, trust_pickle: bool 
         role = ROLES.get(weights.size("blocks.input.w", -1), "neither encoder nor decoder")
         found[role] = weights
     if len(paths) != 2 or found.keys() != set(ROLES.values()):
-        raise UserError(f"{', '.join(map(str, paths))}: found {' and '.join(found)}; "
-                        f"give two files, an encoder and a decoder")  # fmt: skip
+        raise UserError(
+            f"{', '.join(map(str, paths))}: found {' and '.join(found)}; give two files, an encoder and a decoder"
+        )
     tensors = {f"{role}.{name}": value for role, part in found.items() for name, value in part.tensors.items()}
     source = " and ".join(part.source for part in found.values())
     weights = Weights(source, tensors, sum(part.left_out for part in found.values()))
@@ -47,14 +48,17 @@ def config_of(weights: Weights, image_size: int) -> ImageTokenizerConfig:
     groups = range(1, 1 + max(1, weights.count(r"encoder\.blocks\.group_(\d+)\.")))
     widths = [weights.size(f"encoder.blocks.group_{group}.block_1.res_path.conv_4.w", 0) for group in groups]
     return ImageTokenizerConfig(
-        network="openai-dvae", quantizer="logits", likelihood="laplace", image_size=image_size,
+        network="openai-dvae",
+        quantizer="logits",
+        likelihood="laplace",
+        image_size=image_size,
         factor=2 ** (len(widths) - 1),
         channels=tuple(widths),
         encoder_blocks=weights.count(r"encoder\.blocks\.group_1\.block_(\d+)\."),
         decoder_blocks=weights.count(r"decoder\.blocks\.group_1\.block_(\d+)\."),
         codebook_size=weights.size("encoder.blocks.output.conv.w", 0),
         embed_dim=weights.size("decoder.blocks.input.w", 0),
-    )  # fmt: skip
+    )
 
 
 def foreign_name(name: str) -> str:

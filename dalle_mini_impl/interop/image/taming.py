@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from dalle_mini_impl.config.model import ForeignConfig, ImageTokenizerConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ImportedNetworkConfig
 from dalle_mini_impl.interop.read_weights import Weights, read, state_dict, under_prefix
 from dalle_mini_impl.interop.result import Imported, fill
 from dalle_mini_impl.util.errors import UserError
@@ -39,8 +39,10 @@ def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False, si
     content = read(path, trust_pickle)
     weights = under_prefix(state_dict(content, str(path), ("state_dict", "weights")), "encoder.conv_in.weight")
     if any(name.startswith("decoder.idwt.") for name in weights.tensors):
-        raise UserError(f"{path} is ruDALL-E's VQGAN that decodes wavelets (dwt); "
-                        f"only the one without can be imported, vqgan.gumbelf8-sber.model.ckpt")  # fmt: skip
+        raise UserError(
+            f"{path} is ruDALL-E's VQGAN that decodes wavelets (dwt); "
+            f"only the one without can be imported, vqgan.gumbelf8-sber.model.ckpt"
+        )
     config = config_of(weights, image_size)
     if side:
         config = dataclasses.replace(config, image_size=side * config.factor)
@@ -48,9 +50,12 @@ def load(path: str | Path, image_size: int = 256, trust_pickle: bool = False, si
 
 
 def config_of(
-    weights: Weights, image_size: int, stage: str = "encoder.down", block: str = "block",
+    weights: Weights,
+    image_size: int,
+    stage: str = "encoder.down",
+    block: str = "block",
     middle: str = "encoder.mid.attn_1",
-) -> ImageTokenizerConfig:  # fmt: skip
+) -> ImageTokenizerConfig:
     """The shape of a VQGAN, from its tensors.
 
     Args:
@@ -67,10 +72,12 @@ def config_of(
     if "quantize.proj.weight" in weights.tensors:
         quantizer, table = "logits", "quantize.embed.weight"
     elif table not in weights.tensors:
-        raise UserError(f"{weights.source} has neither {table} nor quantize.proj.weight; "
-                        f"an autoencoder without a codebook has no image ids")  # fmt: skip
+        raise UserError(
+            f"{weights.source} has neither {table} nor quantize.proj.weight; "
+            f"an autoencoder without a codebook has no image ids"
+        )
     stages = [f"{stage}.{number}" for number in range(max(1, weights.count(rf"{re.escape(stage)}\.(\d+)\.")))]
-    foreign = ForeignConfig(
+    foreign = ImportedNetworkConfig(
         stem=weights.size("encoder.conv_in.weight", 0),
         z_channels=weights.size("encoder.conv_out.weight", 0),
         attention=tuple(number for number, name in enumerate(stages) if f"{name}.attn.0.q.weight" in weights.tensors),
@@ -78,11 +85,17 @@ def config_of(
     )
     blocks = weights.count(rf"{re.escape(stages[0])}\.{block}\.(\d+)\.")
     return ImageTokenizerConfig(
-        network="taming", quantizer=quantizer, image_size=image_size, factor=2 ** (len(stages) - 1),
+        network="taming",
+        quantizer=quantizer,
+        image_size=image_size,
+        factor=2 ** (len(stages) - 1),
         channels=tuple(weights.size(f"{name}.{block}.0.conv2.weight", 0) for name in stages),
-        encoder_blocks=blocks, decoder_blocks=blocks + 1, codebook_size=weights.size(table, 0),
-        embed_dim=weights.size("quant_conv.weight", 0), foreign=foreign,
-    )  # fmt: skip
+        encoder_blocks=blocks,
+        decoder_blocks=blocks + 1,
+        codebook_size=weights.size(table, 0),
+        embed_dim=weights.size("quant_conv.weight", 0),
+        foreign=foreign,
+    )
 
 
 def foreign_name(name: str) -> str:

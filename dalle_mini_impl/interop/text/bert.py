@@ -22,15 +22,26 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     vocab: dict[str, int] = {}
     for number, token in enumerate(read_text(path).removesuffix("\n").split("\n")):
         if (token := token.rstrip("\r")) in vocab:
-            raise UserError(f"{path}, line {number + 1}: {token!r} is on line {vocab[token] + 1} already; "
-                            f"download the file again")  # fmt: skip
+            raise UserError(
+                f"{path}, line {number + 1}: {token!r} is on line {vocab[token] + 1} already; download the file again"
+            )
         vocab[token] = number
     if missing := [name for name in SPECIAL if name not in vocab]:
         raise UserError(f"{path} has {len(vocab)} lines, and {missing[0]} is none of them; give a vocab.txt of BERT")
-    model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-             "max_input_chars_per_word": 100, "vocab": vocab}  # fmt: skip
-    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
-                  "lowercase": lowercase}  # fmt: skip
+    model = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": vocab,
+    }
+    normalizer = {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": lowercase,
+    }
     return {
         **around(
             model,

@@ -24,15 +24,19 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     if bad := [token for token, number in vocab.items() if type(number) is not int]:
         raise UserError(f"{vocab_path}: {bad[0]!r} is {vocab[bad[0]]!r}; expected a number for every token")
     if not any(token.endswith("</w>") for token in vocab):
-        raise UserError(f"{vocab_path} has no token that ends with </w>, so it is not one of characters; load it with "
-                        f"the package it is from, and give what the tokenizers library saves")  # fmt: skip
+        raise UserError(
+            f"{vocab_path} has no token that ends with </w>, so it is not one of characters; load it with "
+            f"the package it is from, and give what the tokenizers library saves"
+        )
     for number, line in enumerate(read_text(merges_path).rstrip("\n").split("\n"), 1):
         if line.startswith("#version"):
             continue
         pair = line.split(" ")
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-            raise UserError(f"{merges_path}, line {number}: {line[:80]!r} is no merge of two tokens of {vocab_path}; "
-                            f"download both files again")  # fmt: skip
+            raise UserError(
+                f"{merges_path}, line {number}: {line[:80]!r} is no merge of two tokens of {vocab_path}; "
+                f"download both files again"
+            )
         merges.append(pair)
     unknown = next((name for name in UNKNOWN if name in vocab), None)
     vocab.setdefault("[PAD]", len(vocab))
@@ -55,5 +59,10 @@ def pair_of(path: Path) -> tuple[Path, Path]:
 
 
 def _bert_normalizer() -> Values:
-    return {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None,
-            "lowercase": False}  # fmt: skip
+    return {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": False,
+    }

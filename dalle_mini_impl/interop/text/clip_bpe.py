@@ -37,8 +37,10 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     for number, line in enumerate(read_text(path).rstrip("\n").split("\n")[1 : MERGES + 1], 2):
         pair = line.split()
         if len(pair) != 2 or not known.keys() >= set(pair) or "".join(pair) in known:
-            raise UserError(f"{path}, line {number}: {line[:80]!r} is no merge of two tokens that came before it; "
-                            f"download the file again")  # fmt: skip
+            raise UserError(
+                f"{path}, line {number}: {line[:80]!r} is no merge of two tokens that came before it; "
+                f"download the file again"
+            )
         merges.append(pair)
         known["".join(pair)] = None
     special = ("<|startoftext|>", "<|endoftext|>")

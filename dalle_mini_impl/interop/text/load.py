@@ -64,8 +64,10 @@ def guess(path: str | Path) -> str:
         return "yttm"
     if "[UNK]" in text.split():
         return "bert"
-    raise UserError(f"{path} begins with {first[:80]!r}, which is no text tokenizer that is known; "
-                    f"say which kind it is: {', '.join(KINDS)}")  # fmt: skip
+    raise UserError(
+        f"{path} begins with {first[:80]!r}, which is no text tokenizer that is known; "
+        f"say which kind it is: {', '.join(KINDS)}"
+    )
 
 
 def _special(values: Values, key: str, source: str) -> tuple[str, int]:
@@ -75,6 +77,8 @@ def _special(values: Values, key: str, source: str) -> tuple[str, int]:
     names = {value: name for name, value in vocab.items()} if isinstance(vocab, dict) else {}
     names |= {token["id"]: token["content"] for token in values["added_tokens"]}
     if number not in names:
-        raise UserError(f"{source} has no {key.removesuffix('_id').upper()} under a name that is known; "
-                        f"captions cannot be given one")  # fmt: skip
+        raise UserError(
+            f"{source} has no {key.removesuffix('_id').upper()} under a name that is known; "
+            f"captions cannot be given one"
+        )
     return names[number], number

@@ -34,8 +34,10 @@ def read_text(path: str | Path) -> str:
         content = Path(path).read_bytes()
         return (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}); a SentencePiece model is used as it is, "
-                        f"as text_tokenizer.model of a checkpoint folder") from error  # fmt: skip
+        raise UserError(
+            f"{path} is not text in UTF-8 (byte {error.start}); a SentencePiece model is used as it is, "
+            f"as text_tokenizer.model of a checkpoint folder"
+        ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged ({error}); download it again") from error
     except OSError as error:
@@ -58,9 +60,14 @@ def read_json(path: str | Path) -> Values:
 
 
 def around(
-    model: Values, *, normalizers: Sequence[Values] = (), pre_tokenizers: Sequence[Values] = (),
-    decoders: Sequence[Values] = (), special: Mapping[str, int] | None = None, find_special: bool = False,
-) -> Values:  # fmt: skip
+    model: Values,
+    *,
+    normalizers: Sequence[Values] = (),
+    pre_tokenizers: Sequence[Values] = (),
+    decoders: Sequence[Values] = (),
+    special: Mapping[str, int] | None = None,
+    find_special: bool = False,
+) -> Values:
     """The library's JSON around a model.
 
     Args:
@@ -72,16 +79,28 @@ def around(
         find_special: whether texts are searched for them after they are normalised, rather than before.
     """
     added = [
-        {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": find_special, "special": True}
+        {
+            "id": number,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": find_special,
+            "special": True,
+        }
         for name, number in (special or {}).items()
-    ]  # fmt: skip
+    ]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": list(normalizers)},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(pre_tokenizers)},
-        "post_processor": None, "decoder": {"type": "Sequence", "decoders": list(decoders)}, "model": model,
-    }  # fmt: skip
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": list(decoders)},
+        "model": model,
+    }
 
 
 def bpe(vocab: Mapping[str, int], merges: Iterable[Sequence[str]], **options: Any) -> Values:
@@ -93,8 +112,11 @@ def bpe(vocab: Mapping[str, int], merges: Iterable[Sequence[str]], **options: An
 
 def special_ids(vocab: Mapping[str, int]) -> dict[str, int]:
     """Ids of padding, BOS and EOS, as far as a vocabulary has them under a common name."""
-    return {key: next(vocab[name] for name in names if name in vocab)
-            for key, names in NAMES.items() if any(name in vocab for name in names)}  # fmt: skip
+    return {
+        key: next(vocab[name] for name in names if name in vocab)
+        for key, names in NAMES.items()
+        if any(name in vocab for name in names)
+    }
 
 
 def convert(path: str | Path, lowercase: bool = False) -> Values:
@@ -113,8 +135,10 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     values = read_json(path)
     model = values.get("model")
     if not isinstance(model, dict) or not isinstance(values.get("added_tokens", []), list):
-        raise UserError(f"{path} has no model or added_tokens as the tokenizers library writes them; "
-                        f"give a file made by its Tokenizer.save")  # fmt: skip
+        raise UserError(
+            f"{path} has no model or added_tokens as the tokenizers library writes them; "
+            f"give a file made by its Tokenizer.save"
+        )
     added = [token for token in values.get("added_tokens", []) if isinstance(token, dict)]
     special = {str(token.get("content")): token["id"] for token in added if isinstance(token.get("id"), int)}
     values.update(padding=None, truncation=None, post_processor=None)

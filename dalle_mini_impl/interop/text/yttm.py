@@ -33,8 +33,10 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
 
     def add(line: int, number: int, name: str) -> None:
         if number in names or name in taken:
-            raise UserError(f"{path}, line {line}: id {number} for {name!r} is there already "
-                            f"({names.get(number, taken.get(name))!r}); the file is damaged")  # fmt: skip
+            raise UserError(
+                f"{path}, line {line}: id {number} for {name!r} is there already "
+                f"({names.get(number, taken.get(name))!r}); the file is damaged"
+            )
         names[number], taken[name] = name, number
 
     for line, (code, number) in enumerate(chars, 2):
@@ -42,16 +44,19 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     merges = []
     for line, (left, right, new) in enumerate(rules, 2 + len(chars)):
         if not {left, right} <= names.keys():
-            raise UserError(f"{path}, line {line}: {left} {right} {new} joins ids that no line before it has; "
-                            f"the file is damaged")  # fmt: skip
+            raise UserError(
+                f"{path}, line {line}: {left} {right} {new} joins ids that no line before it has; the file is damaged"
+            )
         merges.append((names[left], names[right]))
         add(line, new, names[left] + names[right])
     for number, name in zip(special, SPECIAL, strict=True):
         if number >= 0:
             add(2 + len(chars) + len(rules), number, name)
     if special[0] < 0 or SPACE not in taken or sorted(names) != list(range(len(names))):
-        raise UserError(f"{path} has {len(names)} ids, the last {max(names)}, unknown {special[0]} and ▁ "
-                        f"{taken.get(SPACE, -1)}; expected no gap and none missing")  # fmt: skip
+        raise UserError(
+            f"{path} has {len(names)} ids, the last {max(names)}, unknown {special[0]} and ▁ "
+            f"{taken.get(SPACE, -1)}; expected no gap and none missing"
+        )
     return {
         **around(
             bpe(taken, merges, unk_token=SPECIAL[0], fuse_unk=True),
@@ -81,8 +86,10 @@ def _numbers(path: str | Path) -> tuple[list[list[int]], list[list[int]], list[i
         except ValueError:
             values = []
         if len(values) != count or min(values) < (-1 if what == "special ids" else 0) or max(values) > 0x10FFFF:
-            raise UserError(f"{path}, line {at + 1}: {text[:80]!r} came, expected {what} ({count} whole numbers); "
-                            f"it is damaged or no model of YouTokenToMe")  # fmt: skip
+            raise UserError(
+                f"{path}, line {at + 1}: {text[:80]!r} came, expected {what} ({count} whole numbers); "
+                f"it is damaged or no model of YouTokenToMe"
+            )
         return values
 
     chars, rules = row(0, "how many characters and rules follow", 2)

@@ -16,7 +16,7 @@ from dalle_mini_impl.interop.image import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.interop.read_weights import Weights, read, state_dict, under_prefix
 from dalle_mini_impl.interop.result import Imported, ImportedTransformer, Origin, check, fill
 from dalle_mini_impl.interop.whole.dalle_pytorch_layout import Layout, layout_of
-from dalle_mini_impl.model.attention import turns
+from dalle_mini_impl.model.attention import rotary_from_angles
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.util.errors import UserError
 
@@ -34,14 +34,19 @@ is OpenAI's or taming-transformers' has a licence of its own.
 """,
 )
 """Guidance is left to those who want it: the package's own training never leaves captions out."""
-CONSOLIDATE = ("run the zero_to_fp32.py in the folder to make one file of its weights, and then give the folder's "
-               "auxiliary.pt and that file as --weights")  # fmt: skip
+CONSOLIDATE = (
+    "run the zero_to_fp32.py in the folder to make one file of its weights, and then give the folder's "
+    "auxiliary.pt and that file as --weights"
+)
 
 
 def load(
-    path: str | Path, weights: str | Path | None = None, mean: dalle_pytorch.Colour | None = None,
-    std: dalle_pytorch.Colour | None = None, trust_pickle: bool = False,
-) -> tuple[Imported, ImportedTransformer]:  # fmt: skip
+    path: str | Path,
+    weights: str | Path | None = None,
+    mean: dalle_pytorch.Colour | None = None,
+    std: dalle_pytorch.Colour | None = None,
+    trust_pickle: bool = False,
+) -> tuple[Imported, ImportedTransformer]:
     """Import a DALLE.
 
     Args:
@@ -58,8 +63,9 @@ def load(
         raise UserError(f"{path} is a folder, as DeepSpeed writes it; {CONSOLIDATE}")
     content = read(path, trust_pickle)
     if not isinstance(content, Mapping) or not isinstance(content.get("hparams"), Mapping):
-        raise UserError(f"{path} has no hparams, which tell the shape of the model; "
-                        f"give the dalle.pt that DALLE-pytorch saved")  # fmt: skip
+        raise UserError(
+            f"{path} has no hparams, which tell the shape of the model; give the dalle.pt that DALLE-pytorch saved"
+        )
     if weights is not None:
         tensors = state_dict(read(weights, trust_pickle), str(weights), ("weights", "module", "state_dict"))
     elif isinstance(content.get("weights"), str):
@@ -86,16 +92,21 @@ def convert(
     """
     whole = under_prefix(weights, "to_logits.1.weight")
     inner = {name.removeprefix("vae."): value for name, value in whole.tensors.items() if name.startswith("vae.")}
-    tensors = {name: value for name, value in whole.tensors.items()
-               if not name.startswith("vae.") and name != "logits_mask"}  # fmt: skip
+    tensors = {
+        name: value for name, value in whole.tensors.items() if not name.startswith("vae.") and name != "logits_mask"
+    }
     outer = Weights(whole.source, tensors)
     vae, image, foreign_name = _image_tokenizer(Weights(whole.source, inner), normalization)
     layout = layout_of(hparams, outer, image.codebook_size)
     check(outer, layout.shapes())
     stream = StreamConfig(
-        text_length=layout.text_length, text_vocab=layout.text_vocab, grid=(layout.side, layout.side),
-        image_vocab=image.codebook_size, bos_id=0, pad_id=0,
-    )  # fmt: skip
+        text_length=layout.text_length,
+        text_vocab=layout.text_vocab,
+        grid=(layout.side, layout.side),
+        image_vocab=image.codebook_size,
+        bos_id=0,
+        pad_id=0,
+    )
     config = _transformer_config(hparams, layout, whole.source)
     with torch.device("meta"):
         build_transformer(config, stream)  # refuses numbers that do not fit
@@ -118,26 +129,41 @@ def _image_tokenizer(
         tensors = {roles.get(name[:3], name[:3]) + name[3:]: value for name, value in weights.tensors.items()}
         weights = Weights(weights.source, tensors)
         return weights, openai_dvae.config_of(weights, 0), openai_dvae.foreign_name
-    raise UserError(f"{weights.source} has no image tokenizer: expected one of DiscreteVAE, VQGanVAE and "
-                    f"OpenAIDiscreteVAE among its tensors, with names that begin with vae.")  # fmt: skip
+    raise UserError(
+        f"{weights.source} has no image tokenizer: expected one of DiscreteVAE, VQGanVAE and "
+        f"OpenAIDiscreteVAE among its tensors, with names that begin with vae."
+    )
 
 
 def _transformer_config(hparams: Mapping[str, Any], layout: Layout, source: str) -> TransformerConfig:
     kinds = hparams.get("attn_types") or ("full",)
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
     if unknown := [kind for kind in kinds if kind not in ATTENTION]:
-        raise UserError(f"{source} has attn_types {unknown[0]!r}; only {', '.join(ATTENTION)} can be imported "
-                        f"(sparse chose blocks at random, which no file tells, and runs in no current version)"
-                        )  # fmt: skip
+        raise UserError(
+            f"{source} has attn_types {unknown[0]!r}; only {', '.join(ATTENTION)} can be imported "
+            f"(sparse chose blocks at random, which no file tells, and runs in no current version)"
+        )
     block = BlockConfig(
-        norm="layer", mlp="geglu", bias=True, qk_norm=False, turn_values=layout.rotary, sandwich=layout.sandwich,
-        shift=layout.shift, reversible=layout.reversible,
-    )  # fmt: skip
+        norm="layer",
+        mlp="geglu",
+        bias=True,
+        qk_norm=False,
+        turn_values=layout.rotary,
+        sandwich=layout.sandwich,
+        shift=layout.shift,
+        reversible=layout.reversible,
+    )
     return TransformerConfig(
-        n_layer=layout.n_layer, n_head=layout.n_head, n_embd=layout.n_embd, head_dim=layout.head_dim,
-        position="table" if layout.rotary else "learned", attention=kinds, kernel=KERNEL, block=block,
+        n_layer=layout.n_layer,
+        n_head=layout.n_head,
+        n_embd=layout.n_embd,
+        head_dim=layout.head_dim,
+        position="table" if layout.rotary else "learned",
+        attention=kinds,
+        kernel=KERNEL,
+        block=block,
         stable=bool(hparams.get("stable")),
-    )  # fmt: skip
+    )
 
 
 def pair_order(head_dim: int) -> Tensor:
@@ -156,7 +182,7 @@ def _tensors(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     ours["embed.weight"] = torch.cat(embed)
     if layout.rotary:
         angles = theirs["transformer.pos_emb"][0, :, ::2].float()
-        ours["table"] = turns(F.pad(angles, (0, layout.head_dim // 2 - layout.turned)))
+        ours["table"] = rotary_from_angles(F.pad(angles, (0, layout.head_dim // 2 - layout.turned)))
     else:
         text = theirs["text_pos_emb.weight"]
         rows, columns = (theirs[f"{layout.axial}{axis}"].view(-1, C) for axis in (0, 1))

@@ -38,8 +38,10 @@ def export(model: Model) -> dict[str, Any]:
     """
     for name, value, known in _needs(model):
         if value not in known:
-            raise UserError(f"{name} is {value!r}, and DALLE-pytorch has only {', '.join(map(repr, known))}; "
-                            f"such a model cannot be exported")  # fmt: skip
+            raise UserError(
+                f"{name} is {value!r}, and DALLE-pytorch has only {', '.join(map(repr, known))}; "
+                f"such a model cannot be exported"
+            )
     layout, block, config = _layout(model), model.config.block, model.config
     kinds = tuple(config.attention[layer % len(config.attention)] for layer in range(config.n_layer))
     kinds = (*kinds[:-1], config.last_attention or kinds[-1])
@@ -53,8 +55,14 @@ def export(model: Model) -> dict[str, Any]:
     foreign_name = foreign_names(model.image_config)
     weights = {f"vae.{foreign_name(name)}": value for name, value in model.image_tensors.items()}
     weights |= _weights(model.tensors, layout)
-    return {"hparams": hparams, "vae_params": _vae_params(model.image_config), "epoch": 0, "version": VERSION,
-            "vae_class_name": "DiscreteVAE", "weights": weights}  # fmt: skip
+    return {
+        "hparams": hparams,
+        "vae_params": _vae_params(model.image_config),
+        "epoch": 0,
+        "version": VERSION,
+        "vae_class_name": "DiscreteVAE",
+        "weights": weights,
+    }
 
 
 def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
@@ -88,11 +96,19 @@ def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
 def _layout(model: Model) -> Layout:
     config, stream, block = model.config, model.stream, model.config.block
     return Layout(
-        text_vocab=stream.text_vocab, text_length=stream.text_length, side=stream.grid[0],
-        image_vocab=stream.image_vocab, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head,
-        head_dim=config.head_dim or config.n_embd // config.n_head, rotary=config.position == "table",
-        reversible=block.reversible, sandwich=block.sandwich, nests=NESTS[block.shift],
-    )  # fmt: skip
+        text_vocab=stream.text_vocab,
+        text_length=stream.text_length,
+        side=stream.grid[0],
+        image_vocab=stream.image_vocab,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        head_dim=config.head_dim or config.n_embd // config.n_head,
+        rotary=config.position == "table",
+        reversible=block.reversible,
+        sandwich=block.sandwich,
+        nests=NESTS[block.shift],
+    )
 
 
 def _vae_params(config: ImageTokenizerConfig) -> dict[str, Any]:
@@ -121,8 +137,11 @@ def _weights(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
         theirs[f"{layout.axial}0"] = rows[prefix:][None, :, None]
         theirs[f"{layout.axial}1"] = columns[prefix:][None, None]
     for number in range(layout.n_layer):
-        block = {name.removeprefix(f"blocks.{number}."): value for name, value in ours.items()
-                 if name.startswith(f"blocks.{number}.")}  # fmt: skip
+        block = {
+            name.removeprefix(f"blocks.{number}."): value
+            for name, value in ours.items()
+            if name.startswith(f"blocks.{number}.")
+        }
         theirs |= _layer(block, layout, number)
     return theirs
 

@@ -107,21 +107,30 @@ def layout_of(hparams: Mapping[str, Any], weights: Weights, image_vocab: int) ->
     else:
         side = weights.size(f"{axial}0", 1)
     return Layout(
-        text_vocab=numbers["num_text_tokens"], text_length=numbers["text_seq_len"], side=side, image_vocab=image_vocab,
-        n_embd=numbers["dim"], n_layer=numbers["depth"], n_head=numbers["heads"], head_dim=numbers["dim_head"],
-        rotary=rotary, axial=axial,
+        text_vocab=numbers["num_text_tokens"],
+        text_length=numbers["text_seq_len"],
+        side=side,
+        image_vocab=image_vocab,
+        n_embd=numbers["dim"],
+        n_layer=numbers["depth"],
+        n_head=numbers["heads"],
+        head_dim=numbers["dim_head"],
+        rotary=rotary,
+        axial=axial,
         reversible=any(name.startswith("transformer.layers.blocks.") for name in weights.tensors),
         sandwich=any(".fn.norm_out." in name for name in weights.tensors),
         tied="text_emb.linear.weight" in weights.tensors,
         nests=(_nest(weights, "to_qkv.weight"), _nest(weights, "net.0.weight")),
-    )  # fmt: skip
+    )
 
 
 def _number(hparams: Mapping[str, Any], name: str, source: str) -> int:
     value = hparams.get(name, DEFAULTS.get(name))
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"{source}: {name} in hparams is {value!r}, expected a whole number of 1 or more; "
-                        f"give the file as DALLE-pytorch saved it")  # fmt: skip
+        raise UserError(
+            f"{source}: {name} in hparams is {value!r}, expected a whole number of 1 or more; "
+            f"give the file as DALLE-pytorch saved it"
+        )
     return value
 
 

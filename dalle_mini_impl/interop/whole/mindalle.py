@@ -66,8 +66,10 @@ def heads(folder: Path) -> int:
     try:
         values: Any = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is missing or damaged ({' '.join(str(error).split())}); "
-                        f"name the folder that minDALL-E's archive unpacks to") from error  # fmt: skip
+        raise UserError(
+            f"{path} is missing or damaged ({' '.join(str(error).split())}); "
+            f"name the folder that minDALL-E's archive unpacks to"
+        ) from error
     for key in ("stage2", "hparams"):
         values = values.get(key) if isinstance(values, Mapping) else None
     settings = values if isinstance(values, Mapping) else {}
@@ -101,20 +103,30 @@ def from_weights(weights: Weights, n_head: int, pad_id: int) -> ImportedTransfor
     """As `load`, of what is in the file."""
     text_vocab, width = weights.size("tok_emb_txt.weight", 0), weights.size("tok_emb_txt.weight", 1)
     stream = StreamConfig(
-        text_length=weights.size("pos_emb_txt.weight", 0), text_vocab=text_vocab, grid=_grid(weights),
-        image_vocab=weights.size("tok_emb_img.weight", 0), bos_id=-1, pad_id=pad_id,
-    )  # fmt: skip
+        text_length=weights.size("pos_emb_txt.weight", 0),
+        text_vocab=text_vocab,
+        grid=_grid(weights),
+        image_vocab=weights.size("tok_emb_img.weight", 0),
+        bos_id=-1,
+        pad_id=pad_id,
+    )
     config = TransformerConfig(
-        n_layer=max(1, weights.count(r"blocks\.(\d+)\.")), n_head=n_head, n_embd=width, position="absolute",
+        n_layer=max(1, weights.count(r"blocks\.(\d+)\.")),
+        n_head=n_head,
+        n_embd=width,
+        position="absolute",
         block=BlockConfig(norm="layer", mlp="gelu", bias=True, qk_norm=False),
-    )  # fmt: skip
+    )
     check(weights, layout(config, stream))
     if width % n_head:
-        raise UserError(f"{weights.source} is {width} wide, which {n_head} heads cannot share; "
-                        f"give the config.yaml it came with")  # fmt: skip
+        raise UserError(
+            f"{weights.source} is {width} wide, which {n_head} heads cannot share; give the config.yaml it came with"
+        )
     if not 0 <= pad_id < text_vocab:
-        raise UserError(f"the text tokenizer's padding is id {pad_id}, but {weights.source} has ids 0 … "
-                        f"{text_vocab - 1}; use the tokenizer it came with")  # fmt: skip
+        raise UserError(
+            f"the text tokenizer's padding is id {pad_id}, but {weights.source} has ids 0 … "
+            f"{text_vocab - 1}; use the tokenizer it came with"
+        )
     return ImportedTransformer(config, stream, convert(weights.tensors, config, stream, pad_id))
 
 

@@ -15,7 +15,7 @@ from dalle_mini_impl.config.model import BlockConfig, StreamConfig, TransformerC
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.interop.read_weights import Weights, read, state_dict, under_prefix
 from dalle_mini_impl.interop.result import ImportedTransformer, Origin, affine, check
-from dalle_mini_impl.model.masks import sight
+from dalle_mini_impl.model.masks import mask_matrix
 from dalle_mini_impl.util.errors import UserError
 
 BOS = 2
@@ -72,26 +72,44 @@ def load(path: str | Path, n_head: int | None = None, trust_pickle: bool = False
 def from_weights(content: Weights, n_head: int | None = None) -> ImportedTransformer:
     """As `load`, of what is in the file."""
     weights, masks = _without_masks(content)
-    width, side = (weights.size(f"{name}.weight", axis) for name, axis in
-                   (("text_pos_embeddings", 1), ("image_row_embeddings", 0)))  # fmt: skip
+    width, side = (
+        weights.size(f"{name}.weight", axis) for name, axis in (("text_pos_embeddings", 1), ("image_row_embeddings", 0))
+    )
     text_length = weights.size("text_pos_embeddings.weight", 0) - 1
     last = _last_mask(masks, text_length, side, weights.source)
     stream = StreamConfig(
-        text_length=text_length, text_vocab=weights.size("text_embeddings.weight", 0) - text_length, grid=(side, side),
-        image_vocab=weights.size("image_embeddings.weight", 0), bos_id=BOS if LAST[last] == 2 else -1, pad_id=0,
-    )  # fmt: skip
+        text_length=text_length,
+        text_vocab=weights.size("text_embeddings.weight", 0) - text_length,
+        grid=(side, side),
+        image_vocab=weights.size("image_embeddings.weight", 0),
+        bos_id=BOS if LAST[last] == 2 else -1,
+        pad_id=0,
+    )
     n_head = n_head or HEADS.get(width, 0)
     if not n_head or width % n_head:
-        raise UserError(f"{weights.source} is {width} wide, which {n_head or 'an unknown number of'} heads share; "
-                        f"give --heads, a divisor of it")  # fmt: skip
+        raise UserError(
+            f"{weights.source} is {width} wide, which {n_head or 'an unknown number of'} heads share; "
+            f"give --heads, a divisor of it"
+        )
     layers = max(1, weights.count(r"transformer\.layers\.(\d+)\."))
     config = TransformerConfig(
-        n_layer=layers, n_head=n_head, n_embd=width, position="learned", attention=SCHEDULE,
-        last_attention=last if SCHEDULE[(layers - 1) % 4] == "row" else "", kernel=KERNEL,
-        masks_from="target" if stream.bos_id >= 0 else "input", last_norms=2,
-        block=BlockConfig(norm="layer", mlp="gelu-tanh", bias=True, qk_norm=False, sandwich=any(
-            SANDWICH["attention_post"] in name for name in weights.tensors)),
-    )  # fmt: skip
+        n_layer=layers,
+        n_head=n_head,
+        n_embd=width,
+        position="learned",
+        attention=SCHEDULE,
+        last_attention=last if SCHEDULE[(layers - 1) % 4] == "row" else "",
+        kernel=KERNEL,
+        masks_from="target" if stream.bos_id >= 0 else "input",
+        last_norms=2,
+        block=BlockConfig(
+            norm="layer",
+            mlp="gelu-tanh",
+            bias=True,
+            qk_norm=False,
+            sandwich=any(SANDWICH["attention_post"] in name for name in weights.tensors),
+        ),
+    )
     check(weights, layout(config, stream))
     return ImportedTransformer(config, stream, convert(weights.tensors, config, stream))
 
@@ -149,9 +167,11 @@ def _last_mask(masks: dict[str, Tensor], text_length: int, side: int, source: st
     found = "conv_torus"  # of files without masks
     for name, mask in masks.items():
         kinds = (MASKS[name],) if MASKS[name] else tuple(LAST)
-        same = [kind for kind in kinds if torch.equal(mask, sight(kind, text_length, (side, side), KERNEL))]
+        same = [kind for kind in kinds if torch.equal(mask, mask_matrix(kind, text_length, (side, side), KERNEL))]
         if not same:
-            raise UserError(f"{source}: {name} is none of the masks of ruDALL-E's second and third version; "
-                            f"such a model cannot be imported")  # fmt: skip
+            raise UserError(
+                f"{source}: {name} is none of the masks of ruDALL-E's second and third version; "
+                f"such a model cannot be imported"
+            )
         found = same[0] if len(kinds) > 1 else found
     return found

@@ -101,9 +101,16 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, channels: tuple[int, ...], blocks: int, embed_dim: int, *, stem: int, z_channels: int,
-        attention: tuple[int, ...], middle_attention: bool,
-    ) -> None:  # fmt: skip
+        self,
+        channels: tuple[int, ...],
+        blocks: int,
+        embed_dim: int,
+        *,
+        stem: int,
+        z_channels: int,
+        attention: tuple[int, ...],
+        middle_attention: bool,
+    ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, stem, 3, padding=1)
         self.stages = nn.ModuleList()
@@ -126,9 +133,15 @@ class Decoder(nn.Module):
     """z (B, D, h, w) -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `Encoder`, stages finest first."""
 
     def __init__(
-        self, channels: tuple[int, ...], blocks: int, embed_dim: int, *, z_channels: int,
-        attention: tuple[int, ...], middle_attention: bool,
-    ) -> None:  # fmt: skip
+        self,
+        channels: tuple[int, ...],
+        blocks: int,
+        embed_dim: int,
+        *,
+        z_channels: int,
+        attention: tuple[int, ...],
+        middle_attention: bool,
+    ) -> None:
         super().__init__()
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
         self.conv_in = nn.Conv2d(z_channels, channels[-1], 3, padding=1)

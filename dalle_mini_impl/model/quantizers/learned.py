@@ -135,14 +135,18 @@ def build_quantizer(
         return Gumbel(*shape)
     if name == "lfq":
         if config.codebook_size != 2**config.embed_dim:
-            raise UserError(f"lfq has 2**embed_dim ids, but codebook_size is {config.codebook_size} and embed_dim "
-                            f"{config.embed_dim}; make them agree, such as 1024 and 10")  # fmt: skip
+            raise UserError(
+                f"lfq has 2**embed_dim ids, but codebook_size is {config.codebook_size} and embed_dim "
+                f"{config.embed_dim}; make them agree, such as 1024 and 10"
+            )
         return LookupFree(config.embed_dim, commitment or 0.0, entropy)
     if name == "fsq":
         levels = config.fsq_levels
         if (prod(levels), len(levels)) != shape:
-            raise UserError(f"fsq_levels {list(levels)} give {prod(levels)} ids of width {len(levels)}, but "
-                            f"codebook_size is {shape[0]} and embed_dim {shape[1]}; make them agree")  # fmt: skip
+            raise UserError(
+                f"fsq_levels {list(levels)} give {prod(levels)} ids of width {len(levels)}, but "
+                f"codebook_size is {shape[0]} and embed_dim {shape[1]}; make them agree"
+            )
         if min(levels) < 3:
             raise UserError(f"fsq_levels {list(levels)} were given; each must be at least 3")
         return FiniteScalar(levels) if commitment is not None else TrainedFiniteScalar(levels)

@@ -34,7 +34,7 @@ void remember(const Blocks *blocks, const Cache *cache, int layer, const float *
     const int size = blocks->size, heads = blocks->heads, inner = heads * size;
     const int before = cache->length + (cache->prompt ? cache->prompt->length : 0);
     const int turns = (blocks->turn_values ? 3 : 2) * 2 * size, unit = blocks->qk_norm;
-    const Sight *sight = cache->sights ? cache->sights[layer] : NULL;
+    const AttentionMask *mask = cache->attention_masks ? cache->attention_masks[layer] : NULL;
     uint16_t key[LARGEST_HEAD], value[LARGEST_HEAD];
     int first, last;
     share(cache->rows * heads, &first, &last);
@@ -45,7 +45,7 @@ void remember(const Blocks *blocks, const Cache *cache, int layer, const float *
             const size_t at = (size_t)row * tokens + token;
             const float *from = qkv + at * 3 * inner + head * size;
             const float *turn = blocks->layers[layer].turn + (size_t)(before + token) * turns;
-            const int position = cache->length + token, place = sight ? sight->places[position] : position;
+            const int position = cache->length + token, place = mask ? mask->places[position] : position;
             turned(from, turn, size, unit, q + at * inner + head * size);
             turned(from + inner, turn + 2 * size, size, unit, key);
             from += 2 * inner;
@@ -64,8 +64,8 @@ static int scores_of(Run run) { return whole(run.end) - start_of(run); }
 
 int score_room(const Blocks *blocks, const Cache *cache, int tokens) {
     int most = whole(2 * LANES + cache->length + tokens + (cache->prompt ? cache->prompt->length : 0));
-    for (int i = 0; i < blocks->count && cache->sights; i++)
-        if (cache->sights[i] && cache->sights[i]->most > most) most = cache->sights[i]->most;
+    for (int i = 0; i < blocks->count && cache->attention_masks; i++)
+        if (cache->attention_masks[i] && cache->attention_masks[i]->most > most) most = cache->attention_masks[i]->most;
     return most;
 }
 
@@ -152,16 +152,16 @@ static void attend_runs(
 void attend(
     const Blocks *blocks, const Cache *cache, int layer, const uint16_t *q, int tokens, float *scores, uint16_t *y) {
     const int size = blocks->size, heads = blocks->heads, rows = cache->rows * tokens;
-    const Sight *sight = cache->sights ? cache->sights[layer] : NULL;
+    const AttentionMask *mask = cache->attention_masks ? cache->attention_masks[layer] : NULL;
     int first, last;
     share(rows * heads, &first, &last);
     for (int item = first; item < last; item++) {  // one head of all rows after the other: they share the prompt
         const int number = item / rows, row = item % rows, position = cache->length + row % tokens;
         const size_t at = ((size_t)row * heads + number) * size;
         const Head head = head_of(blocks, cache, layer, row / tokens, number);
-        if (sight) {
-            const int32_t *starts = sight->starts + 2 * position;
-            attend_runs(q + at, &head, sight->runs + starts[0], starts[1] - starts[0], starts[2] - starts[0], size,
+        if (mask) {
+            const int32_t *starts = mask->starts + 2 * position;
+            attend_runs(q + at, &head, mask->runs + starts[0], starts[1] - starts[0], starts[2] - starts[0], size,
                         scores, y + at);
         } else {
             const Run runs[] = {{0, cache->prompt ? cache->prompt->length : 0}, {0, position + 1}};

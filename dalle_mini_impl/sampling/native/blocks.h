@@ -50,13 +50,13 @@ typedef struct {
     const Run *runs;
     const int32_t *starts;  // [position][in the prompt, here]: first of its runs
     int32_t most;           // scores of a position, in whole vectors
-} Sight;
+} AttentionMask;
 
 typedef struct Cache {
     uint16_t *keys, *values;     // [layer][row][head][capacity × size]
     uint16_t *channels;          // [layer][attention, feed-forward][row][capacity][width / 2], where they are shifted
     const struct Cache *prompt;  // what comes before; row r continues its row r / branches
-    const Sight *const *sights;  // [layer], NULL for one that looks at all before; NULL if all do
+    const AttentionMask *const *attention_masks;  // [layer], NULL for one that looks at all before; NULL if all do
     int32_t rows, branches, capacity, length;
 } Cache;
 

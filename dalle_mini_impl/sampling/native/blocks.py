@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dalle_mini_impl.config.model import BlockConfig
-from dalle_mini_impl.model.masks import Sight
+from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.sampling.native.cache import CacheShape, NativeCache
 from dalle_mini_impl.sampling.native.library import THEN, Blocks, Layer, Norm
-from dalle_mini_impl.sampling.native.linear import NativeMatrix, Pair, in_tiles
-from dalle_mini_impl.sampling.native.sights import LANES, NativeSights
+from dalle_mini_impl.sampling.native.linear import NativeMatrix, WeightAndBias, in_tiles
+from dalle_mini_impl.sampling.native.masks import LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
 
 LARGEST_HEAD = 256
@@ -21,9 +21,9 @@ LARGEST_HEAD = 256
 class LayerWeights(NamedTuple):
     """What `NativeBlocks` asks for of each block."""
 
-    matrices: Mapping[str, Pair]
+    matrices: Mapping[str, WeightAndBias]
     """`qkv`, `out`, `up` and `down`, as the layers of these names have them."""
-    norms: Mapping[str, Pair]
+    norms: Mapping[str, WeightAndBias]
     """`attention_norm` and `mlp_norm`, unless they are part of the matrix behind them; `attention_post` and `mlp_post`,
     if there are any. Weights are for vectors of length 1; the mean is taken off where there is a bias."""
     turn: Tensor
@@ -48,17 +48,21 @@ class NativeBlocks(nn.Module):
     Args:
         library: the compiled functions.
         layers: the blocks' weights.
-        sights: what each of them may look at; None for all before.
+        attention_masks: what each of them may look at; None for all before.
         shape: what they have in common.
         narrow: keep the matrices as 8-bit integers.
     """
 
     def __init__(
-        self, library: Any, layers: Sequence[LayerWeights], sights: Sequence[Sight | None], shape: BlocksShape,
+        self,
+        library: Any,
+        layers: Sequence[LayerWeights],
+        attention_masks: Sequence[AttentionMask | None],
+        shape: BlocksShape,
         narrow: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self._library, self._sights, config = library, NativeSights(sights), shape.config
+        self._library, self._attention_masks, config = library, NativeMasks(attention_masks), shape.config
         self._kept: list[Any] = []  # what the tables below point to
         self._table = (Layer * len(layers))()
         hidden = [self._fill(place, layer, narrow) for place, layer in zip(self._table, layers, strict=True)]
@@ -66,10 +70,19 @@ class NativeBlocks(nn.Module):
         shifted = 0 if sources is None else width // 2
         self._shape = CacheShape(len(layers), shape.n_head, shape.head_dim, shifted, len(layers[0].turn))
         self._blocks = Blocks(
-            ctypes.addressof(self._table), None if sources is None else self._keep(sources.T.int()),
-            len(layers), shape.n_head, shape.head_dim, width, hidden[0], THEN[config.mlp],
-            config.qk_norm, config.turn_values, config.reversible, shape.finish,
-        )  # fmt: skip
+            ctypes.addressof(self._table),
+            None if sources is None else self._keep(sources.T.int()),
+            len(layers),
+            shape.n_head,
+            shape.head_dim,
+            width,
+            hidden[0],
+            THEN[config.mlp],
+            config.qk_norm,
+            config.turn_values,
+            config.reversible,
+            shape.finish,
+        )
 
     def forward(self, x: Tensor, _table: Any, cache: NativeCache | None, _layer: int, _sources: Any = None) -> Tensor:
         """As `Block` has it; (B, T, C) of any dtype -> fp32. What begins with _ is not needed.
@@ -93,7 +106,7 @@ class NativeBlocks(nn.Module):
 
     def new_cache(self, batch: int, capacity: int | None = None) -> NativeCache:
         """As `Transformer` has it."""
-        return NativeCache(self._shape, batch, capacity or self._shape.length, self._sights)
+        return NativeCache(self._shape, batch, capacity or self._shape.length, self._attention_masks)
 
     def _fill(self, place: Layer, layer: LayerWeights, narrow: bool) -> int:
         """Put a block's weights where the compiled code finds them; gives the width inside its feed-forward layer."""

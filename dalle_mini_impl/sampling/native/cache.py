@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.sampling.native.library import CacheParts
-from dalle_mini_impl.sampling.native.sights import LANES, NativeSights
+from dalle_mini_impl.sampling.native.masks import LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -30,26 +30,34 @@ class NativeCache:
         shape: of what is kept.
         rows: streams.
         capacity: positions there is room for.
-        sights: what they may look at.
+        attention_masks: what they may look at.
         prompt: the cache that this one continues, the same number of rows for each of its rows.
     """
 
     def __init__(
-        self, shape: CacheShape, rows: int, capacity: int, sights: NativeSights, prompt: "NativeCache | None" = None
+        self,
+        shape: CacheShape,
+        rows: int,
+        capacity: int,
+        attention_masks: NativeMasks,
+        prompt: "NativeCache | None" = None,
     ) -> None:
         n_layer, n_head, head_dim, shifted, length = shape
         capacity = -(-capacity // LANES) * LANES
         self._memory = torch.zeros(2, n_layer, rows, n_head, capacity * head_dim, dtype=torch.bfloat16)
         self._channels = torch.zeros(2 * n_layer, rows, capacity * shifted, dtype=torch.bfloat16)
-        self._shape, self._sights, self._prompt = shape, sights, prompt
+        self._shape, self._attention_masks, self._prompt = shape, attention_masks, prompt
         begin = prompt.length if prompt else 0
         self._end = min(begin + capacity, length)
-        self._table = sights.table(begin, self._end, prompt._end if prompt else 0)
+        self._table = attention_masks.table(begin, self._end, prompt._end if prompt else 0)
         self.parts: CacheParts = CacheParts(
             prompt=ctypes.addressof(prompt.parts) if prompt else None,
-            sights=self._table.address if self._table else None,
-            rows=rows, branches=rows // prompt.parts.rows if prompt else 1, capacity=capacity, length=0,
-        )  # fmt: skip
+            attention_masks=self._table.address if self._table else None,
+            rows=rows,
+            branches=rows // prompt.parts.rows if prompt else 1,
+            capacity=capacity,
+            length=0,
+        )
         self._point()
 
     @property
@@ -76,7 +84,7 @@ class NativeCache:
         """
         if self._prompt is not None:
             raise UserError("a cache that continues a prompt cannot be branched again; branch the prompt's")
-        return NativeCache(self._shape, self.parts.rows * count, capacity - self.length, self._sights, self)
+        return NativeCache(self._shape, self.parts.rows * count, capacity - self.length, self._attention_masks, self)
 
     def keep(self, rows: Tensor) -> None:
         """As `Cache` has it."""

@@ -23,7 +23,14 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, kept: int) -> Tens
     threads = torch.get_num_threads()
     ids, room = torch.empty(rows, dtype=torch.int64), torch.empty(threads, vocab + library.lanes())
     library.draw(
-        logits.data_ptr(), rows, vocab, 1 / temperature, kept, uniform.data_ptr(), ids.data_ptr(), room.data_ptr(),
+        logits.data_ptr(),
+        rows,
+        vocab,
+        1 / temperature,
+        kept,
+        uniform.data_ptr(),
+        ids.data_ptr(),
+        room.data_ptr(),
         threads,
-    )  # fmt: skip
+    )
     return ids

@@ -59,8 +59,8 @@ class Blocks(ctypes.Structure):
     ]
 
 
-class SightParts(ctypes.Structure):
-    """`Sight` there."""
+class MaskParts(ctypes.Structure):
+    """`AttentionMask` there."""
 
     _fields_ = [*((name, ctypes.c_void_p) for name in ("places", "runs", "starts")), ("most", ctypes.c_int32)]
 
@@ -69,7 +69,7 @@ class CacheParts(ctypes.Structure):
     """`Cache` there."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "channels", "prompt", "sights")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "channels", "prompt", "attention_masks")),
         *((name, ctypes.c_int32) for name in ("rows", "branches", "capacity", "length")),
     ]
 

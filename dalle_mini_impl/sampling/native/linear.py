@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.sampling.native.library import Matrix
 
 
-class Pair(NamedTuple):
+class WeightAndBias(NamedTuple):
     """A weight and a bias."""
 
     weight: Tensor
@@ -19,7 +19,7 @@ class Pair(NamedTuple):
 class NativeMatrix:
     """A weight (out, in) in the layout of `blocks.h`: in bf16, or `narrow`: 8-bit integers, one scale per output."""
 
-    def __init__(self, library: Any, pair: Pair, narrow: bool) -> None:
+    def __init__(self, library: Any, pair: WeightAndBias, narrow: bool) -> None:
         side_by_side = 2 * library.lanes()
         padding = -len(pair.weight) % side_by_side
         weight = F.pad(pair.weight.detach().float(), (0, 0, 0, padding))
@@ -37,7 +37,7 @@ class NativeMatrix:
 class NativeLinear(nn.Module):
     """A linear layer, (…, in) -> (…, out) in fp32, `in` a multiple of 16; see `NativeMatrix`."""
 
-    def __init__(self, library: Any, pair: Pair, narrow: bool = False) -> None:
+    def __init__(self, library: Any, pair: WeightAndBias, narrow: bool = False) -> None:
         super().__init__()
         self._library, self._out, self._matrix = library, len(pair.weight), NativeMatrix(library, pair, narrow)
 
@@ -45,13 +45,19 @@ class NativeLinear(nn.Module):
         x, width = x.float().contiguous(), x.shape[-1]
         y, room = torch.empty(*x.shape[:-1], self._matrix.outputs), torch.empty(x.numel(), dtype=torch.bfloat16)
         self._library.linear(
-            self._matrix.parts, x.data_ptr(), x.numel() // width, width, self._matrix.outputs, y.data_ptr(),
-            room.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
+            self._matrix.parts,
+            x.data_ptr(),
+            x.numel() // width,
+            width,
+            self._matrix.outputs,
+            y.data_ptr(),
+            room.data_ptr(),
+            torch.get_num_threads(),
+        )
         return y[..., : self._out]
 
 
-def in_tiles(up: Pair, down: Pair, lanes: int) -> tuple[Pair, Pair]:
+def in_tiles(up: WeightAndBias, down: WeightAndBias, lanes: int) -> tuple[WeightAndBias, WeightAndBias]:
     """The matrices of a feed-forward layer, its width a multiple of a tile's: zeros are added.
 
     Vectors of the gate's outputs come in turn with vectors of those that it gates.
@@ -64,7 +70,7 @@ def in_tiles(up: Pair, down: Pair, lanes: int) -> tuple[Pair, Pair]:
         return parts.unflatten(1, (-1, lanes)).transpose(0, 1).reshape(-1, *values.shape[1:])
 
     bias = None if up.bias is None else in_turn(up.bias)
-    return Pair(in_turn(up.weight), bias), Pair(F.pad(down.weight, (0, padding)), down.bias)
+    return WeightAndBias(in_turn(up.weight), bias), WeightAndBias(F.pad(down.weight, (0, padding)), down.bias)
 
 
 def _address(values: Tensor | None) -> int | None:

@@ -118,11 +118,14 @@ def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokeniz
     """
     gan, side = config.gan, config.model.image_size
     if gan.weight < 0 or not 0 <= gan.start <= 1:
-        raise UserError(f"gan.weight is {gan.weight} and gan.start {gan.start}; "
-                        "expected 0 or more, and a share from 0 to 1")  # fmt: skip
+        raise UserError(
+            f"gan.weight is {gan.weight} and gan.start {gan.start}; expected 0 or more, and a share from 0 to 1"
+        )
     if not gan.channels or side < 2 ** len(gan.channels):
-        raise UserError(f"gan.channels {list(gan.channels)} were given; expected at least one width, and at most as "
-                        f"many as {side} pixels can be halved")  # fmt: skip
+        raise UserError(
+            f"gan.channels {list(gan.channels)} were given; expected at least one width, and at most as "
+            f"many as {side} pixels can be halved"
+        )
     if not gan.weight:
         return None
     last = [module for module in tokenizer.decoder.modules() if isinstance(module, nn.Conv2d)][-1]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-class Average:
+class Ema:
     """Exponential moving average of a model's parameters; buffers are copied as they are.
 
     The decay grows from 0 to its final value over the first steps, so that short runs do not average in
@@ -30,7 +30,7 @@ class Average:
                 self.state[name].copy_(value)
 
     @contextmanager
-    def standing_in(self, model: nn.Module) -> Iterator[None]:
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
         """Give the model the averaged weights and set it to evaluation; when the block ends it has its own again.
 
         The two change places one weight at a time, so this takes no memory to speak of.

@@ -28,7 +28,7 @@ OPTIONS = {
 """Settings of the launcher's file that would change what is done, and the one value of each that is known here."""
 
 
-def asked() -> bool:
+def fsdp_requested() -> bool:
     """Whether the processes were launched to share a model out.
 
     Raises:
@@ -39,12 +39,13 @@ def asked() -> bool:
     for name, known in OPTIONS.items():
         given = os.environ.get(name.upper(), known)
         if given != known:
-            raise UserError(f"{name} is {given} in the launcher's file; expected {known}, "
-                            f"as in configs/accelerate/gpus-8-fsdp.yaml")  # fmt: skip
+            raise UserError(
+                f"{name} is {given} in the launcher's file; expected {known}, as in configs/accelerate/gpus-8-fsdp.yaml"
+            )
     return True
 
 
-def spread(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
+def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
     """Give a model to the processes: whole to each (DDP), or shared out if they were launched for that.
 
     Weights stay in float32 either way. Shared out, whole blocks exist one or two at a time, in the precision that they
@@ -58,7 +59,7 @@ def spread(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Modu
     Returns:
         What to call in training. `module` keeps the weights, or this process's share of them.
     """
-    if not asked():
+    if not fsdp_requested():
         return accelerator.prepare(module)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     lower = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
@@ -68,24 +69,24 @@ def spread(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Modu
     return module
 
 
-def is_shared_out(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether this process holds but a share of the module's weights."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def gather(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor as a whole; if it is shared out, all processes must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def share(value: Tensor, like: Tensor | None) -> Tensor:
+def shard_like(value: Tensor, like: Tensor | None) -> Tensor:
     """A whole tensor, which each process has, or this process's share of it if `like`, of its shape, is shared out."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
+def gather_full(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
     """The module with all of its weights, for the main process to save or draw with; all processes must ask.
 
     If it is shared out, the main process gets a copy in main memory, gathered weight by weight.
@@ -98,7 +99,7 @@ def whole(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
     Returns:
         In the main process a whole module; in others what was given.
     """
-    if not is_shared_out(module):
+    if not is_sharded(module):
         return module
     copy = module
     if accelerator.is_main_process:
@@ -106,7 +107,7 @@ def whole(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
             copy = build()
     weights = copy.state_dict()
     for name, value in module.state_dict().items():
-        gathered = gather(value)
+        gathered = full_tensor(value)
         if accelerator.is_main_process:
             weights[name].copy_(gathered)
     return copy.eval()

@@ -85,20 +85,22 @@ def mixed_precision(name: str, precision: str) -> str:
     return "bf16" if precision == "bf16" else "no"
 
 
-def start(run: RunConfig, can_share_out: bool = False) -> Accelerator:
+def start(run: RunConfig, can_shard: bool = False) -> Accelerator:
     """Set up the processes, precision and seeds of a run.
 
     Args:
         run: its settings.
-        can_share_out: whether this stage knows how to share its model out among processes.
+        can_shard: whether this stage knows how to share its model out among processes.
 
     Raises:
         UserError: a setting of the run is missing or does not divide, or the processes cannot do what they were
             launched for.
     """
-    if fsdp.asked() and not can_share_out:
-        raise UserError("the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
-                        "enough to be whole in each process: use distributed_type MULTI_GPU")  # fmt: skip
+    if fsdp.fsdp_requested() and not can_shard:
+        raise UserError(
+            "the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
+            "enough to be whole in each process: use distributed_type MULTI_GPU"
+        )
     if not run.model_dir or not run.state_dir:
         raise UserError(
             f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder"
@@ -118,8 +120,10 @@ def start(run: RunConfig, can_share_out: bool = False) -> Accelerator:
     )
     parts = accelerator.num_processes * run.accumulation
     if run.batch_size % parts:
-        raise UserError(f"run.batch_size {run.batch_size} cannot be split over {accelerator.num_processes} processes "
-                        f"× {run.accumulation} passes; make it a multiple of {parts}")  # fmt: skip
+        raise UserError(
+            f"run.batch_size {run.batch_size} cannot be split over {accelerator.num_processes} processes "
+            f"× {run.accumulation} passes; make it a multiple of {parts}"
+        )
     torch.manual_seed(run.seed)
     return accelerator
 
@@ -158,7 +162,7 @@ def passes(accelerator: Accelerator, run: RunConfig) -> list[slice]:
     return [slice((first + number) * size, (first + number + 1) * size) for number in range(run.accumulation)]
 
 
-class Journal:
+class TrainingLog:
     """Progress on screen, `log.jsonl` on disk, and the tracker when one is asked for."""
 
     def __init__(self, accelerator: Accelerator, run: RunConfig, config: Any, first_step: int) -> None:

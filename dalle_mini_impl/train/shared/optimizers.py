@@ -18,8 +18,9 @@ class Muon(torch.optim.Muon):
     """
 
     def __init__(self, weights: list[nn.Parameter], **options: Any) -> None:
-        matrices = [nn.Parameter(as_matrix(weight.detach(), weight)) if weight.ndim == 4 else weight
-                    for weight in weights]  # fmt: skip
+        matrices = [
+            nn.Parameter(as_matrix(weight.detach(), weight)) if weight.ndim == 4 else weight for weight in weights
+        ]
         self.convolutions = [pair for pair in zip(matrices, weights, strict=True) if pair[1].ndim == 4]
         super().__init__(matrices, **options)
 

@@ -58,5 +58,7 @@ class Plateau:
         self.state = torch.tensor([0.0, 0.0, lowest, 0.0 if halve else waited, halvings + halve], dtype=torch.float64)
         if not halve:
             return ""
-        return (f"in {self.config.patience} validations the {self.config.loss} loss gained too little on {lowest:.4g}, "
-                f"it is {loss:.4g} now; learning rate × {self.rate:.4g} from here")  # fmt: skip
+        return (
+            f"in {self.config.patience} validations the {self.config.loss} loss gained too little on {lowest:.4g}, "
+            f"it is {loss:.4g} now; learning rate × {self.rate:.4g} from here"
+        )

@@ -20,8 +20,8 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dalle_mini_impl.config.training import RunConfig
-from dalle_mini_impl.train.shared.ema import Average
-from dalle_mini_impl.train.shared.fsdp import is_shared_out, share
+from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.shared.fsdp import is_sharded, shard_like
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
@@ -36,7 +36,7 @@ def save_state(
     step: int,
     model: nn.Module,
     optimizers: list[Any],
-    average: Average,
+    average: Ema,
     **own: Tensor,
 ) -> None:
     """Write everything that `load_state` needs to continue after `step` as if nothing had happened.
@@ -49,7 +49,7 @@ def save_state(
     model = accelerator.unwrap_model(model)
     if accelerator.device.type == "cuda":
         own["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
-    if is_shared_out(model):
+    if is_sharded(model):
         mine = {"rng": torch.get_rng_state(), **own}
         shares = _by_name(model, optimizers, average)
         shares |= {f"own.{accelerator.process_index}.{name}": value for name, value in mine.items()}
@@ -76,7 +76,7 @@ def load_state(
     run: RunConfig,
     model: nn.Module,
     optimizers: list[Any],
-    average: Average,
+    average: Ema,
     **own: Tensor,
 ) -> int:
     """Restore the last saved state, whole or of shares, in place, and return the step to go on with.
@@ -87,8 +87,10 @@ def load_state(
         UserError: there is none, it is damaged, or it is of another model; or the run goes by the clock.
     """
     if run.minutes:
-        raise UserError(f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
-                        f"so start without --resume, or set run.steps instead")  # fmt: skip
+        raise UserError(
+            f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
+            f"so start without --resume, or set run.steps instead"
+        )
     folder, process, model = Path(run.state_dir), accelerator.process_index, accelerator.unwrap_model(model)
     # A kill may leave both, of which the one of shares may be half removed; either leads to the same end.
     path = folder / WHOLE if (folder / WHOLE).is_file() else max(folder.glob(SHARES), default=None)
@@ -114,7 +116,7 @@ def forget_states(folder: Path, but: str = "") -> None:
 
 
 def _load_whole(
-    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
+    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Ema
 ) -> tuple[int, dict[str, Tensor]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -122,13 +124,13 @@ def _load_whole(
         raise _damaged(path, error) from error
     weights = model.state_dict()
     try:
-        model.load_state_dict({name: share(value, weights.get(name)) for name, value in state["model"].items()})
+        model.load_state_dict({name: shard_like(value, weights.get(name)) for name, value in state["model"].items()})
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict({**saved, "state": _moments(optimizer, saved["state"])})
     except (RuntimeError, ValueError) as error:
         raise _other_model(path, str(error).splitlines()[0]) from error
     for name, value in state["average"].items():
-        average.state[name].copy_(share(value, average.state[name]))
+        average.state[name].copy_(shard_like(value, average.state[name]))
     process %= len(state["rng"])
     others = state["own"][process] if "own" in state else {}
     return int(state["step"]), {"rng": state["rng"][process], **others}
@@ -138,13 +140,15 @@ def _moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict[int, d
     """Copies of the moments in a file, or of this process's share of them, for the optimizer to take over."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        number: {name: share(value, parameter).to(parameter.device, copy=True) for name, value in saved[number].items()}
+        number: {
+            name: shard_like(value, parameter).to(parameter.device, copy=True) for name, value in saved[number].items()
+        }
         for number, parameter in enumerate(parameters)
         if number in saved
     }
 
 
-def _by_name(model: nn.Module, optimizers: list[Any], average: Average) -> dict[str, Tensor]:
+def _by_name(model: nn.Module, optimizers: list[Any], average: Ema) -> dict[str, Tensor]:
     """All that training changes, by names that say what it is; changing the tensors changes the run."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -182,7 +186,7 @@ def _save_shares(accelerator: Accelerator, target: Path, shares: dict[str, Tenso
 
 
 def _load_shares(
-    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Average
+    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Ema
 ) -> tuple[int, dict[str, Tensor]]:
     try:
         saved: dict[str, Any] = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
@@ -217,8 +221,9 @@ def _damaged(path: Path, error: BaseException) -> UserError:
 
 
 def _other_model(path: Path, difference: str) -> UserError:
-    return UserError(f"{path} is the state of another model or optimizer ({difference}); "
-                     f"resume with the config it was started with")  # fmt: skip
+    return UserError(
+        f"{path} is the state of another model or optimizer ({difference}); resume with the config it was started with"
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

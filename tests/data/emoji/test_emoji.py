@@ -189,7 +189,7 @@ def test_may_flip(name, group, expected):
         ("🐕‍🦺", "Other"), ("🐈", "Other"), ("5️⃣", "Symbols"), ("🅰️", "Symbols"), ("🈴", "Symbols"),
         ("➡️", "Symbols"), ("🔙", "Symbols"), ("🚻", "Symbols"), ("🟦", "Symbols"), ("㊗️", "Symbols"),
     ],
-)  # fmt: skip
+)
 def test_group_guessed_from_code_points(one, expected):
     assert openmoji.group_of(one) == expected
 
@@ -212,7 +212,7 @@ def make_set(*emojis):
     return EmojiSet(
         table=table, vendors=VENDORS, pictures=pictures,
         annotations=annotations(*emojis[:-1]), sources=[{"package": "fake@1.2.3"}],
-    )  # fmt: skip
+    )
 
 
 EMOJIS = [chr(0x1F300 + number) for number in range(17)]
@@ -230,7 +230,7 @@ def test_written_set_is_read_back_pair_by_pair(tmp_path, monkeypatch):
     assert pair.image.getpixel((5, 5)) == (36, 1, 77, 255)
     assert pair.details == {
         "emoji": "\U0001f304", "vendor": "twemoji", "concept": "concept 4", "group": "Objects", "kind": "plain",
-    }  # fmt: skip
+    }
     assert pair.may_flip
     assert {caption.language for caption in pair.captions} == set(LANGUAGES)
     assert pair.split == split_vendors("\U0001f304", ["twemoji", "fluent-flat", "fluent-3d"])["twemoji"]
@@ -429,7 +429,7 @@ def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
     assert all(source["sha256"] == f"hash of {source['package']}" for source in manifest["sources"])
     assert {source["licence"] for source in manifest["sources"]} == {
         "MIT", "Unicode-3.0", "Apache-2.0", "CC-BY-4.0",
-    }  # fmt: skip
+    }
     with tarfile.open(tmp_path / "set" / "emoji-000.tar") as archive:
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
 

@@ -9,7 +9,7 @@ from helpers.foreign_image_tokenizers import random_tensors
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from dalle_mini_impl.config.model import ForeignConfig, ImageTokenizerConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ImportedNetworkConfig
 from dalle_mini_impl.interop.image import dalle_pytorch, llamagen, openai_dvae, taming
 from dalle_mini_impl.interop.read_weights import Weights
 from dalle_mini_impl.interop.result import check, layout
@@ -226,11 +226,17 @@ def test_published_vqgans_have_our_layout(name):
     assert layout(config, taming.foreign_name) == shapes
     check(on_meta(shapes), layout(config, taming.foreign_name))
     assert config == ImageTokenizerConfig(
-        network="taming", quantizer="logits" if settings.get("gumbel") else "nearest", image_size=256,
-        factor=2 ** (len(settings["ch_mult"]) - 1), channels=tuple(128 * m for m in settings["ch_mult"]),
-        encoder_blocks=2, decoder_blocks=3, codebook_size=settings["ids"], embed_dim=settings["embed"],
-        foreign=ForeignConfig(stem=128, z_channels=settings["z"], attention=settings["attention"]),
-    )  # fmt: skip
+        network="taming",
+        quantizer="logits" if settings.get("gumbel") else "nearest",
+        image_size=256,
+        factor=2 ** (len(settings["ch_mult"]) - 1),
+        channels=tuple(128 * m for m in settings["ch_mult"]),
+        encoder_blocks=2,
+        decoder_blocks=3,
+        codebook_size=settings["ids"],
+        embed_dim=settings["embed"],
+        foreign=ImportedNetworkConfig(stem=128, z_channels=settings["z"], attention=settings["attention"]),
+    )
 
 
 def test_published_llamagen_has_our_layout(monkeypatch, tmp_path):
@@ -244,7 +250,7 @@ def test_published_llamagen_has_our_layout(monkeypatch, tmp_path):
     monkeypatch.setattr(llamagen, "read", lambda path, trust: {"model": {}, "ema": content})
     monkeypatch.setattr(llamagen, "fill", lambda weights, config, name: seen.append((layout(config, name), config)))
     llamagen.load("vq_ds16_c2i.pt")
-    (ours, config), = seen  # fmt: skip
+    ((ours, config),) = seen
     assert ours == theirs
     assert (config.factor, config.codebook_size, config.embed_dim, config.quantizer) == (16, 16384, 8, "cosine")
 
@@ -278,7 +284,7 @@ def imported_config(**changes):
         ({"network": "dalle-pytorch"}, "factor 4 with 3 stages .* 'dalle-pytorch'"),
         ({"network": "dalle-pytorch", "channels": (), "factor": 1}, "factor 1 with 0 stages"),
         ({"channels": (32, 48, 64)}, "a width of 48 was given; widths must be multiples of 32"),
-        ({"foreign": ForeignConfig(stem=8)}, "a width of 8"),
+        ({"foreign": ImportedNetworkConfig(stem=8)}, "a width of 8"),
         ({"quantizer": "vq"}, "unknown quantizer 'vq'; network 'taming' has nearest, cosine or logits"),
         ({"image_size": 30}, "image_size 30 is not a multiple of factor 4"),
     ],

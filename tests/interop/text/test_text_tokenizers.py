@@ -221,8 +221,16 @@ def test_clip_ids_are_those_of_dalle_pytorch(peer):
     assert tokenizer.vocab_size == original.vocab_size == 49408
     random = np.random.default_rng(0)
     # Letters that every Unicode of the last years knows, but not Latin-1: a run of it looks wrongly decoded to ftfy.
-    ranges = (range(0x20, 0x7F), range(0x100, 0x180), range(0x300, 0x600), range(0x900, 0x980), range(0x2010, 0x2060),
-              range(0x3040, 0x3100), range(0xFF01, 0xFFF0), range(0x1F300, 0x1F400))  # fmt: skip
+    ranges = (
+        range(0x20, 0x7F),
+        range(0x100, 0x180),
+        range(0x300, 0x600),
+        range(0x900, 0x980),
+        range(0x2010, 0x2060),
+        range(0x3040, 0x3100),
+        range(0xFF01, 0xFFF0),
+        range(0x1F300, 0x1F400),
+    )
     pool = [chr(n) for part in ranges for n in part if unicodedata.category(chr(n)) != "Cn" and n != ord("&")]
     noise = ["".join(random.choice(pool, size=random.integers(1, 13))) for _ in range(307)]
     for text in [*TEXTS, *CLEANED, *noise]:
@@ -369,10 +377,10 @@ def test_kinds_are_guessed(tmp_path):
         (b"hello world\n", "begins with 'hello world', which is no text tokenizer that is known; say which kind"),
         (b"", "begins with ''"),
         (b"\x1f\x8b\x08broken", "is damaged"),
-        (b"{\n\"model\": {", r"is not JSON: .*line 2 column 11"),
+        (b'{\n"model": {', r"is not JSON: .*line 2 column 11"),
         (b"\n\xff\xfe", r"is not text in UTF-8 \(byte 1\); a SentencePiece model is used as it is"),
     ],
-)  # fmt: skip
+)
 def test_files_of_no_known_kind_are_refused(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:

@@ -77,11 +77,18 @@ def test_it_computes_what_the_reference_does(kind):
     [
         ({f"vae.{name}": value for name, value in VAE.items()}, "dalle-pytorch", 4),
         ({f"vae.model.{name}": value for name, value in {**VQGAN, "loss.x": torch.ones(2)}.items()}, "taming", 4),
-        ({f"vae.{half}.{name}": value for half, part in zip(("enc", "dec"), DVAE, strict=True)
-          for name, value in part.items()}, "openai-dvae", 8),
+        (
+            {
+                f"vae.{half}.{name}": value
+                for half, part in zip(("enc", "dec"), DVAE, strict=True)
+                for name, value in part.items()
+            },
+            "openai-dvae",
+            8,
+        ),
     ],
     ids=["DiscreteVAE", "VQGanVAE", "OpenAIDiscreteVAE"],
-)  # fmt: skip
+)
 def test_each_image_tokenizer_is_found(vae, network, factor):
     stuff = content(vae={})
     stuff["weights"] |= vae
@@ -223,7 +230,7 @@ def with_settings(**changes):
         (lambda: with_settings(attn_types="mlp"), "attn_types 'mlp'; only full, axial_"),
         (lambda: with_settings(heads=6, dim_head=7), "pos_emb is"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_imported_is_told(stuff, message):
     torch.save(stuff(), "dalle.pt")
     with pytest.raises(UserError, match=message):

@@ -47,9 +47,14 @@ def test_exported_it_computes_the_same(kind):
     run("export", "dalle-pytorch", "model", "--out", "again.pt")
     again = torch.load("again.pt", weights_only=True)
     assert again["vae_params"] == {
-        "image_size": 16, "num_layers": 2, "num_tokens": IDS, "codebook_dim": 7, "hidden_dim": 11,
-        "num_resnet_blocks": 0, "normalization": ((0.4, 0.3, 0.2), (0.5, 0.6, 0.7)),
-    }  # fmt: skip
+        "image_size": 16,
+        "num_layers": 2,
+        "num_tokens": IDS,
+        "codebook_dim": 7,
+        "hidden_dim": 11,
+        "num_resnet_blocks": 0,
+        "normalization": ((0.4, 0.3, 0.2), (0.5, 0.6, 0.7)),
+    }
     assert again["hparams"].items() >= kind.hparams.items()
     assert all(torch.equal(again["weights"][f"vae.{name}"], value) for name, value in VAE.items())
     newest = dataclasses.replace(kind, nests=(5, 4) if kind.shift else (3, 2), tied=False, axial=Kind.axial)
@@ -84,7 +89,7 @@ def test_exported_it_computes_the_same(kind):
         ("image_config", {"network": "taming"}, "the image tokenizer's network is 'taming'"),
         ("image_config", {"image_size": 32}, "the image tokenizer's image_size is 32, and DALLE-pytorch has only 16"),
     ],
-)  # fmt: skip
+)
 def test_what_the_package_does_not_have_is_not_exported(part, changes, message):
     model = exportable()
     if part == "block":

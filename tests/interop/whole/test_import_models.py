@@ -107,8 +107,10 @@ def test_an_imported_rudalle_draws_what_the_original_does(run, rudalle):
 @pytest.mark.parametrize("kind", ["mindalle", "rudalle"])
 def test_imported_models_sample_complete_and_rerank(run, kind, request, tmp_path):
     request.getfixturevalue(kind)
-    arguments = {"mindalle": ("import", "mindalle", "min"),
-                 "rudalle": (*RUDALLE, "--vae", "vae.ckpt", "--text-tokenizer", "bpe.model")}[kind]  # fmt: skip
+    arguments = {
+        "mindalle": ("import", "mindalle", "min"),
+        "rudalle": (*RUDALLE, "--vae", "vae.ckpt", "--text-tokenizer", "bpe.model"),
+    }[kind]
     run(*arguments, "--out", "model")
     assert (tmp_path / "model/MODEL_CARD.md").read_text().startswith("# ")
     model = DalleMini.from_pretrained("model", device="cpu")
@@ -121,8 +123,21 @@ def test_imported_models_sample_complete_and_rerank(run, kind, request, tmp_path
     assert len({tuple(torch.as_tensor(one.image_ids).flatten().tolist()) for one in guided}) > 1
     run("sample", "red cat", "--model", "model", "--candidates", 3, "--keep", 2, "--out", "grid.png")
     result[0].image.save("one.png")
-    run("complete", "one.png", "red cat", "--model", "model", "--keep-rows", 1, "--candidates", 2, "--keep", 1,
-        "--out", "done.png")  # fmt: skip
+    run(
+        "complete",
+        "one.png",
+        "red cat",
+        "--model",
+        "model",
+        "--keep-rows",
+        1,
+        "--candidates",
+        2,
+        "--keep",
+        1,
+        "--out",
+        "done.png",
+    )
     assert Image.open("done.png").size[0] >= result[0].image.size[0]
     assert {"mindalle": "CC-BY-NC-SA-4.0", "rudalle": "ru"}[kind] in run("info", "model")
 
@@ -170,8 +185,10 @@ def test_parts_that_are_there_are_kept(run, mindalle, tmp_path):
 
 
 def test_the_decoder_of_wavelets_is_refused(run, rudalle, tmp_path):
-    tensors = {f"model.{name}".replace("model.decoder.", "model.decoder.decoder."): value
-               for name, value in vqgan(gumbel=True).items()}  # fmt: skip
+    tensors = {
+        f"model.{name}".replace("model.decoder.", "model.decoder.decoder."): value
+        for name, value in vqgan(gumbel=True).items()
+    }
     torch.save({"state_dict": {**tensors, "model.decoder.idwt.g0_col": torch.zeros(1)}}, tmp_path / "dwt.ckpt")
     message = run(*RUDALLE, "--vae", "dwt.ckpt", "--out", "model", code=1)
     assert "dwt.ckpt is ruDALL-E's VQGAN that decodes wavelets (dwt); only the one without" in message

@@ -25,7 +25,7 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.interop.read_weights import Weights
 from dalle_mini_impl.interop.whole import mindalle, rudalle
 from dalle_mini_impl.model.build import build_transformer
-from dalle_mini_impl.model.masks import sight
+from dalle_mini_impl.model.masks import mask_matrix
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.sampling.likelihood import image_logits
@@ -129,15 +129,18 @@ def test_mindalle_at_full_size():
     ("changes", "pad_id", "message"),
     [
         ({"blocks.1.attn.key.bias": None}, PAD, r"1 missing \(blocks.1.attn.key.bias\)$"),
-        ({"blocks.2.mlp.0.weight": torch.zeros(3, 22), "sos": torch.zeros(1)}, PAD,
-         r"1 not known \(sos\); 1 of another shape \(blocks.2.mlp.0.weight is \(3, 22\), expected \(88, 22\)\)$"),
+        (
+            {"blocks.2.mlp.0.weight": torch.zeros(3, 22), "sos": torch.zeros(1)},
+            PAD,
+            r"1 not known \(sos\); 1 of another shape \(blocks.2.mlp.0.weight is \(3, 22\), expected \(88, 22\)\)$",
+        ),
         ({"tok_emb_txt.weight": None}, PAD, "has no tensor whose name ends with tok_emb_txt.weight"),
         ({"pos_emb_img.weight": torch.zeros(8, 22)}, PAD, "is for 8 image ids; expected a square"),
         ({"pos_emb_txt.weight": None}, PAD, "has no pos_emb_txt.weight, which tells the shape"),
         ({}, 29, "padding is id 29, but .* has ids 0 … 28; use the tokenizer"),
         ({}, -1, "padding is id -1, but"),
     ],
-)  # fmt: skip
+)
 def test_a_mindalle_that_does_not_fit_is_refused(tmp_path, changes, pad_id, message):
     tensors = {**random_transformer(foreign_transformers.mindalle_shapes(**MIN)), **changes}
     tensors = {name: value for name, value in tensors.items() if value is not None}
@@ -247,7 +250,7 @@ def test_rudalle_at_full_size(version, layers, C, parameters):
     shapes = foreign_transformers.rudalle_shapes(layers=layers, C=C, text=16384 + 128, ids=8192, length=128, side=32)
     tensors = on_meta(shapes)
     if version == 3:
-        tensors["transformer.conv_mask"] = sight("conv_square", 128, (32, 32))
+        tensors["transformer.conv_mask"] = mask_matrix("conv_square", 128, (32, 32))
     imported = rudalle.from_weights(Weights("pytorch_model.bin", tensors))
     zeros = 129 * C if version == 2 else 127 * C
     assert assert_whole(imported, zeros) == sum(map(math.prod, shapes.values())) == parameters
@@ -263,12 +266,22 @@ def test_rudalle_at_full_size(version, layers, C, parameters):
 @pytest.mark.parametrize(
     ("changes", "n_head", "message"),
     [
-        ({"transformer.layers.3.attention.dense.bias": None}, RU_HEADS,
-         r"1 missing \(transformer.layers.3.attention.dense.bias\)$"),
-        ({"transformer.layers.0.before_second_addition_layernorm.weight": None}, RU_HEADS,
-         r"1 missing \(transformer.layers.0.before_second_addition_layernorm.weight\)$"),
-        ({"image_col_embeddings.weight": torch.zeros(3, 14), "more": torch.zeros(1)}, RU_HEADS,
-         r"1 not known \(more\); 1 of another shape \(image_col_embeddings.weight is \(3, 14\), expected \(7, 14\)\)$"),
+        (
+            {"transformer.layers.3.attention.dense.bias": None},
+            RU_HEADS,
+            r"1 missing \(transformer.layers.3.attention.dense.bias\)$",
+        ),
+        (
+            {"transformer.layers.0.before_second_addition_layernorm.weight": None},
+            RU_HEADS,
+            r"1 missing \(transformer.layers.0.before_second_addition_layernorm.weight\)$",
+        ),
+        (
+            {"image_col_embeddings.weight": torch.zeros(3, 14), "more": torch.zeros(1)},
+            RU_HEADS,
+            r"1 not known \(more\); 1 of another shape "
+            r"\(image_col_embeddings.weight is \(3, 14\), expected \(7, 14\)\)$",
+        ),
         ({"text_pos_embeddings.weight": None}, RU_HEADS, "no tensor whose name ends with text_pos_embeddings.weight"),
         ({"image_row_embeddings.weight": None}, RU_HEADS, "has no image_row_embeddings.weight, which tells the shape"),
         ({}, 3, "is 14 wide, which 3 heads share; give --heads, a divisor of it"),
@@ -276,7 +289,7 @@ def test_rudalle_at_full_size(version, layers, C, parameters):
         ({"transformer.row_mask": torch.ones(55, 55).tril()}, RU_HEADS, "row_mask is none of the masks of ruDALL-E's"),
         ({"conv_mask": torch.ones(7, 7)}, RU_HEADS, "conv_mask is none of the masks"),
     ],
-)  # fmt: skip
+)
 def test_a_rudalle_that_does_not_fit_is_refused(tmp_path, changes, n_head, message):
     tensors = {**random_transformer(foreign_transformers.rudalle_shapes(**RU)), **changes}
     torch.save({name: value for name, value in tensors.items() if value is not None}, tmp_path / "model.bin")
@@ -298,8 +311,10 @@ def test_tensors_of_a_file_take_no_memory_until_they_are_joined(tmp_path):
         return any(first <= tensor.data_ptr() < end for first, end in parts)
 
     assert {name for name, value in ours.items() if not mapped(value)} == {
-        "embed.weight", "positions.0.weight", "positions.1.weight"
-    }  # fmt: skip
+        "embed.weight",
+        "positions.0.weight",
+        "positions.1.weight",
+    }
 
 
 def test_half_precision_is_kept(tmp_path):

@@ -279,8 +279,9 @@ def test_lfq_entropies_by_hand():
 def test_lfq_is_that_of_the_library(dim):
     from vector_quantize_pytorch import LFQ
 
-    theirs = LFQ(dim=dim, codebook_size=2**dim, entropy_loss_weight=0.3, diversity_gamma=0.7,
-                 commitment_loss_weight=0.2).train()  # fmt: skip
+    theirs = LFQ(
+        dim=dim, codebook_size=2**dim, entropy_loss_weight=0.3, diversity_gamma=0.7, commitment_loss_weight=0.2
+    ).train()
     ours = LookupFree(dim, 0.2, (0.3, 0.3 * 0.7), sharpness=0.6).train()
     z = random_vectors(3, 37, dim).requires_grad_()
     expected, got = theirs(z, inv_temperature=0.6), ours(z)

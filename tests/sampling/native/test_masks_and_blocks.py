@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.config.model import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.model.build import build_transformer
-from dalle_mini_impl.model.masks import KINDS, Sight, side_by_side, sight
+from dalle_mini_impl.model.masks import KINDS, AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.sampling.native.sights import NativeSights
+from dalle_mini_impl.sampling.native.masks import NativeMasks
 from dalle_mini_impl.sampling.packing import pack
 
 LAYOUT = StreamConfig(text_length=7, text_vocab=313, grid=(5, 7), image_vocab=61, bos_id=1)
@@ -97,8 +97,9 @@ def check(exact, native, prompt, *, length=STREAM.length, limit=0.04):
     assert distance(native.logits(native(ids), STREAM.image_range), expected) < distance(rounded, expected)
 
 
-@pytest.mark.parametrize("options", [{"block": block} for block in BLOCKS.values()] + list(OTHERS.values()),
-                         ids=[*BLOCKS, *OTHERS])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"block": block} for block in BLOCKS.values()] + list(OTHERS.values()), ids=[*BLOCKS, *OTHERS]
+)
 def test_blocks_of_all_kinds(machine, options):
     check(*models(**options), STREAM.prefix_length)
 
@@ -124,9 +125,15 @@ def test_a_mask_is_not_no_mask(kind):
     assert distance(masked, full) > 0.2
 
 
-@pytest.mark.parametrize(("mlp", "activation"), [
-    ("swiglu", F.silu), ("geglu", F.gelu), ("gelu", F.gelu), ("gelu-tanh", lambda x: F.gelu(x, approximate="tanh")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mlp", "activation"),
+    [
+        ("swiglu", F.silu),
+        ("geglu", F.gelu),
+        ("gelu", F.gelu),
+        ("gelu-tanh", lambda x: F.gelu(x, approximate="tanh")),
+    ],
+)
 def test_activations_are_exact(machine, mlp, activation):
     exact = build(block=BlockConfig(norm="layer", mlp=mlp, hidden=96, bias=True), n_layer=1)
     x = torch.linspace(-9, 9, 96)
@@ -185,9 +192,9 @@ def test_whole_numbers_for_weights(machine):
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize(("begin", "prompt"), [(0, 0), (8, 8), (13, 20)])
 def test_runs_are_the_mask(kind, begin, prompt):
-    allowed, end = sight(kind, 8, (5, 7), 3), 41
-    made = Sight(allowed, side_by_side(kind, 8, (5, 7)))
-    table = NativeSights([None, made]).table(begin, end, prompt)
+    allowed, end = mask_matrix(kind, 8, (5, 7), 3), 41
+    made = AttentionMask(allowed, contiguous_order(kind, 8, (5, 7)))
+    table = NativeMasks([None, made]).table(begin, end, prompt)
     pointers, parts = table.kept
     places, runs, starts = parts[made][1]
     assert pointers[0] is None
@@ -204,10 +211,10 @@ def test_runs_are_the_mask(kind, begin, prompt):
 
 @pytest.mark.parametrize("kind", ["row", "column", "axial_row", "axial_col"])
 def test_rows_and_columns_lie_in_one_piece(kind):
-    made = Sight(sight(kind, 8, (5, 7)), side_by_side(kind, 8, (5, 7)))
-    starts = NativeSights([made]).table(8, 43, 8).kept[1][made][1][2]
+    made = AttentionMask(mask_matrix(kind, 8, (5, 7)), contiguous_order(kind, 8, (5, 7)))
+    starts = NativeMasks([made]).table(8, 43, 8).kept[1][made][1][2]
     assert starts.tolist() == list(range(71))
 
 
 def test_without_masks_there_is_no_table():
-    assert NativeSights([None, None]).table(8, 43, 8) is None
+    assert NativeMasks([None, None]).table(8, 43, 8) is None

@@ -14,7 +14,7 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.native import library
 from dalle_mini_impl.sampling.native.blocks import fits
 from dalle_mini_impl.sampling.native.draw import draw
-from dalle_mini_impl.sampling.native.linear import NativeLinear, Pair
+from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
 from dalle_mini_impl.sampling.packing import pack
 from dalle_mini_impl.util.errors import UserError
 
@@ -41,7 +41,7 @@ def test_a_layer_is_the_product(machine, rows, narrow, bias):
     if narrow:
         scale = weight.abs().amax(1, keepdim=True) / 127
         kept = (weight / scale).round().double() * scale.double()
-    y = NativeLinear(machine, Pair(weight, bias), narrow)(x.view(rows, 1, 96))
+    y = NativeLinear(machine, WeightAndBias(weight, bias), narrow)(x.view(rows, 1, 96))
     assert y.shape == (rows, 1, 70)
     expected = x.bfloat16().double() @ kept.T + (0 if bias is None else bias.double())
     torch.testing.assert_close(y[:, 0].double(), expected, rtol=1e-5, atol=1e-5)

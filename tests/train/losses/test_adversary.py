@@ -202,8 +202,13 @@ def test_the_decoder_is_not_touched_before_the_warmup_is_over(trained, tmp_path)
     logs = []
     for weight in (0.5, 5):
         home = trained.copy(tmp_path / str(weight), "image_tokenizer")
-        home.run("image_tokenizer", f"gan.weight={weight}", "gan.start=0.6", "gan.discriminator_warmup=2",
-                 "gan.channels=[5, 7]")  # fmt: skip
+        home.run(
+            "image_tokenizer",
+            f"gan.weight={weight}",
+            "gan.start=0.6",
+            "gan.discriminator_warmup=2",
+            "gan.channels=[5, 7]",
+        )
         logs.append([line for line in home.log("image_tokenizer") if "loss" in line])
     for log in logs:
         assert ["discriminator" in line for line in log] == [False] * 4 + [True] * 6

@@ -68,15 +68,18 @@ def test_the_soft_loss_by_hand():
         for column in range(5):
             scores = logits[row, column].tolist()
             norm = math.log(sum(math.exp(score) for score in scores))
-            total += sum(float(share) * (norm - scores[int(one)])
-                         for one, share in zip(likely[row, column], shares[row, column], strict=True))  # fmt: skip
+            total += sum(
+                float(share) * (norm - scores[int(one)])
+                for one, share in zip(likely[row, column], shares[row, column], strict=True)
+            )
     assert float(soft_cross_entropy(logits, likely, shares)) == pytest.approx(total / 15, rel=1e-6)
 
 
 def test_the_soft_loss_is_what_drawn_ids_cost_on_average():
     logits, likely, shares = tensors(3)
-    costs = torch.stack([F.cross_entropy(logits.flatten(0, 1), likely[..., n].flatten(), reduction="none")
-                         for n in range(7)], -1)  # fmt: skip
+    costs = torch.stack(
+        [F.cross_entropy(logits.flatten(0, 1), likely[..., n].flatten(), reduction="none") for n in range(7)], -1
+    )
     expected = (costs * shares.flatten(0, 1)).sum(-1).mean()
     torch.testing.assert_close(soft_cross_entropy(logits, likely, shares), expected, rtol=1e-6, atol=0)
 
@@ -313,8 +316,11 @@ def test_ids_of_batches_are_drawn_as_often_as_they_are_likely(soft):
 def test_soft_batches_bring_the_distributions_of_their_pictures(soft):
     drawer, drawn = batches(soft, "soft", *PLAIN)
     cache = drawer.cache
-    known = {cache.likely_ids[row, variant].tobytes(): cache.distribution(row, variant)[1]
-             for row in range(len(cache)) for variant in range(3)}  # fmt: skip
+    known = {
+        cache.likely_ids[row, variant].tobytes(): cache.distribution(row, variant)[1]
+        for row in range(len(cache))
+        for variant in range(3)
+    }
     for _, _, likely, shares in drawn[:5]:
         assert likely.shape == shares.shape == (12, 4, 5)
         for ids, found in zip(likely, shares, strict=True):

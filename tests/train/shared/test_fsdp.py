@@ -11,14 +11,15 @@ from unittest import mock
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers.training import ADAMW, RANKS, Killed, interrupt, launch, launch_two, outcome, shared_out, states
+from helpers.training import ADAMW, RANKS, Killed, interrupt, launch, launch_two, outcome, run_sharded, states
 from torch import nn
 from torch.distributed import checkpoint
 
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.train.shared import fsdp
 from dalle_mini_impl.train.shared import loop as common
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.util.errors import UserError
 
@@ -33,7 +34,7 @@ FOR_TRANSFORMERS = (
 def finished(trained, tmp_path_factory):
     """A run that was shared out, with its state. Tests that change anything copy it."""
     home = trained.copy(tmp_path_factory.mktemp("finished") / "home", "transformer")
-    shared_out(home.run, "transformer")
+    run_sharded(home.run, "transformer")
     return home
 
 
@@ -59,8 +60,9 @@ def test_two_processes_with_a_share_each_do_what_one_does(trained, tmp_path):
     settings = (*FEW, *ADAMW, "model.position=learned")
     one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
     one.run("transformer", *settings)
-    launch_two(RANKS, str(two.folder), "-1", "transformer", *two.arguments("transformer", *settings),
-               launcher="gpus-8-fsdp")  # fmt: skip
+    launch_two(
+        RANKS, str(two.folder), "-1", "transformer", *two.arguments("transformer", *settings), launcher="gpus-8-fsdp"
+    )
     compare(one, two)
     compare_parts(one, two)
     weights = read_part(one.folder / "model", "transformer").tensors.values()
@@ -78,8 +80,9 @@ def test_passes_and_recomputing_work_on_shares(trained, tmp_path):
     settings = (*FEW, *ADAMW, "run.accumulation=3", "recompute=true")
     one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
     one.run("transformer", *settings)
-    launch_two("-m", "dalle_mini_impl.train.transformer", *two.arguments("transformer", *settings),
-               launcher="gpus-8-fsdp")  # fmt: skip
+    launch_two(
+        "-m", "dalle_mini_impl.train.transformer", *two.arguments("transformer", *settings), launcher="gpus-8-fsdp"
+    )
     compare(one, two)
     compare_parts(one, two)
 
@@ -89,8 +92,9 @@ def test_bf16_is_for_computing_and_weights_stay_float32(trained, tmp_path):
     settings = (*FEW, *ADAMW, "run.precision=bf16")
     one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
     one.run("transformer", *settings)
-    launch_two("-m", "dalle_mini_impl.train.transformer", *two.arguments("transformer", *settings),
-               launcher="gpus-8-fsdp")  # fmt: skip
+    launch_two(
+        "-m", "dalle_mini_impl.train.transformer", *two.arguments("transformer", *settings), launcher="gpus-8-fsdp"
+    )
     compare(one, two, closeness=2**-8)
     saved = checkpoint.FileSystemReader(two.folder / "transformer" / "state-00000006").read_metadata()
     kinds = {entry.properties.dtype for name, entry in saved.state_dict_metadata.items() if "own." not in name}
@@ -102,8 +106,14 @@ def test_two_processes_resume_bit_for_bit_and_one_goes_on_with_their_state(train
     whole, broken, alone = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "broken", "alone"))
 
     def run(home, stop, *extra):
-        launch_two(RANKS, str(home.folder), str(stop), "transformer", *home.arguments("transformer", *extra),
-                   launcher="gpus-8-fsdp")  # fmt: skip
+        launch_two(
+            RANKS,
+            str(home.folder),
+            str(stop),
+            "transformer",
+            *home.arguments("transformer", *extra),
+            launcher="gpus-8-fsdp",
+        )
 
     run(whole, -1)
     run(broken, 6)
@@ -112,7 +122,7 @@ def test_two_processes_resume_bit_for_bit_and_one_goes_on_with_their_state(train
     alone = broken.copy(tmp_path / "one")
     run(broken, -1, "--resume")
     assert outcome(broken, "transformer") == outcome(whole, "transformer")
-    shared_out(alone.run, "transformer", "--resume")
+    run_sharded(alone.run, "transformer", "--resume")
     for line, expected in zip(alone.log("transformer"), whole.log("transformer"), strict=True):
         assert line == pytest.approx(expected, rel=1e-2)  # Muon magnifies rounding
 
@@ -143,16 +153,16 @@ def test_blocks_of_earlier_models_can_be_shared_out(trained, tmp_path, reversibl
                 f"model.block.reversible={reversible}")  # fmt: skip
     whole, shared = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "shared"))
     whole.run("transformer", *settings)
-    shared_out(shared.run, "transformer", *settings)
+    run_sharded(shared.run, "transformer", *settings)
     assert outcome(shared, "transformer") == outcome(whole, "transformer")
 
 
 @pytest.mark.parametrize("step", [7, 9])
 def test_resumes_bit_for_bit(trained, home, monkeypatch, step):
     (home.folder / "model" / "transformer.safetensors").unlink()
-    shared_out(interrupt, home, "transformer", step, monkeypatch)
+    run_sharded(interrupt, home, "transformer", step, monkeypatch)
     assert states(home) == [f"state-{step // 4 * 4:08d}"]
-    shared_out(home.run, "transformer", "--resume")
+    run_sharded(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
     assert states(home) == ["state-00000010"]
 
@@ -168,9 +178,9 @@ def test_a_kill_while_writing_leaves_the_state_before(trained, home):
         save(shares, checkpoint_id=checkpoint_id)
 
     with mock.patch.object(checkpoint, "save", deadly), pytest.raises(Killed):
-        shared_out(home.run, "transformer")
+        run_sharded(home.run, "transformer")
     assert states(home) == ["state-00000004"]
-    shared_out(home.run, "transformer", "--resume")
+    run_sharded(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
     assert not (home.folder / "transformer" / ".state.partial").exists()
 
@@ -191,16 +201,16 @@ def test_a_kill_between_two_states_leaves_one(trained, home, owner, call, path, 
         return function(this, *rest, **options)
 
     with mock.patch.object(owner, call, deadly), pytest.raises(Killed):
-        shared_out(home.run, "transformer")
+        run_sharded(home.run, "transformer")
     assert states(home) == left
-    shared_out(home.run, "transformer", "--resume")
+    run_sharded(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
     assert states(home) == ["state-00000010"]
 
 
 def test_a_new_run_forgets_the_states_of_an_earlier_one(finished, tmp_path):
     home = finished.copy(tmp_path / "home")
-    shared_out(home.run, "transformer", "run.save_every=0", "run.steps=2")
+    run_sharded(home.run, "transformer", "run.save_every=0", "run.steps=2")
     assert states(home) == []
 
 
@@ -210,8 +220,8 @@ def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
     def there_and_back():
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator, model = common.processes(), nn.Linear(2, 3)
-        assert sharding.spread(accelerator, model, []) is model
-        average = Average(model, 0.9)
+        assert fsdp.wrap_model(accelerator, model, []) is model
+        average = Ema(model, 0.9)
         torch.manual_seed(7)
         save_state(accelerator, run, 3, model, [], average, counts=counts)
         expected = torch.rand(3)
@@ -222,7 +232,7 @@ def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
             assert torch.equal(found, counts)
             assert torch.equal(torch.rand(3), expected)
 
-    shared_out(there_and_back)
+    run_sharded(there_and_back)
 
 
 # --- what cannot be resumed
@@ -230,7 +240,7 @@ def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
 
 def test_resuming_without_a_state_is_refused(home):
     with pytest.raises(UserError, match=r"--resume was given but .*/transformer has neither .*; start without it"):
-        shared_out(home.run, "transformer", "--resume")
+        run_sharded(home.run, "transformer", "--resume")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +255,7 @@ def test_resuming_without_a_state_is_refused(home):
 def test_resuming_with_another_config_is_refused(finished, override, difference):
     before = finished.log("transformer")
     with pytest.raises(UserError, match=rf"of another model or optimizer \(\S+{difference}\); resume with the config"):
-        shared_out(finished.run, "transformer", "--resume", override)
+        run_sharded(finished.run, "transformer", "--resume", override)
     assert finished.log("transformer") == before
 
 
@@ -255,14 +265,14 @@ def test_resuming_from_a_damaged_state_is_refused(finished, tmp_path, name, leng
     path = home.folder / "transformer" / "state-00000010" / name
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(UserError, match=r"state-00000010 is damaged \(\w+\); start without --resume"):
-        shared_out(home.run, "transformer", "--resume")
+        run_sharded(home.run, "transformer", "--resume")
 
 
 def test_a_state_that_cannot_be_written_ends_the_run_with_one_line(home):
     (home.folder / "transformer").mkdir()
     (home.folder / "transformer" / ".state.partial").touch()
     with pytest.raises(UserError, match=r"cannot write .*/state-00000004: .*exist.*; choose a writable place$"):
-        shared_out(home.run, "transformer")
+        run_sharded(home.run, "transformer")
 
 
 # --- launches that are not known here
@@ -286,10 +296,10 @@ def test_stages_with_small_models_are_not_shared_out(trained, monkeypatch, stage
 )
 def test_ways_of_sharing_that_are_not_known_are_refused(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    assert not sharding.asked()
+    assert not fsdp.fsdp_requested()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match=rf"{name.lower()} is {value} in the launcher's file; expected \w+, as in"):
-        sharding.asked()
+        fsdp.fsdp_requested()
 
 
 # --- Muon

@@ -40,8 +40,15 @@ def train(trained, folder, launcher, *extra):
     }  # fmt: skip
     (folder / "model").mkdir(parents=True, exist_ok=True)
     shutil.copy(trained.folder / "model" / "image_tokenizer.safetensors", folder / "model")
-    launch_two("-m", "dalle_mini_impl.train.transformer", "--config", str(ROOT / "configs/300m.yaml"), *extra,
-               *(f"{name}={value}" for name, value in settings.items()), launcher=launcher)  # fmt: skip
+    launch_two(
+        "-m",
+        "dalle_mini_impl.train.transformer",
+        "--config",
+        str(ROOT / "configs/300m.yaml"),
+        *extra,
+        *(f"{name}={value}" for name, value in settings.items()),
+        launcher=launcher,
+    )
     return read_part(folder / "model", "transformer")
 
 
@@ -83,8 +90,10 @@ def report(room, parts, peaks):
     found, expected = (parts[launcher].tensors for launcher in (SHARES, COPIES))
     count = sum(value.numel() for value in expected.values())
     other = sum(int((found[name] != value).sum()) for name, value in expected.items())
-    print(f"\n{count / 1e6:.0f} M weights, {other} of them stored otherwise; largest process "
-          f"{peaks[SHARES]:.1f} GB with a share, {peaks[COPIES]:.1f} GB with a copy")  # fmt: skip
+    print(
+        f"\n{count / 1e6:.0f} M weights, {other} of them stored otherwise; largest process "
+        f"{peaks[SHARES]:.1f} GB with a share, {peaks[COPIES]:.1f} GB with a copy"
+    )
     for line, like in zip(log(room / SHARES), log(room / COPIES), strict=True):
         apart = {name: abs(line[name] / like[name] - 1) for name in sorted(like.keys() - {"step", *TIMINGS})}
         print(f"step {line['step'] + 1}:", ", ".join(f"{name} {value:.1e}" for name, value in apart.items()))

@@ -12,7 +12,7 @@ from torch import nn
 
 from dalle_mini_impl.config.training import RunConfig, TransformerRun
 from dalle_mini_impl.train.shared import loop as common
-from dalle_mini_impl.train.shared.ema import Average
+from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.state import WHOLE, load_state
 from dalle_mini_impl.util.errors import UserError
 
@@ -116,7 +116,7 @@ class Counting(nn.Module):
 
 def test_average_by_hand():
     model = Counting()
-    average = Average(model, decay=0.15)
+    average = Ema(model, decay=0.15)
     model.weight.data = torch.tensor([1.0, 4.0])
     average.update(model, step=0)  # decay (1 + 0) / (10 + 0) = 0.1
     assert average.state["weight"].tolist() == pytest.approx([0.9, 4.4])
@@ -129,7 +129,7 @@ def test_decay_grows_to_its_final_value():
     decays = []
     for step in (0, 1, 10, 88, 1000, 10**6):
         model = Counting()
-        average = Average(model, decay=0.99)
+        average = Ema(model, decay=0.99)
         model.weight.data = torch.tensor([1.0, 8.0])
         average.update(model, step)
         decays.append(1 - average.state["weight"][0].item())
@@ -138,7 +138,7 @@ def test_decay_grows_to_its_final_value():
 
 def test_buffers_are_copied():
     model = Counting()
-    average = Average(model, decay=0.99)
+    average = Ema(model, decay=0.99)
     model.scale += 3
     model.seen += 5
     average.update(model, step=10**6)
@@ -147,11 +147,11 @@ def test_buffers_are_copied():
 
 def test_average_stands_in_for_the_model_and_leaves_it_as_it_was():
     model = Counting()
-    average = Average(model, decay=0.5)
+    average = Ema(model, decay=0.5)
     model.weight.data = torch.tensor([0.1, 9.7])
     model.seen += 5
     before = [value.clone() for value in model.state_dict().values()]
-    with average.standing_in(model):
+    with average.swapped_into(model):
         assert not model.training
         assert model.weight.tolist() == [0, 8]
         assert model.seen.item() == 0
@@ -162,9 +162,9 @@ def test_average_stands_in_for_the_model_and_leaves_it_as_it_was():
 
 def test_average_stands_in_no_longer_than_its_block_whatever_happens():
     model = Counting().eval()
-    average = Average(model, decay=0.5)
+    average = Ema(model, decay=0.5)
     model.weight.data += 1
-    with pytest.raises(ZeroDivisionError), average.standing_in(model):
+    with pytest.raises(ZeroDivisionError), average.swapped_into(model):
         1 / 0  # noqa: B018
     assert model.weight.tolist() == [1, 9]
     assert not model.training
@@ -182,9 +182,9 @@ def test_due_at_every_nth_step_and_at_the_last():
 # --- the journal
 
 
-def journal(folder, first=0, accelerator=None, config=None, **settings):
+def log(folder, first=0, accelerator=None, config=None, **settings):
     run = RunConfig(**{"model_dir": "model", "state_dir": str(folder), "steps": 29, "batch_size": 6, **settings})
-    return common.Journal(accelerator or process(), run, config or TransformerRun(run=run, cache="ids"), first)
+    return common.TrainingLog(accelerator or process(), run, config or TransformerRun(run=run, cache="ids"), first)
 
 
 def logged(folder):
@@ -192,7 +192,7 @@ def logged(folder):
 
 
 def test_journal_writes_lines_and_the_config(tmp_path):
-    book = journal(tmp_path / "new" / "state")
+    book = log(tmp_path / "new" / "state")
     book.log(3, loss=0.25, psnr=11.5)
     (line,) = logged(tmp_path / "new" / "state")
     assert {name: line[name] for name in ("step", "loss", "psnr")} == {"step": 3, "loss": 0.25, "psnr": 11.5}
@@ -203,28 +203,28 @@ def test_journal_writes_lines_and_the_config(tmp_path):
 
 
 def test_journal_drops_what_will_be_done_again(tmp_path):
-    book = journal(tmp_path)
+    book = log(tmp_path)
     for step in (0, 1, 2, 2, 3, 4):
         book.log(step, loss=step / 2)
     assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2, 2, 3, 4]
-    journal(tmp_path, first=3).log(3, loss=7)
+    log(tmp_path, first=3).log(3, loss=7)
     assert [(line["step"], line["loss"]) for line in logged(tmp_path)] == [(0, 0), (1, 0.5), (2, 1), (2, 1), (3, 7)]
-    journal(tmp_path)
+    log(tmp_path)
     assert logged(tmp_path) == []
 
 
 def test_journal_survives_half_a_line(tmp_path):
-    book = journal(tmp_path)
+    book = log(tmp_path)
     book.log(0, loss=1)
     book.log(1, loss=2)
     path = tmp_path / "log.jsonl"
     path.write_text(path.read_text()[:-9])
-    journal(tmp_path, first=1).log(1, loss=3)
+    log(tmp_path, first=1).log(1, loss=3)
     assert [(line["step"], line["loss"]) for line in logged(tmp_path)] == [(0, 1), (1, 3)]
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):
-    book = journal(tmp_path / "state", accelerator=process(1, 2))
+    book = log(tmp_path / "state", accelerator=process(1, 2))
     book.log(0, loss=1)
     book.say("hello")
     assert not (tmp_path / "state").exists()
@@ -232,9 +232,9 @@ def test_only_the_main_process_writes(tmp_path, capsys):
 
 
 def test_journal_goes_through_the_steps_left(tmp_path):
-    book = journal(tmp_path, first=25)
+    book = log(tmp_path, first=25)
     assert list(book.steps()) == [(step, book.run) for step in (25, 26, 27, 28)]
-    assert list(journal(tmp_path, first=29).steps()) == []
+    assert list(log(tmp_path, first=29).steps()) == []
 
 
 @pytest.mark.parametrize("first_seconds", [0.5, 7.0])
@@ -242,7 +242,7 @@ def test_steps_follow_the_clock(tmp_path, monkeypatch, first_seconds):
     """Two minutes of steps that take three seconds each, but for the first."""
     now = 1000.0
     monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
-    book = journal(tmp_path, minutes=2.0, steps=1)
+    book = log(tmp_path, minutes=2.0, steps=1)
     for step, run in book.steps():
         share = (now - 1000) / 120
         if step:
@@ -258,7 +258,7 @@ def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
     seen = []
-    for step, run in journal(tmp_path, minutes=1.0).steps():
+    for step, run in log(tmp_path, minutes=1.0).steps():
         seen.append((step, run.steps))
         now += 100
     assert seen == [(0, 2), (1, 2)]
@@ -330,7 +330,7 @@ def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
 
     accelerator = start(tracker="tensorboard", state_dir=str(tmp_path))
     run = RunConfig(model_dir="model", state_dir=str(tmp_path), tracker="tensorboard")
-    common.Journal(accelerator, run, TransformerRun(run=run), 0).log(3, image=2.5, text=1.25)
+    common.TrainingLog(accelerator, run, TransformerRun(run=run), 0).log(3, image=2.5, text=1.25)
     accelerator.end_training()
     (events,) = Path(tmp_path).rglob("events.out.*")
     read = EventAccumulator(str(events.parent)).Reload()
@@ -371,7 +371,7 @@ def test_interrupting_says_how_to_go_on(capsys):
 
 def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):
     (tmp_path / WHOLE).write_bytes(b"earlier")
-    journal(tmp_path, first=7)
+    log(tmp_path, first=7)
     assert (tmp_path / WHOLE).exists()
-    journal(tmp_path, first=0)
+    log(tmp_path, first=0)
     assert not (tmp_path / WHOLE).exists()

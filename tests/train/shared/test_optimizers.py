@@ -67,8 +67,12 @@ def test_muon_takes_the_hidden_matrices_of_both_towers():
 
 def test_muon_takes_the_convolutions_of_residual_blocks():
     model = make_image_tokenizer()
-    blocks = [f"{path}.{part}.weight" for path, module in model.named_modules() if isinstance(module, ResidualBlock)
-              for part in ("conv1", "conv2")]  # fmt: skip
+    blocks = [
+        f"{path}.{part}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, ResidualBlock)
+        for part in ("conv1", "conv2")
+    ]
     assert len(blocks) == 8
     assert {name for name, optimizer, _ in groups(model, MUON) if optimizer == "Muon"} == set(blocks)
 

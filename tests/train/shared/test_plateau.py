@@ -49,8 +49,9 @@ def test_what_is_no_number_is_no_gain():
 def test_a_halving_is_announced():
     said = [news for news, _ in look([3.0, 3.25, 3.125], patience=2)]
     assert said[:2] == ["", ""]
-    assert said[2] == ("in 2 validations the validation loss gained too little on 3, it is 3.125 now; "
-                       "learning rate × 0.5 from here")  # fmt: skip
+    assert said[2] == (
+        "in 2 validations the validation loss gained too little on 3, it is 3.125 now; learning rate × 0.5 from here"
+    )
 
 
 def test_the_training_loss_is_the_mean_of_all_steps_and_processes():
@@ -67,9 +68,11 @@ def test_the_training_loss_is_the_mean_of_all_steps_and_processes():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"loss": "test"}, "plateau.loss is 'test'; expected training or validation"),
-     ({"patience": 0}, "plateau.patience is 0; expected 1 or more")],
-)  # fmt: skip
+    [
+        ({"loss": "test"}, "plateau.loss is 'test'; expected training or validation"),
+        ({"patience": 0}, "plateau.patience is 0; expected 1 or more"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Plateau(PlateauConfig(**settings))
@@ -77,8 +80,14 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 # --- in training: nothing counts as a gain, so the rate is halved after the second and the third validation
 
-HALVING = ("plateau.halvings=2", "plateau.patience=1", "plateau.least_gain=0.99", "run.validate_every=2",
-           "run.sample_every=0", "optimizer.decay_start=0.1")  # fmt: skip
+HALVING = (
+    "plateau.halvings=2",
+    "plateau.patience=1",
+    "plateau.least_gain=0.99",
+    "run.validate_every=2",
+    "run.sample_every=0",
+    "optimizer.decay_start=0.1",
+)
 
 
 def rates_of(home):
