@@ -74,7 +74,7 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _image(facts: dict[str, Any]) -> str:
     config = from_dict(ImageTokenizerConfig, facts["config"], "image_tokenizer")
-    kind = config.quantizer if config.network == "ours" else f"{config.network}, {config.quantizer}"
+    kind = config.quantizer if config.network == "vqvae" else f"{config.network}, {config.quantizer}"
     size, (rows, columns) = config.image_size, config.grid
     return f"{size}×{size} pixels <-> {rows}×{columns} ids of {config.codebook_size:,} ({kind})"
 

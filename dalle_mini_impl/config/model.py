@@ -25,8 +25,8 @@ class ImportedNetworkConfig:
 class ImageTokenizerConfig:
     """Shape of the VQ-VAE."""
 
-    network: str = "ours"
-    """`ours`, or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. These have quantizers of their own:
+    network: str = "vqvae"
+    """`vqvae`, trained here, or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. These have quantizers of their own:
     `nearest`, `cosine` or `logits`."""
 
     image_size: int = 64
@@ -50,7 +50,7 @@ class ImageTokenizerConfig:
     """Levels of each FSQ dimension; read with `fsq` only."""
     likelihood: str = "none"
     """`none` (the decoder gives pixels) or `laplace` (location and scale of each; DALL-E 1's dVAE)."""
-    foreign: ImportedNetworkConfig = field(default_factory=ImportedNetworkConfig)
+    imported: ImportedNetworkConfig = field(default_factory=ImportedNetworkConfig)
     """Read for imported networks only."""
 
     @property

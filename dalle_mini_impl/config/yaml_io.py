@@ -9,12 +9,14 @@ import difflib
 import re
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from dalle_mini_impl.config import renamed
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import shipped
 
@@ -77,11 +79,17 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
         _set(values, key.split("."), value, override)
-    return from_dict(kind, values, where=str(path))
+    return from_dict(kind, values, where=str(path), warn=True)
 
 
-def from_dict(kind: type[C], values: Any, where: str = "config") -> C:
+def from_dict(kind: type[C], values: Any, where: str = "config", *, warn: bool = False) -> C:
     """Build a config from nested plain values, strictly.
+
+    Args:
+        kind: the config class.
+        values: a dictionary; keys and values that were renamed may have their old names (`config/renamed.py`).
+        where: what error messages call the values.
+        warn: print a warning for each old name. Off for checkpoints, whose header the user cannot change.
 
     Raises:
         UserError: a key is unknown, or a value has the wrong type.
@@ -89,6 +97,7 @@ def from_dict(kind: type[C], values: Any, where: str = "config") -> C:
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, got {values!r}")
     hints = typing.get_type_hints(kind)
+    values = _with_new_names(kind.__name__, values, where, warn)
     for key in values:
         if key not in hints:
             close = difflib.get_close_matches(str(key), hints, n=1)
@@ -101,7 +110,24 @@ def from_dict(kind: type[C], values: Any, where: str = "config") -> C:
     ]
     if missing := [name for name in needed if name not in values]:
         raise UserError(f"{where}: {missing[0]!r} is missing")
-    return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    return kind(**{key: _convert(hints[key], value, f"{where}: {key}", warn) for key, value in values.items()})
+
+
+def _with_new_names(kind: str, values: dict[str, Any], where: str, warn: bool) -> dict[str, Any]:
+    """Replace renamed keys and values by their new names."""
+    new_keys, new_values = renamed.KEYS.get(kind, {}), renamed.VALUES.get(kind, {})
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = new_keys.get(key, key)
+        if name in found or (name != key and name in values):
+            raise UserError(f"{where}: {key!r} is the old name of {name!r}, and both are given; remove {key!r}")
+        new_value = new_values.get(name, {}).get(value, value) if isinstance(value, str) else value
+        if warn and name != key:
+            warnings.warn(f"{where}: {key!r} was renamed to {name!r}; write {name!r}", stacklevel=2)
+        if warn and new_value != value:
+            warnings.warn(f"{where}: {name} {value!r} was renamed to {new_value!r}; write {new_value!r}", stacklevel=2)
+        found[name] = new_value
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -123,17 +149,17 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> 
     values[keys[-1]] = value
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, warn: bool) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
+        return from_dict(hint, value, where, warn=warn)  # type: ignore[arg-type]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise UserError(f"{where}: expected {len(arguments)} values, got {value!r}")
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(_convert(kind, item, where) for kind, item in zip(inner, value, strict=True))
+        return tuple(_convert(kind, item, where, warn) for kind, item in zip(inner, value, strict=True))
     if origin is dict and isinstance(value, dict):
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _convert(arguments[1], item, f"{where}.{key}", warn) for key, item in value.items()}
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, which has no dot, as a string

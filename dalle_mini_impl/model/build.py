@@ -46,13 +46,13 @@ def build_image_networks(
         raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
     if config.likelihood not in ("none", "laplace"):
         raise UserError(f"likelihood {config.likelihood!r} was given; expected none or laplace")
-    if config.network == "ours":
+    if config.network == "vqvae":
         return _ours(config, commitment, entropy)
     if config.network not in IMPORTED:
-        raise UserError(f"unknown network {config.network!r}; expected ours, {', '.join(IMPORTED)}")
+        raise UserError(f"unknown network {config.network!r}; expected vqvae, {', '.join(IMPORTED)}")
     if commitment is not None:
         raise UserError(
-            f"network {config.network!r} was given to train, but it can only be imported; train network 'ours'"
+            f"network {config.network!r} was given to train, but it can only be imported; train network 'vqvae'"
         )
     halvings = len(config.channels) - (config.network != "dalle-pytorch")
     if not config.channels or config.factor != 2**halvings:
@@ -80,7 +80,7 @@ def _ours(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple
 
 
 def _taming(config: ImageTokenizerConfig) -> Modules:
-    extra, codebook_size, embed_dim = config.foreign, config.codebook_size, config.embed_dim
+    extra, codebook_size, embed_dim = config.imported, config.codebook_size, config.embed_dim
     if odd := [width for width in (extra.stem, *config.channels) if width % 32]:
         raise UserError(f"network 'taming' with a width of {odd[0]} was given; widths must be multiples of 32")
     if config.quantizer not in ("nearest", "cosine", "logits"):
@@ -101,7 +101,7 @@ def _openai_dvae(config: ImageTokenizerConfig) -> Modules:
 
 
 def _dalle_pytorch(config: ImageTokenizerConfig) -> Modules:
-    normalise = dalle_pytorch.Normalise(config.foreign.mean, config.foreign.std)
+    normalise = dalle_pytorch.Normalise(config.imported.mean, config.imported.std)
     encoder = dalle_pytorch.Encoder(config.channels, config.encoder_blocks, normalise)
     decoder = dalle_pytorch.Decoder(config.channels, config.decoder_blocks, config.embed_dim, normalise)
     embed = nn.Embedding(config.codebook_size, config.embed_dim)

@@ -60,7 +60,7 @@ class ImageTokenizer(nn.Module):
         self.config = config
         self.encoder, self.decoder, self.quantizer = build_image_networks(config, commitment, entropy)
         # The fast layout rounds otherwise than the plain one, in which imported networks have their reference.
-        self.memory_format = torch.channels_last if config.network == "ours" else torch.contiguous_format
+        self.memory_format = torch.channels_last if config.network == "vqvae" else torch.contiguous_format
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "ImageTokenizer":

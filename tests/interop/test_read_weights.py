@@ -389,7 +389,7 @@ def test_options_reach_the_part(run):
     torch.save(LLAMAGEN, "vq.pt")
     run("dalle-pytorch-vae", "vae.pt", "--out", "a", "--mean", 0.1, 0.2, 0.3, "--std", 1, 2, 3)
     config = ImageTokenizer.from_pretrained("a").config
-    assert (config.foreign.mean, config.foreign.std, config.image_size) == (
+    assert (config.imported.mean, config.imported.std, config.image_size) == (
         (0.1, 0.2, 0.3),
         (1.0, 2.0, 3.0),
         256,

@@ -263,7 +263,7 @@ def test_equal_seeds_give_equal_bytes(tokenizer, scorer, tmp_path):
 
 @pytest.mark.parametrize("config", [*OURS.values(), *IMPORTED.values()], ids=[*OURS, *IMPORTED])
 def test_every_image_tokenizer_can_be_painted_with(config, scorer):
-    tokenizer = make_image_tokenizer(config) if config.network == "ours" else None
+    tokenizer = make_image_tokenizer(config) if config.network == "vqvae" else None
     tokenizer = tokenizer or randomise(ImageTokenizer(config, commitment=None), 5)
     settings = dataclasses.replace(SMALL, learning_rate=1.0)
     painter = Painter(tokenizer, {"tiny": scorer}, "a red heart", settings)

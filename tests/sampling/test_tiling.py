@@ -36,7 +36,7 @@ def imported(network, **changes):
     return ImageTokenizer(ImageTokenizerConfig(network=network, **{**shape, **changes}), commitment=None).eval()
 
 
-@pytest.mark.parametrize("network", ["ours", "taming", "openai-dvae"])
+@pytest.mark.parametrize("network", ["vqvae", "taming", "openai-dvae"])
 def test_rolled_ids_make_the_rolled_picture(network):
     torch.manual_seed(0)
     makers = {

@@ -57,7 +57,7 @@ def config_of(weights: Weights, image_size: int, mean: Colour, std: Colour) -> I
         decoder_blocks=blocks,
         codebook_size=weights.size("codebook.weight", 0),
         embed_dim=weights.size("codebook.weight", 1),
-        foreign=ImportedNetworkConfig(mean=mean, std=std),
+        imported=ImportedNetworkConfig(mean=mean, std=std),
     )
 
 

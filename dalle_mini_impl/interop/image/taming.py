@@ -94,7 +94,7 @@ def config_of(
         decoder_blocks=blocks + 1,
         codebook_size=weights.size(table, 0),
         embed_dim=weights.size("quant_conv.weight", 0),
-        foreign=foreign,
+        imported=foreign,
     )
 
 

@@ -116,7 +116,7 @@ def _vae_params(config: ImageTokenizerConfig) -> dict[str, Any]:
         "image_size": config.image_size, "num_layers": len(config.channels), "num_tokens": config.codebook_size,
         "codebook_dim": config.embed_dim, "hidden_dim": config.channels[0], "num_resnet_blocks": config.encoder_blocks,
     }  # fmt: skip
-    foreign, plain = config.foreign, type(config.foreign)()
+    foreign, plain = config.imported, type(config.imported)()
     if (foreign.mean, foreign.std) != (plain.mean, plain.std):
         params["normalization"] = (foreign.mean, foreign.std)
     return params

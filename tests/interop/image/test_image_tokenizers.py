@@ -235,7 +235,7 @@ def test_published_vqgans_have_our_layout(name):
         decoder_blocks=3,
         codebook_size=settings["ids"],
         embed_dim=settings["embed"],
-        foreign=ImportedNetworkConfig(stem=128, z_channels=settings["z"], attention=settings["attention"]),
+        imported=ImportedNetworkConfig(stem=128, z_channels=settings["z"], attention=settings["attention"]),
     )
 
 
@@ -278,13 +278,13 @@ def imported_config(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "vqgan"}, "unknown network 'vqgan'; expected ours, taming, openai-dvae, dalle-pytorch"),
+        ({"network": "vqgan"}, "unknown network 'vqgan'; expected vqvae, taming, openai-dvae, dalle-pytorch"),
         ({"factor": 8}, "factor 8 with 3 stages was given, which do not fit network 'taming'"),
         ({"network": "openai-dvae", "factor": 8}, "factor 8 with 3 stages .* 'openai-dvae'"),
         ({"network": "dalle-pytorch"}, "factor 4 with 3 stages .* 'dalle-pytorch'"),
         ({"network": "dalle-pytorch", "channels": (), "factor": 1}, "factor 1 with 0 stages"),
         ({"channels": (32, 48, 64)}, "a width of 48 was given; widths must be multiples of 32"),
-        ({"foreign": ImportedNetworkConfig(stem=8)}, "a width of 8"),
+        ({"imported": ImportedNetworkConfig(stem=8)}, "a width of 8"),
         ({"quantizer": "vq"}, "unknown quantizer 'vq'; network 'taming' has nearest, cosine or logits"),
         ({"image_size": 30}, "image_size 30 is not a multiple of factor 4"),
     ],

@@ -117,7 +117,7 @@ def test_a_discrete_vaes_normalization_is_taken_from_the_file_or_the_command():
         ("told", (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)),
         ("none", (0.0,) * 3, (1.0,) * 3),
     ):
-        foreign_config = load_image_tokenizer(folder)[0].config.foreign
+        foreign_config = load_image_tokenizer(folder)[0].config.imported
         assert (foreign_config.mean, foreign_config.std) == (mean, std)
 
 

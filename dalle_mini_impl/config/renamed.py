@@ -1,0 +1,11 @@
+"""Config keys and values that were renamed in 0.2. Files that use the old names are read, with a warning; until 0.3."""
+
+KEYS: dict[str, dict[str, str]] = {
+    "ImageTokenizerConfig": {"foreign": "imported"},
+}
+"""Old key -> new key, by the name of the config class."""
+
+VALUES: dict[str, dict[str, dict[str, str]]] = {
+    "ImageTokenizerConfig": {"network": {"ours": "vqvae"}},
+}
+"""New key -> old value -> new value, by the name of the config class."""
