@@ -26,8 +26,8 @@ class ImageTokenizerConfig:
     """Shape of the VQ-VAE."""
 
     network: str = "vqvae"
-    """`vqvae` (trained here), or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. Imported networks have their
-    own quantizers: `nearest`, `cosine` or `logits`."""
+    """`vqvae` (trained here), or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. Imported networks have
+    their own quantizers: `nearest`, `cosine` or `logits`."""
 
     image_size: int = 64
     """Side of the square training pictures in pixels; a multiple of `factor`."""
