@@ -1,12 +1,11 @@
 """The `dalle` command. Each subcommand has its own file, imported only when it is used."""
 
-import importlib
-import keyword
 import sys
 
 import click
 
 from dalle_mini_impl import __version__
+from dalle_mini_impl.cli.lazy_group import LazyGroup
 from dalle_mini_impl.util.errors import UserError
 
 COMMANDS = {
@@ -30,24 +29,12 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Knows its commands' names and help without importing them, so that help appears at once."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name  # what Python allows a file to be called
-        return getattr(importlib.import_module(f"{__name__}.{name}"), name)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    package=__name__,
+    summaries=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__)
 def dalle() -> None:
     """Train, sample and judge your own DALL-E 1."""
