@@ -1,6 +1,10 @@
 """The `dalle` command. Each subcommand has its own file, imported only when it is used."""
 
+import contextlib
 import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -8,50 +12,94 @@ from dalle_mini_impl import __version__
 from dalle_mini_impl.cli.lazy_group import LazyGroup
 from dalle_mini_impl.util.errors import UserError
 
-COMMANDS = {
-    "sample": "Draw pictures for prompts, ranked by the scorer.",
-    "complete": "Redraw parts of a picture, or draw pictures like it.",
-    "paint": "Optimise a picture until a scorer finds that it fits (VQGAN+CLIP).",
-    "data": "Build, look into and check sets of captioned pictures.",
-    "evaluate": "Measure a part or a whole model.",
-    "caption": "Find captions for pictures by the transformer's likelihood.",
-    "write": "Sample captions, or ends to one.",
-    "classify": "Sort pictures by labels of your own, zero-shot.",
-    "index": "Make the pictures of a folder searchable.",
-    "search": "Find pictures by texts and pictures.",
-    "bench": "Measure speed beside the peers and the machine's limits.",
-    "compare": "Train image tokenizers alike and measure them.",
-    "plan": "Count what training a transformer takes, from its config.",
-    "info": "Tell what a model consists of and says of itself.",
-    "push": "Send a checkpoint to a hub, for others to use.",
-    "import": "Turn a model or tokenizer of another project into one of ours.",
-    "export": "Turn a model into a file of another project.",
+SECTIONS = {
+    "Draw": {
+        "sample": "Draw pictures for prompts, best first.",
+        "complete": "Redraw parts of a picture, or draw variations of it.",
+        "paint": "Optimise one picture until it fits all prompts (VQGAN+CLIP).",
+    },
+    "Judge": {
+        "classify": "Find which labels fit pictures best (zero-shot).",
+        "index": "Make the pictures of a folder searchable.",
+        "search": "Find pictures by texts and pictures.",
+        "caption": "Rank captions by how likely they make a picture.",
+        "write": "Sample captions from the transformer.",
+    },
+    "Train": {
+        "data": "Build the emoji set, or inspect your own pictures.",
+        "plan": "Estimate what training a transformer takes.",
+        "compare": "Train image tokenizers for equal time and measure them.",
+    },
+    "Exchange": {
+        "import": "Convert a model or tokenizer of another project to ours.",
+        "export": "Convert a model to a file of another project.",
+        "push": "Upload a checkpoint to a Hugging Face hub.",
+        "info": "Show the parts, settings and measured quality of a model.",
+    },
+    "Measure": {
+        "evaluate": "Measure the quality of a part or of a whole model.",
+        "bench": "Measure speed against peers and the machine's limits.",
+    },
 }
+"""Heading -> command -> its line in `dalle --help`."""
+
+COMMANDS = {name: text for commands in SECTIONS.values() for name, text in commands.items()}
+
+
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print each warning as one line on standard error, without the file and line of code that it came from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        click.echo(f"warning: {message}", err=True)
+
+    original = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = original
 
 
 @click.group(
     cls=LazyGroup,
     package=__name__,
     summaries=COMMANDS,
+    sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="COMMAND",
+    epilog="dalle COMMAND --help shows the options of a command, with an example.",
 )
 @click.version_option(__version__)
-def dalle() -> None:
+@click.pass_context
+def dalle(context: click.Context) -> None:
     """Train, sample and judge your own DALL-E 1."""
+    context.with_resource(one_line_warnings())
 
 
 def main() -> None:
-    """Run the command; bad input ends with one line and exit code 2, never with a traceback."""
+    """Run the command; bad input ends with one line on standard error and exit code 2, never with a traceback."""
     try:
         dalle.main(prog_name="dalle", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: a group without a command
+            error.show()
+        else:
+            print(f"error: {usage_error(error)}", file=sys.stderr)
+        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the program that reads our output, such as head, has ended
         sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def usage_error(error: click.ClickException) -> str:
+    """The message of click's error in one line that ends with what to do, as those of `UserError` do."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else "dalle"
+    return f"{message[:1].lower()}{message[1:]}; see {command} --help"

@@ -15,13 +15,22 @@ class LazyGroup(click.Group):
         package: dotted name of the package with one module per command.
         summaries: command name -> its line in the group's help. The command `zero-shot` is `zero_shot` in the module
             `zero_shot`; a Python keyword such as `import` has an underscore appended.
+        sections: heading -> the part of `summaries` to list under it; one section, "Commands", unless given.
         **attributes: passed on to `click.Group`.
     """
 
-    def __init__(self, *, package: str, summaries: Mapping[str, str], **attributes: Any) -> None:
+    def __init__(
+        self,
+        *,
+        package: str,
+        summaries: Mapping[str, str],
+        sections: Mapping[str, Mapping[str, str]] | None = None,
+        **attributes: Any,
+    ) -> None:
         super().__init__(**attributes)
         self.package = package
         self.summaries = summaries
+        self.sections = sections or {"Commands": summaries}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.summaries)
@@ -35,5 +44,7 @@ class LazyGroup(click.Group):
         return getattr(importlib.import_module(f"{self.package}.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(self.summaries.items()))
+        width = max(map(len, self.summaries))  # the same in all sections, so that their texts are aligned
+        for heading, summaries in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in summaries.items()])

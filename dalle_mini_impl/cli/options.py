@@ -1,12 +1,18 @@
-"""Options that several commands share, so that the same thing has the same name and help text everywhere."""
+"""Options that several commands share, so that the same thing has the same name, short form and help everywhere.
 
-import json
-from collections.abc import Callable
+The words of a choice come from modules that do not import torch, such as `config.sampling`, because `--help` must not
+wait for torch.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from dalle_mini_impl.util.files import write_json
+from dalle_mini_impl.config.sampling import PRECISIONS
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import format_json, write_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -14,7 +20,23 @@ STANDARD_OUTPUT = "-"
 """File name that means standard output, as in other command-line programs."""
 
 
-def json_option(help: str = "Also write the results as JSON; - is standard output.") -> Callable[[F], F]:
+def examples(*commands: str) -> str:
+    """The `epilog` of a command: example calls, one per line, never wrapped."""
+    return "\n".join(["\b", "Example:" if len(commands) == 1 else "Examples:", *(f"  {line}" for line in commands)])
+
+
+def add_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+    """Combine several option decorators into one; `--help` lists them in the given order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def json_option(help: str = "Write the results as JSON to FILE; - is standard output.") -> Callable[[F], F]:
     """`--json FILE`, passed on as `json_file`; `--json` at the end of a command line is `--json -`."""
     return click.option(
         "--json",
@@ -27,14 +49,72 @@ def json_option(help: str = "Also write the results as JSON; - is standard outpu
     )
 
 
-def device_option(help: str = "auto, cpu, cuda or mps.") -> Callable[[F], F]:
+def device_option(help: str = "Where to compute: auto, cpu, cuda, cuda:1 or mps.") -> Callable[[F], F]:
     """`--device NAME`, `auto` unless given; `util.devices.choose_device` reads it."""
     return click.option("--device", default="auto", show_default=True, metavar="NAME", help=help)
+
+
+def model_option(
+    help: str = "Shipped name, checkpoint folder or hf:USER/REPO.", default: str | None = "emoji"
+) -> Callable[[F], F]:
+    """`--model NAME`, `-m NAME`; `checkpoint.parts.find` reads it."""
+    return click.option("--model", "-m", default=default, show_default=True, metavar="NAME", help=help)
+
+
+def precision_option(help: str = "Number format of the transformer.", default: str | None = "auto") -> Callable[[F], F]:
+    """`--precision auto|fp32|bf16|int8`."""
+    return click.option("--precision", type=click.Choice(PRECISIONS), default=default, show_default=True, help=help)
+
+
+def seed_option(help: str = "Makes the whole run repeatable.") -> Callable[[F], F]:
+    """`--seed N`, `-s N`: where all random choices come from."""
+    return click.option("--seed", "-s", type=click.IntRange(0), default=0, show_default=True, help=help)
+
+
+def candidates_option(default: int, help: str) -> Callable[[F], F]:
+    """`--candidates N`, `-n N`: how many results to sample."""
+    return click.option("--candidates", "-n", type=click.IntRange(1), default=default, show_default=True, help=help)
 
 
 def keep_option(default: int, help: str) -> Callable[[F], F]:
     """`--keep N`, `-k N`: how many results to keep."""
     return click.option("--keep", "-k", type=click.IntRange(1), default=default, show_default=True, help=help)
+
+
+def out_option(
+    help: str, default: str | None = None, *, required: bool = False, folder: bool = False
+) -> Callable[[F], F]:
+    """`--out PATH`, `-o PATH`, passed on as a `Path`: the file, or the folder, that the command writes."""
+    return click.option(
+        "--out",
+        "-o",
+        type=click.Path(path_type=Path, file_okay=not folder, dir_okay=folder),
+        default=default,
+        show_default=True,
+        required=required,
+        metavar="FOLDER" if folder else "FILE",
+        help=help,
+    )
+
+
+def texts_file_option(help: str) -> Callable[[F], F]:
+    """`--texts-file FILE`: a file with one text per line, which `read_texts_file` reads."""
+    return click.option("--texts-file", type=click.Path(path_type=Path), metavar="FILE", help=help)
+
+
+def read_texts_file(path: Path) -> list[str]:
+    """Texts of a file with one per line, without the spaces around them and without empty ones.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"expected a UTF-8 file with one text per line, got {path} ({error}); give --texts-file another file"
+        ) from error
+    return [text for line in lines if (text := line.strip())]
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -54,6 +134,6 @@ def write_json_file(json_file: str | None, values: Any) -> None:
         UserError: the file cannot be written.
     """
     if json_file == STANDARD_OUTPUT:
-        click.echo(json.dumps(values, ensure_ascii=False, indent=1))
+        click.echo(format_json(values))
     elif json_file is not None:
         click.echo(write_json(json_file, values))

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dalle_mini_impl.config.sampling import PRECISIONS
 from dalle_mini_impl.model.attention import RMSNorm
 from dalle_mini_impl.model.blocks import Block
 from dalle_mini_impl.model.transformer import Transformer
@@ -17,14 +18,12 @@ from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
 from dalle_mini_impl.util.errors import UserError
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
-
 
 def choose_precision(precision: str, transformer: Transformer) -> str:
     """`auto` -> the fastest precision whose pictures are as good: bf16 but where fp32 is all there is.
 
     Args:
-        precision: one of `PRECISIONS`.
+        precision: one of `config.sampling.PRECISIONS`.
         transformer: on the device it will run on.
 
     Raises:

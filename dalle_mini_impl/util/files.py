@@ -54,8 +54,18 @@ def write_json(path: Path | str, facts: Any) -> Path:
         UserError: the place cannot be written to.
     """
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=1), encoding="utf-8")
+        temporary.write_text(format_json(facts), encoding="utf-8")
     return Path(path)
+
+
+def format_json(values: Any) -> str:
+    """Values as indented JSON, in which only text that UTF-8 cannot encode (some file names) is escaped."""
+    text = json.dumps(values, ensure_ascii=False, indent=1)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(values, indent=1)
+    return text
 
 
 @contextmanager
