@@ -20,7 +20,7 @@ from helpers.models import (
 
 from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.checkpoint.settings import save_settings
-from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER, add_text_tokenizer
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, add_text_tokenizer
 from dalle_mini_impl.cli import dalle, main
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.model.build import build_clip
@@ -41,7 +41,7 @@ def _one_thread():
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete checkpoint folder. Tests must not change it: copy it first."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    source = tmp_path_factory.mktemp("text") / TEXT_TOKENIZER
+    source = tmp_path_factory.mktemp("text") / TEXT_TOKENIZER_FILE
     train_text_tokenizer(CAPTIONS, source, TEXT_VOCAB)
     text = add_text_tokenizer(folder, source)
     image = save_part(folder, "image_tokenizer", make_image_tokenizer(), to_dict(IMAGE_TOKENIZER), {})
@@ -64,7 +64,7 @@ def tiny_dalle(tiny_model: Path) -> DalleMini:
 @pytest.fixture(scope="session")
 def text_tokenizer(tiny_model: Path) -> TextTokenizer:
     """367 text ids, learned from captions in eight scripts."""
-    return TextTokenizer(tiny_model / TEXT_TOKENIZER)
+    return TextTokenizer(tiny_model / TEXT_TOKENIZER_FILE)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dalle_mini_impl.bench.machine import MachineSpeed
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
 from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.timing import median_seconds
-from dalle_mini_impl.checkpoint.parts import load_text_tokenizer
+from dalle_mini_impl.checkpoint.find import load_text_tokenizer
 from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.scorer.scorer import Scorer

@@ -17,7 +17,7 @@ from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.training import finish
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.config.yaml_io import load
-from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, open_cache, read_header
+from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, open_cache, read_header
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared import loop
@@ -112,7 +112,7 @@ def our_side(
     """A training step (number, share of the time) and validation of our transformer."""
     stream = shape.stream(tokenizer.bos_id)
     model = StreamLoss(shape.build(), stream).to(device)
-    optimizers, captions = build_optimizers(model, config.optimizer), CaptionDrawer(train.entries, config.languages)
+    optimizers, captions = build_optimizers(model, config.optimizer), CaptionSampler(train.entries, config.languages)
     rows = slice(0, config.run.batch_size)
 
     def step(number: int, share: float) -> Tensor:
@@ -138,7 +138,7 @@ def peer_side(
     """The same for dalle-pytorch; it sees the same captions and pictures, undisturbed."""
     peer = DallePytorch(shape, device)
     optimizer = torch.optim.Adam(peer.model.parameters(), lr=PEER_RATE)
-    captions = CaptionDrawer(train.entries, config.languages)
+    captions = CaptionSampler(train.entries, config.languages)
 
     def padded(texts: list[list[int]]) -> Tensor:
         rows = torch.zeros(len(texts), shape.text_length, dtype=torch.int64)  # its own padding id
@@ -149,7 +149,7 @@ def peer_side(
     def step(number: int, share: float) -> Tensor:
         random = np.random.default_rng([config.run.seed, number])
         numbers = loop.batch_indices(number, batch, len(train), config.run.seed)
-        drawn = [captions.draw(int(index), random).text for index in numbers]
+        drawn = [captions.sample(int(index), random).text for index in numbers]
         texts = [tokenizer.encode(text)[: shape.text_length] for text in drawn]
         ids = train.image_ids[numbers, random.integers(train.image_ids.shape[1])].astype(np.int64)
         loss = peer.loss(padded(texts), torch.from_numpy(ids).flatten(1).to(device))

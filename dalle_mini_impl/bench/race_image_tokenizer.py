@@ -15,7 +15,7 @@ from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.training import finish
 from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.config.yaml_io import load
-from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.evaluate.judges import CHUNK
 from dalle_mini_impl.evaluate.metrics import psnr
@@ -55,7 +55,8 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
     """
     config = load(ImageTokenizerRun, str(config_file), [])
     train, validation = (open_store(config.data, split) for split in ("train", "validation"))
-    held_out = plain_pixels(validation.take(np.arange(len(validation))[:HELD_OUT]), config.model.image_size).to(device)
+    pictures = validation.take(np.arange(len(validation))[:HELD_OUT])
+    held_out = pixels_on_white(pictures, config.model.image_size).to(device)
     curves, apart, distance = {}, {}, efficientnet_distance(device)
     for name, side in (("ours", our_side), ("dalle-pytorch", peer_side)):
         step, copy = side(config, train, device)
@@ -121,7 +122,7 @@ def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Si
             temperature = max(temperature * math.exp(-PEER_COOLING * number), PEER_COLDEST)
             optimizer.param_groups[0]["lr"] *= PEER_DECAY
         wanted = loop.batch_indices(number, PEER_BATCH, len(train), config.run.seed)
-        pixels = plain_pixels(train.take(wanted), shape.image_size).to(device)
+        pixels = pixels_on_white(train.take(wanted), shape.image_size).to(device)
         finish(model, [optimizer], model((pixels + 1) / 2, return_loss=True, temp=temperature), clip=float("inf"))
 
     def copy(pixels: Tensor) -> Tensor:

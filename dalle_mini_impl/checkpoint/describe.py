@@ -1,115 +1,133 @@
-"""What a checkpoint consists of and says of itself, as plain values and in words."""
+"""What a checkpoint consists of and says about itself, as plain values and as lines of text."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.checkpoint.parts import PART_FILES, PARTS, fingerprint, load_text_tokenizer, read_part
-from dalle_mini_impl.checkpoint.settings import SETTINGS, load_settings
-from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZERS
+from dalle_mini_impl.checkpoint.parts import PART_FILES, PARTS, fingerprint, read_part
+from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.util.errors import UserError
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """The parts of a checkpoint folder, as far as it has them yet, and what its `config.yaml` says.
+def checkpoint_info(folder: Path) -> dict[str, Any]:
+    """Describe the parts that a checkpoint folder has so far, and the content of its `config.yaml`.
 
     Returns:
-        By name what each part is: `identity`, `megabytes`, and of all but the text tokenizer `numbers` (how many
-        its weights are), `trained_with` and `config`. Beside them `checkpoint` (the hash of all), `sampling`, `about`.
+        For each part by name: `identity`, `megabytes`, and for all but the text tokenizer `parameters` (their number),
+        `trained_with` and `config`. Beside them `checkpoint` (hash of the whole), `sampling` and `about`.
 
     Raises:
         UserError: there is no part, or one is damaged.
     """
-    facts: dict[str, Any] = {}
-    if texts := [folder / name for name in TEXT_TOKENIZERS if (folder / name).is_file()]:
-        tokenizer = load_text_tokenizer(folder)
-        facts["checkpoint"] = fingerprint(folder)
-        facts["text_tokenizer"] = {
-            "identity": tokenizer.identity, "vocab_size": tokenizer.vocab_size,
-            "megabytes": _megabytes(texts[0]),
-        }  # fmt: skip
+    info: dict[str, Any] = {}
+    if text_files := [folder / name for name in TEXT_TOKENIZER_FILES if (folder / name).is_file()]:
+        tokenizer = read_text_tokenizer(folder)
+        info["checkpoint"] = fingerprint(folder)
+        info["text_tokenizer"] = {
+            "identity": tokenizer.identity,
+            "vocab_size": tokenizer.vocab_size,
+            "megabytes": _megabytes(text_files[0]),
+        }
     for name in PARTS:
         if (folder / f"{name}.safetensors").is_file():
             part = read_part(folder, name)
-            facts[name] = {
-                "identity": part.identity, "numbers": sum(tensor.numel() for tensor in part.tensors.values()),
-                "megabytes": _megabytes(part.path), "trained_with": part.trained_with, "config": part.config,
-            }  # fmt: skip
-    if (folder / SETTINGS).is_file():
+            info[name] = {
+                "identity": part.identity,
+                "parameters": sum(tensor.numel() for tensor in part.tensors.values()),
+                "megabytes": _megabytes(part.path),
+                "trained_with": part.trained_with,
+                "config": part.config,
+            }
+    if (folder / SETTINGS_FILE).is_file():
         settings = load_settings(folder)
-        facts |= {"sampling": to_dict(settings.sampling), "about": to_dict(settings.about)}
-    elif not facts:
+        info |= {"sampling": to_dict(settings.sampling), "about": to_dict(settings.about)}
+    elif not info:
         raise UserError(
-            f"{folder} has no part of a model; expected {', '.join(PART_FILES)} or some of them, "
-            f"made by training or dalle import"
+            f"{folder} has no part of a model; expected {', '.join(PART_FILES)} or some of them; "
+            f"make them by training or dalle import"
         )
-    return facts
+    return info
 
 
-def describe_in_words(facts: dict[str, Any]) -> list[str]:
-    """Lines about what `describe` found."""
-    parts = [name for name in ("text_tokenizer", *PARTS) if name in facts]
-    lines = [f"checkpoint: {facts['checkpoint']}"] if "checkpoint" in facts else []
-    lines += [f"size: {sum(facts[name]['megabytes'] for name in parts):.1f} MB"]
-    lines += [f"{name.replace('_', ' ')}: {_part(name, facts[name])}" for name in parts]
-    if "sampling" in facts:
-        lines.append("sampling: " + ", ".join(f"{name} {value}" for name, value in facts["sampling"].items()))
-        lines += _about(facts["about"], facts.get("checkpoint"))
+def info_lines(info: dict[str, Any]) -> list[str]:
+    """Put the values of `checkpoint_info` into lines of text."""
+    parts = [name for name in ("text_tokenizer", *PARTS) if name in info]
+    lines = [f"checkpoint: {info['checkpoint']}"] if "checkpoint" in info else []
+    lines += [f"size: {sum(info[name]['megabytes'] for name in parts):.1f} MB"]
+    lines += [f"{name.replace('_', ' ')}: {_part_line(name, info[name])}" for name in parts]
+    if "sampling" in info:
+        lines.append("sampling: " + ", ".join(f"{name} {value}" for name, value in info["sampling"].items()))
+        lines += _about_lines(info["about"], info.get("checkpoint"))
     return lines
 
 
-def _part(name: str, facts: dict[str, Any]) -> str:
-    words = {"text_tokenizer": _text, "image_tokenizer": _image, "transformer": _transformer, "scorer": _scorer}
-    size = f"{facts['megabytes']} MB, identity {facts['identity']}"
-    if "numbers" in facts:
-        size = f"{facts['numbers']:,} weights, {size}"
-    others = [f"{other.replace('_', ' ')} {identity}" for other, identity in facts.get("trained_with", {}).items()]
-    return f"{words[name](facts)}; {size}" + (f"; trained with {' and '.join(others)}" if others else "")
+def _part_line(name: str, part: dict[str, Any]) -> str:
+    shape = {
+        "text_tokenizer": _text_tokenizer_shape,
+        "image_tokenizer": _image_tokenizer_shape,
+        "transformer": _transformer_shape,
+        "scorer": _scorer_shape,
+    }[name]
+    size = f"{part['megabytes']} MB, identity {part['identity']}"
+    if "numbers" in part:
+        warnings.warn("'numbers' in a checkpoint's JSON is now called 'parameters'; rename it", stacklevel=3)
+        part = {"parameters": part["numbers"], **part}
+    if "parameters" in part:
+        size = f"{part['parameters']:,} weights, {size}"
+    trained_with = [f"{other.replace('_', ' ')} {identity}" for other, identity in part.get("trained_with", {}).items()]
+    return f"{shape(part)}; {size}" + (f"; trained with {' and '.join(trained_with)}" if trained_with else "")
 
 
-def _text(facts: dict[str, Any]) -> str:
-    return f"{facts['vocab_size']:,} ids"
+def _text_tokenizer_shape(part: dict[str, Any]) -> str:
+    return f"{part['vocab_size']:,} ids"
 
 
-def _image(facts: dict[str, Any]) -> str:
-    config = from_dict(ImageTokenizerConfig, facts["config"], "image_tokenizer")
+def _image_tokenizer_shape(part: dict[str, Any]) -> str:
+    config = from_dict(ImageTokenizerConfig, part["config"], "image_tokenizer")
     kind = config.quantizer if config.network == "vqvae" else f"{config.network}, {config.quantizer}"
-    size, (rows, columns) = config.image_size, config.grid
-    return f"{size}×{size} pixels <-> {rows}×{columns} ids of {config.codebook_size:,} ({kind})"
+    size = config.image_size
+    height, width = config.grid
+    return f"{size}×{size} pixels <-> {height}×{width} ids of {config.codebook_size:,} ({kind})"
 
 
-def _transformer(facts: dict[str, Any]) -> str:
-    config = from_dict(TransformerConfig, facts["config"].get("transformer"), "transformer")
-    stream = from_dict(StreamConfig, facts["config"].get("stream"), "transformer: stream")
+def _transformer_shape(part: dict[str, Any]) -> str:
+    config = from_dict(TransformerConfig, part["config"].get("transformer"), "transformer")
+    stream = from_dict(StreamConfig, part["config"].get("stream"), "transformer: stream")
     image_length = stream.grid[0] * stream.grid[1]
-    bos = "1 + " * (stream.bos_id >= 0)
+    bos = "1 + " if stream.bos_id >= 0 else ""
     masks = f"; attention {', '.join(config.attention)}" if config.attention != ("full",) else ""
-    last = f", at last {config.last_attention}" * bool(config.last_attention)
+    last = f", at last {config.last_attention}" if config.last_attention else ""
     return (
         f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {bos}"
         f"{stream.text_length} text + {image_length} image ids{masks}{last}"
     )
 
 
-def _scorer(facts: dict[str, Any]) -> str:
-    config = from_dict(ScorerConfig, facts["config"], "scorer")
+def _scorer_shape(part: dict[str, Any]) -> str:
+    config = from_dict(ScorerConfig, part["config"], "scorer")
     return (
         f"CLIP of width {config.n_embd}, {config.image_layers} layers over {config.image_size}×{config.image_size} "
         f"pixels and {config.text_layers} over {config.text_length} text ids"
     )
 
 
-def _about(about: dict[str, Any], checkpoint: str | None) -> list[str]:
-    lines = [f"languages: {', '.join(about['languages']) or 'not said'}", f"licence: {about['licence'] or 'not said'}"]
-    lines += _list("trained on", about["data"])
+def _about_lines(about: dict[str, Any], checkpoint: str | None) -> list[str]:
     quality = [f"{figure['what']}: {figure['value']:g} ({figure['command']})" for figure in about["quality"]]
-    of_another = about["measured_on"] != checkpoint
-    other = f" on another checkpoint ({about['measured_on'] or 'not said which'})" if quality and of_another else ""
-    return lines + _list(f"measured{other}", quality)
+    elsewhere = ""
+    if quality and about["measured_on"] != checkpoint:
+        elsewhere = f" on another checkpoint ({about['measured_on'] or 'not said which'})"
+    return [
+        f"languages: {', '.join(about['languages']) or 'not said'}",
+        f"licence: {about['licence'] or 'not said'}",
+        *_list_lines("trained on", about["data"]),
+        *_list_lines(f"measured{elsewhere}", quality),
+    ]
 
 
-def _list(title: str, items: list[str]) -> list[str]:
+def _list_lines(title: str, items: list[str]) -> list[str]:
     return [f"{title}:", *(f"  {item}" for item in items)] if items else [f"{title}: not said"]
 
 

@@ -24,23 +24,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dalle_mini_impl.checkpoint import hub
-from dalle_mini_impl.checkpoint.settings import SETTINGS
-from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZERS, read_text_tokenizer
-from dalle_mini_impl.text.json_tokenizer import JsonTokenizer
-from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import PACKAGE, replace_file
+from dalle_mini_impl.util.files import replace_file
 
 M = TypeVar("M", bound=nn.Module)
 
-UNKNOWN = "unknown"
+UNKNOWN_IDENTITY = "unknown"
 """Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
-SHIPPED = PACKAGE / "pretrained"
 PARTS = ("image_tokenizer", "transformer", "scorer")
-PART_FILES = (*TEXT_TOKENIZERS, *(f"{part}.safetensors" for part in PARTS))
-CARDS = ("MODEL_CARD.md", "README.md")
-FILES = (SETTINGS, *PART_FILES, *CARDS)
+PART_FILES = (*TEXT_TOKENIZER_FILES, *(f"{part}.safetensors" for part in PARTS))
+CARD_FILES = ("MODEL_CARD.md", "README.md")
+CHECKPOINT_FILES = (SETTINGS_FILE, *PART_FILES, *CARD_FILES)
 """All that is looked at in a folder; nothing else is up- or downloaded."""
 
 
@@ -55,23 +51,6 @@ class Part:
     trained_with: dict[str, str]
     """Identities of the parts it depends on, by part name."""
     tensors: dict[str, Tensor]
-
-
-def find(name: str | Path) -> Path:
-    """The folder of a shipped model's name, of one on a hub (`hf:USER/REPO`), or else a checkpoint folder itself.
-
-    Raises:
-        UserError: there is none of them.
-    """
-    if str(name).startswith(hub.PREFIX):
-        return hub.download(str(name), FILES, PART_FILES)
-    shipped = SHIPPED / str(name)
-    if "/" not in str(name) and (shipped / "config.yaml").is_file():
-        return shipped  # a folder that happens to have this name is meant by ./emoji
-    if Path(name).is_dir():
-        return Path(name)
-    known = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.yaml")))
-    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})")
 
 
 def save_part(
@@ -134,18 +113,13 @@ def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
     return Part(path, identity, config, trained_with, tensors)
 
 
-def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:
-    """The text tokenizer of a model: ours, or one that was imported."""
-    return read_text_tokenizer(find(name))
-
-
 def check_trained_with(part: Part, other: str, identity: str) -> None:
     """Refuse a part that was trained with another tokenizer, as far as that is known.
 
     Raises:
         UserError: naming both identities.
     """
-    if part.trained_with.get(other) not in (identity, UNKNOWN):
+    if part.trained_with.get(other) not in (identity, UNKNOWN_IDENTITY):
         raise UserError(
             f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
             f"but {identity} was given; use the {other} it was trained with"
@@ -154,7 +128,7 @@ def check_trained_with(part: Part, other: str, identity: str) -> None:
 
 def fingerprint(folder: Path) -> str:
     """One hash over the identities of all parts in a folder, recorded in every picture."""
-    identities = [load_text_tokenizer(folder).identity]
+    identities = [read_text_tokenizer(folder).identity]
     for part in PARTS:
         if (folder / f"{part}.safetensors").is_file():
             identities.append(read_part(folder, part, weights=False).identity)

@@ -1,4 +1,4 @@
-"""A checkpoint folder, sent to a hub with its card."""
+"""Sends a checkpoint folder to a hub, with its model card."""
 
 import re
 from pathlib import Path
@@ -7,71 +7,64 @@ from typing import Any
 import yaml
 
 from dalle_mini_impl.checkpoint import hub
-from dalle_mini_impl.checkpoint.describe import describe, describe_in_words
-from dalle_mini_impl.checkpoint.parts import CARDS, FILES, fingerprint
+from dalle_mini_impl.checkpoint.describe import checkpoint_info, info_lines
+from dalle_mini_impl.checkpoint.parts import CARD_FILES, CHECKPOINT_FILES, fingerprint
 from dalle_mini_impl.checkpoint.settings import load_settings
 from dalle_mini_impl.config.yaml_io import read_yaml
 from dalle_mini_impl.util.errors import UserError
 
-HEADER = re.compile(r"---\n(.*?)^---\n+", re.DOTALL | re.MULTILINE)
-"""The YAML between two lines with which a hub's cards begin."""
+CARD_HEADER = re.compile(r"---\n(.*?)^---\n+", re.DOTALL | re.MULTILINE)
+"""The YAML between two lines `---` at the top of a hub's model card."""
 TAGS = ("dall-e", "vq-vae", "clip")
+"""Tags that every pushed checkpoint gets on the hub."""
 
 
-def push(folder: Path, name: str, private: bool = False, message: str = "") -> str:
-    """Send a checkpoint to a hub, with its card as `README.md`, by one commit.
+def push_checkpoint(folder: Path, name: str, private: bool = False, message: str = "") -> str:
+    """Send a checkpoint to a hub by one commit, with its model card as `README.md`.
 
-    Files of a checkpoint that the repository has and this one has not are deleted, so that none is ever mixed.
+    Checkpoint files that the repository has and the folder has not are deleted, so that parts of two checkpoints never
+    mix.
 
     Args:
-        folder: the checkpoint.
-        name: `hf:USER/REPO`; made if it is not there.
-        private: whether only those who are let in may see it.
-        message: of the commit; by default it names the checkpoint.
+        folder: the checkpoint, already loaded once by the caller: its parts are not checked here.
+        name: `hf:USER/REPO`; the repository is created if missing.
+        private: make the repository private.
+        message: commit message; by default it names the checkpoint's fingerprint.
 
     Returns:
-        The address of the repository.
+        URL of the repository.
 
     Raises:
-        UserError: the checkpoint is incomplete, mixed or damaged, or has other files beside it, or the hub refuses.
+        UserError: the folder has other files, its card or settings are damaged, or the hub refuses.
     """
-    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if strange := [file for file in found if file not in FILES]:
+    present = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if unexpected := [file for file in present if file not in CHECKPOINT_FILES]:
         raise UserError(
-            f"{folder} also has {', '.join(strange)}; only {', '.join(FILES)} are ever sent: move all else elsewhere"
+            f"{folder} also has {', '.join(unexpected)}; expected nothing but {', '.join(CHECKPOINT_FILES)}; "
+            f"move the other files elsewhere"
         )
-    files: dict[str, Path | bytes] = {file: folder / file for file in found if file not in CARDS}
-    files["README.md"] = card(folder, name).encode()
-    obsolete = [file for file in FILES if file not in files]
+    files: dict[str, Path | bytes] = {file: folder / file for file in present if file not in CARD_FILES}
+    files["README.md"] = hub_card(folder, name).encode()
+    obsolete = [file for file in CHECKPOINT_FILES if file not in files]
     return hub.upload(name, files, obsolete, private, message or f"Checkpoint {fingerprint(folder)}")
 
 
-def card(folder: Path, name: str) -> str:
-    """The card of a checkpoint as a hub wants it.
+def hub_card(folder: Path, name: str) -> str:
+    """Make the model card of a checkpoint in the form that a hub reads.
 
-    Its text is that of `MODEL_CARD.md` or `README.md` in the folder, or else what `dalle info` tells. What
-    `config.yaml` says is put into the header, beside what is there already.
+    The text is that of `MODEL_CARD.md` or `README.md` in the folder, or else the output of `dalle info`. Licence,
+    languages, library, task and tags are put into the card's header; other entries of the header are kept.
 
     Args:
         folder: the checkpoint.
         name: `hf:USER/REPO`, where it will be.
 
     Raises:
-        UserError: the card is damaged.
+        UserError: the card or `config.yaml` is damaged.
     """
     settings = load_settings(folder)
-    path = next((folder / file for file in CARDS if (folder / file).is_file()), None)
-    if path:
-        header, body = _split(path)
-    else:
-        facts = "\n".join(describe_in_words(describe(folder)))
-        header, body = (
-            {},
-            (
-                f"# {settings.name}\n\n```\n{facts}\n```\n\n```\npip install 'dalle-mini-impl[hub]'\n"
-                f'dalle sample "a red heart" --model {name}\n```\n'
-            ),
-        )
+    path = next((folder / file for file in CARD_FILES if (folder / file).is_file()), None)
+    header, body = _split_card(path) if path else ({}, _generated_card(folder, settings.name, name))
     header |= {"library_name": "dalle-mini-impl", "pipeline_tag": "text-to-image"}
     header["tags"] = list(dict.fromkeys([*header.get("tags", ()), *TAGS]))
     if settings.about.licence:
@@ -81,14 +74,24 @@ def card(folder: Path, name: str) -> str:
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n{body}"
 
 
-def _split(path: Path) -> tuple[dict[str, Any], str]:
-    """The header of a card, empty where it has none, and the rest."""
+def _generated_card(folder: Path, title: str, name: str) -> str:
+    """Text of a card for a checkpoint without one."""
+    info = "\n".join(info_lines(checkpoint_info(folder)))
+    return (
+        f"# {title}\n\n```\n{info}\n```\n\nIn a clone of dalle-mini-impl:\n\n"
+        f"```\npip install -c constraints.txt '.[hub]'\ndalle sample \"a red heart\" --model {name}\n```\n"
+    )
+
+
+def _split_card(path: Path) -> tuple[dict[str, Any], str]:
+    """Split a card into its header, empty if it has none, and its text."""
     try:
         text = path.read_text(encoding="utf-8")
-        match = HEADER.match(text)
+        match = CARD_HEADER.match(text)
         header = (read_yaml(match[1]) or {}) if match else {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not UTF-8 with YAML at its top ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}); expected UTF-8 text with YAML at its top") from error
     if not isinstance(header, dict) or not isinstance(header.get("tags", []), list):
         raise UserError(f"the top of {path} is {header!r}; expected keys and values, and tags a list")
     return header, text[match.end() :] if match else text

@@ -10,13 +10,13 @@ from dalle_mini_impl.config.yaml_io import from_dict, read_yaml, to_dict
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
-SETTINGS = "config.yaml"
+SETTINGS_FILE = "config.yaml"
 
 
 def save_settings(model_dir: str | Path, sampling: SamplingConfig, about: AboutConfig | None = None) -> None:
     """Write `config.yaml` of a checkpoint folder, which gives the model its name."""
     config = CheckpointConfig(name=Path(model_dir).name, sampling=sampling, about=about or AboutConfig())
-    with replace_file(Path(model_dir) / SETTINGS) as temporary:
+    with replace_file(Path(model_dir) / SETTINGS_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
@@ -26,7 +26,7 @@ def load_settings(folder: Path) -> CheckpointConfig:
     Raises:
         UserError: it is missing or damaged.
     """
-    path = folder / SETTINGS
+    path = folder / SETTINGS_FILE
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -65,7 +65,7 @@ def inspect(source: str, sheet: Path, as_json: bool) -> None:
 
     from tqdm import tqdm
 
-    from dalle_mini_impl.data.inspect import describe, inspect_pairs
+    from dalle_mini_impl.data.inspect import inspect_pairs, report_text
     from dalle_mini_impl.data.pair import SkipLog
     from dalle_mini_impl.data.readers import read_pairs
     from dalle_mini_impl.util.errors import UserError
@@ -83,6 +83,6 @@ def inspect(source: str, sheet: Path, as_json: bool) -> None:
         skipped = [{"name": name, "reason": reason} for name, reason in log.entries]
         click.echo(json.dumps({**asdict(report), "skipped": skipped, "sheet": str(sheet)}, ensure_ascii=False))
     else:
-        click.echo(describe(report))
+        click.echo(report_text(report))
         click.echo(log.report() or "nothing was skipped")
         click.echo(sheet)

@@ -15,13 +15,14 @@ def dalle_pytorch(model: str, out: str) -> None:
     """Write the image tokenizer and the transformer of MODEL as a dalle.pt that DALLE-pytorch 1.6.6 loads."""
     import torch
 
-    from dalle_mini_impl.checkpoint.parts import find, read_part
+    from dalle_mini_impl.checkpoint.find import find_checkpoint
+    from dalle_mini_impl.checkpoint.parts import read_part
     from dalle_mini_impl.config.model import ImageTokenizerConfig, StreamConfig, TransformerConfig
     from dalle_mini_impl.config.yaml_io import from_dict
     from dalle_mini_impl.interop.whole import dalle_pytorch_export as interop
     from dalle_mini_impl.util.files import replace_file
 
-    folder = find(model)
+    folder = find_checkpoint(model)
     transformer, image = read_part(folder, "transformer"), read_part(folder, "image_tokenizer")
     content = interop.export(
         interop.Model(

@@ -13,9 +13,9 @@ def info(model: str, as_json: bool) -> None:
 
     MODEL is emoji, a checkpoint folder, which may be without some parts yet, or hf:USER/REPO.
     """
-    from dalle_mini_impl.checkpoint.describe import describe, describe_in_words
-    from dalle_mini_impl.checkpoint.parts import find
+    from dalle_mini_impl.checkpoint.describe import checkpoint_info, info_lines
+    from dalle_mini_impl.checkpoint.find import find_checkpoint
 
-    facts = {"model": model, **describe(find(model))}
-    lines = [json.dumps(facts, ensure_ascii=False)] if as_json else [f"model: {model}", *describe_in_words(facts)]
+    facts = {"model": model, **checkpoint_info(find_checkpoint(model))}
+    lines = [json.dumps(facts, ensure_ascii=False)] if as_json else [f"model: {model}", *info_lines(facts)]
     click.echo("\n".join(lines))

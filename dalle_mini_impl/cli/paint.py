@@ -79,7 +79,7 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     Raises:
         UserError: an option is out of range, or something is missing.
     """
-    from dalle_mini_impl.checkpoint.parts import find
+    from dalle_mini_impl.checkpoint.find import find_checkpoint
     from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
     from dalle_mini_impl.painting.cuts import Cuts
     from dalle_mini_impl.painting.painter import Painter, PaintSettings
@@ -96,7 +96,7 @@ def prepare(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter":
     cuts = Cuts(count=options["cuts"], chunk=options["chunk"])
     settings = PaintSettings(**{name: options[name] for name in same}, size=read_size(options["size"]), cuts=cuts)
     start = open_picture(options["init_image"]) if options["init_image"] else None
-    device, folder = choose_device(options["device"]), find(options["model"])
+    device, folder = choose_device(options["device"]), find_checkpoint(options["model"])
     tokenizer, identity = load_image_tokenizer(folder, device)
     scorers = {name: Scorer.from_pretrained(name, device) for name in options["scorers"]}
     scorers = scorers or {options["model"]: Scorer.from_pretrained(folder, device)}

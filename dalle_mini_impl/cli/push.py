@@ -16,9 +16,9 @@ def push(folder: Path, name: str, private: bool, message: str) -> None:
     Only safetensors, settings, text tokenizer and card are sent, once all of them fit together.
     """
     from dalle_mini_impl.checkpoint import publish
-    from dalle_mini_impl.checkpoint.parts import find
+    from dalle_mini_impl.checkpoint.find import find_checkpoint
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 
     click.echo(f"checking {folder}", err=True)
     DalleMini.from_pretrained(folder, "cpu", "fp32")  # refuses a checkpoint that no one could load
-    click.echo(publish.push(find(folder), name, private, message))
+    click.echo(publish.push_checkpoint(find_checkpoint(folder), name, private, message))

@@ -58,7 +58,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
             f"{options['picture']} was made by checkpoint {recorded['checkpoint']}, model {name} is "
             f"{dalle.source['checkpoint']}; name the model it came from with --model"
         )
-    mine = processes.mine(jobs)
+    mine = processes.own_items(jobs)
     count = sum(ids_to_draw(request, dalle.stream.image_length) for request in mine)
     drawn: list[Result] = []
     quiet = None if processes.is_main else True  # None: where there is no terminal

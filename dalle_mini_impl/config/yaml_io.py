@@ -18,7 +18,7 @@ import yaml
 
 from dalle_mini_impl.config import renamed
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import shipped
+from dalle_mini_impl.util.files import find_shipped
 
 C = TypeVar("C")
 
@@ -63,7 +63,7 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         UserError: the file cannot be read, or a key or value does not fit; the message names it.
     """
     try:
-        values = read_yaml(shipped(path).read_text(encoding="utf-8")) or {}
+        values = read_yaml(find_shipped(path).read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

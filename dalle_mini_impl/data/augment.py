@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.config.data import AugmentConfig
 
 
-def plain_pixels(rgba: np.ndarray, size: int) -> Tensor:
+def pixels_on_white(rgba: np.ndarray, size: int) -> Tensor:
     """Stored pictures on white, unchanged but for their size.
 
     Args:

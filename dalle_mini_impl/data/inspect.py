@@ -33,7 +33,7 @@ SCRIPTS = {
 
 
 @dataclass(frozen=True)
-class Spread:
+class Range:
     """Range of a measured value."""
 
     smallest: float
@@ -51,14 +51,14 @@ class Report:
     """Pictures with an alpha channel."""
     splits: dict[str, int]
     """Pictures by the split the source gives them; `unassigned` where it gives none."""
-    width: Spread
+    width: Range
     """In pixels."""
-    height: Spread
+    height: Range
     """In pixels."""
-    aspect: Spread
+    aspect: Range
     """Width divided by height."""
-    captions_per_picture: Spread
-    characters: Spread
+    captions_per_picture: Range
+    characters: Range
     """Length of a caption."""
     scripts: dict[str, float]
     """Unicode script -> share of all letters in captions, most frequent first."""
@@ -159,7 +159,7 @@ def _report(seen: _Seen) -> Report:
         by_digest[digest].append(number)
     exact = [group for group in by_digest.values() if len(group) > 1]
     compared = [group[0] for group in by_digest.values()][:NEAR_LIMIT]
-    near = near_groups(np.stack(seen.steps)[compared], np.stack(seen.thumbs)[compared])
+    near = near_duplicate_groups(np.stack(seen.steps)[compared], np.stack(seen.thumbs)[compared])
     near = [[compared[number] for number in group] for group in near]
     leaking = [{seen.splits[n] for n in group} >= {"train", "validation"} for group in exact + near]
     total = sum(seen.letters.values())
@@ -168,11 +168,11 @@ def _report(seen: _Seen) -> Report:
         captions=len(seen.characters),
         transparent=seen.modes.count("RGBA"),
         splits=dict(Counter(seen.splits).most_common()),
-        width=_spread([width for width, _ in seen.sizes]),
-        height=_spread([height for _, height in seen.sizes]),
-        aspect=_spread([round(width / height, 3) for width, height in seen.sizes]),
-        captions_per_picture=_spread(seen.captions),
-        characters=_spread(seen.characters),
+        width=_range([width for width, _ in seen.sizes]),
+        height=_range([height for _, height in seen.sizes]),
+        aspect=_range([round(width / height, 3) for width, height in seen.sizes]),
+        captions_per_picture=_range(seen.captions),
+        characters=_range(seen.characters),
         scripts={script: round(count / total, 6) for script, count in seen.letters.most_common()},
         languages=dict(seen.languages.most_common()),
         exact_duplicates=[[seen.keys[number] for number in group] for group in exact],
@@ -182,11 +182,11 @@ def _report(seen: _Seen) -> Report:
     )
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(min(values), statistics.median(values), max(values))
+def _range(values: Sequence[float]) -> Range:
+    return Range(min(values), statistics.median(values), max(values))
 
 
-def near_groups(steps: np.ndarray, thumbs: np.ndarray, rows: int = 1024) -> list[list[int]]:
+def near_duplicate_groups(steps: np.ndarray, thumbs: np.ndarray, rows: int = 1024) -> list[list[int]]:
     """Group pictures that differ in few brightness steps and little in colour.
 
     Args:
@@ -218,10 +218,10 @@ def near_groups(steps: np.ndarray, thumbs: np.ndarray, rows: int = 1024) -> list
     return [group for group in groups.values() if len(group) > 1]
 
 
-def describe(report: Report) -> str:
+def report_text(report: Report) -> str:
     """The report as lines of text."""
 
-    def spread(value: Spread) -> str:
+    def spread(value: Range) -> str:
         return f"{value.smallest:g} / {value.median:g} / {value.largest:g}"
 
     lines = [

@@ -68,6 +68,6 @@ class SkipLog:
         return "\n".join(lines)
 
 
-def plain_caption(captions: tuple[Caption, ...], language: str) -> Caption:
+def caption_in_language(captions: tuple[Caption, ...], language: str) -> Caption:
     """The first caption in a language, or the first of all."""
     return next((caption for caption in captions if caption.language == language), captions[0])

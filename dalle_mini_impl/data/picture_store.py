@@ -41,17 +41,17 @@ class PictureStore:
 
     pixels: np.ndarray
     """(n, S, S, 4) uint8 RGBA of the whole store, memory-mapped."""
-    numbers: np.ndarray
+    rows: np.ndarray
     """Rows of `pixels` that belong to this split."""
     entries: list[PictureEntry]
     """One per number."""
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.rows)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """RGBA pixels (len(indices), S, S, 4) uint8 of pictures of this split."""
-        return self.pixels[self.numbers[indices]]
+        return self.pixels[self.rows[indices]]
 
 
 def open_store(config: DataConfig, split: str) -> PictureStore:
@@ -73,7 +73,7 @@ def open_store(config: DataConfig, split: str) -> PictureStore:
         identity = json.loads((folder / "store.json").read_text())["identity"]
         lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        everything = [read_entry(json.loads(line)) for line in lines]
+        everything = [entry_from_json(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is not a picture store ({type(error).__name__}: {error}); "
@@ -107,7 +107,7 @@ def build_store(config: DataConfig) -> None:
     print(f"decoded {count} pictures at {size} px into {config.store}")
 
 
-def read_entry(line: dict[str, Any]) -> PictureEntry:
+def entry_from_json(line: dict[str, Any]) -> PictureEntry:
     """Rebuild an entry from its JSON line."""
     captions = tuple(Caption(**caption) for caption in line["captions"])
     return PictureEntry(line["key"], line["split"], line["may_flip"], captions, line["details"])
@@ -141,7 +141,7 @@ def _decode(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
     return count
 
 
-def concept_numbers(store: PictureStore) -> np.ndarray:
+def concept_indices(store: PictureStore) -> np.ndarray:
     """A number (n,) for each picture, equal where two pictures show the same concept."""
     names = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
     return np.unique(names, return_inverse=True)[1]

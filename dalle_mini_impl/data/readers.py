@@ -16,14 +16,14 @@ from typing import Any
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.data.sample import (
     CAPTION_FIELDS,
-    ReadJob,
-    Skip,
+    PendingSample,
+    UnusableSample,
     captions_from_fields,
     captions_from_lines,
+    list_files,
     make_pair,
     read_bytes,
-    run_jobs,
-    walk,
+    read_samples,
 )
 from dalle_mini_impl.data.tar_reader import read_tars
 from dalle_mini_impl.util.errors import UserError
@@ -70,15 +70,15 @@ def _open(path: Path, log: SkipLog, worker: int, workers: int) -> Iterator[Pair]
         files = sorted(path.iterdir())
         tars = [file for file in files if file.suffix.lower() == ".tar"]
         if not tars:
-            return run_jobs(_folder_jobs(path, folder_log), log, worker, workers)
+            return read_samples(_folder_jobs(path, folder_log), log, worker, workers)
         for file in files:
             if file.suffix.lower() in PICTURE_ENDINGS:
                 folder_log.add(printable(str(file)), "beside tars: a folder is read as tars or as pictures")
         return read_tars(tars, log, worker, workers)
     if path.suffix.lower() == ".jsonl" and path.is_file():
-        return run_jobs(_table_jobs(path, _jsonl_rows(path)), log, worker, workers)
+        return read_samples(_table_jobs(path, _jsonl_rows(path)), log, worker, workers)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
-        return run_jobs(_table_jobs(path, _csv_rows(path)), log, worker, workers)
+        return read_samples(_table_jobs(path, _csv_rows(path)), log, worker, workers)
     return read_tars(_expand(str(path)), log, worker, workers)
 
 
@@ -112,17 +112,17 @@ def _expand_braces(pattern: str) -> list[str]:
     return [name for part in parts for name in _expand_braces(head + part + tail)]
 
 
-def _folder_jobs(folder: Path, log: SkipLog) -> list[ReadJob]:
+def _folder_jobs(folder: Path, log: SkipLog) -> list[PendingSample]:
     pictures: dict[str, list[Path]] = {}
     texts: dict[str, list[Path]] = {}
-    for path in walk(folder, log):
+    for path in list_files(folder, log):
         kind = path.suffix.lower()
         table = pictures if kind in PICTURE_ENDINGS else texts if kind == ".txt" else None
         if table is not None:
             table.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not pictures:
         raise UserError(f"{folder} holds neither pictures nor .tar files; expected {EXPECTED}")
-    jobs: list[ReadJob] = []
+    jobs: list[PendingSample] = []
     for key in sorted(pictures.keys() | texts.keys()):
         first, *others = pictures.get(key, [None])
         if first is None:
@@ -136,7 +136,7 @@ def _folder_jobs(folder: Path, log: SkipLog) -> list[ReadJob]:
 
 def _skip(reason: str) -> Callable[[], Pair]:
     def refuse() -> Pair:
-        raise Skip(reason)
+        raise UnusableSample(reason)
 
     return refuse
 
@@ -144,14 +144,14 @@ def _skip(reason: str) -> Callable[[], Pair]:
 def _folder_pair(key: str, picture: Path, texts: list[Path]) -> Callable[[], Pair]:
     def read() -> Pair:
         if not texts:
-            raise Skip(f"no caption: no {picture.stem}.txt beside it")
+            raise UnusableSample(f"no caption: no {picture.stem}.txt beside it")
         captions = [caption for path in texts for caption in captions_from_lines(read_bytes(path))]
         return make_pair(key, captions, {}, lambda: read_bytes(picture))
 
     return read
 
 
-Row = tuple[str, dict[str, Any] | Skip]
+Row = tuple[str, dict[str, Any] | UnusableSample]
 """Where the row stands, for messages, and its fields or why it cannot be used."""
 
 
@@ -164,11 +164,11 @@ def _jsonl_rows(table: Path) -> Iterator[Row]:
             try:
                 fields = json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError as error:
-                yield where, Skip(f"caption not UTF-8: {error.reason}")
+                yield where, UnusableSample(f"caption not UTF-8: {error.reason}")
             except (ValueError, RecursionError) as error:
-                yield where, Skip(f"malformed line: {error}")
+                yield where, UnusableSample(f"malformed line: {error}")
             else:
-                yield where, fields if isinstance(fields, dict) else Skip("malformed line: not a JSON object")
+                yield where, fields if isinstance(fields, dict) else UnusableSample("malformed line: not a JSON object")
 
 
 def _csv_rows(table: Path) -> Iterator[Row]:
@@ -180,7 +180,7 @@ def _csv_rows(table: Path) -> Iterator[Row]:
             try:
                 row = next(rows, None)
             except csv.Error as error:
-                yield f"{table}:{rows.line_num}", Skip(f"malformed line: {error}")
+                yield f"{table}:{rows.line_num}", UnusableSample(f"malformed line: {error}")
                 continue
             if row is None:
                 return
@@ -190,9 +190,9 @@ def _csv_rows(table: Path) -> Iterator[Row]:
                 yield f"{table}:{rows.line_num}", _csv_row(header, row)
 
 
-def _csv_row(header: list[str], row: list[str]) -> dict[str, Any] | Skip:
+def _csv_row(header: list[str], row: list[str]) -> dict[str, Any] | UnusableSample:
     if len(row) > len(header):
-        return Skip("malformed line: more fields than columns; a caption with commas needs quotes")
+        return UnusableSample("malformed line: more fields than columns; a caption with commas needs quotes")
     return {name: text for name, text in zip(header, row, strict=False) if text}
 
 
@@ -206,18 +206,18 @@ def _check_header(table: Path, row: list[str]) -> list[str]:
     return header
 
 
-def _table_jobs(table: Path, rows: Iterable[Row]) -> list[ReadJob]:
+def _table_jobs(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
     pictures: dict[str, tuple[str, dict[str, Any], list[Caption]]] = {}
-    jobs: list[ReadJob] = []
+    jobs: list[PendingSample] = []
     for where, fields in rows:
         try:
-            if isinstance(fields, Skip):
+            if isinstance(fields, UnusableSample):
                 raise fields
             name = next((fields[field] for field in PATH_FIELDS if fields.get(field)), None)
             if not isinstance(name, str):
-                raise Skip(f"no path: expected one of {', '.join(PATH_FIELDS)}")
+                raise UnusableSample(f"no path: expected one of {', '.join(PATH_FIELDS)}")
             captions, details = captions_from_fields(fields)
-        except Skip as skip:
+        except UnusableSample as skip:
             jobs.append((where, _skip(str(skip))))
         else:
             # One row per caption is common: rows that name the same picture belong together.

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
-from dalle_mini_impl.util.images import decode
+from dalle_mini_impl.util.images import decode_image
 from dalle_mini_impl.util.text import printable
 
 CAPTION_FIELDS = ("captions", "caption", "text")
@@ -21,28 +21,28 @@ SPLITS = {
 }  # fmt: skip
 
 
-class Skip(Exception):
-    """Why one sample cannot be used: `category: what exactly`. Caught by `run_jobs`."""
+class UnusableSample(Exception):
+    """Why one sample cannot be used: `category: what exactly`. Caught by `read_samples`."""
 
 
-ReadJob = tuple[str, Callable[[], Pair]]
+PendingSample = tuple[str, Callable[[], Pair]]
 """Name of a sample, for the log, and what reads it."""
 
 
-def run_jobs(jobs: Iterable[ReadJob], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+def read_samples(jobs: Iterable[PendingSample], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
     """Read this worker's share of the samples, noting those that cannot be used."""
     for number, (name, read) in enumerate(jobs):
         if number % workers != worker:
             continue
         try:
             pair = read()
-        except Skip as skip:
+        except UnusableSample as skip:
             log.add(printable(name), printable(str(skip)))
         else:
             yield pair
 
 
-def walk(folder: Path, log: SkipLog) -> list[Path]:
+def list_files(folder: Path, log: SkipLog) -> list[Path]:
     """All files below a folder that are not hidden, links followed; folders that cannot be read are noted."""
 
     def unreadable(error: OSError) -> None:
@@ -63,61 +63,61 @@ def read_bytes(path: Path) -> bytes:
     """Content of a file.
 
     Raises:
-        Skip: it is missing or cannot be read.
+        UnusableSample: it is missing or cannot be read.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise Skip(f"missing file: {path}") from error
+        raise UnusableSample(f"missing file: {path}") from error
     except (OSError, ValueError) as error:
-        raise Skip(f"unreadable file: {error}") from error
+        raise UnusableSample(f"unreadable file: {error}") from error
 
 
 def decode_picture(data: bytes) -> Image.Image:
     """Decode a whole picture, upright, as RGB, or as RGBA where it has transparency.
 
     Raises:
-        Skip: it is empty, broken, no picture, or larger than Pillow's limit.
+        UnusableSample: it is empty, broken, no picture, or larger than Pillow's limit.
     """
     if not data:
-        raise Skip("empty file: zero bytes")
+        raise UnusableSample("empty file: zero bytes")
     try:
-        return decode(io.BytesIO(data))
+        return decode_image(io.BytesIO(data))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise Skip(f"decompression bomb: {error}") from error
+        raise UnusableSample(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
-        raise Skip("not a picture: no known format, or cut off within its first bytes") from error
+        raise UnusableSample("not a picture: no known format, or cut off within its first bytes") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         kind = "truncated" if "truncated" in str(error).lower() else "broken"
-        raise Skip(f"{kind} picture: {str(error) or type(error).__name__}") from error
+        raise UnusableSample(f"{kind} picture: {str(error) or type(error).__name__}") from error
 
 
 def captions_from_lines(data: bytes) -> list[Caption]:
     """One caption per line that is not blank.
 
     Raises:
-        Skip: the text is not UTF-8.
+        UnusableSample: the text is not UTF-8.
     """
     try:
         return [Caption(line) for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise Skip(f"caption not UTF-8: {error.reason} at byte {error.start}") from error
+        raise UnusableSample(f"caption not UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def fields_from_json(data: bytes) -> dict[str, Any]:
     """Fields of a sample's JSON file.
 
     Raises:
-        Skip: the text is not UTF-8, not JSON, or not an object.
+        UnusableSample: the text is not UTF-8, not JSON, or not an object.
     """
     try:
         fields = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise Skip(f"caption not UTF-8: {error.reason} at byte {error.start}") from error
+        raise UnusableSample(f"caption not UTF-8: {error.reason} at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
-        raise Skip(f"malformed JSON: {error}") from error
+        raise UnusableSample(f"malformed JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise Skip("malformed JSON: not an object")
+        raise UnusableSample("malformed JSON: not an object")
     return fields
 
 
@@ -128,7 +128,7 @@ def captions_from_fields(fields: dict[str, Any]) -> tuple[list[Caption], dict[st
     of objects with `text` and `language`. A field `language` is that of captions that do not name their own.
 
     Raises:
-        Skip: the captions are of another type.
+        UnusableSample: the captions are of another type.
     """
     found: Any = next((fields[name] for name in CAPTION_FIELDS if fields.get(name)), [])
     captions = []
@@ -136,7 +136,7 @@ def captions_from_fields(fields: dict[str, Any]) -> tuple[list[Caption], dict[st
         caption = entry if isinstance(entry, dict) else {"text": entry}
         text, language = caption.get("text"), caption.get("language") or fields.get("language") or ""
         if not isinstance(text, str) or not isinstance(language, str):
-            raise Skip("malformed caption: expected a string, or an object with text and language")
+            raise UnusableSample("malformed caption: expected a string, or an object with text and language")
         captions.append(Caption(text, language))
     taken = (*CAPTION_FIELDS, "language")
     return captions, {name: value for name, value in fields.items() if name not in taken}
@@ -152,19 +152,19 @@ def make_pair(key: str, captions: list[Caption], details: dict[str, Any], read: 
         read: gives the picture file's bytes.
 
     Raises:
-        Skip: anything about the sample is unusable.
+        UnusableSample: anything about the sample is unusable.
     """
     texts = [Caption(" ".join(caption.text.split()), caption.language) for caption in captions]
     texts = [caption for caption in dict.fromkeys(texts) if caption.text]
     if not texts:
-        raise Skip("empty caption: no text in it")
+        raise UnusableSample("empty caption: no text in it")
     details = dict(details)
     split = _split(details.pop("split", None))
     may_flip = str(details.pop("may_flip", "")).lower() in ("true", "1", "yes")
     try:
         json.dumps([key, [asdict(caption) for caption in texts], details], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise Skip("not Unicode: the name, a caption or a field cannot be stored as text") from error
+        raise UnusableSample("not Unicode: the name, a caption or a field cannot be stored as text") from error
     image = decode_picture(read())
     return Pair(key=key, image=image, captions=tuple(texts), split=split, may_flip=may_flip, details=details)
 
@@ -174,5 +174,5 @@ def _split(value: object) -> str:
         return ""
     split = SPLITS.get(str(value).lower())
     if split is None:
-        raise Skip(f"other split: {value!r} is neither train nor validation")
+        raise UnusableSample(f"other split: {value!r} is neither train nor validation")
     return split

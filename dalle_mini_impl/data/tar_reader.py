@@ -11,12 +11,12 @@ from typing import Any
 
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.data.sample import (
-    Skip,
+    UnusableSample,
     captions_from_fields,
     captions_from_lines,
     fields_from_json,
     make_pair,
-    run_jobs,
+    read_samples,
 )
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
@@ -42,7 +42,7 @@ def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, worker: int, workers: i
         with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
             samples = _group(_members(archive, tar, tar_log), tar, tar_log)
             jobs = [(f"{tar}:{key}", _tar_pair(archive, key, sample)) for key, sample in samples.items()]
-            yield from run_jobs(jobs, log, worker, workers)
+            yield from read_samples(jobs, log, worker, workers)
     except TAR_ERRORS as error:
         tar_log.add(printable(str(tar)), printable(f"unreadable tar: {error}"))
 
@@ -105,9 +105,9 @@ def _tar_pair(archive: tarfile.TarFile, key: str, members: Members) -> Callable[
     def read() -> Pair:
         picture = next((member for ending, member in members.items() if ending in PICTURE_ENDINGS), None)
         if picture is None:
-            raise Skip(f"no picture: only {', '.join(members)}")
+            raise UnusableSample(f"no picture: only {', '.join(members)}")
         if not members.keys() & {".txt", ".json"}:
-            raise Skip("no caption: neither .txt nor .json beside it")
+            raise UnusableSample("no caption: neither .txt nor .json beside it")
         captions: list[Caption] = []
         details: dict[str, Any] = {}
         if ".txt" in members:
@@ -125,7 +125,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         file = archive.extractfile(member)
         content = file.read() if file else b""
     except TAR_ERRORS as error:
-        raise Skip(f"unreadable tar member: {error}") from error
+        raise UnusableSample(f"unreadable tar member: {error}") from error
     if len(content) != member.size:
-        raise Skip(f"truncated tar member: {len(content)} of {member.size} bytes")
+        raise UnusableSample(f"truncated tar member: {len(content)} of {member.size} bytes")
     return content

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry, read_entry
+from dalle_mini_impl.data.picture_store import PictureEntry, entry_from_json
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
 
 HEADER = "cache.json"
-LIKELY, SHARES = "likely_ids.npy", "shares.npy"
+LIKELY_IDS_FILE, PROBABILITIES_FILE = "likely_ids.npy", "shares.npy"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TokenCache:
     """Captions and details of each picture."""
     likely_ids: np.ndarray | None = None
     """(n, variants, h, w, k) uint16, memory-mapped: the likeliest ids of each place, if they were kept."""
-    shares: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
     """(n, variants, h, w, k) float16, memory-mapped: their probabilities."""
 
     def __len__(self) -> int:
@@ -61,13 +61,13 @@ class TokenCache:
         Raises:
             UserError: they were not kept.
         """
-        if self.likely_ids is None or self.shares is None:
+        if self.likely_ids is None or self.probabilities is None:
             raise UserError(
                 "the token cache has but the chosen ids, expected the likeliest ones and their "
                 "probabilities; encode again with soft=16, or set image_targets=argmax"
             )
-        shares = self.shares[index, variant].astype(np.float32)
-        return self.likely_ids[index, variant].astype(np.int64), shares / shares.sum(-1, keepdims=True)
+        probabilities = self.probabilities[index, variant].astype(np.float32)
+        return self.likely_ids[index, variant].astype(np.int64), probabilities / probabilities.sum(-1, keepdims=True)
 
 
 def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCache:
@@ -87,12 +87,12 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
     try:
         header = read_header(folder)
         with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
-            entries = [read_entry(json.loads(line)) for line in lines]
+            entries = [entry_from_json(json.loads(line)) for line in lines]
         image_ids = np.load(folder / split / "image_ids.npy", mmap_mode="r")
         soft = [
             np.load(folder / split / name, mmap_mode="r")
-            for name in (LIKELY, SHARES)
-            if (folder / split / LIKELY).is_file()
+            for name in (LIKELY_IDS_FILE, PROBABILITIES_FILE)
+            if (folder / split / LIKELY_IDS_FILE).is_file()
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"token cache {folder} is damaged or has no {split} split ({error}); encode again") from error
@@ -122,7 +122,7 @@ def write_entries(folder: Path, entries: list[PictureEntry]) -> None:
         lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
 
 
-def long_captions(entries: list[PictureEntry], tokenizer: TextTokenizer, room: int, most: int = 5000) -> str:
+def describe_cut_captions(entries: list[PictureEntry], tokenizer: TextTokenizer, room: int, most: int = 5000) -> str:
     """One line on captions that do not fit, or "" when all do.
 
     Args:
@@ -141,7 +141,7 @@ def long_captions(entries: list[PictureEntry], tokenizer: TextTokenizer, room: i
     return f"{share:.1f} % of captions have more than {room} text ids and are cut: {cut[0]!r} loses {lost!r}"
 
 
-class CaptionDrawer:
+class CaptionSampler:
     """Draws one of a picture's captions, each language as often as wanted.
 
     Args:
@@ -151,16 +151,16 @@ class CaptionDrawer:
 
     def __init__(self, entries: list[PictureEntry], languages: dict[str, float]) -> None:
         self._captions = [entry.captions for entry in entries]
-        self._cumulative = [np.cumsum(self._shares(entry.captions, languages)) for entry in entries]
+        self._cumulative = [np.cumsum(self._weights(entry.captions, languages)) for entry in entries]
 
-    def draw(self, index: int, random: np.random.Generator) -> Caption:
+    def sample(self, index: int, random: np.random.Generator) -> Caption:
         """One caption of picture `index`."""
         cumulative = self._cumulative[index]
         place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
         return self._captions[index][min(int(place), len(cumulative) - 1)]
 
     @staticmethod
-    def _shares(captions: tuple[Caption, ...], languages: dict[str, float]) -> np.ndarray:
+    def _weights(captions: tuple[Caption, ...], languages: dict[str, float]) -> np.ndarray:
         counts: dict[str, int] = {}
         for caption in captions:
             counts[caption.language] = counts.get(caption.language, 0) + 1

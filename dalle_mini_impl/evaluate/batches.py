@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dalle_mini_impl.config.data import DataConfig
-from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import SkipLog, split_of
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
@@ -39,7 +39,7 @@ def picture_batches(data: str, split: str, size: int, log: SkipLog) -> Iterator[
         for part in ("train", "validation") if split == "all" else (split,):
             store = open_store(DataConfig(store=data), part)
             for start in range(0, len(store), CHUNK):
-                yield plain_pixels(store.take(np.arange(start, min(start + CHUNK, len(store)))), size)
+                yield pixels_on_white(store.take(np.arange(start, min(start + CHUNK, len(store)))), size)
         return
     images: list[Image.Image] = []
     for pair in read_pairs(data, log):

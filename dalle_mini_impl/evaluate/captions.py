@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pair import plain_caption
+from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.pair import caption_in_language
 from dalle_mini_impl.data.picture_store import PictureStore
 from dalle_mini_impl.evaluate.intervals import TOP, Share, cell, markdown, share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
@@ -56,7 +56,7 @@ def make_naming_task(store: PictureStore, language: str, count: int, seed: int) 
     if not rows:
         known = sorted({one.language for entry in store.entries for one in entry.captions})
         raise UserError(f"no picture has a caption in {language!r}; there are {', '.join(known)}")
-    own = {row: plain_caption(store.entries[row].captions, language).text for row in rows}
+    own = {row: caption_in_language(store.entries[row].captions, language).text for row in rows}
     names = sorted(set(own.values()))
     chosen = np.random.default_rng(seed).permutation(rows)[:count]
     return NamingTask(language, names, chosen, torch.tensor([names.index(own[row]) for row in chosen.tolist()]))
@@ -91,8 +91,8 @@ def _tables(
 ) -> dict[str, Tensor]:
     """How well each picture (P, S, S, 4) fits each name, (P, names), by every way of choosing."""
     size, device = dalle.image_tokenizer.config.image_size, dalle.transformer.embed.weight.device
-    image_ids = dalle.image_tokenizer.encode(plain_pixels(rgba, size).to(device))
-    image_embed = dalle.scorer.embed_images(plain_pixels(rgba, dalle.scorer.image_size))
+    image_ids = dalle.image_tokenizer.encode(pixels_on_white(rgba, size).to(device))
+    image_embed = dalle.scorer.embed_images(pixels_on_white(rgba, dalle.scorer.image_size))
     likelihood = dalle.caption_model.table(names, image_ids, progress=progress)
     return {
         "likelihood": likelihood,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.data import DataConfig
-from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore, open_store
 from dalle_mini_impl.evaluate.judges import Judge
 from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
@@ -34,7 +34,7 @@ class ReferencePictures:
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
         """Pictures on white, (len(numbers), 3, size, size) in [-1, 1]."""
-        return plain_pixels(self.store.take(np.asarray(numbers)), self.size)
+        return pixels_on_white(self.store.take(np.asarray(numbers)), self.size)
 
     def numbers(self, split: str, kinds: Sequence[str]) -> list[int]:
         """Pictures of one split and of some kinds, ordered by key, so that no order of storage matters."""
@@ -53,7 +53,7 @@ def open_reference_pictures(store: str | Path, size: int) -> ReferencePictures:
         raise UserError(f"{store} is no store of decoded pictures; training with data.store makes one")
     config = DataConfig(store=str(store))
     train, validation = open_store(config, "train"), open_store(config, "validation")
-    numbers = np.concatenate([train.numbers, validation.numbers])
+    numbers = np.concatenate([train.rows, validation.rows])
     entries = train.entries + validation.entries
     for entry in entries:
         if not {"concept", "vendor"} <= entry.details.keys():

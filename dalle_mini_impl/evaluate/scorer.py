@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.data.augment import plain_pixels
-from dalle_mini_impl.data.pair import plain_caption
-from dalle_mini_impl.data.picture_store import PictureStore, concept_numbers
+from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.pair import caption_in_language
+from dalle_mini_impl.data.picture_store import PictureStore, concept_indices
 from dalle_mini_impl.evaluate.recall import recalls
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
@@ -47,11 +47,12 @@ def evaluate_scorer(scorer: Scorer, store: PictureStore, languages: Sequence[str
     if missing := [language for language in languages if language not in counts]:
         raise UserError(f"no picture has a caption in {missing[0]!r}; there are {', '.join(sorted(counts))}")
     chosen = languages or [language for language, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    image_embed, numbers = embed_store(scorer, store), torch.from_numpy(concept_numbers(store))
+    image_embed, numbers = embed_store(scorer, store), torch.from_numpy(concept_indices(store))
     reports = []
     for language in chosen:
         rows = [row for row, entry in enumerate(store.entries) if language in {one.language for one in entry.captions}]
-        text_embed = scorer.embed_texts([plain_caption(store.entries[row].captions, language).text for row in rows])
+        captions = [caption_in_language(store.entries[row].captions, language).text for row in rows]
+        text_embed = scorer.embed_texts(captions)
         reports.append(LanguageReport(language, len(rows), recalls(image_embed[rows] @ text_embed.T, numbers[rows])))
     return reports
 
@@ -59,7 +60,7 @@ def evaluate_scorer(scorer: Scorer, store: PictureStore, languages: Sequence[str
 def embed_store(scorer: Scorer, store: PictureStore) -> Tensor:
     """Embeddings (n, D) of all pictures."""
     chunks = [np.arange(start, min(start + CHUNK, len(store))) for start in range(0, len(store), CHUNK)]
-    return torch.cat([scorer.embed_images(plain_pixels(store.take(chunk), scorer.image_size)) for chunk in chunks])
+    return torch.cat([scorer.embed_images(pixels_on_white(store.take(chunk), scorer.image_size)) for chunk in chunks])
 
 
 def figures(report: LanguageReport) -> dict[str, str]:

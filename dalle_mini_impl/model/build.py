@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint.parts import check_trained_with, find, load_text_tokenizer, load_weights, read_part
+from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
+from dalle_mini_impl.checkpoint.parts import check_trained_with, load_weights, read_part
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.model import vqvae
@@ -161,7 +162,7 @@ def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer
     Raises:
         UserError: it was trained with another tokenizer than the one beside it.
     """
-    folder = find(name)
+    folder = find_checkpoint(name)
     part = read_part(folder, "transformer")
     check_trained_with(part, "text_tokenizer", load_text_tokenizer(folder).identity)
     check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).identity)

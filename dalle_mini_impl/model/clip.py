@@ -115,7 +115,7 @@ class TextTower(nn.Module):
         """Position (B,) of each row's first end-of-text."""
         is_end = text_ids == self.eos_id
         if not bool(is_end.any(dim=1).all()):
-            raise UserError(f"a caption without end-of-text id {self.eos_id} came; encode with end=True")
+            raise UserError(f"a caption without end-of-text id {self.eos_id} came; encode with add_eos=True")
         return is_end.int().argmax(dim=1)
 
 

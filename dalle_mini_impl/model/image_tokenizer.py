@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from dalle_mini_impl.checkpoint.parts import find, load_weights, read_part
+from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.parts import load_weights, read_part
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.yaml_io import from_dict
 from dalle_mini_impl.model.build import build_image_networks
@@ -175,7 +176,7 @@ class ImageTokenizer(nn.Module):
 
 def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
     """The image tokenizer of a model, ready for use, and its identity."""
-    part = read_part(find(name), "image_tokenizer")
+    part = read_part(find_checkpoint(name), "image_tokenizer")
     module = ImageTokenizer(from_dict(ImageTokenizerConfig, part.config, str(part.path)), commitment=None)
     return load_weights(module, part, device), part.identity
 

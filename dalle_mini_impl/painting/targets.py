@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import open_picture
-from dalle_mini_impl.util.weighted_terms import read_term
+from dalle_mini_impl.util.weighted_terms import split_term
 
 BAR = re.compile(r"(?<!\\)\|")
 
@@ -76,7 +76,7 @@ def parse_targets(prompt: str) -> list[Target]:
     Raises:
         UserError: there is nothing between two bars.
     """
-    terms = [read_term(part.strip(), most=2) for part in BAR.split(prompt)]
+    terms = [split_term(part.strip(), max_numbers=2) for part in BAR.split(prompt)]
     return [Target(content, *numbers) for content, numbers in terms]
 
 
@@ -86,7 +86,7 @@ def parse_noise(word: str) -> Target:
     Raises:
         UserError: the seed is no whole number from 0 on.
     """
-    seed, numbers = read_term(word)
+    seed, numbers = split_term(word)
     if not (isinstance(seed, str) and seed.isascii() and seed.isdigit() and int(seed) < 2**63):
         raise UserError(f"noise prompt {word!r} was given; expected SEED or SEED:WEIGHT, such as 7:0.2")
     return Target(int(seed), *numbers)

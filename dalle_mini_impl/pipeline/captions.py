@@ -18,7 +18,7 @@ from dalle_mini_impl.sampling.generate import CHUNK
 from dalle_mini_impl.sampling.likelihood import likelihood_table, text_log_likelihood
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.sampling.texts import generate_texts
-from dalle_mini_impl.text.sentencepiece_tokenizer import CaptionTokenizer
+from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.errors import UserError
 
 NO_TEXT = "\ufffd\u2047"
@@ -151,7 +151,7 @@ class CaptionModel:
 
     def encode(self, text: str) -> list[int]:
         """Text ids of a caption, cut with a warning where it is longer than the stream has room for."""
-        return self.text_tokenizer.cut(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
+        return self.text_tokenizer.truncate(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
 
     def _fits(self, text: str) -> bool:
         return len(self.text_tokenizer.encode(text)) <= self.stream.config.text_length

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.checkpoint import settings
-from dalle_mini_impl.checkpoint.parts import find, fingerprint, load_text_tokenizer
+from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
+from dalle_mini_impl.checkpoint.parts import fingerprint
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
@@ -28,7 +29,7 @@ from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelih
 from dalle_mini_impl.sampling.packing import choose_precision, pack
 from dalle_mini_impl.sampling.tiling import close_seams
 from dalle_mini_impl.scorer.scorer import Scorer
-from dalle_mini_impl.text.sentencepiece_tokenizer import CaptionTokenizer
+from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.devices import choose_device
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
@@ -75,7 +76,7 @@ class DalleMini:
         Raises:
             UserError: the checkpoint is missing, incomplete or mixed, or there is no such device or precision.
         """
-        folder, device = find(name), choose_device(device)
+        folder, device = find_checkpoint(name), choose_device(device)
         transformer, stream = load_transformer(folder, device)
         precision = choose_precision(precision, transformer)
         pack(transformer, precision, Stream(stream).image_range)

@@ -60,7 +60,7 @@ class ForeignTokenizer:
     def __init__(self, encode: Callable[[list[str], int], Tensor]) -> None:
         self._encode = encode
 
-    def encode_batch(self, texts: Sequence[str], length: int, end: bool = True) -> Tensor:
+    def encode_batch(self, texts: Sequence[str], length: int, add_eos: bool = True) -> Tensor:
         """Texts -> ids (B, length) int64."""
         # A shell passes bytes that are no UTF-8 on as lone surrogates, which these libraries refuse.
         return self._encode([text.encode("utf-8", "replace").decode() for text in texts], length)
@@ -89,7 +89,7 @@ def load_transformers(name: str) -> LoadedScorer:
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
     except ImportError as error:
-        raise need_extra("transformers", "clip") from error
+        raise need_extra("transformers", "clip", "protobuf") from error
     path = Path(name).expanduser()
     if not name or (not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")))):
         raise UserError(f"hf:{name} came, but there is no such folder; give one, or a name on the hub")

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint.parts import check_trained_with, find, load_weights, read_part
-from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER
+from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.parts import check_trained_with, load_weights, read_part
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
 from dalle_mini_impl.config.model import ScorerConfig
 from dalle_mini_impl.config.yaml_io import from_dict
 from dalle_mini_impl.model.build import build_clip
@@ -53,7 +54,7 @@ class ClipModel(Protocol):
 class TextEncoder(Protocol):
     """A text tokenizer."""
 
-    def encode_batch(self, texts: Sequence[str], length: int, end: bool) -> Tensor:
+    def encode_batch(self, texts: Sequence[str], length: int, add_eos: bool) -> Tensor:
         """Texts -> (B, L) int64, cut to `length`; `end` asks for an end-of-text that survives the cut."""
 
 
@@ -107,9 +108,9 @@ class Scorer:
         library, _, rest = str(name).partition(":")
         if library in ADAPTERS:
             return cls(*ADAPTERS[library](rest), device)
-        folder = find(name)
+        folder = find_checkpoint(name)
         part = read_part(folder, "scorer")
-        text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER)
+        text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER_FILE)
         check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
         config = from_dict(ScorerConfig, part.config, str(part.path))
         ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
@@ -175,7 +176,7 @@ class Scorer:
         _check_texts(texts)
 
         def encode(chunk: slice) -> Tensor:
-            text_ids = self.text_tokenizer.encode_batch(list(texts[chunk]), self.text_length, end=True)
+            text_ids = self.text_tokenizer.encode_batch(list(texts[chunk]), self.text_length, add_eos=True)
             return self.model.encode_text(text_ids.to(self.device))
 
         return self._embed(len(texts), encode)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint.parts import find, weights_identity
+from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.nearest import nearest
@@ -201,7 +202,7 @@ def lasting_name(name: str) -> str:
     """The name of a scorer under which it is found from any folder."""
     library, _, folder = name.partition(":")
     if Path(name).is_dir():
-        return str(find(name).resolve())
+        return str(find_checkpoint(name).resolve())
     return f"{library}:{Path(folder).resolve()}" if folder and Path(folder).is_dir() else name
 
 

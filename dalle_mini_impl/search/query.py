@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dalle_mini_impl.search.index import Term
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.weighted_terms import read_term
+from dalle_mini_impl.util.weighted_terms import split_term
 
 SIGNS = {"+": 1.0, "-": -1.0}
 
@@ -27,7 +27,7 @@ def parse_query(words: Sequence[str]) -> list[tuple[Term, float]]:
         elif word in SIGNS:
             raise UserError(f"{word!r} follows {sign!r}; expected one sign before each text or picture")
         else:
-            name, numbers = read_term(word)
+            name, numbers = split_term(word)
             terms.append((name, SIGNS.get(sign, 1.0) * (numbers or [1.0])[0]))
             sign = ""
     if sign:

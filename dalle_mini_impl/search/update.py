@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle_mini_impl.data.pair import SkipLog
-from dalle_mini_impl.data.sample import Skip, decode_picture, read_bytes, walk
+from dalle_mini_impl.data.sample import UnusableSample, decode_picture, list_files, read_bytes
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.store import File, IndexEntry, Store, free_rows
 from dalle_mini_impl.util.errors import UserError
@@ -89,7 +89,7 @@ def update(store: Store, scorer: Scorer, root: Path, log: SkipLog) -> Changes:
 def scan(root: Path, log: SkipLog) -> list[File]:
     """All picture files below a folder, told by their endings."""
     files = []
-    for path in walk(root, log):
+    for path in list_files(root, log):
         if path.suffix.lower() in PICTURE_ENDINGS:
             name = os.fsencode(path.relative_to(root))
             try:
@@ -123,14 +123,15 @@ def read(root: Path, file: File, known: Collection[bytes]) -> Read:
     """Read one file, and decode it unless the hash of its content is known."""
     try:
         data = read_bytes(root / os.fsdecode(file.path))
-    except Skip as skip:  # permissions and links mend without a trace in time and size, so try again next time
+    except UnusableSample as skip:
+        # Repaired permissions and links change neither time nor size, so the next update tries again.
         return IndexEntry(replace(file, mtime_ns=None), reason=str(skip)), None
     digest = hashlib.blake2b(data, digest_size=16).digest()
     if digest in known:
         return IndexEntry(file, digest), None
     try:
         return IndexEntry(file, digest), decode_picture(data)
-    except Skip as skip:
+    except UnusableSample as skip:
         return IndexEntry(file, reason=str(skip)), None
 
 

@@ -17,9 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dalle_mini_impl.config.training import EncodeRun
-from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
+from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
-from dalle_mini_impl.data.token_cache import LIKELY, SHARES, CacheHeader, write_entries, write_header
+from dalle_mini_impl.data.token_cache import (
+    LIKELY_IDS_FILE,
+    PROBABILITIES_FILE,
+    CacheHeader,
+    write_entries,
+    write_header,
+)
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.util.errors import UserError
@@ -30,7 +36,7 @@ def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: 
     """Pixels (B, 3, size, size) of one variant of some pictures; each depends on its own number alone."""
     rgba = store.take(rows)
     if config.variants == 0 or variant < 0:
-        return plain_pixels(rgba, size)
+        return pixels_on_white(rgba, size)
     draws = [random_changes(1, config.augment, loop.generator_for(config.seed, variant, int(row))) for row in rows]
     may_flip = np.array([store.entries[row].may_flip for row in rows])
     return augmented_pixels(rgba, may_flip, torch.cat(draws), size)
@@ -65,7 +71,8 @@ def encoded(tokenizer: ImageTokenizer, pixels: Tensor, config: EncodeRun) -> tup
 
 def contents(config: EncodeRun) -> list[tuple[str, str]]:
     """Name and kind of number of each file of a split."""
-    return [("image_ids.npy", "uint16"), (LIKELY, "uint16"), (SHARES, "float16")][: 3 if config.soft else 1]
+    files = [("image_ids.npy", "uint16")]
+    return [*files, (LIKELY_IDS_FILE, "uint16"), (PROBABILITIES_FILE, "float16")] if config.soft else files
 
 
 def make_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int]) -> None:
@@ -79,7 +86,7 @@ def make_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, 
 
 def report(folder: Path) -> str:
     """How sure the image tokenizer was of the training pictures' ids."""
-    shares = np.load(folder / "train" / SHARES, mmap_mode="r")
+    shares = np.load(folder / "train" / PROBABILITIES_FILE, mmap_mode="r")
     first, all_kept = (np.mean(part, dtype=np.float64) * part.shape[-1] for part in (shares[..., :1], shares))
     return (
         f"of {shares.shape[-1]} ids kept for each place, the likeliest has a probability of {first:.3f} "

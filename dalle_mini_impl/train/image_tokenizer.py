@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
+from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, Reconstruction
@@ -49,7 +49,7 @@ def validate(
     pixels, decoded, counts = [], [], torch.zeros(model.codebook_size, dtype=torch.int64)
     chosen = np.arange(len(store))[:VALIDATION_PICTURES]
     for chunk in np.array_split(chosen, max(1, len(chosen) // 64)):
-        target = plain_pixels(store.take(chunk), model.config.image_size)
+        target = pixels_on_white(store.take(chunk), model.config.image_size)
         ids = model.encode(target.to(accelerator.device))
         counts += count_ids(ids, model.codebook_size)
         pixels.append(target)

@@ -18,10 +18,10 @@ from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
 from dalle_mini_impl.config.training import ScorerRun
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
-from dalle_mini_impl.data.pair import plain_caption
-from dalle_mini_impl.data.picture_store import PictureStore, concept_numbers, open_store
-from dalle_mini_impl.data.token_cache import CaptionDrawer, long_captions
+from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
+from dalle_mini_impl.data.pair import caption_in_language
+from dalle_mini_impl.data.picture_store import PictureStore, concept_indices, open_store
+from dalle_mini_impl.data.token_cache import CaptionSampler, describe_cut_captions
 from dalle_mini_impl.evaluate.recall import recalls
 from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.model.clip import CLIP
@@ -57,7 +57,7 @@ def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
 
 def draw_batch(
     store: PictureStore,
-    captions: CaptionDrawer,
+    captions: CaptionSampler,
     tokenizer: TextTokenizer,
     through: ImageTokenizer | None,
     config: ScorerRun,
@@ -75,8 +75,8 @@ def draw_batch(
         random = np.random.default_rng([run.seed, step, place])
         seen_through.append(random.random() < config.reconstructed)
         for _ in range(config.captions):
-            ids = tokenizer.encode_with_dropout(captions.draw(int(index), random).text, config.bpe_dropout, random)
-            text_ids.append(tokenizer.fit(ids, config.model.text_length, end=True))
+            ids = tokenizer.encode_with_dropout(captions.sample(int(index), random).text, config.bpe_dropout, random)
+            text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
     if through is not None and any(seen_through):
         chosen = torch.tensor(seen_through)
         device = next(through.parameters()).device
@@ -96,13 +96,13 @@ def validate(
         whose concept has the nearest name of all concepts' (zero-shot classification).
     """
     count = min(len(store), VALIDATION_PICTURES)
-    numbers = torch.from_numpy(concept_numbers(store)[:count])
-    texts = [plain_caption(entry.captions, language).text for entry in store.entries[:count]]
+    numbers = torch.from_numpy(concept_indices(store)[:count])
+    texts = [caption_in_language(entry.captions, language).text for entry in store.entries[:count]]
     images, names = [], []
     for start in range(0, count, 64):
         chunk = slice(start, min(start + 64, count))
-        pixels = plain_pixels(store.take(np.arange(chunk.start, chunk.stop)), model.image_size)
-        text_ids = tokenizer.encode_batch(texts[chunk], model.text_length, end=True, warn=False)
+        pixels = pixels_on_white(store.take(np.arange(chunk.start, chunk.stop)), model.image_size)
+        text_ids = tokenizer.encode_batch(texts[chunk], model.text_length, add_eos=True, warn=False)
         with accelerator.autocast():
             images.append(model.encode_image(pixels.to(accelerator.device)).float())
             names.append(model.encode_text(text_ids.to(accelerator.device)).float())
@@ -125,13 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     through = None
     if config.reconstructed:
         through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
-    captions, concepts = CaptionDrawer(train.entries, config.languages), concept_numbers(train)
+    captions, concepts = CaptionSampler(train.entries, config.languages), concept_indices(train)
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
     average = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
     first = load_state(accelerator, run, model, optimizers, average) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
-    if cut := long_captions(train.entries, tokenizer, config.model.text_length - 1):
+    if cut := describe_cut_captions(train.entries, tokenizer, config.model.text_length - 1):
         log.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
     running = 0.0

@@ -20,7 +20,7 @@ from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.token_cache import CaptionDrawer, TokenCache, long_captions, open_cache
+from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, describe_cut_captions, open_cache
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.model.stream import Stream
@@ -44,7 +44,7 @@ SAMPLES_PER_PROMPT = 4
 
 def draw_batch(
     cache: TokenCache,
-    captions: CaptionDrawer,
+    captions: CaptionSampler,
     tokenizer: TextTokenizer,
     stream: Stream,
     config: TransformerRun,
@@ -71,7 +71,7 @@ def draw_batch(
         if random.random() < config.caption_dropout:
             texts.append([])
         else:
-            text = captions.draw(int(index), random).text
+            text = captions.sample(int(index), random).text
             texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random)[: config.text_length])
     prefix = stream.prefix(texts)
     targets = stream.join(prefix, torch.from_numpy(np.stack(wanted)))
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
     train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
     check_targets(config.image_targets, train)
-    captions, about = CaptionDrawer(train.entries, config.languages), describe_run(config, train)
+    captions, about = CaptionSampler(train.entries, config.languages), describe_run(config, train)
     layout = StreamConfig(
         text_length=config.text_length,
         text_vocab=tokenizer.vocab_size,
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
     first = load_state(accelerator, run, losses, optimizers, average, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
-    if cut := long_captions(train.entries, tokenizer, config.text_length):
+    if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
         log.say(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 

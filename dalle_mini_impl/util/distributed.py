@@ -40,7 +40,7 @@ class Processes:
         """Whether this one writes the results."""
         return self.index == 0
 
-    def mine(self, items: Sequence[T]) -> Sequence[T]:
+    def own_items(self, items: Sequence[T]) -> Sequence[T]:
         """The share of this process; the items are the same in all processes."""
         return items[self.index :: self.count]
 

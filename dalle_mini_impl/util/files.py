@@ -14,7 +14,7 @@ from dalle_mini_impl.util.errors import UserError
 PACKAGE = Path(__file__).parent.parent
 
 
-def shipped(path: Path | str) -> Path:
+def find_shipped(path: Path | str) -> Path:
     """A path as given, or, where nothing is there, the file of that name that ships with the package.
 
     Configs and tokenizers lie inside an installed package and at the top of a checkout; `configs/…` and

@@ -23,7 +23,7 @@ PICTURE_ENDINGS = frozenset(
 _OPENING = threading.Lock()
 
 
-def decode(file: Path | BinaryIO) -> Image.Image:
+def decode_image(file: Path | BinaryIO) -> Image.Image:
     """Decode a whole picture file, upright, as RGB, or as RGBA where it has transparency.
 
     Of an animation the first frame is taken.
@@ -37,7 +37,7 @@ def decode(file: Path | BinaryIO) -> Image.Image:
         image = Image.open(file)
     with image:
         image.load()
-        return plain(ImageOps.exif_transpose(image))
+        return to_rgb_or_rgba(ImageOps.exif_transpose(image))
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -47,7 +47,7 @@ def open_picture(path: str | Path) -> Image.Image:
         UserError: it is missing, broken, cut off, no picture, or above Pillow's limit on pixels.
     """
     try:
-        return decode(Path(path))
+        return decode_image(Path(path))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is too large ({error}); make it smaller first") from error
     except Exception as error:
@@ -55,7 +55,7 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"{path} is not a readable picture ({reason}); give a PNG or JPEG file") from error
 
 
-def plain(image: Image.Image) -> Image.Image:
+def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     """RGB version of a picture of any mode, or RGBA where it has transparency."""
     if image.mode.startswith("I"):
         # Greyscale with 16 bits; converting it directly would clip everything above 255 to white.
@@ -65,7 +65,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
     """RGB version of a picture, with `colour` behind its transparent parts."""
-    image = plain(image)
+    image = to_rgb_or_rgba(image)
     if image.mode == "RGB":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")

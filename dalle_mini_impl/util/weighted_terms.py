@@ -1,29 +1,29 @@
-"""Prompts as they are typed: numbers behind colons, and names of pictures among texts."""
+r"""Prompt terms with numbers behind colons, such as `a cat:0.5` or `photo.png:2`."""
 
 import re
 from pathlib import Path
 
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 
-NUMBER = re.compile(r"(?s)(.*)(?<!\\):([+-]?(?:\d+\.?\d*|\.\d+))")
+TRAILING_NUMBER = re.compile(r"(?s)(.*)(?<!\\):([+-]?(?:\d+\.?\d*|\.\d+))")
 ESCAPED = re.compile(r"\\([:|])")
 
 
-def read_term(word: str, most: int = 1) -> tuple[str | Path, list[float]]:
-    r"""Read a text or a picture's name with numbers behind it, such as `a cat:0.5`.
+def split_term(term: str, max_numbers: int = 1) -> tuple[str | Path, list[float]]:
+    r"""Split a term into its text or picture path and the numbers behind it.
 
     Args:
-        word: a name that ends like a picture file is a path. Numbers stand right behind colons; `\:` is a colon of the
-            text, and so is one with anything but a number behind it. `\|` is a bar.
-        most: how many numbers to take off at most.
+        term: text, or a path if it ends like a picture file, then up to `max_numbers` numbers, each right behind a
+            colon. A colon without a number right behind it belongs to the text, as does `\:`; `\|` is a bar.
+        max_numbers: how many numbers may be split off; colons and numbers before them stay in the text.
 
     Returns:
-        The text or path, and the numbers in their order.
+        The text or path, and the numbers in the order written.
     """
     numbers: list[float] = []
-    while len(numbers) < most and (match := NUMBER.fullmatch(word)):
-        word = match[1]
+    while len(numbers) < max_numbers and (match := TRAILING_NUMBER.fullmatch(term)):
+        term = match[1]
         numbers.insert(0, float(match[2]))
-    name = ESCAPED.sub(r"\1", word)
-    is_picture = any(name.lower().endswith(ending) for ending in PICTURE_ENDINGS)
-    return Path(name) if is_picture else name, numbers
+    content = ESCAPED.sub(r"\1", term)
+    is_picture = any(content.lower().endswith(ending) for ending in PICTURE_ENDINGS)
+    return Path(content) if is_picture else content, numbers

@@ -202,7 +202,7 @@ def test_what_is_missing_shows_before_any_training(untrained, tmp_path, monkeypa
     with pytest.raises(UserError, match="has no lines"):
         CliRunner().invoke(dalle, [*arguments, str(tmp_path / "doc.md")], catch_exceptions=False)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(UserError, match=r"dalle-mini-impl\[eval\]"):
+    with pytest.raises(UserError, match=r"\.\[eval\]"):
         CliRunner().invoke(dalle, [*arguments, str(tmp_path / "new.md")], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from helpers.models import SAMPLING
 
 from dalle_mini_impl.checkpoint import parts as checkpoint
-from dalle_mini_impl.checkpoint.describe import describe, describe_in_words
+from dalle_mini_impl.checkpoint.describe import checkpoint_info, info_lines
+from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.settings import load_settings, save_settings
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.checkpoint import AboutConfig, Figure
@@ -27,8 +28,8 @@ def folder(tiny_model, tmp_path):
 
 
 def test_every_part_is_told_in_words(tiny_model):
-    facts = describe(tiny_model)
-    lines = describe_in_words(facts)
+    facts = checkpoint_info(tiny_model)
+    lines = info_lines(facts)
     identities = {name: facts[name]["identity"] for name in ("text_tokenizer", *checkpoint.PARTS)}
     words = identities["text_tokenizer"]
     assert lines[0] == f"checkpoint: {checkpoint.fingerprint(tiny_model)}"
@@ -44,24 +45,32 @@ def test_every_part_is_told_in_words(tiny_model):
     assert lines[7:] == ["languages: not said", "licence: not said", "trained on: not said", "measured: not said"]
 
 
+def test_json_of_the_previous_version_is_read_with_a_warning(tiny_model):
+    info = checkpoint_info(tiny_model)
+    lines = info_lines(info)
+    info["scorer"]["numbers"] = info["scorer"].pop("parameters")
+    with pytest.warns(UserWarning, match="'numbers' in a checkpoint's JSON is now called 'parameters'"):
+        assert info_lines(info) == lines
+
+
 def test_masks_are_told_and_no_bos(tiny_model):
-    facts = describe(tiny_model)
+    facts = checkpoint_info(tiny_model)
     config = facts["transformer"]["config"]
     config["stream"]["bos_id"], config["transformer"]["attention"] = -1, ["row", "column"]
     config["transformer"]["last_attention"] = "conv"
     expected = "with 2 heads over 7 text + 15 image ids; attention row, column, at last conv; "
-    assert expected in describe_in_words(facts)[4]
+    assert expected in info_lines(facts)[4]
 
 
 def test_sizes_are_those_of_the_files():
-    folder = checkpoint.find("emoji")
-    facts, total = describe(folder), 0.0
+    folder = find_checkpoint("emoji")
+    facts, total = checkpoint_info(folder), 0.0
     files = {part: folder / f"{part}.safetensors" for part in checkpoint.PARTS}
     for name, path in {"text_tokenizer": folder / "text_tokenizer.model", **files}.items():
         size = path.stat().st_size / 1e6
         assert abs(facts[name]["megabytes"] - size) <= 0.05
         total += size
-    assert abs(float(describe_in_words(facts)[1].removeprefix("size: ").removesuffix(" MB")) - total) < 0.2
+    assert abs(float(info_lines(facts)[1].removeprefix("size: ").removesuffix(" MB")) - total) < 0.2
 
 
 def test_what_a_checkpoint_says_of_itself(folder):
@@ -75,7 +84,7 @@ def test_what_a_checkpoint_says_of_itself(folder):
     save_settings(folder, SAMPLING, about)
     assert load_settings(folder).about == about
     figure = "  hearts that look like hearts: 0.75 (dalle evaluate hearts)"
-    assert describe_in_words(describe(folder))[7:] == [
+    assert info_lines(checkpoint_info(folder))[7:] == [
         "languages: en, no",
         "licence: MIT",
         "trained on:",
@@ -86,21 +95,21 @@ def test_what_a_checkpoint_says_of_itself(folder):
     ]
     # another scorer makes another checkpoint, of which the figures say nothing
     (folder / "scorer.safetensors").unlink()
-    assert describe_in_words(describe(folder))[-2:] == [
+    assert info_lines(checkpoint_info(folder))[-2:] == [
         f"measured on another checkpoint ({about.measured_on}):",
         figure,
     ]
     save_settings(folder, SAMPLING, AboutConfig(quality=FIGURES))
-    assert describe_in_words(describe(folder))[-2] == "measured on another checkpoint (not said which):"
+    assert info_lines(checkpoint_info(folder))[-2] == "measured on another checkpoint (not said which):"
 
 
 def test_json_has_what_the_words_have(folder):
     save_settings(folder, SAMPLING, AboutConfig(licence="MIT", quality=FIGURES))
     facts = json.loads(CliRunner().invoke(dalle, ["info", str(folder), "--json"], catch_exceptions=False).stdout)
-    assert facts == {"model": str(folder), **describe(folder)}
+    assert facts == {"model": str(folder), **checkpoint_info(folder)}
     assert facts["about"]["quality"][0]["value"] == 0.75
     printed = CliRunner().invoke(dalle, ["info", str(folder)], catch_exceptions=False).stdout
-    assert printed.splitlines() == [f"model: {folder}", *describe_in_words(facts)]
+    assert printed.splitlines() == [f"model: {folder}", *info_lines(facts)]
 
 
 # --- the shipped model
@@ -108,7 +117,7 @@ def test_json_has_what_the_words_have(folder):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return checkpoint.find("emoji")
+    return find_checkpoint("emoji")
 
 
 def test_the_card_says_the_same(shipped):

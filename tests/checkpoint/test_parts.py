@@ -10,7 +10,8 @@ from helpers.models import CAPTIONS, IMAGE_TOKENIZER, TRANSFORMER, make_image_to
 from safetensors.torch import load_file, save_file
 
 from dalle_mini_impl.checkpoint import parts as checkpoint
-from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER, add_text_tokenizer
+from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, add_text_tokenizer
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
@@ -80,7 +81,7 @@ def test_a_part_describes_itself(folder):
     assert part.config["transformer"] == to_dict(TRANSFORMER)
     assert part.config["stream"]["grid"] == [3, 5]
     assert part.trained_with == {
-        "text_tokenizer": checkpoint.load_text_tokenizer(folder).identity,
+        "text_tokenizer": load_text_tokenizer(folder).identity,
         "image_tokenizer": checkpoint.read_part(folder, "image_tokenizer").identity,
     }
 
@@ -222,7 +223,7 @@ def another_text_tokenizer(folder):
 
 @pytest.mark.parametrize("part", ["transformer", "scorer"])
 def test_another_text_tokenizer_is_refused_naming_both(folder, part):
-    old = checkpoint.load_text_tokenizer(folder).identity
+    old = load_text_tokenizer(folder).identity
     new = another_text_tokenizer(folder).identity
     with pytest.raises(UserError) as caught:
         PARTS[part](folder)
@@ -241,13 +242,13 @@ def test_another_image_tokenizer_is_refused_naming_both(folder):
 
 
 def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
-    old = checkpoint.load_text_tokenizer(folder)
+    old = load_text_tokenizer(folder)
     other = train_text_tokenizer(CAPTIONS[::-1], tmp_path / "other.model", 353)
     with pytest.raises(UserError) as caught:
         add_text_tokenizer(folder, tmp_path / "other.model")
     assert old.identity in str(caught.value)
     assert other.identity in str(caught.value)
-    assert checkpoint.load_text_tokenizer(folder).identity == old.identity
+    assert load_text_tokenizer(folder).identity == old.identity
 
 
 def test_the_same_text_tokenizer_may_be_added_again(folder):
@@ -281,39 +282,39 @@ def test_the_fingerprint_names_the_whole_folder(folder):
 def test_a_folder_or_a_shipped_name_is_found(folder, tmp_path, monkeypatch):
     shipped = tmp_path / "pretrained"
     shutil.copytree(folder, shipped / "heart")
-    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
-    assert checkpoint.find(folder) == folder
-    assert checkpoint.find(str(folder)) == folder
-    assert checkpoint.find("heart") == shipped / "heart"
+    monkeypatch.setattr("dalle_mini_impl.checkpoint.find.SHIPPED_MODELS", shipped)
+    assert find_checkpoint(folder) == folder
+    assert find_checkpoint(str(folder)) == folder
+    assert find_checkpoint("heart") == shipped / "heart"
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "heart")
-    assert checkpoint.find("heart") == shipped / "heart"  # a folder that happens to have this name is not meant
-    assert checkpoint.find("./heart").resolve() == tmp_path / "heart"
+    assert find_checkpoint("heart") == shipped / "heart"  # a folder that happens to have this name is not meant
+    assert find_checkpoint("./heart").resolve() == tmp_path / "heart"
 
 
 @pytest.mark.parametrize("name", ["hart", "nowhere/at/all", "../pretrained/heart", "heart/transformer.safetensors"])
 def test_an_unknown_model_is_refused_with_the_known_ones(folder, tmp_path, monkeypatch, name):
     shutil.copytree(folder, tmp_path / "pretrained" / "heart")
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "pretrained")
+    monkeypatch.setattr("dalle_mini_impl.checkpoint.find.SHIPPED_MODELS", tmp_path / "pretrained")
     with pytest.raises(UserError) as caught:
-        checkpoint.find(name)
+        find_checkpoint(name)
     assert repr(name) in str(caught.value)
     assert "(heart)" in str(caught.value)
 
 
 def test_an_install_without_any_shipped_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("dalle_mini_impl.checkpoint.find.SHIPPED_MODELS", tmp_path / "nothing")
     with pytest.raises(UserError, match="no model 'emoji'"):
-        checkpoint.find("emoji")
+        find_checkpoint("emoji")
 
 
 def test_a_text_tokenizer_is_made_once_but_read_anew_when_its_file_changes(tiny_model, tmp_path):
-    target = tmp_path / TEXT_TOKENIZER
-    shutil.copyfile(tiny_model / TEXT_TOKENIZER, target)
-    first = checkpoint.load_text_tokenizer(tmp_path)
-    assert checkpoint.load_text_tokenizer(tmp_path) is first
-    shutil.copyfile(checkpoint.find("emoji") / TEXT_TOKENIZER, target)
-    assert checkpoint.load_text_tokenizer(tmp_path).identity == checkpoint.load_text_tokenizer("emoji").identity
+    target = tmp_path / TEXT_TOKENIZER_FILE
+    shutil.copyfile(tiny_model / TEXT_TOKENIZER_FILE, target)
+    first = load_text_tokenizer(tmp_path)
+    assert load_text_tokenizer(tmp_path) is first
+    shutil.copyfile(find_checkpoint("emoji") / TEXT_TOKENIZER_FILE, target)
+    assert load_text_tokenizer(tmp_path).identity == load_text_tokenizer("emoji").identity
 
 
 def test_a_part_can_be_read_without_its_weights(tiny_model):

@@ -17,6 +17,7 @@ from helpers.standin_hub import TOKEN, Hub, Repository
 from dalle_mini_impl import ImageTokenizer
 from dalle_mini_impl.checkpoint import parts as checkpoint
 from dalle_mini_impl.checkpoint import publish as sharing
+from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.settings import save_settings
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.checkpoint import AboutConfig, Figure
@@ -102,8 +103,8 @@ def test_what_was_pushed_is_what_is_loaded(standin, login, folder):
 
 def test_what_was_downloaded_can_be_pushed_again(standin, login, folder):
     (folder / "MODEL_CARD.md").write_text("# hearts\n\nDraws hearts.\n")
-    sharing.push(folder, "hf:me/hearts")
-    sharing.push(checkpoint.find("hf:me/hearts"), "hf:you/hearts")
+    sharing.push_checkpoint(folder, "hf:me/hearts")
+    sharing.push_checkpoint(find_checkpoint("hf:me/hearts"), "hf:you/hearts")
     mine, yours = (standin.repositories[name].files for name in ("me/hearts", "you/hearts"))
     assert mine == yours
 
@@ -127,7 +128,7 @@ def test_only_files_of_a_checkpoint_are_downloaded(standin, folder):
         (folder / name).write_text(name)
     repository = put(standin, folder)
     repository.files["old/transformer.safetensors"] = b"another"
-    found = checkpoint.find("hf:me/hearts")
+    found = find_checkpoint("hf:me/hearts")
     names = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
     assert names == {*PARTS, "README.md", "MODEL_CARD.md"}
     asked = {path.split("/resolve/")[1].split("/", 1)[1] for _, path in standin.requests if "/resolve/" in path}
@@ -155,16 +156,16 @@ def test_a_part_alone_can_be_shared(standin, folder):
 
 def test_without_network_the_cache_serves(standin, folder, monkeypatch):
     put(standin, folder)
-    found = checkpoint.find("hf:me/hearts")
+    found = find_checkpoint("hf:me/hearts")
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
     library.close_session()
     before = len(standin.requests)
-    assert checkpoint.find("hf:me/hearts") == found
+    assert find_checkpoint("hf:me/hearts") == found
     assert len(standin.requests) == before
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", False)
     standin.close()
     library.close_session()
-    assert checkpoint.find("hf:me/hearts") == found
+    assert find_checkpoint("hf:me/hearts") == found
 
 
 def test_without_network_and_cache(standin, folder, refused, monkeypatch):
@@ -181,11 +182,11 @@ def test_without_network_and_cache(standin, folder, refused, monkeypatch):
 
 def test_half_a_download_is_not_taken_for_a_checkpoint(standin, folder, monkeypatch):
     put(standin, folder)
-    (checkpoint.find("hf:me/hearts") / "transformer.safetensors").unlink()
+    (find_checkpoint("hf:me/hearts") / "transformer.safetensors").unlink()
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
     library.close_session()
     with pytest.raises(UserError, match="is not, or not wholly, in "):
-        checkpoint.find("hf:me/hearts")
+        find_checkpoint("hf:me/hearts")
 
 
 @pytest.mark.parametrize(
@@ -212,12 +213,12 @@ def test_what_cannot_be_downloaded(standin, folder, refused, name, message):
 
 def test_a_private_repository_opens_to_its_owner(standin, folder, login):
     put(standin, folder, "me/secret", private=True)
-    assert checkpoint.fingerprint(checkpoint.find("hf:me/secret")) == checkpoint.fingerprint(folder)
+    assert checkpoint.fingerprint(find_checkpoint("hf:me/secret")) == checkpoint.fingerprint(folder)
 
 
 def test_without_the_library(monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'dalle-mini-impl[hub]'" in one_line(refused("info", "hf:me/hearts"))
+    assert "pip install -c constraints.txt '.[hub]'" in one_line(refused("info", "hf:me/hearts"))
 
 
 def test_a_scorer_named_so_is_still_one_of_transformers(standin, monkeypatch):
@@ -253,7 +254,7 @@ def test_a_picture_cannot_have_its_model_downloaded(standin, folder, refused, tm
 
 def test_what_is_sent(standin, login, folder):
     (folder / ".DS_Store").write_text("hidden")
-    url = sharing.push(folder, "hf:me/hearts")
+    url = sharing.push_checkpoint(folder, "hf:me/hearts")
     repository = standin.repositories["me/hearts"]
     assert url == f"{standin.url}/me/hearts"
     assert set(repository.files) == {*PARTS, "README.md"}
@@ -274,7 +275,7 @@ def test_another_checkpoint_takes_the_place_of_the_first(standin, login, folder)
     repository = put(standin, folder)
     repository.files.update({"MODEL_CARD.md": b"old", "text_tokenizer.json": b"old", "notes.txt": b"mine"})
     (folder / "scorer.safetensors").unlink()
-    sharing.push(folder, "hf:me/hearts")
+    sharing.push_checkpoint(folder, "hf:me/hearts")
     assert set(repository.files) == {*PARTS, "README.md", "notes.txt"} - {"scorer.safetensors"}
     assert len(repository.commits) == 2
 
@@ -294,42 +295,42 @@ def test_a_mixed_or_incomplete_checkpoint_is_not_sent(standin, login, folder, re
 def test_nothing_but_safetensors_is_sent(standin, login, folder):
     (folder / "model.pt").write_bytes(b"")
     (folder / "pictures").mkdir()
-    with pytest.raises(UserError, match=r"also has model\.pt, pictures; only config\.yaml, text_tokenizer\.model, "):
-        sharing.push(folder, "hf:me/hearts")
+    with pytest.raises(UserError, match=r"also has model\.pt, pictures; expected nothing but config\.yaml, text_"):
+        sharing.push_checkpoint(folder, "hf:me/hearts")
     (folder / "model.pt").unlink()
     (folder / "pictures").rmdir()
     (folder / "scorer.safetensors").write_bytes(pickle.dumps({"weight": 1}))
     with pytest.raises(UserError, match=r"scorer\.safetensors is damaged or was not written by this package"):
-        sharing.push(folder, "hf:me/hearts")
+        sharing.push_checkpoint(folder, "hf:me/hearts")
     assert standin.requests == []
 
 
 def test_someone_unknown_cannot_push(standin, folder, monkeypatch):
     with pytest.raises(UserError, match=r"by someone unknown; log in with: hf auth login, or set HF_TOKEN"):
-        sharing.push(folder, "hf:me/hearts")
+        sharing.push_checkpoint(folder, "hf:me/hearts")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match=r"hf:me/hearts: no success with .*Invalid username or password"):
-        sharing.push(folder, "hf:me/hearts")
+        sharing.push_checkpoint(folder, "hf:me/hearts")
     assert standin.repositories == {}
 
 
 def test_what_the_hub_refuses(standin, login, folder):
     standin.refusal = "You have no write access here"
     with pytest.raises(UserError, match=r"no success with .*You have no write access here"):
-        sharing.push(folder, "hf:you/hearts")
+        sharing.push_checkpoint(folder, "hf:you/hearts")
     standin.refusal = None
     put(standin, folder)
     with pytest.raises(UserError, match="hf:me/hearts is there already and public; make it private first"):
-        sharing.push(folder, "hf:me/hearts", private=True)
+        sharing.push_checkpoint(folder, "hf:me/hearts", private=True)
     with pytest.raises(UserError, match="leave out @v2"):
-        sharing.push(folder, "hf:me/hearts@v2")
+        sharing.push_checkpoint(folder, "hf:me/hearts@v2")
     assert len(standin.repositories["me/hearts"].commits) == 1
 
 
 def test_a_push_without_network(standin, login, folder):
     standin.close()
     with pytest.raises(UserError, match=r"hf:me/hearts: no success with http://127\.0\.0\.1"):
-        sharing.push(folder, "hf:me/hearts")
+        sharing.push_checkpoint(folder, "hf:me/hearts")
 
 
 def test_push_of_nothing(refused):
@@ -356,7 +357,7 @@ def test_the_checkpoints_own_card_gets_a_header(folder):
     (folder / "MODEL_CARD.md").write_text("# hearts\n\nDraws ❤.\n\n---\nmore\n---\n", encoding="utf-8")
     (folder / "README.md").write_text("another")
     save_settings(folder, SAMPLING, ABOUT)
-    header, body = header_of(sharing.card(folder, "hf:me/hearts"))
+    header, body = header_of(sharing.hub_card(folder, "hf:me/hearts"))
     assert header == {
         "library_name": "dalle-mini-impl",
         "pipeline_tag": "text-to-image",
@@ -370,17 +371,17 @@ def test_the_checkpoints_own_card_gets_a_header(folder):
 def test_a_header_that_is_there_is_kept_and_brought_up_to_date(folder):
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [emoji, clip]\nthumbnail: a.png\n---\n# hearts\n")
     save_settings(folder, SAMPLING, ABOUT)
-    header, body = header_of(sharing.card(folder, "hf:me/hearts"))
+    header, body = header_of(sharing.hub_card(folder, "hf:me/hearts"))
     assert header["tags"] == ["emoji", "clip", "dall-e", "vq-vae"]
     assert (header["license"], header["thumbnail"]) == ("cc-by-4.0", "a.png")
     assert body == "\n# hearts\n"
     save_settings(folder, SAMPLING)
-    assert header_of(sharing.card(folder, "hf:me/hearts"))[0]["license"] == "mit"
+    assert header_of(sharing.hub_card(folder, "hf:me/hearts"))[0]["license"] == "mit"
 
 
 def test_without_a_card_one_is_made_of_what_is_known(folder):
     save_settings(folder, SAMPLING, ABOUT)
-    header, body = header_of(sharing.card(folder, "hf:me/hearts"))
+    header, body = header_of(sharing.hub_card(folder, "hf:me/hearts"))
     assert header["language"] == ["en", "no"]
     assert body.startswith("\n# model\n")
     for known in (
@@ -391,11 +392,11 @@ def test_without_a_card_one_is_made_of_what_is_known(folder):
     ):
         assert known in body
     save_settings(folder, SAMPLING)
-    assert not {"license", "language"} & set(header_of(sharing.card(folder, "hf:me/hearts"))[0])
+    assert not {"license", "language"} & set(header_of(sharing.hub_card(folder, "hf:me/hearts"))[0])
 
 
 @pytest.mark.parametrize("header", ["a: [", "only words", "tags: emoji", "a: \xff"])
 def test_a_damaged_card_is_refused(folder, header):
     (folder / "MODEL_CARD.md").write_bytes(f"---\n{header}\n---\n# hearts\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"MODEL_CARD\.md is "):
-        sharing.card(folder, "hf:me/hearts")
+        sharing.hub_card(folder, "hf:me/hearts")

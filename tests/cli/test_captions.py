@@ -157,7 +157,7 @@ def test_shares_count_ties_against_the_right_name():
 
 def test_ways_are_measured_side_by_side(monkeypatch):
     # Brightness is the image id; the transformer knows suns, blindly nothing, the scorer everything.
-    monkeypatch.setattr(measure, "plain_pixels", lambda rgba, size: torch.from_numpy(rgba[:, 0, 0, 0].copy()))
+    monkeypatch.setattr(measure, "pixels_on_white", lambda rgba, size: torch.from_numpy(rgba[:, 0, 0, 0].copy()))
     quiz = make_naming_task(STORE, "en", 100, seed=0)
     rows = {0: "sun", 1: "moon", 3: "sun", 4: "tree"}
 

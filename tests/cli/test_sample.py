@@ -12,7 +12,7 @@ from helpers.training import launch_two
 from PIL import Image
 
 import dalle_mini_impl
-from dalle_mini_impl.checkpoint.parts import SHIPPED
+from dalle_mini_impl.checkpoint.find import SHIPPED_MODELS
 from dalle_mini_impl.cli import COMMANDS, dalle, main
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import to_dict
@@ -185,7 +185,7 @@ def test_two_runs_are_the_same_file(sample):
         assert a.read() == b.read()
 
 
-SHIPPED_MODEL = SHIPPED / "emoji" / "transformer.safetensors"
+SHIPPED_MODEL = SHIPPED_MODELS / "emoji" / "transformer.safetensors"
 
 
 @pytest.mark.skipif(not SHIPPED_MODEL.is_file(), reason="this checkout has no shipped model")

@@ -8,7 +8,7 @@ from dalle_mini_impl.config.data import AugmentConfig
 from dalle_mini_impl.config.model import ImageTokenizerConfig, StreamConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, load, read_yaml, to_dict
-from dalle_mini_impl.util.errors import UserError, need_extra
+from dalle_mini_impl.util.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +160,6 @@ def test_a_file_in_another_encoding_is_refused(tmp_path):
     path.write_bytes("out: grün".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.yaml"):
         load(Outer, path)
-
-
-def test_a_missing_extra_is_named():
-    assert str(need_extra("resvg-py", "emoji")).endswith("pip install 'dalle-mini-impl[emoji]'")
 
 
 def test_required_keys_are_named():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dalle_mini_impl.config.data import AugmentConfig
-from dalle_mini_impl.data.augment import augmented_pixels, plain_pixels, random_changes
+from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 
 KEEP = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]  # scale, mirrored, right, down, white
 
@@ -43,11 +43,11 @@ def middle(pixels):
 
 def test_plain_pictures_are_unchanged_at_their_own_size():
     rgba = noise(3, 13)
-    torch.testing.assert_close(plain_pixels(rgba, 13), as_pixels(rgba), atol=1e-6, rtol=0)
+    torch.testing.assert_close(pixels_on_white(rgba, 13), as_pixels(rgba), atol=1e-6, rtol=0)
 
 
 def test_plain_pictures_lie_on_white():
-    pixels = plain_pixels(square(6, 0, 0, 3), 6)
+    pixels = pixels_on_white(square(6, 0, 0, 3), 6)
     assert pixels.shape == (1, 3, 6, 6)
     assert pixels[0, :, 0, 0].tolist() == [1, -1, -1]
     assert pixels[0, :, 5, 5].tolist() == [1, 1, 1]
@@ -56,7 +56,7 @@ def test_plain_pictures_lie_on_white():
 def test_half_transparent_is_half_white():
     rgba = np.zeros((1, 2, 2, 4), dtype=np.uint8)
     rgba[..., 3] = 51
-    assert plain_pixels(rgba, 2)[0, 0, 0, 0] == pytest.approx(0.6)
+    assert pixels_on_white(rgba, 2)[0, 0, 0, 0] == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("size", [7, 14])
@@ -64,7 +64,7 @@ def test_hidden_colour_does_not_bleed(size):
     # green lies under the transparent part; a resize of plain colour would leave a green fringe
     rgba = square(28, 7, 7, 14)
     rgba[rgba[..., 3] == 0] = (0, 255, 0, 0)
-    for pixels in (plain_pixels(rgba, size), apply(rgba, [0.9, *KEEP[1:]], size)):
+    for pixels in (pixels_on_white(rgba, size), apply(rgba, [0.9, *KEEP[1:]], size)):
         assert bool((pixels[0, 0] > 0.99).all())  # red is full in red and in white
         torch.testing.assert_close(pixels[0, 1], pixels[0, 2])
 
@@ -72,7 +72,7 @@ def test_hidden_colour_does_not_bleed(size):
 def test_shrinking_keeps_the_mean():
     rgba = noise(2, 32)
     torch.testing.assert_close(
-        plain_pixels(rgba, 8).mean(dim=(2, 3)), as_pixels(rgba).mean(dim=(2, 3)), atol=0.02, rtol=0
+        pixels_on_white(rgba, 8).mean(dim=(2, 3)), as_pixels(rgba).mean(dim=(2, 3)), atol=0.02, rtol=0
     )
 
 
@@ -81,7 +81,7 @@ def test_shrinking_keeps_the_mean():
 
 def test_no_change_is_the_plain_picture():
     rgba = noise(3, 13, opaque=False)
-    torch.testing.assert_close(apply(rgba, KEEP, 13), plain_pixels(rgba, 13), atol=1e-4, rtol=0)
+    torch.testing.assert_close(apply(rgba, KEEP, 13), pixels_on_white(rgba, 13), atol=1e-4, rtol=0)
 
 
 def test_a_mirrored_picture_is_mirrored_where_it_may_be():
@@ -89,7 +89,7 @@ def test_a_mirrored_picture_is_mirrored_where_it_may_be():
     mirrored = [1.0, -1.0, *KEEP[2:]]
     rows = torch.tensor(mirrored).expand(3, -1)
     pixels = augmented_pixels(rgba, np.array([True, False, True]), rows, 13)
-    plain = plain_pixels(rgba, 13)
+    plain = pixels_on_white(rgba, 13)
     torch.testing.assert_close(pixels[0], plain[0].flip(-1), atol=1e-4, rtol=0)
     torch.testing.assert_close(pixels[1], plain[1], atol=1e-4, rtol=0)
     torch.testing.assert_close(pixels[2], plain[2].flip(-1), atol=1e-4, rtol=0)
@@ -98,7 +98,7 @@ def test_a_mirrored_picture_is_mirrored_where_it_may_be():
 def test_a_shift_moves_right_and_down():
     # the frame is 2 wide: 3 of 12 pixels are 0.5
     rgba = noise(1, 12, opaque=False)
-    pixels, plain = apply(rgba, [1.0, 1.0, 0.5, 2 / 12, 1, 1, 1], 12), plain_pixels(rgba, 12)
+    pixels, plain = apply(rgba, [1.0, 1.0, 0.5, 2 / 12, 1, 1, 1], 12), pixels_on_white(rgba, 12)
     torch.testing.assert_close(pixels[:, :, 1:, 3:], plain[:, :, :-1, :-3], atol=1e-4, rtol=0)
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from dalle_mini_impl import cli
 from dalle_mini_impl.cli.data import data
 from dalle_mini_impl.data import inspect
-from dalle_mini_impl.data.inspect import describe, inspect_pairs, near_groups, scripts_of
+from dalle_mini_impl.data.inspect import report_text, inspect_pairs, near_duplicate_groups, scripts_of
 from dalle_mini_impl.data.pair import Caption, Pair
 from dalle_mini_impl.util.errors import UserError
 
@@ -39,11 +39,11 @@ def test_counts_and_spreads():
     )
     assert (report.pictures, report.captions, report.transparent) == (3, 6, 1)
     assert report.splits == {"train": 2, "unassigned": 1}
-    assert report.width == inspect.Spread(10, 20, 90)
-    assert report.height == inspect.Spread(20, 30, 40)
-    assert report.aspect == inspect.Spread(0.25, 1, 3)
-    assert report.captions_per_picture == inspect.Spread(1, 2, 3)
-    assert report.characters == inspect.Spread(1, 3.5, 7)
+    assert report.width == inspect.Range(10, 20, 90)
+    assert report.height == inspect.Range(20, 30, 40)
+    assert report.aspect == inspect.Range(0.25, 1, 3)
+    assert report.captions_per_picture == inspect.Range(1, 2, 3)
+    assert report.characters == inspect.Range(1, 3.5, 7)
     assert report.languages == {"unknown": 6}
     assert (report.exact_duplicates, report.near_duplicates, report.leaking) == ([], [], 0)
 
@@ -138,14 +138,14 @@ def test_near_groups_in_chunks_equal_comparing_each_with_each(rows):
             changed = bool(found)
             group += found
         expected.append(sorted(group))
-    assert near_groups(steps, thumbs, rows) == [group for group in expected if len(group) > 1]
+    assert near_duplicate_groups(steps, thumbs, rows) == [group for group in expected if len(group) > 1]
 
 
 def test_near_search_is_bounded_and_says_so(monkeypatch):
     monkeypatch.setattr(inspect, "NEAR_LIMIT", 3)
     report, _ = inspected(*(make_pair(str(seed), noise(seed)) for seed in range(5)))
     assert report.compared == 3
-    assert "only the first 3 different pictures" in describe(report)
+    assert "only the first 3 different pictures" in report_text(report)
 
 
 # --- the sample

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dalle_mini_impl.data.pair import Caption, SkipLog
 from dalle_mini_impl.data.readers import read_pairs
-from dalle_mini_impl.data.sample import Skip, decode_picture, run_jobs
+from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_samples
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.errors import UserError
 
@@ -198,14 +198,14 @@ def test_damaged_data_is_skipped_whatever_the_decoder_raises(monkeypatch):
 
     data = encode()
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
-    with pytest.raises(Skip, match=r"^broken picture: IndexError$"):
+    with pytest.raises(UnusableSample, match=r"^broken picture: IndexError$"):
         decode_picture(data)
 
 
 def test_bomb_check_leaves_the_process_as_it_was(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
     before = list(warnings.filters)
-    with pytest.raises(Skip, match="decompression bomb"):
+    with pytest.raises(UnusableSample, match="decompression bomb"):
         decode_picture(encode())
     assert warnings.filters == before
     assert Image.MAX_IMAGE_PIXELS == 80
@@ -547,13 +547,13 @@ def test_report_counts_by_category_and_names_the_first():
 
     def refuse(reason):
         def read():
-            raise Skip(reason)
+            raise UnusableSample(reason)
 
         return read
 
     jobs = [(f"{number}.png", refuse(f"empty file: {number}")) for number in range(3)]
     jobs.append(("x\ny.png", refuse("no caption: two\nlines")))
-    assert not list(run_jobs(jobs, log, 0, 1))
+    assert not list(read_samples(jobs, log, 0, 1))
     lines = log.report(limit=2).splitlines()
     assert lines[0] == "skipped 4: 3 empty file, 1 no caption"
     assert lines[1:] == ["  0.png: empty file: 0", "  1.png: empty file: 1", "  … and 2 more"]

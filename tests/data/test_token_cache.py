@@ -7,7 +7,7 @@ import pytest
 
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import PictureEntry
-from dalle_mini_impl.data.token_cache import (CacheHeader, CaptionDrawer, open_cache, read_header, write_entries, write_header)
+from dalle_mini_impl.data.token_cache import (CacheHeader, CaptionSampler, open_cache, read_header, write_entries, write_header)
 from dalle_mini_impl.util.errors import UserError
 
 HEADER = CacheHeader("0123456789abcdef", 61, (3, 5))
@@ -95,8 +95,8 @@ def test_a_truncated_file_of_ids_is_refused(cache):
 
 def shares(captions, languages, count=6007):
     """How often each caption is drawn when the random numbers run evenly through [0, 1)."""
-    drawer = CaptionDrawer([entry("other", ("x", "en")), entry("a", *captions)], languages)
-    drawn = [drawer.draw(1, SimpleNamespace(random=lambda n=n: (n + 0.5) / count)).text for n in range(count)]
+    drawer = CaptionSampler([entry("other", ("x", "en")), entry("a", *captions)], languages)
+    drawn = [drawer.sample(1, SimpleNamespace(random=lambda n=n: (n + 0.5) / count)).text for n in range(count)]
     return [drawn.count(text) / count for text, _ in captions]
 
 
@@ -121,7 +121,7 @@ def test_the_only_caption_is_drawn_whatever_its_weight():
 
 
 def test_draws_follow_from_the_generator():
-    drawer = CaptionDrawer([entry("a", *[(str(n), "") for n in range(13)])], {})
-    first, again = ([drawer.draw(0, r).text for _ in range(20)] for r in (np.random.default_rng(3) for _ in range(2)))
+    drawer = CaptionSampler([entry("a", *[(str(n), "") for n in range(13)])], {})
+    first, again = ([drawer.sample(0, r).text for _ in range(20)] for r in (np.random.default_rng(3) for _ in range(2)))
     assert first == again
     assert len(set(first)) > 5

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.data.pair import Caption, plain_caption
-from dalle_mini_impl.data.picture_store import concept_numbers
+from dalle_mini_impl.data.pair import Caption, caption_in_language
+from dalle_mini_impl.data.picture_store import concept_indices
 from dalle_mini_impl.evaluate import scorer as measure
 from dalle_mini_impl.evaluate.recall import recalls
 from dalle_mini_impl.evaluate.scorer import LanguageReport, evaluate_scorer, figures, plot
@@ -25,15 +25,15 @@ def entry(key, *captions, **details):
 
 def test_pictures_of_one_concept_share_a_number():
     store = SimpleNamespace(entries=[entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
-    numbers = concept_numbers(store)
+    numbers = concept_indices(store)
     assert numbers[0] == numbers[2]
     assert len(set(numbers)) == 3
 
 
 def test_plain_caption_is_the_first_of_its_language_or_of_all():
     captions = entry("a", ("eins", "de"), ("one", "en"), ("two", "en")).captions
-    assert plain_caption(captions, "en").text == "one"
-    assert plain_caption(captions, "fr").text == "eins"
+    assert caption_in_language(captions, "en").text == "one"
+    assert caption_in_language(captions, "fr").text == "eins"
 
 
 def test_recalls_by_hand():
@@ -75,7 +75,7 @@ STORE = Store(
 @pytest.fixture
 def knower(monkeypatch):
     """A scorer for which a picture fits a text that is its row's number, where 3 looks like 0."""
-    monkeypatch.setattr("dalle_mini_impl.evaluate.scorer.plain_pixels", lambda rgba, size: torch.from_numpy(rgba))
+    monkeypatch.setattr("dalle_mini_impl.evaluate.scorer.pixels_on_white", lambda rgba, size: torch.from_numpy(rgba))
     table = torch.eye(10)
     return SimpleNamespace(
         image_size=5,

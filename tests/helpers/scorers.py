@@ -20,7 +20,7 @@ class LetterTokenizer:
     def encode(self, text):
         return [6 + ord(letter) % 31 for letter in text]
 
-    def encode_batch(self, texts, length, end=True):
+    def encode_batch(self, texts, length, add_eos=True):
         rows = torch.full((len(texts), length), self.pad_id)
         for row, text in zip(rows, texts, strict=True):
             text_ids = [*self.encode(text)[: length - 1], self.eos_id]

@@ -22,10 +22,11 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image, ImageDraw
 from torch import distributed
 
-from dalle_mini_impl.checkpoint.parts import load_text_tokenizer, read_part
+from dalle_mini_impl.checkpoint.find import load_text_tokenizer
+from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config import training as runs
 from dalle_mini_impl.config.yaml_io import load
-from dalle_mini_impl.data.token_cache import CaptionDrawer, open_cache
+from dalle_mini_impl.data.token_cache import CaptionSampler, open_cache
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
@@ -287,7 +288,7 @@ class Batches:
         self.cache = cache_of(home, "train")
         self.tokenizer = load_text_tokenizer(home.folder / "model")
         self.stream = Stream(load_transformer(home.folder / "model")[1])
-        self.captions = CaptionDrawer(self.cache.entries, {})
+        self.captions = CaptionSampler(self.cache.entries, {})
 
     def draw(self, step=3, rows=slice(0, 12)):
         return transformer.draw_batch(self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows)

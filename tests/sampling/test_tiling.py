@@ -6,7 +6,7 @@ from helpers.models import GRID, IMAGE_TOKENIZER, make_image_tokenizer, make_tra
 from PIL import Image
 
 from dalle_mini_impl import DalleMini
-from dalle_mini_impl.checkpoint.parts import SHIPPED
+from dalle_mini_impl.checkpoint.find import SHIPPED_MODELS
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
@@ -176,7 +176,7 @@ def test_previews_end_with_the_tiles(tiny_dalle):
     assert [c.image.tobytes() for c in last.result] == [c.image.tobytes() for c in expected]
 
 
-SHIPPED_MODEL = SHIPPED / "emoji" / "transformer.safetensors"
+SHIPPED_MODEL = SHIPPED_MODELS / "emoji" / "transformer.safetensors"
 PROMPTS = (
     "rainbow", "night with stars", "blue square", "a city at sunset", "milky way", "a red heart", "a smiling face",
     "flag",

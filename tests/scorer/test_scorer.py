@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from dalle_mini_impl.checkpoint.parts import save_part
-from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
 from dalle_mini_impl.config.model import ScorerConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.model.build import build_clip
@@ -246,7 +246,7 @@ def test_probabilities_that_round_to_one_are_still_ranked():
 
 
 def test_our_own_models_may_be_read_by_sigmoid(tmp_path):
-    text = train_text_tokenizer(CAPTIONS, tmp_path / TEXT_TOKENIZER, 367)
+    text = train_text_tokenizer(CAPTIONS, tmp_path / TEXT_TOKENIZER_FILE, 367)
     config = ScorerConfig(image_size=14, patch_size=7, n_embd=22, n_head=2, image_layers=1, text_layers=1, sigmoid=True)
     clip = build_clip(config, text.vocab_size, pad_id=text.pad_id, eos_id=text.eos_id)
     save_part(tmp_path, "scorer", clip, to_dict(config), {"text_tokenizer": text.identity})

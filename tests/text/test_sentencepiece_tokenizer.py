@@ -145,7 +145,7 @@ def test_end_of_text_follows_the_caption_and_survives_the_cut(text_tokenizer):
     t = text_tokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        batch = t.encode_batch(["a cat", "", "the heart of a star"], 5, end=True)
+        batch = t.encode_batch(["a cat", "", "the heart of a star"], 5, add_eos=True)
     cat, long = t.encode("a cat"), t.encode("the heart of a star")
     assert batch.tolist() == [
         [*cat, t.eos_id, *[t.pad_id] * (4 - len(cat))],
@@ -161,7 +161,7 @@ def test_an_empty_batch(text_tokenizer):
 def test_the_warning_says_what_was_cut(text_tokenizer):
     ids = text_tokenizer.encode("a red heart and a green tree")
     with pytest.warns(UserWarning, match="cut off") as caught:
-        kept = text_tokenizer.cut(ids, 3, "a red heart and a green tree")
+        kept = text_tokenizer.truncate(ids, 3, "a red heart and a green tree")
     message = str(caught[0].message)
     assert kept == ids[:3]
     assert f"'a red heart and a green tree' has {len(ids)} text ids, 3 fit" in message
@@ -174,15 +174,15 @@ def test_captions_that_fit_or_need_no_warning_are_silent(text_tokenizer):
         warnings.simplefilter("error")
         text_tokenizer.encode_batch(["a cat"], 5)
         ids = text_tokenizer.encode("a cat")
-        assert text_tokenizer.cut(ids, len(ids), "a cat") == ids
+        assert text_tokenizer.truncate(ids, len(ids), "a cat") == ids
         assert text_tokenizer.encode_batch(["a red heart and a green tree"], 3, warn=False).shape == (1, 3)
 
 
 def test_cutting_changes_no_list(text_tokenizer):
     ids = text_tokenizer.encode("a red heart")
     before = list(ids)
-    text_tokenizer.cut(ids, 2)
-    text_tokenizer.fit(ids, 23, end=True)
+    text_tokenizer.truncate(ids, 2)
+    text_tokenizer.cut_or_pad(ids, 23, add_eos=True)
     assert ids == before
 
 
@@ -240,7 +240,7 @@ def test_few_captions_give_a_smaller_vocabulary(tmp_path):
 
 
 def test_an_unknown_normalization_is_refused(tmp_path):
-    with pytest.raises(UserError, match="unknown normalization 'nfd'; expected one of nfkc, nfkc_cf"):
+    with pytest.raises(UserError, match="normalization is 'nfd'; expected one of nfkc, nfkc_cf"):
         train_text_tokenizer(CAPTIONS, tmp_path / "a.model", 367, "nfd")
 
 
@@ -274,5 +274,5 @@ def test_a_model_without_padding_is_refused(tmp_path):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(CAPTIONS), model_writer=file, model_type="bpe", vocab_size=200, minloglevel=2
         )
-    with pytest.raises(UserError, match="has pad -1, BOS 1, EOS 2; none may be missing"):
+    with pytest.raises(UserError, match=r"has the ids pad -1, BOS 1, EOS 2; expected all three .*; train it"):
         TextTokenizer(path)

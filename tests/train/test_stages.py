@@ -15,19 +15,20 @@ from helpers.training import DEADLINE, RUNS, Batches, cache_of, config_of, ident
 from PIL import Image
 
 from dalle_mini_impl import DalleMini, UserError
-from dalle_mini_impl.checkpoint.parts import load_text_tokenizer, read_part
+from dalle_mini_impl.checkpoint.find import load_text_tokenizer
+from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.checkpoint.settings import load_settings
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config import training as runs
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import load
-from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import PictureEntry, open_store
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
-    CaptionDrawer,
+    CaptionSampler,
     TokenCache,
     write_entries,
     write_header,
@@ -304,7 +305,7 @@ def test_validation_pictures_are_encoded_plain_and_training_pictures_varied(trai
     tokenizer, _ = load_image_tokenizer(trained.folder / "model")
     for split in ("validation", "train"):
         store = open_store(config_of(trained, "encode").data, split)
-        ids = tokenizer.encode(plain_pixels(store.take(np.arange(len(store))), 16)).numpy()
+        ids = tokenizer.encode(pixels_on_white(store.take(np.arange(len(store))), 16)).numpy()
         stored = cache_of(trained, split).image_ids
         assert ((stored[:, 0] == ids).mean() > 0.99) == (split == "validation")
     assert (stored[:, 0] != stored[:, 1]).any()
@@ -344,7 +345,7 @@ def test_without_variants_pictures_are_encoded_plain(trained, tmp_path):
     assert cache_of(home, "train").image_ids.shape[1] == 1
     config = config_of(home, "encode", "variants=0")
     store = open_store(config.data, "train")
-    plain = plain_pixels(store.take(np.arange(5)), 16)
+    plain = pixels_on_white(store.take(np.arange(5)), 16)
     assert torch.equal(encode.variant_pixels(store, np.arange(5), 0, config, 16), plain)
 
 
@@ -548,7 +549,7 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
             return torch.full_like(ids, -1)
 
     def draw(rows):
-        captions = CaptionDrawer(store.entries, {})
+        captions = CaptionSampler(store.entries, {})
         return scorer.draw_batch(store, captions, tokenizer, Through(), config, 3, rows)
 
     pixels, text_ids, indices = draw(slice(0, 12))
@@ -571,11 +572,11 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
 def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
     config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
-    captions = CaptionDrawer(store.entries, {})
+    captions = CaptionSampler(store.entries, {})
     pixels, text_ids, indices = scorer.draw_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
     assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
     known = [
-        {tuple(tokenizer.fit(tokenizer.encode(caption.text), 11, end=True)) for caption in entry.captions}
+        {tuple(tokenizer.cut_or_pad(tokenizer.encode(caption.text), 11, add_eos=True)) for caption in entry.captions}
         for entry in store.entries
     ]
     for index, rows in zip(indices, text_ids.unflatten(0, (5, 3)).tolist(), strict=True):

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import replace_file, replace_folder, shipped, write_json
+from dalle_mini_impl.util.files import find_shipped, replace_file, replace_folder, write_json
 
 
 def listing(folder):
@@ -128,12 +128,12 @@ def test_shipped_prefers_what_the_user_names(tmp_path, monkeypatch):
     (tmp_path / "configs" / "emoji").mkdir(parents=True)
     own = tmp_path / "configs" / "emoji" / "transformer.yaml"
     own.write_text("{}")
-    assert shipped("configs/emoji/transformer.yaml").resolve() == own
+    assert find_shipped("configs/emoji/transformer.yaml").resolve() == own
     own.unlink()
-    found = shipped("configs/emoji/transformer.yaml")
+    found = find_shipped("configs/emoji/transformer.yaml")
     assert found.is_file()
     assert tmp_path not in found.resolve().parents
-    assert str(shipped("configs/nothing.yaml")) == "configs/nothing.yaml"
+    assert str(find_shipped("configs/nothing.yaml")) == "configs/nothing.yaml"
 
 
 def test_json_is_written_whole(tmp_path):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from dalle_mini_impl.util.weighted_terms import read_term
+from dalle_mini_impl.util.weighted_terms import split_term
 
 TABLE = [
     ("a fox", "a fox", []),
@@ -31,9 +31,9 @@ TABLE = [
 
 @pytest.mark.parametrize(("word", "content", "numbers"), TABLE, ids=[repr(row[0]) for row in TABLE])
 def test_numbers_stand_right_behind_colons(word, content, numbers):
-    assert read_term(word, most=2) == (content, numbers)
+    assert split_term(word, max_numbers=2) == (content, numbers)
 
 
 def test_no_more_numbers_are_taken_than_asked_for():
-    assert read_term("a fox:1:2") == ("a fox:1", [2.0])
-    assert read_term("a fox:1:2", most=0) == ("a fox:1:2", [])
+    assert split_term("a fox:1:2") == ("a fox:1", [2.0])
+    assert split_term("a fox:1:2", max_numbers=0) == ("a fox:1:2", [])

@@ -104,7 +104,7 @@ def _save(
     origin: "Origin",
 ) -> None:
     """Write all parts; None stands for those that are in the folder already."""
-    from dalle_mini_impl.checkpoint.parts import UNKNOWN, read_part, save_part, save_tensors
+    from dalle_mini_impl.checkpoint.parts import UNKNOWN_IDENTITY, read_part, save_part, save_tensors
     from dalle_mini_impl.checkpoint.settings import save_settings
     from dalle_mini_impl.checkpoint.text_tokenizer import has_text_tokenizer, read_text_tokenizer, save_text_tokenizer
     from dalle_mini_impl.config.model import ImageTokenizerConfig
@@ -137,7 +137,7 @@ def _save(
             f"image tokenizer {identity}: {config.codebook_size} ids, {config.grid[0]}×{config.grid[1]} for "
             f"{config.image_size}×{config.image_size} pixels"
         )
-    trained_with = {"text_tokenizer": used.identity if used else UNKNOWN, "image_tokenizer": identity}
+    trained_with = {"text_tokenizer": used.identity if used else UNKNOWN_IDENTITY, "image_tokenizer": identity}
     configs = {"stream": to_dict(stream), "transformer": to_dict(transformer.config)}
     identity = save_tensors(out, "transformer", transformer.tensors, configs, trained_with)
     top_k = min(origin.sampling.top_k, stream.image_vocab)

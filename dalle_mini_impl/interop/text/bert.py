@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dalle_mini_impl.interop.text.tokenizer_json import Values, around, read_text, special_ids
-from dalle_mini_impl.text.json_tokenizer import SETTINGS
+from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.util.errors import UserError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -50,5 +50,5 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
             decoders=[{"type": "WordPiece", "prefix": "##", "cleanup": True}],
             special={name: vocab[name] for name in SPECIAL},
         ),
-        SETTINGS: special_ids(vocab),
+        SETTINGS_KEY: special_ids(vocab),
     }

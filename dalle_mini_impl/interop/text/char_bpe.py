@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dalle_mini_impl.interop.text.tokenizer_json import Values, around, bpe, read_json, read_text, special_ids
-from dalle_mini_impl.text.json_tokenizer import SETTINGS
+from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.util.errors import UserError
 
 UNKNOWN = ("[UNK]", "<unk>")
@@ -48,7 +48,7 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
             decoders=[{"type": "BPEDecoder", "suffix": "</w>"}],
             special={name: vocab[name] for name in (unknown, "[PAD]") if name},
         ),
-        SETTINGS: special_ids(vocab),
+        SETTINGS_KEY: special_ids(vocab),
     }
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from pathlib import Path
 
 from dalle_mini_impl.interop.text.tokenizer_json import Values, around, bpe, read_text
-from dalle_mini_impl.text.json_tokenizer import SETTINGS
+from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.util.errors import UserError
 
 MERGES = 48894
@@ -60,7 +60,7 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
             special={token: vocab[token] for token in special},
             find_special=True,
         ),
-        SETTINGS: {"bos_id": vocab[special[0]], "eos_id": vocab[special[1]], "unescape_html": True},
+        SETTINGS_KEY: {"bos_id": vocab[special[0]], "eos_id": vocab[special[1]], "unescape_html": True},
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dalle_mini_impl.interop.text import bert, char_bpe, clip_bpe, tokenizer_json, yttm
 from dalle_mini_impl.interop.text.tokenizer_json import Values, read_json, read_text
-from dalle_mini_impl.text.json_tokenizer import SETTINGS, JsonTokenizer
+from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY, JsonTokenizer
 from dalle_mini_impl.util.errors import UserError
 
 KINDS = {
@@ -72,7 +72,7 @@ def guess(path: str | Path) -> str:
 
 def _special(values: Values, key: str, source: str) -> tuple[str, int]:
     """Name and id of BOS or EOS."""
-    number = values[SETTINGS].get(key, -1)
+    number = values[SETTINGS_KEY].get(key, -1)
     vocab = values["model"].get("vocab")
     names = {value: name for name, value in vocab.items()} if isinstance(vocab, dict) else {}
     names |= {token["id"]: token["content"] for token in values["added_tokens"]}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.text.json_tokenizer import SETTINGS
+from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.util.errors import UserError
 
 Values = dict[str, Any]
@@ -147,4 +147,4 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     if lowercase:
         own = [values["normalizer"]] if values.get("normalizer") else []
         values["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *own]}
-    return {**values, SETTINGS: special_ids(special)}
+    return {**values, SETTINGS_KEY: special_ids(special)}

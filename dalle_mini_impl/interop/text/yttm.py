@@ -8,7 +8,7 @@ with ▁, and a run of characters that have no id is one unknown.
 from pathlib import Path
 
 from dalle_mini_impl.interop.text.tokenizer_json import Values, around, bpe, read_text
-from dalle_mini_impl.text.json_tokenizer import SETTINGS
+from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.text.sentencepiece_tokenizer import SPACE
 from dalle_mini_impl.util.errors import UserError
 
@@ -71,7 +71,7 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
             ],
             decoders=[{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "Fuse"}],
         ),
-        SETTINGS: dict(zip(("pad_id", "bos_id", "eos_id"), special[1:], strict=True)),
+        SETTINGS_KEY: dict(zip(("pad_id", "bos_id", "eos_id"), special[1:], strict=True)),
     }
 
 

@@ -10,7 +10,7 @@ from helpers.training import Batches, cache_of, config_of, interrupt, outcome
 from torch.nn import functional as F
 
 from dalle_mini_impl.config.model import ImageTokenizerConfig
-from dalle_mini_impl.data.augment import plain_pixels
+from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import CacheHeader, TokenCache
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest
@@ -211,22 +211,22 @@ def test_a_soft_cache_has_the_same_ids_and_more(trained, soft):
     for split in ("train", "validation"):
         old, new = cache_of(trained, split), cache_of(soft, split)
         assert (old.image_ids == new.image_ids).all()
-        assert old.likely_ids is old.shares is None
-        assert new.likely_ids.shape == new.shares.shape == (*new.image_ids.shape, 5)
-        assert (new.likely_ids.dtype, new.shares.dtype) == (np.uint16, np.float16)
+        assert old.likely_ids is old.probabilities is None
+        assert new.likely_ids.shape == new.probabilities.shape == (*new.image_ids.shape, 5)
+        assert (new.likely_ids.dtype, new.probabilities.dtype) == (np.uint16, np.float16)
         assert isinstance(new.likely_ids, np.memmap)
-        assert isinstance(new.shares, np.memmap)
+        assert isinstance(new.probabilities, np.memmap)
         assert (new.likely_ids[..., 0] == new.image_ids).all()
     store = open_store(config_of(soft, "encode").data, "validation")
-    _, likely, shares = tokenizer.encode_soft(plain_pixels(store.take(np.arange(3)), 16), 5, 0.3)
+    _, likely, shares = tokenizer.encode_soft(pixels_on_white(store.take(np.arange(3)), 16), 5, 0.3)
     assert (new.likely_ids[:3, 0] == likely.numpy()).all()
-    np.testing.assert_allclose(new.shares[:3, 0], shares.numpy(), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(new.probabilities[:3, 0], shares.numpy(), rtol=1e-3, atol=1e-6)
 
 
 def test_encoding_says_how_sure_the_ids_are(soft, tmp_path, capsys):
     home = soft.copy(tmp_path / "home", "ids")
     home.run("encode", *SOFT)
-    shares = cache_of(home, "train").shares.astype(np.float64)
+    shares = cache_of(home, "train").probabilities.astype(np.float64)
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"of 5 ids kept for each place, the likeliest has a probability of {shares[..., 0].mean():.3f} on average, "
         f"all together {shares.sum(-1).mean():.3f}"
@@ -235,13 +235,13 @@ def test_encoding_says_how_sure_the_ids_are(soft, tmp_path, capsys):
 
 def test_probabilities_sum_to_one(soft):
     cache = cache_of(soft, "train")
-    assert not np.allclose(cache.shares.sum(-1, dtype=np.float32), 1)
+    assert not np.allclose(cache.probabilities.sum(-1, dtype=np.float32), 1)
     likely, shares = cache.distribution(4, 2)
     assert (likely == cache.likely_ids[4, 2]).all()
     assert likely.dtype == np.int64
     assert shares.sum(-1) == pytest.approx(np.ones((2, 2)), abs=1e-6)
     ratio = shares[..., 1] / shares[..., 0]
-    stored = cache.shares[4, 2].astype(np.float32)
+    stored = cache.probabilities[4, 2].astype(np.float32)
     assert ratio == pytest.approx(stored[..., 1] / stored[..., 0], rel=1e-6)
 
 

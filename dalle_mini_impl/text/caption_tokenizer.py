@@ -1,0 +1,48 @@
+"""What every text tokenizer offers, whether trained here or imported with a model, and how captions are cut."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+MAX_QUOTED_CHARACTERS = 200
+"""A warning quotes no more of a caption, so that it stays readable."""
+
+
+class CaptionTokenizer(Protocol):
+    """What generating pictures needs of a text tokenizer; `TextTokenizer` and `JsonTokenizer` have it."""
+
+    identity: str
+    """Hash of its file."""
+    vocab_size: int
+    """Number of text ids."""
+    eos_id: int
+    """Text id that ends a caption, -1 for none."""
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids, without padding."""
+
+    def decode(self, text_ids: Sequence[int]) -> str:
+        """Ids -> normalised text."""
+
+    def truncate(self, text_ids: list[int], max_ids: int, text: str = "") -> list[int]:
+        """Return the first `max_ids` ids; warns about what was cut off if `text`, the whole caption, is given."""
+
+
+def truncate_ids(decode: Callable[[list[int]], str], text_ids: list[int], max_ids: int, text: str = "") -> list[int]:
+    """Return the first `max_ids` ids of a caption.
+
+    Args:
+        decode: ids -> text, for the warning.
+        text_ids: ids of the whole caption.
+        max_ids: how many to keep, 0 or more.
+        text: the whole caption, for a warning that quotes what was cut off; empty for no warning.
+    """
+    if len(text_ids) > max_ids and text:
+        cut_off = _shorten(decode(text_ids[max_ids:]))
+        message = f"caption {_shorten(text)!r} has {len(text_ids)} text ids, {max_ids} fit; cut off: {cut_off!r}"
+        warnings.warn(message, stacklevel=3)
+    return text_ids[:max_ids]
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED_CHARACTERS else text[:MAX_QUOTED_CHARACTERS] + "…"
