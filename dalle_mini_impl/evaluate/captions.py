@@ -90,7 +90,7 @@ def _tables(
     dalle: DalleMini, names: list[str], rgba: np.ndarray, progress: Callable[[int], object]
 ) -> dict[str, Tensor]:
     """How well each picture (P, S, S, 4) fits each name, (P, names), by every way of choosing."""
-    size, device = dalle.image_tokenizer.config.image_size, dalle.transformer.embed.weight.device
+    size, device = dalle.image_tokenizer.config.image_size, dalle.transformer.device
     image_ids = dalle.image_tokenizer.encode(pixels_on_white(rgba, size).to(device))
     image_embed = dalle.scorer.embed_images(pixels_on_white(rgba, dalle.scorer.image_size))
     likelihood = dalle.caption_model.table(names, image_ids, progress=progress)

@@ -170,7 +170,7 @@ def reconstruction_rows(context: EvaluationContext) -> list[ShareRow]:
 def reconstruct(dalle: DalleMini, pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) -> what is left of them after encoding and decoding, the same shape, on the CPU."""
     tokenizer = dalle.image_tokenizer
-    return tokenizer.decode(tokenizer.encode(pixels.to(next(tokenizer.parameters()).device))).cpu()
+    return tokenizer.decode(tokenizer.encode(pixels.to(tokenizer.device))).cpu()
 
 
 def draw(

@@ -76,7 +76,7 @@ def evaluate_image_tokenizer(
     Raises:
         UserError: there are fewer than two pictures, or the `eval` extra is not installed.
     """
-    fidelity, choice = Fidelity(next(tokenizer.parameters()).device), Choice(shown)
+    fidelity, choice = Fidelity(tokenizer.device), Choice(shown)
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     encoding = decoding = 0.0
     for before in batches:
@@ -110,7 +110,7 @@ def evaluate_image_tokenizer(
 
 def run(tokenizer: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
     """Ids and decoded pixels on the CPU, and the seconds that encoding and decoding took."""
-    device = next(tokenizer.parameters()).device
+    device = tokenizer.device
     start = time.perf_counter()
     ids = tokenizer.encode(pixels.to(device)).cpu()
     middle = time.perf_counter()

@@ -172,6 +172,11 @@ class CLIP(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if sigmoid else None
         """What is added to scaled cosines, if anything."""
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.logit_scale.device
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embed pictures.
 

@@ -15,6 +15,7 @@ from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.yaml_io import from_dict
 from dalle_mini_impl.model.build import build_image_networks
 from dalle_mini_impl.model.logit_laplace import mean_pixels
+from dalle_mini_impl.model.stream import check_ids
 from dalle_mini_impl.util.errors import UserError
 
 ROWS = 4096
@@ -72,6 +73,11 @@ class ImageTokenizer(nn.Module):
     def codebook_size(self) -> int:
         """K, number of image ids."""
         return self.config.codebook_size
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
 
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Encode, quantize and decode with gradients.
@@ -134,11 +140,7 @@ class ImageTokenizer(nn.Module):
         Raises:
             UserError: an id is out of range, or this decoder cannot tile.
         """
-        if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < self.codebook_size:
-            raise UserError(
-                f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
-                f"expected 0 to {self.codebook_size - 1}"
-            )
+        check_ids(image_ids, self.codebook_size, "image")
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
         with circular_padding(self.decoder) if tile else nullcontext():
@@ -151,8 +153,8 @@ class ImageTokenizer(nn.Module):
     @torch.no_grad()
     def table(self) -> Tensor:
         """The vector of every id, as the decoder takes them: (K, D)."""
-        device = next(self.parameters()).device
-        return self.quantizer.lookup(torch.arange(self.codebook_size, device=device)[None])[0].clone()
+        all_ids = torch.arange(self.codebook_size, device=self.device)
+        return self.quantizer.lookup(all_ids[None])[0].clone()
 
     def _pixels(self, decoded: Tensor) -> Tensor:
         return mean_pixels(decoded) if self.config.likelihood == "laplace" else decoded

@@ -16,6 +16,24 @@ from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.util.errors import UserError
 
 
+def check_ids(ids: Tensor, vocab: int, kind: str) -> None:
+    """Refuse ids outside of [0, vocab).
+
+    Args:
+        ids: integers of any shape; empty ones are accepted.
+        vocab: number of ids of this kind.
+        kind: `image` or `text`, for the message.
+
+    Raises:
+        UserError: naming the smallest and the largest id that was given, and the range.
+    """
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+        raise UserError(
+            f"expected {kind} ids from 0 to {vocab - 1}, got ids from {int(ids.min())} to {int(ids.max())}; "
+            f"encode with this model's own {kind} tokenizer"
+        )
+
+
 class Stream:
     """The layout of one stream; see the module for the id space.
 
@@ -47,15 +65,17 @@ class Stream:
             (B, prefix_length) stream ids.
 
         Raises:
-            UserError: a caption is too long, or an id is no text id.
+            UserError: a caption is too long, or an id is not a text id.
         """
         length, vocab = self.config.text_length, self.config.text_vocab
+        all_ids = [text_id for caption in captions for text_id in caption]
+        check_ids(torch.tensor(all_ids, dtype=torch.int64), vocab, "text")
         rows = torch.arange(vocab, vocab + length).repeat(len(captions), 1)
         for row, caption in zip(rows, captions, strict=True):
             if len(caption) > length:
-                raise UserError(f"a caption of {len(caption)} text ids was given, {length} fit; cut it first")
-            if any(not 0 <= text_id < vocab for text_id in caption):
-                raise UserError(f"caption ids {list(caption)} are not all in 0 … {vocab - 1}")
+                raise UserError(
+                    f"expected captions of up to {length} text ids, got {len(caption)}; shorten the caption"
+                )
             text_ids = torch.tensor(caption, dtype=torch.int64)
             row[: len(caption)] = torch.where(text_ids == self.config.pad_id, row[: len(caption)], text_ids)
         if self.config.bos_id < 0:

@@ -111,6 +111,11 @@ class Transformer(nn.Module):
         """Parts of the head that were made ready for decoding."""
         self._initialise()
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.embed.weight.device
+
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states of the next positions.
 
@@ -166,7 +171,7 @@ class Transformer(nn.Module):
         """An empty cache for `batch` rows of up to `capacity` positions (the whole stream by default)."""
         shape = (batch, self.n_head, capacity or self.max_length, self.head_dim)
         shifted = self.n_embd // 2 if self.sources is not None else 0
-        return KVCache(self.n_layer, shape, self.embed.weight.device, self.embed.weight.dtype, shifted)
+        return KVCache(self.n_layer, shape, self.device, self.embed.weight.dtype, shifted)
 
     def _initialise(self) -> None:
         """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); biases and layers that write to the residual are zero.

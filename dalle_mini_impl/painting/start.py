@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.model.stream import check_ids
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 
@@ -26,8 +27,7 @@ def first_ids(
         return _checked(tokenizer, start, size)[None].clone()
     height, width = _sides(tokenizer, size)
     if start is not None:
-        device = next(tokenizer.parameters()).device
-        return tokenizer.encode(to_pixels([start], (height, width)).to(device)).clone()
+        return tokenizer.encode(to_pixels([start], (height, width)).to(tokenizer.device)).clone()
     factor = tokenizer.config.factor
     return torch.randint(tokenizer.codebook_size, (1, height // factor, width // factor), generator=generator)
 
@@ -49,9 +49,5 @@ def _checked(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, int]
             f"image ids of shape {tuple(ids.shape)} and type {ids.dtype} were given to start from; "
             f"expected whole numbers of shape {grid if size else '(h, w)'}"
         )
-    if not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.codebook_size:
-        raise UserError(
-            f"image ids from {int(ids.min())} to {int(ids.max())} were given to start from, "
-            f"expected 0 to {tokenizer.codebook_size - 1}"
-        )
+    check_ids(ids, tokenizer.codebook_size, "image")
     return ids

@@ -153,7 +153,7 @@ def vary(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image,
 def encode(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image) -> tuple[Image.Image, Tensor]:
     """A picture at the model's size, and its image ids (h, w)."""
     pixels = to_pixels([picture], model_size(tokenizer, grid)[::-1])
-    device = next(tokenizer.decoder.parameters()).device
+    device = tokenizer.device
     return to_images(pixels)[0], tokenizer.encode(pixels.to(device))[0].cpu()
 
 

@@ -270,7 +270,7 @@ class DalleMini:
 
     def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
         """Image ids (B, h, w) -> RGB pictures; with `tile` ones that can be laid side by side."""
-        return to_images(self.image_tokenizer.decode(image_ids.to(self.transformer.embed.weight.device), tile))
+        return to_images(self.image_tokenizer.decode(image_ids.to(self.transformer.device), tile))
 
     def log_likelihood(self, text: str, image_ids: Tensor) -> Tensor:
         """Log-probability of pictures (B, h, w) given a caption, "" for none: (B, h * w) nats, one per image id."""

@@ -166,7 +166,7 @@ class _Rows(NamedTuple):
 
 def _begin(transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]], leading: Tensor) -> _Start:
     """Run the captions and the image ids (n,) that come first."""
-    prefix = stream.prefix(captions).to(transformer.embed.weight.device)
+    prefix = stream.prefix(captions).to(transformer.device)
     ids = leading.to(prefix.device).expand(len(captions), -1)
     cache = transformer.new_cache(len(captions), prefix.shape[1] + len(leading))
     hidden = transformer(torch.cat([prefix, ids + stream.image_offset], 1), cache)[:, prefix.shape[1] - 1 :]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.stream import Stream, check_ids
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -31,15 +31,13 @@ class KnownIds:
         Raises:
             UserError: a shape, an id or the share is out of range, or nothing would be drawn.
         """
-        grid, vocab = stream.config.grid, stream.config.image_vocab
+        grid = stream.config.grid
         if self.image_ids.shape not in (grid, (candidates, *grid)) or self.redraw.shape != grid:
             raise UserError(
                 f"image ids {tuple(self.image_ids.shape)} with places to redraw {tuple(self.redraw.shape)} were "
                 f"given, expected grid {grid} for {candidates} candidates; encode the picture at the model's size"
             )
-        low, high = int(self.image_ids.min()), int(self.image_ids.max())
-        if not 0 <= low <= high < vocab:
-            raise UserError(f"image ids from {low} to {high} were given, expected 0 to {vocab - 1}")
+        check_ids(self.image_ids, stream.config.image_vocab, "image")
         if not self.redraw.any():
             raise UserError("nothing is left to draw, all of the picture is kept; keep less of it")
         if not 0 < self.share <= 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.stream import Stream, check_ids
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.util.errors import UserError
 
@@ -31,7 +31,7 @@ def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[in
         UserError: the image ids have another grid, or one is out of range.
     """
     _check(stream, image_ids)
-    device = transformer.embed.weight.device
+    device = transformer.device
     prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
     ids = stream.join(prefix, image_ids.to(device))
     hidden = transformer(ids[:, :-1])[:, stream.prefix_length - 1 :]
@@ -66,7 +66,7 @@ def text_log_likelihood(transformer: Transformer, stream: Stream, captions: Sequ
     Raises:
         UserError: a caption is too long, or an id is no text id.
     """
-    device, parts = transformer.embed.weight.device, []
+    device, parts = transformer.device, []
     for prefix in stream.prefix(captions).to(device).split(CHUNK):
         scores = transformer.logits(transformer(prefix[:, :-1]), stream.text_range).float().log_softmax(-1)
         parts.append(scores.gather(-1, prefix[:, 1:, None])[..., 0])
@@ -104,7 +104,7 @@ def likelihood_table(
     _check(stream, image_ids)
     if blind and stream.config.bos_id < 0:
         raise UserError("blind was given for a stream without BOS, which would stand for hidden ids; leave it out")
-    device = transformer.embed.weight.device
+    device = transformer.device
     prefixes, pictures = stream.prefix(captions).to(device), image_ids.to(device).flatten(1)
     judge = _judge_blindly if blind else _judge
     rows = []
@@ -139,8 +139,4 @@ def _check(stream: Stream, image_ids: Tensor) -> None:
     """Refuse what is no picture of this stream."""
     if image_ids.shape[1:] != stream.config.grid:
         raise UserError(f"image ids of shape {tuple(image_ids.shape)} were given, expected grid {stream.config.grid}")
-    if image_ids.numel() and not 0 <= int(image_ids.min()) <= int(image_ids.max()) < stream.config.image_vocab:
-        raise UserError(
-            f"image ids from {int(image_ids.min())} to {int(image_ids.max())} were given, "
-            f"expected 0 to {stream.config.image_vocab - 1}"
-        )
+    check_ids(image_ids, stream.config.image_vocab, "image")

@@ -33,7 +33,7 @@ def choose_precision(precision: str, transformer: Transformer) -> str:
         raise UserError(f"unknown precision {precision!r}; expected {', '.join(PRECISIONS)}")
     if precision == "fp32":
         return precision
-    device = transformer.embed.weight.device.type
+    device = transformer.device.type
     reason = _missing(transformer) if device == "cpu" else ""
     if precision == "auto":
         return "bf16" if device == "cuda" or (device == "cpu" and not reason) else "fp32"
@@ -67,7 +67,7 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     transformer.eval().requires_grad_(False)
     if precision == "fp32":
         return transformer
-    if transformer.embed.weight.device.type != "cpu":
+    if transformer.device.type != "cpu":
         return transformer.bfloat16()
     library: Any = load()
     found = [cast(Block, block) for block in transformer.blocks]

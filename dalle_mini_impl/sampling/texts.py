@@ -55,7 +55,7 @@ def generate_texts(
     prefix = stream.prefix([beginning])[:, : stream.prefix_length - length + len(beginning)]
     if not prefix.numel():
         raise UserError("no beginning was given, and the stream has no BOS to go on from; give at least one text id")
-    prefix = prefix.to(transformer.embed.weight.device)
+    prefix = prefix.to(transformer.device)
     start = transformer.new_cache(1, prefix.shape[1])
     first = transformer(prefix, start)[:, -1]
     drawn: list[list[int]] = []

@@ -79,7 +79,7 @@ def draw_batch(
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
     if through is not None and any(seen_through):
         chosen = torch.tensor(seen_through)
-        device = next(through.parameters()).device
+        device = through.device
         with torch.autocast(device.type, torch.bfloat16):
             pixels[chosen] = through.decode(through.encode(pixels[chosen].to(device))).cpu()
     return pixels, torch.tensor(text_ids), indices

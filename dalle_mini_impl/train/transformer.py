@@ -118,7 +118,7 @@ def draw_samples(
     model: StreamLoss,
 ) -> None:
     """Write a sheet of a few unranked samples for each of the config's prompts."""
-    device, pictures = next(image_tokenizer.parameters()).device, []
+    device, pictures = image_tokenizer.device, []
     model = model.to(device)
     for prompt in config.prompts:
         text_ids = tokenizer.encode(prompt)[: config.text_length]

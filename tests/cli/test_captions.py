@@ -167,7 +167,7 @@ def test_ways_are_measured_side_by_side(monkeypatch):
 
     model = SimpleNamespace(
         image_tokenizer=SimpleNamespace(config=SimpleNamespace(image_size=5), encode=lambda pixels: pixels),
-        transformer=SimpleNamespace(embed=SimpleNamespace(weight=torch.zeros(1))),
+        transformer=SimpleNamespace(device=torch.device("cpu")),
         caption_model=SimpleNamespace(
             table=table, text_nats=lambda names: torch.tensor([2.0 * (name == "tree") for name in names])
         ),

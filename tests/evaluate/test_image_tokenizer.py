@@ -135,6 +135,7 @@ class Halves(torch.nn.Module):
     """Knows dark and light pictures, of five ids it might use."""
 
     codebook_size = 5
+    device = torch.device("cpu")
     config = ImageTokenizerConfig(image_size=16, factor=16)
 
     def __init__(self):

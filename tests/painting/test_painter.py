@@ -37,7 +37,7 @@ VQGAN = {
     "network": "taming",
     "factor": 2,
     "channels": (32, 32),
-    "foreign": ImportedNetworkConfig(stem=32, z_channels=7),
+    "imported": ImportedNetworkConfig(stem=32, z_channels=7),
     **SHAPE,
 }
 IMPORTED = {
@@ -367,7 +367,7 @@ def test_pictures_have_the_size_asked_for(tokenizer, scorer):
             {"start": torch.zeros(3, 4, dtype=torch.int64), "settings": PaintSettings(size=32)},
             r"ids of shape \(3, 4\) .* of shape \(4, 4\)",
         ),
-        ({"start": torch.full((3, 4), 61)}, "image ids from 61 to 61 were given to start from, expected 0 to 60"),
+        ({"start": torch.full((3, 4), 61)}, "expected image ids from 0 to 60, got ids from 61 to 61"),
     ],
 )
 def test_what_cannot_be_painted_is_refused(tokenizer, scorer, change, message):

@@ -40,7 +40,7 @@ def imported(network, **changes):
 def test_rolled_ids_make_the_rolled_picture(network):
     torch.manual_seed(0)
     makers = {
-        "ours": lambda: make_image_tokenizer(IMAGE_TOKENIZER),
+        "vqvae": lambda: make_image_tokenizer(IMAGE_TOKENIZER),
         "taming": lambda: imported("taming", quantizer="nearest"),
         "openai-dvae": lambda: imported("openai-dvae", likelihood="laplace"),
     }

@@ -55,7 +55,7 @@ def set_up(model: str, options: dict[str, Any]) -> "EvaluationContext":
     dalle = DalleMini.from_pretrained(model, options["device"])
     art = open_reference_pictures(options["data"], dalle.image_tokenizer.config.image_size)
     check(art, settings)
-    judges = load_judges(dalle.transformer.embed.weight.device)
+    judges = load_judges(dalle.transformer.device)
     with tqdm(total=len(art.store), desc="judges look at real art", unit=" pictures", delay=2, leave=False) as bar:
         banks = build_banks(art, judges, bar.update)
     return EvaluationContext(dalle, art, banks, settings)

@@ -33,7 +33,7 @@ def paint(model: str, **options: Any) -> None:
     settings = PaintSettings(steps=options["steps"], init_weight=options["init_weight"])
     names = {"guide": options["scorer"] or model, "second": options["second_scorer"]}
     context = set_up(model, {**options, "pairs": options["prompts"], "sweep_pairs": 1, "languages": "", "sweep": False})
-    device = str(context.dalle.transformer.embed.weight.device)
+    device = str(context.dalle.transformer.device)
     guide, second = (Scorer.from_pretrained(name, device) for name in names.values())
     plan = measure.PaintEvaluation(guide, second, settings, options["latents"])
     click.echo(f"{heading(context)}\nguide {names['guide']}, second {names['second']}")
