@@ -1,7 +1,6 @@
 """The `dalle` command. Each subcommand has its own file, imported only when it is used."""
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +9,7 @@ import click
 
 from dalle_mini_impl import __version__
 from dalle_mini_impl.cli.lazy_group import LazyGroup
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.command_line import run_program
 
 SECTIONS = {
     "Draw": {
@@ -27,6 +26,8 @@ SECTIONS = {
     },
     "Train": {
         "data": "Build the emoji set, or inspect your own pictures.",
+        "config": "List, print and copy the shipped configs.",
+        "train": "Train one part of a model.",
         "plan": "Estimate what training a transformer takes.",
         "compare": "Train image tokenizers for equal time and measure them.",
     },
@@ -79,27 +80,4 @@ def dalle(context: click.Context) -> None:
 
 def main() -> None:
     """Run the command; bad input ends with one line on standard error and exit code 2, never with a traceback."""
-    try:
-        dalle.main(prog_name="dalle", standalone_mode=False)
-    except click.ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: a group without a command
-            error.show()
-        else:
-            print(f"error: {usage_error(error)}", file=sys.stderr)
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the program that reads our output, such as head, has ended
-        sys.exit(1)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def usage_error(error: click.ClickException) -> str:
-    """The message of click's error in one line that ends with what to do, as those of `UserError` do."""
-    message = " ".join(error.format_message().split()).rstrip(".")
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    command = context.command_path if context else "dalle"
-    return f"{message[:1].lower()}{message[1:]}; see {command} --help"
+    run_program(dalle, "dalle")

@@ -7,7 +7,6 @@ picture a transformer learns to recite, which some sets want (docs/log.md). Vali
 """
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from dalle_mini_impl.data.token_cache import (
 )
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_folder
 
@@ -94,9 +94,8 @@ def report(folder: Path) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: EncodeRun) -> None:
     """Encode and save; see `configs/emoji/encode.yaml` for the settings."""
-    config, _ = loop.parse(EncodeRun, "Turn pictures into image ids.", argv)
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
     accelerator = loop.processes(mixed_precision=loop.mixed_precision("precision", config.precision))
@@ -134,4 +133,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    run_stage("encode", main)

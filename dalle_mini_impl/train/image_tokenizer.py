@@ -3,7 +3,6 @@
 accelerate launch -m dalle_mini_impl.train.image_tokenizer --config configs/emoji/image_tokenizer.yaml
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
 VALIDATION_PICTURES = 512
@@ -86,9 +86,8 @@ def pass_loss(
     return loss + result.auxiliary, figures
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     """Train, validate, save; see `configs/emoji/image_tokenizer.yaml` for the settings."""
-    config, resume = loop.parse(ImageTokenizerRun, "Train the image tokenizer.", argv)
     run = config.run
     accelerator = loop.start(run)
     with accelerator.main_process_first():
@@ -174,4 +173,4 @@ def mean_figures(accelerator: Accelerator, sums: dict[str, Tensor], passes: int)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    run_stage("image-tokenizer", main)

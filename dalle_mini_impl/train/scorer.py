@@ -6,7 +6,6 @@ A share of the pictures is seen through the image tokenizer, because those the s
 its decoder too.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
 
 VALIDATION_PICTURES = 512
@@ -111,9 +111,8 @@ def validate(
     return recalls((image_embed @ text_embed.T).cpu(), numbers)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: ScorerRun, resume: bool = False) -> None:
     """Train, validate, save; see `configs/emoji/scorer.yaml` for the settings."""
-    config, resume = loop.parse(ScorerRun, "Train the CLIP scorer.", argv)
     if config.captions < 1:
         raise UserError(f"captions is {config.captions}; expected at least 1 caption for each picture and step")
     run = config.run
@@ -179,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    run_stage("scorer", main)

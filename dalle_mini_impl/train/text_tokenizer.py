@@ -3,18 +3,15 @@
 python -m dalle_mini_impl.train.text_tokenizer --config configs/emoji/text_tokenizer.yaml
 """
 
-from collections.abc import Sequence
-
 from dalle_mini_impl.config.training import TextTokenizerRun
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.text.sentencepiece_tokenizer import train_text_tokenizer
-from dalle_mini_impl.train.shared.loop import command, parse
+from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: TextTokenizerRun) -> None:
     """Train and save; see `configs/emoji/text_tokenizer.yaml` for the settings."""
-    config, _ = parse(TextTokenizerRun, "Train the text tokenizer.", argv)
     if not config.out:
         raise UserError("out is empty; name the .model file to write")
     entries = open_store(config.data, "train").entries
@@ -30,4 +27,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_stage("text-tokenizer", main)

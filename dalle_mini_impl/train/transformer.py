@@ -3,7 +3,7 @@
 accelerate launch -m dalle_mini_impl.train.transformer --config configs/emoji/transformer.yaml
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
 T = TypeVar("T")
@@ -129,9 +130,8 @@ def draw_samples(
     save_png(contact_sheet(pictures, columns=2 * SAMPLES_PER_PROMPT, labels=labels), path)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: TransformerRun, resume: bool = False) -> None:
     """Train, validate, sample, save; see `configs/emoji/transformer.yaml` for the settings."""
-    config, resume = loop.parse(TransformerRun, "Train the transformer.", argv)
     run = config.run
     accelerator = loop.start(run, can_shard=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
@@ -221,4 +221,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    run_stage("transformer", main)

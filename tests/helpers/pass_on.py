@@ -6,6 +6,7 @@ from unittest import mock
 
 from dalle_mini_impl.train import transformer
 from dalle_mini_impl.train.shared.state import load_state, save_state
+from helpers.training import run_stage
 
 
 def passing_on(folder):
@@ -21,4 +22,4 @@ def passing_on(folder):
 
 if __name__ == "__main__":
     with passing_on(sys.argv[1]):
-        transformer.main(sys.argv[2:])
+        run_stage("transformer", sys.argv[2:])

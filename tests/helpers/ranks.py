@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dalle_mini_impl.train.shared.ema import Ema
-from helpers.training import STAGES
+from helpers.training import run_stage
 
 
 def numbers(tensors):
@@ -41,7 +41,7 @@ def main() -> None:
 
     register_optimizer_step_post_hook(count)
     Ema.update = watched
-    STAGES[stage](arguments)
+    run_stage(stage, arguments)
 
 
 if __name__ == "__main__":

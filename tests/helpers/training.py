@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,17 +28,11 @@ from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.token_cache import CaptionSampler, open_cache
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
+from dalle_mini_impl.train import stages, transformer
 from dalle_mini_impl.train.shared.ema import Ema
 
 ROOT = Path(__file__).parents[2]
-STAGES: dict[str, Callable[[list[str]], None]] = {
-    "text_tokenizer": text_tokenizer.main,
-    "image_tokenizer": image_tokenizer.main,
-    "encode": encode.main,
-    "transformer": transformer.main,
-    "scorer": scorer.main,
-}
+STAGES = [stage.file_name for stage in stages.STAGES.values()]
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 180, 60),
@@ -155,6 +148,13 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def run_stage(stage: str, arguments: list[str]) -> None:
+    """Run a stage's command in this process; errors are raised."""
+    command = stages.stage_command(stages.STAGES[stage.replace("_", "-")])
+    with command.make_context(stage, arguments) as context:
+        command.invoke(context)
+
+
 @dataclasses.dataclass(frozen=True)
 class Home:
     """A folder with data, configs and whatever has been trained in it."""
@@ -170,7 +170,7 @@ class Home:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         with mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
-            STAGES[stage](self.arguments(stage, *extra))
+            run_stage(stage, self.arguments(stage, *extra))
 
     def log(self, stage: str) -> list[dict[str, float]]:
         """What the stage logged, without timings."""

@@ -4,15 +4,13 @@ Everything random about step `s` follows from `(seed, s)` alone and is drawn for
 which each process takes its rows. So a run resumes at any step exactly, and two processes do what one does.
 """
 
-import argparse
 import importlib.util
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,40 +20,12 @@ from accelerate.utils import GradientAccumulationPlugin, broadcast
 from tqdm import tqdm
 
 from dalle_mini_impl.config.training import RunConfig
-from dalle_mini_impl.config.yaml_io import load, to_dict
+from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
 from dalle_mini_impl.train.shared.state import forget_states
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import replace_file
-
-C = TypeVar("C")
-
-
-def parse(kind: type[C], description: str, argv: Sequence[str] | None = None) -> tuple[C, bool]:
-    """Read `--config FILE [--resume] [key=value …]`.
-
-    Returns:
-        The config, and whether to resume.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, help="YAML file, see configs/")
-    parser.add_argument("--resume", action="store_true", help="continue from the last saved state")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as run.steps=50")
-    arguments = parser.parse_intermixed_args(argv)
-    return load(kind, arguments.config, arguments.overrides), arguments.resume
-
-
-def command(main: Callable[[], None]) -> None:
-    """Run a stage from the command line; bad input ends with one line and exit code 2, not with a traceback."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; --resume continues from the last saved state", file=sys.stderr)
-        sys.exit(130)
 
 
 def processes(**options: Any) -> Accelerator:

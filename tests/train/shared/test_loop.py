@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from dalle_mini_impl.config.training import RunConfig, TransformerRun
+from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.train.shared import loop as common
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.state import WHOLE, load_state
@@ -199,7 +200,7 @@ def test_journal_writes_lines_and_the_config(tmp_path):
     assert line["seconds"] >= 0
     assert line["pictures_per_second"] > 0
     path = tmp_path / "new" / "state" / "config.yaml"
-    assert common.load(TransformerRun, path) == TransformerRun(run=book.run, cache="ids")
+    assert load(TransformerRun, path) == TransformerRun(run=book.run, cache="ids")
 
 
 def test_journal_drops_what_will_be_done_again(tmp_path):
@@ -336,37 +337,6 @@ def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
     read = EventAccumulator(str(events.parent)).Reload()
     assert [(event.step, event.value) for event in read.Scalars("image")] == [(3, 2.5)]
     assert [(event.step, event.value) for event in read.Scalars("text")] == [(3, 1.25)]
-
-
-# --- from the command line
-
-
-def test_config_is_parsed_with_overrides(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("run: {steps: 7}\ncache: ids")
-    config, resume = common.parse(TransformerRun, "", ["--config", str(path), "run.seed=3", "--resume", "cache=more"])
-    assert (config.run.steps, config.run.seed, config.cache, resume) == (7, 3, "more", True)
-    assert not common.parse(TransformerRun, "", ["--config", str(path)])[1]
-
-
-def test_bad_input_ends_with_one_line(capsys):
-    def refuse():
-        raise UserError("this came; that was expected")
-
-    with pytest.raises(SystemExit) as caught:
-        common.command(refuse)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: this came; that was expected\n"
-
-
-def test_interrupting_says_how_to_go_on(capsys):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as caught:
-        common.command(interrupt)
-    assert caught.value.code == 130
-    assert "--resume" in capsys.readouterr().err
 
 
 def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):

@@ -1,0 +1,56 @@
+"""Running a click command as a program: mistakes end it with one line, never with a traceback. Imports no torch."""
+
+import sys
+
+import click
+
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.launcher import end_with_launcher, exit_with
+
+BAD_INPUT, INTERRUPTED = 2, 130
+"""Exit codes: what shells use for wrong arguments, and for a program that Ctrl-C ended."""
+
+
+def run_program(command: click.Command, name: str) -> None:
+    """Run a command with the arguments of this process.
+
+    Bad input ends it with one line on stderr and exit code 2, and with it the `accelerate launch` that started it
+    (`util/launcher.py`); an interruption ends it with code 130. Leaves the process group, if the command joined one.
+
+    Args:
+        command: the command.
+        name: what its usage line calls the program.
+    """
+    end_with_launcher()
+    try:
+        command.main(prog_name=name, standalone_mode=False)
+        leave_process_group()
+    except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: a group without a command
+            exit_with(error.format_message(), BAD_INPUT)
+        exit_with(f"error: {usage_error(error, name)}", BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt) as error:
+        interrupt = error.__cause__ or error  # click raises Abort from KeyboardInterrupt
+        exit_with("; ".join(["stopped", *map(str, interrupt.args)]), INTERRUPTED)
+    except BrokenPipeError:  # the program that reads our output, such as head, has ended
+        sys.exit(1)
+    except UserError as error:
+        exit_with(f"error: {error}", BAD_INPUT)
+
+
+def usage_error(error: click.ClickException, program: str) -> str:
+    """The message of click's error in one line that ends with what to do, as those of `UserError` do."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context else program
+    return f"{message[:1].lower()}{message[1:]}; see {command} --help"
+
+
+def leave_process_group() -> None:
+    """Destroy torch's process group, if this process is in one.
+
+    A group that is still there at exit is taken down while its threads run, which aborts the process now and then.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

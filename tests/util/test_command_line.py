@@ -1,0 +1,55 @@
+import sys
+
+import click
+import pytest
+
+from dalle_mini_impl.util.command_line import run_program
+from dalle_mini_impl.util.errors import UserError
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a function as a program that fails; gives its exit code and what it prints to stderr."""
+
+    def run(function, *arguments):
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            run_program(click.command()(function), "program")
+        return caught.value.code, capsys.readouterr().err
+
+    return run
+
+
+def raising(error):
+    def function():
+        raise error
+
+    return function
+
+
+def test_bad_input_ends_with_one_line(run):
+    assert run(raising(UserError("got this, expected that"))) == (2, "error: got this, expected that\n")
+
+
+def test_wrong_arguments_end_with_one_line(run):
+    code, errors = run(lambda: None, "--colour")
+    assert code == 2
+    assert errors.startswith("error: no such option")
+    assert errors.endswith("; see program --help\n")
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "line"),
+    [(KeyboardInterrupt(), "stopped"), (KeyboardInterrupt("--resume continues"), "stopped; --resume continues")],
+)
+def test_an_interrupted_program_ends_with_one_line(run, interrupt, line):
+    assert run(raising(interrupt)) == (130, f"\n{line}\n")  # click ends the terminal's line, which shows ^C
+
+
+def test_a_closed_pipe_ends_without_a_word(run):
+    assert run(raising(BrokenPipeError())) == (1, "")
+
+
+def test_other_errors_keep_their_traceback(run):
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
