@@ -46,7 +46,9 @@ def mask_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequenc
                 yield BenchRow(row, seconds[name], "full", seconds["full"], note=note, details={"shape": shape.name})
 
 
-def _model(shape: Shape, machine: MachineSpeed, attention: tuple[str, ...], last_attention: str) -> Transformer:
-    transformer = shape.build(attention, last_attention).to(machine.device).eval()
+def _model(
+    shape: Shape, machine: MachineSpeed, attention_masks: tuple[str, ...], last_attention_mask: str
+) -> Transformer:
+    transformer = shape.build(attention_masks, last_attention_mask).to(machine.device).eval()
     randomise(transformer)
     return pack(transformer, choose_precision("auto", transformer), shape.stream().image_range)

@@ -48,14 +48,14 @@ class Shape:
             )
         )
 
-    def build(self, attention: tuple[str, ...] = ("full",), last_attention: str = "") -> Transformer:
+    def build(self, attention_masks: tuple[str, ...] = ("full",), last_attention_mask: str = "") -> Transformer:
         """Our transformer of this shape, untrained; its masks as `TransformerConfig` has them."""
         config = TransformerConfig(
             n_layer=self.n_layer,
             n_head=self.n_head,
             n_embd=self.n_embd,
-            attention=attention,
-            last_attention=last_attention,
+            attention_masks=attention_masks,
+            last_attention_mask=last_attention_mask,
         )
         return build_transformer(config, self.stream().config)
 

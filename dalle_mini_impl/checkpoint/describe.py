@@ -98,8 +98,8 @@ def _transformer_shape(part: dict[str, Any]) -> str:
     stream = from_dict(StreamConfig, part["config"].get("stream"), "transformer: stream")
     image_length = stream.grid[0] * stream.grid[1]
     bos = "1 + " if stream.bos_id >= 0 else ""
-    masks = f"; attention {', '.join(config.attention)}" if config.attention != ("full",) else ""
-    last = f", at last {config.last_attention}" if config.last_attention else ""
+    masks = f"; attention {', '.join(config.attention_masks)}" if config.attention_masks != ("full",) else ""
+    last = f", at last {config.last_attention_mask}" if config.last_attention_mask else ""
     return (
         f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {bos}"
         f"{stream.text_length} text + {image_length} image ids{masks}{last}"

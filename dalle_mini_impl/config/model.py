@@ -91,11 +91,11 @@ class BlockConfig:
     """Whether all linear layers add one."""
     qk_norm: bool = True
     """Normalise queries and keys."""
-    turn_values: bool = False
+    rotate_values: bool = False
     """Turn values as well as queries and keys to their position (DALLE-pytorch)."""
     sandwich: bool = False
     """Normalise what a layer adds, too (Ding et al. 2021, CogView)."""
-    shift: bool = False
+    token_shift: bool = False
     """See half of the channels of neighbours instead of one's own: of the id before, above or left (DALLE-pytorch)."""
     reversible: bool = False
     """Attention adds to one stream what it reads from another, and the feed-forward layer the other way round."""
@@ -115,19 +115,19 @@ class TransformerConfig:
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
     """`rope` (rotary, 2-D in pictures), `table` (rotary, imported), `learned` (row, column) or `absolute` (place)."""
-    attention: tuple[str, ...] = ("full",)
+    attention_masks: tuple[str, ...] = ("full",)
     """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
-    last_attention: str = ""
+    last_attention_mask: str = ""
     """Mask of the last block, where it is another."""
-    kernel: int = 11
+    mask_kernel: int = 11
     """Side of the square of the `conv` masks."""
-    masks_from: str = "input"
+    mask_origin: str = "input"
     """Where the picture begins for the masks: at its first id (`input`), or one place before, which predicts it
     (`target`; ruDALL-E)."""
     block: BlockConfig = field(default_factory=BlockConfig)
     last_norms: int = 1
     """Norms behind the last block."""
-    stable: bool = False
+    divide_by_max: bool = False
     """Divide what leaves the last block by its largest number (Ding et al. 2021, CogView)."""
 
 

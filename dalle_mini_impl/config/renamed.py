@@ -2,6 +2,14 @@
 
 KEYS: dict[str, dict[str, str]] = {
     "ImageTokenizerConfig": {"foreign": "imported"},
+    "TransformerConfig": {
+        "attention": "attention_masks",
+        "last_attention": "last_attention_mask",
+        "kernel": "mask_kernel",
+        "masks_from": "mask_origin",
+        "stable": "divide_by_max",
+    },
+    "BlockConfig": {"turn_values": "rotate_values", "shift": "token_shift"},
 }
 """Old key -> new key, by the name of the config class."""
 

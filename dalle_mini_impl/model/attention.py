@@ -59,7 +59,7 @@ class Attention(nn.Module):
         head_dim: width of a head; 0 is C / n_head.
         bias: whether its two matrices add one.
         qk_norm: whether queries and keys are normalised.
-        turn_values: whether values are turned to their positions as queries and keys are.
+        rotate_values: whether values are turned to their positions as queries and keys are.
         attention_mask: which positions each may look at; None for all before.
     """
 
@@ -71,12 +71,12 @@ class Attention(nn.Module):
         *,
         bias: bool = False,
         qk_norm: bool = True,
-        turn_values: bool = False,
+        rotate_values: bool = False,
         attention_mask: AttentionMask | None = None,
     ) -> None:
         super().__init__()
         self.n_head, self.head_dim = n_head, head_dim or n_embd // n_head
-        self.turn_values, self.attention_mask = turn_values, attention_mask
+        self.rotate_values, self.attention_mask = rotate_values, attention_mask
         self.qkv = nn.Linear(n_embd, 3 * n_head * self.head_dim, bias=bias)
         self.q_norm = RMSNorm(self.head_dim) if qk_norm else None
         self.k_norm = RMSNorm(self.head_dim) if qk_norm else None
@@ -101,7 +101,7 @@ class Attention(nn.Module):
             qk = rms_norm(qk, torch.stack([self.q_norm.weight, self.k_norm.weight])[:, None])
         if table is not None:
             qk = rotate(qk, table)
-            values = rotate(values, table) if self.turn_values else values
+            values = rotate(values, table) if self.rotate_values else values
         q, k, v = (part.transpose(1, 2) for part in (*qk.unbind(2), values))
         y = (
             cache.attend(layer, q, k, v, self.attention_mask)

@@ -89,7 +89,7 @@ class Block(nn.Module):
             head_dim,
             bias=config.bias,
             qk_norm=config.qk_norm,
-            turn_values=config.turn_values,
+            rotate_values=config.rotate_values,
             attention_mask=attention_mask,
         )
         self.mlp_norm = make_norm(config.norm, n_embd)

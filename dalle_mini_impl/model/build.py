@@ -129,20 +129,20 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transf
         attention_masks=_attention_masks(config, layout),
         sources=layout.neighbours(),
         last_norms=config.last_norms,
-        stable=config.stable,
+        divide_by_max=config.divide_by_max,
     )
 
 
 def _attention_masks(config: TransformerConfig, layout: Stream) -> list[AttentionMask | None]:
     """Of each block; those of a kind share one."""
-    if config.masks_from not in ("input", "target"):
-        raise UserError(f"masks_from {config.masks_from!r} was given, expected input or target")
-    kinds = [config.attention[layer % len(config.attention)] for layer in range(config.n_layer)]
-    kinds[-1] = config.last_attention or kinds[-1]
-    before = layout.prefix_length - (config.masks_from == "target")
+    if config.mask_origin not in ("input", "target"):
+        raise UserError(f"mask_origin {config.mask_origin!r} was given, expected input or target")
+    kinds = [config.attention_masks[layer % len(config.attention_masks)] for layer in range(config.n_layer)]
+    kinds[-1] = config.last_attention_mask or kinds[-1]
+    before = layout.prefix_length - (config.mask_origin == "target")
     made: dict[str, AttentionMask | None] = {"full": None}
     for kind in set(kinds) - {"full"}:
-        allowed = mask_matrix(kind, before, layout.config.grid, config.kernel)
+        allowed = mask_matrix(kind, before, layout.config.grid, config.mask_kernel)
         missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
         order = torch.cat(
             [contiguous_order(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)]

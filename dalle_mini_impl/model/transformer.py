@@ -42,7 +42,7 @@ class Transformer(nn.Module):
         attention_masks: which positions each may look at, for each block; None, or nothing at all, for all before.
         sources: (2, T) where blocks that shift channels take them from; see `blocks.shifted`.
         last_norms: norms behind the last block.
-        stable: divide what leaves the last block by its largest number.
+        divide_by_max: divide what leaves the last block by its largest number.
 
     Raises:
         UserError: the numbers do not fit together.
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
         attention_masks: Sequence[AttentionMask | None] = (),
         sources: Tensor | None = None,
         last_norms: int = 1,
-        stable: bool = False,
+        divide_by_max: bool = False,
     ) -> None:
         super().__init__()
         if position not in POSITIONS:
@@ -78,12 +78,12 @@ class Transformer(nn.Module):
                 f"n_embd {n_embd} with n_head {n_head} and head_dim {head_dim} was given; a head's width "
                 f"must be whole{f' and a multiple of {multiple}' * (multiple > 1)}"
             )
-        if block.shift and n_embd % 4:
+        if block.token_shift and n_embd % 4:
             raise UserError(f"n_embd {n_embd} was given; to shift a quarter of the channels it must be a multiple of 4")
         if not last_norms >= 1:
             raise UserError(f"last_norms {last_norms} was given, expected 1 or more")
         self.n_layer, self.n_head, self.n_embd, self.vocab_size = n_layer, n_head, n_embd, vocab_size
-        self.head_dim, self.config, self.stable = head_dim or n_embd // n_head, block, stable
+        self.head_dim, self.config, self.divide_by_max = head_dim or n_embd // n_head, block, divide_by_max
         self.max_length = len(coordinates)
         self.embed = nn.Embedding(vocab_size, n_embd)
         if position == "absolute":
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         if position == "table":  # turns nothing until weights are loaded
             table = rotary_from_angles(torch.zeros(len(coordinates), self.head_dim // 2))
         self.register_buffer("table", table, persistent=position == "table")
-        self.register_buffer("sources", sources if block.shift else None, persistent=False)
+        self.register_buffer("sources", sources if block.token_shift else None, persistent=False)
         self.positions = None
         if position in ("learned", "absolute"):
             sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
@@ -148,7 +148,7 @@ class Transformer(nn.Module):
             cache.length = end
         if self.config.reversible:
             x = x.mean(0)
-        if self.stable:
+        if self.divide_by_max:
             x = x / x.amax(-1, keepdim=True).detach()
         return self.norm(x)
 

@@ -72,7 +72,7 @@ def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Tran
     library: Any = load()
     found = [cast(Block, block) for block in transformer.blocks]
     # Then the norm behind the blocks can be folded into the head as well.
-    finish = isinstance(transformer.norm, RMSNorm) and not (transformer.stable or transformer.config.reversible)
+    finish = isinstance(transformer.norm, RMSNorm) and not (transformer.divide_by_max or transformer.config.reversible)
     shape = BlocksShape(transformer.n_head, transformer.head_dim, transformer.config, transformer.sources, finish)
     layers, attention_masks = (
         [_layer(block, transformer) for block in found],
@@ -111,7 +111,7 @@ def _layer(block: Block, transformer: Transformer) -> LayerWeights:
 def _turn(block: Block, transformer: Transformer) -> Tensor:
     """The rotary table with the weights of the norms of queries and keys, (T, 2 or 3, 2, head_dim)."""
     attention, size = block.attention, transformer.head_dim
-    gains = torch.ones(3 if attention.turn_values else 2, size)
+    gains = torch.ones(3 if attention.rotate_values else 2, size)
     if attention.q_norm is not None:
         gains[:2] = torch.stack([gain(attention.q_norm), gain(attention.k_norm)])
     gains[0] *= size**-0.5

@@ -56,8 +56,8 @@ def test_json_of_the_previous_version_is_read_with_a_warning(tiny_model):
 def test_masks_are_told_and_no_bos(tiny_model):
     facts = checkpoint_info(tiny_model)
     config = facts["transformer"]["config"]
-    config["stream"]["bos_id"], config["transformer"]["attention"] = -1, ["row", "column"]
-    config["transformer"]["last_attention"] = "conv"
+    config["stream"]["bos_id"], config["transformer"]["attention_masks"] = -1, ["row", "column"]
+    config["transformer"]["last_attention_mask"] = "conv"
     expected = "with 2 heads over 7 text + 15 image ids; attention row, column, at last conv; "
     assert expected in info_lines(facts)[4]
 

@@ -35,7 +35,7 @@ def test_show_all_prints_the_defaults_too(run, tmp_path):
     assert yaml.safe_load(printed)["optimizer"]["clip"] == 1.0
     (tmp_path / "all.yaml").write_text(printed)
     assert load(ScorerRun, tmp_path / "all.yaml") == load(ScorerRun, "configs/small/scorer.yaml")
-    assert yaml.safe_load(run("config", "show", "dalle1/small", "--all"))["model"]["masks_from"] == "input"
+    assert yaml.safe_load(run("config", "show", "dalle1/small", "--all"))["model"]["mask_origin"] == "input"
 
 
 def test_copies_can_be_edited(run, tmp_path):

@@ -16,18 +16,19 @@ from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.util.errors import UserError
 
 CLASSIC = BlockConfig(norm="layer", mlp="gelu", bias=True, qk_norm=False)
-SHIFTED = BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, shift=True, turn_values=True)
+SHIFTED = BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, token_shift=True, rotate_values=True)
 TWO_STREAMS = BlockConfig(norm="layer", mlp="gelu-tanh", bias=True, qk_norm=False, sandwich=True, reversible=True)
 VARIANTS = {
-    **{kind: {"attention": (kind,), "kernel": 3} for kind in KINDS if kind != "full"},
-    "DALL-E 1": {"position": "learned", "block": CLASSIC, "attention": ("row", "column"), "last_attention": "conv",
-                 "kernel": 3},
+    **{kind: {"attention_masks": (kind,), "mask_kernel": 3} for kind in KINDS if kind != "full"},
+    "DALL-E 1": {"position": "learned", "block": CLASSIC, "attention_masks": ("row", "column"),
+                 "last_attention_mask": "conv", "mask_kernel": 3},
     "no BOS": {"position": "absolute", "block": CLASSIC, "bos_id": -1},
-    "target": {"attention": ("row", "column", "conv_torus"), "kernel": 3, "masks_from": "target", "last_norms": 2},
-    "shifted": {"block": SHIFTED, "head_dim": 8, "attention": ("full", "axial_row", "axial_col")},
-    "two streams": {"block": TWO_STREAMS, "position": "learned", "stable": True},
-    "all": {"block": BlockConfig(shift=True, sandwich=True, reversible=True, hidden=31), "attention": ("conv_like",),
-            "kernel": 2, "bos_id": -1},
+    "target": {"attention_masks": ("row", "column", "conv_torus"), "mask_kernel": 3, "mask_origin": "target",
+               "last_norms": 2},
+    "shifted": {"block": SHIFTED, "head_dim": 8, "attention_masks": ("full", "axial_row", "axial_col")},
+    "two streams": {"block": TWO_STREAMS, "position": "learned", "divide_by_max": True},
+    "all": {"block": BlockConfig(token_shift=True, sandwich=True, reversible=True, hidden=31),
+            "attention_masks": ("conv_like",), "mask_kernel": 2, "bos_id": -1},
 }  # fmt: skip
 
 
@@ -189,7 +190,7 @@ def test_a_block_adds_its_layers(sandwich, reversible):
 
 
 def test_what_happens_behind_the_last_block():
-    transformer, _ = make_transformer(block=TWO_STREAMS, position="absolute", stable=True, last_norms=2)
+    transformer, _ = make_transformer(block=TWO_STREAMS, position="absolute", divide_by_max=True, last_norms=2)
     left = []
     transformer.blocks[-1].register_forward_hook(lambda module, args, output: left.append(output))
     with torch.no_grad():
@@ -221,7 +222,10 @@ def test_a_fresh_classic_model_predicts_every_id_alike():
     [
         ({"block": BlockConfig(norm="batch")}, "unknown norm 'batch'; expected rms or layer"),
         ({"block": BlockConfig(mlp="relu")}, "unknown mlp 'relu'; expected one of swiglu, geglu, gelu, gelu-tanh"),
-        ({"block": BlockConfig(shift=True), "n_embd": 6, "n_head": 3, "position": "learned"}, "n_embd 6 was given"),
+        (
+            {"block": BlockConfig(token_shift=True), "n_embd": 6, "n_head": 3, "position": "learned"},
+            "n_embd 6 was given",
+        ),
         ({"last_norms": 0}, "last_norms 0 was given, expected 1 or more"),
         ({"head_dim": 6}, "a multiple of 4"),
     ],

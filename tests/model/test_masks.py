@@ -171,7 +171,12 @@ def layout():
 
 def test_layers_take_their_masks_in_turn():
     config = TransformerConfig(
-        n_layer=6, n_head=2, n_embd=8, attention=("row", "column", "row", "full"), last_attention="conv", kernel=3
+        n_layer=6,
+        n_head=2,
+        n_embd=8,
+        attention_masks=("row", "column", "row", "full"),
+        last_attention_mask="conv",
+        mask_kernel=3,
     )
     model = build_transformer(config, layout())
     attention_masks = [block.attention.attention_mask for block in model.blocks]
@@ -183,7 +188,7 @@ def test_layers_take_their_masks_in_turn():
 
 
 def test_masks_may_begin_at_the_position_that_predicts_the_first_id():
-    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, attention=("row",), masks_from="target")
+    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, attention_masks=("row",), mask_origin="target")
     allowed = build_transformer(config, layout()).blocks[0].attention.attention_mask.allowed
     length = Stream(layout()).length
     assert allowed.shape == (length, length)
@@ -208,6 +213,6 @@ def test_what_makes_no_mask_is_refused(arguments, message):
 
 
 def test_an_unknown_beginning_is_refused():
-    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, masks_from="text")
-    with pytest.raises(UserError, match="masks_from 'text' was given, expected input or target"):
+    config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, mask_origin="text")
+    with pytest.raises(UserError, match="mask_origin 'text' was given, expected input or target"):
         build_transformer(config, layout())

@@ -27,9 +27,9 @@ def noise(*shape, seed=0):
 
 
 FOREIGN = {
-    "attention": ("column", "row", "conv"),
-    "kernel": 3,
-    "block": BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, turn_values=True, shift=True),
+    "attention_masks": ("column", "row", "conv"),
+    "mask_kernel": 3,
+    "block": BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, rotate_values=True, token_shift=True),
 }
 every_kind = pytest.mark.parametrize("options", [{}, FOREIGN], ids=["ours", "foreign"])
 

@@ -148,9 +148,9 @@ def _transformer_config(hparams: Mapping[str, Any], layout: Layout, source: str)
         mlp="geglu",
         bias=True,
         qk_norm=False,
-        turn_values=layout.rotary,
+        rotate_values=layout.rotary,
         sandwich=layout.sandwich,
-        shift=layout.shift,
+        token_shift=layout.shift,
         reversible=layout.reversible,
     )
     return TransformerConfig(
@@ -159,10 +159,10 @@ def _transformer_config(hparams: Mapping[str, Any], layout: Layout, source: str)
         n_embd=layout.n_embd,
         head_dim=layout.head_dim,
         position="table" if layout.rotary else "learned",
-        attention=kinds,
-        kernel=KERNEL,
+        attention_masks=kinds,
+        mask_kernel=KERNEL,
         block=block,
-        stable=bool(hparams.get("stable")),
+        divide_by_max=bool(hparams.get("stable")),
     )
 
 

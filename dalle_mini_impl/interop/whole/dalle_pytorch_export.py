@@ -43,13 +43,14 @@ def export(model: Model) -> dict[str, Any]:
                 f"such a model cannot be exported"
             )
     layout, block, config = _layout(model), model.config.block, model.config
-    kinds = tuple(config.attention[layer % len(config.attention)] for layer in range(config.n_layer))
-    kinds = (*kinds[:-1], config.last_attention or kinds[-1])
+    kinds = tuple(config.attention_masks[layer % len(config.attention_masks)] for layer in range(config.n_layer))
+    kinds = (*kinds[:-1], config.last_attention_mask or kinds[-1])
     hparams = {
         "num_text_tokens": layout.text_vocab, "text_seq_len": layout.text_length, "dim": layout.n_embd,
         "depth": layout.n_layer, "heads": layout.n_head, "dim_head": layout.head_dim, "reversible": block.reversible,
-        "loss_img_weight": 7, "attn_types": kinds, "ff_dropout": 0.0, "attn_dropout": 0.0, "stable": config.stable,
-        "sandwich_norm": block.sandwich, "shift_tokens": block.shift, "rotary_emb": layout.rotary,
+        "loss_img_weight": 7, "attn_types": kinds, "ff_dropout": 0.0, "attn_dropout": 0.0,
+        "stable": config.divide_by_max,
+        "sandwich_norm": block.sandwich, "shift_tokens": block.token_shift, "rotary_emb": layout.rotary,
         "shared_attn_ids": None, "shared_ff_ids": None, "share_input_output_emb": False,
     }  # fmt: skip
     foreign_name = foreign_names(model.image_config)
@@ -75,11 +76,11 @@ def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
     yield "block.bias", block.bias, (True,)
     yield "block.qk_norm", block.qk_norm, (False,)
     yield "position", config.position, ("table", "learned")
-    yield "block.turn_values", block.turn_values, (config.position == "table",)
-    for kind in filter(None, (*config.attention, config.last_attention)):
-        yield "attention", kind, ATTENTION
-        yield "kernel", config.kernel if kind == "conv_like" else KERNEL, (KERNEL,)
-    yield "masks_from", config.masks_from, ("input",)
+    yield "block.rotate_values", block.rotate_values, (config.position == "table",)
+    for kind in filter(None, (*config.attention_masks, config.last_attention_mask)):
+        yield "attention mask", kind, ATTENTION
+        yield "mask_kernel", config.mask_kernel if kind == "conv_like" else KERNEL, (KERNEL,)
+    yield "mask_origin", config.mask_origin, ("input",)
     yield "last_norms", config.last_norms, (1,)
     yield "grid", stream.grid, ((side, side),)
     yield "bos_id", stream.bos_id, (0,)
@@ -107,7 +108,7 @@ def _layout(model: Model) -> Layout:
         rotary=config.position == "table",
         reversible=block.reversible,
         sandwich=block.sandwich,
-        nests=NESTS[block.shift],
+        nests=NESTS[block.token_shift],
     )
 
 

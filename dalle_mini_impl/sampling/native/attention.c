@@ -33,7 +33,7 @@ static void put(uint16_t *keys_, uint16_t *values, int place, int size, const ui
 void remember(const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q) {
     const int size = blocks->size, heads = blocks->heads, inner = heads * size;
     const int before = cache->length + (cache->prompt ? cache->prompt->length : 0);
-    const int turns = (blocks->turn_values ? 3 : 2) * 2 * size, unit = blocks->qk_norm;
+    const int turns = (blocks->rotate_values ? 3 : 2) * 2 * size, unit = blocks->qk_norm;
     const AttentionMask *mask = cache->attention_masks ? cache->attention_masks[layer] : NULL;
     uint16_t key[LARGEST_HEAD], value[LARGEST_HEAD];
     int first, last;
@@ -49,7 +49,7 @@ void remember(const Blocks *blocks, const Cache *cache, int layer, const float *
             turned(from, turn, size, unit, q + at * inner + head * size);
             turned(from + inner, turn + 2 * size, size, unit, key);
             from += 2 * inner;
-            if (blocks->turn_values) turned(from, turn + 4 * size, size, 0, value);
+            if (blocks->rotate_values) turned(from, turn + 4 * size, size, 0, value);
             else for (int i = 0; i < size; i += LANES) *(halves *)(value + i) = to_bf16(*(const floats *)(from + i));
             put(cache->keys + start, cache->values + start, place, size, key, value);
         }

@@ -35,7 +35,7 @@ typedef struct {
     const int32_t *sources;  // [position][first, second quarter]: whence those channels come; NULL for no shift
     int32_t count, heads, size, width, hidden;
     int32_t activation;             // a Then
-    int32_t qk_norm, turn_values;  // whether queries and keys get length 1, and whether values are turned
+    int32_t qk_norm, rotate_values;  // whether queries and keys get length 1, and whether values are turned
     int32_t reversible, finish;    // whether there are two streams, and whether one is left at length 1
 } Blocks;
 

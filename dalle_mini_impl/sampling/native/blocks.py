@@ -79,7 +79,7 @@ class NativeBlocks(nn.Module):
             hidden[0],
             THEN[config.mlp],
             config.qk_norm,
-            config.turn_values,
+            config.rotate_values,
             config.reversible,
             shape.finish,
         )

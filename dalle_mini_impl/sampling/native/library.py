@@ -55,7 +55,7 @@ class Blocks(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("layers", "sources")),
         *((name, ctypes.c_int32) for name in ("count", "heads", "size", "width", "hidden", "activation")),
-        *((name, ctypes.c_int32) for name in ("qk_norm", "turn_values", "reversible", "finish")),
+        *((name, ctypes.c_int32) for name in ("qk_norm", "rotate_values", "reversible", "finish")),
     ]
 
 

@@ -258,7 +258,7 @@ def test_rudalle_at_full_size(version, layers, C, parameters):
     assert imported.stream == StreamConfig(
         text_length=128, text_vocab=16384, grid=(32, 32), image_vocab=8192, bos_id=2 if version == 2 else -1, pad_id=0
     )
-    masks = imported.config.last_attention, imported.config.masks_from
+    masks = imported.config.last_attention_mask, imported.config.mask_origin
     assert masks == (("conv_torus", "target") if version == 2 else ("conv_square", "input"))
     assert imported.config.n_head == (16 if C == 2048 else 60)
 

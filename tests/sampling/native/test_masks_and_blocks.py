@@ -17,7 +17,7 @@ from dalle_mini_impl.sampling.packing import pack
 
 LAYOUT = StreamConfig(text_length=7, text_vocab=313, grid=(5, 7), image_vocab=61, bos_id=1)
 STREAM = Stream(LAYOUT)
-DALLE_PYTORCH = BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, turn_values=True, shift=True)
+DALLE_PYTORCH = BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, rotate_values=True, token_shift=True)
 MIN_DALLE = BlockConfig(norm="layer", mlp="gelu", bias=True, qk_norm=False)
 RU_DALLE = BlockConfig(norm="layer", mlp="gelu-tanh", bias=True, qk_norm=False, sandwich=True)
 BLOCKS = {
@@ -29,10 +29,10 @@ BLOCKS = {
     "a width that fills no tile, gated": BlockConfig(mlp="geglu", hidden=53, bias=True),
     "a width that fills no tile, plain": BlockConfig(mlp="gelu", hidden=53, bias=True),
     "no qk norm": BlockConfig(qk_norm=False),
-    "turned values": BlockConfig(turn_values=True),
+    "turned values": BlockConfig(rotate_values=True),
     "sandwich": BlockConfig(sandwich=True),
     "sandwich, layer norm": BlockConfig(sandwich=True, norm="layer"),
-    "shift": BlockConfig(shift=True),
+    "shift": BlockConfig(token_shift=True),
     "reversible": BlockConfig(reversible=True),
     "DALLE-pytorch": DALLE_PYTORCH,
     "DALLE-pytorch, reversible": dataclasses.replace(DALLE_PYTORCH, reversible=True),
@@ -42,11 +42,16 @@ BLOCKS = {
 OTHERS = {
     "narrow heads": {"head_dim": 16, "n_head": 2},
     "wide heads": {"head_dim": 48, "n_head": 4},
-    "stable": {"stable": True, "last_norms": 2},
-    "stable, layer norm": {"stable": True, "block": RU_DALLE, "position": "absolute"},
-    "masks in turn": {"attention": ("row", "column"), "last_attention": "conv", "n_layer": 4, "kernel": 3},
+    "divide_by_max": {"divide_by_max": True, "last_norms": 2},
+    "stable, layer norm": {"divide_by_max": True, "block": RU_DALLE, "position": "absolute"},
+    "masks in turn": {
+        "attention_masks": ("row", "column"),
+        "last_attention_mask": "conv",
+        "n_layer": 4,
+        "mask_kernel": 3,
+    },
 }
-MIXED = {"attention": ("column", "full", "conv"), "kernel": 3, "block": DALLE_PYTORCH}
+MIXED = {"attention_masks": ("column", "full", "conv"), "mask_kernel": 3, "block": DALLE_PYTORCH}
 
 
 def build(**options):
@@ -108,12 +113,12 @@ def test_blocks_of_all_kinds(machine, options):
 @pytest.mark.parametrize("prompt", [8, 11, 24])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_of_all_kinds(machine, kind, prompt):
-    check(*models(attention=(kind,), kernel=3), prompt)
+    check(*models(attention_masks=(kind,), mask_kernel=3), prompt)
 
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv"])
 def test_masks_that_begin_one_place_before(machine, kind):
-    check(*models(attention=(kind,), kernel=3, masks_from="target"), 8, length=STREAM.length - 1)
+    check(*models(attention_masks=(kind,), mask_kernel=3, mask_origin="target"), 8, length=STREAM.length - 1)
 
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv"])
@@ -121,7 +126,7 @@ def test_a_mask_is_not_no_mask(kind):
     # Else the tests above would show nothing
     ids = some_ids(build(), 3, STREAM.length)
     with torch.inference_mode():
-        masked, full = (build(attention=(name,), kernel=3)(ids)[:, -9:] for name in (kind, "full"))
+        masked, full = (build(attention_masks=(name,), mask_kernel=3)(ids)[:, -9:] for name in (kind, "full"))
     assert distance(masked, full) > 0.2
 
 
@@ -148,14 +153,14 @@ def test_activations_are_exact(machine, mlp, activation):
     torch.testing.assert_close(y, activation(x.double()).float(), rtol=2**-8, atol=2e-6)
 
 
-@pytest.mark.parametrize("options", [MIXED, {"block": RU_DALLE, "attention": ("row",)}])
+@pytest.mark.parametrize("options", [MIXED, {"block": RU_DALLE, "attention_masks": ("row",)}])
 def test_a_row_does_not_depend_on_the_others_or_on_threads(machine, threads, options):
     native = models(**options)[1]
     ids = some_ids(native, 19, STREAM.length)
     check_rows_and_threads(native, ids, threads)
 
 
-@pytest.mark.parametrize("options", [MIXED, {"block": BlockConfig(reversible=True), "attention": ("axial_col",)}])
+@pytest.mark.parametrize("options", [MIXED, {"block": BlockConfig(reversible=True), "attention_masks": ("axial_col",)}])
 def test_rows_that_are_kept_go_on_as_if_they_were_all_there_is(machine, options):
     native, kept = models(**options)[1], torch.tensor([1, 4, 7, 8])
     ids = some_ids(native, 10, STREAM.length)

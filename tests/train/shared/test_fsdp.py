@@ -147,9 +147,10 @@ def test_sharing_out_to_one_process_changes_nothing(trained, finished):
 
 @pytest.mark.parametrize("reversible", ["false", "true"])
 def test_blocks_of_earlier_models_can_be_shared_out(trained, tmp_path, reversible):
-    settings = (*FEW, "model.n_layer=3", "model.position=learned", "model.attention=[row,column]", "model.kernel=3",
-                "model.last_attention=conv", "model.block.norm=layer", "model.block.mlp=geglu", "model.block.bias=true",
-                "model.block.sandwich=true", "model.block.shift=true", "model.stable=true",
+    settings = (*FEW, "model.n_layer=3", "model.position=learned", "model.attention_masks=[row,column]",
+                "model.mask_kernel=3", "model.last_attention_mask=conv", "model.block.norm=layer",
+                "model.block.mlp=geglu", "model.block.bias=true",
+                "model.block.sandwich=true", "model.block.token_shift=true", "model.divide_by_max=true",
                 f"model.block.reversible={reversible}")  # fmt: skip
     whole, shared = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "shared"))
     whole.run("transformer", *settings)
