@@ -1,36 +1,53 @@
-"""`dalle caption`: which captions make a picture likelier."""
+"""`dalle caption`: captions ranked by how much likelier they make a picture."""
 
 import dataclasses
-import json
-import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.classify import read_labels
-from dalle_mini_impl.cli.write import generate_arguments, text_sampling_options
+from dalle_mini_impl.cli.options import (
+    STANDARD_OUTPUT,
+    candidates_option,
+    examples,
+    keep_option,
+    labels_option,
+    read_labels,
+    texts_file_option,
+    write_json_file,
+)
+from dalle_mini_impl.cli.sampling_options import complete_text_arguments, text_sampling_options
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        'dalle caption photo.png --labels "a cat,a dog,a house"', "dalle caption photo.png --texts-file captions.txt"
+    )
+)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE…")
-@click.option("--labels", multiple=True, metavar="A,B,…", help="Captions, comma-separated; may be repeated.")
-@click.option("--captions", "file", type=click.Path(path_type=Path), help="Text file with one caption a line.")
+@labels_option("Captions, comma-separated; may be repeated.")
+@texts_file_option("Text file with one caption per line.")
 @click.option("--beginning", default="", help="What sampled captions begin with.")
-@click.option("--candidates", default=64, show_default=True, help="Captions sampled where none are given.")
-@click.option("--keep", default=5, show_default=True, help="Best captions per picture.")
-@click.option("--blind", is_flag=True, help="Judge each place of the picture alone, as id_dropout trains for.")
-@click.option("--prior", is_flag=True, help="Prefer captions that are likely in themselves.")
+@candidates_option(64, "Captions to sample where none are given.")
+@keep_option(5, "Best captions to keep per picture.")
+@click.option("--blind", is_flag=True, help="Score each image id without the others, as id_dropout trains for.")
+@click.option("--prior", is_flag=True, help="Add the log-probability of the caption itself.")
 @text_sampling_options
 def caption(
-    images: tuple[Path, ...], labels: tuple[str, ...], file: Path | None, beginning: str, **options: Any
+    images: tuple[Path, ...],
+    labels: tuple[str, ...],
+    texts_file: Path | None,
+    beginning: str,
+    json_file: str | None,
+    **options: Any,
 ) -> None:
-    """Rank captions by how much likelier they make each IMAGE, in nats over no caption.
+    """Rank captions by how likely they make a picture.
 
-    They are given by --labels and --captions; else some are sampled, without a look at the picture, so many are needed.
+    The score of a caption is by how many nats it raises the log-probability of IMAGE over that without a caption.
+    Captions are those of --labels and --texts-file; without both, captions are sampled, independently of the picture,
+    so sample many.
     """
-    given = read_labels(labels, file) if labels or file else None
-    warnings.showwarning = lambda message, *rest: click.echo(f"warning: {message}", err=True)
+    captions = read_labels(labels, texts_file) if labels or texts_file else None
 
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.util.images import open_picture
@@ -38,18 +55,17 @@ def caption(
 
     pictures = [open_picture(path) for path in images]
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    if given is None:
-        drawn = dalle.complete_text(beginning, keep=options["candidates"], **generate_arguments(options))
-        given = [text for text, _ in drawn]
-    click.echo(f"ranking {len(given)} captions for {len(images)} pictures", err=True)
-    how = {name: options[name] for name in ("keep", "blind", "prior")}
+    if captions is None:
+        sampled = dalle.complete_text(beginning, keep=options["candidates"], **complete_text_arguments(options))
+        captions = [text for text, _ in sampled]
+    click.echo(f"ranking {len(captions)} captions for {len(images)} pictures", err=True)
+    ranking = {name: options[name] for name in ("keep", "blind", "prior")}
     entries = []
     for path, picture in zip(images, pictures, strict=True):
-        found = dalle.caption(picture, given, **how)
-        entries.append({"image": str(path), "captions": [dataclasses.asdict(one) for one in found]})
-        if not options["as_json"]:
+        ranked = dalle.caption(picture, captions, **ranking)
+        entries.append({"image": str(path), "captions": [dataclasses.asdict(one) for one in ranked]})
+        if json_file != STANDARD_OUTPUT:
             click.echo(printable(str(path)))
-            for one in found:
+            for one in ranked:
                 click.echo(f"{one.gain:+9.2f}  {printable(one.text)}")
-    if options["as_json"]:
-        click.echo(json.dumps(entries, ensure_ascii=False, indent=2))
+    write_json_file(json_file, entries)

@@ -1,21 +1,26 @@
-"""`dalle info`: what a model consists of and says of itself."""
-
-import json
+"""`dalle info`: the parts, sizes, settings and measured quality of a model."""
 
 import click
 
+from dalle_mini_impl.cli.options import STANDARD_OUTPUT, examples, json_option, write_json_file
 
-@click.command()
+
+@click.command(epilog=examples("dalle info emoji", "dalle info runs/emoji/model --json -"))
 @click.argument("model", default="emoji")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON, with the whole config of each part.")
-def info(model: str, as_json: bool) -> None:
-    """Tell a model's parts, sizes, identities, settings, languages, licence, training data and measured quality.
+@json_option("Write everything and the config of each part as JSON to FILE; - is standard output.")
+def info(model: str, json_file: str | None) -> None:
+    """Show the parts, settings and measured quality of a model.
 
-    MODEL is emoji, a checkpoint folder, which may be without some parts yet, or hf:USER/REPO.
+    MODEL is a shipped name, a checkpoint folder, which may lack parts, or hf:USER/REPO. Shown are the sizes and
+    identities of the parts, sampling settings, languages, licence, training data and measured quality.
+
+    In JSON, each part has its "identity" and "megabytes"; all but the text tokenizer also have "parameters" (how many
+    weights), "trained_with" (the identities of other parts) and "config".
     """
     from dalle_mini_impl.checkpoint.describe import checkpoint_info, info_lines
     from dalle_mini_impl.checkpoint.find import find_checkpoint
 
-    facts = {"model": model, **checkpoint_info(find_checkpoint(model))}
-    lines = [json.dumps(facts, ensure_ascii=False)] if as_json else [f"model: {model}", *info_lines(facts)]
-    click.echo("\n".join(lines))
+    metadata = {"model": model, **checkpoint_info(find_checkpoint(model))}
+    if json_file != STANDARD_OUTPUT:
+        click.echo("\n".join([f"model: {model}", *info_lines(metadata)]))
+    write_json_file(json_file, metadata)

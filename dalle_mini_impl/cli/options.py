@@ -57,7 +57,7 @@ def device_option(help: str = "Where to compute: auto, cpu, cuda, cuda:1 or mps.
 def model_option(
     help: str = "Shipped name, checkpoint folder or hf:USER/REPO.", default: str | None = "emoji"
 ) -> Callable[[F], F]:
-    """`--model NAME`, `-m NAME`; `checkpoint.parts.find` reads it."""
+    """`--model NAME`, `-m NAME`; `checkpoint.find.find_checkpoint` reads it."""
     return click.option("--model", "-m", default=default, show_default=True, metavar="NAME", help=help)
 
 
@@ -68,17 +68,21 @@ def precision_option(help: str = "Number format of the transformer.", default: s
 
 def seed_option(help: str = "Makes the whole run repeatable.") -> Callable[[F], F]:
     """`--seed N`, `-s N`: where all random choices come from."""
-    return click.option("--seed", "-s", type=click.IntRange(0), default=0, show_default=True, help=help)
+    return click.option("--seed", "-s", type=click.IntRange(0), default=0, show_default=True, metavar="N", help=help)
 
 
 def candidates_option(default: int, help: str) -> Callable[[F], F]:
     """`--candidates N`, `-n N`: how many results to sample."""
-    return click.option("--candidates", "-n", type=click.IntRange(1), default=default, show_default=True, help=help)
+    return click.option(
+        "--candidates", "-n", type=click.IntRange(1), default=default, show_default=True, metavar="N", help=help
+    )
 
 
 def keep_option(default: int, help: str) -> Callable[[F], F]:
     """`--keep N`, `-k N`: how many results to keep."""
-    return click.option("--keep", "-k", type=click.IntRange(1), default=default, show_default=True, help=help)
+    return click.option(
+        "--keep", "-k", type=click.IntRange(1), default=default, show_default=True, metavar="N", help=help
+    )
 
 
 def out_option(
@@ -94,6 +98,43 @@ def out_option(
         required=required,
         metavar="FOLDER" if folder else "FILE",
         help=help,
+    )
+
+
+def labels_option(help: str) -> Callable[[F], F]:
+    """`--labels A,B,…`, which may be repeated; `read_labels` reads it."""
+    return click.option("--labels", multiple=True, metavar="A,B,…", help=help)
+
+
+def scorer_option(
+    help: str = "Shipped name, checkpoint folder, hf:FOLDER-OR-NAME or open_clip:MODEL:PRETRAINED.",
+    default: str | None = "emoji",
+    *,
+    multiple: bool = False,
+) -> Callable[[F], F]:
+    """`--scorer NAME`, passed on as `scorer`, or `scorers` if it may be repeated."""
+    name = "scorers" if multiple else "scorer"
+    return click.option(
+        "--scorer",
+        name,
+        default=None if multiple else default,
+        multiple=multiple,
+        show_default=True,
+        metavar="NAME",
+        help=help,
+    )
+
+
+def templates_option() -> Callable[[F], F]:
+    """`--template TEXT`, passed on as `templates`: the texts that labels are put into."""
+    return click.option(
+        "--template",
+        "templates",
+        multiple=True,
+        default=("{}",),
+        show_default=True,
+        metavar="TEXT",
+        help="Text with {} for the label, as in 'a picture of {}'; several are averaged.",
     )
 
 
@@ -115,6 +156,24 @@ def read_texts_file(path: Path) -> list[str]:
             f"expected a UTF-8 file with one text per line, got {path} ({error}); give --texts-file another file"
         ) from error
     return [text for line in lines if (text := line.strip())]
+
+
+def read_labels(labels: Sequence[str], texts_file: Path | None) -> list[str]:
+    """All labels, each once, in the order given.
+
+    Args:
+        labels: values of `--labels`, each a comma-separated list.
+        texts_file: a text file with one label per line, which may have commas.
+
+    Raises:
+        UserError: the file cannot be read, or there is no label at all.
+    """
+    texts = [label for value in labels for label in split_list(value)]
+    if texts_file is not None:
+        texts += read_texts_file(texts_file)
+    if not texts:
+        raise UserError("expected at least one text, got none; give --labels 'a cat,a dog' or --texts-file FILE")
+    return list(dict.fromkeys(texts))
 
 
 def split_list(text: str) -> tuple[str, ...]:

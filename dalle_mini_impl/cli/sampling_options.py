@@ -1,54 +1,80 @@
-"""What all commands that draw pictures have in common: their options and what they write."""
+"""What the commands that sample have in common: their options, and how they report and write pictures."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.cli.options import (
+    STANDARD_OUTPUT,
+    add_options,
+    candidates_option,
+    device_option,
+    echo_text,
+    json_option,
+    keep_option,
+    model_option,
+    out_option,
+    precision_option,
+    seed_option,
+    write_json_file,
+)
+from dalle_mini_impl.config.sampling import RANKS
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from dalle_mini_impl.pipeline.results import Result
 
-OPTIONS = (
-    click.option("--candidates", default=32, show_default=True, help="Pictures sampled per prompt."),
-    click.option("--keep", default=8, show_default=True, help="Best pictures kept per prompt."),
-    click.option("--seed", default=0, show_default=True, help="Makes the whole run repeatable."),
-    click.option("--temperature", type=float, help="0 always takes the likeliest id.  [default: the model's]"),
-    click.option("--top-k", type=int, help="Choose among this many image ids; 0 is all.  [default: the model's]"),
-    click.option("--top-p", type=float, help="Choose among ids of this total probability.  [default: the model's]"),
-    click.option("--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]"),
-    click.option("--negative", default="", help="What to steer away from."),
-    click.option("--rank", help="What makes a picture good: likelihood, clip, both or none.  [default: the model's]"),
-    click.option("--prune/--no-prune", default=None, help="Give up weak candidates early.  [default: the model's]"),
-    click.option("--tile/--no-tile", default=None, help="Pictures to lay side by side.  [default: the model's]"),
-    click.option("--columns", default=0, help="Pictures per row of the grid; 0 chooses."),
-    click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
-    click.option("--out", default="grid.png", show_default=True, type=click.Path(), help="The grid."),
-    click.option("--save-dir", type=click.Path(), help="Folder for the separate pictures."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    click.option("--chunk", default=64, show_default=True, help="Candidates drawn at a time; less needs less memory."),
-    click.option("--json", "as_json", is_flag=True, help="Print seeds and scores as JSON."),
+sampling_options = add_options(
+    [
+        candidates_option(32, "Pictures to sample per prompt."),
+        keep_option(8, "Best pictures to keep per prompt."),
+        seed_option(),
+        click.option("--temperature", type=float, help="0 takes the likeliest id.  [default: the model's]"),
+        click.option("--top-k", type=int, help="Sample among this many image ids; 0 is all.  [default: the model's]"),
+        click.option("--top-p", type=float, help="Sample among ids of this total probability.  [default: the model's]"),
+        click.option(
+            "--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]"
+        ),
+        click.option("--negative", default="", help="What the pictures should not show."),
+        click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
+        click.option("--prune/--no-prune", default=None, help="Stop weak candidates early.  [default: the model's]"),
+        click.option("--tile/--no-tile", default=None, help="Make seamless tiles.  [default: the model's]"),
+        click.option(
+            "--columns", type=click.IntRange(0), default=0, metavar="N", help="Pictures per row of the grid; 0 chooses."
+        ),
+        click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
+        out_option("PNG for the grid of pictures.", "grid.png"),
+        click.option(
+            "--save-dir", type=click.Path(file_okay=False), metavar="FOLDER", help="Folder for the separate pictures."
+        ),
+        device_option(),
+        click.option(
+            "--chunk",
+            type=click.IntRange(1),
+            default=64,
+            show_default=True,
+            metavar="N",
+            help="Candidates to sample at a time; fewer need less memory.",
+        ),
+        json_option("Write seeds and scores as JSON to FILE; - is standard output."),
+    ]
 )
+"""Options of every command that samples pictures, but for the model and its precision."""
 
-
-def sampling_options(command: Any) -> Any:
-    """Give a command the options of everything that draws candidates."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
-def check(options: dict[str, Any]) -> None:
-    """Refuse what can be refused before a model is loaded.
-
-    Raises:
-        UserError: the chunk is no number of candidates.
-    """
-    if options["chunk"] < 1:
-        raise UserError(f"--chunk {options['chunk']} was given, expected at least 1")
+text_sampling_options = add_options(
+    [
+        seed_option(),
+        click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest text id."),
+        click.option("--top-k", default=0, show_default=True, help="Sample among this many text ids; 0 is all."),
+        click.option("--top-p", default=1.0, show_default=True, help="Sample among ids of this total probability."),
+        model_option(),
+        precision_option(),
+        device_option(),
+        json_option(),
+    ]
+)
+"""Options of every command that samples text, but for the numbers of candidates."""
 
 
 def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -57,32 +83,51 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
 
 
-def ids_to_draw(request: dict[str, Any], length: int) -> int:
-    """How many image ids `DalleMini.generate` draws with these arguments, `length` for each picture."""
+def complete_text_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that `DalleMini.complete_text` takes under the same name."""
+    return {name: options[name] for name in ("candidates", "seed", "temperature", "top_k", "top_p")}
+
+
+def sampled_id_count(arguments: dict[str, Any], image_length: int) -> int:
+    """How many image ids `DalleMini.generate` samples with these arguments, for a progress bar.
+
+    Args:
+        arguments: keyword arguments of `generate`.
+        image_length: image ids per picture.
+    """
     from dalle_mini_impl.sampling.tiling import PASSES
 
-    candidates = len(request["seeds"]) if "seeds" in request else max(0, request["candidates"])
-    return candidates * length * (1 + PASSES * bool(request.get("tile")))
+    candidates = len(arguments["seeds"]) if "seeds" in arguments else arguments["candidates"]
+    return candidates * image_length * (1 + PASSES * bool(arguments.get("tile")))
 
 
-def write(results: "list[Result]", sheet: "Image.Image", metadata: dict[str, Any], options: dict[str, Any]) -> None:
-    """Report results, then write their sheet and, where wanted, each picture."""
+def write_results(
+    results: "list[Result]", grid: "Image.Image", metadata: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Report results, then write their grid and, with `--save-dir`, each picture.
+
+    Args:
+        results: one per prompt.
+        grid: all pictures on one sheet.
+        metadata: what the grid's PNG records.
+        options: of the command, which has `sampling_options`.
+    """
     from dalle_mini_impl.util.images import save_png
 
-    report(results, options)
-    click.echo(str(save_png(sheet, options["out"], metadata)), err=options["as_json"])
+    json_file = options["json_file"]
+    if json_file != STANDARD_OUTPUT:
+        for result in results:
+            click.echo(summary(result))
+    write_json_file(json_file, [result.metadata() for result in results])
+    echo_text(save_png(grid, options["out"], metadata), json_file)
     if options["save_dir"]:
         for result in results:
             result.save(options["save_dir"])
-        click.echo(options["save_dir"], err=options["as_json"])
+        echo_text(options["save_dir"], json_file)
 
 
-def report(results: "list[Result]", options: dict[str, Any]) -> None:
-    """Print what was kept, as text or JSON."""
-    if options["as_json"]:
-        click.echo(json.dumps([result.metadata() for result in results], ensure_ascii=False))
-        return
-    for result in results:
-        best = result[0]
-        score = "not ranked" if best.score is None else f"best score {best.score:.3f}"
-        click.echo(f"{result.prompt or 'no prompt'}: {score}, seed {best.seed}")
+def summary(result: "Result") -> str:
+    """One line about the pictures of a prompt."""
+    best = result[0]
+    score = "not ranked" if best.score is None else f"best score {best.score:.3f}"
+    return f"{result.prompt or 'no prompt'}: {score}, seed {best.seed}"

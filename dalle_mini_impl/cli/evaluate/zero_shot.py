@@ -4,13 +4,15 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.classify import scorer_options
 from dalle_mini_impl.cli.evaluate.common import write_figures
+from dalle_mini_impl.cli.options import device_option, scorer_option, templates_option
 
 
 @click.command("zero-shot")
 @click.argument("folder", type=click.Path())
-@scorer_options
+@scorer_option()
+@templates_option()
+@device_option()
 @click.option(
     "--confusion",
     type=click.Path(dir_okay=False),
@@ -28,13 +30,16 @@ def zero_shot(folder: str, scorer: str, templates: tuple[str, ...], device: str,
 
     from dalle_mini_impl.evaluate import zero_shot as measure
     from dalle_mini_impl.scorer.scorer import Scorer
+    from dalle_mini_impl.util.devices import choose_device
     from dalle_mini_impl.util.images import save_png
 
     classes = measure.find_classes(folder)
     count = sum(map(len, classes.values()))
     click.echo(f"classifying {count} pictures of {len(classes)} classes in {folder} with {scorer}", err=True)
     with tqdm(total=count, unit=" pictures", delay=2, leave=False) as bar:
-        result = measure.zero_shot(Scorer.from_pretrained(scorer, device), classes, templates, bar.update)
+        result = measure.zero_shot(
+            Scorer.from_pretrained(scorer, choose_device(device)), classes, templates, bar.update
+        )
     for reason in result.skipped:
         click.echo(f"skipped: {reason}", err=True)
     click.echo(measure.table(result))
