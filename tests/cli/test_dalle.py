@@ -16,7 +16,9 @@ from dalle_mini_impl.cli import COMMANDS, SECTIONS, dalle, main
 
 ALL_COMMANDS = all_commands()
 LEAVES = {words: command for words, command in ALL_COMMANDS.items() if not isinstance(command, click.Group)}
-NOT_YET = ("bench", "compare", "data", "evaluate", "export", "import", "index", "plan", "search")
+NOT_YET = (
+    "bench", "compare", "config", "data", "evaluate", "export", "import", "index", "plan", "search", "train",
+)  # fmt: skip
 
 
 def marked(names):
@@ -41,6 +43,13 @@ def help_of(words):
     result = CliRunner().invoke(dalle, [*words.split()[1:], "--help"], prog_name="dalle")
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def examples_in(text):
+    """The commands that a help text shows below "Example:" or "Examples:"."""
+    block = re.search(r"^ *Examples?:\n((?: +\S.*\n)+)", text, re.MULTILINE)
+    lines = block[1].replace("\\\n", " ").splitlines() if block else []
+    return [" ".join(line.split()) for line in lines]
 
 
 # --- help
@@ -69,6 +78,7 @@ def test_no_line_of_help_is_cut(words):
 @pytest.mark.parametrize("words", marked(words for words in ALL_COMMANDS if words not in LEAVES))
 def test_each_command_of_a_group_has_one_line(words):
     group = ALL_COMMANDS[words]
+    assert isinstance(group, click.Group)
     names = group.list_commands(click.Context(group))
     listed = [line.split()[0] for line in help_of(words).splitlines() if re.match(r"  [a-z]", line)]
     assert [name for name in listed if name != "dalle"][-len(names) :] == names
@@ -77,12 +87,10 @@ def test_each_command_of_a_group_has_one_line(words):
 
 @pytest.mark.parametrize("words", marked(LEAVES))
 def test_every_command_shows_an_example_that_parses(words):
-    shown = help_of(words).splitlines()
-    examples = [line.strip() for line in (LEAVES[words].epilog or "").splitlines() if line.startswith("  ")]
+    examples = examples_in(help_of(words))
     assert examples
     for example in examples:
-        assert f"    {example}" in shown, "examples are not wrapped"
-        assert example.startswith(f"{words} ")
+        assert example.startswith(f"{words} "), example
         arguments = shlex.split(example, comments=True)[len(words.split()) :]
         LEAVES[words].make_context(words, arguments)
 

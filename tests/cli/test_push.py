@@ -13,9 +13,12 @@ from dalle_mini_impl.cli import dalle
 def pushed(monkeypatch):
     """Arguments of each upload; nothing is uploaded."""
     calls = []
-    monkeypatch.setattr(
-        publish, "push_checkpoint", lambda *arguments: calls.append(arguments) or "https://hub/me/hearts"
-    )
+
+    def push_checkpoint(*arguments):
+        calls.append(arguments)
+        return "https://hub/me/hearts"
+
+    monkeypatch.setattr(publish, "push_checkpoint", push_checkpoint)
     return calls
 
 
