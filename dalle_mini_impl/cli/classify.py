@@ -77,7 +77,7 @@ def classify(
     from dalle_mini_impl.util.devices import choose_device
 
     click.echo(f"classifying {len(images)} pictures among {len(texts)} labels with {scorer}", err=True)
-    classified = classify_pictures(
+    classified: Iterable[Classified] = classify_pictures(
         Scorer.from_pretrained(scorer, choose_device(device)), images, texts, templates, keep
     )
     if json_file is not None:
@@ -91,7 +91,7 @@ def classify(
             {"image": str(path), "labels": [{"label": label, "probability": value} for label, value in best]}
             for path, best in classified
         ]
-        write_json_file(json_file, entries)
+        write_json_file(json_file, entries, err=as_csv)
 
 
 def classify_pictures(

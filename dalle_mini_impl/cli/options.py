@@ -186,8 +186,13 @@ def echo_text(text: object, json_file: str | None) -> None:
     click.echo(text, err=json_file == STANDARD_OUTPUT)
 
 
-def write_json_file(json_file: str | None, values: Any) -> None:
+def write_json_file(json_file: str | None, values: Any, *, err: bool = False) -> None:
     """Write the value of `--json`: to a file, whose path is printed, or to standard output; None writes nothing.
+
+    Args:
+        json_file: a path, `-` for standard output, or None.
+        values: what to write.
+        err: print the path to standard error, because standard output holds data in another format.
 
     Raises:
         UserError: the file cannot be written.
@@ -195,4 +200,4 @@ def write_json_file(json_file: str | None, values: Any) -> None:
     if json_file == STANDARD_OUTPUT:
         click.echo(format_json(values))
     elif json_file is not None:
-        click.echo(write_json(json_file, values))
+        click.echo(write_json(json_file, values), err=err)

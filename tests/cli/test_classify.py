@@ -1,4 +1,4 @@
-"""`dalle classify`, with a scorer that points pictures and words in the plane."""
+"""`dalle classify`, with a scorer whose embeddings are directions in the plane."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def run(monkeypatch):
 
 @pytest.fixture
 def pictures(tmp_path):
-    # Red 0.9 * 127.5 above the middle points to "b", the middle itself to "a".
+    """One picture with the direction of "b" (red 0.9 * 127.5 above the middle), one with that of "a" (the middle)."""
     paths = []
     for name, red in (("up", 242), ("along", 127)):
         Image.new("RGB", (23, 29), (red, 0, 0)).save(tmp_path / f"{name}.png")
@@ -73,8 +73,8 @@ def test_csv_and_a_json_file_can_be_written_together(run, pictures, tmp_path):
     result = run(*pictures, "--labels", "a,b", "--csv", "--json", tmp_path / "out.json")
     rows = list(csv.reader(result.stdout.splitlines()))
     entries = json.loads((tmp_path / "out.json").read_text())
-    assert [row[1] for row in rows[1:-1]] == [one["label"] for entry in entries for one in entry["labels"]]
-    assert rows[-1] == [str(tmp_path / "out.json")]
+    assert [row[1] for row in rows[1:]] == [one["label"] for entry in entries for one in entry["labels"]]
+    assert result.stderr.splitlines()[-1] == str(tmp_path / "out.json")
 
 
 def test_csv_goes_to_standard_output(run, pictures):
@@ -84,11 +84,11 @@ def test_csv_goes_to_standard_output(run, pictures):
     assert [row[:2] for row in rows[1:]] == [
         [str(path), label] for path, label in zip(np.repeat(pictures, 2), ("b", "a", "a", "c"), strict=True)
     ]
-    assert float(rows[3][2]) == pytest.approx(0.5, abs=0.01)  # a and c point the same way: the first comes first
+    assert float(rows[3][2]) == pytest.approx(0.5, abs=0.01)  # a and c have the same direction: the first comes first
 
 
 def test_labels_are_put_into_templates(run, pictures):
-    # The first letter decides: in front of the label, "b" points both labels the same way.
+    # The first letter gives the direction: with "b" in front, both labels have the same one.
     result = run(pictures[0], "--labels", "a,b", "--template", "b {}", "--json", "-")
     assert [entry["probability"] for entry in json.loads(result.stdout)[0]["labels"]] == [0.5, 0.5]
     result = run(pictures[0], "--labels", "a,b", "--template", "b {}", "--template", "{}!", "--json", "-")

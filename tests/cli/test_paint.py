@@ -27,53 +27,26 @@ def test_every_option_reaches_the_painter(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(values).save("start.png")
-    result = run(
-        "paint",
-        "a red heart:1.5 | start.png:0.5",
-        "snow:-0.3",
-        "--model",
-        tiny_model,
-        *QUICK,
-        "--scorer",
-        tiny_model,
-        "--size",
-        "16x24",
-        "--chunk",
-        2,
-        "--learning-rate",
-        3,
-        "--seed",
-        3,
-        "--init-image",
-        "start.png",
-        "--init-weight",
-        0.5,
-        "--noise-prompt",
-        "7:0.2",
-        "--out",
-        "out/fox.png",
-        "--preview-every",
-        2,
-        "--frames",
-        "out/way.gif",
-        "--frame-count",
-        3,
-    )
+    loss = ["--scorer", tiny_model, "--chunk", 2, "--learning-rate", 3, "--noise-prompt", "7:0.2"]
+    start = ["--size", "16x24", "--init-image", "start.png", "--init-weight", 0.5, "--seed", 3]
+    files = ["--out", "out/fox.png", "--preview-every", 2, "--frames", "out/way.gif", "--frame-count", 3]
+    prompts = ["a red heart:1.5 | start.png:0.5", "snow:-0.3"]
+    result = run("paint", *prompts, "--model", tiny_model, *QUICK, *loss, *start, *files)
     assert result.stdout.splitlines()[-2:] == ["out/way.gif", "out/fox.png"]
     assert result.stdout.startswith(f"{tiny_model}: loss ")
-    facts = read_metadata("out/fox.png")
-    assert facts["prompts"] == [
+    metadata = read_metadata("out/fox.png")
+    assert metadata["prompts"] == [
         {"text": "a red heart", "weight": 1.5},
         {"picture": "start.png", "weight": 0.5},
         {"text": "snow", "weight": -0.3},
         {"noise": 7, "weight": 0.2},
     ]
-    assert facts["model"] == str(tiny_model)
-    assert facts["scorers"] == [str(tiny_model)]
-    assert (facts["init_image"], facts["steps"]) == ("start.png", 4)
-    wanted = {"size": [16, 24], "learning_rate": 3, "seed": 3, "init_weight": 0.5, "steps": 4}
-    assert wanted.items() <= facts["paint"].items()
-    assert {"count": 3, "chunk": 2}.items() <= facts["paint"]["cuts"].items()
+    assert metadata["model"] == str(tiny_model)
+    assert metadata["scorers"] == [str(tiny_model)]
+    assert (metadata["init_image"], metadata["steps"]) == ("start.png", 4)
+    expected = {"size": [16, 24], "learning_rate": 3, "seed": 3, "init_weight": 0.5, "steps": 4}
+    assert expected.items() <= metadata["paint"].items()
+    assert {"count": 3, "chunk": 2}.items() <= metadata["paint"]["cuts"].items()
     with Image.open("out/fox.png") as image, Image.open("out/fox-preview.png") as preview:
         assert image.size == (24, 16)
         assert image.tobytes() == preview.tobytes()  # the last preview comes after the last step
@@ -87,10 +60,10 @@ def test_equal_commands_write_equal_files(tiny_model, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert not (tmp_path / "a-preview.png").exists()
     result = run("paint", "a red heart", "--model", tiny_model, *QUICK, "--out", tmp_path / "c.png", "--json", "-")
-    facts = json.loads(result.stdout)
-    assert facts["out"] == str(tmp_path / "c.png")
-    assert list(facts["losses"]) == [str(tiny_model)]
-    assert {key: facts[key] for key in read_metadata(tmp_path / "c.png")} == read_metadata(tmp_path / "a.png")
+    settings = json.loads(result.stdout)
+    assert settings["out"] == str(tmp_path / "c.png")
+    assert list(settings["losses"]) == [str(tiny_model)]
+    assert {key: settings[key] for key in read_metadata(tmp_path / "c.png")} == read_metadata(tmp_path / "a.png")
 
 
 def test_ctrl_c_keeps_the_picture(tiny_model, tmp_path, monkeypatch):
@@ -109,18 +82,8 @@ def test_ctrl_c_keeps_the_picture(tiny_model, tmp_path, monkeypatch):
 
 
 def test_no_steps_give_the_picture_it_starts_from(tiny_model, tmp_path):
-    result = run(
-        "paint",
-        "a cat",
-        "--model",
-        tiny_model,
-        "--steps",
-        0,
-        "--out",
-        tmp_path / "a.png",
-        "--frames",
-        tmp_path / "a.gif",
-    )
+    files = ["--out", tmp_path / "a.png", "--frames", tmp_path / "a.gif"]
+    result = run("paint", "a cat", "--model", tiny_model, "--steps", 0, *files)
     assert result.stdout.splitlines() == [str(tmp_path / "a.gif"), str(tmp_path / "a.png")]
 
 
@@ -142,7 +105,7 @@ def test_no_steps_give_the_picture_it_starts_from(tiny_model, tmp_path):
         (["a", "--device", "none"], "device 'none' cannot be used"),
     ],
 )
-def test_bad_input_is_one_line(refused, tiny_model, arguments, message):
+def test_bad_input_ends_with_one_line(refused, tiny_model, arguments, message):
     error = refused("paint", "--model", tiny_model, "--device", "cpu", "--steps", "1", *arguments)
     assert message in error
     assert error.splitlines()[-1].startswith("error: ")

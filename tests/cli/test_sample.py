@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.commands import one_line
-from helpers.training import launch_two
+from helpers.training import launch, launch_two
 from PIL import Image
 
 from dalle_mini_impl.checkpoint.find import SHIPPED_MODELS
@@ -128,6 +128,15 @@ def test_two_processes_give_the_pictures_of_one(sample, tiny_model, tmp_path):
     assert len(names) == 6
     assert names == sorted(path.name for path in Path("two").iterdir())
     assert all(np.array_equal(pixels(f"one/{name}"), pixels(f"two/{name}")) for name in names)
+
+
+def test_bad_input_to_two_processes_ends_with_one_line():
+    code, output = launch(
+        "cpu-2", 2, "-m", "dalle_mini_impl", "sample", "a cat", "--model", "nothing", "--device", "cpu"
+    )
+    assert code != 0
+    assert output.count("error: ") == output.count("error: no model 'nothing'; ") == 1
+    assert "Traceback" not in output
 
 
 def test_separate_pictures_are_saved(sample, tiny_dalle):

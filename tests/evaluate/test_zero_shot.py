@@ -1,4 +1,4 @@
-"""`dalle evaluate zero-shot`, with a scorer that points pictures and words in the plane."""
+"""`dalle evaluate zero-shot`, with a scorer whose embeddings are directions in the plane."""
 
 import json
 
