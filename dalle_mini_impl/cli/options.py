@@ -36,6 +36,20 @@ def add_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
+def check_json_file(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
+    """Refuse to overwrite a file of another kind: in `dalle classify --json photo.png`, FILE is the photo.
+
+    Raises:
+        UserError: the file exists, and its name does not end in `.json`.
+    """
+    if path not in (None, STANDARD_OUTPUT) and not path.endswith(".json") and Path(path).is_file():
+        raise UserError(
+            f"expected a new file or one that ends in .json, got --json {path}, which exists; "
+            f"give --json - for standard output"
+        )
+    return path
+
+
 def json_option(help: str = "Write the results as JSON to FILE; - is standard output.") -> Callable[[F], F]:
     """`--json FILE`, passed on as `json_file`; `--json` at the end of a command line is `--json -`."""
     return click.option(
@@ -44,6 +58,7 @@ def json_option(help: str = "Write the results as JSON to FILE; - is standard ou
         type=click.Path(dir_okay=False, allow_dash=True),
         is_flag=False,
         flag_value=STANDARD_OUTPUT,
+        callback=check_json_file,
         metavar="FILE",
         help=help,
     )

@@ -60,6 +60,19 @@ def test_json_escapes_only_what_cannot_be_encoded(tmp_path, monkeypatch, target)
     assert json.loads(text) == VALUES
 
 
+def test_json_does_not_overwrite_files_of_another_kind(refused, tiny_model, tmp_path):
+    for name in ("old.json", "photo.png"):
+        (tmp_path / name).write_text("old")
+    error = one_line(refused("info", tiny_model, "--json", tmp_path / "photo.png"))
+    assert (
+        f"expected a new file or one that ends in .json, got --json {tmp_path / 'photo.png'}, which exists; " in error
+    )
+    assert (tmp_path / "photo.png").read_text() == "old"
+    assert CliRunner().invoke(report, ["--json", str(tmp_path / "old.json")]).exit_code == 0
+    assert json.loads((tmp_path / "old.json").read_text()) == VALUES
+    assert CliRunner().invoke(report, ["--json", "/dev/null"]).exit_code == 0
+
+
 def test_json_files_that_cannot_be_written_are_refused(tiny_model, refused):
     error = refused("info", tiny_model, "--json", "/proc/nothing/out.json")
     assert "cannot write /proc/nothing/out.json" in one_line(error)
