@@ -31,18 +31,26 @@ def find_shipped(path: Path | str) -> Path:
 def replace_file(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, it takes the place of `path`.
 
-    The temporary name keeps the suffix, because Pillow and others choose the format by it.
+    The temporary name keeps the suffix, because Pillow and others choose the format by it. A device or a pipe is written
+    to, never replaced: root could replace even `/dev/null`.
 
     Raises:
         UserError: the place cannot be written to.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    if is_special:
+        temporary = Path(tempfile.gettempdir()) / temporary.name
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            os.replace(temporary, path)
+            if is_special:
+                with temporary.open("rb") as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+            else:
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
