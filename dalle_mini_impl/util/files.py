@@ -31,8 +31,8 @@ def find_shipped(path: Path | str) -> Path:
 def replace_file(path: Path | str) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well, it takes the place of `path`.
 
-    The temporary name keeps the suffix, because Pillow and others choose the format by it. A device or a pipe is written
-    to, never replaced: root could replace even `/dev/null`.
+    The temporary name keeps the suffix, because Pillow and others choose the format by it. A device or a pipe is
+    written to, never replaced: root could replace even `/dev/null`.
 
     Raises:
         UserError: the place cannot be written to.
