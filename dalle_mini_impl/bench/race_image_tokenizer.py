@@ -17,7 +17,7 @@ from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
-from dalle_mini_impl.evaluate.judges import CHUNK
+from dalle_mini_impl.evaluate.judges import BATCH_SIZE
 from dalle_mini_impl.evaluate.metrics import psnr
 from dalle_mini_impl.evaluate.perceptual import efficientnet_distance
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
@@ -67,7 +67,7 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
 
         curves[name] = list(run(step, quality, minutes, checks))
         with torch.inference_mode():
-            parts = [distance(copy(part), part) for part in held_out.split(CHUNK)]
+            parts = [distance(copy(part), part) for part in held_out.split(BATCH_SIZE)]
         apart[name] = float(torch.cat(parts).mean())
     yield verdict("learn/image-tokenizer", "dB", curves, minutes, higher_is_better=True)
     note = f"perceptual distance (EfficientNet-Lite0) after {minutes:g} min"

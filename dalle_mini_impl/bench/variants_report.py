@@ -6,22 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.bench.variants import Variant
-from dalle_mini_impl.evaluate.image_tokenizer import Evaluation, TokenizerReport, figures, notes, sheet
-from dalle_mini_impl.evaluate.intervals import markdown
+from dalle_mini_impl.evaluate.image_tokenizer import (
+    TokenizerEvaluation,
+    TokenizerReport,
+    examples_sheet,
+    table_cells,
+    table_notes,
+)
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file, write_json
 from dalle_mini_impl.util.images import save_png
+from dalle_mini_impl.util.tables import markdown_table
 
 BEGIN, END = "<!-- begin of what dalle compare writes -->", "<!-- end of what dalle compare writes -->"
 
 
-def row(variant: Variant, training: dict[str, Any], evaluation: Evaluation | None) -> dict[str, Any]:
+def row(variant: Variant, training: dict[str, Any], evaluation: TokenizerEvaluation | None) -> dict[str, Any]:
     """What is kept of a variant: its settings, its training, and what it is worth if it could be trained."""
     report = asdict(evaluation.report) if evaluation else {"size": variant.config.model.image_size}
     return {"name": variant.name, "overrides": list(variant.overrides), **training, **report}
 
 
-def write(document: Path, facts: dict[str, Any], evaluations: Sequence[Evaluation]) -> list[Path]:
+def write(document: Path, facts: dict[str, Any], evaluations: Sequence[TokenizerEvaluation]) -> list[Path]:
     """Write `NAME.json` and a sheet `images/NAME-SIZE.png` per picture size beside a document, and its generated part.
 
     Returns:
@@ -35,7 +41,7 @@ def write(document: Path, facts: dict[str, Any], evaluations: Sequence[Evaluatio
     for size in sizes(facts):
         shown = [evaluation for evaluation in evaluations if evaluation.report.size == size]
         if shown:
-            paths.append(save_png(sheet(shown), document.parent / sheet_name(document.stem, size)))
+            paths.append(save_png(examples_sheet(shown), document.parent / sheet_name(document.stem, size)))
     paths.append(write_json(document.with_suffix(".json"), facts))
     with replace_file(document) as temporary:
         temporary.write_text(f"{before}{BEGIN}\n{section(facts, document.stem)}\n{END}{after}", encoding="utf-8")
@@ -74,10 +80,10 @@ def section(facts: dict[str, Any], name: str) -> str:
         if trained:
             reports = [_report(row) for row in trained]
             cells = [
-                {"variant": row["name"], "steps": str(row["steps"]), **figures(report)}
+                {"variant": row["name"], "steps": str(row["steps"]), **table_cells(report)}
                 for row, report in zip(trained, reports, strict=True)
             ]
-            parts += [markdown(cells), notes(reports)]
+            parts += [markdown_table(cells), table_notes(reports)]
             parts.append(f"![The same pictures before and after each variant]({sheet_name(name, size)})")
         parts += [f"`{row['name']}` failed: {row['failed']}" for row in rows if "failed" in row]
     return "\n\n".join(parts)

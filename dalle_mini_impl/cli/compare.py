@@ -9,7 +9,7 @@ from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.variants import Variant
-    from dalle_mini_impl.evaluate.image_tokenizer import Evaluation
+    from dalle_mini_impl.evaluate.image_tokenizer import TokenizerEvaluation
 
 
 @click.command()
@@ -35,11 +35,11 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
 
     from dalle_mini_impl.bench.variants import read_variants, train
     from dalle_mini_impl.bench.variants_report import row, write, written_by_hand
-    from dalle_mini_impl.evaluate.reconstruction import Fidelity
+    from dalle_mini_impl.evaluate.reconstruction import ReconstructionMetrics
     from dalle_mini_impl.util.devices import choose_device
 
     written_by_hand(Path(document))  # this and the next line fail now rather than after hours of training
-    Fidelity("cpu")
+    ReconstructionMetrics("cpu")
     device, plan, trained = choose_device(options["device"]), read_variants(variants, minutes, out), []
     for number, variant in enumerate(plan, 1):
         click.echo(f"{number}/{len(plan)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt")
@@ -67,7 +67,7 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
         )
 
 
-def measure(variant: "Variant", data: str, split: str, shown: int, device: str) -> "Evaluation":
+def measure(variant: "Variant", data: str, split: str, shown: int, device: str) -> "TokenizerEvaluation":
     """Evaluate what was trained of a variant."""
     from tqdm import tqdm
 

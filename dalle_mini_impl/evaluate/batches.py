@@ -1,8 +1,7 @@
-"""The pictures to evaluate with, and sheets that show what became of them."""
+"""Pictures in batches for image tokenizers to reconstruct, and sheets that compare the reconstructions."""
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,67 +12,89 @@ from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import SkipLog, split_of
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.evaluate.data import check_exists, is_store
 from dalle_mini_impl.util.images import contact_sheet, to_images, to_pixels
 
-CHUNK = 64
+BATCH_SIZE = 64
 SHEET_COLUMNS = 12
-NAME_HEIGHT = 16
+TITLE_HEIGHT = 16
+"""Pixels above each row of a comparison sheet, for its name."""
 
 
 def picture_batches(data: str, split: str, size: int, log: SkipLog) -> Iterator[Tensor]:
-    """Read pictures as pixels on white, from a store or from anything that training reads.
+    """Read pictures as pixels on white, from a picture store or from anything that training reads.
 
     Args:
-        data: a store of decoded pictures, or a folder, table or tars of captioned pictures.
+        data: a picture store, or a folder, table or tars of captioned pictures.
         split: `train`, `validation` or `all`.
         size: side in pixels.
-        log: takes what had to be skipped.
+        log: records what had to be skipped.
 
     Yields:
         (B, 3, size, size) in [-1, 1].
 
     Raises:
-        UserError: the data cannot be read, or the store has no such pictures.
+        UserError: the data do not exist or cannot be read, or the store has no pictures of this split.
     """
-    if (Path(data) / "store.json").is_file():
+    check_exists(data)
+    if is_store(data):
         for part in ("train", "validation") if split == "all" else (split,):
             store = open_store(DataConfig(store=data), part)
-            for start in range(0, len(store), CHUNK):
-                yield pixels_on_white(store.take(np.arange(start, min(start + CHUNK, len(store)))), size)
+            for start in range(0, len(store), BATCH_SIZE):
+                indices = np.arange(start, min(start + BATCH_SIZE, len(store)))
+                yield pixels_on_white(store.take(indices), size)
         return
     images: list[Image.Image] = []
     for pair in read_pairs(data, log):
         if split in ("all", pair.split or split_of(pair.key, DataConfig.validation)):
             images.append(pair.image)
-        if len(images) == CHUNK:
+        if len(images) == BATCH_SIZE:
             yield to_pixels(images, size)
             images = []
     if images:
         yield to_pixels(images, size)
 
 
-class Choice:
-    """Keeps a few of the pictures that come by and what became of them: of as many pictures always the same ones."""
+class ReservoirSample:
+    """Uniform sample of picture pairs from batches of unknown number (reservoir sampling, algorithm R, Vitter 1985).
 
-    def __init__(self, room: int) -> None:
-        self.room, self.count, self.random = room, 0, random.Random(0)
-        self.kept: list[tuple[Image.Image, Image.Image]] = []
+    The seed is fixed: which positions are sampled depends on `capacity` and the number of pairs alone, so different
+    image tokenizers show the same pictures.
 
-    def offer(self, before: Tensor, after: Tensor) -> None:
-        """Let a batch come by, twice (B, 3, H, W); each picture so far is kept with the same chance."""
-        for number in range(len(before)):
-            place = len(self.kept) if self.count < self.room else self.random.randrange(self.count + 1)
-            if place < self.room:
-                images = to_images(before[number : number + 1]) + to_images(after[number : number + 1])
-                self.kept[place : place + 1] = [(images[0], images[1])]
+    Args:
+        capacity: most pairs to keep.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.count = 0
+        """Pairs added so far."""
+        self.pairs: list[tuple[Image.Image, Image.Image]] = []
+        """The sample: (before, after)."""
+        self._random = random.Random(0)
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """Add a batch of pairs.
+
+        Args:
+            before: (B, 3, H, W) in [-1, 1].
+            after: the same shape; row i belongs to row i of `before`.
+        """
+        for row in range(len(before)):
+            full = self.count >= self.capacity
+            slot = self._random.randrange(self.count + 1) if full else len(self.pairs)
+            if slot < self.capacity:
+                images = to_images(before[row : row + 1]) + to_images(after[row : row + 1])
+                self.pairs[slot : slot + 1] = [(images[0], images[1])]
             self.count += 1
 
 
 def comparison_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Versions of the same pictures, a row for each under its name, enlarged to the size of the largest.
+    """Versions of the same pictures below each other, each row under its name, enlarged to the largest size.
 
     Args:
-        rows: name and pictures, equally many. Long rows are broken, all of them at the same place.
+        rows: (name, pictures), equally many pictures in each. Rows of more than `SHEET_COLUMNS` pictures are split,
+            all at the same picture.
     """
     size = max(image.size for _, images in rows for image in images)
     strips = []
@@ -81,10 +102,11 @@ def comparison_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image
         for name, images in rows:
             part = [image.resize(size, Image.Resampling.BICUBIC) for image in images[start : start + SHEET_COLUMNS]]
             strips.append((name, contact_sheet(part, columns=SHEET_COLUMNS)))
-    height = strips[0][1].height + NAME_HEIGHT
+    height = strips[0][1].height + TITLE_HEIGHT
     sheet = Image.new("RGB", (strips[0][1].width, height * len(strips)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for number, (name, strip) in enumerate(strips):
-        pen.text((4, number * height), name, fill="black", font=font)
-        sheet.paste(strip, (0, number * height + NAME_HEIGHT))
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+    for row, (name, strip) in enumerate(strips):
+        draw.text((4, row * height), name, fill="black", font=font)
+        sheet.paste(strip, (0, row * height + TITLE_HEIGHT))
     return sheet

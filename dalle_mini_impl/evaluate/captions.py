@@ -1,4 +1,4 @@
-"""Generative classification measured: the name of a held-out picture, found among all by log p(image | name)."""
+"""Zero-shot naming by the transformer's likelihood: is a held-out picture's name the one with the highest p(image)?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,87 +10,126 @@ from torch import Tensor
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import caption_in_language
 from dalle_mini_impl.data.picture_store import PictureStore
-from dalle_mini_impl.evaluate.intervals import TOP, Share, cell, markdown, share
+from dalle_mini_impl.evaluate.intervals import TOP_K, Share, format_share, mean_share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.tables import markdown_table
 
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """How often a picture's own name came first, and among the first five, by one way of choosing."""
+    """Accuracy of one method of choosing a picture's name."""
 
     language: str
-    way: str
+    method: str
     pictures: int
     names: int
-    """Among which the right one was to be found."""
+    """To choose among."""
     shares: tuple[Share, ...]
-    """Top-1 and top-5."""
+    """Fraction of pictures whose name is among the best k, for each k of `TOP_K`."""
 
 
 @dataclass(frozen=True, eq=False)
 class NamingTask:
-    """Pictures, and the names among which theirs are to be found."""
+    """Pictures and the names to choose among."""
 
     language: str
     names: list[str]
-    rows: np.ndarray
+    picture_indices: np.ndarray
     """(P,) of the pictures in their store."""
-    true: Tensor
-    """(P,) int64, number of each picture's name."""
+    true_names: Tensor
+    """(P,) int64, index of each picture's name in `names`."""
 
 
 def make_naming_task(store: PictureStore, language: str, count: int, seed: int) -> NamingTask:
-    """Choose pictures at random; all names in the store, each picture's first caption in a language, are possible.
+    """Sample pictures; the names are the first captions of all pictures of the store in one language.
 
     Args:
-        store: pictures, best ones the model has not been trained on.
-        language: of the names; captions that tell no language count as of this one.
+        store: pictures, preferably ones the model was not trained on.
+        language: of the names; captions without a language count as of this one.
         count: pictures; all where there are fewer.
-        seed: chooses them.
+        seed: determines the sample.
 
     Raises:
         UserError: no picture has a caption in this language.
     """
-    rows = [row for row, entry in enumerate(store.entries) if {language, ""} & {one.language for one in entry.captions}]
-    if not rows:
-        known = sorted({one.language for entry in store.entries for one in entry.captions})
-        raise UserError(f"no picture has a caption in {language!r}; there are {', '.join(known)}")
-    own = {row: caption_in_language(store.entries[row].captions, language).text for row in rows}
-    names = sorted(set(own.values()))
-    chosen = np.random.default_rng(seed).permutation(rows)[:count]
-    return NamingTask(language, names, chosen, torch.tensor([names.index(own[row]) for row in chosen.tolist()]))
+    indices = [
+        index
+        for index, entry in enumerate(store.entries)
+        if {language, ""} & {caption.language for caption in entry.captions}
+    ]
+    if not indices:
+        known = sorted({caption.language for entry in store.entries for caption in entry.captions})
+        raise UserError(
+            f"no picture has a caption in {language!r}; there are {', '.join(known)}; choose one of these languages"
+        )
+    own_name = {index: caption_in_language(store.entries[index].captions, language).text for index in indices}
+    names = sorted(set(own_name.values()))
+    sampled = np.random.default_rng(seed).permutation(indices)[:count]
+    true_names = torch.tensor([names.index(own_name[index]) for index in sampled.tolist()])
+    return NamingTask(language, names, sampled, true_names)
 
 
 def evaluate_captions(
-    dalle: DalleMini, store: PictureStore, quiz: NamingTask, progress: Callable[[int], object] = lambda pairs: None
+    dalle: DalleMini, store: PictureStore, task: NamingTask, progress: Callable[[int], object] = lambda pairs: None
 ) -> list[CaptionReport]:
-    """Find the names of pictures by the transformer, and by the scorer.
+    """Choose the names of pictures by the transformer's likelihood in several ways, and by the scorer.
 
     Args:
         dalle: the model.
-        store: where the pictures are.
-        quiz: what to find.
-        progress: told how many pairs of a picture and a name each step has judged.
+        store: the store that the task's pictures are in.
+        task: pictures and names.
+        progress: called with the number of pairs of picture and name each step has processed.
 
     Returns:
-        A report for each way of choosing; chance first.
+        A report for each method; chance first.
 
     Raises:
         UserError: the model has no scorer.
     """
-    count = len(quiz.names)
-    found = {"chance": tuple(Share(*[min(1.0, k / count)] * 3) for k in TOP)}
-    for way, table in _tables(dalle, quiz.names, store.take(quiz.rows), progress).items():
-        found[way] = shares(table, quiz.true)
-    return [CaptionReport(quiz.language, way, len(quiz.rows), count, values) for way, values in found.items()]
+    count = len(task.names)
+    shares = {"chance": tuple(Share(*[min(1.0, k / count)] * 3) for k in TOP_K)}
+    for method, scores in _scores_by_method(dalle, task.names, store.take(task.picture_indices), progress).items():
+        shares[method] = top_k_shares(scores, task.true_names)
+    return [
+        CaptionReport(task.language, method, len(task.picture_indices), count, values)
+        for method, values in shares.items()
+    ]
 
 
-def _tables(
+def top_k_shares(scores: Tensor, true_names: Tensor) -> tuple[Share, ...]:
+    """Fraction of pictures whose own name is among the best k, for each k of `TOP_K`. Ties count against it.
+
+    Args:
+        scores: (P, number of names), the higher the better.
+        true_names: (P,) int64, column of each picture's own name.
+    """
+    ranks = (scores >= scores.gather(1, true_names[:, None])).sum(1)  # 1 is the best
+    return tuple(mean_share((ranks <= k).double().tolist()) for k in TOP_K)
+
+
+def report_table(reports: Sequence[CaptionReport]) -> str:
+    """A line for each report."""
+    return markdown_table(
+        [
+            {
+                "language": report.language,
+                "by": report.method,
+                "pictures": str(report.pictures),
+                "names": str(report.names),
+                **{f"top-{k}": _format(report, share) for k, share in zip(TOP_K, report.shares, strict=True)},
+            }
+            for report in reports
+        ]
+    )
+
+
+def _scores_by_method(
     dalle: DalleMini, names: list[str], rgba: np.ndarray, progress: Callable[[int], object]
 ) -> dict[str, Tensor]:
-    """How well each picture (P, S, S, 4) fits each name, (P, names), by every way of choosing."""
-    size, device = dalle.image_tokenizer.config.image_size, dalle.transformer.device
+    """Scores (P, number of names) of pictures (P, S, S, 4) by every method."""
+    size = dalle.image_tokenizer.config.image_size
+    device = dalle.transformer.device
     image_ids = dalle.image_tokenizer.encode(pixels_on_white(rgba, size).to(device))
     image_embed = dalle.scorer.embed_images(pixels_on_white(rgba, dalle.scorer.image_size))
     likelihood = dalle.caption_model.table(names, image_ids, progress=progress)
@@ -102,28 +141,6 @@ def _tables(
     }
 
 
-def shares(table: Tensor, true: Tensor) -> tuple[Share, ...]:
-    """Top-1 and top-5 of (P, names) scores, the right name's column being `true` (P,); ties count against it."""
-    places = (table >= table.gather(1, true[:, None])).sum(1)
-    return tuple(share((places <= k).double().tolist()) for k in TOP)
-
-
-def table(reports: Sequence[CaptionReport]) -> str:
-    """A line for each report."""
-    return markdown(
-        [
-            {
-                "language": one.language,
-                "by": one.way,
-                "pictures": str(one.pictures),
-                "names": str(one.names),
-                **{f"top-{k}": _cell(one, value) for k, value in zip(TOP, one.shares, strict=True)},
-            }
-            for one in reports
-        ]
-    )
-
-
-def _cell(report: CaptionReport, value: Share) -> str:
-    """A share; chance is exact, and too small for two digits."""
-    return f"{value.value:.4f}" if report.way == "chance" else cell(value)
+def _format(report: CaptionReport, share: Share) -> str:
+    """A share with its interval; chance has none, and needs more digits."""
+    return f"{share.value:.4f}" if report.method == "chance" else format_share(share)

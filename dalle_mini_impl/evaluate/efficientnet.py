@@ -1,4 +1,8 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, without squeeze-and-excitation), with the weights of the `judge` extra."""
+"""EfficientNet-Lite0, with the ImageNet weights of the `judge` extra.
+
+The architecture is EfficientNet-B0 (Tan & Le 2019) without squeeze-and-excitation and with ReLU6 activations, as
+released by Google as EfficientNet-Lite in 2020.
+"""
 
 import re
 
@@ -8,18 +12,25 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.util.errors import UserError, need_extra
 
-# Blocks, kernel, stride of the first block, expansion, output channels (Tan & Le 2019, table 1).
 STAGES = (
     (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
 )  # fmt: skip
+"""Number of blocks, kernel, stride of the first block, expansion, output channels (Tan & Le 2019, table 1)."""
 
 
 class SameConv(nn.Conv2d):
-    """Convolution without bias whose output is input / stride, rounded up.
+    """Convolution without bias whose output side is input side / stride, rounded up ("same" padding).
 
-    With a stride of 2 the padding depends on the size and may be uneven, as in the framework the weights
-    come from; the usual even padding would shift every feature by half a pixel.
+    With a stride of 2 the padding depends on the input size and may be uneven, as in TensorFlow, where the weights
+    were trained; PyTorch's even padding would shift every feature by half a pixel.
+
+    Args:
+        channels: input channels.
+        out: output channels.
+        kernel: side of the square kernel.
+        stride: 1 or 2.
+        groups: `channels` for a depthwise convolution.
     """
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
@@ -29,20 +40,22 @@ class SameConv(nn.Conv2d):
         kernel, stride = self.kernel_size[0], self.stride[0]
         if stride == 1:
             return F.conv2d(x, self.weight, padding=kernel // 2, groups=self.groups)
-        height, width = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
-        x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        rows, columns = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:])
+        x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
         return F.conv2d(x, self.weight, stride=stride, groups=self.groups)
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel, narrow; added to the input where shapes allow (Sandler et al. 2018).
+    """Inverted residual block (MobileNetV2, Sandler et al. 2018): expand, depthwise convolution, project.
+
+    The input is added to the output where both have the same shape.
 
     Args:
-        channels: input width.
-        out: output width.
+        channels: input channels.
+        out: output channels.
         kernel: side of the depthwise kernel.
         stride: of the depthwise convolution.
-        expansion: inner width as a multiple of the input's; 1 has no widening layer.
+        expansion: inner channels as a multiple of `channels`; 1 has no expanding layer.
     """
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
@@ -51,9 +64,12 @@ class InvertedResidual(nn.Module):
         self.expands = expansion > 1
         self.adds = stride == 1 and channels == out
         if self.expands:
-            self.expand_conv, self.bn0 = SameConv(channels, inner, 1), norm(inner)
-        self.depthwise_conv, self.bn1 = SameConv(inner, inner, kernel, stride, groups=inner), norm(inner)
-        self.project_conv, self.bn2 = SameConv(inner, out, 1), norm(out)
+            self.expand_conv = SameConv(channels, inner, 1)
+            self.bn0 = batch_norm(inner)
+        self.depthwise_conv = SameConv(inner, inner, kernel, stride, groups=inner)
+        self.bn1 = batch_norm(inner)
+        self.project_conv = SameConv(inner, out, 1)
+        self.bn2 = batch_norm(out)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu6(self.bn0(self.expand_conv(x))) if self.expands else x
@@ -62,45 +78,57 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The whole classifier, so that its weights load to the last key; judging stops before its last stage."""
+    """The whole classifier, so that every key of its weights is used; as a judge it stops before its last stage."""
 
     def __init__(self) -> None:
         super().__init__()
-        width, blocks = 32, []
-        self.conv_stem, self.bn0 = SameConv(3, width, 3, 2), norm(width)
+        channels = 32
+        self.conv_stem = SameConv(3, channels, 3, 2)
+        self.bn0 = batch_norm(channels)
+        blocks = []
         for count, kernel, stride, expansion, out in STAGES:
             for number in range(count):
-                blocks.append(InvertedResidual(width, out, kernel, 1 if number else stride, expansion))
-                width = out
+                blocks.append(InvertedResidual(channels, out, kernel, 1 if number else stride, expansion))
+                channels = out
         self.blocks = nn.ModuleList(blocks)
-        self.conv_head, self.bn1 = SameConv(width, 1280, 1), norm(1280)
+        self.conv_head = SameConv(channels, 1280, 1)
+        self.bn1 = batch_norm(1280)
         self.fc = nn.Linear(1280, 1000)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> logits (B, 1000) of the ImageNet classes."""
-        x = self._stages(pixels, len(self.blocks))
+        x = self._first_blocks(pixels, len(self.blocks))
         return self.fc(F.relu6(self.bn1(self.conv_head(x))).mean((2, 3)))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> (B, 192), the mean over the picture of the stage before the last.
+        """Pixels (B, 3, H, W) in [-1, 1] -> (B, 192), the spatial mean of the stage before the last.
 
-        The last stage and the 1280 features after it are about ImageNet's classes. For drawings the stage
-        before is the better judge, and the cheaper one.
+        The last stage and the 1280 features after it are specific to ImageNet's classes. For drawings the stage
+        before separates concepts better, and it is cheaper.
         """
-        return self._stages(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
+        return self._first_blocks(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
 
-    def taps(self, pixels: Tensor, after: tuple[int, ...]) -> list[Tensor]:
-        """Pixels (B, 3, H, W) in [-1, 1] -> (B, C, h, w) after each block whose number is named, in rising order."""
-        x, found = self._stem(pixels), []
-        for number, block in enumerate(self.blocks[: after[-1] + 1]):
-            x = block(x)
-            if number in after:
-                found.append(x)
-        return found
+    def features_after(self, pixels: Tensor, block_indices: tuple[int, ...]) -> list[Tensor]:
+        """Activations at several depths.
 
-    def _stages(self, pixels: Tensor, blocks: int) -> Tensor:
+        Args:
+            pixels: (B, 3, H, W) in [-1, 1].
+            block_indices: indices of the blocks, ascending.
+
+        Returns:
+            (B, C, h, w) after each of these blocks.
+        """
         x = self._stem(pixels)
-        for block in self.blocks[:blocks]:
+        outputs = []
+        for index, block in enumerate(self.blocks[: block_indices[-1] + 1]):
+            x = block(x)
+            if index in block_indices:
+                outputs.append(x)
+        return outputs
+
+    def _first_blocks(self, pixels: Tensor, count: int) -> Tensor:
+        x = self._stem(pixels)
+        for block in self.blocks[:count]:
             x = block(x)
         return x
 
@@ -110,8 +138,8 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self.bn0(self.conv_stem(x.contiguous(memory_format=torch.channels_last))))
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalisation with the epsilon that the weights were trained with."""
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation with the epsilon of the training run."""
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
@@ -129,7 +157,7 @@ def load_efficientnet() -> EfficientNetLite0:
     network = EfficientNetLite0()
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-        # The file spells every name of a layer with a leading underscore.
+        # In the file every layer name has a leading underscore.
         network.load_state_dict({re.sub(r"(^|\.)_", r"\1", name): value for name, value in tensors.items()})
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,9 +1,9 @@
-"""R-precision of generated pictures: is what was drawn for a prompt nearest to real art of that very concept?
+"""R-precision of generated pictures: is a picture nearest to the real pictures of the concept in its prompt?
 
-Pictures for prompts in the words of the captions are matched against the real art of every concept by every
-vendor of both splits (R-precision as in Xu et al. 2018, with pictures of the concepts in place of texts). A
-generated or reconstructed picture may be matched to any vendor's art, its own pair's included. Real art is
-matched against the other vendors' art alone, which is the ceiling for a picture in an unseen style.
+Prompts are captions of the reference set, and each picture is matched to the reference pictures of every concept, by
+every vendor, of both splits (see `r_precision`). Generated and reconstructed pictures may match any vendor's pictures,
+those of their own pair included. Real pictures are matched to the other vendors' pictures only, which gives the
+ceiling for a picture in an unseen style.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.evaluate.intervals import TOP, ShareRow, share
-from dalle_mini_impl.evaluate.r_precision import RPrecision, has_other_art
+from dalle_mini_impl.evaluate.intervals import TOP_K, ShareRow, mean_share
+from dalle_mini_impl.evaluate.r_precision import RPrecision, has_other_vendor
 from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, prompt_of
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
@@ -24,7 +24,7 @@ from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 
-CHUNK = 64
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +32,41 @@ class GenerationSettings:
     """What to measure."""
 
     pairs: int = 100
-    """Captioned pairs of each split to draw for; all where there are fewer."""
+    """Captioned pairs of each split to generate pictures for; all where there are fewer."""
     candidates: int = 16
     """N, pictures per prompt."""
     kinds: tuple[str, ...] = ("plain",)
-    """Kinds of pictures to ask for, those in the model's training; the bank holds every kind."""
+    """Kinds of pictures whose captions are prompts, those the model was trained on. References are of every kind."""
     seed: int = 0
-    """Chooses the pairs and the candidates."""
+    """Determines the sampled pairs and the candidates."""
     languages: tuple[str, ...] = ()
-    """Languages to draw the held-out pairs in besides English."""
+    """Languages besides English to generate the held-out pairs in."""
     temperatures: tuple[float, ...] = ()
-    """Temperatures of the sweep; empty for none."""
+    """Temperatures of the sweep; empty for no sweep."""
     guidances: tuple[float, ...] = ()
     """Guidance scales of the sweep."""
     sweep_pairs: int = 40
-    """Held-out pairs of the sweep, others than those reported, so that what it chooses flatters no figure."""
+    """Held-out pairs of the sweep, disjoint from `pairs`: settings chosen by the sweep bias no reported figure."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationContext:
-    """A model, and everything its pictures are judged by."""
+    """A model and everything its pictures are measured by."""
 
     dalle: DalleMini
-    art: ReferencePictures
-    banks: dict[str, RPrecision]
-    """By the judge's name; the first one's word counts when settings are chosen."""
+    reference: ReferencePictures
+    r_precisions: dict[str, RPrecision]
+    """By the judge's name; the first one decides where settings are chosen."""
     settings: GenerationSettings
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
-    """Pictures for several prompts, and where their own concepts came."""
+class GeneratedPictures:
+    """Candidates for several prompts, and the ranks of their own concepts."""
 
     results: list[Result]
     ranks: dict[str, Tensor]
-    """Judge -> (prompts, N) int64, best-scored candidate first; 0 is a hit at the first place."""
+    """Judge -> (prompts, N) int64, candidates in the order of the results, best-scored first; 0 is a top-1 hit."""
 
     @property
     def is_ranked(self) -> bool:
@@ -75,8 +75,8 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class SweepCell:
-    """Quality at one setting."""
+class SweepResult:
+    """R-precision at one setting."""
 
     temperature: float
     guidance: float
@@ -84,172 +84,192 @@ class SweepCell:
     """Mean of the candidates, then the best-ranked one where there is a scorer."""
 
     @property
-    def merit(self) -> float:
-        """What the best setting has most of: mean of top-1 and top-5 by the first judge."""
+    def objective(self) -> float:
+        """What the best setting maximises: mean of top-1 and top-5 of the last row by the first judge."""
         shares = next(iter(self.rows[-1].shares.values()))
-        return sum(value.value for value in shares) / len(shares)
+        return sum(share.value for share in shares) / len(shares)
 
 
-def check(art: ReferencePictures, settings: GenerationSettings) -> None:
-    """Refuse settings that the art cannot serve, before hours are spent on others.
+def check_settings(reference: ReferencePictures, settings: GenerationSettings) -> None:
+    """Refuse settings that the reference pictures cannot serve, before any picture is generated.
 
     Raises:
-        UserError: a split has no such picture, the sweep has no pairs of its own, or a language no caption.
+        UserError: a split has no picture of these kinds, the sweep has no pairs of its own, or a language no caption.
     """
-    pick(art, settings, "train", settings.pairs)
-    held_out = pick(art, settings, "validation", settings.pairs)
+    sample_indices(reference, settings, "train", settings.pairs)
+    held_out = sample_indices(reference, settings, "validation", settings.pairs)
     if settings.temperatures:
-        pick(art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
-    entries = [art.store.entries[number] for number in held_out]
+        sample_indices(reference, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    entries = [reference.store.entries[index] for index in held_out]
     for language in settings.languages:
         if all(prompt_of(entry, language) is None for entry in entries):
-            raise UserError(f"no held-out picture has a caption in language {language!r}; choose one the captions have")
+            raise UserError(
+                f"expected languages of the held-out captions, got {language!r}, in which there is none; "
+                f"choose another language"
+            )
 
 
-def pick(art: ReferencePictures, settings: GenerationSettings, split: str, count: int, skip: int = 0) -> list[int]:
-    """Numbers of `count` pictures of a split, drawn at random after the first `skip` drawn.
+def sample_indices(
+    reference: ReferencePictures, settings: GenerationSettings, split: str, count: int, skip: int = 0
+) -> list[int]:
+    """Indices of `count` random pictures of a split, after the first `skip` of the same random order.
 
     Raises:
         UserError: none is left.
     """
-    numbers = art.numbers(split, settings.kinds)
-    order = np.random.default_rng(settings.seed).permutation(len(numbers))
-    chosen = [numbers[place] for place in order[skip : skip + count]]
-    if not chosen:
+    indices = reference.indices(split, settings.kinds)
+    order = np.random.default_rng(settings.seed).permutation(len(indices))
+    sampled = [indices[number] for number in order[skip : skip + count]]
+    if not sampled:
         raise UserError(
-            f"{split} has {len(numbers)} pictures of kind {', '.join(settings.kinds)}, and more "
-            f"than {skip} are needed; take fewer pairs or other kinds"
+            f"expected more than {skip} pictures of kind {', '.join(settings.kinds)} in split {split}, "
+            f"got {len(indices)}; take fewer pairs or other kinds"
         )
-    return chosen
+    return sampled
 
 
-def make_row(name: str, ranks: dict[str, Tensor]) -> ShareRow:
-    """Share of hits at top-1 and top-5 from ranks (pairs,) or (pairs, N), which are averaged over N."""
+def share_row(name: str, ranks: dict[str, Tensor]) -> ShareRow:
+    """Fraction of hits at each depth from ranks (pairs,) or (pairs, N), averaged over N first."""
     shares = {}
-    for judge, places in ranks.items():
-        hits = [(places < k).double().reshape(len(places), -1).mean(1).tolist() for k in TOP]
-        shares[judge] = tuple(share(values) for values in hits)
+    for judge, judge_ranks in ranks.items():
+        hits = [(judge_ranks < k).double().reshape(len(judge_ranks), -1).mean(1).tolist() for k in TOP_K]
+        shares[judge] = tuple(mean_share(values) for values in hits)
     return ShareRow(name, len(next(iter(ranks.values()))), shares)
 
 
-def real_rows(context: EvaluationContext) -> list[ShareRow]:
-    """The ceiling: real art of each vendor, then that of the held-out pairs, among the other vendors' art."""
-    art, kinds = context.art, context.settings.kinds
-    both = torch.tensor(art.numbers("train", kinds) + art.numbers("validation", kinds))
-    groups = [(f"real art, {name}", both[art.vendors[both] == n]) for n, name in enumerate(art.vendor_names)]
-    groups.append(("real art, held-out pairs", torch.tensor(art.numbers("validation", kinds))))
-    findable = has_other_art(art.concepts, art.vendors)
+def reference_rows(context: EvaluationContext) -> list[ShareRow]:
+    """The ceiling: real pictures of each vendor, then of the held-out pairs, among the other vendors' pictures."""
+    reference = context.reference
+    kinds = context.settings.kinds
+    both_splits = torch.tensor(reference.indices("train", kinds) + reference.indices("validation", kinds))
+    groups = [
+        (f"real art, {name}", both_splits[reference.vendor_ids[both_splits] == vendor_id])
+        for vendor_id, name in enumerate(reference.vendor_names)
+    ]
+    groups.append(("real art, held-out pairs", torch.tensor(reference.indices("validation", kinds))))
+    matchable = has_other_vendor(reference.concept_ids, reference.vendor_ids)
     rows = []
-    for name, numbers in groups:
-        numbers = numbers[findable[numbers]]
-        features = {judge: bank.features[numbers] for judge, bank in context.banks.items()}
-        if len(numbers):
-            rows.append(make_row(name, _ranks(context, features, numbers, leave_out=True)))
+    for name, indices in groups:
+        indices = indices[matchable[indices]]
+        features = {judge: measure.reference_features[indices] for judge, measure in context.r_precisions.items()}
+        if len(indices):
+            rows.append(share_row(name, _ranks(context, features, indices, exclude_own_vendor=True)))
     return rows
 
 
 def reconstruction_rows(context: EvaluationContext) -> list[ShareRow]:
-    """Held-out pictures through the image tokenizer, among all art and among the other vendors' art."""
-    art = context.art
-    numbers = torch.tensor(art.numbers("validation", context.settings.kinds))
-    features: dict[str, list[Tensor]] = {judge: [] for judge in context.banks}
-    for chunk in tqdm(numbers.split(CHUNK), desc="reconstructions", delay=2, leave=False):
-        pixels = reconstruct(context.dalle, art.pixels(chunk.tolist()))
-        for judge, bank in context.banks.items():
-            features[judge].append(bank.see(pixels))
-    seen = {judge: torch.cat(parts) for judge, parts in features.items()}
-    rows = [make_row("reconstructions, held-out pairs", _ranks(context, seen, numbers, leave_out=False))]
-    findable = has_other_art(art.concepts, art.vendors)[numbers]
-    if findable.any():
-        seen = {judge: values[findable] for judge, values in seen.items()}
-        ranks = _ranks(context, seen, numbers[findable], leave_out=True)
-        rows.append(make_row("  the same among other vendors' art", ranks))
+    """Reconstructions of held-out pictures, among all reference pictures and among the other vendors'."""
+    reference = context.reference
+    indices = torch.tensor(reference.indices("validation", context.settings.kinds))
+    parts: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
+    for chunk in tqdm(indices.split(BATCH_SIZE), desc="reconstructions", delay=2, leave=False):
+        pixels = reconstruct(context.dalle, reference.pixels(chunk.tolist()))
+        for judge, measure in context.r_precisions.items():
+            parts[judge].append(measure.features_of(pixels))
+    features = {judge: torch.cat(judge_parts) for judge, judge_parts in parts.items()}
+    ranks = _ranks(context, features, indices, exclude_own_vendor=False)
+    rows = [share_row("reconstructions, held-out pairs", ranks)]
+    matchable = has_other_vendor(reference.concept_ids, reference.vendor_ids)[indices]
+    if matchable.any():
+        features = {judge: values[matchable] for judge, values in features.items()}
+        ranks = _ranks(context, features, indices[matchable], exclude_own_vendor=True)
+        rows.append(share_row("  the same among other vendors' art", ranks))
     return rows
 
 
 def reconstruct(dalle: DalleMini, pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) -> what is left of them after encoding and decoding, the same shape, on the CPU."""
+    """Pixels (B, 3, H, W) in [-1, 1] -> encoded and decoded by the image tokenizer, the same shape, on the CPU."""
     tokenizer = dalle.image_tokenizer
     return tokenizer.decode(tokenizer.encode(pixels.to(tokenizer.device))).cpu()
 
 
-def draw(
+def generate_pictures(
     context: EvaluationContext,
-    numbers: Sequence[int],
-    name: str,
+    indices: Sequence[int],
+    description: str,
     language: str = "en",
-    styled: bool = True,
+    with_style: bool = True,
     **sampling: Any,
-) -> Drawing:
-    """Draw candidates for pictures' captions and find their own concepts' places.
+) -> GeneratedPictures:
+    """Generate candidates for captions of reference pictures, and rank their own concepts.
 
     Args:
-        context: model, art and judges.
-        numbers: pictures whose captions are the prompts.
-        name: what the progress bar says.
+        context: model, reference pictures and judges.
+        indices: pictures whose captions are the prompts.
+        description: text of the progress bar.
         language: of the prompts; pictures without a caption in it are left out.
-        styled: whether prompts name the vendor's style.
-        **sampling: other settings than the model's own, as for `DalleMini.generate`.
+        with_style: whether prompts name the vendor's style.
+        **sampling: settings that differ from the model's own, as for `DalleMini.generate`.
     """
-    settings, results = context.settings, []
-    ranks: dict[str, list[Tensor]] = {judge: [] for judge in context.banks}
-    for place, number in enumerate(tqdm(numbers, desc=name, unit=" prompts", delay=2, leave=False)):
-        prompt = prompt_of(context.art.store.entries[number], language, styled)
+    settings = context.settings
+    reference = context.reference
+    results = []
+    ranks: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
+    for number, index in enumerate(tqdm(indices, desc=description, unit=" prompts", delay=2, leave=False)):
+        prompt = prompt_of(reference.store.entries[index], language, with_style)
         if prompt is None:
             continue
-        # The seed follows from the pair's place, so languages and settings are compared on the same noise.
-        seed = candidate_seed(settings.seed, place)
-        results.append(context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **sampling))
-        pixels = to_pixels([candidate.image for candidate in results[-1]], context.art.size)
-        for judge, bank in context.banks.items():
-            ranks[judge].append(bank.ranks(bank.see(pixels), context.art.concepts[number].expand(len(pixels))))
-    return Drawing(results, {judge: torch.stack(parts) for judge, parts in ranks.items()})
+        # The seed depends on the pair's position only, so that languages and settings are compared on the same noise.
+        seed = candidate_seed(settings.seed, number)
+        result = context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **sampling)
+        results.append(result)
+        pixels = to_pixels([candidate.image for candidate in result], reference.size)
+        concept_ids = reference.concept_ids[index].expand(len(pixels))
+        for judge, measure in context.r_precisions.items():
+            ranks[judge].append(measure.ranks(measure.features_of(pixels), concept_ids))
+    return GeneratedPictures(results, {judge: torch.stack(parts) for judge, parts in ranks.items()})
 
 
-def drawing_rows(name: str, drawing: Drawing) -> list[ShareRow]:
+def generated_rows(name: str, pictures: GeneratedPictures) -> list[ShareRow]:
     """Mean of the candidates, and the best-ranked one where there is a scorer."""
-    count = len(drawing.results[0])
-    rows = [make_row(f"{name}, mean of {count}", drawing.ranks)]
-    if drawing.is_ranked:
-        best = {judge: ranks[:, 0] for judge, ranks in drawing.ranks.items()}
-        rows.append(make_row(f"{name}, best of {count}", best))
+    count = len(pictures.results[0])
+    rows = [share_row(f"{name}, mean of {count}", pictures.ranks)]
+    if pictures.is_ranked:
+        best = {judge: ranks[:, 0] for judge, ranks in pictures.ranks.items()}
+        rows.append(share_row(f"{name}, best of {count}", best))
     return rows
 
 
-def generation_rows(context: EvaluationContext) -> tuple[list[ShareRow], Drawing]:
-    """Generated pictures of seen and held-out pairs, without style word, and in other languages.
+def generation_rows(context: EvaluationContext) -> tuple[list[ShareRow], GeneratedPictures]:
+    """Generated pictures of training and held-out pairs, without style word, and in other languages.
 
     Returns:
         The rows, and the pictures of the held-out pairs.
     """
     settings = context.settings
-    held_out = pick(context.art, settings, "validation", settings.pairs)
-    drawing = draw(context, held_out, "held-out pairs")
-    rows = drawing_rows("seen pairs", draw(context, pick(context.art, settings, "train", settings.pairs), "seen pairs"))
-    rows += drawing_rows("held-out pairs", drawing)
-    rows += drawing_rows("  no style word", draw(context, held_out, "no style word", styled=False))
+    held_out = sample_indices(context.reference, settings, "validation", settings.pairs)
+    seen = sample_indices(context.reference, settings, "train", settings.pairs)
+    held_out_pictures = generate_pictures(context, held_out, "held-out pairs")
+    rows = generated_rows("seen pairs", generate_pictures(context, seen, "seen pairs"))
+    rows += generated_rows("held-out pairs", held_out_pictures)
+    without_style = generate_pictures(context, held_out, "no style word", with_style=False)
+    rows += generated_rows("  no style word", without_style)
     for language in settings.languages:
-        rows += drawing_rows(f"  in {language}", draw(context, held_out, f"in {language}", language))
-    return rows, drawing
+        rows += generated_rows(f"  in {language}", generate_pictures(context, held_out, f"in {language}", language))
+    return rows, held_out_pictures
 
 
-def sweep(context: EvaluationContext) -> list[SweepCell]:
-    """Quality at every temperature and guidance scale, on held-out pairs that no other figure uses."""
-    settings, cells = context.settings, []
+def sweep(context: EvaluationContext) -> list[SweepResult]:
+    """R-precision at every temperature and guidance scale, on held-out pairs that no other figure uses."""
+    settings = context.settings
     if not settings.temperatures:
         return []
-    numbers = pick(context.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    results = []
+    indices = sample_indices(context.reference, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
     for temperature in settings.temperatures:
         for guidance in settings.guidances:
             name = f"temperature {temperature:g}, guidance {guidance:g}"
-            drawing = draw(context, numbers, name, temperature=temperature, guidance=guidance)
-            cells.append(SweepCell(temperature, guidance, drawing_rows(name, drawing)))
-    return cells
+            pictures = generate_pictures(context, indices, name, temperature=temperature, guidance=guidance)
+            results.append(SweepResult(temperature, guidance, generated_rows(name, pictures)))
+    return results
 
 
 def _ranks(
-    context: EvaluationContext, features: dict[str, Tensor], numbers: Tensor, leave_out: bool
+    context: EvaluationContext, features: dict[str, Tensor], indices: Tensor, exclude_own_vendor: bool
 ) -> dict[str, Tensor]:
-    own = context.art.vendors[numbers] if leave_out else None
-    concepts = context.art.concepts[numbers]
-    return {judge: bank.ranks(features[judge], concepts, own) for judge, bank in context.banks.items()}
+    """Judge -> ranks (len(indices),) of the own concepts of reference pictures, or of versions of them."""
+    concept_ids = context.reference.concept_ids[indices]
+    excluded = context.reference.vendor_ids[indices] if exclude_own_vendor else None
+    return {
+        judge: measure.ranks(features[judge], concept_ids, excluded) for judge, measure in context.r_precisions.items()
+    }

@@ -1,4 +1,4 @@
-"""What image tokenizers keep of pictures, how much of their codebooks they use, and how fast they are."""
+"""Reconstruction quality, codebook use and speed of image tokenizers on the same pictures."""
 
 import math
 import time
@@ -9,13 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.evaluate.batches import Choice, comparison_sheet
+from dalle_mini_impl.evaluate.batches import ReservoirSample, comparison_sheet
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, usage
-from dalle_mini_impl.evaluate.reconstruction import Fidelity
+from dalle_mini_impl.evaluate.reconstruction import ReconstructionMetrics
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.util.errors import UserError
-
-SPLITS = ("validation", "train", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,74 +24,76 @@ class TokenizerReport:
     size: int
     """Side of the pictures in pixels."""
     factor: int
-    """Pixels per id along each side."""
+    """Pixels per image id along each side."""
     codebook_size: int
     """K."""
     bits_per_pixel: float
-    """Of the ids, each taking log2 K bits."""
+    """Of the image ids, at log2 K bits each."""
     psnr: float
     """dB, mean over pictures."""
     ssim: float
     """Mean over pictures, at most 1."""
     perceptual_distance: float
-    """By EfficientNet-Lite0, as training can minimise it; mean over pictures, 0 to 4, less is better."""
+    """`efficientnet-lite0`, as training can minimise it; mean over pictures, 0 to 4, lower is better."""
     fd_efficientnet_lite0: float
-    """Fréchet distance between the sets of pictures before and after, on EfficientNet-Lite0's 192 features; less is
-    better. Of the same number of pictures only, as few of them overstate it."""
+    """Fréchet distance between the sets of pictures before and after, on EfficientNet-Lite0's 192 features; lower is
+    better. Comparable for equal numbers of pictures only: small sets overestimate it."""
     usage: float
-    """Share of the codebook that occurs, 0 to 1."""
+    """Fraction of the codebook that occurs, in [0, 1]."""
     perplexity: float
     """Effective number of ids in use, 1 to K."""
     dead_entries: int
     """Ids that do not occur in these pictures."""
     encode_per_second: float
-    """Pictures a second."""
+    """Pictures per second."""
     decode_per_second: float
-    """Pictures a second."""
+    """Pictures per second."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What was found out about one image tokenizer."""
+class TokenizerEvaluation:
+    """Measurements of one image tokenizer, with example pictures."""
 
     name: str
     report: TokenizerReport
-    shown: list[tuple[Image.Image, Image.Image]]
-    """Some pictures before and after."""
+    examples: list[tuple[Image.Image, Image.Image]]
+    """(before, after), the same pictures for every tokenizer measured on the same data."""
 
 
 def evaluate_image_tokenizer(
-    name: str, tokenizer: ImageTokenizer, batches: Iterable[Tensor], shown: int = 24
-) -> Evaluation:
+    name: str, tokenizer: ImageTokenizer, batches: Iterable[Tensor], examples: int = 24
+) -> TokenizerEvaluation:
     """Encode and decode pictures.
 
     Args:
-        name: what to call it.
+        name: title of the tokenizer in tables and sheets.
         tokenizer: in evaluation mode.
         batches: pixels (B, 3, H, W) in [-1, 1], H and W multiples of its factor and at least 11.
-        shown: pictures to keep for a sheet.
+        examples: most pictures to keep for a sheet.
 
     Raises:
         UserError: there are fewer than two pictures, or the `eval` extra is not installed.
     """
-    fidelity, choice = Fidelity(tokenizer.device), Choice(shown)
+    metrics = ReconstructionMetrics(tokenizer.device)
+    sample = ReservoirSample(examples)
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
-    encoding = decoding = 0.0
+    encode_seconds = 0.0
+    decode_seconds = 0.0
     for before in batches:
-        if not choice.count:
-            run(tokenizer, before)  # what is done once only should not count as slowness
-        ids, after, seconds = run(tokenizer, before)
-        encoding, decoding = encoding + seconds[0], decoding + seconds[1]
+        if not sample.count:
+            time_round_trip(tokenizer, before)  # warm-up: one-time costs are not part of the speed
+        ids, after, seconds = time_round_trip(tokenizer, before)
+        encode_seconds += seconds[0]
+        decode_seconds += seconds[1]
         counts += count_ids(ids, tokenizer.codebook_size)
-        fidelity.add(before, after)
-        choice.offer(before, after)
-    if choice.count < 2:
+        metrics.update(before, after)
+        sample.add(before, after)
+    if sample.count < 2:
         raise UserError(
-            f"there are {choice.count} pictures in the data, expected at least 2; "
-            f"name a set, or a split of it, that holds more"
+            f"expected at least 2 pictures in the data, got {sample.count}; name a set or a split that holds more"
         )
     report = TokenizerReport(
-        pictures=choice.count,
+        pictures=sample.count,
         size=before.shape[-1],
         factor=tokenizer.config.factor,
         codebook_size=tokenizer.codebook_size,
@@ -101,15 +101,19 @@ def evaluate_image_tokenizer(
         usage=usage(counts),
         perplexity=perplexity(counts),
         dead_entries=int((counts == 0).sum()),
-        encode_per_second=choice.count / encoding,
-        decode_per_second=choice.count / decoding,
-        **fidelity.figures(),
+        encode_per_second=sample.count / encode_seconds,
+        decode_per_second=sample.count / decode_seconds,
+        **metrics.compute(),
     )
-    return Evaluation(name, report, choice.kept)
+    return TokenizerEvaluation(name, report, sample.pairs)
 
 
-def run(tokenizer: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Ids and decoded pixels on the CPU, and the seconds that encoding and decoding took."""
+def time_round_trip(tokenizer: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
+    """Encode and decode pixels (B, 3, H, W).
+
+    Returns:
+        Image ids (B, h, w) and decoded pixels (B, 3, H, W), both on the CPU, and the seconds of encoding and decoding.
+    """
     device = tokenizer.device
     start = time.perf_counter()
     ids = tokenizer.encode(pixels.to(device)).cpu()
@@ -118,15 +122,16 @@ def run(tokenizer: ImageTokenizer, pixels: Tensor) -> tuple[Tensor, Tensor, tupl
     return ids, after, (middle - start, time.perf_counter() - middle)
 
 
-def sheet(evaluations: Sequence[Evaluation]) -> Image.Image:
-    """The same pictures before and after each image tokenizer, a row each."""
+def examples_sheet(evaluations: Sequence[TokenizerEvaluation]) -> Image.Image:
+    """The original examples and their reconstructions by each image tokenizer, a row each."""
     largest = max(evaluations, key=lambda evaluation: evaluation.report.size)
-    rows = [("original", [before for before, _ in largest.shown])]
-    return comparison_sheet([*rows, *((one.name, [after for _, after in one.shown]) for one in evaluations)])
+    rows = [("original", [before for before, _ in largest.examples])]
+    rows += [(evaluation.name, [after for _, after in evaluation.examples]) for evaluation in evaluations]
+    return comparison_sheet(rows)
 
 
-def figures(report: TokenizerReport) -> dict[str, str]:
-    """A report as the cells of a table."""
+def table_cells(report: TokenizerReport) -> dict[str, str]:
+    """A report as a table row: column title -> cell."""
     return {
         "px": str(report.size),
         "f": str(report.factor),
@@ -144,9 +149,10 @@ def figures(report: TokenizerReport) -> dict[str, str]:
     }
 
 
-def notes(reports: Sequence[TokenizerReport]) -> str:
-    """What to keep in mind when reading the table."""
-    counts, sizes = ({getattr(report, name) for report in reports} for name in ("pictures", "size"))
+def table_notes(reports: Sequence[TokenizerReport]) -> str:
+    """What limits the comparison of a table's rows."""
+    counts = {report.pictures for report in reports}
+    sizes = {report.size for report in reports}
     text = f"{max(counts)} pictures; usage and dead entries are those of these pictures."
     if len(sizes) > 1:
         text += " Figures of different picture sizes cannot be compared: small pictures are easier."

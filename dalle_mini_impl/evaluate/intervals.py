@@ -1,16 +1,20 @@
-"""Shares with their uncertainty, and the tables that show them. Imports no torch."""
+"""Fractions with their 95 % confidence intervals, and the tables that show them. Imports no torch."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-TOP = (1, 5)
-CONFIDENCE = 1.96  # standard normal quantile of a 95 % interval
+from dalle_mini_impl.util.tables import aligned_table
+
+TOP_K = (1, 5)
+"""Depths at which a hit counts: the nearest concept, or one of the nearest five."""
+NORMAL_QUANTILE = 1.96
+"""Standard normal quantile of a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """A measured share with its 95 % interval, all 0 to 1."""
+    """A measured fraction with its 95 % interval, all in [0, 1]."""
 
     value: float
     low: float
@@ -19,56 +23,50 @@ class Share:
 
 @dataclass(frozen=True)
 class ShareRow:
-    """R-precision of one group of pictures by every judge."""
+    """R-precision of one group of pictures, by every judge."""
 
     name: str
     count: int
-    """Captioned pairs that were measured; several candidates of one prompt count once."""
+    """Captioned pairs measured; several candidates of one prompt count once."""
     shares: Mapping[str, tuple[Share, ...]]
-    """Judge -> top-1 and top-5."""
+    """Judge -> fraction of hits at each depth of `TOP_K`."""
 
 
-def share(values: Sequence[float]) -> Share:
-    """Mean of independent values in [0, 1], with Wilson's score interval.
+def mean_share(values: Sequence[float]) -> Share:
+    """Mean of independent values in [0, 1] with Wilson's score interval (Wilson 1927).
 
-    For hits and misses that is the usual interval. For values in between, such as the share of a prompt's
-    candidates that hit, it errs on the wide side, as no variable in [0, 1] varies more than a hit or miss.
+    The interval is exact in form for hits and misses. For values in between, such as the fraction of a prompt's
+    candidates that hit, it is conservative: no variable in [0, 1] has a larger variance than a hit-or-miss variable
+    of the same mean.
 
     Args:
         values: at least one.
     """
-    count, mean = len(values), math.fsum(values) / len(values)
-    shrink = 1 + CONFIDENCE**2 / count
-    centre = (mean + CONFIDENCE**2 / (2 * count)) / shrink
-    spread = mean * (1 - mean) / count + CONFIDENCE**2 / (4 * count**2)
-    half = CONFIDENCE / shrink * math.sqrt(spread)
-    return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
+    count = len(values)
+    mean = math.fsum(values) / count
+    shrink = 1 + NORMAL_QUANTILE**2 / count
+    centre = (mean + NORMAL_QUANTILE**2 / (2 * count)) / shrink
+    variance = mean * (1 - mean) / count + NORMAL_QUANTILE**2 / (4 * count**2)
+    half_width = NORMAL_QUANTILE / shrink * math.sqrt(variance)
+    return Share(mean, max(0.0, centre - half_width), min(1.0, centre + half_width))
 
 
-def table(rows: Sequence[ShareRow]) -> str:
-    """Rows as aligned text: for each judge top-1 and top-5, each with its 95 % interval."""
+def share_table(rows: Sequence[ShareRow]) -> str:
+    """Rows as aligned text: for each judge its top-1 and top-5 fractions, each with its 95 % interval."""
     judges = list(rows[0].shares)
-    heads = [("", "", *(judge if k == TOP[0] else "" for judge in judges for k in TOP))]
-    heads.append(("", "pairs", *(f"top-{k}" for _ in judges for k in TOP)))
-    body = [(row.name, str(row.count), *(cell(value) for j in judges for value in row.shares[j])) for row in rows]
-    lines = [*heads, *body]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ("  ".join(map(str.ljust, line, widths)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
+    judge_titles = ["", "", *(judge if k == TOP_K[0] else "" for judge in judges for k in TOP_K)]
+    depth_titles = ["", "pairs", *(f"top-{k}" for _ in judges for k in TOP_K)]
+    body = [
+        [row.name, str(row.count), *(format_share(share) for judge in judges for share in row.shares[judge])]
+        for row in rows
+    ]
+    return aligned_table([judge_titles, depth_titles, *body])
 
 
-def cell(value: Share) -> str:
+def format_share(share: Share) -> str:
     """A share as `.31 (.22–.41)`."""
-    return f"{_short(value.value)} ({_short(value.low)}–{_short(value.high)})"
+    return f"{_two_digits(share.value)} ({_two_digits(share.low)}–{_two_digits(share.high)})"
 
 
-def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of cells, all with the same keys, as an aligned Markdown table."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
-
-
-def _short(number: float) -> str:
-    return f"{number:.2f}".replace("0.", ".", 1) if number < 0.995 else "1.0"
+def _two_digits(fraction: float) -> str:
+    return f"{fraction:.2f}".replace("0.", ".", 1) if fraction < 0.995 else "1.0"

@@ -1,64 +1,80 @@
-"""Judges: what turns pictures into features, so that a drawing can be matched against real art.
+"""Judges: networks that turn pictures into features, by which generated pictures are compared with real ones.
 
-Neither has been trained on the art it judges. One is EfficientNet-Lite0 (Tan & Le 2019, in the Lite variant
-without squeeze-and-excitation), trained on ImageNet photographs; its weights come with the `judge` extra. The
-other has no weights at all, and guards against trusting the first one blindly: the picture itself, made small.
+A judge must not have been trained on the pictures it measures. There are two, so that no result rests on one alone:
+EfficientNet-Lite0 (Tan & Le 2019, in the Lite variant without squeeze-and-excitation), trained on ImageNet
+photographs, whose weights come with the `judge` extra; and the picture itself at 16 × 16 pixels, which has no weights.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.evaluate.efficientnet import load_efficientnet
 
-Judge: TypeAlias = Callable[[Tensor], Tensor]
-"""Pixels (B, 3, H, W) in [-1, 1] -> features (B, D) on the CPU, neither centred nor normalised."""
-
-CHUNK = 16
-"""Pictures per pass. On a CPU more is slower, as what lies between the layers no longer fits its cache."""
+BATCH_SIZE = 16
+"""Pictures per pass through the network. On a CPU larger batches are slower: activations no longer fit its cache."""
 INPUT_SIZE = 128
-"""Side in pixels at which the network looks at pictures. It was trained at 224, where it tells emoji apart
-hardly better and takes three times as long."""
-RAW_SIZE = 16
+"""Side in pixels of EfficientNet's input. It was trained at 224 pixels, at which it distinguishes emoji hardly better
+and takes three times as long."""
+PIXEL_SIZE = 16
+"""Side in pixels of the pixel judge's picture."""
+FEATURE_DIM = 192
+"""Features of EfficientNet-Lite0: the width of its stage before the last."""
 
 
-FEATURES = 192
-"""Of a picture, for judging: the width of the stage before the last."""
+@dataclass(frozen=True)
+class Judge:
+    """A feature extractor."""
+
+    name: str
+    identity: str
+    """Text that names everything the features depend on, such as the hash of the weights; keys the feature cache. It
+    must change with every change of `features` that changes a value."""
+    features: Callable[[Tensor], Tensor]
+    """Pixels (B, 3, H, W) in [-1, 1] -> features (B, D) on the CPU, neither centred nor normalised."""
 
 
-def efficientnet_judge(device: torch.device | str = "cpu") -> Judge:
-    """EfficientNet-Lite0 as a judge with 192 features.
+def load_judges(device: torch.device | str = "cpu") -> dict[str, Judge]:
+    """Both judges by name, EfficientNet first.
 
     Raises:
         UserError: the `judge` extra is not installed, or holds other weights.
     """
-    network = load_efficientnet().to(device)
-
-    @torch.inference_mode()
-    def judge(pixels: Tensor) -> Tensor:
-        parts = [network.features(resize(part.to(device), INPUT_SIZE)).cpu() for part in pixels.split(CHUNK)]
-        return torch.cat(parts)
-
-    return judge
+    return {judge.name: judge for judge in (efficientnet_judge(device), pixel_judge())}
 
 
-def pixel_judge(pixels: Tensor) -> Tensor:
-    """The picture itself at 16 × 16: (B, 768)."""
-    return resize(pixels, RAW_SIZE).flatten(1).cpu()
-
-
-def load_judges(device: torch.device | str = "cpu") -> dict[str, Judge]:
-    """Both judges by name, the better one first.
+def efficientnet_judge(device: torch.device | str = "cpu") -> Judge:
+    """EfficientNet-Lite0 as a judge with 192 features, computed in batches of `BATCH_SIZE`.
 
     Raises:
-        UserError: the `judge` extra is not installed.
+        UserError: the `judge` extra is not installed, or holds other weights.
     """
-    return {"efficientnet": efficientnet_judge(device), "pixels": pixel_judge}
+    network = load_efficientnet()
+    identity = f"efficientnet-lite0 {weights_identity(network.state_dict())}, 192 features at {INPUT_SIZE} px"
+    network.to(device)
+
+    @torch.inference_mode()
+    def features(pixels: Tensor) -> Tensor:
+        batches = pixels.split(BATCH_SIZE)
+        return torch.cat([network.features(resize(batch.to(device), INPUT_SIZE)).cpu() for batch in batches])
+
+    return Judge("efficientnet", identity, features)
+
+
+def pixel_judge() -> Judge:
+    """The picture itself as a judge without weights."""
+    return Judge("pixels", f"pixels at {PIXEL_SIZE} px, bicubic", pixel_features)
+
+
+def pixel_features(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [-1, 1] -> the picture at 16 × 16, (B, 768) on the CPU."""
+    return resize(pixels, PIXEL_SIZE).flatten(1).cpu()
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """Pixels (B, 3, H, W) -> (B, 3, size, size), bicubic with antialiasing."""
+    """Pixels (B, 3, H, W) -> (B, 3, size, size), bicubic with antialiasing, clamped to [-1, 1]."""
     return F.interpolate(pixels.float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)

@@ -1,11 +1,11 @@
-"""Picture quality and codebook health, as pure functions."""
+"""Picture quality and codebook use, as pure functions."""
 
 import torch
 from torch import Tensor
 
 
 def psnr(pixels: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB.
+    """Peak signal-to-noise ratio of each picture.
 
     Args:
         pixels: (B, 3, H, W) in [-1, 1].
@@ -19,16 +19,24 @@ def psnr(pixels: Tensor, reference: Tensor) -> Tensor:
 
 
 def count_ids(image_ids: Tensor, codebook_size: int) -> Tensor:
-    """How often each id occurs: (K,) int64 on the CPU."""
+    """Number of occurrences of each image id: (K,) int64 on the CPU."""
     return torch.bincount(image_ids.flatten().cpu(), minlength=codebook_size)
 
 
 def usage(counts: Tensor) -> float:
-    """Share of the codebook that occurs at all, 0 to 1."""
+    """Fraction of the codebook's ids that occur at least once, in [0, 1].
+
+    Args:
+        counts: (K,) from `count_ids`.
+    """
     return float((counts > 0).float().mean())
 
 
 def perplexity(counts: Tensor) -> float:
-    """Effective number of ids in use: exp of the entropy of their frequencies, 1 to K."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+    """Effective number of ids in use: exp of the entropy of their frequencies, 1 to K.
+
+    Args:
+        counts: (K,) from `count_ids`.
+    """
+    frequencies = counts.double() / counts.sum().clamp(min=1)
+    return float(torch.exp(-(frequencies * frequencies.clamp(min=1e-12).log()).sum()))

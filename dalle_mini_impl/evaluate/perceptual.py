@@ -1,4 +1,4 @@
-"""Perceptual distances between pictures, by name: what training may minimise besides the error of single pixels."""
+"""Perceptual distances between pictures: losses by config name that compare more than single pixels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,28 +8,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.evaluate.judges import load_efficientnet
+from dalle_mini_impl.evaluate.efficientnet import load_efficientnet
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Pixels (B, 3, H, W) in [-1, 1] and a reference of that shape -> (B,) distances, 0 where they are equal;
-differentiable in the first."""
+differentiable in the first argument."""
 
 NAMES = ("none", "gradient-ssim", "efficientnet-lite0", "lpips")
+"""Values of `perceptual` in the image tokenizer's training config."""
 
-SCALES, WINDOW = 3, 5
+SCALES = 3
+"""`gradient-ssim` compares at full, half and quarter resolution."""
+WINDOW = 5
+"""Side in pixels of SSIM's window."""
 LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
-TAPS = (0, 2, 4, 7)
-"""Blocks after which EfficientNet-Lite0's features are compared: the last at a half, quarter, eighth and the first
-at a sixteenth of the resolution. Deeper ones see little in small pictures and cost as much again."""
+COMPARED_BLOCKS = (0, 2, 4, 7)
+"""Blocks of EfficientNet-Lite0 after which features are compared: the last ones at a half, a quarter and an eighth of
+the resolution and the first one at a sixteenth. On small pictures deeper features are spatially too coarse to add
+information, and they double the cost."""
 DITHER = 0.1
-"""Spread of a fixed noise that is added to both pictures. On flat areas, of which drawings consist, the network makes
-much of errors too small to see: without it, noise of half a step of a byte is as far as a visible blur."""
-SMALLEST = 32
-"""Side in pixels below which pictures are enlarged, as there would be nothing left to compare at the last tap."""
+"""Standard deviation of a fixed noise added to both pictures. The network amplifies invisible errors on the flat areas
+of drawings: without dither, rounding noise of half a byte step is as large a distance as a visible blur."""
+MIN_SIDE = 32
+"""Side in pixels below which pictures are enlarged: the last compared features of 32 pixels are 2 × 2."""
 
 LPIPS_TRUNK = "vgg16-397923af.pth"
+"""File name of torchvision's VGG-16 weights, on which LPIPS is computed."""
 
 
 def load_distance(name: str, device: torch.device | str = "cpu") -> Distance | None:
@@ -50,9 +57,19 @@ def load_distance(name: str, device: torch.device | str = "cpu") -> Distance | N
 
 
 def gradient_ssim(pixels: Tensor, reference: Tensor) -> Tensor:
-    """1 - SSIM (Wang et al. 2004) of brightness and of its slopes sideways and downwards, mean over three scales.
+    """1 - SSIM (Wang et al. 2004) of brightness and its horizontal and vertical gradients, mean over three scales.
 
-    Needs no weights. The slopes make blurred outlines count, the scales blurred shapes.
+    Needs no weights. The gradients penalise blurred outlines, the coarser scales blurred shapes.
+
+    Args:
+        pixels: (B, 3, H, W) in [-1, 1]; scales at which a side has `WINDOW` pixels or fewer are left out.
+        reference: the same shape.
+
+    Returns:
+        (B,) distances.
+
+    Raises:
+        UserError: a side has `WINDOW` pixels or fewer at full resolution.
     """
     weights = torch.tensor(LUMINANCE, device=pixels.device)[:, None, None]
     x, y = (((image.float() + 1) / 2 * weights).sum(1, keepdim=True) for image in (pixels, reference))
@@ -62,22 +79,23 @@ def gradient_ssim(pixels: Tensor, reference: Tensor) -> Tensor:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
         if min(x.shape[-2:]) <= WINDOW:
             break
-        scores.append(_ssim(_with_slopes(x), _with_slopes(y)))
+        scores.append(_ssim(_with_gradients(x), _with_gradients(y)))
     if not scores:
         raise UserError(
-            f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
-            f"gradient-ssim needs more than {WINDOW} on both sides"
+            f"gradient-ssim needs pictures of more than {WINDOW} pixels on both sides, "
+            f"got {pixels.shape[-2]}×{pixels.shape[-1]}; use larger pictures or another perceptual distance"
         )
     return 1 - torch.stack(scores).mean(0)
 
 
-def _with_slopes(image: Tensor) -> Tensor:
-    """(B, 1, H, W) -> (B, 3, H - 1, W - 1): itself and its differences in both directions."""
+def _with_gradients(image: Tensor) -> Tensor:
+    """(B, 1, H, W) -> (B, 3, H - 1, W - 1): the image and its horizontal and vertical differences."""
     corner = image[..., :-1, :-1]
     return torch.cat([corner, image[..., :-1, 1:] - corner, image[..., 1:, :-1] - corner], 1)
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM (B,) of images (B, C, H, W) with a range of 1, over uniform windows."""
     mean_x, mean_y = F.avg_pool2d(x, WINDOW, 1), F.avg_pool2d(y, WINDOW, 1)
     var_x = F.avg_pool2d(x * x, WINDOW, 1) - mean_x**2
     var_y = F.avg_pool2d(y * y, WINDOW, 1) - mean_y**2
@@ -88,29 +106,30 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def efficientnet_distance(device: torch.device | str = "cpu") -> Distance:
-    """Squared distance of EfficientNet-Lite0's features at four depths, each place's features at unit length.
+    """Squared distance between EfficientNet-Lite0's features at four depths, normalised at each position.
 
-    As LPIPS (Zhang et al. 2018), but with the network of the `judge` extra and without learned weights.
+    As LPIPS (Zhang et al. 2018), but on the network of the `judge` extra and without learned channel weights.
 
     Raises:
         UserError: the `judge` extra is not installed.
     """
     network = load_efficientnet().to(device)
 
-    def directions(pixels: Tensor) -> list[Tensor]:
+    def unit_features(pixels: Tensor) -> list[Tensor]:
         noise = torch.randn(pixels.shape[1:], generator=torch.Generator().manual_seed(0))
         pixels = pixels + DITHER * noise.to(pixels.device)
-        if (shorter := min(pixels.shape[-2:])) < SMALLEST:
-            size = [round(side * SMALLEST / shorter) for side in pixels.shape[-2:]]
+        if (shorter := min(pixels.shape[-2:])) < MIN_SIDE:
+            size = [round(side * MIN_SIDE / shorter) for side in pixels.shape[-2:]]
             pixels = F.interpolate(pixels, size, mode="bilinear")
         return [
-            x.float() * (x.float().square().sum(1, keepdim=True) + 1e-6).rsqrt() for x in network.taps(pixels, TAPS)
+            x.float() * (x.float().square().sum(1, keepdim=True) + 1e-6).rsqrt()
+            for x in network.features_after(pixels, COMPARED_BLOCKS)
         ]
 
     def distance(pixels: Tensor, reference: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = directions(reference.float())
-        pairs = zip(directions(pixels.float()), wanted, strict=True)
+            reference_features = unit_features(reference.float())
+        pairs = zip(unit_features(pixels.float()), reference_features, strict=True)
         return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in pairs]).mean(0)
 
     return distance
@@ -129,8 +148,8 @@ def lpips_distance(device: torch.device | str = "cpu") -> Distance:
     trunk = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_TRUNK
     if not trunk.is_file():
         raise UserError(
-            f"lpips needs the weights of torchvision's VGG-16 in {trunk}, which is not there and is not "
-            f"downloaded; put it there, or set perceptual to efficientnet-lite0"
+            f"lpips needs the weights of torchvision's VGG-16 in {trunk}, which does not exist and is never "
+            f"downloaded; put the file there, or set perceptual to efficientnet-lite0"
         )
     network = lpips.LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
     return lambda pixels, reference: network(pixels.float(), reference.float()).flatten()

@@ -1,4 +1,4 @@
-"""What coarser arithmetic costs: how far its predictions and pictures are from those of full precision."""
+"""What lower precision changes: distance of its predictions and pictures from those of fp32."""
 
 import time
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.sampling.likelihood import image_logits
+from dalle_mini_impl.util.tables import aligned_table
 
 PROMPTS = (
     "a red heart",
@@ -22,58 +23,72 @@ PROMPTS = (
     "pizza, 3d",
     "zon",
 )
+"""Prompts of the shipped model's domain, in three languages, two of them with a style word or without an article."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """One precision beside fp32."""
+    """One precision compared with fp32."""
 
     precision: str
     nats: float
-    """Mean divergence KL(fp32 ‖ this) of the next image id's distribution, along pictures drawn in fp32."""
+    """Mean divergence KL(fp32 ‖ this precision) of the next image id's distribution, along pictures sampled in fp32."""
     agreement: float
-    """Share of places where both find the same id likeliest."""
-    same: float
-    """Share of image ids that are the same when both draw from the same seeds; one that differs changes the rest."""
+    """Fraction of positions at which both have the same most likely id."""
+    same_ids: float
+    """Fraction of image ids that are equal when both sample from the same seeds; one differing id changes all ids
+    after it."""
     seconds: float
-    """Of drawing, all prompts."""
+    """Of sampling pictures for all prompts."""
 
 
-def drift(
+def measure_drift(
     model: str | Path, precisions: Sequence[str], prompts: Sequence[str], candidates: int, seed: int, device: str
 ) -> list[Drift]:
-    """Compare precisions of one model.
+    """Compare precisions of one model with fp32.
 
     Args:
         model: shipped name or checkpoint folder.
-        precisions: what to compare with fp32.
-        prompts: to draw for, at the model's sampling settings.
+        precisions: `bf16`, `int8` or `fp32`, as for `DalleMini.from_pretrained`.
+        prompts: to sample for, at the model's sampling settings.
         candidates: pictures per prompt.
-        seed: of the run.
-        device: to run on.
+        seed: of the pictures.
+        device: where to compute.
+
+    Returns:
+        fp32 itself, then each precision.
     """
     exact = DalleMini.from_pretrained(model, device, "fp32")
-    drawn, seconds = _draw(exact, prompts, candidates, seed)
-    expected = _log_shares(exact, prompts, drawn)
-    found = [Drift("fp32", 0.0, 1.0, 1.0, seconds)]
+    exact_ids, seconds = _sample_ids(exact, prompts, candidates, seed)
+    exact_logs = _log_probabilities(exact, prompts, exact_ids)
+    drifts = [Drift("fp32", 0.0, 1.0, 1.0, seconds)]
     for precision in precisions:
         dalle = DalleMini.from_pretrained(model, device, precision)
-        ids, seconds = _draw(dalle, prompts, candidates, seed)
-        shares = _log_shares(dalle, prompts, drawn)
-        found.append(
+        ids, seconds = _sample_ids(dalle, prompts, candidates, seed)
+        logs = _log_probabilities(dalle, prompts, exact_ids)
+        drifts.append(
             Drift(
                 precision,
-                nats=float((expected.exp() * (expected - shares)).sum(-1).mean()),
-                agreement=float((expected.argmax(-1) == shares.argmax(-1)).float().mean()),
-                same=float((ids == drawn).float().mean()),
+                nats=float((exact_logs.exp() * (exact_logs - logs)).sum(-1).mean()),
+                agreement=float((exact_logs.argmax(-1) == logs.argmax(-1)).float().mean()),
+                same_ids=float((ids == exact_ids).float().mean()),
                 seconds=seconds,
             )
         )
-    return found
+    return drifts
 
 
-def _draw(dalle: DalleMini, prompts: Sequence[str], candidates: int, seed: int) -> tuple[Tensor, float]:
-    """Image ids (prompts, N, h, w) and the seconds they took; one picture goes before, which does not count."""
+def drift_table(drifts: Sequence[Drift]) -> str:
+    """A line for each precision."""
+    rows = [["", "nats per id", "same likeliest id", "same ids drawn", "seconds"]]
+    rows += [
+        [d.precision, f"{d.nats:.5f}", f"{d.agreement:.1%}", f"{d.same_ids:.1%}", f"{d.seconds:.2f}"] for d in drifts
+    ]
+    return aligned_table(rows, right=(1, 2, 3, 4), min_widths=(6,))
+
+
+def _sample_ids(dalle: DalleMini, prompts: Sequence[str], candidates: int, seed: int) -> tuple[Tensor, float]:
+    """Image ids (prompts, N, h, w) and the seconds of sampling them, after one picture as a warm-up."""
     dalle.generate(prompts[0], candidates=1, rank="none")
     start = time.perf_counter()
     results = [dalle.generate(text, candidates=candidates, keep=candidates, seed=seed, rank="none") for text in prompts]
@@ -81,17 +96,10 @@ def _draw(dalle: DalleMini, prompts: Sequence[str], candidates: int, seed: int) 
     return torch.stack([torch.stack([candidate.image_ids for candidate in result]) for result in results]), seconds
 
 
-def _log_shares(dalle: DalleMini, prompts: Sequence[str], drawn: Tensor) -> Tensor:
-    """Log-probabilities (prompts, N, h * w, K) of every id at each place of what was drawn."""
+def _log_probabilities(dalle: DalleMini, prompts: Sequence[str], image_ids: Tensor) -> Tensor:
+    """Log-probabilities (prompts, N, h * w, K) of every id at each position of image ids (prompts, N, h, w)."""
     logits = [
         image_logits(dalle.transformer, dalle.stream, dalle.encode(text), ids)
-        for text, ids in zip(prompts, drawn, strict=True)
+        for text, ids in zip(prompts, image_ids, strict=True)
     ]
     return F.log_softmax(torch.stack(logits), -1).cpu()
-
-
-def table(found: Sequence[Drift]) -> str:
-    """A line for each precision."""
-    lines = [f"{'':6}{'nats per id':>13}{'same likeliest id':>19}{'same ids drawn':>16}{'seconds':>9}"]
-    lines += [f"{d.precision:6}{d.nats:13.5f}{d.agreement:19.1%}{d.same:16.1%}{d.seconds:9.2f}" for d in found]
-    return "\n".join(lines)

@@ -1,4 +1,9 @@
-"""R-precision: real art as one judge sees it, and at which place a picture's own concept comes among all."""
+"""R-precision: the rank of a picture's own concept among all concepts, by one judge's features.
+
+R-precision for text-to-image models comes from Xu et al. 2018 (AttnGAN) and Park et al. 2021: it is the fraction of
+generated pictures whose own caption is the nearest among many. Here each concept is represented by its real pictures
+in place of captions, and features come from a judge that reads no text.
+"""
 
 from dataclasses import dataclass
 
@@ -9,82 +14,89 @@ from torch.nn import functional as F
 from dalle_mini_impl.evaluate.judges import Judge
 
 CHUNK = 256
+"""Pictures compared with all references at a time, which bounds memory."""
 COMPONENTS = 192
+"""Most principal components kept, those of the largest variance."""
+MIN_RELATIVE_VARIANCE = 1e-6
+"""Components whose variance is below this fraction of the largest are rounding noise and dropped."""
 
 
 @dataclass(frozen=True, eq=False)
 class RPrecision:
-    """The features of all real art, by which pictures are matched to concepts."""
+    """Features of all reference pictures, by which pictures are matched to concepts. See `build_r_precision`."""
 
     judge: Judge
-    centre: Tensor
-    """(D,) mean of the judge's features over the art."""
-    axes: Tensor
-    """(D, d) principal axes of the art, scaled so that no few of them decide."""
-    features: Tensor
-    """(n, d), the art's features as `see` gives them."""
-    concepts: Tensor
-    """(n,) int64, number of each picture's concept, 0 to `concept_count - 1`."""
-    vendors: Tensor
-    """(n,) int64, number of who drew it."""
+    mean: Tensor
+    """(D,) mean of the judge's features over the reference pictures."""
+    projection: Tensor
+    """(D, d) principal axes of the reference features, each divided by the square root of its standard deviation."""
+    reference_features: Tensor
+    """(n, d) features of the reference pictures, as `features_of` returns them."""
+    concept_ids: Tensor
+    """(n,) int64, concept of each reference picture, 0 to `concept_count - 1`."""
+    vendor_ids: Tensor
+    """(n,) int64, vendor of each reference picture."""
 
     @property
     def concept_count(self) -> int:
         """Number of concepts to choose among."""
-        return int(self.concepts.max()) + 1
+        return int(self.concept_ids.max()) + 1
 
-    def see(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] -> (B, d), centred and scaled as the bank is, L2-normalised."""
-        return F.normalize((self.judge(pixels) - self.centre) @ self.axes, dim=-1)
+    def features_of(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> (B, d), centred and scaled like the references, L2-normalised."""
+        return F.normalize((self.judge.features(pixels) - self.mean) @ self.projection, dim=-1)
 
-    def ranks(self, features: Tensor, concepts: Tensor, other_than: Tensor | None = None) -> Tensor:
-        """How many concepts fit each picture at least as well as its own does; 0 is a hit at the first place.
+    def ranks(self, features: Tensor, concept_ids: Tensor, excluded_vendor_ids: Tensor | None = None) -> Tensor:
+        """Number of other concepts that fit each picture at least as well as its own concept; 0 is a top-1 hit.
 
-        A concept fits as well as the most similar of its drawings. Ties count against the picture.
+        The fit of a concept is the largest cosine of any of its reference pictures. Ties count against the picture.
 
         Args:
-            features: (B, d) from `see`.
-            concepts: (B,) int64, each picture's own concept.
-            other_than: (B,) int64, a vendor whose art is left out for that picture; None leaves out nothing.
+            features: (B, d) from `features_of`.
+            concept_ids: (B,) int64, each picture's own concept.
+            excluded_vendor_ids: (B,) int64, the vendor whose reference pictures are left out for that picture; None
+                leaves out nothing.
 
         Returns:
             (B,) int64, 0 to `concept_count - 1`.
         """
-        parts = []
+        ranks = []
         for start in range(0, len(features), CHUNK):
             rows = slice(start, start + CHUNK)
-            cosines = features[rows] @ self.features.T
-            if other_than is not None:
-                cosines = cosines.masked_fill(self.vendors == other_than[rows, None], -torch.inf)
+            cosines = features[rows] @ self.reference_features.T
+            if excluded_vendor_ids is not None:
+                cosines = cosines.masked_fill(self.vendor_ids == excluded_vendor_ids[rows, None], -torch.inf)
             fit = cosines.new_full((len(cosines), self.concept_count), -torch.inf)
-            fit = fit.scatter_reduce(1, self.concepts.expand_as(cosines), cosines, "amax")
-            own = fit.gather(1, concepts[rows, None])
-            parts.append((fit >= own).sum(1) - 1)
-        return torch.cat(parts)
+            fit = fit.scatter_reduce(1, self.concept_ids.expand_as(cosines), cosines, "amax")
+            own_fit = fit.gather(1, concept_ids[rows, None])
+            ranks.append((fit >= own_fit).sum(1) - 1)
+        return torch.cat(ranks)
 
 
-def build_r_precision(judge: Judge, embeds: Tensor, concepts: Tensor, vendors: Tensor) -> RPrecision:
-    """A bank from what the judge made of all art.
+def build_r_precision(judge: Judge, features: Tensor, concept_ids: Tensor, vendor_ids: Tensor) -> RPrecision:
+    """Centre and half-whiten the judge's features of the reference pictures.
 
-    Features are centred and half whitened: each principal axis is divided by the square root of its standard
-    deviation. Undivided, a few broad properties such as how full the frame is outweigh everything else; fully
-    whitened, noise does.
+    Half-whitened: each principal axis is divided by the square root of its standard deviation. Without whitening a few
+    broad properties, such as how much of the frame is filled, outweigh everything else; with full whitening noise
+    does.
 
     Args:
-        judge: made the embeds and will see the pictures to be matched.
-        embeds: (n, D), as the judge gives them.
-        concepts: (n,) int64.
-        vendors: (n,) int64.
+        judge: computed `features`, and will compute those of the pictures to be matched.
+        features: (n, D) of the reference pictures, as the judge returns them.
+        concept_ids: (n,) int64.
+        vendor_ids: (n,) int64.
     """
-    centre = embeds.mean(0)
-    variances, axes = torch.linalg.eigh((embeds - centre).T.double().cov())
-    kept = variances > variances[-1] * 1e-6
-    kept[:-COMPONENTS] = False
-    axes = (axes[:, kept] / variances[kept] ** 0.25).to(embeds.dtype)
-    return RPrecision(judge, centre, axes, F.normalize((embeds - centre) @ axes, dim=-1), concepts, vendors)
+    mean = features.mean(0)
+    variances, axes = torch.linalg.eigh((features - mean).T.double().cov())  # ascending
+    selected = variances > variances[-1] * MIN_RELATIVE_VARIANCE
+    selected[:-COMPONENTS] = False
+    projection = (axes[:, selected] / variances[selected] ** 0.25).to(features.dtype)
+    reference_features = F.normalize((features - mean) @ projection, dim=-1)
+    return RPrecision(judge, mean, projection, reference_features, concept_ids, vendor_ids)
 
 
-def has_other_art(concepts: Tensor, vendors: Tensor) -> Tensor:
-    """(n,) bool: whether another vendor drew the same concept, so that it can be found without one's own."""
-    pairs = torch.stack([concepts, vendors], 1).unique(dim=0)
-    return torch.bincount(pairs[:, 0], minlength=int(concepts.max()) + 1)[concepts] > 1
+def has_other_vendor(concept_ids: Tensor, vendor_ids: Tensor) -> Tensor:
+    """(n,) bool: whether another vendor also has a picture of this concept, so that a match is possible without it."""
+    pairs = torch.stack([concept_ids, vendor_ids], 1).unique(dim=0)
+    vendor_counts = torch.bincount(pairs[:, 0], minlength=int(concept_ids.max()) + 1)
+    return vendor_counts[concept_ids] > 1

@@ -1,5 +1,6 @@
-"""The captioned art that generated pictures are measured against: what is drawn, by whom, in which words."""
+"""The real pictures that generated ones are compared with: each with its concept, its vendor and its captions."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,89 +10,132 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore, open_store
+from dalle_mini_impl.evaluate.data import store_config
+from dalle_mini_impl.evaluate.feature_cache import (
+    cache_key,
+    cache_path,
+    read_features,
+    store_fingerprint,
+    write_features,
+)
 from dalle_mini_impl.evaluate.judges import Judge
 from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
 from dalle_mini_impl.util.errors import UserError
 
 CHUNK = 128
+"""Pictures given to the judges at a time."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReferencePictures:
     """Every picture of a store, of both splits."""
 
+    folder: Path
+    """Of the store."""
     store: PictureStore
     size: int
-    """Side in pixels at which the pictures are looked at: that of the model to be measured."""
-    concepts: Tensor
-    """(n,) int64, number of each picture's concept."""
-    vendors: Tensor
-    """(n,) int64, number of who drew it."""
+    """Side in pixels at which judges get the pictures: that of the model to be measured."""
+    concept_ids: Tensor
+    """(n,) int64, concept of each picture."""
+    vendor_ids: Tensor
+    """(n,) int64, vendor of each picture: an index into `vendor_names`."""
     vendor_names: tuple[str, ...]
 
-    def pixels(self, numbers: Sequence[int]) -> Tensor:
-        """Pictures on white, (len(numbers), 3, size, size) in [-1, 1]."""
-        return pixels_on_white(self.store.take(np.asarray(numbers)), self.size)
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """Pictures on white, (len(indices), 3, size, size) in [-1, 1]."""
+        return pixels_on_white(self.store.take(np.asarray(indices)), self.size)
 
-    def numbers(self, split: str, kinds: Sequence[str]) -> list[int]:
-        """Pictures of one split and of some kinds, ordered by key, so that no order of storage matters."""
+    def indices(self, split: str, kinds: Sequence[str]) -> list[int]:
+        """Pictures of one split and some kinds, ordered by key, so that the order of storage has no influence."""
         entries = self.store.entries
-        chosen = [n for n, e in enumerate(entries) if e.split == split and e.details.get("kind", "plain") in kinds]
-        return sorted(chosen, key=lambda number: entries[number].key)
+        selected = [
+            index
+            for index, entry in enumerate(entries)
+            if entry.split == split and entry.details.get("kind", "plain") in kinds
+        ]
+        return sorted(selected, key=lambda index: entries[index].key)
 
 
-def open_reference_pictures(store: str | Path, size: int) -> ReferencePictures:
-    """Open a store of which each picture tells its `concept` and `vendor`, as the emoji set's do.
+def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
+    """Open a store, or make one from a source, whose pictures have a `concept` and a `vendor`, as the emoji set's do.
+
+    Args:
+        data: a picture store, or a source as in `evaluate.data.store_config`.
+        size: side in pixels at which judges get the pictures.
 
     Raises:
-        UserError: there is no such store, or a picture tells no concept or vendor.
+        UserError: `data` does not exist, or a picture has no concept or vendor.
     """
-    if not (Path(store) / "store.json").is_file():
-        raise UserError(f"{store} is no store of decoded pictures; training with data.store makes one")
-    config = DataConfig(store=str(store))
-    train, validation = open_store(config, "train"), open_store(config, "validation")
-    numbers = np.concatenate([train.rows, validation.rows])
+    config = store_config(data)
+    train = open_store(config, "train")
+    validation = open_store(config, "validation")
+    rows = np.concatenate([train.rows, validation.rows])
     entries = train.entries + validation.entries
     for entry in entries:
         if not {"concept", "vendor"} <= entry.details.keys():
             raise UserError(
-                f"picture {entry.key} of {store} tells no concept and vendor; generation is measured "
-                f"on the emoji set, which dalle data emoji builds"
+                f"expected a concept and a vendor for every picture, got none for {entry.key} of {data}; generation "
+                f"is measured on the emoji set, which `dalle data emoji` builds"
             )
-    concepts, _ = _number([entry.details["concept"] for entry in entries])
-    vendors, names = _number([entry.details["vendor"] for entry in entries])
-    return ReferencePictures(PictureStore(train.pixels, numbers, entries), size, concepts, vendors, names)
+    concept_ids, _ = _index_names([entry.details["concept"] for entry in entries])
+    vendor_ids, vendor_names = _index_names([entry.details["vendor"] for entry in entries])
+    store = PictureStore(train.pixels, rows, entries)
+    return ReferencePictures(Path(config.store), store, size, concept_ids, vendor_ids, vendor_names)
 
 
-def build_banks(
-    art: ReferencePictures, judges: Mapping[str, Judge], progress: Callable[[int], object] = lambda pictures: None
+def build_r_precisions(
+    reference: ReferencePictures,
+    judges: Mapping[str, Judge],
+    progress: Callable[[int], object] = lambda pictures: None,
 ) -> dict[str, RPrecision]:
-    """Show all art to every judge.
+    """R-precision by each judge, with features from the cache beside the store where it has them.
 
     Args:
-        art: the pictures.
+        reference: the pictures.
         judges: by name.
-        progress: told how many pictures each step has seen.
+        progress: called with the number of pictures each step has processed.
     """
-    embeds: dict[str, list[Tensor]] = {name: [] for name in judges}
-    for chunk in torch.arange(len(art.store)).split(CHUNK):
-        pixels = art.pixels(chunk.tolist())
-        for name, judge in judges.items():
-            embeds[name].append(judge(pixels))
-        progress(len(chunk))
+    features = reference_features(reference, judges, progress)
     return {
-        name: build_r_precision(judge, torch.cat(embeds[name]), art.concepts, art.vendors)
+        name: build_r_precision(judge, features[name], reference.concept_ids, reference.vendor_ids)
         for name, judge in judges.items()
     }
 
 
-def prompt_of(entry: PictureEntry, language: str = "en", styled: bool = True) -> str | None:
-    """A picture's name as its captions have it, with or without the vendor's style word.
+def reference_features(
+    reference: ReferencePictures,
+    judges: Mapping[str, Judge],
+    progress: Callable[[int], object] = lambda pictures: None,
+) -> dict[str, Tensor]:
+    """Features (n, D) of all reference pictures by each judge, read from the cache or computed and written to it."""
+    fingerprint = store_fingerprint(reference.folder)
+    paths = {name: cache_path(reference.folder, name, reference.size) for name in judges}
+    keys = {name: cache_key(judge.identity, fingerprint, reference.size) for name, judge in judges.items()}
+    features = {name: read_features(paths[name], keys[name], len(reference.store)) for name in judges}
+    missing = [name for name in judges if features[name] is None]
+    parts: dict[str, list[Tensor]] = {name: [] for name in missing}
+    for chunk in torch.arange(len(reference.store)).split(CHUNK):
+        if missing:
+            pixels = reference.pixels(chunk.tolist())
+            for name in missing:
+                parts[name].append(judges[name].features(pixels))
+        progress(len(chunk))
+    for name in missing:
+        computed = torch.cat(parts[name])
+        features[name] = computed
+        try:
+            write_features(paths[name], keys[name], computed)
+        except UserError as error:  # a store on a read-only disk can still be used
+            warnings.warn(f"features of judge {name} are not kept for the next run: {error}", stacklevel=2)
+    return {name: values for name, values in features.items() if values is not None}
 
-    The emoji set has each caption once without and then once with the style word, the bare name first.
+
+def prompt_of(entry: PictureEntry, language: str = "en", with_style: bool = True) -> str | None:
+    """A picture's first name in a language, with or without the vendor's style word.
+
+    The emoji set lists each caption first without and then with the style word: `heart`, `heart, flat`.
 
     Returns:
         None where there is no caption in this language.
@@ -100,11 +144,12 @@ def prompt_of(entry: PictureEntry, language: str = "en", styled: bool = True) ->
     if not texts:
         return None
     name = texts[0]
-    with_style = (text for before, text in pairwise(texts) if before == name and text.startswith(f"{name}, "))
-    return next(with_style, name) if styled else name
+    styled_names = (text for previous, text in pairwise(texts) if previous == name and text.startswith(f"{name}, "))
+    return next(styled_names, name) if with_style else name
 
 
-def _number(names: list[str]) -> tuple[Tensor, tuple[str, ...]]:
-    known = sorted(set(names))
-    table = {name: number for number, name in enumerate(known)}
-    return torch.tensor([table[name] for name in names]), tuple(known)
+def _index_names(names: list[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Index of each name among the sorted distinct names, (n,) int64, and these."""
+    distinct = sorted(set(names))
+    index_of = {name: index for index, name in enumerate(distinct)}
+    return torch.tensor([index_of[name] for name in names]), tuple(distinct)

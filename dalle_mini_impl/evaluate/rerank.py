@@ -1,8 +1,8 @@
-"""How much ranking gains, and what it costs: R-precision of the best of N candidates by each way of choosing it."""
+"""What ranking candidates gains and costs: R-precision of the best of N by each ranking method, and seconds."""
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,202 +10,237 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.evaluate.generation import Drawing, EvaluationContext, draw, pick
-from dalle_mini_impl.evaluate.intervals import TOP, Share, share
+from dalle_mini_impl.evaluate.generation import (
+    EvaluationContext,
+    GeneratedPictures,
+    generate_pictures,
+    sample_indices,
+)
+from dalle_mini_impl.evaluate.intervals import TOP_K, Share, mean_share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.generate import survivors
 from dalle_mini_impl.util.plots import new_figure, save_figure
+from dalle_mini_impl.util.tables import aligned_table
 
 TIMED_PROMPTS = 3
+"""Prompts timed for each method and number of candidates, of which the median counts."""
 
 
-class Way(NamedTuple):
+class RankingMethod(NamedTuple):
     """How the best candidate is chosen."""
 
     score: str
-    """Key of `Scored.whole`, or `chance`."""
+    """Key of `CandidateScores.totals`, or `chance`."""
     rank: str
-    """What `generate` would be asked for: its cost is measured."""
+    """`rank` argument of `DalleMini.generate` whose time is measured."""
     prune: bool = False
+    """`prune` argument of `DalleMini.generate`."""
 
 
-WAYS = {
-    "chance": Way("chance", "none"),
-    "ratio": Way("ratio", "likelihood"),
-    "ratio + clip": Way("ratio + clip", "both"),
-    "likelihood": Way("likelihood", "likelihood"),
-    "clip": Way("clip", "clip"),
-    "both": Way("both", "both"),
-    "likelihood, pruned": Way("likelihood", "likelihood", True),
-    "both, pruned": Way("both", "both", True),
+METHODS = {
+    "chance": RankingMethod("chance", "none"),
+    "ratio": RankingMethod("ratio", "likelihood"),
+    "ratio + clip": RankingMethod("ratio + clip", "both"),
+    "likelihood": RankingMethod("likelihood", "likelihood"),
+    "clip": RankingMethod("clip", "clip"),
+    "both": RankingMethod("both", "both"),
+    "likelihood, pruned": RankingMethod("likelihood", "likelihood", True),
+    "both, pruned": RankingMethod("both", "both", True),
 }
-"""`likelihood`, `clip` and `both`, their sum, are what `generate` offers. `ratio` is the likelihood given the caption
-over that without it, `chance` the mean candidate."""
-SHOWN = ("likelihood", "clip", "both", "likelihood, pruned", "both, pruned")
+"""`likelihood`, `clip` and `both`, their sum, are those of `DalleMini.generate`. `ratio` is the likelihood given the
+caption divided by that without it, `chance` the mean over all candidates."""
+PLOTTED = ("likelihood", "clip", "both", "likelihood, pruned", "both, pruned")
+"""Methods that `DalleMini.generate` offers."""
+
+Seconds = dict[tuple[str, bool, int], float]
+"""(`rank`, `prune`, candidates) -> seconds per prompt."""
 
 
 @dataclass(frozen=True)
-class Point:
-    """Quality and cost of the best of N by one way of choosing."""
+class CurvePoint:
+    """Quality and cost of the best of N by one ranking method."""
 
-    way: str
+    method: str
     candidates: int
     seconds: float
-    """For a prompt, from text to the best picture; median of several."""
+    """Per prompt, from text to the best picture; median of several."""
     shares: dict[str, tuple[Share, ...]]
-    """Judge -> top-1 and top-5."""
+    """Judge -> fraction of hits at each depth of `TOP_K`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
-    """What ways of choosing go by, for candidates in the order of their seeds."""
+class CandidateScores:
+    """What ranking methods compare, for candidates in the order of their seeds."""
 
-    whole: dict[str, Tensor]
-    """Score -> (..., N)."""
-    so_far: Tensor
-    """(..., N, h * w): nats after each id, by which candidates are pruned."""
+    totals: dict[str, Tensor]
+    """Score name -> (..., N), the higher the better."""
+    cumulative: Tensor
+    """(..., N, h * w): log-likelihood in nats up to and including each image id, by which candidates are pruned."""
 
 
-def scores(dalle: DalleMini, result: Result) -> Scored:
+def score_candidates(dalle: DalleMini, result: Result) -> CandidateScores:
     """Every score of the candidates of one prompt, in their order."""
     image_ids = torch.stack([candidate.image_ids for candidate in result])
-    given, null = (dalle.log_likelihood(text, image_ids).cumsum(1) for text in (result.prompt, ""))
+    cumulative = dalle.log_likelihood(result.prompt, image_ids).cumsum(1)
+    without_caption = dalle.log_likelihood("", image_ids).cumsum(1)
     cosines = dalle.scorer.cosines([candidate.image for candidate in result], result.prompt)
-    likelihood, clip = given[:, -1], dalle.scorer.scale * cosines
-    ratio = likelihood - null[:, -1]
-    whole = {
+    likelihood = cumulative[:, -1]
+    clip = dalle.scorer.scale * cosines
+    ratio = likelihood - without_caption[:, -1]
+    totals = {
         "ratio": ratio,
         "ratio + clip": ratio + clip,
         "likelihood": likelihood,
         "clip": cosines,
         "both": likelihood + clip,
     }
-    return Scored(whole, given)
+    return CandidateScores(totals, cumulative)
 
 
-def best_of(hits: Tensor, scored: Tensor | None, count: int) -> Tensor:
-    """Chance (prompts,) that the best of `count` is a hit, over as many whole groups as the candidates make.
+def hit_rate_of_best(hits: Tensor, scores: Tensor | None, count: int) -> Tensor:
+    """Fraction of hits (prompts,) among the best of each group of `count` candidates.
+
+    Candidates form as many whole groups as there are; those left over are ignored.
 
     Args:
         hits: (prompts, N) bool.
-        scored: (prompts, N), the higher the better, the first of equal ones winning; None chooses at random.
+        scores: (prompts, N), the higher the better, the first of equal ones winning; None chooses at random.
         count: size of a group, at most N.
     """
-    hits = _groups(hits, count).double()
-    if scored is None:
-        return hits.mean((1, 2))
-    best = _groups(scored, count).argmax(2, keepdim=True)
-    return hits.gather(2, best).mean((1, 2))
+    grouped_hits = _groups(hits, count).double()
+    if scores is None:
+        return grouped_hits.mean((1, 2))
+    best = _groups(scores, count).argmax(2, keepdim=True)
+    return grouped_hits.gather(2, best).mean((1, 2))
 
 
-def pruned(scored: Tensor, so_far: Tensor, count: int) -> Tensor:
-    """Scores (prompts, N) where whoever `generate` would give up in its group of `count` has minus infinity."""
-    result, total = torch.full_like(scored, -torch.inf), so_far.shape[2]
-    for row, nats in enumerate(so_far):
-        for start in range(0, scored.shape[1] // count * count, count):
-            alive = torch.arange(start, start + count)
-            for done in range(1, total):
-                kept = survivors(nats[alive, done - 1], 1, done, total)
-                alive = alive if kept is None else alive[kept]
-            result[row, alive] = scored[row, alive]
+def prune_scores(scores: Tensor, cumulative: Tensor, count: int) -> Tensor:
+    """Scores with minus infinity for the candidates that `generate(prune=True)` would drop from a group of `count`.
+
+    Args:
+        scores: (prompts, N).
+        cumulative: (prompts, N, h * w), see `CandidateScores`.
+        count: size of a group.
+
+    Returns:
+        (prompts, N); candidates outside whole groups are minus infinity too.
+    """
+    result = torch.full_like(scores, -torch.inf)
+    length = cumulative.shape[2]
+    for row, nats in enumerate(cumulative):
+        for start in range(0, scores.shape[1] // count * count, count):
+            remaining = torch.arange(start, start + count)
+            for done in range(1, length):
+                selected = survivors(nats[remaining, done - 1], 1, done, length)
+                remaining = remaining if selected is None else remaining[selected]
+            result[row, remaining] = scores[row, remaining]
     return result
 
 
-def curve(drawing: Drawing, scored: Scored, seconds: dict[tuple[Way, int], float]) -> list[Point]:
-    """Points for every way and N = 1, 2, 4 … up to all candidates.
+def build_curve(pictures: GeneratedPictures, scores: CandidateScores, seconds: Seconds) -> list[CurvePoint]:
+    """Points for every method and N = 1, 2, 4 … up to all candidates.
 
     Args:
-        drawing: pictures in the order of their seeds.
-        scored: with the prompts in front.
-        seconds: what a way takes with so many candidates.
+        pictures: candidates in the order of their seeds.
+        scores: with a leading dimension of prompts.
+        seconds: from `measure_seconds`.
     """
     points = []
-    for name, way in WAYS.items():
-        for count in counts(len(drawing.results[0])):
-            values = scored.whole.get(way.score)
-            if values is not None and way.prune:
-                values = pruned(values, scored.so_far, count)
+    for name, method in METHODS.items():
+        for count in powers_of_two(len(pictures.results[0])):
+            values = scores.totals.get(method.score)
+            if values is not None and method.prune:
+                values = prune_scores(values, scores.cumulative, count)
             shares = {
-                judge: tuple(share(best_of(ranks < k, values, count).tolist()) for k in TOP)
-                for judge, ranks in drawing.ranks.items()
+                judge: tuple(mean_share(hit_rate_of_best(ranks < k, values, count).tolist()) for k in TOP_K)
+                for judge, ranks in pictures.ranks.items()
             }
-            points.append(Point(name, count, seconds[way._replace(score=""), count], shares))
+            points.append(CurvePoint(name, count, seconds[method.rank, method.prune, count], shares))
     return points
 
 
-def counts(total: int) -> list[int]:
-    """1, 2, 4 … up to `total`."""
-    return [2**n for n in range(total.bit_length())]
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4 … up to `limit`."""
+    return [2**exponent for exponent in range(limit.bit_length())]
 
 
-def measure_seconds(dalle: DalleMini, prompts: Sequence[str], total: int) -> dict[tuple[Way, int], float]:
-    """Median seconds from text to the best picture, for each way to ask `generate` (its score's name left empty)."""
-    seconds: dict[tuple[Way, int], float] = {}
-    for way in dict.fromkeys(way._replace(score="") for way in WAYS.values()):
-        for count in counts(total):
-            # To keep a random candidate, one is enough to draw.
-            options: dict[str, Any] = {"candidates": 1 if way.rank == "none" else count, "keep": 1}
-            dalle.generate(prompts[0], rank=way.rank, prune=way.prune, **options)  # warms up
-            took = []
+def measure_seconds(dalle: DalleMini, prompts: Sequence[str], limit: int) -> Seconds:
+    """Median seconds from text to the best picture, for each pair of `rank` and `prune` in use.
+
+    Args:
+        dalle: the model.
+        prompts: to time; the first one also warms up.
+        limit: most candidates.
+    """
+    seconds: Seconds = {}
+    for rank, prune in dict.fromkeys((method.rank, method.prune) for method in METHODS.values()):
+        for count in powers_of_two(limit):
+            # A random candidate needs one candidate only.
+            options: dict[str, Any] = {"candidates": 1 if rank == "none" else count, "keep": 1}
+            dalle.generate(prompts[0], rank=rank, prune=prune, **options)
+            timings = []
             for prompt in prompts:
                 start = time.perf_counter()
-                dalle.generate(prompt, rank=way.rank, prune=way.prune, **options)
-                took.append(time.perf_counter() - start)
-            seconds[way, count] = statistics.median(took)
+                dalle.generate(prompt, rank=rank, prune=prune, **options)
+                timings.append(time.perf_counter() - start)
+            seconds[rank, prune, count] = statistics.median(timings)
     return seconds
 
 
-def rerank(context: EvaluationContext) -> list[Point]:
-    """Draw for held-out pairs that no other figure uses, and rank in every way."""
+def measure_rerank(context: EvaluationContext) -> list[CurvePoint]:
+    """Generate candidates for held-out pairs that no other figure uses, and rank them by every method."""
     settings = context.settings
-    numbers = pick(context.art, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
-    drawing = draw(context, numbers, "drawing", rank="none")
-    every = [scores(context.dalle, result) for result in drawing.results]
-    whole = {name: torch.stack([one.whole[name] for one in every]) for name in every[0].whole}
-    scored = Scored(whole, torch.stack([one.so_far for one in every]))
-    prompts = [result.prompt for result in drawing.results[:TIMED_PROMPTS]]
-    return curve(drawing, scored, measure_seconds(context.dalle, prompts, settings.candidates))
+    indices = sample_indices(context.reference, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
+    pictures = generate_pictures(context, indices, "drawing", rank="none")
+    per_prompt = [score_candidates(context.dalle, result) for result in pictures.results]
+    totals = {name: torch.stack([scores.totals[name] for scores in per_prompt]) for name in per_prompt[0].totals}
+    scores = CandidateScores(totals, torch.stack([scores.cumulative for scores in per_prompt]))
+    prompts = [result.prompt for result in pictures.results[:TIMED_PROMPTS]]
+    return build_curve(pictures, scores, measure_seconds(context.dalle, prompts, settings.candidates))
 
 
-def table(points: Sequence[Point], judge: str) -> str:
-    """Top-5 by one judge: a line for each way, a column for each N."""
-    return _table(points, "top-5 of the best of", lambda point: point.shares[judge][TOP.index(5)].value)
+def accuracy_table(points: Sequence[CurvePoint], judge: str) -> str:
+    """Top-5 by one judge: a line for each method, a column for each N."""
+    return _method_table(points, "top-5 of the best of", lambda point: point.shares[judge][TOP_K.index(5)].value)
 
 
-def seconds_table(points: Sequence[Point]) -> str:
-    """Seconds for a prompt: a line for each way, a column for each N."""
-    return _table(points, "seconds for a prompt", lambda point: point.seconds)
+def seconds_table(points: Sequence[CurvePoint]) -> str:
+    """Seconds per prompt: a line for each method, a column for each N."""
+    return _method_table(points, "seconds for a prompt", lambda point: point.seconds)
 
 
-def plot(points: Sequence[Point], path: str | Path) -> Path:
-    """Draw quality by the first judge over seconds, a line for each way that `generate` offers.
+def plot_curve(points: Sequence[CurvePoint], path: str | Path) -> Path:
+    """Plot top-5 by the first judge over seconds, a line for each method that `generate` offers.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the file cannot be written.
     """
     figure = new_figure(7, 4.2)
-    panel, judge = figure.subplots(), next(iter(points[0].shares))
-    for name in SHOWN:
-        line = [point for point in points if point.way == name]
-        heights = [point.shares[judge][TOP.index(5)].value for point in line]
-        panel.plot([point.seconds for point in line], heights, "--o" if WAYS[name].prune else "-o", ms=4, label=name)
-        panel.annotate(str(line[-1].candidates), (line[-1].seconds, heights[-1]), (4, 4), textcoords="offset points")
-    chance = next(point for point in points if point.way == "chance").shares[judge][TOP.index(5)].value
-    panel.axhline(chance, color="gray", lw=0.8, label="a random candidate")
-    panel.set_xscale("log")
-    panel.set_xlabel("seconds for a prompt")
-    panel.set_ylabel(f"best of 1, 2, 4 … : top-5 ({judge})")
-    panel.legend()
+    axes = figure.subplots()
+    judge = next(iter(points[0].shares))
+    top5 = TOP_K.index(5)
+    for name in PLOTTED:
+        line = [point for point in points if point.method == name]
+        heights = [point.shares[judge][top5].value for point in line]
+        style = "--o" if METHODS[name].prune else "-o"
+        axes.plot([point.seconds for point in line], heights, style, ms=4, label=name)
+        axes.annotate(str(line[-1].candidates), (line[-1].seconds, heights[-1]), (4, 4), textcoords="offset points")
+    chance = next(point for point in points if point.method == "chance").shares[judge][top5].value
+    axes.axhline(chance, color="gray", lw=0.8, label="a random candidate")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds for a prompt")
+    axes.set_ylabel(f"best of 1, 2, 4 … : top-5 ({judge})")
+    axes.legend()
     return save_figure(figure, path)
 
 
-def _table(points: Sequence[Point], title: str, value: Any) -> str:
-    columns = sorted({point.candidates for point in points})
-    found = {(point.way, point.candidates): value(point) for point in points}
-    lines = [f"{title:24}" + "".join(f"{count:>7}" for count in columns)]
-    lines += [f"{'  by ' + way:24}" + "".join(f"{found[way, count]:7.2f}" for count in columns) for way in WAYS]
-    return "\n".join(lines)
+def _method_table(points: Sequence[CurvePoint], title: str, value: Callable[[CurvePoint], float]) -> str:
+    counts = sorted({point.candidates for point in points})
+    values = {(point.method, point.candidates): value(point) for point in points}
+    rows = [[title, *map(str, counts)]]
+    rows += [[f"  by {method}", *(f"{values[method, count]:.2f}" for count in counts)] for method in METHODS]
+    return aligned_table(rows, right=range(1, len(counts) + 1), min_widths=[24, *[7] * len(counts)], gap=0)
 
 
 def _groups(values: Tensor, count: int) -> Tensor:

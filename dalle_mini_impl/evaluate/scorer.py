@@ -1,4 +1,4 @@
-"""What a scorer knows: how well held-out pictures and their names find each other, language by language."""
+"""Retrieval by a scorer: how well held-out pictures and their names match, language by language."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,76 +12,84 @@ from torch import Tensor
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import caption_in_language
 from dalle_mini_impl.data.picture_store import PictureStore, concept_indices
-from dalle_mini_impl.evaluate.recall import recalls
+from dalle_mini_impl.evaluate.recall import DEPTHS, recalls
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.plots import new_figure, save_figure
 
-CHUNK = 64
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class LanguageReport:
-    """Recalls of one language."""
+    """Retrieval in one language."""
 
     language: str
-    """Empty where the captions do not say."""
+    """Empty where the captions have no language."""
     pictures: int
-    """With a name in this language: what each is to be found among."""
+    """With a caption in this language: the number of pairs to match."""
     recalls: dict[str, float]
-    """See `dalle_mini_impl.scorer.recalls`."""
+    """See `dalle_mini_impl.evaluate.recall.recalls`."""
 
 
 def evaluate_scorer(scorer: Scorer, store: PictureStore, languages: Sequence[str] = ()) -> list[LanguageReport]:
-    """Recalls of each language's first captions.
+    """Match each language's pictures with their first captions.
 
     Args:
         scorer: to be measured.
-        store: pictures, best ones it has not been trained on.
-        languages: those to measure; none given, all, by how many pictures have them.
+        store: pictures, preferably ones it was not trained on.
+        languages: to measure; by default all, by descending number of pictures.
 
     Raises:
         UserError: no picture has a caption in one of the languages.
     """
-    counts = Counter(language for entry in store.entries for language in {one.language for one in entry.captions})
+    entry_languages = [{caption.language for caption in entry.captions} for entry in store.entries]
+    counts = Counter(language for languages_of_one in entry_languages for language in languages_of_one)
     if missing := [language for language in languages if language not in counts]:
-        raise UserError(f"no picture has a caption in {missing[0]!r}; there are {', '.join(sorted(counts))}")
-    chosen = languages or [language for language, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    image_embed, numbers = embed_store(scorer, store), torch.from_numpy(concept_indices(store))
+        raise UserError(
+            f"no picture has a caption in {missing[0]!r}; there are {', '.join(sorted(counts))}; "
+            f"choose among these languages"
+        )
+    by_count = [language for language, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    image_embed = embed_store(scorer, store)
+    concept_ids = torch.from_numpy(concept_indices(store))
     reports = []
-    for language in chosen:
-        rows = [row for row, entry in enumerate(store.entries) if language in {one.language for one in entry.captions}]
-        captions = [caption_in_language(store.entries[row].captions, language).text for row in rows]
-        text_embed = scorer.embed_texts(captions)
-        reports.append(LanguageReport(language, len(rows), recalls(image_embed[rows] @ text_embed.T, numbers[rows])))
+    for language in languages or by_count:
+        rows = [row for row, known in enumerate(entry_languages) if language in known]
+        text_embed = scorer.embed_texts(
+            [caption_in_language(store.entries[row].captions, language).text for row in rows]
+        )
+        similarity = image_embed[rows] @ text_embed.T
+        reports.append(LanguageReport(language, len(rows), recalls(similarity, concept_ids[rows])))
     return reports
 
 
 def embed_store(scorer: Scorer, store: PictureStore) -> Tensor:
     """Embeddings (n, D) of all pictures."""
-    chunks = [np.arange(start, min(start + CHUNK, len(store))) for start in range(0, len(store), CHUNK)]
-    return torch.cat([scorer.embed_images(pixels_on_white(store.take(chunk), scorer.image_size)) for chunk in chunks])
+    batches = [np.arange(start, min(start + BATCH_SIZE, len(store))) for start in range(0, len(store), BATCH_SIZE)]
+    return torch.cat([scorer.embed_images(pixels_on_white(store.take(batch), scorer.image_size)) for batch in batches])
 
 
-def figures(report: LanguageReport) -> dict[str, str]:
-    """One row of the table."""
+def table_cells(report: LanguageReport) -> dict[str, str]:
+    """A report as a table row: column title -> cell."""
     shares = {name.replace("_", " "): f"{value:.3f}" for name, value in report.recalls.items()}
     return {"language": report.language or "unknown", "pictures": str(report.pictures), **shares}
 
 
-def plot(reports: Sequence[LanguageReport], path: str | Path) -> Path:
-    """Draw recall at all depths from text to image, a group of bars for each language.
+def plot_recalls(reports: Sequence[LanguageReport], path: str | Path) -> Path:
+    """Plot text-to-image recall at all depths, a group of bars for each language.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the file cannot be written.
     """
     figure = new_figure(max(6.0, 0.45 * len(reports)), 3.6)
-    panel, places = figure.subplots(), np.arange(len(reports))
-    for depth in (10, 5, 1):  # each over the next, which is never higher
+    axes = figure.subplots()
+    positions = np.arange(len(reports))
+    for depth in reversed(DEPTHS):  # the bar of a smaller depth, which is never higher, covers the larger one's
         heights = [report.recalls[f"text_to_image_at_{depth}"] for report in reports]
-        panel.bar(places, heights, label=f"recall@{depth}")
-    panel.set_xticks(places, [report.language or "?" for report in reports])
-    panel.set_ylabel("held-out pictures found by name")
-    panel.set_ylim(0, 1)
-    panel.legend()
+        axes.bar(positions, heights, label=f"recall@{depth}")
+    axes.set_xticks(positions, [report.language or "?" for report in reports])
+    axes.set_ylabel("held-out pictures found by name")
+    axes.set_ylim(0, 1)
+    axes.legend()
     return save_figure(figure, path)

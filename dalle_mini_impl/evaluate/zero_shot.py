@@ -1,4 +1,4 @@
-"""Zero-shot classification measured: pictures sorted into folders by class, against a scorer that reads the names."""
+"""Zero-shot classification by a scorer (Radford et al. 2021, section 3.1) of pictures in one folder per class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,155 +9,173 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dalle_mini_impl.evaluate.intervals import TOP, Share, cell, markdown, share
+from dalle_mini_impl.evaluate.intervals import TOP_K, Share, format_share, mean_share
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import PICTURE_ENDINGS, open_picture
+from dalle_mini_impl.util.tables import markdown_table
 from dalle_mini_impl.util.text import printable
 
-CHUNK = 64
-SHEET = 1200
-"""Side in pixels that the squares of a confusion picture take together, unless the classes are too many."""
-SHOWN = 24
-"""Letters of a class's name on the picture."""
+BATCH_SIZE = 64
+MATRIX_SIDE = 1200
+"""Pixels along each side of the confusion matrix; more only where that leaves less than 3 pixels per class."""
+MAX_NAME_LENGTH = 24
+"""Letters of a class's name in the confusion picture."""
+MIN_NAMED_SIDE = 9
+"""Pixels per class from which names fit beside the confusion matrix."""
+MIN_NUMBERED_SIDE = 24
+"""Pixels per class from which percentages fit into its cells."""
 
 
 @dataclass(frozen=True, eq=False)
-class ZeroShot:
-    """How pictures of known classes were classified."""
+class ZeroShotResult:
+    """Predicted classes of pictures of known classes."""
 
     labels: tuple[str, ...]
     confusion: Tensor
-    """(n, n) int64, pictures of the row's class that were taken for the column's."""
+    """(n, n) int64, number of pictures of the row's class classified as the column's."""
     hits: Tensor
-    """(n, 2) int64, pictures of each class whose label was the likeliest (top-1), or among the likeliest five."""
+    """(n, 2) int64, number of pictures of each class whose label was among the likeliest k, for each k of `TOP_K`."""
     skipped: tuple[str, ...]
     """Why a file could not be read, one line each."""
 
     def accuracy(self) -> tuple[Share, ...]:
         """Top-1 and top-5 over all pictures, each with its 95 % interval."""
         count = int(self.confusion.sum())
-        return tuple(share([1.0] * int(hits) + [0.0] * (count - int(hits))) for hits in self.hits.sum(dim=0))
+        return tuple(mean_share([1.0] * int(hits) + [0.0] * (count - int(hits))) for hits in self.hits.sum(dim=0))
 
 
 def find_classes(folder: str | Path) -> dict[str, list[Path]]:
-    """Pictures by class: the folders in `folder` are the classes, their names, with spaces for `_`, the labels.
+    """Pictures by class: every subfolder is a class, its name, with spaces for `_`, the label.
 
     Hidden files, and folders without pictures, are left out.
 
     Raises:
-        UserError: `folder` is none, or holds fewer than two folders with pictures.
+        UserError: `folder` is no folder, or holds fewer than two folders with pictures.
     """
     folder = Path(folder)
-    found: dict[str, list[Path]] = {}
+    classes: dict[str, list[Path]] = {}
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give one that holds a folder of pictures for each class")
-    for home in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        raise UserError(f"expected a folder with a folder of pictures for each class, got {folder}; check the path")
+    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         paths = sorted(
-            path for path in home.rglob("*") if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
+            path
+            for path in subfolder.rglob("*")
+            if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
         )
         if paths:
-            found.setdefault(printable(home.name.replace("_", " ")), []).extend(paths)
-    if len(found) < 2:
-        raise UserError(f"{folder} holds {len(found)} folders with pictures; give at least two, one for each class")
-    return found
+            classes.setdefault(printable(subfolder.name.replace("_", " ")), []).extend(paths)
+    if len(classes) < 2:
+        raise UserError(
+            f"expected at least two folders with pictures in {folder}, got {len(classes)}; give one for each class"
+        )
+    return classes
 
 
-def zero_shot(
+def measure_zero_shot(
     scorer: Scorer,
     classes: Mapping[str, Sequence[Path]],
     templates: Sequence[str] = ("{}",),
     progress: Callable[[int], Any] = lambda count: None,
-) -> ZeroShot:
+) -> ZeroShotResult:
     """Classify every picture among all classes.
 
     Args:
-        scorer: what looks at pictures and names.
+        scorer: to be measured.
         classes: pictures by label, at least one each.
         templates: see `Scorer.embed_labels`.
-        progress: told how many files were looked at since the last call.
+        progress: called with the number of files each step has processed.
 
     Raises:
         UserError: no picture at all is readable, or a template has no `{}`.
     """
-    labels, skipped = tuple(classes), []
+    labels = tuple(classes)
+    skipped = []
     label_embed = scorer.embed_labels(labels, templates)
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    hits = torch.zeros(len(labels), len(TOP), dtype=torch.int64)
-    files = [(number, path) for number, paths in enumerate(classes.values()) for path in paths]
-    for start in range(0, len(files), CHUNK):
-        images, numbers, chunk = [], [], files[start : start + CHUNK]
-        for number, path in chunk:
+    hits = torch.zeros(len(labels), len(TOP_K), dtype=torch.int64)
+    files = [(class_id, path) for class_id, paths in enumerate(classes.values()) for path in paths]
+    for start in range(0, len(files), BATCH_SIZE):
+        batch = files[start : start + BATCH_SIZE]
+        images = []
+        readable = []
+        for class_id, path in batch:
             try:
                 images.append(open_picture(path))
-                numbers.append(number)
+                readable.append(class_id)
             except UserError as error:
                 skipped.append(printable(str(error)))
-        true = torch.tensor(numbers, dtype=torch.int64)
+        class_ids = torch.tensor(readable, dtype=torch.int64)
         cosines = scorer.embed_images(images) @ label_embed.T
         order = cosines.sort(dim=1, descending=True, stable=True).indices
-        confusion.index_put_((true, order[:, 0]), torch.ones_like(true), accumulate=True)
-        found = order == true[:, None]
-        hits.index_add_(0, true, torch.stack([found[:, :k].any(dim=1) for k in TOP], dim=1).long())
-        progress(len(chunk))
+        confusion.index_put_((class_ids, order[:, 0]), torch.ones_like(class_ids), accumulate=True)
+        correct = order == class_ids[:, None]
+        hits.index_add_(0, class_ids, torch.stack([correct[:, :k].any(dim=1) for k in TOP_K], dim=1).long())
+        progress(len(batch))
     if not confusion.any():
-        raise UserError(f"none of the {len(skipped)} pictures is readable; the first: {skipped[0]}")
-    return ZeroShot(labels, confusion, hits, tuple(skipped))
+        raise UserError(
+            f"none of the {len(skipped)} pictures is readable; give PNG or JPEG files; the first: {skipped[0]}"
+        )
+    return ZeroShotResult(labels, confusion, hits, tuple(skipped))
 
 
-def table(result: ZeroShot) -> str:
-    """Accuracy of each class, worst first, then of all."""
+def accuracy_table(result: ZeroShotResult) -> str:
+    """Accuracy of each class, lowest first, then of all."""
     mistakes = result.confusion - result.confusion.diag().diag()
     rows = []
     for label, row, wrong, hits in zip(result.labels, result.confusion, mistakes, result.hits, strict=True):
         if count := int(row.sum()):
             shares = [f"{int(hit) / count:.2f}" for hit in hits]
-            taken = result.labels[int(wrong.argmax())] if wrong.any() else ""
-            rows.append((label, str(count), *shares, taken))
+            mistaken_for = result.labels[int(wrong.argmax())] if wrong.any() else ""
+            rows.append((label, str(count), *shares, mistaken_for))
     rows.sort(key=lambda row: row[2])
-    rows.append(("all", str(int(result.confusion.sum())), *map(cell, result.accuracy()), ""))
-    heads = ("class", "pictures", *(f"top-{k}" for k in TOP), "mostly mistaken for")
-    return markdown([dict(zip(heads, row, strict=True)) for row in rows])
+    rows.append(("all", str(int(result.confusion.sum())), *map(format_share, result.accuracy()), ""))
+    titles = ("class", "pictures", *(f"top-{k}" for k in TOP_K), "mostly mistaken for")
+    return markdown_table([dict(zip(titles, row, strict=True)) for row in rows])
 
 
-def facts(result: ZeroShot) -> dict[str, Any]:
-    """Everything as plain values."""
-    shares = {f"top_{k}": vars(value) for k, value in zip(TOP, result.accuracy(), strict=True)}
+def as_json(result: ZeroShotResult) -> dict[str, Any]:
+    """The whole result as plain values."""
+    shares = {f"top_{k}": vars(value) for k, value in zip(TOP_K, result.accuracy(), strict=True)}
     classes = {
-        label: {"pictures": int(row.sum()), **{f"top_{k}": int(hit) for k, hit in zip(TOP, hits, strict=True)}}
+        label: {"pictures": int(row.sum()), **{f"top_{k}": int(hit) for k, hit in zip(TOP_K, hits, strict=True)}}
         for label, row, hits in zip(result.labels, result.confusion, result.hits, strict=True)
     }
     return {**shares, "classes": classes, "confusion": result.confusion.tolist(), "skipped": list(result.skipped)}
 
 
-def confusion_picture(result: ZeroShot) -> Image.Image:
-    """Rows are true classes, columns what they were taken for, darker the larger the share of the row, in percent.
+def confusion_picture(result: ZeroShotResult) -> Image.Image:
+    """The confusion matrix: rows are true classes, columns predicted ones.
 
-    Names stand at the left and above; where classes are too many for names, the squares stand alone.
+    A cell is the darker the larger its fraction of the row, which it holds in percent; the diagonal is green, mistakes
+    are red. Names are at the left and above; they and the numbers are left out where there are too many classes.
     """
     count = len(result.labels)
-    side = max(3, min(32, SHEET // count))
+    side = max(3, min(32, MATRIX_SIDE // count))
     font = ImageFont.load_default(size=min(14, side))
-    names = [label if len(label) <= SHOWN else label[: SHOWN - 1] + "…" for label in result.labels]
-    margin = int(max(map(font.getlength, names))) + 8 if side >= 9 else 4
-    sheet = Image.new("RGB", (margin + count * side + 4,) * 2, "white")
-    if side >= 9:
+    names = [label if len(label) <= MAX_NAME_LENGTH else label[: MAX_NAME_LENGTH - 1] + "…" for label in result.labels]
+    with_names = side >= MIN_NAMED_SIDE
+    margin = int(max(map(font.getlength, names))) + 8 if with_names else 4
+    picture = Image.new("RGB", (margin + count * side + 4,) * 2, "white")
+    if with_names:
         strip = Image.new("RGB", (margin, count * side), "white")
-        pen = ImageDraw.Draw(strip)
+        draw = ImageDraw.Draw(strip)
         for row, name in enumerate(names):
-            pen.text((4, (row + 0.5) * side), name, fill="black", font=font, anchor="lm")
-        sheet.paste(strip, (0, margin))
-        sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), (margin, 0))
+            draw.text((4, (row + 0.5) * side), name, fill="black", font=font, anchor="lm")
+        picture.paste(strip, (0, margin))
+        picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (margin, 0))
     shares = result.confusion / result.confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    fade = (255 * (1 - shares)).round().to(torch.uint8)
-    full = torch.full_like(fade, 255)
-    colours = torch.where(torch.eye(count).bool(), torch.stack((fade, full, fade)), torch.stack((full, fade, fade)))
-    squares = Image.fromarray(colours.permute(1, 2, 0).contiguous().numpy())
-    sheet.paste(squares.resize((count * side,) * 2, Image.Resampling.NEAREST), (margin, margin))
-    pen = ImageDraw.Draw(sheet)
-    pen.rectangle((margin - 1, margin - 1, *(sheet.width - 4,) * 2), outline="lightgrey")
-    if side >= 24:
+    faded = (255 * (1 - shares)).round().to(torch.uint8)
+    full = torch.full_like(faded, 255)
+    green = torch.stack((faded, full, faded))
+    red = torch.stack((full, faded, faded))
+    colours = torch.where(torch.eye(count).bool(), green, red)
+    matrix = Image.fromarray(colours.permute(1, 2, 0).contiguous().numpy())
+    picture.paste(matrix.resize((count * side,) * 2, Image.Resampling.NEAREST), (margin, margin))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((margin - 1, margin - 1, *(picture.width - 4,) * 2), outline="lightgrey")
+    if side >= MIN_NUMBERED_SIDE:
         for row, column in shares.nonzero().tolist():
-            place = (margin + (column + 0.5) * side, margin + (row + 0.5) * side)
-            pen.text(place, f"{100 * float(shares[row, column]):.0f}", "black", font_size=11, anchor="mm")
-    return sheet
+            centre = (margin + (column + 0.5) * side, margin + (row + 0.5) * side)
+            draw.text(centre, f"{100 * float(shares[row, column]):.0f}", "black", font_size=11, anchor="mm")
+    return picture

@@ -17,13 +17,18 @@ from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.picture_store import build_store
-from dalle_mini_impl.evaluate.batches import SHEET_COLUMNS, Choice, comparison_sheet, picture_batches
-from dalle_mini_impl.evaluate.image_tokenizer import Evaluation, TokenizerReport, evaluate_image_tokenizer, notes, sheet
-from dalle_mini_impl.evaluate.intervals import markdown
+from dalle_mini_impl.evaluate.batches import SHEET_COLUMNS, ReservoirSample, comparison_sheet, picture_batches
+from dalle_mini_impl.evaluate.image_tokenizer import (
+    TokenizerEvaluation,
+    TokenizerReport,
+    evaluate_image_tokenizer,
+    examples_sheet,
+    table_notes,
+)
 from dalle_mini_impl.evaluate.judges import efficientnet_judge
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.evaluate.perceptual import efficientnet_distance
-from dalle_mini_impl.evaluate.reconstruction import Fidelity
+from dalle_mini_impl.evaluate.reconstruction import ReconstructionMetrics
 from dalle_mini_impl.util.errors import UserError
 
 pytest.importorskip("torchmetrics")
@@ -34,91 +39,98 @@ def random_pixels(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def flat(*levels, side=13):
-    """Grey pictures."""
+def grey_pixels(*levels, side=13):
+    """Uniform grey pictures (n, 3, side, side)."""
     return torch.tensor(levels)[:, None, None, None].expand(-1, 3, side, side)
 
 
-# --- figures of known pictures
+# --- metrics of known pictures
 
 
 def test_psnr_and_ssim_of_grey_pictures_by_hand():
-    fidelity = Fidelity("cpu")
-    fidelity.add(flat(0.0, 1.0), flat(0.2, 0.98))  # errors of 1/10 and 1/100 of the range: 20 and 40 dB
-    found = fidelity.figures()
+    metrics = ReconstructionMetrics("cpu")
+    metrics.update(grey_pixels(0.0, 1.0), grey_pixels(0.2, 0.98))  # errors of 1/10 and 1/100 of the range: 20 and 40 dB
+    found = metrics.compute()
     assert found["psnr"] == pytest.approx(30, abs=1e-3)
-    # Grey pictures vary nowhere, so that SSIM comes down to its comparison of the means, here of 0 to 1.
-    light = [(2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2) for a, b in ((0.5, 0.6), (1.0, 0.99))]
-    assert found["ssim"] == pytest.approx(sum(light) / 2, abs=1e-5)
+    # Uniform pictures have no variance: SSIM is its comparison of the means, here in [0, 1].
+    luminance = [(2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2) for a, b in ((0.5, 0.6), (1.0, 0.99))]
+    assert found["ssim"] == pytest.approx(sum(luminance) / 2, abs=1e-5)
 
 
-def test_ssim_and_psnr_equal_the_references():
+def test_ssim_and_psnr_match_slow_references():
     before = random_pixels(3, 3, 13, 17)
     after = (before + 0.3 * random_pixels(3, 3, 13, 17, seed=1)).clamp(-1, 1)
-    fidelity = Fidelity("cpu")
-    fidelity.add(before[:2], after[:2])
-    fidelity.add(before[2:], after[2:])
-    found = fidelity.figures()
+    metrics = ReconstructionMetrics("cpu")
+    metrics.update(before[:2], after[:2])
+    metrics.update(before[2:], after[2:])
+    found = metrics.compute()
     windows = [reference.ssim(a, b) for a, b in zip(before, after, strict=True)]
     assert found["ssim"] == pytest.approx(np.mean(windows), abs=1e-4)
     assert found["psnr"] == pytest.approx(float(psnr(after, before).mean()), abs=1e-4)
 
 
-def test_equal_pictures_are_no_distance_apart():
-    fidelity, pixels = Fidelity("cpu"), random_pixels(5, 3, 13, 17)
-    fidelity.add(pixels, pixels)
-    found = fidelity.figures()
+def test_distances_of_equal_pictures_are_zero():
+    metrics, pixels = ReconstructionMetrics("cpu"), random_pixels(5, 3, 13, 17)
+    metrics.update(pixels, pixels)
+    found = metrics.compute()
     assert found["perceptual_distance"] == 0
     assert found["fd_efficientnet_lite0"] == pytest.approx(0, abs=1e-3)
     assert found["ssim"] == pytest.approx(1)
 
 
-def distance(fidelity, before, after):
-    """Fréchet distance of two sets of features (n, 192)."""
-    fidelity.sets.update(before, real=True)
-    fidelity.sets.update(after, real=False)
-    return float(fidelity.sets.compute())
+def frechet_distance(metrics, before, after):
+    """Fréchet distance between two sets of features (n, 192)."""
+    metrics.frechet.update(before, real=True)
+    metrics.frechet.update(after, real=False)
+    return float(metrics.frechet.compute())
 
 
-def test_frechet_distance_is_that_of_gaussians():
-    # Each dimension by itself: (difference of means)² + (difference of deviations)².
+def test_frechet_distance_matches_the_closed_form_of_gaussians():
+    # For each dimension alone: (difference of means)² + (difference of standard deviations)².
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1009, 192, generator=generator, dtype=torch.float64)
     shift = torch.linspace(0, 1, 192, dtype=torch.float64)
-    assert distance(Fidelity("cpu"), features, features + shift) == pytest.approx(float(shift.square().sum()), rel=1e-6)
+    assert frechet_distance(ReconstructionMetrics("cpu"), features, features + shift) == pytest.approx(
+        float(shift.square().sum()), rel=1e-6
+    )
     # 3 × the features: covariance 9 × as large, and trace(S + 9 S - 2 (9 S S)^(1/2)) = 4 trace(S).
-    spread = float(features.var(0).sum())
+    variance = float(features.var(0).sum())
     mean = float((2 * features.mean(0)).square().sum())
-    assert distance(Fidelity("cpu"), features, 3 * features) == pytest.approx(4 * spread + mean, rel=1e-6)
+    assert frechet_distance(ReconstructionMetrics("cpu"), features, 3 * features) == pytest.approx(
+        4 * variance + mean, rel=1e-6
+    )
 
 
-def test_both_distances_are_those_of_the_networks_features():
+def test_both_distances_use_the_judges_network():
     before, after = random_pixels(19, 3, 16, 16), random_pixels(19, 3, 16, 16, seed=1)
-    fidelity = Fidelity("cpu")
-    fidelity.add(before[:7], after[:7])
-    fidelity.add(before[7:], after[7:])
-    apart = efficientnet_distance()(after, before)
+    metrics = ReconstructionMetrics("cpu")
+    metrics.update(before[:7], after[:7])
+    metrics.update(before[7:], after[7:])
+    distances = efficientnet_distance()(after, before)
     judge = efficientnet_judge()
-    found, expected = fidelity.figures(), distance(Fidelity("cpu"), judge(before), judge(after))
-    assert found["perceptual_distance"] == pytest.approx(float(apart.mean()), rel=1e-3)
+    found, expected = (
+        metrics.compute(),
+        frechet_distance(ReconstructionMetrics("cpu"), judge.features(before), judge.features(after)),
+    )
+    assert found["perceptual_distance"] == pytest.approx(float(distances.mean()), rel=1e-3)
     assert found["fd_efficientnet_lite0"] == pytest.approx(expected, rel=1e-3)
-    assert apart.min() > 0.1
+    assert distances.min() > 0.1
     assert expected > 1
 
 
-def test_missing_extra_is_named(monkeypatch):
+def test_missing_torchmetrics_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(UserError, match=r"torchmetrics is not installed; .*\.\[eval\]"):
-        Fidelity("cpu")
+        ReconstructionMetrics("cpu")
 
 
 # --- one image tokenizer
 
 
-def test_report_matches_the_metrics():
+def test_report_matches_metrics_computed_directly():
     tokenizer = make_image_tokenizer()
     pixels = random_pixels(17, 3, 16, 16)
-    found = evaluate_image_tokenizer("tiny", tokenizer, iter(pixels.split(11)), shown=5)
+    found = evaluate_image_tokenizer("tiny", tokenizer, iter(pixels.split(11)), examples=5)
     ids = tokenizer.encode(pixels)
     after, counts, report = tokenizer.decode(ids), count_ids(ids, 61), found.report
     assert (report.pictures, report.size, report.factor, report.codebook_size) == (17, 16, 8, 61)
@@ -128,11 +140,11 @@ def test_report_matches_the_metrics():
     assert report.dead_entries == 61 - len(ids.unique())
     assert report.encode_per_second > 0
     assert report.decode_per_second > 0
-    assert len(found.shown) == 5
+    assert len(found.examples) == 5
 
 
-class Halves(torch.nn.Module):
-    """Knows dark and light pictures, of five ids it might use."""
+class TwoIdTokenizer(torch.nn.Module):
+    """Maps dark pictures to id 0 and light ones to id 1 of five ids."""
 
     codebook_size = 5
     device = torch.device("cpu")
@@ -149,9 +161,9 @@ class Halves(torch.nn.Module):
         return (self.level * (2 * image_ids - 1)).detach()[:, None].expand(-1, 3, 16, 16)
 
 
-def test_codebook_figures_from_a_known_histogram():
-    pixels = flat(1.0, 1.0, 1.0, -1.0, side=16)  # three of one id, one of another
-    report = evaluate_image_tokenizer("halves", Halves(), [pixels]).report
+def test_codebook_use_of_a_known_histogram():
+    pixels = grey_pixels(1.0, 1.0, 1.0, -1.0, side=16)  # three of one id, one of another
+    report = evaluate_image_tokenizer("two ids", TwoIdTokenizer(), [pixels]).report
     assert report.psnr == pytest.approx(20, abs=1e-3)
     assert report.usage == pytest.approx(2 / 5)
     assert report.perplexity == pytest.approx(4 / 3**0.75)  # exp of ¾ ln(4/3) + ¼ ln 4
@@ -160,34 +172,36 @@ def test_codebook_figures_from_a_known_histogram():
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_evaluating_nothing_is_refused(count):
+def test_fewer_than_two_pictures_are_refused(count):
     batches = [random_pixels(count, 3, 16, 16)] if count else []
-    with pytest.raises(UserError, match=f"there are {count} pictures in the data, expected at least 2"):
+    with pytest.raises(UserError, match=f"expected at least 2 pictures in the data, got {count}"):
         evaluate_image_tokenizer("tiny", make_image_tokenizer(), batches)
 
 
 # --- sheets and tables
 
 
-def test_a_choice_depends_on_the_number_of_pictures_alone():
-    def chosen(side, batch):
-        choice, pixels = Choice(5), flat(*(n / 100 for n in range(41)), side=side)
+def test_reservoir_sample_depends_on_the_number_of_pictures_only():
+    def sampled(side, batch):
+        sample = ReservoirSample(5)
+        pixels = grey_pixels(*(n / 100 for n in range(41)), side=side)
         for part in pixels.split(batch):
-            choice.offer(part, -part)
-        assert choice.count == 41
-        return [(before.getpixel((0, 0))[0], after.getpixel((0, 0))[0]) for before, after in choice.kept]
+            sample.add(part, -part)
+        assert sample.count == 41
+        return [(before.getpixel((0, 0))[0], after.getpixel((0, 0))[0]) for before, after in sample.pairs]
 
-    assert len(chosen(2, 7)) == 5
-    assert chosen(2, 7) == chosen(3, 41)
-    assert len({before for before, _ in chosen(2, 7)}) == 5
-    assert all(before + after == 255 for before, after in chosen(2, 7))
+    assert len(sampled(2, 7)) == 5
+    assert sampled(2, 7) == sampled(3, 41)
+    assert len({before for before, _ in sampled(2, 7)}) == 5
+    assert all(before + after == 255 for before, after in sampled(2, 7))
 
 
-def test_a_choice_is_even():
-    choice, levels = Choice(20), torch.linspace(-1, 1, 1009)
+def test_reservoir_sample_is_uniform():
+    sample = ReservoirSample(20)
+    levels = torch.linspace(-1, 1, 1009)
     for part in levels.split(100):
-        choice.offer(flat(*part.tolist(), side=1), flat(*part.tolist(), side=1))
-    values = sorted(before.getpixel((0, 0))[0] for before, _ in choice.kept)
+        sample.add(grey_pixels(*part.tolist(), side=1), grey_pixels(*part.tolist(), side=1))
+    values = sorted(before.getpixel((0, 0))[0] for before, _ in sample.pairs)
     assert values[0] < 60
     assert values[-1] > 195
     assert 90 < np.mean(values) < 165
@@ -197,7 +211,7 @@ def grey(level, side):
     return Image.new("L", (side, side), level)
 
 
-def test_comparison_sheet_keeps_rows_together():
+def test_comparison_sheet_splits_all_rows_at_the_same_picture():
     count = SHEET_COLUMNS + 2
     rows = [
         ("original", [grey(10 * n, 8) for n in range(count)]),
@@ -211,7 +225,7 @@ def test_comparison_sheet_keeps_rows_together():
     expected[0], expected[1] = levels[:SHEET_COLUMNS], 255 - levels[:SHEET_COLUMNS]
     expected[2, :2], expected[3, :2] = levels[SHEET_COLUMNS:], 255 - levels[SHEET_COLUMNS:]
     assert (found == expected).all()
-    assert (pixels[:16] < 128).any()  # a name
+    assert (pixels[:16] < 128).any()  # the row's name
 
 
 def make_report(size, **others):
@@ -219,27 +233,18 @@ def make_report(size, **others):
     return TokenizerReport(**{**zeros, "pictures": 31, "size": size, **others})
 
 
-def test_sheet_shows_originals_at_the_largest_size():
-    small = Evaluation("small", make_report(8), [(grey(10, 8), grey(20, 8))])
-    large = Evaluation("large", make_report(16), [(grey(30, 16), grey(40, 16))])
-    pixels = np.asarray(sheet([small, large]).convert("L"))
+def test_examples_sheet_shows_originals_at_the_largest_size():
+    small = TokenizerEvaluation("small", make_report(8), [(grey(10, 8), grey(20, 8))])
+    large = TokenizerEvaluation("large", make_report(16), [(grey(30, 16), grey(40, 16))])
+    pixels = np.asarray(examples_sheet([small, large]).convert("L"))
     assert pixels[16 + 4 + 8 :: 40, 12].tolist() == [30, 20, 40]
 
 
-def test_notes_warn_of_different_sizes():
-    assert notes([make_report(8), make_report(8)]) == (
+def test_table_notes_warn_of_different_picture_sizes():
+    assert table_notes([make_report(8), make_report(8)]) == (
         "31 pictures; usage and dead entries are those of these pictures."
     )
-    assert "different picture sizes cannot be compared" in notes([make_report(8), make_report(16)])
-
-
-def test_markdown_table_is_aligned():
-    assert markdown([{"a": "1", "long": "x"}, {"a": "second", "long": ""}]).splitlines() == [
-        "| a      | long |",
-        "| ------ | ---- |",
-        "| 1      | x    |",
-        "| second |      |",
-    ]
+    assert "different picture sizes cannot be compared" in table_notes([make_report(8), make_report(16)])
 
 
 # --- pictures
@@ -247,7 +252,7 @@ def test_markdown_table_is_aligned():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Seven flat pictures, three of them held out."""
+    """Seven uniform pictures, three of them held out."""
     folder = tmp_path_factory.mktemp("pictures")
     lines = []
     for number in range(7):
@@ -265,7 +270,7 @@ def store(source, tmp_path_factory):
     return str(folder)
 
 
-def test_pictures_come_from_a_store_or_its_source(store, source):
+def test_batches_from_a_store_equal_those_from_its_source(store, source):
     def read(data, split):
         return torch.cat(list(picture_batches(data, split, 24, SkipLog())))
 
@@ -287,7 +292,7 @@ def run(*arguments):
 
 @pytest.fixture
 def other_model(tmp_path):
-    """Another image tokenizer: smaller pictures, fewer pixels an id, fewer ids."""
+    """Another image tokenizer: smaller pictures, fewer pixels per id, fewer ids."""
     config = ImageTokenizerConfig(
         image_size=16, factor=4, channels=(13,), decoder_blocks=1, codebook_size=37, embed_dim=3
     )
@@ -295,7 +300,7 @@ def other_model(tmp_path):
     return tmp_path / "other"
 
 
-def test_command_compares_two(store, tiny_model, other_model, tmp_path):
+def test_command_compares_two_tokenizers(store, tiny_model, other_model, tmp_path):
     picture, figures = tmp_path / "sheet.png", tmp_path / "figures.json"
     output = run(
         tiny_model,
@@ -311,9 +316,9 @@ def test_command_compares_two(store, tiny_model, other_model, tmp_path):
         "--device",
         "cpu",
     )
-    facts = json.loads(figures.read_text())
-    first, second = facts["image_tokenizers"]
-    assert (facts["data"], facts["split"], first["model"]) == (store, "all", str(tiny_model))
+    written = json.loads(figures.read_text())
+    first, second = written["image_tokenizers"]
+    assert (written["data"], written["split"], first["model"]) == (store, "all", str(tiny_model))
     assert (first["pictures"], first["size"], first["codebook_size"]) == (7, IMAGE_TOKENIZER.image_size, 61)
     assert (second["pictures"], second["size"], second["codebook_size"]) == (7, 16, 37)
     lines = output.splitlines()
@@ -329,14 +334,12 @@ def test_command_compares_two(store, tiny_model, other_model, tmp_path):
     assert Image.open(picture).size == (7 * 28 + 4, 3 * (24 + 8 + 16))
 
 
-def test_command_shows_all_the_same_size_when_asked(store, tiny_model, other_model, tmp_path):
-    output = run(
-        tiny_model, other_model, "--data", store, "--size", 32, "--sheet", tmp_path / "sheet.png", "--shown", 2
-    )
+def test_command_measures_all_tokenizers_at_the_size_given(store, tiny_model, other_model, tmp_path):
+    output = run(tiny_model, other_model, "--data", store, "--size", 32, "--sheet", tmp_path / "sheet.png", "--keep", 2)
     assert "cannot be compared" not in output
     assert [line.split("|")[2].strip() for line in output.splitlines()[2:4]] == ["32", "32"]
 
 
-def test_command_names_a_size_that_does_not_fit(store, tiny_model):
+def test_size_that_is_no_multiple_of_the_factor_is_refused(store, tiny_model):
     with pytest.raises(UserError, match=r"pictures of 20×20 pixels were given; both sides must be multiples of 8"):
         run(tiny_model, "--data", store, "--size", 20)

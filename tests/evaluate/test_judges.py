@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dalle_mini_impl.evaluate.efficientnet import EfficientNetLite0, InvertedResidual, SameConv, load_efficientnet
-from dalle_mini_impl.evaluate.judges import RAW_SIZE, efficientnet_judge, load_judges, pixel_judge
+from dalle_mini_impl.evaluate.judges import PIXEL_SIZE, efficientnet_judge, load_judges, pixel_features, pixel_judge
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 
@@ -20,7 +20,7 @@ def network():
     return load_efficientnet()
 
 
-def traffic_light():
+def draw_traffic_light():
     picture = Image.new("RGB", (224, 224), (150, 190, 235))
     pen = ImageDraw.Draw(picture)
     pen.rounded_rectangle((70, 15, 154, 209), 14, fill=(25, 25, 25))
@@ -29,7 +29,7 @@ def traffic_light():
     return picture
 
 
-def clock():
+def draw_clock():
     picture = Image.new("RGB", (224, 224), "white")
     pen = ImageDraw.Draw(picture)
     pen.ellipse((12, 12, 212, 212), outline="black", width=8)
@@ -50,30 +50,30 @@ def test_every_weight_of_the_package_is_used(network):
 
 def test_network_recognises_drawings(network):
     with torch.inference_mode():
-        chances = network(to_pixels([traffic_light(), clock()], 224)).softmax(1)
-    assert chances.argmax(1).tolist() == [TRAFFIC_LIGHT, ANALOG_CLOCK]
-    assert chances.amax(1).min() > 0.6
+        probabilities = network(to_pixels([draw_traffic_light(), draw_clock()], 224)).softmax(1)
+    assert probabilities.argmax(1).tolist() == [TRAFFIC_LIGHT, ANALOG_CLOCK]
+    assert probabilities.amax(1).min() > 0.6
 
 
-def test_efficientnet_judge_sees_each_picture_by_itself(network, monkeypatch):
-    monkeypatch.setattr("dalle_mini_impl.evaluate.judges.CHUNK", 2)
+def test_efficientnet_features_do_not_depend_on_the_batch(network, monkeypatch):
+    monkeypatch.setattr("dalle_mini_impl.evaluate.judges.BATCH_SIZE", 2)
     pixels = torch.rand(5, 3, 13, 17, generator=torch.Generator().manual_seed(1)) * 2 - 1
     judge = efficientnet_judge()
-    features = judge(pixels)
+    features = judge.features(pixels)
     assert features.shape == (5, 192)
-    torch.testing.assert_close(judge(pixels[-2:]), features[-2:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(judge.features(pixels[-2:]), features[-2:], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(features[0], features[1], rtol=1e-3, atol=1e-3)
 
 
-def test_same_conv_pads_unevenly_where_a_stride_asks_for_it():
+def test_same_conv_pads_unevenly_at_even_sides_with_stride_2():
     conv = SameConv(1, 1, 3, 2)
     torch.nn.init.ones_(conv.weight)
-    # Even side: one row is added after the last and none before the first. Odd side: one on either side.
+    # Even side: one row of padding after the last, none before the first. Odd side: one on both sides.
     assert conv(torch.ones(1, 1, 4, 4))[0, 0].tolist() == [[9, 6], [6, 4]]
     assert conv(torch.ones(1, 1, 3, 5))[0, 0].tolist() == [[4, 6, 4], [4, 6, 4]]
-    still = SameConv(1, 1, 5)
-    torch.nn.init.ones_(still.weight)
-    assert still(torch.ones(1, 1, 7, 3)).shape == (1, 1, 7, 3)
+    stride_1 = SameConv(1, 1, 5)
+    torch.nn.init.ones_(stride_1.weight)
+    assert stride_1(torch.ones(1, 1, 7, 3)).shape == (1, 1, 7, 3)
 
 
 def test_inverted_residual_adds_its_input_only_where_shapes_allow():
@@ -87,7 +87,7 @@ def test_inverted_residual_adds_its_input_only_where_shapes_allow():
     assert not hasattr(InvertedResidual(5, 5, 3, 1, 1), "expand_conv")
 
 
-def test_features_leave_out_the_last_stage():
+def test_features_do_not_use_the_last_stage():
     network = EfficientNetLite0().eval()
     before = network.features(torch.zeros(1, 3, 32, 32))
     torch.nn.init.zeros_(network.blocks[15].project_conv.weight)
@@ -96,26 +96,37 @@ def test_features_leave_out_the_last_stage():
     assert not torch.equal(network.features(torch.zeros(1, 3, 32, 32)), before)
 
 
-def test_pixel_judge_is_the_picture_made_small():
+def test_pixel_features_are_the_picture_at_16_pixels():
     halves = torch.ones(1, 3, 80, 48)
     halves[..., :24] = -1
-    features = pixel_judge(halves)
-    assert features.shape == (1, 3 * RAW_SIZE**2)
-    small = features.view(3, RAW_SIZE, RAW_SIZE)
-    torch.testing.assert_close(small[..., :6], -torch.ones(3, RAW_SIZE, 6))
-    torch.testing.assert_close(small[..., 10:], torch.ones(3, RAW_SIZE, 6))
-    same_size = torch.rand(2, 3, RAW_SIZE, RAW_SIZE, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    assert torch.equal(pixel_judge(same_size), same_size.flatten(1))
+    features = pixel_features(halves)
+    assert features.shape == (1, 3 * PIXEL_SIZE**2)
+    small = features.view(3, PIXEL_SIZE, PIXEL_SIZE)
+    torch.testing.assert_close(small[..., :6], -torch.ones(3, PIXEL_SIZE, 6))
+    torch.testing.assert_close(small[..., 10:], torch.ones(3, PIXEL_SIZE, 6))
+    same_size = torch.rand(2, 3, PIXEL_SIZE, PIXEL_SIZE, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    assert torch.equal(pixel_features(same_size), same_size.flatten(1))
 
 
-def test_missing_extra_is_named(monkeypatch):
+def test_judge_identity_changes_with_the_weights(network, monkeypatch):
+    identity = efficientnet_judge().identity
+    assert efficientnet_judge().identity == identity != pixel_judge().identity
+    changed = EfficientNetLite0()
+    changed.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        changed.conv_stem.weight[0, 0, 0, 0] += 1
+    monkeypatch.setattr("dalle_mini_impl.evaluate.judges.load_efficientnet", lambda: changed)
+    assert efficientnet_judge().identity != identity
+
+
+def test_missing_efficientnet_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     with pytest.raises(UserError, match=r"\.\[judge\]"):
         load_judges()
 
 
 @pytest.mark.parametrize("content", [{"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}, None])
-def test_other_weights_are_refused(monkeypatch, tmp_path, content):
+def test_unexpected_weights_are_refused(monkeypatch, tmp_path, content):
     path = tmp_path / "weights.pth"
     if content is not None:
         torch.save(content, path)

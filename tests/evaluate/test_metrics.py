@@ -21,31 +21,31 @@ def test_psnr_by_hand():
     assert math.isinf(values[2])
 
 
-def test_psnr_is_that_of_bytes():
+def test_psnr_equals_that_of_8_bit_values():
     a, b = torch.randint(0, 256, (2, 3, 5, 7)).float(), torch.randint(0, 256, (2, 3, 5, 7)).float()
     expected = 10 * torch.log10(255**2 / (a - b).square().mean(dim=(1, 2, 3)))
     torch.testing.assert_close(psnr(a / 127.5 - 1, b / 127.5 - 1), expected)
 
 
-def test_psnr_judges_pictures_one_by_one():
+def test_psnr_of_a_picture_does_not_depend_on_the_batch():
     a, b = random_pixels(5, 3, 7, 11), random_pixels(5, 3, 7, 11, seed=1)
     alone = torch.cat([psnr(a[n : n + 1], b[n : n + 1]) for n in range(5)])
     torch.testing.assert_close(psnr(a, b), alone)
 
 
-def test_half_precision_pictures():
+def test_psnr_of_bf16_pictures_is_fp32():
     a = random_pixels(1, 3, 16, 16).bfloat16()
     assert psnr(a, a.float() + 0.2).dtype == torch.float32
 
 
-def test_counts():
+def test_count_ids():
     counts = count_ids(torch.tensor([[[0, 3], [3, 5]], [[3, 0], [0, 3]]]), 7)
     assert counts.tolist() == [3, 0, 0, 4, 0, 1, 0]
     assert counts.dtype == torch.int64
     assert count_ids(torch.zeros(0, 2, 2, dtype=torch.int64), 7).tolist() == [0] * 7
 
 
-def test_usage_is_the_share_that_occurs():
+def test_usage_is_the_fraction_of_ids_that_occur():
     assert usage(torch.tensor([3, 0, 0, 4, 0, 1, 0])) == pytest.approx(3 / 7)
     assert usage(torch.ones(5)) == 1
     assert usage(torch.zeros(5)) == 0

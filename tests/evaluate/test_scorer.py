@@ -1,3 +1,5 @@
+"""Retrieval by scorers: recall, languages, the command."""
+
 import json
 import sys
 import warnings
@@ -14,46 +16,47 @@ from dalle_mini_impl.data.pair import Caption, caption_in_language
 from dalle_mini_impl.data.picture_store import concept_indices
 from dalle_mini_impl.evaluate import scorer as measure
 from dalle_mini_impl.evaluate.recall import recalls
-from dalle_mini_impl.evaluate.scorer import LanguageReport, evaluate_scorer, figures, plot
+from dalle_mini_impl.evaluate.scorer import LanguageReport, evaluate_scorer, plot_recalls, table_cells
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 
 
 def entry(key, *captions, **details):
+    """A picture of a store; captions are (text, language)."""
     return SimpleNamespace(key=key, captions=tuple(Caption(*caption) for caption in captions), details=details)
 
 
-def test_pictures_of_one_concept_share_a_number():
+def test_pictures_of_one_concept_have_one_index():
     store = SimpleNamespace(entries=[entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
-    numbers = concept_indices(store)
-    assert numbers[0] == numbers[2]
-    assert len(set(numbers)) == 3
+    indices = concept_indices(store)
+    assert indices[0] == indices[2]
+    assert len(set(indices)) == 3
 
 
-def test_plain_caption_is_the_first_of_its_language_or_of_all():
+def test_caption_in_language_is_the_first_of_it_or_of_all():
     captions = entry("a", ("eins", "de"), ("one", "en"), ("two", "en")).captions
     assert caption_in_language(captions, "en").text == "one"
     assert caption_in_language(captions, "fr").text == "eins"
 
 
 def test_recalls_by_hand():
-    # Three pictures and their names; the first two show the same concept, and the third is taken for it.
-    similar = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.8], [0.7, 0.6, 0.5]])
-    found = recalls(similar, torch.tensor([4, 4, 7]))
-    assert found["image_to_text_at_1"] == pytest.approx(1 / 3)
-    assert found["image_to_text_at_5"] == found["text_to_image_at_10"] == 1
+    # Three pictures and their names; the first two have the same concept, and the third fits its name best.
+    similarity = torch.tensor([[0.1, 0.9, 0.5], [0.2, 0.3, 0.8], [0.7, 0.6, 0.5]])
+    metrics = recalls(similarity, torch.tensor([4, 4, 7]))
+    assert metrics["image_to_text_at_1"] == pytest.approx(1 / 3)
+    assert metrics["image_to_text_at_5"] == metrics["text_to_image_at_10"] == 1
     # Names to pictures: the first finds the third (wrong), the second the first (right), the third the second (wrong).
-    assert found["text_to_image_at_1"] == pytest.approx(1 / 3)
+    assert metrics["text_to_image_at_1"] == pytest.approx(1 / 3)
     # The concepts' names are the first and the third: .1 < .5, .2 < .8, .7 > .5: none is right.
-    assert found["zero_shot"] == 0
-    assert recalls(similar.fliplr(), torch.tensor([7, 4, 4]))["zero_shot"] == pytest.approx(1 / 3)
+    assert metrics["zero_shot"] == 0
+    assert recalls(similarity.fliplr(), torch.tensor([7, 4, 4]))["zero_shot"] == pytest.approx(1 / 3)
 
 
 # --- languages
 
 
-class Store(SimpleNamespace):
-    """Pictures that are told apart by their brightness: row n has n."""
+class BrightnessStore(SimpleNamespace):
+    """Pictures identified by their brightness: that of row n is n."""
 
     def __len__(self):
         return len(self.entries)
@@ -62,7 +65,7 @@ class Store(SimpleNamespace):
         return torch.tensor(rows, dtype=torch.uint8)[:, None, None, None].expand(-1, 5, 5, 4).numpy()
 
 
-STORE = Store(
+STORE = BrightnessStore(
     entries=[
         entry("a", ("0", "en"), ("7", "en"), ("0", "de"), concept="sun"),
         entry("b", ("1", "en"), concept="moon"),
@@ -73,50 +76,50 @@ STORE = Store(
 
 
 @pytest.fixture
-def knower(monkeypatch):
-    """A scorer for which a picture fits a text that is its row's number, where 3 looks like 0."""
+def row_scorer(monkeypatch):
+    """A scorer for which a picture fits the text that is its row's number; row 3 looks like row 0."""
     monkeypatch.setattr("dalle_mini_impl.evaluate.scorer.pixels_on_white", lambda rgba, size: torch.from_numpy(rgba))
-    table = torch.eye(10)
+    directions = torch.eye(10)
     return SimpleNamespace(
         image_size=5,
-        embed_images=lambda pixels: table[pixels[:, 0, 0, 0].long() % 3],
-        embed_texts=lambda texts: table[[int(text) for text in texts]],
+        embed_images=lambda pixels: directions[pixels[:, 0, 0, 0].long() % 3],
+        embed_texts=lambda texts: directions[[int(text) for text in texts]],
     )
 
 
-def test_each_language_is_measured_with_the_pictures_it_names(knower):
-    english, german = evaluate_scorer(knower, STORE)
+def test_each_language_is_measured_on_its_own_pictures(row_scorer):
+    english, german = evaluate_scorer(row_scorer, STORE)
     assert (english.language, english.pictures, german.language, german.pictures) == ("en", 4, "de", 3)
     assert english.recalls["text_to_image_at_1"] == english.recalls["zero_shot"] == 1
-    # The third picture is called "1" there, which no picture of that language looks like.
+    # In German the third picture is named "1", which fits no picture with a German caption.
     assert german.recalls["image_to_text_at_1"] == pytest.approx(2 / 3)
-    (alone,) = evaluate_scorer(knower, STORE, ["de"])
+    (alone,) = evaluate_scorer(row_scorer, STORE, ["de"])
     assert alone == german
 
 
-def test_an_unknown_language_is_refused(knower):
+def test_unknown_language_is_refused(row_scorer):
     with pytest.raises(UserError, match="no picture has a caption in 'fr'; there are de, en"):
-        evaluate_scorer(knower, STORE, ["fr"])
+        evaluate_scorer(row_scorer, STORE, ["fr"])
 
 
-def test_bars_are_drawn(knower, tmp_path):
+def test_recalls_are_plotted(row_scorer, tmp_path):
     pytest.importorskip("matplotlib")
-    reports = evaluate_scorer(knower, STORE)
-    with Image.open(plot(reports, tmp_path / "bars.png")) as image:
+    reports = evaluate_scorer(row_scorer, STORE)
+    with Image.open(plot_recalls(reports, tmp_path / "bars.png")) as image:
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 3
-    assert figures(reports[0])["text to image at 1"] == "1.000"
+    assert table_cells(reports[0])["text to image at 1"] == "1.000"
 
 
-def test_without_matplotlib_the_extra_is_named(knower, tmp_path, monkeypatch):
+def test_missing_matplotlib_names_its_extra(row_scorer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"matplotlib.*eval"):
-        plot(evaluate_scorer(knower, STORE), tmp_path / "bars.png")
+        plot_recalls(evaluate_scorer(row_scorer, STORE), tmp_path / "bars.png")
 
 
 # --- the command
 
 
-def test_the_command_prints_and_writes(trained, tmp_path):
+def test_command_prints_and_writes_the_training_metrics(trained, tmp_path):
     path = tmp_path / "scorer.json"
     arguments = ["evaluate", "scorer", str(trained.folder / "model"), "--data", str(trained.folder / "store")]
     result = CliRunner().invoke(dalle, [*arguments, "--json", str(path), "--device", "cpu"], catch_exceptions=False)
@@ -129,7 +132,7 @@ def test_the_command_prints_and_writes(trained, tmp_path):
     assert scorer.image_size == 16
 
 
-def test_many_warnings_are_one_line(trained, monkeypatch):
+def test_command_prints_many_warnings_as_one_line(trained, monkeypatch):
     def evaluate(*_):
         for number in range(3):
             warnings.warn(f"caption {number} was cut", stacklevel=1)

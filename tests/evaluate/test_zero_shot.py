@@ -10,7 +10,13 @@ from helpers.scorers import Compass, make_scorer
 from PIL import Image
 
 from dalle_mini_impl.cli.evaluate import evaluate
-from dalle_mini_impl.evaluate.zero_shot import ZeroShot, confusion_picture, find_classes, table, zero_shot
+from dalle_mini_impl.evaluate.zero_shot import (
+    ZeroShotResult,
+    accuracy_table,
+    confusion_picture,
+    find_classes,
+    measure_zero_shot,
+)
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 
@@ -27,7 +33,7 @@ def invoke(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures that point to a or to b, mostly in their own class's folder; c points where a does, behind it."""
+    """Pictures whose embedding is that of label a or b, mostly in that label's folder; c has the embedding of a."""
     for name, reds in {"a": (127, 130, 242), "b_b": (242, 240), "c": (127,), "empty": (), ".hidden": (127,)}.items():
         (tmp_path / "set" / name / "deep").mkdir(parents=True)
         for number, red in enumerate(reds):
@@ -42,12 +48,12 @@ def test_zero_shot_counts_hits_and_mistakes(invoke, folder, tmp_path):
     result = invoke(evaluate, "zero-shot", folder, *files)
     assert result.exit_code == 0, result.output
     assert "broken.jpg is not a readable picture" in result.stderr
-    facts = json.loads((tmp_path / "out.json").read_text())
-    assert facts["confusion"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
-    assert facts["top_1"]["value"] == pytest.approx(4 / 6)
-    assert facts["top_5"]["value"] == 1
-    assert facts["classes"]["b b"] == {"pictures": 2, "top_1": 2, "top_5": 2}
-    assert (facts["scorer"], facts["templates"], len(facts["skipped"])) == ("emoji", ["{}"], 1)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["confusion"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert written["top_1"]["value"] == pytest.approx(4 / 6)
+    assert written["top_5"]["value"] == 1
+    assert written["classes"]["b b"] == {"pictures": 2, "top_1": 2, "top_5": 2}
+    assert (written["scorer"], written["templates"], len(written["skipped"])) == ("emoji", ["{}"], 1)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:-2]]
     assert rows[0] == ["c", "1", "0.00", "1.00", "a"]
     assert rows[1] == ["a", "3", "0.67", "1.00", "b b"]
@@ -58,20 +64,20 @@ def test_zero_shot_counts_hits_and_mistakes(invoke, folder, tmp_path):
         assert picture.width == picture.height > 3 * 32
 
 
-def test_top_five_of_more_classes(tmp_path):
-    # Equal cosines keep the classes' order: of seven that point the same way, the sixth is not among five.
+def test_top_five_counts_the_first_five_of_more_classes(tmp_path):
+    # Equal cosines keep the classes' order: of seven equal classes the sixth is not among the first five.
     for label in "acdefgh":
         (tmp_path / label).mkdir()
         Image.new("RGB", (3, 3), (127, 0, 0)).save(tmp_path / label / "picture.png")
-    result = zero_shot(make_scorer(Compass()), find_classes(tmp_path))
+    result = measure_zero_shot(make_scorer(Compass()), find_classes(tmp_path))
     assert result.hits.tolist() == [[1, 1]] + [[0, 1]] * 4 + [[0, 0]] * 2
     assert [value.value for value in result.accuracy()] == pytest.approx([1 / 7, 5 / 7])
 
 
-def test_confusion_picture_shows_shares_and_names():
+def test_confusion_picture_has_fractions_and_names():
     confusion = torch.tensor([[3, 0, 1], [0, 0, 0], [2, 2, 4]])
-    names = ("a", "猫 🐈", "a name much too long for the place it has on the picture")
-    result = ZeroShot(names, confusion, torch.zeros(3, 2, dtype=torch.int64), ())
+    names = ("a", "猫 🐈", "a name much too long for the margin it has in the picture")
+    result = ZeroShotResult(names, confusion, torch.zeros(3, 2, dtype=torch.int64), ())
     pixels = np.asarray(confusion_picture(result)).astype(int)
     start = len(pixels) - 4 - 3 * 32
 
@@ -84,21 +90,22 @@ def test_confusion_picture_shows_shares_and_names():
     assert colour(2, 2) == [128, 255, 128]
     assert pixels[:start, start:].min() < 128 > pixels[start:, :start].min()  # names above and at the left
     assert pixels[: start - 1, : start - 1].min() == 255
-    assert "| all" in table(result)
+    assert "| all" in accuracy_table(result)
 
 
-def test_a_thousand_classes_still_fit():
-    result = ZeroShot(tuple(map(str, range(1000))), torch.eye(1000, dtype=torch.int64), torch.ones(1000, 2).long(), ())
+def test_confusion_picture_of_a_thousand_classes():
+    result = ZeroShotResult(tuple(map(str, range(1000))), torch.eye(1000, dtype=torch.int64), torch.ones(1000, 2).long(), ())
     picture = confusion_picture(result)
     assert picture.size == (3008, 3008)
 
 
-def test_folders_that_hold_no_classes_are_refused(invoke, tmp_path):
+def test_folders_without_classes_are_refused(invoke, tmp_path):
     (tmp_path / "one" / "cats").mkdir(parents=True)
     (tmp_path / "void").mkdir()
     for name in ("cats/cat.png", "dog.png"):
         Image.new("RGB", (3, 3)).save(tmp_path / "one" / name)
-    for name, message in (("absent", "is no folder"), ("void", "holds 0 folders"), ("one", "holds 1 folders")):
+    messages = (("absent", "expected a folder with"), ("void", "got 0; give one"), ("one", "got 1; give one"))
+    for name, message in messages:
         result = invoke(evaluate, "zero-shot", tmp_path / name)
         assert isinstance(result.exception, UserError)
         assert message in str(result.exception)

@@ -1,100 +1,147 @@
-"""What commands have in common that let judges look at a model's pictures."""
+"""Options and steps that several `dalle evaluate` commands share."""
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from dalle_mini_impl.cli.options import add_options, device_option, json_option, seed_option, split_list
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import write_json
 
 if TYPE_CHECKING:
+    from dalle_mini_impl.data.picture_store import PictureStore
     from dalle_mini_impl.evaluate.generation import EvaluationContext
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def evaluation_options(command: Any) -> Any:
-    """Give a command the arguments that everything with judges has."""
-    for parameter in reversed(
-        (
+FIGURES = "Write the figures as JSON to FILE; - is standard output."
+
+
+def data_option(help: str = "Picture store, or a source to make one from.") -> Callable[[F], F]:
+    """`--data PATH`: the pictures to measure with."""
+    return click.option("--data", default="data/emoji-store", show_default=True, metavar="PATH", help=help)
+
+
+def skip_kinds_option() -> Callable[[F], F]:
+    """`--skip-kinds A,B`: kinds of emoji that the included model was not trained on."""
+    return click.option(
+        "--skip-kinds",
+        default="flag,person-variant",
+        show_default=True,
+        metavar="A,B",
+        help="Kinds of pictures to leave out.",
+    )
+
+
+def reference_options() -> Callable[[F], F]:
+    """Argument and options of every command that compares pictures with the reference pictures."""
+    return add_options(
+        [
             click.argument("model", default="emoji"),
-            click.option("--data", default="data/emoji-store", show_default=True, help="Store of the emoji set."),
+            data_option(),
             click.option(
-                "--kinds", default="plain", show_default=True, help="Kinds it was trained on, e.g. plain,flag."
+                "--kinds",
+                default="plain",
+                show_default=True,
+                metavar="A,B",
+                help="Kinds MODEL was trained on, such as plain,flag.",
             ),
-            click.option(
-                "--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses pairs, pictures."
-            ),
-            click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here."),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-        )
-    ):
-        command = parameter(command)
-    return command
+            seed_option("Determines the sampled pairs and pictures."),
+            json_option(FIGURES),
+            device_option(),
+        ]
+    )
 
 
-def set_up(model: str, options: dict[str, Any]) -> "EvaluationContext":
-    """Load the model and the judges, and show the judges all art.
+def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
+    """Load the model, the reference pictures and the judges, and compute the judges' features of all references.
+
+    Args:
+        model: shipped name or checkpoint folder.
+        options: those of `reference_options`, and `pairs`, `candidates`, `sweep_pairs`; optionally `languages`, and
+            `temperatures` and `guidances` of a sweep.
 
     Raises:
         UserError: a list is malformed, the store cannot serve the settings, or model, store or judge is missing.
     """
     from tqdm import tqdm
 
-    from dalle_mini_impl.evaluate.generation import EvaluationContext, GenerationSettings, check
+    from dalle_mini_impl.evaluate.generation import EvaluationContext, GenerationSettings, check_settings
     from dalle_mini_impl.evaluate.judges import load_judges
-    from dalle_mini_impl.evaluate.reference_pictures import build_banks, open_reference_pictures
+    from dalle_mini_impl.evaluate.reference_pictures import build_r_precisions, open_reference_pictures
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 
-    same = ("pairs", "candidates", "seed", "sweep_pairs")
     settings = GenerationSettings(
-        **{name: options[name] for name in same},
-        kinds=names(options["kinds"]),
-        languages=names(options["languages"]),
-        temperatures=numbers(options["temperatures"], "--temperatures") if options["sweep"] else (),
-        guidances=numbers(options["guidances"], "--guidances") if options["sweep"] else (),
+        pairs=options["pairs"],
+        candidates=options["candidates"],
+        seed=options["seed"],
+        sweep_pairs=options["sweep_pairs"],
+        kinds=split_list(options["kinds"]),
+        languages=split_list(options.get("languages", "")),
+        temperatures=options.get("temperatures", ()),
+        guidances=options.get("guidances", ()),
     )
     dalle = DalleMini.from_pretrained(model, options["device"])
-    art = open_reference_pictures(options["data"], dalle.image_tokenizer.config.image_size)
-    check(art, settings)
+    with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
+        reference = open_reference_pictures(options["data"], dalle.image_tokenizer.config.image_size)
+    check_settings(reference, settings)
     judges = load_judges(dalle.transformer.device)
-    with tqdm(total=len(art.store), desc="judges look at real art", unit=" pictures", delay=2, leave=False) as bar:
-        banks = build_banks(art, judges, bar.update)
-    return EvaluationContext(dalle, art, banks, settings)
+    with tqdm(total=len(reference.store), desc="judges", unit=" pictures", delay=2, leave=False) as bar:
+        r_precisions = build_r_precisions(reference, judges, bar.update)
+    return EvaluationContext(dalle, reference, r_precisions, settings)
+
+
+def open_data(data: str, split: str, skip_kinds: str) -> "PictureStore":
+    """One split of a picture store, made from a source where `data` is one.
+
+    Raises:
+        UserError: `data` does not exist, or has no such pictures.
+    """
+    from dalle_mini_impl.data.picture_store import open_store
+    from dalle_mini_impl.evaluate.data import store_config
+
+    with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
+        return open_store(store_config(data, split_list(skip_kinds)), split)
 
 
 def heading(context: "EvaluationContext") -> str:
-    """What is measured, and what chance would give."""
-    sampling, art = context.dalle.sampling, context.art
-    concepts = next(iter(context.banks.values())).concept_count
+    """What is measured, and the result of choosing at random."""
+    sampling = context.dalle.sampling
+    reference = context.reference
+    concepts = next(iter(context.r_precisions.values())).concept_count
     return (
         f"model {context.dalle.source['model']} ({context.dalle.source['checkpoint']}): temperature "
         f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}\n"
-        f"real art: {len(art.store)} pictures of {concepts} concepts by {', '.join(art.vendor_names)}, "
-        f"at {art.size} px; chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
+        f"real art: {len(reference.store)} pictures of {concepts} concepts by {', '.join(reference.vendor_names)}, "
+        f"at {reference.size} px; chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
         f"share of pictures whose concept is the nearest (top-1) or among the nearest five, 95 % interval"
     )
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Parts of a comma-separated list."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def numbers(text: str, option: str) -> tuple[float, ...]:
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     """Numbers of a comma-separated list.
 
     Raises:
         UserError: there is none, or a part is no number.
     """
     try:
-        found = tuple(float(part) for part in names(text))
-    except ValueError as error:
-        raise UserError(f"{option} {text!r} was given, expected numbers such as 0.7,0.9") from error
-    if not found:
-        raise UserError(f"{option} {text!r} was given, expected at least one number")
-    return found
+        numbers = tuple(float(part) for part in split_list(text))
+    except ValueError:
+        numbers = ()
+    if not numbers:
+        raise UserError(f"expected numbers such as 0.7,0.9, got {option} {text!r}; separate numbers by commas")
+    return numbers
 
 
-def write_figures(path: str | None, facts: dict[str, Any]) -> None:
-    """Write figures as JSON, if a file was asked for."""
-    if path is not None:
-        click.echo(write_json(path, facts))
+def parse_words(text: str, option: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Words of a comma-separated list of which each is one of a few.
+
+    Raises:
+        UserError: there is none, or a word is unknown.
+    """
+    words = split_list(text)
+    if not words or not set(words) <= set(choices):
+        raise UserError(f"expected one or more of {','.join(choices)}, got {option} {text!r}; correct the list")
+    return words

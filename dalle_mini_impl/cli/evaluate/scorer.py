@@ -1,52 +1,65 @@
-"""`dalle evaluate scorer`: how well a scorer finds pictures by name, and names by picture."""
+"""`dalle evaluate scorer`: retrieval between held-out pictures and their names, by language."""
 
 import dataclasses
 import warnings
-from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.evaluate.common import names, write_figures
+from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, open_data, skip_kinds_option
+from dalle_mini_impl.cli.options import (
+    device_option,
+    echo_text,
+    examples,
+    json_option,
+    split_list,
+    write_json_file,
+)
 
 
-@click.command()
+@click.command(epilog=examples("dalle evaluate scorer emoji --languages en,de --plot recall.png"))
 @click.argument("model", default="emoji")
-@click.option("--data", default="data/emoji-store", show_default=True, help="Store of decoded pictures.")
+@data_option()
 @click.option("--split", type=click.Choice(["validation", "train"]), default="validation", show_default=True)
-@click.option("--languages", default="", help="Comma-separated.  [default: all]")
-@click.option("--skip-kinds", default="flag,person-variant", show_default=True, help="Kinds it was not trained on.")
-@click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="Also draw recalls as bars here.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-def scorer(model: str, data: str, split: str, **options: Any) -> None:
+@click.option("--languages", default="", metavar="A,B", help="Languages to measure.  [default: all]")
+@skip_kinds_option()
+@click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="PNG for bars of recall (extra: eval).")
+@json_option(FIGURES)
+@device_option()
+def scorer(
+    model: str,
+    data: str,
+    split: str,
+    languages: str,
+    skip_kinds: str,
+    plot_file: str | None,
+    json_file: str | None,
+    device: str,
+) -> None:
     """Measure how well the scorer of MODEL matches held-out pictures and their names, in each language.
 
-    Recall@k is the share of names whose picture, or another of the same concept, is among the k best, and the reverse;
-    zero shot is the share of pictures whose concept has the best name of all.
+    Recall@k is the fraction of names whose picture, or another of the same concept, is among the k best, and the
+    reverse; zero shot is the fraction of pictures whose concept has the best name of all.
     """
-    from dalle_mini_impl.config.data import DataConfig
-    from dalle_mini_impl.data.picture_store import open_store
-    from dalle_mini_impl.evaluate import scorer as measure
-    from dalle_mini_impl.evaluate.intervals import markdown
+    from dalle_mini_impl.evaluate.scorer import evaluate_scorer, plot_recalls, table_cells
     from dalle_mini_impl.scorer.scorer import Scorer
     from dalle_mini_impl.util.devices import choose_device
+    from dalle_mini_impl.util.tables import markdown_table
 
-    languages, skipped = names(options["languages"]), names(options["skip_kinds"])
-    store = open_store(DataConfig(store=data, skip_kinds=skipped), split)
-    judge = Scorer.from_pretrained(model, choose_device(options["device"]))
-    with warnings.catch_warnings(record=True) as warned:
+    store = open_data(data, split, skip_kinds)
+    loaded = Scorer.from_pretrained(model, choose_device(device))
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        reports = measure.evaluate_scorer(judge, store, languages)
-    if warned:
-        click.echo(f"warning: {warned[0].message}; {len(warned) - 1} more such warnings", err=True)
-    click.echo(markdown([measure.figures(report) for report in reports]))
-    if options["plot_file"]:
-        click.echo(measure.plot(reports, options["plot_file"]))
-    facts = {
+        reports = evaluate_scorer(loaded, store, split_list(languages))
+    if caught:
+        click.echo(f"warning: {caught[0].message}; {len(caught) - 1} more such warnings", err=True)
+    echo_text(markdown_table([table_cells(report) for report in reports]), json_file)
+    if plot_file:
+        echo_text(plot_recalls(reports, plot_file), json_file)
+    figures = {
         "model": model,
         "data": data,
         "split": split,
-        "skip_kinds": skipped,
+        "skip_kinds": split_list(skip_kinds),
         "languages": [dataclasses.asdict(report) for report in reports],
     }
-    write_figures(options["json_file"], facts)
+    write_json_file(json_file, figures)

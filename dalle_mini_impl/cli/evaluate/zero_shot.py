@@ -1,14 +1,28 @@
-"""`dalle evaluate zero-shot`: how well a scorer tells the classes of a folder of folders."""
+"""`dalle evaluate zero-shot`: accuracy of a scorer on a folder with one subfolder of pictures per class."""
 
-from typing import Any
+from functools import partial
 
 import click
 
-from dalle_mini_impl.cli.evaluate.common import write_figures
-from dalle_mini_impl.cli.options import device_option, scorer_option, templates_option
+from dalle_mini_impl.cli.evaluate.common import FIGURES
+from dalle_mini_impl.cli.options import (
+    device_option,
+    echo_text,
+    examples,
+    json_option,
+    scorer_option,
+    templates_option,
+    write_json_file,
+)
 
 
-@click.command("zero-shot")
+@click.command(
+    "zero-shot",
+    epilog=examples(
+        "dalle evaluate zero-shot my_classes",
+        "dalle evaluate zero-shot my_classes --template 'a picture of {}' --confusion confusion.png",
+    ),
+)
 @click.argument("folder", type=click.Path())
 @scorer_option()
 @templates_option()
@@ -18,31 +32,44 @@ from dalle_mini_impl.cli.options import device_option, scorer_option, templates_
     type=click.Path(dir_okay=False),
     default="confusion.png",
     show_default=True,
-    help="Picture of what was taken for what.",
+    help="PNG of the confusion matrix.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
-def zero_shot(folder: str, scorer: str, templates: tuple[str, ...], device: str, **options: Any) -> None:
+@json_option(FIGURES)
+def zero_shot(
+    folder: str,
+    scorer: str,
+    templates: tuple[str, ...],
+    device: str,
+    confusion: str,
+    json_file: str | None,
+) -> None:
     """Measure how often a scorer finds the class of the pictures in FOLDER.
 
-    Each folder in FOLDER is a class, its name the label, in any language.
+    Each folder in FOLDER is a class, its name the label, in any language that the scorer knows.
     """
     from tqdm import tqdm
 
-    from dalle_mini_impl.evaluate import zero_shot as measure
+    from dalle_mini_impl.evaluate.zero_shot import (
+        accuracy_table,
+        as_json,
+        confusion_picture,
+        find_classes,
+        measure_zero_shot,
+    )
     from dalle_mini_impl.scorer.scorer import Scorer
     from dalle_mini_impl.util.devices import choose_device
     from dalle_mini_impl.util.images import save_png
 
-    classes = measure.find_classes(folder)
+    echo = partial(echo_text, json_file=json_file)
+    classes = find_classes(folder)
     count = sum(map(len, classes.values()))
     click.echo(f"classifying {count} pictures of {len(classes)} classes in {folder} with {scorer}", err=True)
+    loaded = Scorer.from_pretrained(scorer, choose_device(device))
     with tqdm(total=count, unit=" pictures", delay=2, leave=False) as bar:
-        result = measure.zero_shot(
-            Scorer.from_pretrained(scorer, choose_device(device)), classes, templates, bar.update
-        )
+        result = measure_zero_shot(loaded, classes, templates, bar.update)
     for reason in result.skipped:
         click.echo(f"skipped: {reason}", err=True)
-    click.echo(measure.table(result))
+    echo(accuracy_table(result))
     settings = {"scorer": scorer, "folder": folder, "templates": templates}
-    write_figures(options["json_file"], {**settings, **measure.facts(result)})
-    click.echo(save_png(measure.confusion_picture(result), options["confusion"]))
+    write_json_file(json_file, {**settings, **as_json(result)})
+    echo(save_png(confusion_picture(result), confusion))

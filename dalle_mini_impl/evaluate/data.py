@@ -1,0 +1,55 @@
+"""The picture store that `--data` of `dalle evaluate` names: an existing one, or one made from a source."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.util.errors import UserError
+
+MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store`"
+"""The two commands that make the store which every `dalle evaluate` command reads by default."""
+
+
+def is_store(data: str | Path) -> bool:
+    """Whether a path is a picture store, as opposed to a source of captioned pictures."""
+    return (Path(data) / "store.json").is_file()
+
+
+def check_exists(data: str | Path) -> None:
+    """Refuse a path that does not exist. Patterns of tar files (`*`, `?`, `{`) are left to the reader.
+
+    Raises:
+        UserError: naming the commands that make the default store.
+    """
+    if not Path(data).expanduser().exists() and not any(letter in str(data) for letter in "*?{["):
+        raise UserError(
+            f"{data} does not exist; expected a picture store or a source of captioned pictures; "
+            f"make a store of the emoji set with {MAKE_STORE}"
+        )
+
+
+def store_config(data: str | Path, skip_kinds: Sequence[str] = ()) -> DataConfig:
+    """Config by which `open_store` opens `data`.
+
+    Where `data` is a folder, a table or a tar of captioned pictures, the store is made from it on opening and kept
+    beside it as `NAME-store`.
+
+    Args:
+        data: a picture store, or anything `read_pairs` reads except a pattern.
+        skip_kinds: kinds of pictures to leave out.
+
+    Raises:
+        UserError: `data` does not exist, or is a pattern.
+    """
+    check_exists(data)
+    kinds = tuple(skip_kinds)
+    if is_store(data):
+        return DataConfig(store=str(data), skip_kinds=kinds)
+    source = Path(data).expanduser()
+    if not source.exists():
+        raise UserError(
+            f"expected a picture store, got the pattern {data}; "
+            f"make a store with: dalle data store '{data}' --out STORE"
+        )
+    name = source.resolve().name if source.is_dir() else source.stem
+    return DataConfig(source=str(data), store=str(source.resolve().parent / f"{name}-store"), skip_kinds=kinds)
