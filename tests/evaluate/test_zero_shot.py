@@ -94,7 +94,9 @@ def test_confusion_picture_has_fractions_and_names():
 
 
 def test_confusion_picture_of_a_thousand_classes():
-    result = ZeroShotResult(tuple(map(str, range(1000))), torch.eye(1000, dtype=torch.int64), torch.ones(1000, 2).long(), ())
+    result = ZeroShotResult(
+        tuple(map(str, range(1000))), torch.eye(1000, dtype=torch.int64), torch.ones(1000, 2).long(), ()
+    )
     picture = confusion_picture(result)
     assert picture.size == (3008, 3008)
 
