@@ -95,10 +95,10 @@ def sampled_id_count(arguments: dict[str, Any], image_length: int) -> int:
         arguments: keyword arguments of `generate`.
         image_length: image ids per picture.
     """
-    from dalle_mini_impl.sampling.tiling import PASSES
+    from dalle_mini_impl.sampling.tiling import SEAM_PASSES
 
     candidates = len(arguments["seeds"]) if "seeds" in arguments else arguments["candidates"]
-    return candidates * image_length * (1 + PASSES * bool(arguments.get("tile")))
+    return candidates * image_length * (1 + SEAM_PASSES * bool(arguments.get("tile")))
 
 
 def write_results(

@@ -132,11 +132,11 @@ def _scores_by_method(
     device = dalle.transformer.device
     image_ids = dalle.image_tokenizer.encode(pixels_on_white(rgba, size).to(device))
     image_embed = dalle.scorer.embed_images(pixels_on_white(rgba, dalle.scorer.image_size))
-    likelihood = dalle.caption_model.table(names, image_ids, progress=progress)
+    likelihood = dalle.caption_model.likelihood_table(names, image_ids, progress=progress)
     return {
         "likelihood": likelihood,
         "likelihood + prior": likelihood + dalle.caption_model.text_nats(names),
-        "likelihood, blind": dalle.caption_model.table(names, image_ids, blind=True),
+        "likelihood, blind": dalle.caption_model.likelihood_table(names, image_ids, blind=True),
         "CLIP scorer": image_embed @ dalle.scorer.embed_texts(names).T,
     }
 

@@ -19,7 +19,7 @@ from dalle_mini_impl.evaluate.generation import (
 from dalle_mini_impl.evaluate.intervals import TOP_K, Share, mean_share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
-from dalle_mini_impl.sampling.generate import survivors
+from dalle_mini_impl.sampling.generate import candidates_to_keep
 from dalle_mini_impl.util.plots import new_figure, save_figure
 from dalle_mini_impl.util.tables import aligned_table
 
@@ -132,7 +132,7 @@ def prune_scores(scores: Tensor, cumulative: Tensor, count: int) -> Tensor:
         for start in range(0, scores.shape[1] // count * count, count):
             remaining = torch.arange(start, start + count)
             for done in range(1, length):
-                selected = survivors(nats[remaining, done - 1], 1, done, length)
+                selected = candidates_to_keep(nats[remaining, done - 1], 1, done, length)
                 remaining = remaining if selected is None else remaining[selected]
             result[row, remaining] = scores[row, remaining]
     return result

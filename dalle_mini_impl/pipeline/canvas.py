@@ -1,4 +1,4 @@
-"""A picture of which some stays: regions in pixels -> places of the token grid, and original pixels put back."""
+"""A picture some of which is redrawn: regions in pixels -> cells of the token grid, and original pixels put back."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,19 +15,23 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import on_background, to_images, to_pixels
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom lie just outside."""
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What of a picture is redrawn, in one of four ways."""
+    """Which part of a picture is redrawn, given in exactly one of four ways.
+
+    Raises:
+        UserError: none of them is given, or several are.
+    """
 
     rows: int | None = None
-    """All but this many rows of the token grid from the top."""
+    """Everything below this many rows of the token grid."""
     box: Box | None = None
     """A rectangle of the picture."""
     mask: Image.Image | None = None
-    """What is white in a picture of the same size; transparent counts as white."""
+    """Where a mask of the picture's size is white or transparent."""
     panel: bool = False
     """The lower half of a canvas whose upper half is the whole picture, squeezed."""
 
@@ -35,51 +39,56 @@ class Region:
         given = [name for name, value in vars(self).items() if value is not None and value is not False]
         if len(given) != 1:
             raise UserError(
-                f"{', '.join(given) or 'nothing'} came to say what to redraw; give one of rows, box, mask and panel"
+                f"expected one of rows, box, mask and panel, got {', '.join(given) or 'none'}; say what to redraw in "
+                f"one way"
             )
 
-    def places(self, size: tuple[int, int], grid: tuple[int, int], factor: int) -> Tensor:
-        """Which places of the token grid are redrawn: those of which any pixel is.
+    def cells(self, size: tuple[int, int], grid: tuple[int, int], factor: int) -> Tensor:
+        """The cells of the token grid to redraw: those of which any pixel lies in the region.
 
         Args:
             size: width and height of the picture.
             grid: (h, w).
-            factor: pixels per place along each side, once the picture has the model's size.
+            factor: pixels per cell along each side, once the picture has the model's size.
 
         Returns:
             (h, w) bool.
 
         Raises:
-            UserError: the region does not fit the picture, or is empty, or the rows are all there are.
+            UserError: the region does not fit the picture, or is empty, or all rows would be kept.
         """
         h, w = grid
         if self.rows is not None or self.panel:
             rows = h // 2 if self.rows is None else self.rows
             if not 1 <= rows < h:
-                raise UserError(f"{rows} rows to keep were given, expected 1 to {h - 1} of the {h} the model draws")
+                raise UserError(f"expected 1 to {h - 1} of the model's {h} rows to keep, got {rows} rows; change rows")
             return (torch.arange(h) >= rows)[:, None].expand(h, w).clone()
         mask = self._pixels(size)
-        # A filter in which each pixel has its say, cropped as the picture is.
+        # Cropped and resized as the picture is; a box filter on floats keeps every marked pixel above 0.
         fitted = ImageOps.fit(mask.convert("F"), (w * factor, h * factor), Image.Resampling.BOX)
-        places = torch.from_numpy(np.array(fitted)).view(h, factor, w, factor).amax((1, 3)) > 0
-        if not places.any():
-            raise UserError("nothing is to be redrawn in the part of the picture that the model sees; mark more of it")
-        return places
+        cells = torch.from_numpy(np.array(fitted)).view(h, factor, w, factor).amax((1, 3)) > 0
+        if not cells.any():
+            raise UserError(
+                "expected something to redraw in the part of the picture that is left after cropping it to the model's "
+                "proportions, got nothing; mark more of it"
+            )
+        return cells
 
     def _pixels(self, size: tuple[int, int]) -> Image.Image:
         """A picture with 255 where it is to be redrawn, and 0 elsewhere."""
+        width, height = size
         if self.mask is not None:
             if self.mask.size != size:
                 raise UserError(
-                    f"a mask of {self.mask.width}×{self.mask.height} pixels was given for a picture of "
-                    f"{size[0]}×{size[1]}; give one of the same size"
+                    f"expected a mask of {width}×{height} pixels, the size of the picture, got "
+                    f"{self.mask.width}×{self.mask.height}; resize the mask"
                 )
             return on_background(self.mask).convert("L").point(lambda value: 255 * (value >= 128))
         left, top, right, bottom = self.box or (0, 0, 0, 0)
-        if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise UserError(
-                f"box {left},{top},{right},{bottom} was given for a picture of {size[0]}×{size[1]} pixels; "
-                f"expected left,top,right,bottom inside it with left < right and top < bottom"
+                f"expected a box left,top,right,bottom inside the {width}×{height} pixels of the picture, "
+                f"with left < right and top < bottom, got {left},{top},{right},{bottom}; correct it"
             )
         mask = Image.new("L", size)
         mask.paste(255, self.box)
@@ -88,32 +97,33 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture at the model's size, and what of it stays."""
+    """A picture at the model's size, and what of it is known."""
 
     picture: Image.Image
     """RGB."""
     known: KnownIds
+    """Its image ids, and the cells to redraw."""
     paste: bool
-    """Whether finished pictures get back the original pixels of the places that stay."""
-    settings: dict[str, Any]
-    """What results record of it."""
+    """Whether finished pictures get the original pixels back in all cells that are not redrawn."""
+    metadata: dict[str, Any]
+    """What results record of the canvas."""
 
-    def finish(self, image: Image.Image) -> Image.Image:
-        """A decoded picture, with the original pixels where they belong."""
+    def paste_original(self, image: Image.Image) -> Image.Image:
+        """A decoded picture, with the original pixels in all cells that are not redrawn, if `paste` says so."""
         if not self.paste:
             return image
-        stays = Image.fromarray((~self.known.redraw.numpy()).astype(np.uint8) * 255)
-        return Image.composite(self.picture, image, stays.resize(image.size, Image.Resampling.NEAREST))
+        known = Image.fromarray((~self.known.redraw.numpy()).astype(np.uint8) * 255)
+        return Image.composite(self.picture, image, known.resize(image.size, Image.Resampling.NEAREST))
 
 
-def make_canvas(
+def completion_canvas(
     tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image, region: Region, paste: bool
 ) -> Canvas:
-    """Encode a picture and tell which of its places are redrawn.
+    """A canvas for `DalleMini.complete`: everything but a region is known.
 
     Args:
-        tokenizer: gives the image ids.
-        grid: (h, w) that the model draws.
+        tokenizer: encodes the picture.
+        grid: (h, w) of the model.
         picture: of any size; cropped to the grid's proportions, and white where transparent.
         region: what is redrawn.
         paste: see `Canvas`.
@@ -121,55 +131,56 @@ def make_canvas(
     Raises:
         UserError: the region does not fit the picture, or is empty.
     """
-    redraw = region.places(picture.size, grid, tokenizer.config.factor)
-    facts = {"redrawn": ["".join(".#"[place] for place in row) for row in redraw.int().tolist()], "paste": paste}
+    redraw = region.cells(picture.size, grid, tokenizer.config.factor)
+    rows = ["".join(".#"[cell] for cell in row) for row in redraw.int().tolist()]
     flat = on_background(picture)
     if region.panel:
-        flat = squeezed(flat, model_size(tokenizer, grid), (grid[0] // 2) / grid[0])
-    shown, image_ids = encode(tokenizer, grid, flat)
-    settings = {"picture": fingerprint(picture), "panel": region.panel, **facts}
-    return Canvas(shown, KnownIds(image_ids, redraw), paste, settings)
+        flat = squeeze_to_top(flat, model_size(tokenizer, grid), (grid[0] // 2) / grid[0])
+    fitted, image_ids = encode_picture(tokenizer, grid, flat)
+    metadata = {"picture": picture_hash(picture), "panel": region.panel, "redrawn": rows, "paste": paste}
+    return Canvas(fitted, KnownIds(image_ids, redraw), paste, metadata)
 
 
-def vary(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image, strength: float) -> Canvas:
-    """Encode a picture any place of which may be redrawn.
+def variation_canvas(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image, strength: float) -> Canvas:
+    """A canvas for `DalleMini.variations`: any cell may be redrawn.
 
     Args:
-        tokenizer: gives the image ids.
-        grid: (h, w) that the model draws.
-        picture: as `make_canvas` has it.
-        strength: chance of each place to be drawn anew, in (0, 1].
+        tokenizer: encodes the picture.
+        grid: (h, w) of the model.
+        picture: see `completion_canvas`.
+        strength: probability, in (0, 1], that a cell is redrawn.
 
     Raises:
         UserError: the strength is out of range.
     """
     if not 0 < strength <= 1:
-        raise UserError(f"strength {strength} was given, expected more than 0 and at most 1, where nothing is kept")
-    shown, image_ids = encode(tokenizer, grid, picture)
+        raise UserError(f"expected a strength above 0 and at most 1, got {strength}; 1 keeps nothing of the picture")
+    fitted, image_ids = encode_picture(tokenizer, grid, picture)
     known = KnownIds(image_ids, torch.ones(grid, dtype=torch.bool), strength)
-    return Canvas(shown, known, False, {"picture": fingerprint(picture), "strength": strength})
+    return Canvas(fitted, known, False, {"picture": picture_hash(picture), "strength": strength})
 
 
-def encode(tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image) -> tuple[Image.Image, Tensor]:
-    """A picture at the model's size, and its image ids (h, w)."""
+def encode_picture(
+    tokenizer: ImageTokenizer, grid: tuple[int, int], picture: Image.Image
+) -> tuple[Image.Image, Tensor]:
+    """The picture at the model's size, and its image ids (h, w) on the CPU."""
     pixels = to_pixels([picture], model_size(tokenizer, grid)[::-1])
-    device = tokenizer.device
-    return to_images(pixels)[0], tokenizer.encode(pixels.to(device))[0].cpu()
+    return to_images(pixels)[0], tokenizer.encode(pixels.to(tokenizer.device))[0].cpu()
 
 
 def model_size(tokenizer: ImageTokenizer, grid: tuple[int, int]) -> tuple[int, int]:
-    """Width and height in pixels of what the model draws."""
+    """Width and height in pixels of the pictures that a model with this grid (h, w) generates."""
     return grid[1] * tokenizer.config.factor, grid[0] * tokenizer.config.factor
 
 
-def squeezed(picture: Image.Image, size: tuple[int, int], share: float) -> Image.Image:
-    """A canvas of `size` whose upper `share` is the whole picture; below it is white."""
+def squeeze_to_top(picture: Image.Image, size: tuple[int, int], share: float) -> Image.Image:
+    """A white canvas of `size` (width, height) whose upper `share` shows the whole picture, cropped to `size` first."""
     canvas = Image.new("RGB", size, "white")
     fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     canvas.paste(fitted.resize((size[0], round(size[1] * share)), Image.Resampling.LANCZOS))
     return canvas
 
 
-def fingerprint(picture: Image.Image) -> str:
-    """Which picture it is: a hash of its mode, size and pixels."""
+def picture_hash(picture: Image.Image) -> str:
+    """Identifies a picture: the first 16 hex digits of SHA-256 over its mode, size and pixels."""
     return hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Text from the same stream: captions sampled, judged, and ranked by how much likelier they make a picture.
+"""Text from the same transformer: captions sampled, and ranked by how much likelier they make a picture.
 
-The stream is `[BOS][text][image]`, so text is drawn without any picture in sight. To caption one, captions that were
-given or sampled blindly are ranked by what the picture's ids then cost.
+The stream is `[BOS][text][image]`, so text is sampled without any picture in its context. To caption a picture,
+captions that are given or were sampled that way are ranked by the log-probability of the picture's ids given each.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from dalle_mini_impl.sampling.texts import generate_texts
 from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.errors import UserError
 
-NO_TEXT = "\ufffd\u2047"
-"""What tokenizers decode to where bytes are no UTF-8, or an id stands for nothing."""
+UNDECODABLE = "\ufffd\u2047"
+"""Characters that tokenizers decode bytes of invalid UTF-8 and ids without text to."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,23 @@ class RankedCaption:
     """A caption and how well a picture fits it."""
 
     text: str
+    """The caption."""
     gain: float
-    """Nats by which it makes the picture likelier than no caption does; below 0 where it makes it less likely."""
+    """log p(picture | caption) - log p(picture | no caption), in nats: above 0 where the caption makes the picture
+    likelier."""
     nats: float
-    """Log-probability of the caption itself."""
+    """log p(caption), in nats."""
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionModel:
-    """What a model knows of captions."""
+    """The text side of a transformer: samples captions, and ranks them for a picture.
+
+    Args:
+        text_tokenizer: str <-> text ids.
+        transformer: the model over the stream, in evaluation mode.
+        stream: its layout.
+    """
 
     text_tokenizer: CaptionTokenizer
     transformer: Transformer
@@ -58,35 +66,35 @@ class CaptionModel:
     ) -> list[tuple[str, float]]:
         """Sample captions that begin with a text, and keep the likeliest.
 
-        What was drawn more than once counts once, and what is no text is left out: bytes that make no UTF-8, and texts
-        that in the tokenizer's own spelling are too long.
+        Captions that were sampled several times are returned once. Left out are those that are not valid text (invalid
+        UTF-8), and those that the tokenizer would encode to more ids than there are text positions.
 
         Args:
-            beginning: of all captions; "" begins anew. Its last word may be gone on with, or a next one begun.
+            beginning: of all captions; its last word may be continued. "" leaves all of the caption to the model.
             candidates: how many to sample.
             keep: how many to return at most.
             seed: of the run; each candidate's own seed follows from it.
             temperature: divides the logits; 0 always takes the likeliest id.
-            top_k: choose among this many likeliest text ids; 0 is all.
-            top_p: choose among the fewest ids with at least this probability.
-            chunk: candidates drawn at a time, which bounds memory.
+            top_k: sample among this many likeliest text ids; 0 is all.
+            top_p: sample among the smallest set of likeliest ids with at least this probability, in (0, 1].
+            chunk: candidates decoded at a time, which bounds memory.
 
         Returns:
-            Texts as the tokenizer has them (the shipped one folds case), each with log p(text) in nats, the likeliest
-            first.
+            Texts as the tokenizer normalises them (the shipped one folds case), each with log p(text) in nats, the
+            likeliest first.
 
         Raises:
-            UserError: a number is out of range, or the beginning leaves no room.
+            UserError: a number is out of range, or the beginning fills all text positions.
         """
         check_counts(candidates, keep, seed)
-        seeds = [candidate_seed(seed, number) for number in range(candidates)]
+        seeds = [candidate_seed(seed, index) for index in range(candidates)]
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        start = self.text_tokenizer.encode(beginning)
-        if start[-1:] == [self.text_tokenizer.eos_id]:  # imported tokenizers end every caption
-            start = start[:-1]
-        drawn = generate_texts(self.transformer, self.stream, start, seeds, sampling, chunk=chunk)
-        texts = list(dict.fromkeys(" ".join(self.text_tokenizer.decode(ids).split()) for ids in drawn))
-        texts = [text for text in texts if text and not set(NO_TEXT) & set(text) and self._fits(text)]
+        first_ids = self.text_tokenizer.encode(beginning)
+        if first_ids[-1:] == [self.text_tokenizer.eos_id]:  # some imported tokenizers end every caption with EOS
+            first_ids = first_ids[:-1]
+        sampled = generate_texts(self.transformer, self.stream, first_ids, seeds, sampling, chunk=chunk)
+        texts = list(dict.fromkeys(" ".join(self.text_tokenizer.decode(ids).split()) for ids in sampled))
+        texts = [text for text in texts if text and not set(UNDECODABLE) & set(text) and self._fits(text)]
         if not texts:
             return []
         pairs = zip(texts, self.text_nats(texts).tolist(), strict=True)
@@ -105,19 +113,19 @@ class CaptionModel:
         seed: int = 0,
         **sampling: Any,
     ) -> list[RankedCaption]:
-        """Captions by how much likelier they make a picture.
+        """Rank captions by how much likelier they make a picture.
 
         Args:
-            image_ids: (h, w).
-            captions: to choose among; None samples some, without having seen the picture.
+            image_ids: (h, w), of the picture.
+            captions: to choose from; None samples some, independently of the picture.
             keep: how many to return at most.
-            blind: judge each image id by the caption and its place alone; see `likelihood.likelihood_table`.
-            prior: order by gain and the caption's own nats together, as Bayes has it where the model's idea of which
-                captions are common is right.
-            beginning: as `complete` has it, and all below, where no captions are given.
+            blind: predict each image id from the caption and its position alone; see `likelihood.likelihood_table`.
+            prior: order by the sum of gain and log p(caption), which by Bayes' rule is log p(caption | picture) up to a
+                constant, if the model knows how common captions are.
+            beginning: of sampled captions; this and what follows is used only where `captions` is None.
             candidates: how many to sample.
             seed: of the run.
-            **sampling: `temperature`, `top_k`, `top_p`, `chunk`.
+            **sampling: `temperature`, `top_k`, `top_p` and `chunk`; see `complete`.
 
         Returns:
             The best first; equally good ones keep their order.
@@ -127,11 +135,10 @@ class CaptionModel:
         """
         check_counts(candidates, keep, seed)
         if captions is None:
-            drawn = self.complete(beginning, candidates, candidates, seed, **sampling)
-            captions = [text for text, _ in drawn]
+            captions = [text for text, _ in self.complete(beginning, candidates, candidates, seed, **sampling)]
         texts = list(dict.fromkeys(captions))
         if not texts:
-            raise UserError("no captions came to choose among; give some, or sample more")
+            raise UserError("expected captions to choose from, got none; give some, or sample more candidates")
         ids = [self.encode(text) for text in [*texts, ""]]
         table = likelihood_table(self.transformer, self.stream, ids, image_ids[None], blind=blind)[0].cpu()
         gains = table[:-1] - table[-1]
@@ -139,18 +146,21 @@ class CaptionModel:
         order = (gains + nats * prior).argsort(descending=True, stable=True)[:keep].tolist()
         return [RankedCaption(texts[i], float(gains[i]), float(nats[i])) for i in order]
 
-    def table(self, captions: Sequence[str], image_ids: Tensor, **options: Any) -> Tensor:
-        """As `likelihood.likelihood_table`, of texts: (P, captions) nats."""
+    def likelihood_table(self, captions: Sequence[str], image_ids: Tensor, **options: Any) -> Tensor:
+        """Log-probability of each picture (P, h, w) given each caption: (P, captions) nats on the CPU.
+
+        Options are those of `likelihood.likelihood_table`, whose captions are text ids.
+        """
         ids = [self.encode(text) for text in captions]
         return likelihood_table(self.transformer, self.stream, ids, image_ids, **options).cpu()
 
     def text_nats(self, captions: Sequence[str]) -> Tensor:
-        """Log-probability of each caption as a whole, (captions,)."""
+        """Log-probability of each caption, (captions,) nats on the CPU."""
         ids = [self.encode(text) for text in captions]
         return text_log_likelihood(self.transformer, self.stream, ids).sum(1).cpu()
 
     def encode(self, text: str) -> list[int]:
-        """Text ids of a caption, cut with a warning where it is longer than the stream has room for."""
+        """Text ids of a caption, cut with a warning where it is longer than the stream's text positions."""
         return self.text_tokenizer.truncate(self.text_tokenizer.encode(text), self.stream.config.text_length, text)
 
     def _fits(self, text: str) -> bool:

@@ -1,6 +1,7 @@
-"""DalleMini: prompt -> ranked pictures. The one file that knows every stage."""
+"""DalleMini: prompt -> ranked pictures. The one file that knows every stage; `pipeline/__init__` lists them."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,13 @@ from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
-from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, encode, make_canvas, vary
+from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
-from dalle_mini_impl.pipeline.previews import draw_previews
-from dalle_mini_impl.pipeline.ranking import best
+from dalle_mini_impl.pipeline.previews import generate_previews
+from dalle_mini_impl.pipeline.ranking import rank_candidates
 from dalle_mini_impl.pipeline.request import GenerationRequest, make_request
 from dalle_mini_impl.pipeline.results import Preview, Result
-from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate, ignore
+from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate, no_progress
 from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelihood
 from dalle_mini_impl.sampling.packing import choose_precision, pack
 from dalle_mini_impl.sampling.tiling import close_seams
@@ -43,9 +44,9 @@ class DalleMini:
         image_tokenizer: pixels <-> image ids.
         transformer: the model over the stream.
         stream: its layout.
-        scorer: ranks candidates; None leaves that to the transformer.
-        sampling: default sampling settings.
-        source: what results record about where they come from.
+        scorer: the CLIP scorer; None leaves ranking to the transformer's likelihood.
+        sampling: recommended sampling settings.
+        source: what results record about the model: `model`, `checkpoint` (a hash) and `precision`.
     """
 
     def __init__(
@@ -58,9 +59,13 @@ class DalleMini:
         sampling: SamplingConfig,
         source: dict[str, str],
     ) -> None:
-        self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
-        self.transformer, self.stream, self._scorer = transformer, stream, scorer
-        self.sampling, self.source = sampling, source
+        self.text_tokenizer = text_tokenizer
+        self.image_tokenizer = image_tokenizer
+        self.transformer = transformer
+        self.stream = stream
+        self.sampling = sampling
+        self.source = source
+        self._scorer = scorer
         self.caption_model = CaptionModel(text_tokenizer, transformer, stream)
 
     @classmethod
@@ -73,22 +78,27 @@ class DalleMini:
             precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 on CUDA
                 and on a CPU with a C compiler, fp32 elsewhere.
 
+        Returns:
+            The model, ready to generate.
+
         Raises:
             UserError: the checkpoint is missing, incomplete or mixed, or there is no such device or precision.
         """
-        folder, device = find_checkpoint(name), choose_device(device)
-        transformer, stream = load_transformer(folder, device)
+        folder = find_checkpoint(name)
+        device = choose_device(device)
+        transformer, stream_config = load_transformer(folder, device)
+        stream = Stream(stream_config)
         precision = choose_precision(precision, transformer)
-        pack(transformer, precision, Stream(stream).image_range)
-        image_tokenizer = ImageTokenizer.from_pretrained(folder, device)
+        pack(transformer, precision, stream.image_range)
+        has_scorer = (folder / "scorer.safetensors").is_file()
         return cls(
-            load_text_tokenizer(folder),
-            image_tokenizer,
-            transformer,
-            Stream(stream),
-            Scorer.from_pretrained(folder, device) if (folder / "scorer.safetensors").is_file() else None,
-            settings.load_settings(folder).sampling,
-            {"model": str(name), "checkpoint": fingerprint(folder), "precision": precision},
+            text_tokenizer=load_text_tokenizer(folder),
+            image_tokenizer=ImageTokenizer.from_pretrained(folder, device),
+            transformer=transformer,
+            stream=stream,
+            scorer=Scorer.from_pretrained(folder, device) if has_scorer else None,
+            sampling=settings.load_settings(folder).sampling,
+            source={"model": str(name), "checkpoint": fingerprint(folder), "precision": precision},
         )
 
     @property
@@ -100,7 +110,8 @@ class DalleMini:
         """
         if self._scorer is None:
             raise UserError(
-                f"model {self.source.get('model')} has no scorer; train one with dalle_mini_impl.train.scorer"
+                f"expected a checkpoint with a scorer, got {self.source.get('model')}, which has none; "
+                f"train one with dalle_mini_impl.train.scorer"
             )
         return self._scorer
 
@@ -114,38 +125,42 @@ class DalleMini:
         negative: str = "",
         seeds: Sequence[int] | None = None,
         chunk: int = CHUNK,
-        progress: Progress = ignore,
+        progress: Progress = no_progress,
         canvas: Canvas | None = None,
         **sampling: Any,
     ) -> Result:
         """Sample candidates, decode them, and keep the best.
 
-        `rank` says which these are: `likelihood` those that the transformer itself finds likeliest given the prompt,
-        `clip` those whose cosine with the prompt is highest, `both` the sum of the two, each in nats, and `none` keeps
-        the order of the seeds. A model without scorer ranks by likelihood.
-        With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is drawn to the end: the
-        less likely half is given up after 3/16 of what is to be drawn, and again after 7/16.
-        With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the edges are drawn
-        again with what lies across in sight, where the model finds the rolled picture likelier so.
+        `rank` says which are best: with `likelihood` those to which the transformer itself gives the highest
+        log-probability given the prompt, with `clip` those whose CLIP embedding has the highest cosine with the
+        prompt's, with `both` those with the highest sum of log-probability and scaled cosine; `none` keeps the order of
+        the seeds. A model without scorer ranks by likelihood.
+        With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is finished: the less likely
+        half is dropped after 3/16 of the ids to sample, and again after 7/16.
+        With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the ids at the edges
+        are sampled again with the opposite edge in their context, where that makes the rolled picture likelier.
 
         Args:
-            prompt: the caption, in any language the model knows.
+            prompt: the caption, in any language the model was trained on; cut with a warning where it is too long.
             candidates: how many to sample.
-            keep: how many to return; at most `candidates`.
+            keep: how many to return at most.
             seed: of the run; each candidate's own seed follows from it.
-            negative: what guidance steers away from instead of "no caption".
+            negative: what guidance moves away from; "" means "no caption".
             seeds: the candidates' own seeds, instead of `seed` and `candidates`.
-            chunk: candidates decoded at a time, which bounds memory.
-            progress: told how many image ids each step has drawn.
-            canvas: a picture some of which stays; see `complete` and `variations`, which make it.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`, `tile`; the model's recommendation
-                where not given.
+            chunk: candidates decoded at a time, which bounds memory and changes nothing else, but that each chunk is
+                pruned by itself.
+            progress: called with the number of image ids that each step has sampled; all calls add up to every id of
+                every candidate, four times that with `tile`.
+            canvas: a picture some of whose ids are known; `complete` and `variations` make one.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`, `tile`, as in `SamplingConfig`;
+                the model's recommendation where left out or None.
 
         Returns:
             The kept candidates, best first.
 
         Raises:
-            UserError: a number is out of range, or a sampling setting is unknown.
+            UserError: a number is out of range, a sampling setting is unknown, or `rank` needs a scorer and there is
+                none.
         """
         request = self._request(
             prompt,
@@ -159,7 +174,8 @@ class DalleMini:
             canvas=canvas,
             **sampling,
         )
-        return self._result(request, generate(self.transformer, self.stream, **request.drawing))
+        generated = generate(self.transformer, self.stream, **request.decoding_arguments)
+        return self._finish(request, generated)
 
     def complete(
         self,
@@ -173,12 +189,12 @@ class DalleMini:
         paste: bool = True,
         **options: Any,
     ) -> Result:
-        """Redraw some of a picture, given by one of `rows`, `box`, `mask` and `panel`, and keep the rest.
+        """Redraw a part of a picture, given by one of `rows`, `box`, `mask` and `panel`, and keep the rest.
 
-        Ids are drawn in raster order, and each sees only those above it and on its left. With `rows` that is all
-        there is to see, and candidates are drawn from exactly what the model would draw next. What is kept further
-        down is not seen while others are drawn: only ranking by likelihood, which is that of the whole picture,
-        prefers candidates that go well with it. So sample many.
+        Ids are sampled in raster order, each conditioned on those above it and on its left. With `rows` these are all
+        the known ids, so candidates follow exactly the model's distribution given them. Known ids further down are not
+        in the context of the sampled ones: only ranking by likelihood, which is that of the whole picture, prefers
+        candidates that fit them. So sample many.
 
         Args:
             picture: of any size; cropped to the model's proportions, and white where transparent.
@@ -186,111 +202,156 @@ class DalleMini:
             rows: keep this many rows of the token grid from the top.
             box: redraw this rectangle, in pixels of `picture`: left, top, right, bottom.
             mask: redraw where this picture, as large as `picture`, is white or transparent.
-            panel: put the whole picture, squeezed, into the upper half and draw the lower one. Only a model trained
-                on such pairs, one above the other, can be expected to follow.
-            paste: put the original pixels back in all places of the grid that stay; otherwise they look as the image
-                tokenizer has them.
-            **options: all else that `generate` takes.
+            panel: put the whole picture, squeezed, into the upper half and generate the lower one. This needs a model
+                that was trained on such pairs, one above the other.
+            paste: put the original pixels back in all cells of the token grid that are kept; otherwise they show the
+                image tokenizer's reconstruction.
+            **options: all other arguments of `generate`.
 
         Returns:
-            The kept candidates, best first; `Result.source` is the picture as the model got it.
+            The kept candidates, best first; `Result.source` is the picture at the model's size.
 
         Raises:
-            UserError: as `generate`, or not one region was given, it does not fit the picture or is empty.
+            UserError: as `generate`, or there is not exactly one region, it does not fit the picture or is empty.
         """
         region = Region(rows, box, mask, panel)
-        canvas = make_canvas(self.image_tokenizer, self.stream.config.grid, picture, region, paste)
+        canvas = completion_canvas(self.image_tokenizer, self.stream.config.grid, picture, region, paste)
         return self.generate(prompt, canvas=canvas, **options)
 
     def variations(self, picture: Image.Image, prompt: str = "", *, strength: float = 0.5, **options: Any) -> Result:
-        """Pictures like a given one: each candidate draws some ids anew, chosen by its seed, and keeps the others.
+        """Generate pictures like a given one: each candidate redraws cells chosen by its seed and keeps the others.
 
-        What is drawn before a kept id does not see it, so parts may fit badly; the likelihood looks at the whole.
+        An id is not conditioned on the kept ids after it, so parts may fit badly; the likelihood is that of the whole
+        picture.
 
         Args:
-            picture: as `complete` has it.
+            picture: see `complete`.
             prompt: what it shows.
-            strength: chance of each id to be drawn anew, in (0, 1]; at 1 nothing of the picture is left.
-            **options: all else that `generate` takes.
+            strength: probability, in (0, 1], that an id is sampled anew; 1 keeps nothing of the picture.
+            **options: all other arguments of `generate`.
+
+        Returns:
+            The kept candidates, best first; `Result.source` is the picture at the model's size.
 
         Raises:
             UserError: as `generate`, or the strength is out of range.
         """
-        canvas = vary(self.image_tokenizer, self.stream.config.grid, picture, strength)
+        canvas = variation_canvas(self.image_tokenizer, self.stream.config.grid, picture, strength)
         return self.generate(prompt, canvas=canvas, **options)
 
     def stream_previews(self, prompt: str, *, show: int = 1, share: float = 0.05, **options: Any) -> Iterator[Preview]:
-        """As `generate`, giving some of the pictures on the way, as often as little time allows.
+        """As `generate`, but yields unfinished pictures on the way, as often as a given fraction of the time allows.
 
         Args:
             prompt: the caption.
             show: how many of the candidates to show.
-            share: of the time so far, 0 to 1, that previews may take; the first is made at once whatever it takes.
-            **options: all else that `generate` takes.
+            share: fraction of the time so far, 0 to 1, that previews may take; the first one is made at once.
+            **options: all other arguments of `generate`.
 
         Yields:
-            After some rows of the token grid what is there; at last the kept pictures, with their result.
+            The pictures so far, after some rows of the token grid; at the end those that are kept, with the result that
+            `generate` returns.
 
         Raises:
             UserError: as `generate`, or `show` or `share` is out of range.
         """
         request = self._request(prompt, **options)
-        drawn = yield from draw_previews(self.transformer, self.stream, request, self.decode, show=show, share=share)
-        result = self._result(request, drawn)
+        generated = yield from generate_previews(
+            self.transformer, self.stream, request, self.decode, show=show, share=share
+        )
+        result = self._finish(request, generated)
         yield Preview(1.0, [candidate.image for candidate in result], result)
 
     def _request(self, prompt: str, **options: Any) -> GenerationRequest:
-        """Check what `generate` was given."""
+        """Check arguments of `generate`; those that are left out have the defaults of its signature."""
         recommended = self.sampling
         if self._scorer is None and recommended.rank != "none":
             recommended = dataclasses.replace(recommended, rank="likelihood")
-        request = make_request(prompt, self.encode, recommended, **options)
-        return request._replace(scorer=self.scorer) if request.settings.rank in ("clip", "both") else request
+        bound = inspect.signature(self.generate).bind(prompt, **options)
+        bound.apply_defaults()
+        request = make_request(encode=self.encode, recommended=recommended, **bound.arguments)
+        needs_scorer = request.sampling.rank in ("clip", "both")
+        return dataclasses.replace(request, scorer=self.scorer) if needs_scorer else request
 
-    def _result(self, request: GenerationRequest, drawn: GeneratedIds) -> Result:
-        """The best of what was drawn, as pictures."""
-        if request.settings.tile:
-            free = (
-                request.canvas.known.redraw if request.canvas else torch.ones(self.stream.config.grid, dtype=torch.bool)
-            )
-            drawn = close_seams(
+    def _finish(self, request: GenerationRequest, generated: GeneratedIds) -> Result:
+        """Close the seams of tiles, rank, and decode."""
+        grid = self.stream.config.grid
+        if request.sampling.tile:
+            redraw = request.canvas.known.redraw if request.canvas else torch.ones(grid, dtype=torch.bool)
+            generated = close_seams(
                 self.transformer,
                 self.stream,
-                request.ids,
+                request.prompt_ids,
                 request.seeds,
-                request.settings,
-                drawn=drawn,
-                free=free,
+                request.sampling,
+                generated=generated,
+                redraw=redraw,
                 chunk=request.chunk,
                 progress=request.progress,
             )
-        known = best(request, drawn, partial(self.decode, tile=request.settings.tile))
+        candidates = rank_candidates(request, generated, partial(self.decode, tile=request.sampling.tile))
         picture = request.canvas.picture if request.canvas else None
-        return Result(request.prompt, request.negative, known, {**self.source, **request.facts}, picture)
+        return Result(request.prompt, request.negative, candidates, {**self.source, **request.metadata}, picture)
 
     def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
-        """Image ids (B, h, w) -> RGB pictures; with `tile` ones that can be laid side by side."""
+        """Image ids -> RGB pictures.
+
+        Args:
+            image_ids: (B, h, w) in [0, K).
+            tile: wrap the decoder's convolutions around, so that the pictures can be laid side by side.
+        """
         return to_images(self.image_tokenizer.decode(image_ids.to(self.transformer.device), tile))
 
     def log_likelihood(self, text: str, image_ids: Tensor) -> Tensor:
-        """Log-probability of pictures (B, h, w) given a caption, "" for none: (B, h * w) nats, one per image id."""
+        """Log-probability of each image id given a caption and the ids before it.
+
+        Args:
+            text: the caption; "" means "no caption".
+            image_ids: (B, h, w) in [0, K).
+
+        Returns:
+            (B, h * w) nats, at most 0; the sum of a row is log p(picture | text).
+        """
         return log_likelihood(self.transformer, self.stream, self.encode(text), image_ids).cpu()
 
     def complete_text(self, beginning: str = "", **options: Any) -> list[tuple[str, float]]:
-        """Captions that begin with a text, sampled, each with its nats, likeliest first; see `Writer.complete`."""
+        """Sample captions that begin with a text.
+
+        Args:
+            beginning: of all captions; "" leaves all of the caption to the model.
+            **options: `candidates`, `keep`, `seed`, `temperature`, `top_k`, `top_p`, `chunk`; see
+                `CaptionModel.complete`.
+
+        Returns:
+            Captions with their log-probabilities in nats, likeliest first.
+        """
         return self.caption_model.complete(beginning, **options)
 
     def caption(
         self, picture: Image.Image, captions: Sequence[str] | None = None, **options: Any
     ) -> list[RankedCaption]:
-        """Captions, given or sampled, by how much likelier they make a picture, best first; see `Writer.rank`."""
-        _, image_ids = encode(self.image_tokenizer, self.stream.config.grid, picture)
+        """Rank captions by how much likelier they make a picture.
+
+        Args:
+            picture: of any size; cropped to the model's proportions, and white where transparent.
+            captions: to choose from; None samples some.
+            **options: `keep`, `blind`, `prior`, and for sampling `beginning`, `candidates`, `seed`, `temperature`,
+                `top_k`, `top_p`, `chunk`; see `CaptionModel.rank`.
+
+        Returns:
+            Captions, best first.
+        """
+        _, image_ids = encode_picture(self.image_tokenizer, self.stream.config.grid, picture)
         return self.caption_model.rank(image_ids, captions, **options)
 
     def text_log_likelihood(self, text: str) -> Tensor:
-        """Log-probability of a caption: (text_length,) nats, one per text id or padding, all of them log p(text)."""
+        """Log-probability of each id of a caption, padding included, given the ids before it.
+
+        Returns:
+            (text_length,) nats, at most 0; their sum is log p(text).
+        """
         return text_log_likelihood(self.transformer, self.stream, [self.encode(text)])[0].cpu()
 
     def encode(self, text: str) -> list[int]:
-        """Text ids of a caption, cut with a warning where it is longer than the stream has room for."""
+        """Text ids of a caption, cut with a warning where it is longer than the stream's text positions."""
         return self.caption_model.encode(text)

@@ -1,5 +1,6 @@
-"""Pictures while they are being drawn."""
+"""Pictures that are shown while their ids are still being sampled."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator
 
@@ -11,11 +12,11 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Preview
-from dalle_mini_impl.sampling.generate import GeneratedIds, draw_rows
+from dalle_mini_impl.sampling.generate import GeneratedIds, generate_rows
 from dalle_mini_impl.util.errors import UserError
 
 
-def draw_previews(
+def generate_previews(
     transformer: Transformer,
     stream: Stream,
     request: GenerationRequest,
@@ -24,53 +25,62 @@ def draw_previews(
     show: int,
     share: float,
 ) -> Generator[Preview, None, GeneratedIds]:
-    """Draw the ids of a job, giving some of the pictures on the way.
+    """Sample the ids of a request and yield some of the unfinished pictures.
 
     Args:
-        transformer: as `generate` of the ids has it.
-        stream: as `generate` has it.
-        request: what to draw.
+        transformer: the model, in evaluation mode.
+        stream: the layout it was trained on.
+        request: what to sample.
         decode: image ids (n, h, w) -> RGB pictures.
-        show: as `DalleMini.stream_previews` has it.
-        share: as `DalleMini.stream_previews` has it.
+        show: see `DalleMini.stream_previews`.
+        share: see `DalleMini.stream_previews`.
 
     Yields:
-        After some rows of the token grid what is there.
+        After some rows of the token grid, the pictures so far.
 
     Returns:
-        All candidates.
+        All candidates that were not pruned.
 
     Raises:
         UserError: as `generate`, or `show` or `share` is out of range.
     """
     if show < 1 or not 0 <= share <= 1:
-        raise UserError(f"show {show} and share {share} were given; expected at least 1, and 0 to 1")
-    ids_drawn, total = 0, len(request.seeds) * stream.image_length
+        raise UserError(
+            f"expected show of 1 or more and share from 0 to 1, got show {show} and share {share}; "
+            f"show counts pictures, share is a fraction of the time"
+        )
+    sampled = 0
+    total = len(request.seeds) * stream.image_length
 
     def progress(ids: int) -> None:
-        nonlocal ids_drawn
-        ids_drawn += ids
+        nonlocal sampled
+        sampled += ids
         request.progress(ids)
 
-    rows = draw_rows(transformer, stream, **request._replace(progress=progress).drawing)
-    start, spent, longest = time.perf_counter(), 0.0, 0.0
+    counted = dataclasses.replace(request, progress=progress)
+    rows = generate_rows(transformer, stream, **counted.decoding_arguments)
+    start = time.perf_counter()
+    spent = 0.0  # seconds that all previews so far have taken
+    longest = 0.0  # seconds that one of them has taken at most
     while True:
         try:
             ids = next(rows)[:show]
         except StopIteration as end:
             return end.value
         before = time.perf_counter()
-        if spent + longest < share * (before - start) and ids_drawn < total:
-            images = _unfinished(ids, stream.config.grid[0], decode)
-            took = time.perf_counter() - before
-            spent, longest = spent + took, max(longest, took)
-            yield Preview(ids_drawn / total, images)
+        # A preview is made where it will probably not exceed its share of the time so far.
+        if spent + longest < share * (before - start) and sampled < total:
+            images = _decode_unfinished(ids, stream.config.grid[0], decode)
+            seconds = time.perf_counter() - before
+            spent += seconds
+            longest = max(longest, seconds)
+            yield Preview(sampled / total, images)
 
 
-def _unfinished(ids: Tensor, height: int, decode: Callable[[Tensor], list[Image.Image]]) -> list[Image.Image]:
-    """Pictures of the first rows of their ids (n, r, w), the rest of the `height` rows white."""
+def _decode_unfinished(ids: Tensor, height: int, decode: Callable[[Tensor], list[Image.Image]]) -> list[Image.Image]:
+    """Pictures of the first rows of ids (n, r, w); the rest of the `height` rows is white."""
     rows = ids.shape[1]
-    # Ids to come also shape the pixels beside them: more of the same is the likeliest.
+    # The decoder's convolutions also look at the rows below: repeating the last row is the best guess for those.
     images = decode(torch.cat([ids, ids[:, -1:].expand(-1, height - rows, -1)], 1))
     for image in images:
         image.paste("white", (0, image.height * rows // height, image.width, image.height))

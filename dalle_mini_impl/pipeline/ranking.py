@@ -1,4 +1,4 @@
-"""The best of what was drawn, as pictures."""
+"""Orders candidates by likelihood, by the CLIP scorer or by both, and decodes those that are kept."""
 
 from collections.abc import Callable
 
@@ -10,37 +10,42 @@ from dalle_mini_impl.pipeline.results import Candidate
 from dalle_mini_impl.sampling.generate import GeneratedIds
 
 
-def best(
-    request: GenerationRequest, drawn: GeneratedIds, decode: Callable[[Tensor], list[Image.Image]]
+def rank_candidates(
+    request: GenerationRequest, generated: GeneratedIds, decode: Callable[[Tensor], list[Image.Image]]
 ) -> tuple[Candidate, ...]:
-    """The candidates to keep, best first.
+    """The candidates to keep, best first; equally good ones stay in the order of their seeds.
 
     Args:
-        request: what was asked for.
-        drawn: all candidates.
+        request: gives the ranking, the scorer and how many to keep.
+        generated: all candidates.
         decode: image ids (n, h, w) -> RGB pictures.
     """
 
     def pictures(image_ids: Tensor) -> list[Image.Image]:
         images = [image for part in image_ids.split(request.chunk) for image in decode(part)]
-        return [request.canvas.finish(image) for image in images] if request.canvas else images
+        return [request.canvas.paste_original(image) for image in images] if request.canvas else images
 
-    images = pictures(drawn.image_ids) if request.scorer else []
-    order, scores = list(range(len(drawn.numbers))), [None] * len(drawn.numbers)
-    if request.settings.rank != "none":
-        values = _scores(request, drawn, images)
-        order, scores = values.argsort(descending=True, stable=True).tolist(), values.tolist()
+    # Decoding all candidates takes about as long as sampling them, so without a scorer only the kept ones are decoded.
+    images = pictures(generated.image_ids) if request.scorer else []
+    order = list(range(len(generated.indices)))
+    scores: list[float | None] = [None] * len(order)
+    if request.sampling.rank != "none":
+        values = _ranking_scores(request, generated, images)
+        order = values.argsort(descending=True, stable=True).tolist()
+        scores = values.tolist()
     order = order[: request.keep]
-    # Decoding all takes about as long as sampling them: what nobody asks to see is left out.
-    shown = [images[i] for i in order] if images else pictures(drawn.image_ids[order])
-    ids, seeds = drawn.image_ids.cpu(), [request.seeds[number] for number in drawn.numbers.tolist()]
-    return tuple(Candidate(image, scores[i], seeds[i], ids[i]) for i, image in zip(order, shown, strict=True))
+    kept_images = [images[i] for i in order] if images else pictures(generated.image_ids[order])
+    image_ids = generated.image_ids.cpu()
+    seeds = [request.seeds[index] for index in generated.indices.tolist()]
+    return tuple(
+        Candidate(image, scores[i], seeds[i], image_ids[i]) for i, image in zip(order, kept_images, strict=True)
+    )
 
 
-def _scores(request: GenerationRequest, drawn: GeneratedIds, images: list[Image.Image]) -> Tensor:
-    """What candidates are ordered by, (n,); see `DalleMini.generate`. `images` are needed where the scorer is."""
-    likelihood = drawn.likelihood.cpu()
+def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images: list[Image.Image]) -> Tensor:
+    """Score of each candidate, (n,), the higher the better; see `DalleMini.generate`. Only the scorer uses `images`."""
+    log_likelihood = generated.log_likelihood.cpu()
     if request.scorer is None:
-        return likelihood
+        return log_likelihood
     cosines = request.scorer.cosines(images, request.prompt)
-    return likelihood + request.scorer.scale * cosines if request.settings.rank == "both" else cosines
+    return log_likelihood + request.scorer.scale * cosines if request.sampling.rank == "both" else cosines

@@ -1,99 +1,128 @@
-"""What `DalleMini.generate` is asked for, checked."""
+"""The arguments of `DalleMini.generate`, checked and encoded."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.pipeline.canvas import Canvas
-from dalle_mini_impl.sampling.generate import CHUNK, Progress, Prompt, ignore
+from dalle_mini_impl.sampling.generate import Progress, Prompt
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 
 
-class GenerationRequest(NamedTuple):
-    """What to draw, and what to keep of it."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationRequest:
+    """What to sample for one prompt, and how many results to keep."""
 
     prompt: str
     negative: str
-    ids: Prompt
+    prompt_ids: Prompt
+    """Text ids of both."""
     seeds: Sequence[int]
-    settings: SamplingConfig
+    """One per candidate."""
+    sampling: SamplingConfig
     keep: int
     chunk: int
+    """Candidates decoded at a time."""
     progress: Progress
     canvas: Canvas | None
+    """A picture some of whose ids are known."""
     scorer: Scorer | None = None
-    """Who has a say in the ranking beside the transformer, or instead of it."""
+    """Ranks by cosine, alone or together with the likelihood; None leaves ranking to the transformer."""
 
     @property
-    def drawing(self) -> dict[str, Any]:
-        """What `generate` of the ids wants to know."""
+    def decoding_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `sampling.generate.generate`, all but the model."""
+        prunes = self.sampling.prune and self.sampling.rank != "none"
         return {
-            "prompt": self.ids,
+            "prompt": self.prompt_ids,
             "seeds": self.seeds,
-            "sampling": self.settings,
+            "sampling": self.sampling,
             "chunk": self.chunk,
             "progress": self.progress,
-            "prune_to": self.keep if self.settings.prune and self.settings.rank != "none" else None,
+            "prune_to": self.keep if prunes else None,
             "known": self.canvas.known if self.canvas else None,
         }
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What results record of it."""
-        canvas = {"canvas": self.canvas.settings} if self.canvas else {}
-        return {"sampling": to_dict(self.settings), **canvas}
+    def metadata(self) -> dict[str, Any]:
+        """What results record of the request, beside prompt and seeds."""
+        canvas = {"canvas": self.canvas.metadata} if self.canvas else {}
+        return {"sampling": to_dict(self.sampling), **canvas}
 
 
 def make_request(
     prompt: str,
+    *,
     encode: Callable[[str], list[int]],
     recommended: SamplingConfig,
-    /,
-    *,
-    candidates: int = 32,
-    keep: int = 8,
-    seed: int = 0,
-    negative: str = "",
-    seeds: Sequence[int] | None = None,
-    chunk: int = CHUNK,
-    progress: Progress = ignore,
-    canvas: Canvas | None = None,
-    **sampling: Any,
+    candidates: int,
+    keep: int,
+    seed: int,
+    negative: str,
+    seeds: Sequence[int] | None,
+    chunk: int,
+    progress: Progress,
+    canvas: Canvas | None,
+    sampling: dict[str, Any],
 ) -> GenerationRequest:
-    """Check what `DalleMini.generate` was given.
+    """Check the arguments of `DalleMini.generate` and encode its prompt.
 
-    `encode` makes text ids of a caption, and `recommended` are the sampling settings where none are given. All else is
-    as there.
+    Args:
+        prompt: see `DalleMini.generate`.
+        encode: caption -> text ids.
+        recommended: sampling settings that are used where `sampling` has none.
+        candidates: see `DalleMini.generate`, as all below but the last.
+        keep: how many results to keep.
+        seed: of the run.
+        negative: what guidance moves away from.
+        seeds: the candidates' own seeds.
+        chunk: candidates decoded at a time.
+        progress: callback.
+        canvas: a picture some of whose ids are known.
+        sampling: sampling settings by name; None leaves one at its recommendation.
 
     Raises:
         UserError: a number is out of range, or a sampling setting is unknown.
     """
     check_counts(candidates, keep, seed)
     if seeds is None:
-        seeds = [candidate_seed(seed, number) for number in range(candidates)]
-    if not seeds or not all(0 <= number < 2**63 for number in seeds):
-        raise UserError(f"seeds {list(seeds)} were given; expected one or more, each from 0 to 2**63 - 1")
-    settings = _settings(recommended, sampling)
+        seeds = [candidate_seed(seed, index) for index in range(candidates)]
+    if not seeds or not all(0 <= one < 2**63 for one in seeds):
+        raise UserError(f"expected seeds from 0 to 2**63 - 1, at least one, got {list(seeds)}; give one per candidate")
     return GenerationRequest(
-        prompt, negative, Prompt(encode(prompt), encode(negative)), seeds, settings, keep, chunk, progress, canvas
+        prompt=prompt,
+        negative=negative,
+        prompt_ids=Prompt(encode(prompt), encode(negative)),
+        seeds=seeds,
+        sampling=_merge_settings(recommended, sampling),
+        keep=keep,
+        chunk=chunk,
+        progress=progress,
+        canvas=canvas,
     )
 
 
 def check_counts(candidates: int, keep: int, seed: int) -> None:
-    """Refuse to sample or keep nothing, and seeds below 0."""
+    """Check how many to sample and to keep, and the seed of the run.
+
+    Raises:
+        UserError: fewer than one candidate would be sampled or kept, or the seed is negative.
+    """
     if candidates < 1 or keep < 1:
-        raise UserError(f"candidates {candidates} and keep {keep} were given; both must be at least 1")
+        raise UserError(f"expected 1 or more of each, got candidates {candidates} and keep {keep}; raise them")
     if seed < 0:
-        raise UserError(f"seed {seed} was given, expected 0 or more")
+        raise UserError(f"expected a seed of 0 or more, got seed {seed}; choose another")
 
 
-def _settings(recommended: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
-    known = [field.name for field in dataclasses.fields(SamplingConfig)]
-    if unknown := sorted(set(changes) - set(known)):
-        raise UserError(f"unknown sampling setting {unknown[0]!r}; known are {', '.join(known)}")
+def _merge_settings(recommended: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:
+    """The recommended settings with those changes that are not None."""
+    names = [field.name for field in dataclasses.fields(SamplingConfig)]
+    if unknown := sorted(set(changes) - set(names)):
+        raise UserError(f"expected sampling settings among {', '.join(names)}, got {unknown[0]!r}; correct its name")
     given = {name: value for name, value in changes.items() if value is not None}
     return from_dict(SamplingConfig, {**to_dict(recommended), **given}, "sampling")

@@ -1,4 +1,4 @@
-"""What sampling gives: candidates, ranked results, and sheets of them."""
+"""What generating returns: candidates, ranked results, previews, and sheets of pictures."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ class Candidate:
     image: Image.Image
     """RGB."""
     score: float | None
-    """What it was ranked by: a cosine with `rank="clip"`, otherwise nats; None when not ranked."""
+    """What it was ranked by: a cosine with `rank="clip"`, otherwise nats; None if it was not ranked."""
     seed: int
-    """Makes exactly this picture again: `generate(prompt, seeds=[seed])`."""
+    """The candidate's own seed, which makes exactly this picture again: `generate(prompt, seeds=[seed])`."""
     image_ids: Tensor
-    """(h, w) int64."""
+    """(h, w) int64, on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,15 @@ class Result(Sequence[Candidate]):
     """The kept candidates of one prompt, best first."""
 
     prompt: str
+    """The caption."""
     negative: str
+    """What guidance moved away from; "" means "no caption"."""
     candidates: tuple[Candidate, ...]
+    """Best first."""
     settings: dict[str, Any]
-    """Model, checkpoint hash and sampling settings."""
+    """Model, checkpoint hash, precision and sampling settings; for a completed or varied picture also its canvas."""
     source: Image.Image | None = None
-    """The picture that was completed or varied, as the model got it; it comes first in the grid."""
+    """The picture that was completed or varied, at the model's size; it comes first in the grid."""
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -53,11 +56,23 @@ class Result(Sequence[Candidate]):
         return self.candidates[index]
 
     def grid(self, columns: int = 0, scores: bool = False) -> Image.Image:
-        """All pictures on one sheet, optionally with their scores underneath."""
+        """All pictures on one sheet.
+
+        Args:
+            columns: pictures per row; 0 makes the sheet about square.
+            scores: write each picture's score under it.
+        """
         return grid([self], columns, scores)
 
     def metadata(self, candidates: Sequence[Candidate] | None = None) -> dict[str, Any]:
-        """What a PNG of these candidates (default: all) records, enough to make them again."""
+        """What a PNG of these candidates records: enough for `dalle sample --from` to make them again.
+
+        Args:
+            candidates: some of this result's; None for all.
+
+        Returns:
+            `settings`, and under `pictures` prompt, negative caption, seed and score of each.
+        """
         chosen = self.candidates if candidates is None else candidates
         pictures = [
             {"prompt": self.prompt, "negative": self.negative, "seed": c.seed, "score": c.score} for c in chosen
@@ -65,13 +80,21 @@ class Result(Sequence[Candidate]):
         return {**self.settings, "pictures": pictures}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write each picture as its own PNG with its settings inside; returns the paths, best first."""
+        """Write each picture as a PNG of its own, with its metadata inside.
+
+        Args:
+            folder: made if it does not exist.
+
+        Returns:
+            The paths, best first. A file name is the prompt, a hash of prompt, negative caption and canvas, and the
+            rank.
+        """
         stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
-        # Prompts that spell alike in file names, and one prompt for several pictures, must not overwrite each other.
-        what = f"{self.prompt}\0{self.negative}"
+        # The hash distinguishes prompts with equal stems ("a cat", "a/cat"), and one prompt on several canvases.
+        identity = f"{self.prompt}\0{self.negative}"
         if "canvas" in self.settings:
-            what += f"\0{json.dumps(self.settings['canvas'])}"
-        stem += "-" + hashlib.sha256(what.encode()).hexdigest()[:6]
+            identity += f"\0{json.dumps(self.settings['canvas'])}"
+        stem += "-" + hashlib.sha256(identity.encode()).hexdigest()[:6]
         return [
             save_png(candidate.image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate]))
             for rank, candidate in enumerate(self.candidates, 1)
@@ -80,22 +103,24 @@ class Result(Sequence[Candidate]):
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """Pictures while they are being drawn."""
+    """Unfinished pictures, or at the end the finished ones."""
 
     done: float
-    """Share of all image ids that are drawn, 0 to 1."""
+    """Fraction of all image ids that are sampled, 0 to 1."""
     images: list[Image.Image]
-    """Some of the pictures being drawn, what is still to come in white; of the last preview, those that are kept."""
+    """Some of the pictures that are being decoded, white where ids are missing; in the last preview those of the
+    result."""
     result: Result | None = None
-    """Of the last preview, what `generate` returns."""
+    """In the last preview what `generate` returns, before that None."""
 
 
 def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> Image.Image:
-    """One sheet of several results; with several prompts, each starts a row of its own by default.
+    """One sheet of several results.
 
     Args:
-        results: of one or several prompts.
-        columns: pictures per row; 0 chooses.
+        results: of one or several prompts; several are written under their pictures.
+        columns: pictures per row; 0 gives each of several results a row of its own, and makes the sheet of a single
+            one about square.
         scores: write each picture's score under it.
     """
     images: list[Image.Image] = []

@@ -1,4 +1,4 @@
-"""Text ids -> image ids: the prompt is run once, then all candidates decode together with a cache."""
+"""Caption -> image ids: the prompt is run once, then all candidates are decoded together with a cache."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -8,50 +8,51 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.model.kv_cache import Cache
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.sampling.decoding import Continuations, PromptState, run_prompts
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.native.draw import draw
-from dalle_mini_impl.sampling.next_ids import check, guide, next_ids
+from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
+from dalle_mini_impl.sampling.seeds import uniform_rows
 from dalle_mini_impl.util.errors import UserError
 
 CHUNK = 64
+"""Candidates decoded at a time by default. Memory grows with it; the ids do not depend on it."""
+PRUNE_AFTER = (3 / 16, 7 / 16)
+"""Pruning is successive halving (Jamieson & Talwalkar 2016): after each of these fractions of the ids to sample, the
+less likely half of the candidates is dropped, so that less than half of all ids (29/64) are sampled. `dalle evaluate
+rerank` measures what that saves and costs."""
 Progress = Callable[[int], object]
-"""Told how many image ids each step has drawn."""
+"""Callback: called with the number of image ids that a step has sampled for all candidates together."""
 
 
-def ignore(ids: int) -> None:
-    """Nobody wants to know of the progress."""
+def no_progress(ids: int) -> None:
+    """Default callback: does nothing."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What to draw and what to steer away from, as text ids."""
+    """Caption and negative caption, as text ids."""
 
     text_ids: Sequence[int]
     """The caption."""
     negative_ids: Sequence[int] = ()
-    """What guidance steers away from; empty means "no caption"."""
-
-
-HALVINGS = (3 / 16, 7 / 16)
-"""Shares of what is drawn after which pruning gives up the less likely half of the candidates. `dalle evaluate rerank`
-shows what that saves and costs."""
+    """What guidance moves away from; empty means "no caption"."""
 
 
 @dataclass(frozen=True)
 class GeneratedIds:
-    """Sampled candidates."""
+    """n sampled candidates."""
 
-    numbers: Tensor
-    """(n,) int64, of each candidate's seed among those given, rising: all, unless some were pruned."""
+    indices: Tensor
+    """(n,) int64, ascending: the index of each candidate's seed among the seeds given; all of them unless pruned."""
     image_ids: Tensor
     """(n, h, w) int64 in [0, K)."""
-    likelihood: Tensor
-    """(n,) nats of the whole picture given the caption.
+    log_likelihood: Tensor
+    """(n,) log-probability in nats of each whole picture given the caption.
 
-    The model's own, at temperature 1 and without top-k or top-p, whatever the settings were.
+    It is the model's own, at temperature 1 and without guidance, top-k or top-p, whatever the settings were.
     """
 
 
@@ -63,32 +64,37 @@ def generate(
     sampling: SamplingConfig,
     *,
     chunk: int = CHUNK,
-    progress: Progress = ignore,
+    progress: Progress = no_progress,
     prune_to: int | None = None,
     known: KnownIds | None = None,
 ) -> GeneratedIds:
     """Sample the image ids of several candidates for one prompt.
 
-    Each candidate has its own random numbers, drawn from its own seed on the CPU, so its picture does not
-    depend on how many others there are or how they are chunked.
+    Each candidate has its own random numbers, drawn from its own seed on the CPU, so its picture does not depend on how
+    many others there are or how they are chunked.
 
     Args:
         transformer: the model, in evaluation mode.
         stream: the layout it was trained on.
         prompt: caption and negative caption.
         seeds: one per candidate.
-        sampling: temperature, top-k, top-p and guidance.
+        sampling: temperature, top-k, top-p and guidance; the other settings are not used here.
         chunk: candidates decoded at a time, which bounds memory.
-        progress: told how many image ids each step has drawn, or will never be.
-        prune_to: give weak candidates up early by successive halving, but leave at least so many of each chunk; None
-            draws all to the end.
-        known: a picture some of whose ids stay; what is drawn sees those before it in raster order, not those after.
+        progress: called with the number of image ids that each step has sampled; known ids and those that pruning
+            leaves out count as well, so that all calls add up to every id of every candidate.
+        prune_to: drop the less likely candidates early by successive halving, but keep at least this many of each
+            chunk; None finishes all.
+        known: a picture some of whose ids stay. Ids are sampled in raster order: each is conditioned on the known ids
+            before it, not on those after it.
+
+    Returns:
+        All candidates that were not pruned, in the order of their seeds.
 
     Raises:
-        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the kept
-            picture does not fit.
+        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the known picture
+            does not fit the stream.
     """
-    rows = draw_rows(
+    rows = generate_rows(
         transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, known=known
     )
     while True:
@@ -99,7 +105,7 @@ def generate(
 
 
 @torch.inference_mode()
-def draw_rows(
+def generate_rows(
     transformer: Transformer,
     stream: Stream,
     prompt: Prompt,
@@ -107,134 +113,136 @@ def draw_rows(
     sampling: SamplingConfig,
     *,
     chunk: int = CHUNK,
-    progress: Progress = ignore,
+    progress: Progress = no_progress,
     prune_to: int | None = None,
     known: KnownIds | None = None,
 ) -> Generator[Tensor, None, GeneratedIds]:
-    """As `generate`, but gives the image ids so far after each row of the token grid.
+    """As `generate`, but yields the image ids so far after each row of the token grid.
 
     Yields:
-        (n, r, w): the first r rows of the candidates of the chunk that is being drawn.
+        (n, r, w): the first r rows of the candidates of the chunk that is being decoded.
 
     Returns:
-        All of them.
+        All candidates that were not pruned, in the order of their seeds.
     """
     if not seeds:
-        raise UserError("no seeds were given; give one per candidate")
-    check(sampling, stream.config.image_vocab)
+        raise UserError("expected at least one seed, got none; give one per candidate")
+    validate_sampling(sampling, stream.config.image_vocab)
     if chunk < 1:
-        raise UserError(f"chunk {chunk} was given, expected at least 1 candidate at a time")
-    grid = stream.config.grid
-    known = known or KnownIds(torch.zeros(grid, dtype=torch.int64), torch.ones(grid, dtype=torch.bool))
-    known.check(stream, len(seeds))
+        raise UserError(f"expected a chunk of at least 1 candidate, got {chunk}; {CHUNK} is the default")
+    known = known or KnownIds.none(stream.config.grid)
+    known.validate(stream, len(seeds))
     captions = [prompt.text_ids] if sampling.guidance == 1 else [prompt.text_ids, prompt.negative_ids]
-    start = _begin(transformer, stream, captions, known.leading)
-    device = start.hidden.device
-    kept_ids = known.image_ids.to(device).flatten(-2).expand(len(seeds), -1)
+    start = _run_start(transformer, stream, captions, known.shared_prefix)
+    device = start.prompts.hidden.device
+    known_ids = known.image_ids.to(device).flatten(-2).expand(len(seeds), -1)
     parts = []
     for first in range(0, len(seeds), chunk):
-        rolls = torch.stack([_rolls(seed, stream.image_length) for seed in seeds[first : first + chunk]])
-        redraw = known.redraw.cpu().flatten() & (rolls[:, 1] < known.share)
-        rows = _Rows(rolls[:, 0].to(device), redraw.to(device), kept_ids[first : first + chunk].clone())
-        drawn = yield from _decode(transformer, stream, start, rows, sampling, progress, prune_to)
-        parts.append((drawn.numbers + first, drawn.image_ids, drawn.likelihood))
+        rows = [uniform_rows(seed, stream.image_length, 2) for seed in seeds[first : first + chunk]]
+        for_ids, for_redraw = torch.stack(rows).unbind(1)
+        redraw = known.redraw.cpu().flatten() & (for_redraw < known.redraw_probability)
+        candidates = _Chunk(for_ids.to(device), redraw.to(device), known_ids[first : first + chunk].clone())
+        part = yield from _decode_chunk(transformer, stream, start, candidates, sampling, progress, prune_to)
+        parts.append((part.indices + first, part.image_ids, part.log_likelihood))
     return GeneratedIds(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 class _Start(NamedTuple):
-    """What all candidates begin with, run once: a row with the caption and, with guidance, one without."""
+    """What all candidates begin with, run through the model once."""
 
-    cache: Cache
-    hidden: Tensor
-    """(1 or 2, C), of the last position."""
-    nats: Tensor
-    """(1,), of the leading image ids given the caption."""
-    done: int
-    """How many these are."""
+    prompts: PromptState
+    """The caption and, with guidance, the negative caption, each followed by the ids that all candidates share."""
+    length: int
+    """How many image ids they share."""
+    log_likelihood: Tensor
+    """(1,), of these ids given the caption."""
 
 
-class _Rows(NamedTuple):
-    """The candidates of one chunk."""
+class _Chunk(NamedTuple):
+    """The candidates that are decoded together; h * w cells in raster order."""
 
     uniforms: Tensor
-    """(n, h * w), one for each draw."""
+    """(n, h * w), the random number with which each id is sampled."""
     redraw: Tensor
-    """(n, h * w) bool: which ids are drawn."""
+    """(n, h * w) bool: the cells whose ids are sampled."""
     image_ids: Tensor
-    """(n, h * w), overwritten where they are drawn."""
+    """(n, h * w), the known ids; overwritten where ids are sampled."""
 
 
-def _begin(transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]], leading: Tensor) -> _Start:
-    """Run the captions and the image ids (n,) that come first."""
+def _run_start(
+    transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]], image_ids: Tensor
+) -> _Start:
+    """Run the captions, each followed by the first image ids (m,), which all candidates share."""
     prefix = stream.prefix(captions).to(transformer.device)
-    ids = leading.to(prefix.device).expand(len(captions), -1)
-    cache = transformer.new_cache(len(captions), prefix.shape[1] + len(leading))
-    hidden = transformer(torch.cat([prefix, ids + stream.image_offset], 1), cache)[:, prefix.shape[1] - 1 :]
-    scores = transformer.logits(hidden[:1, :-1], stream.image_range).float().log_softmax(-1)
-    return _Start(cache, hidden[:, -1], scores.gather(-1, ids[:1, :, None]).sum((1, 2)), len(leading))
+    ids = image_ids.to(prefix.device).expand(len(captions), -1)
+    prompts = run_prompts(transformer, torch.cat([prefix, ids + stream.image_offset], 1))
+    hidden = prompts.hidden[:1, prefix.shape[1] - 1 : -1]
+    log_probabilities = transformer.logits(hidden, stream.image_range).float().log_softmax(-1)
+    return _Start(prompts, len(image_ids), log_probabilities.gather(-1, ids[:1, :, None]).sum((1, 2)))
 
 
-def _decode(
+def _decode_chunk(
     transformer: Transformer,
     stream: Stream,
     start: _Start,
-    rows: _Rows,
+    candidates: _Chunk,
     sampling: SamplingConfig,
     progress: Progress,
     prune_to: int | None,
 ) -> Generator[Tensor, None, GeneratedIds]:
-    """Go on from the start, one position at a time for all candidates, and sum up their nats."""
-    groups, width, total = len(start.hidden), stream.config.grid[1], stream.image_length
-    uniforms, redraw, drawn = rows
-    # Row order: every candidate with the caption, then every candidate without.
-    hidden, cache = start.hidden.repeat_interleave(len(drawn), 0), start.cache.branch(len(drawn), stream.length)
-    nats, numbers = start.nats.repeat(len(drawn)), torch.arange(len(drawn), device=hidden.device)
-    if start.done:
-        progress(len(drawn) * start.done)
-    for place in range(start.done, total):
-        logits, *null = transformer.logits(hidden, stream.image_range).float().chunk(groups)
-        wanted = guide(logits, null[0], sampling.guidance) if null else logits
-        ids = torch.where(redraw[:, place], draw_ids(wanted, uniforms[:, place], sampling), drawn[:, place])
-        drawn[:, place] = ids
-        nats += logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+    """Continue from the start, one cell at a time for all candidates, and sum up their log-likelihoods."""
+    uniforms, redraw, image_ids = candidates
+    cells = stream.image_length
+    width = stream.config.grid[1]
+    continuations = Continuations(transformer, start.prompts, len(image_ids), stream.length)
+    log_likelihood = start.log_likelihood.repeat(len(image_ids))
+    indices = torch.arange(len(image_ids), device=image_ids.device)
+    if start.length:
+        progress(len(image_ids) * start.length)
+    for cell in range(start.length, cells):
+        logits, *unconditional = continuations.next_logits(stream.image_range)
+        guided = guide(logits, unconditional[0], sampling.guidance) if unconditional else logits
+        ids = torch.where(redraw[:, cell], sample_ids(guided, uniforms[:, cell], sampling), image_ids[:, cell])
+        image_ids[:, cell] = ids
+        log_likelihood += logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
         progress(len(ids))
-        if (alive := survivors(nats, prune_to, place + 1 - start.done, total - start.done)) is not None:
-            progress((len(ids) - len(alive)) * (total - place - 1))
-            cache.keep(torch.cat([alive + group * len(ids) for group in range(groups)]))
-            numbers, uniforms, redraw, drawn, nats, ids = (
-                part[alive] for part in (numbers, uniforms, redraw, drawn, nats, ids)
+        kept = candidates_to_keep(log_likelihood, prune_to, cell + 1 - start.length, cells - start.length)
+        if kept is not None:
+            progress((len(ids) - len(kept)) * (cells - cell - 1))
+            continuations.keep(kept)
+            indices, uniforms, redraw, image_ids, log_likelihood, ids = (
+                values[kept] for values in (indices, uniforms, redraw, image_ids, log_likelihood, ids)
             )
-        if (place + 1) % width == 0:
-            yield drawn[:, : place + 1].unflatten(1, (-1, width))
-        if place + 1 < total:
-            hidden = transformer((ids.repeat(groups) + stream.image_offset)[:, None], cache)[:, -1]
-    return GeneratedIds(numbers, drawn.unflatten(1, stream.config.grid), nats)
+        if (cell + 1) % width == 0:
+            yield image_ids[:, : cell + 1].unflatten(1, (-1, width))
+        if cell + 1 < cells:
+            continuations.append(ids + stream.image_offset)
+    return GeneratedIds(indices, image_ids.unflatten(1, stream.config.grid), log_likelihood)
 
 
-def survivors(nats: Tensor, prune_to: int | None, done: int, total: int) -> Tensor | None:
-    """Which candidates go on when `done` of `total` ids are drawn, or None where all do.
+def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: int, total: int) -> Tensor | None:
+    """Which candidates pruning keeps once `sampled` of `total` ids are sampled.
 
     Args:
-        nats: (n,) of the ids so far given the caption; the first of equal ones stays.
+        log_likelihood: (n,) nats of the ids so far given the caption; of equal candidates the first is kept.
         prune_to: see `generate`.
-        done: ids drawn, from 1; those of a kept picture that come first do not count, here and below.
-        total: ids to draw.
+        sampled: ids sampled so far, at least 1; known ids that all candidates begin with do not count, here and below.
+        total: ids to sample.
+
+    Returns:
+        (m,) ascending indices, or None where all candidates are kept.
     """
-    if prune_to is None or done not in [round(share * total) for share in HALVINGS]:
+    if prune_to is None or sampled not in [round(fraction * total) for fraction in PRUNE_AFTER]:
         return None
-    known = max(prune_to, -(-len(nats) // 2))
-    return nats.argsort(descending=True, stable=True)[:known].sort().values if known < len(nats) else None
+    count = max(prune_to, -(-len(log_likelihood) // 2))
+    if count >= len(log_likelihood):
+        return None
+    return log_likelihood.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
-    """As `next_ids`, in compiled code where there is some for these settings."""
-    drawn = None
+def sample_ids(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
+    """As `next_ids`, by compiled code where there is any for this device and these settings."""
+    ids = None
     if logits.device.type == "cpu" and sampling.temperature > 0 and sampling.top_p == 1:
-        drawn = draw(logits, uniform, sampling.temperature, sampling.top_k or logits.shape[-1])
-    return next_ids(logits, uniform, sampling) if drawn is None else drawn
-
-
-def _rolls(seed: int, count: int) -> Tensor:
-    """Numbers in [0, 1) of one candidate, (2, count): for what is drawn, and for whether it is."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.rand(count, generator=generator) for _ in range(2)])
+        ids = draw(logits, uniforms, sampling.temperature, sampling.top_k or logits.shape[-1])
+    return next_ids(logits, uniforms, sampling) if ids is None else ids

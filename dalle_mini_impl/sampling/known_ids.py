@@ -1,7 +1,8 @@
-"""Image ids that stay while others are drawn."""
+"""Image ids that stay as they are while the others are sampled."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dalle_mini_impl.model.stream import Stream, check_ids
@@ -10,35 +11,49 @@ from dalle_mini_impl.util.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class KnownIds:
-    """A picture some of whose ids stay."""
+    """A picture of which some cells are redrawn and the others keep their ids."""
 
     image_ids: Tensor
-    """(h, w) in [0, K), or (N, h, w): a picture for each candidate."""
+    """(h, w) in [0, K), or (N, h, w): one picture for each candidate."""
     redraw: Tensor
-    """(h, w) bool: the places that are drawn anew."""
-    share: float = 1.0
-    """Chance in (0, 1] of each of these places to be drawn anew indeed, rolled for every candidate and place."""
+    """(h, w) bool: the cells that may be redrawn."""
+    redraw_probability: float = 1.0
+    """Probability, in (0, 1], that such a cell is redrawn; decided for each candidate and cell by the candidate's
+    seed."""
+
+    @classmethod
+    def none(cls, grid: tuple[int, int]) -> "KnownIds":
+        """No known ids: every cell of the grid (h, w) is sampled."""
+        return cls(torch.zeros(grid, dtype=torch.int64), torch.ones(grid, dtype=torch.bool))
 
     @property
-    def leading(self) -> Tensor:
-        """(n,) ids that all candidates begin with, whatever is drawn."""
-        shared = int(self.redraw.flatten().int().argmax()) if self.image_ids.ndim == 2 else 0
-        return self.image_ids.flatten()[:shared]
+    def shared_prefix(self) -> Tensor:
+        """(n,) ids before the first cell to redraw, in raster order, if all candidates share the picture; else none."""
+        if self.image_ids.ndim > 2:
+            return self.image_ids.new_empty(0)
+        return self.image_ids.flatten()[: int(self.redraw.flatten().int().argmax())]
 
-    def check(self, stream: Stream, candidates: int) -> None:
-        """Refuse what does not fit the stream.
+    def validate(self, stream: Stream, candidates: int) -> None:
+        """Check shapes and ranges against the stream.
+
+        Args:
+            stream: gives the grid and the number of image ids.
+            candidates: how many will be sampled.
 
         Raises:
-            UserError: a shape, an id or the share is out of range, or nothing would be drawn.
+            UserError: a shape, an id or the probability is out of range, or no cell would be redrawn.
         """
         grid = stream.config.grid
         if self.image_ids.shape not in (grid, (candidates, *grid)) or self.redraw.shape != grid:
             raise UserError(
-                f"image ids {tuple(self.image_ids.shape)} with places to redraw {tuple(self.redraw.shape)} were "
-                f"given, expected grid {grid} for {candidates} candidates; encode the picture at the model's size"
+                f"expected image ids and a redraw mask of grid {grid} for {candidates} candidates, got shapes "
+                f"{tuple(self.image_ids.shape)} and {tuple(self.redraw.shape)}; encode the picture at the model's size"
             )
         check_ids(self.image_ids, stream.config.image_vocab, "image")
         if not self.redraw.any():
-            raise UserError("nothing is left to draw, all of the picture is kept; keep less of it")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share {self.share} was given, expected more than 0 and at most 1")
+            raise UserError("expected at least one cell to redraw, got none; keep less of the picture")
+        if not 0 < self.redraw_probability <= 1:
+            raise UserError(
+                f"expected a redraw probability above 0 and at most 1, got {self.redraw_probability}; "
+                f"1 redraws every cell that may be redrawn"
+            )

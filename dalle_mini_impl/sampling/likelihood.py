@@ -1,4 +1,4 @@
-"""How likely a transformer finds given pictures and captions: one pass over the stream."""
+"""Log-probabilities of given pictures and captions under the transformer: one pass over the stream, no sampling."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,16 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.model.stream import Stream, check_ids
 from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.sampling.decoding import run_prompts
 from dalle_mini_impl.util.errors import UserError
 
 CHUNK = 64
-"""Streams per pass."""
+"""Streams per pass, which bounds memory."""
 
 
 @torch.inference_mode()
 def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
-    """Scores of every image id at each place, given the caption and the ids before it.
+    """Logits of every image id at each cell, given the caption and the ids before it.
 
     Args:
         transformer: the model, in evaluation mode.
@@ -39,20 +40,29 @@ def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[in
 
 
 def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
-    """Log-probability of each image id given the caption and the ids before it; see `image_logits`.
+    """Log-probability of each image id given the caption and the ids before it.
+
+    Args:
+        transformer: see `image_logits`.
+        stream: see `image_logits`.
+        text_ids: see `image_logits`.
+        image_ids: see `image_logits`.
 
     Returns:
         (B, h * w) in nats, at most 0.
+
+    Raises:
+        UserError: see `image_logits`.
     """
-    scores = F.log_softmax(image_logits(transformer, stream, text_ids, image_ids), -1)
-    return scores.gather(-1, image_ids.to(scores.device).flatten(1)[..., None])[..., 0]
+    log_probabilities = F.log_softmax(image_logits(transformer, stream, text_ids, image_ids), -1)
+    return log_probabilities.gather(-1, image_ids.to(log_probabilities.device).flatten(1)[..., None])[..., 0]
 
 
 @torch.inference_mode()
 def text_log_likelihood(transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]]) -> Tensor:
     """Log-probability of each id of captions given the ids before it.
 
-    Padding counts: it is how a caption ends.
+    Padding is part of a caption: its first padding id is how it ends.
 
     Args:
         transformer: the model, in evaluation mode.
@@ -60,16 +70,16 @@ def text_log_likelihood(transformer: Transformer, stream: Stream, captions: Sequ
         captions: text ids of each.
 
     Returns:
-        (B, text_length) in nats, at most 0; the sum of a row is log p(text). In a stream without BOS nothing comes
-        before the first id, whose column is left out.
+        (B, text_length) in nats, at most 0; the sum of a row is log p(text). In a stream without BOS the first id is
+        conditioned on nothing, and its column is left out.
 
     Raises:
         UserError: a caption is too long, or an id is no text id.
     """
-    device, parts = transformer.device, []
-    for prefix in stream.prefix(captions).to(device).split(CHUNK):
-        scores = transformer.logits(transformer(prefix[:, :-1]), stream.text_range).float().log_softmax(-1)
-        parts.append(scores.gather(-1, prefix[:, 1:, None])[..., 0])
+    parts = []
+    for prefix in stream.prefix(captions).to(transformer.device).split(CHUNK):
+        logits = transformer.logits(transformer(prefix[:, :-1]), stream.text_range).float()
+        parts.append(logits.log_softmax(-1).gather(-1, prefix[:, 1:, None])[..., 0])
     return torch.cat(parts)
 
 
@@ -90,53 +100,59 @@ def likelihood_table(
         stream: the layout it was trained on.
         captions: text ids of each.
         image_ids: (P, h, w) in [0, K).
-        blind: hide all ids of the picture (BOS in their place): each is judged by the caption and its place alone, as a
-            model knows it that was trained with `id_dropout`. That is no probability of the picture as a whole.
-        progress: told how many pairs of a picture and a caption each step has judged.
+        blind: hide all other ids of the picture (BOS in their place), so that each id is predicted from the caption and
+            its position alone. Models trained with `id_dropout` have learned to do that. The sum is then no
+            log-probability of the picture as a whole.
+        progress: called with the number of (picture, caption) pairs that each pass has evaluated.
 
     Returns:
         (P, captions) in nats, at most 0.
 
     Raises:
-        UserError: the image ids have another grid, an id is out of range, a caption is too long, or `blind` is asked
-            of a stream without BOS.
+        UserError: the image ids have another grid, an id is out of range, a caption is too long, or `blind` is given
+            for a stream without BOS.
     """
     _check(stream, image_ids)
     if blind and stream.config.bos_id < 0:
-        raise UserError("blind was given for a stream without BOS, which would stand for hidden ids; leave it out")
+        raise UserError("expected a stream with BOS, which stands for hidden ids, got one without; leave blind out")
     device = transformer.device
-    prefixes, pictures = stream.prefix(captions).to(device), image_ids.to(device).flatten(1)
-    judge = _judge_blindly if blind else _judge
+    prefixes = stream.prefix(captions).to(device)
+    pictures = image_ids.to(device).flatten(1)
+    evaluate_pairs = _blind_pairs if blind else _pairs
     rows = []
     for part in pictures.split(len(pictures) if blind else CHUNK):
         columns = []
         for prefix in prefixes.split(CHUNK if blind else max(1, CHUNK // len(part))):
-            columns.append(judge(transformer, stream, prefix, part).T)
+            columns.append(evaluate_pairs(transformer, stream, prefix, part).T)
             progress(columns[-1].numel())
         rows.append(torch.cat(columns, 1))
     return torch.cat(rows)
 
 
-def _judge(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
+def _pairs(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
     """Nats (n, P) of pictures (P, h * w) given captions (n, prefix_length), each of which is run once."""
-    cache = transformer.new_cache(len(prefix), stream.prefix_length)
-    first = transformer(prefix, cache)[:, -1:].repeat_interleave(len(pictures), 0)
+    prompts = run_prompts(transformer, prefix)
+    first = prompts.hidden[:, -1:].repeat_interleave(len(pictures), 0)
     ids = pictures.repeat(len(prefix), 1)
-    hidden = transformer(ids + stream.image_offset, cache.branch(len(pictures), stream.length))[:, :-1]
-    scores = transformer.logits(torch.cat([first, hidden], 1), stream.image_range).float().log_softmax(-1)
-    return scores.gather(-1, ids[..., None]).sum((1, 2)).view(len(prefix), -1)
+    cache = prompts.cache.branch(len(pictures), stream.length)
+    hidden = transformer(ids + stream.image_offset, cache)[:, :-1]
+    logits = transformer.logits(torch.cat([first, hidden], 1), stream.image_range).float()
+    return logits.log_softmax(-1).gather(-1, ids[..., None]).sum((1, 2)).view(len(prefix), -1)
 
 
-def _judge_blindly(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
-    """As `_judge`, no id seeing another: what is seen is the same for all pictures."""
+def _blind_pairs(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
+    """As `_pairs`, with all image ids hidden from the model: its logits are then the same for all pictures."""
     hidden_ids = prefix.new_full((len(prefix), stream.image_length - 1), stream.config.bos_id)
     hidden = transformer(torch.cat([prefix, hidden_ids], 1))[:, stream.prefix_length - 1 :]
-    scores = transformer.logits(hidden, stream.image_range).float().log_softmax(-1)
-    return scores.gather(-1, pictures.T.expand(len(prefix), -1, -1)).sum(1)
+    logits = transformer.logits(hidden, stream.image_range).float()
+    return logits.log_softmax(-1).gather(-1, pictures.T.expand(len(prefix), -1, -1)).sum(1)
 
 
 def _check(stream: Stream, image_ids: Tensor) -> None:
-    """Refuse what is no picture of this stream."""
+    """Refuse image ids that do not fit this stream."""
     if image_ids.shape[1:] != stream.config.grid:
-        raise UserError(f"image ids of shape {tuple(image_ids.shape)} were given, expected grid {stream.config.grid}")
+        raise UserError(
+            f"expected image ids of grid {stream.config.grid}, got shape {tuple(image_ids.shape)}; "
+            f"encode the pictures at the model's size"
+        )
     check_ids(image_ids, stream.config.image_vocab, "image")

@@ -1,7 +1,7 @@
-"""Logits -> next id. Pure functions: nothing is drawn here, randomness comes in as numbers in [0, 1).
+"""Logits -> next id, as pure functions: the random numbers come in as arguments.
 
-With one such number per step, drawn from a candidate's own generator, a candidate does not depend on which
-others are sampled beside it.
+With one uniform number per id, taken from the candidate's own generator, a candidate does not depend on which others
+are sampled in the same batch.
 """
 
 import math
@@ -13,80 +13,85 @@ from dalle_mini_impl.config.sampling import RANKS, SamplingConfig
 from dalle_mini_impl.util.errors import UserError
 
 
-def check(config: SamplingConfig, vocab: int) -> None:
-    """Refuse settings that make no sense.
+def validate_sampling(config: SamplingConfig, vocab: int) -> None:
+    """Check that every setting is in its range.
 
     Args:
         config: the settings.
         vocab: K, number of ids to choose from.
 
     Raises:
-        UserError: naming the setting, its value and its range.
+        UserError: a setting is out of range.
     """
     if not 0 <= config.temperature < math.inf:
-        raise UserError(f"temperature {config.temperature} was given, expected 0 or more")
+        raise UserError(f"expected a temperature of 0 or more, got {config.temperature}; 0 takes the likeliest id")
     if not 0 <= config.top_k <= vocab:
-        raise UserError(f"top_k {config.top_k} was given, expected 0 (all) to {vocab}")
+        raise UserError(f"expected top_k from 0 to {vocab}, got {config.top_k}; 0 keeps all ids")
     if not 0 < config.top_p <= 1:
-        raise UserError(f"top_p {config.top_p} was given, expected more than 0 and at most 1")
+        raise UserError(f"expected top_p above 0 and at most 1, got {config.top_p}; 1 keeps all ids")
     if not 0 <= config.guidance < math.inf:
-        raise UserError(f"guidance {config.guidance} was given, expected 0 or more (1 is off)")
+        raise UserError(f"expected a guidance of 0 or more, got {config.guidance}; 1 switches it off")
     if config.rank not in RANKS:
-        raise UserError(f"rank {config.rank!r} was given, expected one of {', '.join(RANKS)}")
+        raise UserError(f"expected rank {', '.join(RANKS[:-1])} or {RANKS[-1]}, got {config.rank!r}; choose one")
 
 
-def guide(conditional: Tensor, null: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022): move away from what the model says without the caption.
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): extrapolate from the logits without the caption to those with it.
 
     Args:
         conditional: (N, K) logits given the caption.
-        null: (N, K) logits given no caption, or a negative one.
-        scale: 0 gives `null`, 1 gives `conditional`, more exaggerates the difference.
+        unconditional: (N, K) logits given no caption, or a negative one.
+        scale: 0 gives `unconditional`, 1 gives `conditional`, more exaggerates the difference.
+
+    Returns:
+        (N, K).
     """
-    return null + scale * (conditional - null)
+    return unconditional + scale * (conditional - unconditional)
 
 
-def next_ids(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """Draw the next id of each row.
+def next_ids(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+    """Sample the next id of each row: temperature, then top-k, then top-p (nucleus sampling, Holtzman et al. 2020).
 
-    Of equal logits the lower id counts as the likelier, so that exactly `top_k` ids are kept and results do
-    not depend on a sort's whims.
+    Of equal logits the lower id counts as the likelier one, so that exactly `top_k` ids are kept and results do not
+    depend on a sorting algorithm.
 
     Args:
         logits: (N, K); not changed.
-        uniform: (N,) numbers in [0, 1), one draw each.
+        uniforms: (N,) uniform random numbers in [0, 1), one per row.
         config: temperature, top_k, top_p.
 
     Returns:
         (N,) int64 ids in [0, K).
     """
     if config.temperature == 0:
-        # argmax may return any of several maxima: ask for the first
+        # argmax may return any of several maxima; this returns the first.
         return (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
-    scores = logits.float() / config.temperature
-    if 0 < config.top_k < scores.shape[-1]:
-        scores = _keep_top_k(scores, config.top_k)
+    scaled = logits.float() / config.temperature
+    if 0 < config.top_k < scaled.shape[-1]:
+        scaled = _mask_all_but_top_k(scaled, config.top_k)
     if config.top_p < 1:
-        scores = _keep_top_p(scores, config.top_p)
-    # Each id owns a stretch of [0, 1) as long as its probability, in the order of the ids.
-    cumulative = torch.softmax(scores, -1).cumsum(-1)
+        scaled = _mask_all_but_top_p(scaled, config.top_p)
+    # Inverse transform sampling: [0, 1) is divided into one interval per id, in the order of ids, as long as its
+    # probability; the id whose interval holds the uniform number is sampled.
+    cumulative = torch.softmax(scaled, -1).cumsum(-1)
     total = cumulative[:, -1:].contiguous()
-    place = torch.searchsorted(cumulative, uniform[:, None].to(cumulative.dtype) * total, right=True)
-    # Rounding may put a number just below 1 behind the last stretch.
-    return torch.minimum(place, torch.searchsorted(cumulative, total))[:, 0]
+    ids = torch.searchsorted(cumulative, uniforms[:, None].to(cumulative.dtype) * total, right=True)
+    # Rounding may put a number just below 1 behind the last interval.
+    return torch.minimum(ids, torch.searchsorted(cumulative, total))[:, 0]
 
 
-def _keep_top_k(scores: Tensor, k: int) -> Tensor:
-    """Scores (N, K) with all but the k highest of each row at minus infinity."""
-    lowest = scores.topk(k, sorted=False).values.amin(-1, keepdim=True)
-    above, ties = scores > lowest, scores == lowest
+def _mask_all_but_top_k(logits: Tensor, k: int) -> Tensor:
+    """Logits (N, K) with minus infinity for all but the k highest of each row."""
+    threshold = logits.topk(k, sorted=False).values.amin(-1, keepdim=True)
+    above = logits > threshold
+    ties = logits == threshold
     first_ties = ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True))
-    return scores.masked_fill(~(above | first_ties), -math.inf)
+    return logits.masked_fill(~(above | first_ties), -math.inf)
 
 
-def _keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """Scores (N, K) with minus infinity for all but the fewest likeliest ids whose probabilities reach p."""
-    ordered, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
-    before = torch.softmax(ordered, -1).cumsum(-1).roll(1, -1)
-    before[:, 0] = 0
-    return torch.empty_like(scores).scatter_(-1, ids, ordered.masked_fill(before >= p, -math.inf))
+def _mask_all_but_top_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (N, K) with minus infinity for all but the smallest set of likeliest ids with at least probability p."""
+    ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    likelier_mass = torch.softmax(ordered, -1).cumsum(-1).roll(1, -1)  # probability of all likelier ids
+    likelier_mass[:, 0] = 0
+    return torch.empty_like(logits).scatter_(-1, ids, ordered.masked_fill(likelier_mass >= p, -math.inf))

@@ -1,14 +1,17 @@
-"""Text ids -> captions: the text part of the stream, sampled."""
+"""Beginning of a caption -> captions: the text positions of the stream, sampled."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
-from dalle_mini_impl.sampling.generate import CHUNK, draw_ids
-from dalle_mini_impl.sampling.next_ids import check
+from dalle_mini_impl.sampling.decoding import Continuations, run_prompts
+from dalle_mini_impl.sampling.generate import CHUNK, sample_ids
+from dalle_mini_impl.sampling.next_ids import validate_sampling
+from dalle_mini_impl.sampling.seeds import uniform_rows
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -22,57 +25,63 @@ def generate_texts(
     *,
     chunk: int = CHUNK,
 ) -> list[list[int]]:
-    """Sample captions, all at once with a cache. Each depends on its own seed alone.
+    """Sample captions, all together with a cache. Each depends on its own seed alone.
 
-    At each place the model chooses among all text ids and this place's padding, which ends the caption. A caption has
-    at least one id: "no caption" is not drawn.
+    At each position the model chooses among all text ids and this position's padding id, which ends the caption. A
+    caption has at least one id: the empty caption, which stands for "no caption", is never sampled.
 
     Args:
         transformer: the model, in evaluation mode.
         stream: the layout it was trained on.
         beginning: text ids that all captions begin with; may be empty.
         seeds: one per caption.
-        sampling: temperature, top-k and top-p; the rest has no say here.
-        chunk: captions drawn at a time, which bounds memory.
+        sampling: temperature, top-k and top-p; the other settings are not used here.
+        chunk: captions decoded at a time, which bounds memory.
 
     Returns:
-        Text ids of each caption, the beginning included, without padding. They may be bytes that make no UTF-8.
+        Text ids of each caption, the beginning included, without padding. Byte ids may form invalid UTF-8.
 
     Raises:
-        UserError: a setting or `chunk` is out of range, there is no seed, the beginning leaves no room or has an id
-            that is no text id, or it is empty and the stream has no BOS to begin with.
+        UserError: a setting or `chunk` is out of range, there is no seed, the beginning fills all text positions or has
+            an id that is no text id, or it is empty and the stream has no BOS to begin with.
     """
-    length, vocab = stream.config.text_length, stream.config.text_vocab
+    length = stream.config.text_length
     if not seeds:
-        raise UserError("no seeds were given; give one per caption")
+        raise UserError("expected at least one seed, got none; give one per caption")
     if chunk < 1:
-        raise UserError(f"chunk {chunk} was given, expected at least 1 caption at a time")
+        raise UserError(f"expected a chunk of at least 1 caption, got {chunk}; {CHUNK} is the default")
     if len(beginning) >= length:
-        raise UserError(
-            f"a beginning of {len(beginning)} text ids was given, at most {length - 1} leave room to go on; shorten it"
-        )
-    check(sampling, vocab)
+        raise UserError(f"expected a beginning of at most {length - 1} text ids, got {len(beginning)}; shorten it")
+    validate_sampling(sampling, stream.config.text_vocab)
     prefix = stream.prefix([beginning])[:, : stream.prefix_length - length + len(beginning)]
     if not prefix.numel():
-        raise UserError("no beginning was given, and the stream has no BOS to go on from; give at least one text id")
-    prefix = prefix.to(transformer.device)
-    start = transformer.new_cache(1, prefix.shape[1])
-    first = transformer(prefix, start)[:, -1]
-    drawn: list[list[int]] = []
-    for part in torch.tensor(seeds).split(chunk):
-        rolls = [torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in part.tolist()]
-        uniforms = torch.stack(rolls).to(first.device)
-        hidden, cache = first.expand(len(part), -1), start.branch(len(part), stream.prefix_length)
-        texts = torch.tensor(beginning, dtype=torch.int64, device=first.device).repeat(len(part), 1)
-        ended = torch.zeros(len(part), dtype=torch.bool, device=first.device)
-        for place in range(len(beginning), length):
-            logits = transformer.logits(hidden, stream.text_range).float()
-            ends = logits[:, vocab + place : vocab + place + (place > 0)]
-            ids = draw_ids(torch.cat([logits[:, :vocab], ends], 1), uniforms[:, place], sampling)
-            ended = ended | (ids == vocab)
-            texts = torch.cat([texts, ids.masked_fill(ended, vocab)[:, None]], 1)
-            if ended.all() or place + 1 == length:
-                break
-            hidden = transformer(ids.masked_fill(ended, vocab + place)[:, None], cache)[:, -1]
-        drawn += [[text_id for text_id in row if text_id < vocab] for row in texts.tolist()]
-    return drawn
+        raise UserError("expected a beginning, as this model's stream has no BOS, got none; give at least one text id")
+    prompts = run_prompts(transformer, prefix.to(transformer.device))
+    captions: list[list[int]] = []
+    for first in range(0, len(seeds), chunk):
+        part = seeds[first : first + chunk]
+        uniforms = torch.cat([uniform_rows(seed, length, 1) for seed in part]).to(prompts.hidden.device)
+        continuations = Continuations(transformer, prompts, len(part), stream.prefix_length)
+        captions += _decode_chunk(continuations, stream, beginning, uniforms, sampling)
+    return captions
+
+
+def _decode_chunk(
+    continuations: Continuations, stream: Stream, beginning: Sequence[int], uniforms: Tensor, sampling: SamplingConfig
+) -> list[list[int]]:
+    """Continue the beginning until all captions have ended; uniforms (n, text_length) are the random numbers."""
+    length = stream.config.text_length
+    vocab = stream.config.text_vocab
+    texts = torch.tensor(beginning, dtype=torch.int64, device=uniforms.device).repeat(len(uniforms), 1)
+    ended = torch.zeros(len(uniforms), dtype=torch.bool, device=uniforms.device)
+    for position in range(len(beginning), length):
+        (logits,) = continuations.next_logits(stream.text_range)
+        # The padding id of text position p is vocab + p; at position 0 the caption may not end.
+        padding = logits[:, vocab + position : vocab + position + (position > 0)]
+        ids = sample_ids(torch.cat([logits[:, :vocab], padding], 1), uniforms[:, position], sampling)
+        ended = ended | (ids == vocab)
+        texts = torch.cat([texts, ids.masked_fill(ended, vocab)[:, None]], 1)
+        if ended.all() or position + 1 == length:
+            break
+        continuations.append(ids.masked_fill(ended, vocab + position))
+    return [[text_id for text_id in row if text_id < vocab] for row in texts.tolist()]

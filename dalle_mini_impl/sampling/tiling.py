@@ -1,4 +1,4 @@
-"""Pictures that can be laid side by side: ids at the edges are drawn again where they see what lies across."""
+"""Pictures that can be laid side by side: ids at the edges are sampled again with the opposite edge in context."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,27 +13,31 @@ from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.sampling.seeds import candidate_seed
 
-PASSES = 3
-"""Times that a picture is run through the model again."""
+SEAM_PASSES = 3
+"""Times that `close_seams` samples ids again: the left and right edges, the upper and lower edges, and the corners."""
 
 
-def seams(grid: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """How far to roll a picture so that its edges meet inside, and which places then lie at the seam.
+def seam_passes(grid: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Shifts that bring the edges of a picture into its middle, where they meet along a seam, and the cells there.
 
-    First the left and right edge, then the upper and lower one without its corners, then these: so each pass
-    leaves alone what an earlier one has joined.
+    First the left and right edges, then the upper and lower ones without their corners, then the corners: so no pass
+    changes what an earlier one has joined.
+
+    Args:
+        grid: (h, w).
 
     Yields:
-        Rows and columns to roll down and right by, and (h, w) bool.
+        Rows and columns by which to roll the picture down and right, and the cells at the seam, (h, w) bool.
     """
     h, w = grid
-    down, right = h // 2, w // 2
-    beside, below, corners = (torch.zeros(grid, dtype=torch.bool) for _ in range(3))
-    beside[:, right - 1 : right + 1] = True
-    below[down - 1 : down + 1, 1:-1] = True
+    down = h // 2
+    right = w // 2
+    left_and_right, upper_and_lower, corners = (torch.zeros(grid, dtype=torch.bool) for _ in range(3))
+    left_and_right[:, right - 1 : right + 1] = True
+    upper_and_lower[down - 1 : down + 1, 1:-1] = True
     corners[down - 1 : down + 1, right - 1 : right + 1] = True
-    yield (0, right), beside
-    yield (down, 0), below
+    yield (0, right), left_and_right
+    yield (down, 0), upper_and_lower
     yield (down, right), corners
 
 
@@ -44,44 +48,49 @@ def close_seams(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     *,
-    drawn: GeneratedIds,
-    free: Tensor,
+    generated: GeneratedIds,
+    redraw: Tensor,
     chunk: int,
     progress: Progress,
 ) -> GeneratedIds:
-    """Draw the edges of pictures again, each rolled so that they lie inside and what is across is in their past.
+    """Sample the ids at the edges of pictures again, with each picture rolled so that its edges meet in the middle.
 
-    A causal model sees what is above and on the left; the right neighbour of what is drawn is seen by none. So what
-    was drawn is taken only where the rolled picture as a whole became likelier by it, and stays as it was otherwise.
-    The likelihoods that are returned are those of the pictures in the end, not rolled.
+    An id is conditioned on the cells above it and on its left, never on its right neighbour, so a new edge may also fit
+    worse than the old one. It is therefore used only where the whole rolled picture has become likelier.
 
     Args:
-        transformer: as `generate` has it.
-        stream: as `generate` has it.
-        prompt: as `generate` has it.
-        seeds: those that `drawn.numbers` are numbers of.
-        sampling: as `generate` has it.
-        drawn: what is to be closed.
-        free: (h, w) bool: the places that may change.
-        chunk: as `generate` has it.
-        progress: told of every pass, as if there were one for every seed.
+        transformer: see `generate`.
+        stream: see `generate`.
+        prompt: see `generate`.
+        seeds: those that `generated.indices` refers to.
+        sampling: see `generate`.
+        generated: the pictures.
+        redraw: (h, w) bool: the cells that may change.
+        chunk: see `generate`.
+        progress: called for each pass as `generate` does, and also for candidates that were pruned.
+
+    Returns:
+        The same candidates. Their log-likelihoods are those of the final pictures, not rolled.
     """
 
-    def nats(pictures: Tensor) -> Tensor:
-        parts = pictures.split(chunk)
+    def nats(image_ids: Tensor) -> Tensor:
+        parts = image_ids.split(chunk)
         return torch.cat([log_likelihood(transformer, stream, prompt.text_ids, part).sum(1) for part in parts])
 
-    own, image_ids = [seeds[number] for number in drawn.numbers.tolist()], drawn.image_ids
-    for number, (roll, places) in enumerate(seams(stream.config.grid), 1):
-        redraw = places & free.roll(roll, (0, 1))
-        if not redraw.any():
+    own_seeds = [seeds[index] for index in generated.indices.tolist()]
+    image_ids = generated.image_ids
+    for pass_number, (shift, seam) in enumerate(seam_passes(stream.config.grid), 1):
+        seam_redraw = seam & redraw.roll(shift, (0, 1))
+        if not seam_redraw.any():
             progress(len(seeds) * stream.image_length)
             continue
-        progress((len(seeds) - len(own)) * stream.image_length)
-        known = KnownIds(image_ids.roll(roll, (1, 2)), redraw)
-        again = [candidate_seed(seed, number) for seed in own]
-        redrawn = generate(transformer, stream, prompt, again, sampling, chunk=chunk, progress=progress, known=known)
-        better = redrawn.likelihood > nats(known.image_ids)
-        chosen = torch.where(better[:, None, None], redrawn.image_ids, known.image_ids)
-        image_ids = chosen.roll((-roll[0], -roll[1]), (1, 2))
-    return GeneratedIds(drawn.numbers, image_ids, nats(image_ids))
+        progress((len(seeds) - len(own_seeds)) * stream.image_length)
+        known = KnownIds(image_ids.roll(shift, (1, 2)), seam_redraw)
+        pass_seeds = [candidate_seed(seed, pass_number) for seed in own_seeds]
+        resampled = generate(
+            transformer, stream, prompt, pass_seeds, sampling, chunk=chunk, progress=progress, known=known
+        )
+        likelier = resampled.log_likelihood > nats(known.image_ids)
+        chosen = torch.where(likelier[:, None, None], resampled.image_ids, known.image_ids)
+        image_ids = chosen.roll((-shift[0], -shift[1]), (1, 2))
+    return GeneratedIds(generated.indices, image_ids, nats(image_ids))

@@ -6,7 +6,13 @@ import torch
 from helpers.models import GRID
 from PIL import Image, ImageDraw
 
-from dalle_mini_impl.pipeline.canvas import Region, fingerprint, make_canvas, squeezed, vary
+from dalle_mini_impl.pipeline.canvas import (
+    Region,
+    completion_canvas,
+    picture_hash,
+    squeeze_to_top,
+    variation_canvas,
+)
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images, to_pixels
 
@@ -15,7 +21,7 @@ SIZE = (40, 24)
 
 def drawn(region, size=SIZE):
     """Places to redraw as rows of "." and "#"."""
-    return ["".join(".#"[place] for place in row) for row in region.places(size, GRID, 8).int().tolist()]
+    return ["".join(".#"[place] for place in row) for row in region.cells(size, GRID, 8).int().tolist()]
 
 
 def mask(size, *boxes, colour="white", ground="black"):
@@ -53,7 +59,9 @@ def test_boxes_are_in_pixels_of_the_picture_whatever_its_size():
     # 24 pixels of each side of a picture of 128×48 are cropped away: the model never sees them
     assert drawn(Region(box=(56, 16, 72, 48)), (128, 48)) == [".....", "..#..", "..#.."]
     assert drawn(Region(box=(0, 0, 25, 48)), (128, 48)) == ["#....", "#....", "#...."]
-    with pytest.raises(UserError, match="nothing is to be redrawn in the part of the picture that the model sees"):
+    with pytest.raises(
+        UserError, match="expected something to redraw in the part of the picture that is left after cropping"
+    ):
         drawn(Region(box=(0, 0, 24, 48)), (128, 48))
 
 
@@ -83,9 +91,9 @@ def test_transparent_in_a_mask_is_redrawn():
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        ({}, "nothing came to say what to redraw; give one of rows, box, mask and panel"),
-        ({"rows": 1, "panel": True}, "rows, panel came"),
-        ({"rows": 0, "box": (0, 0, 1, 1)}, "rows, box came"),
+        ({}, "expected one of rows, box, mask and panel, got none; say what to redraw in one way"),
+        ({"rows": 1, "panel": True}, "got rows, panel;"),
+        ({"rows": 0, "box": (0, 0, 1, 1)}, "got rows, box;"),
     ],
 )
 def test_one_way_to_say_it_is_needed(region, message):
@@ -96,15 +104,15 @@ def test_one_way_to_say_it_is_needed(region, message):
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        ({"rows": 0}, "0 rows to keep were given, expected 1 to 2 of the 3"),
-        ({"rows": 3}, "3 rows"),
-        ({"rows": -1}, "-1 rows"),
-        ({"box": (0, 0, 41, 24)}, "box 0,0,41,24 was given for a picture of 40×24"),
-        ({"box": (-1, 0, 4, 4)}, "box -1,0,4,4"),
-        ({"box": (4, 0, 4, 4)}, "box 4,0,4,4"),
-        ({"box": (0, 9, 4, 4)}, "box 0,9,4,4"),
-        ({"mask": mask((24, 40))}, "a mask of 24×40 pixels was given for a picture of 40×24"),
-        ({"mask": mask(SIZE)}, "nothing is to be redrawn"),
+        ({"rows": 0}, "expected 1 to 2 of the model's 3 rows to keep, got 0 rows"),
+        ({"rows": 3}, "got 3 rows"),
+        ({"rows": -1}, "got -1 rows"),
+        ({"box": (0, 0, 41, 24)}, "inside the 40×24 pixels of the picture, .* got 0,0,41,24"),
+        ({"box": (-1, 0, 4, 4)}, "got -1,0,4,4"),
+        ({"box": (4, 0, 4, 4)}, "got 4,0,4,4"),
+        ({"box": (0, 9, 4, 4)}, "got 0,9,4,4"),
+        ({"mask": mask((24, 40))}, "expected a mask of 40×24 pixels, the size of the picture, got 24×40"),
+        ({"mask": mask(SIZE)}, "expected something to redraw"),
     ],
 )
 def test_regions_that_do_not_fit_are_refused(region, message):
@@ -117,12 +125,12 @@ def test_regions_that_do_not_fit_are_refused(region, message):
 
 def test_a_canvas_has_the_ids_of_the_picture_as_the_model_sees_it(tiny_dalle, picture):
     large = picture.resize((100, 30), Image.Resampling.BICUBIC)
-    canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, large, Region(rows=1), True)
+    canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, large, Region(rows=1), True)
     pixels = to_pixels([large], (24, 40))
     assert canvas.picture.tobytes() == to_images(pixels)[0].tobytes()
     assert torch.equal(canvas.known.image_ids, tiny_dalle.image_tokenizer.encode(pixels)[0])
-    assert canvas.settings == {
-        "picture": fingerprint(large),
+    assert canvas.metadata == {
+        "picture": picture_hash(large),
         "panel": False,
         "redrawn": [".....", "#####", "#####"],
         "paste": True,
@@ -131,49 +139,49 @@ def test_a_canvas_has_the_ids_of_the_picture_as_the_model_sees_it(tiny_dalle, pi
 
 def test_original_pixels_come_back_where_places_stay(tiny_dalle, picture):
     region = Region(box=(15, 7, 17, 9))
-    canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, picture, region, True)
+    canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, picture, region, True)
     red = Image.new("RGB", SIZE, "red")
-    finished = np.asarray(canvas.finish(red))
+    finished = np.asarray(canvas.paste_original(red))
     expected = np.array(picture)
     expected[:16, 8:24] = (255, 0, 0)
     assert np.array_equal(finished, expected)
-    assert dataclasses.replace(canvas, paste=False).finish(red).tobytes() == red.tobytes()
+    assert dataclasses.replace(canvas, paste=False).paste_original(red).tobytes() == red.tobytes()
 
 
 def test_a_panel_is_the_whole_picture_above_white():
     picture = Image.new("RGB", (60, 60), "blue")
     picture.paste("red", (0, 30, 60, 60))
-    values = np.asarray(squeezed(picture, (30, 30), 1 / 3))
+    values = np.asarray(squeeze_to_top(picture, (30, 30), 1 / 3))
     assert (values[10:] == 255).all()
     reds = values[:10, :, 0].astype(int) - values[:10, :, 2]
     assert (reds[:4] < 0).all()
     assert (reds[6:] > 0).all()
 
 
-def test_a_panel_is_encoded_squeezed(tiny_dalle, picture):
-    canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, picture, Region(panel=True), True)
+def test_a_panel_is_encoded_squeeze_to_top(tiny_dalle, picture):
+    canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, picture, Region(panel=True), True)
     values = np.asarray(canvas.picture)
     assert (values[8:] == 255).all()
     assert np.abs(values[:8].astype(int) - np.asarray(picture.resize((40, 8), Image.Resampling.LANCZOS))).max() <= 1
-    assert canvas.settings["panel"] is True
+    assert canvas.metadata["panel"] is True
 
 
 def test_transparent_parts_are_white(tiny_dalle, picture):
     clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
     for region in (Region(rows=1), Region(panel=True)):
-        canvas = make_canvas(tiny_dalle.image_tokenizer, GRID, clear, region, True)
+        canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, clear, region, True)
         assert np.asarray(canvas.picture).min() == 255
 
 
 def test_variations_may_redraw_all_and_paste_nothing(tiny_dalle, picture):
-    canvas = vary(tiny_dalle.image_tokenizer, GRID, picture, 0.25)
+    canvas = variation_canvas(tiny_dalle.image_tokenizer, GRID, picture, 0.25)
     assert canvas.known.redraw.all()
-    assert canvas.known.share == 0.25
-    assert canvas.settings == {"picture": fingerprint(picture), "strength": 0.25}
-    assert canvas.finish(picture.rotate(180)).tobytes() == picture.rotate(180).tobytes()
+    assert canvas.known.redraw_probability == 0.25
+    assert canvas.metadata == {"picture": picture_hash(picture), "strength": 0.25}
+    assert canvas.paste_original(picture.rotate(180)).tobytes() == picture.rotate(180).tobytes()
     for strength in (0, 1.01, -1):
-        with pytest.raises(UserError, match=f"strength {strength} was given"):
-            vary(tiny_dalle.image_tokenizer, GRID, picture, strength)
+        with pytest.raises(UserError, match=f"strength above 0 and at most 1, got {strength}"):
+            variation_canvas(tiny_dalle.image_tokenizer, GRID, picture, strength)
 
 
 def test_fingerprints_tell_pictures_apart(picture):
@@ -183,6 +191,6 @@ def test_fingerprints_tell_pictures_apart(picture):
         picture.convert("RGBA"),
         Image.frombytes("RGB", (24, 40), picture.tobytes()),
     ]
-    marks = {fingerprint(image) for image in others}
+    marks = {picture_hash(image) for image in others}
     assert len(marks) == 4
-    assert fingerprint(picture.copy()) == fingerprint(picture)
+    assert picture_hash(picture.copy()) == picture_hash(picture)

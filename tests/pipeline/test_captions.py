@@ -137,10 +137,10 @@ def test_drawing_stops_when_all_captions_have_ended():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": []}, "no seeds were given; give one per caption"),
-        ({"chunk": 0}, "chunk 0 was given, expected at least 1 caption"),
-        ({"sampling": SamplingConfig(top_k=368)}, r"top_k 368 .* to 367"),
-        ({"beginning": [1] * 7}, "a beginning of 7 text ids was given, at most 6 leave room"),
+        ({"seeds": []}, "expected at least one seed, got none; give one per caption"),
+        ({"chunk": 0}, "chunk of at least 1 caption, got 0"),
+        ({"sampling": SamplingConfig(top_k=368)}, r"top_k from 0 to 367, got 368"),
+        ({"beginning": [1] * 7}, "a beginning of at most 6 text ids, got 7"),
         ({"beginning": [367]}, "expected text ids from 0 to 366"),
     ],
 )
@@ -152,7 +152,7 @@ def test_what_cannot_be_drawn_is_refused(model, change, message):
 
 def test_a_stream_without_bos_wants_a_beginning(pictures):
     transformer, stream = make(bos_id=-1)
-    with pytest.raises(UserError, match="the stream has no BOS to go on from; give at least one text id"):
+    with pytest.raises(UserError, match="this model's stream has no BOS, got none; give at least one text id"):
         generate_texts(transformer, stream, [], [1], PLAIN)
     drawn = generate_texts(transformer, stream, [5], range(37), PLAIN)
     assert {text_ids[0] for text_ids in drawn} == {5}
@@ -160,7 +160,7 @@ def test_a_stream_without_bos_wants_a_beginning(pictures):
     assert text_log_likelihood(transformer, stream, TEXTS).shape == (4, TEXT_LENGTH - 1)
     expected = log_likelihood(transformer, stream, TEXTS[0], pictures).sum(1)
     torch.testing.assert_close(likelihood_table(transformer, stream, TEXTS, pictures)[:, 0], expected)
-    with pytest.raises(UserError, match="blind was given for a stream without BOS"):
+    with pytest.raises(UserError, match="expected a stream with BOS"):
         likelihood_table(transformer, stream, TEXTS, pictures, blind=True)
 
 
@@ -275,8 +275,8 @@ class Letters:
     def decode(self, text_ids):
         return "".join(chr(text_id + ord("a")) for text_id in text_ids)
 
-    def cut(self, text_ids, room, text=""):
-        return text_ids[:room]
+    def truncate(self, text_ids, length, text=""):
+        return text_ids[:length]
 
 
 @pytest.fixture(scope="module")
@@ -326,9 +326,9 @@ def test_captions_are_sampled_where_none_are_given(painter, monkeypatch):
     assert asked == [([1], 11, 0.5, 3)]
     assert [one.text for one in ranked] == ["ac", "b"]
     monkeypatch.setattr(captions, "generate_texts", lambda *rest, **more: [])
-    with pytest.raises(UserError, match="no captions came to choose among; give some, or sample more"):
+    with pytest.raises(UserError, match="expected captions to choose from, got none; give some, or sample more"):
         painter.rank(torch.tensor([[0, 0], [0, 0]]))
-    with pytest.raises(UserError, match="no captions came to choose among"):
+    with pytest.raises(UserError, match="expected captions to choose from"):
         painter.rank(torch.tensor([[0, 0], [0, 0]]), [])
 
 

@@ -132,9 +132,9 @@ def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
     for rank in (None, "likelihood"):
         assert [c.score for c in ranked] == [c.score for c in dalle.generate("a cat", candidates=5, rank=rank)]
     for rank in ("clip", "both"):
-        with pytest.raises(UserError, match="bare has no scorer"):
+        with pytest.raises(UserError, match=r"got .*bare, which has none"):
             dalle.generate("a cat", candidates=5, rank=rank)
-    with pytest.raises(UserError, match=r"bare has no scorer; train one with dalle_mini_impl\.train\.scorer"):
+    with pytest.raises(UserError, match=r"got .*bare, which has none; train one with dalle_mini_impl\.train\.scorer"):
         _ = dalle.scorer
 
 
@@ -148,10 +148,10 @@ def test_pruning_ranks_those_that_are_left(tiny_dalle, rank, keep, left):
     every = {candidate.seed: candidate for candidate in draw(9, rank=rank)}
     settings = {"rank": rank, "prune": True}
     request = tiny_dalle._request("a red heart", candidates=9, keep=keep, seed=3, **settings)
-    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, **request.drawing)
-    assert len(drawn.numbers) == left
+    drawn = generate(tiny_dalle.transformer, tiny_dalle.stream, **request.decoding_arguments)
+    assert len(drawn.indices) == left
     pruned = draw(keep, **settings)
-    seeds = [request.seeds[number] for number in drawn.numbers]
+    seeds = [request.seeds[number] for number in drawn.indices]
     best = [seed for seed in every if seed in seeds][:keep]
     assert [candidate.seed for candidate in pruned] == best
     assert [candidate.score for candidate in pruned] == [every[seed].score for seed in best]
@@ -254,7 +254,7 @@ def test_previews_take_no_more_time_than_they_may(tiny_dalle, monkeypatch, share
 
 def test_previews_that_make_no_sense_are_refused(tiny_dalle):
     for options in ({"show": 0}, {"share": 1.5}, {"share": -0.1}):
-        with pytest.raises(UserError, match="were given; expected at least 1, and 0 to 1"):
+        with pytest.raises(UserError, match="expected show of 1 or more and share from 0 to 1, got show"):
             next(tiny_dalle.stream_previews("a cat", **options))
 
 
@@ -284,9 +284,9 @@ def test_settings_come_from_the_model_unless_given(result, tiny_dalle):
 
 
 def test_an_unknown_setting_is_refused(tiny_dalle):
-    with pytest.raises(UserError, match="unknown sampling setting 'topk'; known are temperature, top_k"):
+    with pytest.raises(UserError, match=r"expected sampling settings among temperature, top_k, .*, got 'topk'"):
         tiny_dalle.generate("a cat", topk=5)
-    with pytest.raises(UserError, match="unknown sampling setting 'encode'"):
+    with pytest.raises(UserError, match="got 'encode'"):
         tiny_dalle.generate("a cat", encode=5)
 
 
@@ -299,12 +299,12 @@ def test_an_unknown_setting_is_refused(tiny_dalle):
         ({"seeds": []}, "seeds"),
         ({"seed": -1}, "seed -1"),
         ({"seeds": [2**64]}, "18446744073709551616"),
-        ({"chunk": 0}, "chunk 0"),
-        ({"temperature": -1.0}, r"temperature -1\.0"),
-        ({"top_k": 62}, "top_k 62"),
+        ({"chunk": 0}, "chunk .* got 0"),
+        ({"temperature": -1.0}, r"temperature .* got -1\.0"),
+        ({"top_k": 62}, "top_k .* got 62"),
         ({"top_k": 2.5}, r"2\.5"),
-        ({"top_p": 0.0}, r"top_p 0\.0"),
-        ({"guidance": -1.0}, r"guidance -1\.0"),
+        ({"top_p": 0.0}, r"top_p .* got 0\.0"),
+        ({"guidance": -1.0}, r"guidance .* got -1\.0"),
         ({"guidance": "much"}, "much"),
     ],
 )

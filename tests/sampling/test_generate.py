@@ -7,7 +7,7 @@ from helpers.models import GRID, make_transformer
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.sampling.generate import Prompt, draw_rows, generate, survivors
+from dalle_mini_impl.sampling.generate import Prompt, candidates_to_keep, generate, generate_rows
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.util.errors import UserError
@@ -56,15 +56,15 @@ def test_the_likelihoods_are_the_models_own_whatever_the_settings(rope, chunk):
     expected, negative = (
         log_likelihood(*rope, ids, guided.image_ids).sum(1) for ids in (PROMPT.text_ids, PROMPT.negative_ids)
     )
-    torch.testing.assert_close(guided.likelihood, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(guided.log_likelihood, expected, rtol=1e-5, atol=1e-4)
     assert float((expected - negative).abs().min()) > 1e-2  # or a swap would not show
     plain = generate(*rope, PROMPT, [3, 5, 8], SamplingConfig(temperature=0.3, guidance=1.0), chunk=chunk)
     expected = log_likelihood(*rope, PROMPT.text_ids, plain.image_ids).sum(1)
-    torch.testing.assert_close(plain.likelihood, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(plain.log_likelihood, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_no_seeds_are_refused(rope):
-    with pytest.raises(UserError, match="no seeds were given; give one per candidate"):
+    with pytest.raises(UserError, match="expected at least one seed, got none; give one per candidate"):
         draw(rope, [])
 
 
@@ -211,7 +211,7 @@ def test_progress_counts_every_id(rope):
 
 
 def test_settings_are_checked_against_the_image_ids(rope):
-    with pytest.raises(UserError, match=r"top_k 62 .* to 61"):
+    with pytest.raises(UserError, match=r"expected top_k from 0 to 61, got 62"):
         draw(rope, [1], settings=SamplingConfig(top_k=62))
 
 
@@ -224,7 +224,7 @@ def test_a_caption_that_is_too_long_is_refused(rope):
 
 @pytest.mark.parametrize("chunk", [0, -3])
 def test_a_chunk_holds_at_least_one_candidate(rope, chunk):
-    with pytest.raises(UserError, match=f"chunk {chunk}"):
+    with pytest.raises(UserError, match=f"chunk of at least 1 candidate, got {chunk}"):
         draw(rope, [1], chunk=chunk)
 
 
@@ -297,32 +297,32 @@ def test_pruned_candidates_are_the_unlikely_ones_and_the_others_stay_as_they_wer
         best = sorted(alive, key=lambda number: -float(so_far[number, done - 1]))
         alive = sorted(best[:known])
     pruned = generate(*rope, PROMPT, seeds, settings, prune_to=1)
-    assert pruned.numbers.tolist() == alive != [0, 1]
+    assert pruned.indices.tolist() == alive != [0, 1]
     assert torch.equal(pruned.image_ids, whole.image_ids[alive])
-    torch.testing.assert_close(pruned.likelihood, whole.likelihood[alive], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(pruned.log_likelihood, whole.log_likelihood[alive], rtol=1e-5, atol=1e-4)
 
 
 def test_every_chunk_is_pruned_by_itself(rope):
     whole = generate(*rope, PROMPT, list(range(10)), SETTINGS, chunk=5, prune_to=1)
     parts = [generate(*rope, PROMPT, list(range(start, start + 5)), SETTINGS, prune_to=1) for start in (0, 5)]
-    assert whole.numbers.tolist() == [*parts[0].numbers.tolist(), *(parts[1].numbers + 5).tolist()]
+    assert whole.indices.tolist() == [*parts[0].indices.tolist(), *(parts[1].indices + 5).tolist()]
     assert torch.equal(whole.image_ids, torch.cat([part.image_ids for part in parts]))
-    assert len(whole.numbers) == 4  # of five 3, of these 2
+    assert len(whole.indices) == 4  # of five 3, of these 2
 
 
 @pytest.mark.parametrize(("least", "known"), [(1, 2), (3, 3), (5, 5), (7, 7), (9, 7)])
 def test_pruning_leaves_as_many_as_are_wanted(rope, least, known):
     calls = []
     drawn = generate(*rope, PROMPT, list(range(7)), SETTINGS, progress=calls.append, prune_to=least)
-    assert len(drawn.numbers) == known
+    assert len(drawn.indices) == known
     assert sum(calls) == 7 * 15  # what will never be drawn counts as done
 
 
 def test_of_equally_likely_candidates_the_first_go_on():
-    assert survivors(torch.tensor([-3.0, -2, -2, -3, -2]), 1, 7, 16).tolist() == [1, 2, 4]
-    assert survivors(torch.tensor([-3.0, -2, -2, -3, -2]), 4, 3, 16).tolist() == [0, 1, 2, 4]
+    assert candidates_to_keep(torch.tensor([-3.0, -2, -2, -3, -2]), 1, 7, 16).tolist() == [1, 2, 4]
+    assert candidates_to_keep(torch.tensor([-3.0, -2, -2, -3, -2]), 4, 3, 16).tolist() == [0, 1, 2, 4]
     for prune_to, done in ((5, 7), (None, 7), (1, 8)):
-        assert survivors(torch.zeros(5), prune_to, done, 16) is None
+        assert candidates_to_keep(torch.zeros(5), prune_to, done, 16) is None
 
 
 # --- kept ids
@@ -363,7 +363,7 @@ def test_kept_ids_count_in_the_likelihood(rope, mask, guidance):
     settings = SamplingConfig(temperature=0.5, top_k=7, guidance=guidance)
     drawn = generate(*rope, PROMPT, [3, 5, 8], settings, chunk=2, known=KnownIds(picture(), MASKS[mask]))
     expected = log_likelihood(*rope, PROMPT.text_ids, drawn.image_ids).sum(1)
-    torch.testing.assert_close(drawn.likelihood, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(drawn.log_likelihood, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_what_is_kept_first_is_run_once_for_all_candidates(rope):
@@ -379,7 +379,7 @@ def test_what_is_kept_first_is_run_once_for_all_candidates(rope):
 
 def test_rows_that_are_kept_come_first_in_every_preview(rope):
     known = KnownIds(picture(), MASKS["lower rows"])
-    rows = list(draw_rows(*rope, PROMPT, [3, 5], SETTINGS, known=known))
+    rows = list(generate_rows(*rope, PROMPT, [3, 5], SETTINGS, known=known))
     assert [part.shape for part in rows] == [(2, 3, 5)]
     assert torch.equal(rows[0][:, :2], picture()[:2].expand(2, -1, -1))
 
@@ -394,7 +394,7 @@ def test_pruning_with_kept_ids_counts_what_is_drawn(rope):
         alive = sorted(best[:left])
     told = []
     pruned = generate(*rope, PROMPT, seeds, SETTINGS, prune_to=1, known=known, progress=told.append)
-    assert pruned.numbers.tolist() == alive != [0, 1]
+    assert pruned.indices.tolist() == alive != [0, 1]
     assert torch.equal(pruned.image_ids, whole[alive])
     assert sum(told) == 7 * 15
 
@@ -408,23 +408,23 @@ def test_each_candidate_may_keep_a_picture_of_its_own(rope):
 
 def test_a_share_of_the_places_is_redrawn_by_each_candidates_seed(rope):
     seeds = list(range(101))
-    drawn = draw(rope, seeds, known=KnownIds(picture(), MASKS["all"], share=0.3))
+    drawn = draw(rope, seeds, known=KnownIds(picture(), MASKS["all"], redraw_probability=0.3))
     changed = drawn != picture()
     assert 0.25 < float(changed.float().mean()) < 0.3  # some are drawn as they were
     assert len(changed.flatten(1).unique(dim=0)) > 90
-    assert torch.equal(draw(rope, [17], known=KnownIds(picture(), MASKS["all"], share=0.3))[0], drawn[17])
+    assert torch.equal(draw(rope, [17], known=KnownIds(picture(), MASKS["all"], redraw_probability=0.3))[0], drawn[17])
 
 
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        (KnownIds(picture(), places("...", "...", "..#")), r"redraw \(3, 3\) were given, expected grid \(3, 5\)"),
-        (KnownIds(torch.zeros(5, 3, dtype=torch.int64), MASKS["corner"]), r"image ids \(5, 3\)"),
+        (KnownIds(picture(), places("...", "...", "..#")), r"grid \(3, 5\) .* got shapes \(3, 5\) and \(3, 3\)"),
+        (KnownIds(torch.zeros(5, 3, dtype=torch.int64), MASKS["corner"]), r"got shapes \(5, 3\)"),
         (KnownIds(torch.zeros(2, *GRID, dtype=torch.int64), MASKS["corner"]), "for 1 candidates"),
         (KnownIds(picture() + 61, MASKS["corner"]), "expected image ids from 0 to 60"),
-        (KnownIds(picture(), places(".....", ".....", ".....")), "nothing is left to draw"),
-        (KnownIds(picture(), MASKS["all"], share=0.0), r"share 0\.0"),
-        (KnownIds(picture(), MASKS["all"], share=1.5), r"share 1\.5"),
+        (KnownIds(picture(), places(".....", ".....", ".....")), "at least one cell to redraw, got none"),
+        (KnownIds(picture(), MASKS["all"], redraw_probability=0.0), r"got 0\.0"),
+        (KnownIds(picture(), MASKS["all"], redraw_probability=1.5), r"got 1\.5"),
     ],
 )
 def test_kept_pictures_that_do_not_fit_are_refused(rope, known, message):

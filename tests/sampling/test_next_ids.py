@@ -6,9 +6,9 @@ import torch
 from helpers import reference
 
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.sampling.generate import draw_ids
+from dalle_mini_impl.sampling.generate import sample_ids
 from dalle_mini_impl.sampling.native.library import load
-from dalle_mini_impl.sampling.next_ids import check, guide, next_ids
+from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
 from dalle_mini_impl.util.errors import UserError
 
 ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives
@@ -21,7 +21,7 @@ def way(request, monkeypatch):
     if request.param == "compiled":
         if load() is None:
             pytest.skip("there is no C compiler with OpenMP")
-        monkeypatch.setitem(globals(), "next_ids", draw_ids)
+        monkeypatch.setitem(globals(), "next_ids", sample_ids)
 
 
 def draw(logits, uniforms, **settings):
@@ -219,27 +219,27 @@ def test_guidance_moves_away_from_the_null():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -0.1}, r"temperature -0\.1 .* 0 or more"),
-        ({"temperature": math.nan}, "temperature nan"),
-        ({"temperature": math.inf}, "temperature inf"),
-        ({"top_k": -1}, "top_k -1 .* 0 .all. to 61"),
-        ({"top_k": 62}, "top_k 62"),
-        ({"top_p": 0.0}, r"top_p 0\.0 .* more than 0 and at most 1"),
-        ({"top_p": 1.01}, r"top_p 1\.01"),
-        ({"top_p": math.nan}, "top_p nan"),
-        ({"guidance": -1.0}, r"guidance -1\.0 .* 0 or more"),
-        ({"guidance": math.nan}, "guidance nan"),
-        ({"guidance": math.inf}, "guidance inf"),
-        ({"rank": "best"}, "rank 'best' .* one of likelihood, clip, both, none"),
+        ({"temperature": -0.1}, r"temperature of 0 or more, got -0\.1"),
+        ({"temperature": math.nan}, "temperature .* got nan"),
+        ({"temperature": math.inf}, "temperature .* got inf"),
+        ({"top_k": -1}, "top_k from 0 to 61, got -1"),
+        ({"top_k": 62}, "top_k .* got 62"),
+        ({"top_p": 0.0}, r"top_p above 0 and at most 1, got 0\.0"),
+        ({"top_p": 1.01}, r"top_p .* got 1\.01"),
+        ({"top_p": math.nan}, "top_p .* got nan"),
+        ({"guidance": -1.0}, r"guidance of 0 or more, got -1\.0"),
+        ({"guidance": math.nan}, "guidance .* got nan"),
+        ({"guidance": math.inf}, "guidance .* got inf"),
+        ({"rank": "best"}, "rank likelihood, clip, both or none, got 'best'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        check(SamplingConfig(**settings), 61)
+        validate_sampling(SamplingConfig(**settings), 61)
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 0.0}, {"top_k": 61}, {"top_k": 0}, {"top_p": 1e-6}, {"guidance": 0.0}]
 )
 def test_settings_at_the_edge_are_fine(settings):
-    check(SamplingConfig(**settings), 61)
+    validate_sampling(SamplingConfig(**settings), 61)

@@ -90,10 +90,10 @@ def test_who_goes_on_after_pruning_is_drawn_as_before(options):
     model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
     whole = generate(*model, PROMPT, list(range(29)), settings)
     pruned = generate(*model, PROMPT, list(range(29)), settings, prune_to=3)
-    assert len(pruned.numbers) == 8
-    assert pruned.numbers.tolist() != list(range(8))
-    assert torch.equal(pruned.image_ids, whole.image_ids[pruned.numbers])
-    assert torch.equal(pruned.likelihood, whole.likelihood[pruned.numbers])
+    assert len(pruned.indices) == 8
+    assert pruned.indices.tolist() != list(range(8))
+    assert torch.equal(pruned.image_ids, whole.image_ids[pruned.indices])
+    assert torch.equal(pruned.log_likelihood, whole.log_likelihood[pruned.indices])
 
 
 @needs_compiler
@@ -107,7 +107,7 @@ def test_kept_ids_are_shared_and_counted(options):
     assert torch.equal(drawn.image_ids[:, ~redraw], first[~redraw].expand(11, -1))
     assert len(drawn.image_ids.flatten(1).unique(dim=0)) == 11
     expected = log_likelihood(*model, PROMPT.text_ids, drawn.image_ids).sum(1)
-    torch.testing.assert_close(drawn.likelihood, expected, atol=0.5, rtol=0.01)
+    torch.testing.assert_close(drawn.log_likelihood, expected, atol=0.5, rtol=0.01)
     assert torch.equal(
         generate(*model, PROMPT, [7], settings, known=KnownIds(first, redraw)).image_ids[0], drawn.image_ids[7]
     )

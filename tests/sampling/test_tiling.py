@@ -11,11 +11,11 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, circular_padding
-from dalle_mini_impl.sampling.generate import GeneratedIds, Prompt, generate, ignore
+from dalle_mini_impl.sampling.generate import GeneratedIds, Prompt, generate, no_progress
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.sampling.seeds import candidate_seed
-from dalle_mini_impl.sampling.tiling import PASSES, close_seams, seams
+from dalle_mini_impl.sampling.tiling import SEAM_PASSES, close_seams, seam_passes
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import read_metadata
 
@@ -76,8 +76,8 @@ def test_transposed_convolutions_are_refused():
 
 
 def test_every_pass_has_its_part_of_the_edges():
-    passes = list(seams(GRID))
-    assert len(passes) == PASSES
+    passes = list(seam_passes(GRID))
+    assert len(passes) == SEAM_PASSES
     assert [roll for roll, _ in passes] == [(0, 2), (1, 0), (1, 2)]
     unrolled = [places.roll((-roll[0], -roll[1]), (0, 1)) for roll, places in passes]
     shown = [["".join(".#"[place] for place in row) for row in places.int().tolist()] for places in unrolled]
@@ -88,10 +88,10 @@ def test_every_pass_has_its_part_of_the_edges():
     ]
 
 
-def closed(model, seeds, free=ALL, chunk=64, progress=ignore, settings=SETTINGS):
+def closed(model, seeds, free=ALL, chunk=64, progress=no_progress, settings=SETTINGS):
     drawn = generate(*model, PROMPT, seeds, settings)
-    how = {"free": free, "chunk": chunk, "progress": progress}
-    return drawn, close_seams(*model, PROMPT, seeds, settings, drawn=drawn, **how)
+    how = {"redraw": free, "chunk": chunk, "progress": progress}
+    return drawn, close_seams(*model, PROMPT, seeds, settings, generated=drawn, **how)
 
 
 @pytest.mark.parametrize("guidance", [2.5, 1.0])
@@ -100,7 +100,7 @@ def test_edges_are_drawn_where_they_see_what_is_across(rope, guidance):
     seeds, taken = [3, 5, 8, 13], []
     drawn, after = closed(rope, seeds, settings=settings)
     for ids, seed, expected in zip(drawn.image_ids, seeds, after.image_ids, strict=True):
-        for number, (roll, places) in enumerate(seams(GRID), 1):
+        for number, (roll, places) in enumerate(seam_passes(GRID), 1):
             known = KnownIds(ids.roll(roll, (0, 1)), places)
             again = generate(*rope, PROMPT, [candidate_seed(seed, number)], settings, known=known).image_ids[0]
             both = torch.stack([known.image_ids, again])
@@ -111,19 +111,21 @@ def test_edges_are_drawn_where_they_see_what_is_across(rope, guidance):
     assert set(taken) == {0, 1}
     assert torch.equal(after.image_ids[:, 1, 1:4], drawn.image_ids[:, 1, 1:4])
     assert not torch.equal(after.image_ids, drawn.image_ids)
-    torch.testing.assert_close(after.likelihood, log_likelihood(*rope, PROMPT.text_ids, after.image_ids).sum(1))
+    torch.testing.assert_close(after.log_likelihood, log_likelihood(*rope, PROMPT.text_ids, after.image_ids).sum(1))
 
 
 def test_seeds_alone_decide_and_pruned_candidates_keep_theirs(rope):
     told = []
     _, whole = closed(rope, [3, 5, 8, 13], chunk=3, progress=told.append)
-    assert sum(told) == PASSES * 4 * 15
+    assert sum(told) == SEAM_PASSES * 4 * 15
     _, alone = closed(rope, [8])
     assert torch.equal(alone.image_ids[0], whole.image_ids[2])
     drawn = generate(*rope, PROMPT, [3, 5, 8, 13], SETTINGS)
-    some = GeneratedIds(torch.tensor([1, 3]), drawn.image_ids[[1, 3]], drawn.likelihood[[1, 3]])
-    again = close_seams(*rope, PROMPT, [3, 5, 8, 13], SETTINGS, drawn=some, free=ALL, chunk=64, progress=ignore)
-    assert again.numbers.tolist() == [1, 3]
+    some = GeneratedIds(torch.tensor([1, 3]), drawn.image_ids[[1, 3]], drawn.log_likelihood[[1, 3]])
+    again = close_seams(
+        *rope, PROMPT, [3, 5, 8, 13], SETTINGS, generated=some, redraw=ALL, chunk=64, progress=no_progress
+    )
+    assert again.indices.tolist() == [1, 3]
     assert torch.equal(again.image_ids, whole.image_ids[[1, 3]])
 
 
@@ -131,7 +133,7 @@ def test_what_is_kept_of_a_picture_stays(rope):
     free, told = torch.zeros(GRID, dtype=torch.bool), []
     drawn, after = closed(rope, [3, 5, 8], free, progress=told.append)
     assert torch.equal(after.image_ids, drawn.image_ids)
-    assert sum(told) == PASSES * 3 * 15
+    assert sum(told) == SEAM_PASSES * 3 * 15
     free[2] = True
     drawn, after = closed(rope, [3, 5, 8], free)
     changed = (after.image_ids != drawn.image_ids).any(0)
@@ -167,7 +169,7 @@ def test_tiles_are_made_and_made_again(tiny_dalle, tiny_model, tmp_path, monkeyp
 def test_progress_counts_every_pass(tiny_dalle, prune):
     told = []
     tiny_dalle.generate("a cat", candidates=5, keep=1, tile=True, prune=prune, progress=told.append)
-    assert sum(told) == (1 + PASSES) * 5 * 15
+    assert sum(told) == (1 + SEAM_PASSES) * 5 * 15
 
 
 def test_previews_end_with_the_tiles(tiny_dalle):
