@@ -52,9 +52,9 @@ def test_write_needs_no_beginning(run):
 def test_write_refuses_bad_input(refused, tiny_model):
     fixed = ("--model", tiny_model, "--device", "cpu")
     for arguments, message in (
-        (("a red heart with a hat",), "text ids was given, at most 6 leave room to go on; shorten it"),
+        (("a red heart with a hat",), "expected a beginning of at most 6 text ids, got"),
         (("--candidates", 0), "'--candidates' / '-n': 0 is not in the range x>=1"),
-        (("--top-k", 999), "top_k 999 was given"),
+        (("--top-k", 999), "got 999; 0 keeps all ids"),
         (("--seed", -1), "'--seed' / '-s': -1 is not in the range x>=0"),
     ):
         error = refused("write", *fixed, *arguments)

@@ -182,7 +182,9 @@ def test_a_model_without_scorer_ranks_by_likelihood(sample, refused, tiny_model,
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     (folder / "scorer.safetensors").unlink()
     assert "a cat: best score" in sample("a cat", model=folder).stdout
-    assert "bare has no scorer" in one_line(refused("sample", "a cat", "--rank", "clip", "--model", folder))
+    assert "bare, which has none; train one" in one_line(
+        refused("sample", "a cat", "--rank", "clip", "--model", folder)
+    )
 
 
 def test_equal_commands_write_equal_files(sample):
@@ -309,12 +311,12 @@ def test_unknown_precisions_are_refused(refused, tiny_model):
         (["a cat", "--keep", "0"], "'--keep' / '-k': 0 is not in"),
         (["a cat", "--keep", "-3"], "'--keep' / '-k': -3 is not in"),
         (["a cat", "--seed", "-1"], "'--seed' / '-s': -1 is not in the range x>=0"),
-        (["a cat", "--temperature", "-0.5"], "temperature -0.5"),
-        (["a cat", "--temperature", "nan"], "temperature nan"),
-        (["a cat", "--top-k", "62"], "top_k 62 was given, expected 0 (all) to 61"),
-        (["a cat", "--top-p", "0"], "top_p 0.0"),
-        (["a cat", "--guidance", "-1"], "guidance -1.0"),
-        (["a cat", "--guidance", "inf"], "guidance inf"),
+        (["a cat", "--temperature", "-0.5"], "expected a temperature of 0 or more, got -0.5"),
+        (["a cat", "--temperature", "nan"], "expected a temperature of 0 or more, got nan"),
+        (["a cat", "--top-k", "62"], "expected top_k from 0 to 61, got 62"),
+        (["a cat", "--top-p", "0"], "expected top_p above 0 and at most 1, got 0.0"),
+        (["a cat", "--guidance", "-1"], "expected a guidance of 0 or more, got -1.0"),
+        (["a cat", "--guidance", "inf"], "expected a guidance of 0 or more, got inf"),
         (["a cat", "--chunk", "0"], "'--chunk': 0 is not in the range x>=1"),
         (["a cat", "--columns", "-1"], "'--columns': -1 is not in the range x>=0"),
         (["a cat", "--rank", "beauty"], "'beauty' is not one of 'likelihood', 'clip', 'both', 'none'"),

@@ -72,7 +72,7 @@ def test_methods_are_measured_on_the_same_pictures(monkeypatch):
         image_tokenizer=SimpleNamespace(config=SimpleNamespace(image_size=5), encode=lambda pixels: pixels),
         transformer=SimpleNamespace(device=torch.device("cpu")),
         caption_model=SimpleNamespace(
-            table=table, text_nats=lambda names: torch.tensor([2.0 * (name == "tree") for name in names])
+            likelihood_table=table, text_nats=lambda names: torch.tensor([2.0 * (name == "tree") for name in names])
         ),
         scorer=SimpleNamespace(
             image_size=5,

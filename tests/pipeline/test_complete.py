@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dalle_mini_impl.pipeline.canvas import fingerprint
+from dalle_mini_impl.pipeline.canvas import picture_hash
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 
@@ -39,7 +39,7 @@ def test_rows_stay_and_the_rest_is_drawn(tiny_dalle, picture):
     assert [c.score for c in result] == sorted((c.score for c in result), reverse=True)
     assert result.source.tobytes() == picture.tobytes()
     assert result.settings["canvas"]["redrawn"] == [".....", "#####", "#####"]
-    assert result.settings["canvas"]["picture"] == fingerprint(picture)
+    assert result.settings["canvas"]["picture"] == picture_hash(picture)
     assert json.loads(json.dumps(result.metadata())) == result.metadata()
 
 
@@ -91,7 +91,7 @@ def test_variations_keep_about_the_share_they_should(tiny_dalle, picture):
     assert 0.2 < float(changed.float().mean()) <= 0.35
     assert len(changed.flatten(1).unique(dim=0)) > 40
     assert result.settings["canvas"]["strength"] == 0.3
-    with pytest.raises(UserError, match="strength 0 was given"):
+    with pytest.raises(UserError, match="strength above 0 and at most 1, got 0"):
         tiny_dalle.variations(picture, strength=0)
 
 
