@@ -1,17 +1,21 @@
-"""`dalle data`: builds the emoji set, and inspects a user's own pictures."""
+"""`dalle data`: builds the emoji set and picture stores, and inspects a user's own pictures."""
 
 from pathlib import Path
 
 import click
 
+from dalle_mini_impl.cli.options import echo_text, examples, json_option, out_option, write_json_file
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.util.errors import UserError
+
 
 @click.group()
 def data() -> None:
-    """Build the emoji set, or look at your own pictures."""
+    """Build sets of captioned pictures, and inspect your own."""
 
 
-@data.command()
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the set to.")
+@data.command(epilog=examples("dalle data emoji --out data/emoji", "dalle data emoji --art openmoji -o data/openmoji"))
+@out_option("Folder to write the set to.", required=True, folder=True)
 @click.option("--size", type=click.IntRange(16, 1024), default=128, show_default=True, help="Side in pixels.")
 @click.option(
     "--art",
@@ -28,11 +32,7 @@ def emoji(out: Path, size: int, art: str) -> None:
     else:
         from dalle_mini_impl.data.emoji.build import build
 
-    from dalle_mini_impl.util.errors import UserError
-
-    # The folder is replaced as a whole, so it must not be one that holds anything else.
-    if out.exists() and not (out / "manifest.json").is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no emoji set; building would delete it; name a new folder")
+    refuse_other_folder(out, "manifest.json", "emoji set")
     click.echo(f"building the emoji set ({art}) at {size} px")
     manifest = build(out, size)
     counts = manifest["counts"]
@@ -45,7 +45,38 @@ def emoji(out: Path, size: int, art: str) -> None:
     click.echo(out)
 
 
-@data.command()
+@data.command(epilog=examples("dalle data store data/emoji --out data/emoji-store"))
+@click.argument("source")
+@out_option("Folder to write the store to.", required=True, folder=True)
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    default=DataConfig.store_size,
+    show_default=True,
+    help="Side in pixels; about twice that of the models.",
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1),
+    default=DataConfig.validation,
+    show_default=True,
+    help="Fraction to hold out, where SOURCE has no splits.",
+)
+def store(source: str, out: Path, size: int, validation: float) -> None:
+    """Decode the pictures of SOURCE into a picture store.
+
+    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. Training and
+    `dalle evaluate` read the store; training builds it by itself where it is missing.
+    """
+    from dalle_mini_impl.data.picture_store import HEADER_FILE, build_store
+
+    refuse_other_folder(out, HEADER_FILE, "picture store")
+    click.echo(f"reading {source}")
+    build_store(DataConfig(source=source, store=str(out), store_size=size, validation=validation))
+    click.echo(out)
+
+
+@data.command(epilog=examples("dalle data inspect my-pictures", "dalle data inspect data/emoji --json report.json"))
 @click.argument("source")
 @click.option(
     "--sheet",
@@ -54,13 +85,12 @@ def emoji(out: Path, size: int, art: str) -> None:
     show_default=True,
     help="Where to write the contact sheet.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def inspect(source: str, sheet: Path, as_json: bool) -> None:
+@json_option("Write the report as JSON to FILE; - is standard output.")
+def inspect(source: str, sheet: Path, json_file: str | None) -> None:
     """Report what SOURCE holds and what in it cannot be used.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars.
     """
-    import json
     from dataclasses import asdict
 
     from tqdm import tqdm
@@ -68,7 +98,6 @@ def inspect(source: str, sheet: Path, as_json: bool) -> None:
     from dalle_mini_impl.data.inspect import inspect_pairs, report_text
     from dalle_mini_impl.data.pair import SkipLog
     from dalle_mini_impl.data.readers import read_pairs
-    from dalle_mini_impl.util.errors import UserError
     from dalle_mini_impl.util.images import contact_sheet, save_png
 
     log = SkipLog()
@@ -79,10 +108,18 @@ def inspect(source: str, sheet: Path, as_json: bool) -> None:
         click.echo(log.report(), err=True)
         raise UserError(f"{source} has no usable picture; expected pictures with captions; see above what is wrong")
     save_png(contact_sheet([image for _, image in sample], labels=[text for text, _ in sample]), sheet)
-    if as_json:
-        skipped = [{"name": name, "reason": reason} for name, reason in log.entries]
-        click.echo(json.dumps({**asdict(report), "skipped": skipped, "sheet": str(sheet)}, ensure_ascii=False))
-    else:
-        click.echo(report_text(report))
-        click.echo(log.report() or "nothing was skipped")
-        click.echo(sheet)
+    echo_text(report_text(report), json_file)
+    echo_text(log.report() or "nothing was skipped", json_file)
+    skipped = [{"name": name, "reason": reason} for name, reason in log.entries]
+    write_json_file(json_file, {**asdict(report), "skipped": skipped, "sheet": str(sheet)})
+    echo_text(sheet, json_file)
+
+
+def refuse_other_folder(out: Path, marker: str, kind: str) -> None:
+    """Refuse to replace anything but an empty folder or a folder of the same kind, known by the file `marker`.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no {kind}; building would delete it; name a new folder")

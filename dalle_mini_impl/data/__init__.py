@@ -1,1 +1,1 @@
-"""Captioned pictures: readers, picture store, token cache, augmentation, inspection."""
+"""Captioned pictures: readers, picture store, token cache, augmentation, inspection, and the emoji set."""

@@ -1,4 +1,4 @@
-"""Looks at a source before anything is trained on it: sizes, captions, scripts, duplicates, a sample."""
+"""Examines a data source before training: sizes, captions, scripts, languages, duplicates, and a sample of pictures."""
 
 import hashlib
 import heapq
@@ -14,22 +14,29 @@ from PIL import Image
 
 from dalle_mini_impl.data.pair import Caption, Pair
 from dalle_mini_impl.util.images import on_background
+from dalle_mini_impl.util.tables import aligned_table
 
-SAMPLE = 48
+SAMPLE_COUNT = 48
+"""Pictures on the contact sheet."""
 SAMPLE_SIZE = 112
-NEAR_LIMIT = 30_000
-"""Near duplicates are looked for among this many pictures: the work grows with the square of their number."""
-NEAR_BITS = 3
-"""Of 64 brightness steps, how many may differ in a near duplicate."""
-NEAR_COLOUR = 24
-"""Largest difference of any 16th × 16th part's colour, 0 to 255, in a near duplicate: a blue heart is no copy
-of a red one, nor a smile of a frown."""
+"""Largest side of a picture on the contact sheet, in pixels."""
+MAX_COMPARED = 30_000
+"""Near duplicates are searched among this many pictures, because the work grows with the square of their number."""
+MAX_STEP_DIFFERENCES = 3
+"""In how many of its 64 brightness steps a near duplicate may differ."""
+MAX_COLOUR_DIFFERENCE = 24
+"""Largest difference (0 to 255) of the mean colour of any cell of a 16 × 16 grid in a near duplicate. Brightness steps
+alone would take a blue heart for a red one, and a smile for a frown."""
+SHOWN_GROUPS = 5
+"""Groups of duplicates listed in the report."""
+SHOWN_KEYS = 4
+"""Pictures listed of each group of duplicates."""
 
 SCRIPTS = {
     "CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana", "MICRO": "Greek",
     "MASCULINE": "Latin", "FEMININE": "Latin", "MODIFIER": "Other", "MATHEMATICAL": "Other",
 }  # fmt: skip
-"""First words of letters' names that are not the name of their script."""
+"""First word of a letter's Unicode name -> script, where that word is not itself the name of the script."""
 
 
 @dataclass(frozen=True)
@@ -43,98 +50,103 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a source holds."""
+    """Measurements of a source; lengths of pictures are in pixels."""
 
     pictures: int
     captions: int
     transparent: int
     """Pictures with an alpha channel."""
     splits: dict[str, int]
-    """Pictures by the split the source gives them; `unassigned` where it gives none."""
+    """Number of pictures by the split that the source assigns; `unassigned` where it assigns none."""
     width: Range
-    """In pixels."""
     height: Range
-    """In pixels."""
     aspect: Range
     """Width divided by height."""
     captions_per_picture: Range
     characters: Range
     """Length of a caption."""
     scripts: dict[str, float]
-    """Unicode script -> share of all letters in captions, most frequent first."""
+    """Unicode script -> its share of all letters in captions, most frequent first."""
     languages: dict[str, int]
-    """Captions by the language code the source gives them."""
+    """Number of captions by the language code that the source assigns; `unknown` where it assigns none."""
     exact_duplicates: list[list[str]]
     """Keys of pictures with equal pixels."""
     near_duplicates: list[list[str]]
-    """Keys of pictures that look alike; of each exact group only the first is compared."""
+    """Keys of pictures that differ little; of each group of exact duplicates only the first is compared."""
     leaking: int
-    """Groups of duplicates that the source puts partly into `train` and partly into `validation`."""
+    """Number of groups of duplicates that have pictures in `train` and in `validation`."""
     compared: int
-    """How many pictures the search for near duplicates covered."""
+    """Number of pictures that the search for near duplicates compared."""
 
 
 @dataclass
-class _Seen:
-    """Measurements while reading, one entry per picture."""
+class _Measurements:
+    """Measurements collected while reading; lists have one entry per picture unless noted."""
 
     keys: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(width, height) in pixels."""
     modes: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
-    captions: list[int] = field(default_factory=list)
-    characters: list[int] = field(default_factory=list)
+    caption_counts: list[int] = field(default_factory=list)
+    caption_lengths: list[int] = field(default_factory=list)
+    """In characters, one entry per caption."""
     letters: Counter[str] = field(default_factory=Counter)
+    """Letters by script."""
     languages: Counter[str] = field(default_factory=Counter)
+    """Captions by language."""
     digests: list[bytes] = field(default_factory=list)
+    """Hash of size and pixels."""
     steps: list[np.ndarray] = field(default_factory=list)
-    thumbs: list[np.ndarray] = field(default_factory=list)
+    """(8, 8) bool, see `near_duplicate_groups`."""
+    thumbnails: list[np.ndarray] = field(default_factory=list)
+    """(16, 16, 3) uint8, see `near_duplicate_groups`."""
 
 
 Sample = list[tuple[str, Image.Image]]
-"""(first caption, small picture) of pictures to show."""
+"""(first caption, small picture) of each picture to show."""
 
 
-def inspect_pairs(pairs: Iterable[Pair], sample: int = SAMPLE) -> tuple[Report | None, Sample]:
-    """Measure every picture and draw a sample.
+def inspect_pairs(pairs: Iterable[Pair], sample: int = SAMPLE_COUNT) -> tuple[Report | None, Sample]:
+    """Measure every picture and choose a sample of them.
 
     Args:
         pairs: what a reader yields; each picture is dropped once measured.
-        sample: number of pictures to show. They depend on the keys alone, so looking twice shows the same.
+        sample: number of pictures to show. The choice depends on the keys alone, so it is the same each time.
 
     Returns:
-        The report, or None where there was no picture, and the sample.
+        The report, or None if there was no picture, and the sample.
     """
-    seen = _Seen()
+    measured = _Measurements()
     heap: list[tuple[int, int, str, Image.Image]] = []
     for number, pair in enumerate(pairs):
-        _measure(seen, pair)
+        _measure(measured, pair)
         rank = -int.from_bytes(hashlib.blake2b(pair.key.encode(), digest_size=8).digest(), "big")
         if len(heap) < sample or rank > heap[0][0]:
             small = pair.image.copy()
             small.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE), Image.Resampling.LANCZOS)
             push = heapq.heappush if len(heap) < sample else heapq.heappushpop
             push(heap, (rank, number, pair.captions[0].text, small))
-    shown = [(text, image) for _, _, text, image in sorted(heap, reverse=True, key=lambda entry: entry[:2])]
-    return (_report(seen) if seen.keys else None), shown
+    chosen = [(text, image) for _, _, text, image in sorted(heap, reverse=True, key=lambda entry: entry[:2])]
+    return (_report(measured) if measured.keys else None), chosen
 
 
-def _measure(seen: _Seen, pair: Pair) -> None:
-    seen.keys.append(pair.key)
-    seen.sizes.append(pair.image.size)
-    seen.modes.append(pair.image.mode)
-    seen.splits.append(pair.split or "unassigned")
-    seen.captions.append(len(pair.captions))
+def _measure(measured: _Measurements, pair: Pair) -> None:
+    measured.keys.append(pair.key)
+    measured.sizes.append(pair.image.size)
+    measured.modes.append(pair.image.mode)
+    measured.splits.append(pair.split or "unassigned")
+    measured.caption_counts.append(len(pair.captions))
     for caption in pair.captions:
-        seen.characters.append(len(caption.text))
-        seen.languages[caption.language or "unknown"] += 1
-    seen.letters.update(scripts_of(pair.captions))
-    shape = f"{pair.image.size}".encode()
-    seen.digests.append(hashlib.blake2b(shape + pair.image.convert("RGBA").tobytes(), digest_size=16).digest())
-    plain = on_background(pair.image)
-    grey = np.asarray(plain.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    seen.steps.append(grey[:, 1:] > grey[:, :-1])
-    seen.thumbs.append(np.asarray(plain.resize((16, 16), Image.Resampling.BOX)))
+        measured.caption_lengths.append(len(caption.text))
+        measured.languages[caption.language or "unknown"] += 1
+    measured.letters.update(scripts_of(pair.captions))
+    size = f"{pair.image.size}".encode()
+    measured.digests.append(hashlib.blake2b(size + pair.image.convert("RGBA").tobytes(), digest_size=16).digest())
+    rgb = on_background(pair.image)
+    brightness = np.asarray(rgb.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
+    measured.steps.append(brightness[:, 1:] > brightness[:, :-1])
+    measured.thumbnails.append(np.asarray(rgb.resize((16, 16), Image.Resampling.BOX)))
 
 
 def scripts_of(captions: Sequence[Caption]) -> Counter[str]:
@@ -147,36 +159,36 @@ def scripts_of(captions: Sequence[Caption]) -> Counter[str]:
 
 @lru_cache(maxsize=65536)
 def _script(letter: str) -> str:
-    # Python has no table of scripts, but a letter's name starts with its script.
+    # Python has no table of scripts, but the Unicode name of a letter starts with its script.
     words = unicodedata.name(letter, "OTHER").split()
     word = words[1] if words[0] in ("FULLWIDTH", "HALFWIDTH") else words[0]
     return SCRIPTS.get(word, word.title())
 
 
-def _report(seen: _Seen) -> Report:
-    by_digest = defaultdict(list)
-    for number, digest in enumerate(seen.digests):
-        by_digest[digest].append(number)
-    exact = [group for group in by_digest.values() if len(group) > 1]
-    compared = [group[0] for group in by_digest.values()][:NEAR_LIMIT]
-    near = near_duplicate_groups(np.stack(seen.steps)[compared], np.stack(seen.thumbs)[compared])
-    near = [[compared[number] for number in group] for group in near]
-    leaking = [{seen.splits[n] for n in group} >= {"train", "validation"} for group in exact + near]
-    total = sum(seen.letters.values())
+def _report(measured: _Measurements) -> Report:
+    rows_of_digest = defaultdict(list)
+    for row, digest in enumerate(measured.digests):
+        rows_of_digest[digest].append(row)
+    exact = [group for group in rows_of_digest.values() if len(group) > 1]
+    compared = [group[0] for group in rows_of_digest.values()][:MAX_COMPARED]
+    near = near_duplicate_groups(np.stack(measured.steps)[compared], np.stack(measured.thumbnails)[compared])
+    near = [[compared[index] for index in group] for group in near]
+    leaking = [{measured.splits[row] for row in group} >= {"train", "validation"} for group in exact + near]
+    total = sum(measured.letters.values())
     return Report(
-        pictures=len(seen.keys),
-        captions=len(seen.characters),
-        transparent=seen.modes.count("RGBA"),
-        splits=dict(Counter(seen.splits).most_common()),
-        width=_range([width for width, _ in seen.sizes]),
-        height=_range([height for _, height in seen.sizes]),
-        aspect=_range([round(width / height, 3) for width, height in seen.sizes]),
-        captions_per_picture=_range(seen.captions),
-        characters=_range(seen.characters),
-        scripts={script: round(count / total, 6) for script, count in seen.letters.most_common()},
-        languages=dict(seen.languages.most_common()),
-        exact_duplicates=[[seen.keys[number] for number in group] for group in exact],
-        near_duplicates=[[seen.keys[number] for number in group] for group in near],
+        pictures=len(measured.keys),
+        captions=len(measured.caption_lengths),
+        transparent=measured.modes.count("RGBA"),
+        splits=dict(Counter(measured.splits).most_common()),
+        width=_range([width for width, _ in measured.sizes]),
+        height=_range([height for _, height in measured.sizes]),
+        aspect=_range([round(width / height, 3) for width, height in measured.sizes]),
+        captions_per_picture=_range(measured.caption_counts),
+        characters=_range(measured.caption_lengths),
+        scripts={script: round(count / total, 6) for script, count in measured.letters.most_common()},
+        languages=dict(measured.languages.most_common()),
+        exact_duplicates=[[measured.keys[row] for row in group] for group in exact],
+        near_duplicates=[[measured.keys[row] for row in group] for group in near],
         leaking=sum(leaking),
         compared=len(compared),
     )
@@ -186,67 +198,81 @@ def _range(values: Sequence[float]) -> Range:
     return Range(min(values), statistics.median(values), max(values))
 
 
-def near_duplicate_groups(steps: np.ndarray, thumbs: np.ndarray, rows: int = 1024) -> list[list[int]]:
+def near_duplicate_groups(steps: np.ndarray, thumbnails: np.ndarray, rows: int = 1024) -> list[list[int]]:
     """Group pictures that differ in few brightness steps and little in colour.
 
+    Brightness steps are the difference hash (dHash): whether brightness rises from one cell to the next.
+
     Args:
-        steps: (n, 8, 8) bool, whether brightness rises from one cell of an 8 × 9 picture to the next.
-        thumbs: (n, 16, 16, 3) uint8, the picture at 16 × 16.
-        rows: how many pictures are compared with all others at once.
+        steps: (n, 8, 8) bool, steps within the rows of the picture at 8 × 9.
+        thumbnails: (n, 16, 16, 3) uint8, the picture at 16 × 16.
+        rows: number of pictures compared with all others at once, which bounds the memory.
 
     Returns:
-        Groups of two or more row numbers; likeness is passed on from one member to the next.
+        Groups of two or more indices. Pictures are in one group if a chain of near duplicates connects them.
     """
     signs = steps.reshape(len(steps), -1).astype(np.float32) * 2 - 1
-    leader = list(range(len(signs)))
+    parent = list(range(len(signs)))  # union-find
 
-    def find(number: int) -> int:
-        while leader[number] != number:
-            leader[number] = number = leader[leader[number]]
-        return number
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
 
     for start in range(0, len(signs), rows):
-        # Signs that agree add 1 to the product and those that differ take 1 away.
-        alike = signs[start : start + rows] @ signs[start:].T >= signs.shape[1] - 2 * NEAR_BITS
+        # In the product, equal signs add 1 and different ones subtract 1.
+        alike = signs[start : start + rows] @ signs[start:].T >= signs.shape[1] - 2 * MAX_STEP_DIFFERENCES
         for left, right in zip(*np.nonzero(np.triu(alike, 1)), strict=True):
             first, second = start + int(left), start + int(right)
-            if np.abs(thumbs[first].astype(np.int16) - thumbs[second]).max() <= NEAR_COLOUR:
-                leader[find(second)] = find(first)
+            if np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).max() <= MAX_COLOUR_DIFFERENCE:
+                parent[root(second)] = root(first)
     groups = defaultdict(list)
-    for number in range(len(leader)):
-        groups[find(number)].append(number)
+    for index in range(len(parent)):
+        groups[root(index)].append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def report_text(report: Report) -> str:
     """The report as lines of text."""
-
-    def spread(value: Range) -> str:
-        return f"{value.smallest:g} / {value.median:g} / {value.largest:g}"
-
-    lines = [
-        f"pictures               {report.pictures} ({report.transparent} with transparency)",
-        f"captions               {report.captions}",
-        f"split                  {_counts(report.splits)}",
-        "                       smallest / median / largest",
-        f"width                  {spread(report.width)} px",
-        f"height                 {spread(report.height)} px",
-        f"width : height         {spread(report.aspect)}",
-        f"captions per picture   {spread(report.captions_per_picture)}",
-        f"caption length         {spread(report.characters)} characters",
-        "scripts of letters     " + ", ".join(f"{name} {share:.1%}" for name, share in report.scripts.items()),
-        f"caption languages      {_counts(report.languages)}",
+    rows = [
+        ("pictures", f"{report.pictures} ({report.transparent} with transparency)"),
+        ("captions", str(report.captions)),
+        ("split", _counts_text(report.splits)),
+        ("", "smallest / median / largest"),
+        ("width", f"{_range_text(report.width)} px"),
+        ("height", f"{_range_text(report.height)} px"),
+        ("width : height", _range_text(report.aspect)),
+        ("captions per picture", _range_text(report.captions_per_picture)),
+        ("caption length", f"{_range_text(report.characters)} characters"),
+        ("scripts of letters", ", ".join(f"{name} {share:.1%}" for name, share in report.scripts.items())),
+        ("caption languages", _counts_text(report.languages)),
+        ("same pixels", _duplicates_text(report.exact_duplicates)),
+        ("look alike", _duplicates_text(report.near_duplicates)),
     ]
-    for title, groups in (("same pixels", report.exact_duplicates), ("look alike", report.near_duplicates)):
-        copies = sum(len(group) - 1 for group in groups)
-        lines.append(f"{title:<22} repeats: {copies}, groups: {len(groups)}")
-        lines += [f"  {' = '.join(group[:4])}{' …' if len(group) > 4 else ''}" for group in groups[:5]]
+    lines = aligned_table(rows, gap=3).split("\n")
+    lines[-1:-1] = _group_lines(report.exact_duplicates)
+    lines += _group_lines(report.near_duplicates)
     if report.leaking:
         lines.append(f"  groups that are both in train and in validation: {report.leaking}")
-    if report.compared == NEAR_LIMIT:
-        lines.append(f"  (only the first {NEAR_LIMIT} different pictures were compared)")
+    if report.compared == MAX_COMPARED:
+        lines.append(f"  (only the first {MAX_COMPARED} different pictures were compared)")
     return "\n".join(lines)
 
 
-def _counts(counts: dict[str, int]) -> str:
+def _range_text(value: Range) -> str:
+    return f"{value.smallest:g} / {value.median:g} / {value.largest:g}"
+
+
+def _counts_text(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _duplicates_text(groups: list[list[str]]) -> str:
+    return f"repeats: {sum(len(group) - 1 for group in groups)}, groups: {len(groups)}"
+
+
+def _group_lines(groups: list[list[str]]) -> list[str]:
+    return [
+        f"  {' = '.join(group[:SHOWN_KEYS])}{' …' if len(group) > SHOWN_KEYS else ''}"
+        for group in groups[:SHOWN_GROUPS]
+    ]

@@ -1,4 +1,4 @@
-"""The captioned picture, as every reader yields it, and the list of what a reader had to skip."""
+"""The captioned picture, as every reader yields it, and the log of what a reader skipped."""
 
 import hashlib
 from collections import Counter
@@ -10,11 +10,11 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Caption:
-    """One description of a picture."""
+    """One caption of a picture."""
 
     text: str
     language: str = ""
-    """Language code, or empty when unknown."""
+    """Language code such as `en`, or empty when unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,46 +22,49 @@ class Pair:
     """One picture with its captions."""
 
     key: str
-    """Name of the picture, unique within its source."""
+    """Identifies the picture within its source."""
     image: Image.Image
     """RGB, or RGBA where the picture has transparent parts."""
     captions: tuple[Caption, ...]
     """At least one."""
     split: str = ""
-    """`train` or `validation` where the source says so; empty leaves it to `split_of`."""
+    """`train` or `validation` where the source assigns one; if empty, `split_of` does."""
     may_flip: bool = False
     """Whether the mirrored picture still fits its captions."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Whatever else the source tells: vendor, concept, kind …"""
+    """All other fields of the source: vendor, concept, kind …"""
 
 
 def split_of(key: str, validation: float) -> str:
-    """Assign a picture to `train` or `validation` by its key alone, so that adding pictures moves none.
+    """Assign a picture to `train` or `validation` by its key alone, so that adding pictures moves no other.
 
     Args:
         key: the picture's key.
-        validation: share that goes to validation, 0 to 1.
+        validation: fraction of the pictures that go to validation, 0 to 1.
     """
-    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
-    return "validation" if number / 2**64 < validation else "train"
+    hash_value = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    return "validation" if hash_value / 2**64 < validation else "train"
 
 
 @dataclass
 class SkipLog:
-    """What was left out while reading, and why: skipped is never silent."""
+    """What a reader skipped, and why, so that nothing is left out silently."""
 
     entries: list[tuple[str, str]] = field(default_factory=list)
+    """(path or tar member, reason); the reason's part before the first colon is its category."""
 
     def add(self, name: str, reason: str) -> None:
-        """Note that `name` (a path or a tar member) was skipped."""
+        """Record that `name` (a path or a tar member) was skipped."""
         self.entries.append((name, reason))
 
     def report(self, limit: int = 20) -> str:
-        """Counts by reason, then the first `limit` names; empty when nothing was skipped."""
+        """Counts by category, then the first `limit` entries; empty when nothing was skipped."""
         if not self.entries:
             return ""
         counts = Counter(reason.split(":")[0] for _, reason in self.entries)
-        lines = [f"skipped {len(self.entries)}: " + ", ".join(f"{n} {reason}" for reason, n in counts.most_common())]
+        lines = [
+            f"skipped {len(self.entries)}: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        ]
         lines += [f"  {name}: {reason}" for name, reason in self.entries[:limit]]
         if len(self.entries) > limit:
             lines.append(f"  … and {len(self.entries) - limit} more")
@@ -69,5 +72,5 @@ class SkipLog:
 
 
 def caption_in_language(captions: tuple[Caption, ...], language: str) -> Caption:
-    """The first caption in a language, or the first of all."""
+    """The first caption in a language, or the first of all if there is none in it."""
     return next((caption for caption in captions if caption.language == language), captions[0])

@@ -1,8 +1,8 @@
 """Decoded pictures in one memory-mapped file, so that training reads any picture in microseconds.
 
-A store is a folder with `pixels.npy` (n, S, S, 4) uint8 RGBA, `pairs.jsonl` (one line per picture: key,
-split, captions, …) and `store.json`. Random access by number is what lets a run shuffle, resume at any
-step and split work over processes exactly.
+A store is a folder with `pixels.npy` (n, S, S, 4) uint8 RGBA, `pairs.jsonl` (one line per picture: key, split,
+captions, …) and `store.json` (what it was built from). Because pictures are read by number, a run can shuffle them,
+resume at any step and divide them among processes exactly.
 """
 
 import json
@@ -21,12 +21,16 @@ from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_folder
 
-GROW = 1024
+HEADER_FILE = "store.json"
+ENTRIES_FILE = "pairs.jsonl"
+PIXELS_FILE = "pixels.npy"
+COPIED_PICTURES = 1024
+"""Pictures copied at once, which bounds the memory that building a store takes."""
 
 
 @dataclass(frozen=True)
 class PictureEntry:
-    """What a store knows of a picture besides its pixels."""
+    """What a store or token cache holds about a picture besides its pixels or ids; see `Pair` for the fields."""
 
     key: str
     split: str
@@ -42,9 +46,9 @@ class PictureStore:
     pixels: np.ndarray
     """(n, S, S, 4) uint8 RGBA of the whole store, memory-mapped."""
     rows: np.ndarray
-    """Rows of `pixels` that belong to this split."""
+    """(len(self),) rows of `pixels` that belong to this split."""
     entries: list[PictureEntry]
-    """One per number."""
+    """One for each of `rows`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,75 +59,83 @@ class PictureStore:
 
 
 def open_store(config: DataConfig, split: str) -> PictureStore:
-    """Open the store a config names, building it from the source first when it is missing.
+    """Open the store that a config names; if it is missing, build it from the source first.
 
     Args:
-        config: names the store and its source, and what to leave out.
+        config: names the store and its source, and the kinds of pictures to leave out.
         split: `train` or `validation`.
 
     Raises:
-        UserError: neither store nor source is there, the store was made otherwise, or nothing is left.
+        UserError: neither store nor source exists, the store was built with other settings, or no picture is left.
     """
-    folder = Path(config.store)
     if not config.store:
-        raise UserError("data.store is empty; name a folder where decoded pictures are kept")
+        raise UserError("data.store is empty; expected a folder for decoded pictures; set it")
+    folder = Path(config.store)
     if not folder.exists():
         build_store(config)
     try:
-        identity = json.loads((folder / "store.json").read_text())["identity"]
-        lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        everything = [entry_from_json(json.loads(line)) for line in lines]
+        identity = json.loads((folder / HEADER_FILE).read_text())["identity"]
+        lines = (folder / ENTRIES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
+        entries = [entry_from_json(json.loads(line)) for line in lines]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is not a picture store ({type(error).__name__}: {error}); "
             f"let data.store name a folder that does not exist yet, or one that was built from data.source"
         ) from error
-    wanted = _identity(config)
-    if config.source and identity != wanted:
+    expected = _identity(config)
+    if config.source and identity != expected:
         raise UserError(
-            f"store {folder} was built with {identity}, the config says {wanted}; delete the store or name another"
+            f"store {folder} was built with {identity}, the config says {expected}; delete the store or name another"
         )
     chosen = [
-        (number, entry)
-        for number, entry in enumerate(everything)
+        (row, entry)
+        for row, entry in enumerate(entries)
         if entry.split == split and entry.details.get("kind") not in config.skip_kinds
     ]
     if not chosen:
         raise UserError(f"store {folder} has no {split} pictures; check data.validation and data.skip_kinds")
-    return PictureStore(pixels, np.array([number for number, _ in chosen]), [entry for _, entry in chosen])
+    return PictureStore(pixels, np.array([row for row, _ in chosen]), [entry for _, entry in chosen])
 
 
 def build_store(config: DataConfig) -> None:
-    """Decode every picture of `config.source` into `config.store`, listing what had to be skipped."""
+    """Decode every picture of `config.source` into `config.store`, and print what was skipped.
+
+    Raises:
+        UserError: the source cannot be read, or has no usable picture, or the store cannot be written.
+    """
     log = SkipLog()
     size = config.store_size
     with replace_folder(config.store) as folder:
-        count = _decode(read_pairs(config.source, log), folder, config)
+        count = _decode_pictures(read_pairs(config.source, log), folder, config)
         print(log.report() or "nothing was skipped")
         if not count:
             raise UserError(f"{config.source} has no readable picture with a caption; see the list above")
-        (folder / "store.json").write_text(json.dumps({"identity": _identity(config), "size": size, "count": count}))
+        header = {"identity": _identity(config), "size": size, "count": count}
+        (folder / HEADER_FILE).write_text(json.dumps(header))
     print(f"decoded {count} pictures at {size} px into {config.store}")
 
 
-def entry_from_json(line: dict[str, Any]) -> PictureEntry:
-    """Rebuild an entry from its JSON line."""
-    captions = tuple(Caption(**caption) for caption in line["captions"])
-    return PictureEntry(line["key"], line["split"], line["may_flip"], captions, line["details"])
+def entry_from_json(values: dict[str, Any]) -> PictureEntry:
+    """Rebuild an entry from one line of `pairs.jsonl`."""
+    captions = tuple(Caption(**caption) for caption in values["captions"])
+    return PictureEntry(values["key"], values["split"], values["may_flip"], captions, values["details"])
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
+    """The settings that determine the content of a store."""
     return {"source": config.source, "store_size": config.store_size, "validation": config.validation}
 
 
-def _decode(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
-    # The count is not known beforehand: pixels go to a plain file that grows, and become an .npy by its header.
-    size, count = config.store_size, 0
+def _decode_pictures(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
+    """Write pixels and entries of all pairs, and return their number."""
+    size = config.store_size
+    count = 0
+    # The number of pictures is unknown at first, so pixels are appended to a plain file and copied to the .npy later.
     raw = folder / "pixels.raw"
-    with raw.open("wb") as pixels, (folder / "pairs.jsonl").open("w", encoding="utf-8") as lines:
+    with raw.open("wb") as pixels, (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
         for pair in tqdm(pairs, desc="decoding", unit=" pictures"):
-            # Cropping to a square keeps proportions; a picture's middle is where its caption points.
+            # Cropping to a square keeps proportions; captions usually describe the middle of a picture.
             picture = ImageOps.fit(pair.image.convert("RGBA"), (size, size), Image.Resampling.LANCZOS)
             pixels.write(picture.tobytes())
             split = pair.split or split_of(pair.key, config.validation)
@@ -132,16 +144,16 @@ def _decode(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
             count += 1
     shape = (count, size, size, 4)
     if count:
-        out = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+        array = np.lib.format.open_memmap(folder / PIXELS_FILE, mode="w+", dtype=np.uint8, shape=shape)
         source = np.memmap(raw, dtype=np.uint8, mode="r", shape=shape)
-        for start in range(0, count, GROW):
-            out[start : start + GROW] = source[start : start + GROW]
-        out.flush()
+        for start in range(0, count, COPIED_PICTURES):
+            array[start : start + COPIED_PICTURES] = source[start : start + COPIED_PICTURES]
+        array.flush()
     raw.unlink()
     return count
 
 
 def concept_indices(store: PictureStore) -> np.ndarray:
-    """A number (n,) for each picture, equal where two pictures show the same concept."""
-    names = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
-    return np.unique(names, return_inverse=True)[1]
+    """An index (n,) int64 for each picture, equal for pictures of the same concept (detail `concept`, else the key)."""
+    concepts = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
+    return np.unique(concepts, return_inverse=True)[1]

@@ -1,7 +1,6 @@
-"""Reads captioned pictures from a user's folder, JSONL or CSV file, or WebDataset tars.
+"""Reads captioned pictures from a folder, a JSONL or CSV file, or WebDataset tars.
 
-Nothing in the data can stop a reader: what cannot be used is skipped and noted in a `SkipLog`, with a reason
-whose part before the colon is its category.
+A sample that cannot be used never stops a reader: it is skipped and recorded in a `SkipLog` with the reason.
 """
 
 import csv
@@ -31,117 +30,121 @@ from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
 
 PATH_FIELDS = ("path", "image", "file_name")
+"""Fields of a JSONL or CSV row that may hold the picture's path; the first one that is not empty counts."""
 EXPECTED = "a folder of pictures with .txt captions, a .jsonl or .csv file, or .tar files"
+"""The sources that can be read, for error messages."""
 
 
 def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: int = 1) -> Iterator[Pair]:
     """Read every captioned picture of a source, in an order that depends on the source alone.
 
     Args:
-        source: one of
-            a folder of pictures, each with captions (one a line) in a `.txt` of the same name, at any depth;
-            a `.jsonl`, `.csv` or `.tsv` file with a `path`, `image` or `file_name` and a `captions`,
-            `caption` or `text`, paths being relative to it and several rows of one picture being joined;
-            WebDataset tars: a `.tar`, a folder of them, or a pattern such as `set-{000..007}.tar` or
-            `*.tar`. Hidden files are ignored.
-        log: takes what had to be skipped, and why.
-        worker: which share to read, 0 to `workers - 1`. Over several machines or processes this is
+        source: one of three kinds; hidden files are ignored in all of them.
+            A folder of pictures, at any depth, each with a `.txt` file of the same name, one caption per line.
+            A `.jsonl`, `.csv` or `.tsv` file whose rows have a `path`, `image` or `file_name`, relative to the file,
+            and `captions`, `caption` or `text`; rows of the same picture are joined.
+            WebDataset tars: a `.tar`, a folder of them, or a pattern such as `set-{000..007}.tar` or `*.tar`.
+        log: receives what was skipped, and why.
+        worker: which part to read, 0 to `workers - 1`. With several processes this is
             `rank * workers_per_rank + worker`.
-        workers: number of shares. They are disjoint, and together they are everything.
+        workers: number of parts. They are disjoint and together cover the source.
 
     Raises:
-        UserError: the source is missing, of no known kind, or holds no picture, tar or row at all.
-        ValueError: `worker` is not one of `workers`.
+        UserError: the source is missing, of no known kind, or has no picture, tar or row at all.
+        ValueError: `worker` is not in 0 to `workers - 1`.
     """
     if not 0 <= worker < workers:
-        raise ValueError(f"worker is {worker}; expected 0 to {workers - 1}")
+        raise ValueError(f"expected worker from 0 to {workers - 1}, got {worker}")
     if not str(source):
-        raise UserError(f"no source was named; expected {EXPECTED}")
+        raise UserError(f"no source was named; expected {EXPECTED}; set data.source or name one")
     path = Path(source).expanduser()
     try:
-        return _open(path, log, worker, workers)
+        return _reader_for(path, log, worker, workers)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _open(path: Path, log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+def _reader_for(path: Path, log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+    """Choose the reader by the kind of the source."""
     if path.is_dir():
-        folder_log = log if worker == 0 else SkipLog()
+        folder_log = log if worker == 0 else SkipLog()  # one worker alone reports on the folder as a whole
         files = sorted(path.iterdir())
         tars = [file for file in files if file.suffix.lower() == ".tar"]
         if not tars:
-            return read_samples(_folder_jobs(path, folder_log), log, worker, workers)
+            return read_samples(_folder_samples(path, folder_log), log, worker, workers)
         for file in files:
             if file.suffix.lower() in PICTURE_ENDINGS:
                 folder_log.add(printable(str(file)), "beside tars: a folder is read as tars or as pictures")
         return read_tars(tars, log, worker, workers)
     if path.suffix.lower() == ".jsonl" and path.is_file():
-        return read_samples(_table_jobs(path, _jsonl_rows(path)), log, worker, workers)
+        return read_samples(_table_samples(path, _jsonl_rows(path)), log, worker, workers)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
-        return read_samples(_table_jobs(path, _csv_rows(path)), log, worker, workers)
-    return read_tars(_expand(str(path)), log, worker, workers)
+        return read_samples(_table_samples(path, _csv_rows(path)), log, worker, workers)
+    return read_tars(_tars_of_pattern(str(path)), log, worker, workers)
 
 
-def _expand(pattern: str) -> list[Path]:
-    """Tars that a path or pattern names; a tar that braces name but is missing is kept, to be noted later."""
+def _tars_of_pattern(pattern: str) -> list[Path]:
+    """List the tars that a path or pattern names; those that braces name but are missing stay in, to be logged."""
     names = [pattern] if os.path.exists(pattern) else _expand_braces(pattern)
     paths: list[Path] = []
     for name in names:
         is_pattern = glob.has_magic(name) and not os.path.exists(name)
-        found = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
-        paths += [Path(path) for path in found]
+        matches = sorted(glob.glob(name, recursive=True)) if is_pattern else [name]
+        paths += [Path(path) for path in matches]
     if not any(path.exists() for path in paths):
         raise UserError(f"{pattern} does not exist; expected {EXPECTED}; check the path")
     tars = [path for path in dict.fromkeys(paths) if path.suffix.lower() == ".tar"]
     if not tars:
-        raise UserError(f"{pattern} is none of the kinds that can be read; expected {EXPECTED}")
+        raise UserError(f"{pattern} is none of the kinds that can be read; expected {EXPECTED}; convert it")
     return tars
 
 
 def _expand_braces(pattern: str) -> list[str]:
+    """Expand `{000..007}` and `{a,b}` as a shell does."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        parts = [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
+    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if bounds:
+        first, last = int(bounds[1]), int(bounds[2])
+        parts = [str(number).zfill(len(bounds[1])) for number in range(first, last + 1)]
     else:
         parts = match[1].split(",")
     head, tail = pattern[: match.start()], pattern[match.end() :]
     return [name for part in parts for name in _expand_braces(head + part + tail)]
 
 
-def _folder_jobs(folder: Path, log: SkipLog) -> list[PendingSample]:
+def _folder_samples(folder: Path, log: SkipLog) -> list[PendingSample]:
+    """Match pictures and caption files by name."""
     pictures: dict[str, list[Path]] = {}
     texts: dict[str, list[Path]] = {}
     for path in list_files(folder, log):
-        kind = path.suffix.lower()
-        table = pictures if kind in PICTURE_ENDINGS else texts if kind == ".txt" else None
-        if table is not None:
-            table.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+        ending = path.suffix.lower()
+        paths_of_key = pictures if ending in PICTURE_ENDINGS else texts if ending == ".txt" else None
+        if paths_of_key is not None:
+            paths_of_key.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not pictures:
-        raise UserError(f"{folder} holds neither pictures nor .tar files; expected {EXPECTED}")
-    jobs: list[PendingSample] = []
+        raise UserError(f"{folder} holds neither pictures nor .tar files; expected {EXPECTED}; check the path")
+    samples: list[PendingSample] = []
     for key in sorted(pictures.keys() | texts.keys()):
         first, *others = pictures.get(key, [None])
         if first is None:
-            jobs += [(str(path), _skip("no picture: none has the same name")) for path in texts[key]]
+            samples += [(str(path), _refusal("no picture: none has the same name")) for path in texts[key]]
             continue
-        jobs.append((str(first), _folder_pair(key, first, texts.get(key, []))))
-        # The usual cause is one picture in two formats, which must not land on both sides of the split.
-        jobs += [(str(path), _skip(f"same name: {first.name} was taken instead")) for path in others]
-    return jobs
+        samples.append((str(first), _folder_sample(key, first, texts.get(key, []))))
+        # The usual cause is one picture in two formats, which must not end up in both splits.
+        samples += [(str(path), _refusal(f"same name: {first.name} was taken instead")) for path in others]
+    return samples
 
 
-def _skip(reason: str) -> Callable[[], Pair]:
+def _refusal(reason: str) -> Callable[[], Pair]:
     def refuse() -> Pair:
         raise UnusableSample(reason)
 
     return refuse
 
 
-def _folder_pair(key: str, picture: Path, texts: list[Path]) -> Callable[[], Pair]:
+def _folder_sample(key: str, picture: Path, texts: list[Path]) -> Callable[[], Pair]:
     def read() -> Pair:
         if not texts:
             raise UnusableSample(f"no caption: no {picture.stem}.txt beside it")
@@ -152,7 +155,7 @@ def _folder_pair(key: str, picture: Path, texts: list[Path]) -> Callable[[], Pai
 
 
 Row = tuple[str, dict[str, Any] | UnusableSample]
-"""Where the row stands, for messages, and its fields or why it cannot be used."""
+"""File and line number, for messages, and the row's fields or the reason why it cannot be used."""
 
 
 def _jsonl_rows(table: Path) -> Iterator[Row]:
@@ -172,7 +175,7 @@ def _jsonl_rows(table: Path) -> Iterator[Row]:
 
 
 def _csv_rows(table: Path) -> Iterator[Row]:
-    # Bytes that are not UTF-8 are carried through as surrogates, so that they cost one row and not the file.
+    # Bytes that are not UTF-8 become surrogates, so that they make one row unusable and not the whole file.
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
         header: list[str] | None = None
@@ -201,14 +204,15 @@ def _check_header(table: Path, row: list[str]) -> list[str]:
     if not set(header) & set(PATH_FIELDS) or not set(header) & set(CAPTION_FIELDS):
         raise UserError(
             f"{table} starts with the columns {', '.join(header) or '(none)'}; expected a first line "
-            f"naming one of {', '.join(PATH_FIELDS)} and one of {', '.join(CAPTION_FIELDS)}"
+            f"naming one of {', '.join(PATH_FIELDS)} and one of {', '.join(CAPTION_FIELDS)}; add it"
         )
     return header
 
 
-def _table_jobs(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
+def _table_samples(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
+    """Join the rows of each picture."""
     pictures: dict[str, tuple[str, dict[str, Any], list[Caption]]] = {}
-    jobs: list[PendingSample] = []
+    samples: list[PendingSample] = []
     for where, fields in rows:
         try:
             if isinstance(fields, UnusableSample):
@@ -217,20 +221,20 @@ def _table_jobs(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
             if not isinstance(name, str):
                 raise UnusableSample(f"no path: expected one of {', '.join(PATH_FIELDS)}")
             captions, details = captions_from_fields(fields)
-        except UnusableSample as skip:
-            jobs.append((where, _skip(str(skip))))
+        except UnusableSample as reason:
+            samples.append((where, _refusal(str(reason))))
         else:
-            # One row per caption is common: rows that name the same picture belong together.
+            # One row per caption is common, so rows that name the same picture belong together.
             details = {field: value for field, value in details.items() if field not in PATH_FIELDS}
             pictures.setdefault(name, (where, details, []))[2].extend(captions)
-    jobs += [
-        (f"{where} ({name})", _table_pair(table.parent / name, name, captions, details))
+    samples += [
+        (f"{where} ({name})", _table_sample(table.parent / name, name, captions, details))
         for name, (where, details, captions) in pictures.items()
     ]
-    if not jobs:
-        raise UserError(f"{table} has no rows; expected one line per picture with its path and caption")
-    return jobs
+    if not samples:
+        raise UserError(f"{table} has no rows; expected one per picture with its path and caption; fill it")
+    return samples
 
 
-def _table_pair(path: Path, key: str, captions: list[Caption], details: dict[str, Any]) -> Callable[[], Pair]:
+def _table_sample(path: Path, key: str, captions: list[Caption], details: dict[str, Any]) -> Callable[[], Pair]:
     return lambda: make_pair(key, captions, details, lambda: read_bytes(path))

@@ -1,4 +1,4 @@
-"""What every reader does with one sample: bytes to a decoded picture, text or fields to captions."""
+"""Steps that all readers share: list and read files, decode a picture, turn text or fields into captions."""
 
 import io
 import json
@@ -15,55 +15,58 @@ from dalle_mini_impl.util.images import decode_image
 from dalle_mini_impl.util.text import printable
 
 CAPTION_FIELDS = ("captions", "caption", "text")
+"""Fields that may hold the captions; the first one that is not empty counts."""
 SPLITS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
+"""Accepted values of the field `split`, in lower case -> split."""
 
 
 class UnusableSample(Exception):
-    """Why one sample cannot be used: `category: what exactly`. Caught by `read_samples`."""
+    """A sample cannot be used; the message is `category: details`. `read_samples` catches and logs it."""
 
 
 PendingSample = tuple[str, Callable[[], Pair]]
-"""Name of a sample, for the log, and what reads it."""
+"""Name of a sample, for the log, and a function that reads it or raises `UnusableSample`."""
 
 
-def read_samples(jobs: Iterable[PendingSample], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
-    """Read this worker's share of the samples, noting those that cannot be used."""
-    for number, (name, read) in enumerate(jobs):
+def read_samples(samples: Iterable[PendingSample], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+    """Read every `workers`-th sample, starting with number `worker`, and log those that cannot be used."""
+    for number, (name, read) in enumerate(samples):
         if number % workers != worker:
             continue
         try:
             pair = read()
-        except UnusableSample as skip:
-            log.add(printable(name), printable(str(skip)))
+        except UnusableSample as reason:
+            log.add(printable(name), printable(str(reason)))
         else:
             yield pair
 
 
 def list_files(folder: Path, log: SkipLog) -> list[Path]:
-    """All files below a folder that are not hidden, links followed; folders that cannot be read are noted."""
+    """List all files below a folder, sorted, without hidden ones; links are followed, unreadable folders logged."""
 
-    def unreadable(error: OSError) -> None:
+    def log_unreadable(error: OSError) -> None:
         log.add(printable(str(error.filename)), f"unreadable folder: {error.strerror}")
 
-    found, seen = [], set()
-    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+    files: list[Path] = []
+    visited = set()
+    for root, folders, names in os.walk(folder, onerror=log_unreadable, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(root) in seen:
+        if os.path.realpath(root) in visited:  # a link can lead back to a folder above it
             folders.clear()
             continue
-        seen.add(os.path.realpath(root))
-        found += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        visited.add(os.path.realpath(root))
+        files += [Path(root, name) for name in sorted(names) if not name.startswith(".")]
+    return files
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file.
+    """Read a file.
 
     Raises:
-        UnusableSample: it is missing or cannot be read.
+        UnusableSample: the file is missing or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -74,10 +77,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_picture(data: bytes) -> Image.Image:
-    """Decode a whole picture, upright, as RGB, or as RGBA where it has transparency.
+    """Decode a whole picture file, rotated upright, as RGB, or as RGBA where it has transparency.
 
     Raises:
-        UnusableSample: it is empty, broken, no picture, or larger than Pillow's limit.
+        UnusableSample: the data is empty, damaged, not a picture, or above Pillow's limit on pixels.
     """
     if not data:
         raise UnusableSample("empty file: zero bytes")
@@ -93,7 +96,7 @@ def decode_picture(data: bytes) -> Image.Image:
 
 
 def captions_from_lines(data: bytes) -> list[Caption]:
-    """One caption per line that is not blank.
+    """Read one caption per line; blank lines are left out.
 
     Raises:
         UnusableSample: the text is not UTF-8.
@@ -105,7 +108,7 @@ def captions_from_lines(data: bytes) -> list[Caption]:
 
 
 def fields_from_json(data: bytes) -> dict[str, Any]:
-    """Fields of a sample's JSON file.
+    """Read the fields of a sample's JSON file.
 
     Raises:
         UnusableSample: the text is not UTF-8, not JSON, or not an object.
@@ -122,37 +125,41 @@ def fields_from_json(data: bytes) -> dict[str, Any]:
 
 
 def captions_from_fields(fields: dict[str, Any]) -> tuple[list[Caption], dict[str, Any]]:
-    """Divide fields into captions and the rest.
+    """Separate the captions from the other fields.
 
-    Captions are the first filled one of `captions`, `caption` and `text`: a string, or a list of strings and
-    of objects with `text` and `language`. A field `language` is that of captions that do not name their own.
+    Captions are the first of `captions`, `caption` and `text` that is not empty: a string, or a list of strings and
+    of objects with `text` and `language`. The field `language` applies to captions that do not name their own.
+
+    Returns:
+        The captions, and the other fields.
 
     Raises:
         UnusableSample: the captions are of another type.
     """
-    found: Any = next((fields[name] for name in CAPTION_FIELDS if fields.get(name)), [])
+    value: Any = next((fields[name] for name in CAPTION_FIELDS if fields.get(name)), [])
     captions = []
-    for entry in found if isinstance(found, list) else [found]:
+    for entry in value if isinstance(value, list) else [value]:
         caption = entry if isinstance(entry, dict) else {"text": entry}
-        text, language = caption.get("text"), caption.get("language") or fields.get("language") or ""
+        text = caption.get("text")
+        language = caption.get("language") or fields.get("language") or ""
         if not isinstance(text, str) or not isinstance(language, str):
             raise UnusableSample("malformed caption: expected a string, or an object with text and language")
         captions.append(Caption(text, language))
-    taken = (*CAPTION_FIELDS, "language")
-    return captions, {name: value for name, value in fields.items() if name not in taken}
+    caption_fields = (*CAPTION_FIELDS, "language")
+    return captions, {name: value for name, value in fields.items() if name not in caption_fields}
 
 
 def make_pair(key: str, captions: list[Caption], details: dict[str, Any], read: Callable[[], bytes]) -> Pair:
-    """Put a sample together; the picture is read and decoded only when everything else is in order.
+    """Build a pair; the picture is read and decoded only when everything else is valid.
 
     Args:
-        key: the sample's name.
-        captions: may be empty or blank, which is then the reason to skip.
-        details: fields besides the captions; `split` and `may_flip` are taken out of them.
-        read: gives the picture file's bytes.
+        key: identifies the sample within its source.
+        captions: white space in them is collapsed, repeated and blank ones are dropped.
+        details: fields besides the captions; `split` and `may_flip` are removed from them and interpreted.
+        read: returns the bytes of the picture file.
 
     Raises:
-        UnusableSample: anything about the sample is unusable.
+        UnusableSample: no caption has text, a field is invalid, or the picture cannot be read.
     """
     texts = [Caption(" ".join(caption.text.split()), caption.language) for caption in captions]
     texts = [caption for caption in dict.fromkeys(texts) if caption.text]

@@ -1,7 +1,7 @@
-"""Reads WebDataset tars: members of one name and different endings make one sample.
+"""Reads WebDataset tars: members with the same name and different endings make one sample.
 
-The headers of a tar are read first, so members of a sample need not be neighbours, and a damaged header
-costs one sample instead of the rest of the tar.
+All headers of a tar are read first, so the members of a sample need not be neighbours, and a damaged header makes one
+sample unusable instead of the rest of the tar.
 """
 
 import tarfile
@@ -22,35 +22,49 @@ from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
 
 TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, LookupError)
+"""What tarfile raises on damaged archives."""
 Members = dict[str, tarfile.TarInfo]
-"""Ending in lower case, with its dot -> member."""
+"""Ending in lower case, with its dot -> member of the tar, for one sample."""
 
 
 def read_tars(tars: list[Path], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
-    """Read one worker's share: whole tars when there are enough of them, otherwise samples of every tar."""
+    """Read one worker's part: whole tars if there are at least as many as workers, else samples of every tar.
+
+    Args:
+        tars: the archives.
+        log: receives what was skipped, and why.
+        worker: which part to read, 0 to `workers - 1`.
+        workers: number of parts.
+    """
     by_tar = len(tars) >= workers
     for number, tar in enumerate(tars):
-        owned = number % workers == worker
-        if owned or not by_tar:
-            share = (0, 1) if by_tar else (worker, workers)
-            # What concerns a tar as a whole is noted by one worker only.
-            yield from _read_tar(tar, log, log if owned else SkipLog(), *share)
+        is_own = number % workers == worker
+        tar_log = log if is_own else SkipLog()  # one worker alone reports on a tar as a whole
+        if not by_tar:
+            yield from _read_tar(tar, log, tar_log, worker, workers)
+        elif is_own:
+            yield from _read_tar(tar, log, tar_log, 0, 1)
 
 
 def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+    """Read every `workers`-th sample of a tar; `tar_log` receives faults of the tar, `log` those of samples."""
     try:
         with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
-            samples = _group(_members(archive, tar, tar_log), tar, tar_log)
-            jobs = [(f"{tar}:{key}", _tar_pair(archive, key, sample)) for key, sample in samples.items()]
-            yield from read_samples(jobs, log, worker, workers)
+            members_of_key = _group(_list_members(archive, tar, tar_log), tar, tar_log)
+            samples = [(f"{tar}:{key}", _tar_sample(archive, key, members)) for key, members in members_of_key.items()]
+            yield from read_samples(samples, log, worker, workers)
     except TAR_ERRORS as error:
         tar_log.add(printable(str(tar)), printable(f"unreadable tar: {error}"))
 
 
-def _members(archive: tarfile.TarFile, tar: Path, log: SkipLog) -> list[tarfile.TarInfo]:
-    # tarfile steps over a damaged header without a word, so what lies between members has to tell.
+def _list_members(archive: tarfile.TarFile, tar: Path, log: SkipLog) -> list[tarfile.TarInfo]:
+    """List the members of a tar, and log gaps between them.
+
+    tarfile skips damaged headers without an error; they show as bytes between members that are not zero.
+    """
     members: list[tarfile.TarInfo] = []
-    name, end = printable(str(tar)), 0
+    name = printable(str(tar))
+    end = 0
     try:
         while (member := archive.next()) is not None:
             if not _all_zero(tar, end, member.offset):
@@ -69,6 +83,7 @@ def _members(archive: tarfile.TarFile, tar: Path, log: SkipLog) -> list[tarfile.
 
 
 def _all_zero(path: Path, start: int, stop: int) -> bool:
+    """Whether bytes `start` to `stop` of a file are zero; an empty range is."""
     if start >= stop:
         return True
     with path.open("rb") as file:
@@ -84,6 +99,7 @@ def _all_zero(path: Path, start: int, stop: int) -> bool:
 
 
 def _group(members: list[tarfile.TarInfo], tar: Path, log: SkipLog) -> dict[str, Members]:
+    """Group members into samples by their name up to its first dot; hidden ones are left out."""
     samples: dict[str, Members] = {}
     for member in members:
         folder, _, name = member.name.removeprefix("./").rpartition("/")
@@ -101,7 +117,7 @@ def _group(members: list[tarfile.TarInfo], tar: Path, log: SkipLog) -> dict[str,
     return {key: sample for key, sample in samples.items() if sample}
 
 
-def _tar_pair(archive: tarfile.TarFile, key: str, members: Members) -> Callable[[], Pair]:
+def _tar_sample(archive: tarfile.TarFile, key: str, members: Members) -> Callable[[], Pair]:
     def read() -> Pair:
         picture = next((member for ending, member in members.items() if ending in PICTURE_ENDINGS), None)
         if picture is None:

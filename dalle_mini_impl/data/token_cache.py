@@ -1,11 +1,11 @@
-"""Pictures already turned into image ids, memory-mapped, with their captions.
+"""Image ids of pictures that an image tokenizer has encoded, memory-mapped, with their captions.
 
-A cache is a folder with `cache.json` (whose tokenizer made it, grid, K) and for each split a folder with
-`image_ids.npy` (n, variants, h, w) uint16 and `pairs.jsonl`. It belongs to one image tokenizer: ids of
-another mean other pictures, so opening it with another is refused.
+A cache is a folder with `cache.json` (identity of the image tokenizer, grid, K) and one folder per split with
+`image_ids.npy` (n, variants, h, w) uint16 and `pairs.jsonl`. Another image tokenizer decodes the same ids to other
+pictures, so a cache is opened only for the tokenizer that made it.
 
-If it was encoded with `soft`, there are also `likely_ids.npy` (n, variants, h, w, k) uint16, the k likeliest ids of
-each place, and `shares.npy` of the same shape, float16, their probabilities.
+A cache encoded with `soft` also has `likely_ids.npy` (n, variants, h, w, k) uint16, the k most probable ids of each
+cell, and `shares.npy` of the same shape, float16, their probabilities.
 """
 
 import json
@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry, entry_from_json
+from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PictureEntry, entry_from_json
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
 
-HEADER = "cache.json"
-LIKELY_IDS_FILE, PROBABILITIES_FILE = "likely_ids.npy", "shares.npy"
+HEADER_FILE = "cache.json"
+IMAGE_IDS_FILE = "image_ids.npy"
+LIKELY_IDS_FILE = "likely_ids.npy"
+PROBABILITIES_FILE = "shares.npy"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class CacheHeader:
     grid: tuple[int, int]
     """Token grid (h, w)."""
     source: str = ""
-    """Name of the folder or file that the pictures came from; older caches do not know it."""
+    """Name of the folder or file that the pictures came from; empty in caches of old versions."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,24 @@ class TokenCache:
     entries: list[PictureEntry]
     """Captions and details of each picture."""
     likely_ids: np.ndarray | None = None
-    """(n, variants, h, w, k) uint16, memory-mapped: the likeliest ids of each place, if they were kept."""
+    """(n, variants, h, w, k) uint16, memory-mapped: the most probable ids of each cell, if stored."""
     probabilities: np.ndarray | None = None
-    """(n, variants, h, w, k) float16, memory-mapped: their probabilities."""
+    """(n, variants, h, w, k) float16, memory-mapped: probabilities of `likely_ids`."""
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def distribution(self, index: int, variant: int) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest ids of one picture (h, w, k) int64, and their probabilities (h, w, k), which sum to 1.
+        """The most probable ids (h, w, k) int64 of one picture, and their probabilities (h, w, k) float32.
+
+        The probabilities sum to 1 in each cell.
 
         Raises:
-            UserError: they were not kept.
+            UserError: the cache does not have them.
         """
         if self.likely_ids is None or self.probabilities is None:
             raise UserError(
-                "the token cache has but the chosen ids, expected the likeliest ones and their "
+                "the token cache has only the chosen ids, expected the likeliest ones and their "
                 "probabilities; encode again with soft=16, or set image_targets=argmax"
             )
         probabilities = self.probabilities[index, variant].astype(np.float32)
@@ -82,14 +86,14 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         UserError: there is no cache, it is damaged, or it was made with another image tokenizer.
     """
     folder = Path(folder)
-    if not (folder / HEADER).is_file():
+    if not (folder / HEADER_FILE).is_file():
         raise UserError(f"{folder} is no token cache; make one with dalle_mini_impl.train.encode")
     try:
         header = read_header(folder)
-        with (folder / split / "pairs.jsonl").open(encoding="utf-8") as lines:
+        with (folder / split / ENTRIES_FILE).open(encoding="utf-8") as lines:
             entries = [entry_from_json(json.loads(line)) for line in lines]
-        image_ids = np.load(folder / split / "image_ids.npy", mmap_mode="r")
-        soft = [
+        image_ids = np.load(folder / split / IMAGE_IDS_FILE, mmap_mode="r")
+        distribution = [
             np.load(folder / split / name, mmap_mode="r")
             for name in (LIKELY_IDS_FILE, PROBABILITIES_FILE)
             if (folder / split / LIKELY_IDS_FILE).is_file()
@@ -101,52 +105,56 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
             f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
             f"has {image_tokenizer}; encode again with this tokenizer"
         )
-    return TokenCache(header, image_ids, entries, *soft)
+    return TokenCache(header, image_ids, entries, *distribution)
 
 
 def read_header(folder: Path) -> CacheHeader:
-    """What the cache in `folder` was made with."""
-    values: dict[str, Any] = json.loads((folder / HEADER).read_text())
-    grid = (values["grid"][0], values["grid"][1])
-    return CacheHeader(values["image_tokenizer"], values["codebook_size"], grid, values.get("source", ""))
+    """Read what a cache was made with."""
+    values: dict[str, Any] = json.loads((folder / HEADER_FILE).read_text())
+    height, width = values["grid"][:2]
+    return CacheHeader(values["image_tokenizer"], values["codebook_size"], (height, width), values.get("source", ""))
 
 
 def write_header(folder: Path, header: CacheHeader) -> None:
-    """Write what the cache in `folder` was made with."""
-    (folder / HEADER).write_text(json.dumps(asdict(header)))
+    """Write what a cache was made with."""
+    (folder / HEADER_FILE).write_text(json.dumps(asdict(header)))
 
 
 def write_entries(folder: Path, entries: list[PictureEntry]) -> None:
     """Write the captions and details of a split."""
-    with (folder / "pairs.jsonl").open("w", encoding="utf-8") as lines:
+    with (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
 
 
-def describe_cut_captions(entries: list[PictureEntry], tokenizer: TextTokenizer, room: int, most: int = 5000) -> str:
-    """One line on captions that do not fit, or "" when all do.
+def describe_cut_captions(
+    entries: list[PictureEntry], tokenizer: TextTokenizer, max_ids: int, max_captions: int = 5000
+) -> str:
+    """One line about captions that are longer than `max_ids`, or "" if none is.
 
     Args:
         entries: pictures with their captions.
         tokenizer: counts their ids.
-        room: ids that fit.
-        most: captions looked at, evenly spread.
+        max_ids: number of ids that fit.
+        max_captions: number of captions examined, evenly spaced over all.
     """
     captions = [caption.text for entry in entries for caption in entry.captions]
-    looked_at = captions[:: max(1, len(captions) // most)]
-    cut = [text for text in looked_at if len(tokenizer.encode(text)) > room]
-    if not cut:
+    examined = captions[:: max(1, len(captions) // max_captions)]
+    too_long = [text for text in examined if len(tokenizer.encode(text)) > max_ids]
+    if not too_long:
         return ""
-    lost = tokenizer.decode(tokenizer.encode(cut[0])[room:])
-    share = 100 * len(cut) / len(looked_at)
-    return f"{share:.1f} % of captions have more than {room} text ids and are cut: {cut[0]!r} loses {lost!r}"
+    cut_off = tokenizer.decode(tokenizer.encode(too_long[0])[max_ids:])
+    percent = 100 * len(too_long) / len(examined)
+    return (
+        f"{percent:.1f} % of captions have more than {max_ids} text ids and are cut: {too_long[0]!r} loses {cut_off!r}"
+    )
 
 
 class CaptionSampler:
-    """Draws one of a picture's captions, each language as often as wanted.
+    """Samples one of a picture's captions, with a relative frequency for each language.
 
     Args:
         entries: pictures with their captions.
-        languages: relative frequency of each language; languages not named get 1.
+        languages: relative frequency of each language; languages not named have 1.
     """
 
     def __init__(self, entries: list[PictureEntry], languages: dict[str, float]) -> None:
@@ -156,11 +164,12 @@ class CaptionSampler:
     def sample(self, index: int, random: np.random.Generator) -> Caption:
         """One caption of picture `index`."""
         cumulative = self._cumulative[index]
-        place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-        return self._captions[index][min(int(place), len(cumulative) - 1)]
+        chosen = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+        return self._captions[index][min(int(chosen), len(cumulative) - 1)]
 
     @staticmethod
     def _weights(captions: tuple[Caption, ...], languages: dict[str, float]) -> np.ndarray:
+        """Weight (captions,) of each caption: that of its language, divided among the captions of the language."""
         counts: dict[str, int] = {}
         for caption in captions:
             counts[caption.language] = counts.get(caption.language, 0) + 1

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from dalle_mini_impl import cli
 from dalle_mini_impl.cli.data import data
 from dalle_mini_impl.data import inspect
-from dalle_mini_impl.data.inspect import report_text, inspect_pairs, near_duplicate_groups, scripts_of
+from dalle_mini_impl.data.inspect import inspect_pairs, near_duplicate_groups, report_text, scripts_of
 from dalle_mini_impl.data.pair import Caption, Pair
 from dalle_mini_impl.util.errors import UserError
 
@@ -56,8 +56,15 @@ def test_scripts_of_letters():
     text = "Heart сердце 心臓 ハート ー はあ 하트 καρδιά قلب दिल 7️⃣ !"
     counts = scripts_of([Caption(text), Caption("ｆµªー々")])
     assert counts == {
-        "Latin": 7, "Cyrillic": 6, "Han": 3, "Katakana": 5, "Hiragana": 2, "Hangul": 2, "Greek": 7,
-        "Arabic": 3, "Devanagari": 2,
+        "Latin": 7,
+        "Cyrillic": 6,
+        "Han": 3,
+        "Katakana": 5,
+        "Hiragana": 2,
+        "Hangul": 2,
+        "Greek": 7,
+        "Arabic": 3,
+        "Devanagari": 2,
     }
 
 
@@ -120,7 +127,8 @@ def test_another_colour_or_mouth_is_no_duplicate():
 
 
 @pytest.mark.parametrize("rows", [3, 7, 1024])
-def test_near_groups_in_chunks_equal_comparing_each_with_each(rows):
+def test_near_duplicates_in_chunks_equal_comparing_each_with_each(rows):
+    limit = inspect.MAX_STEP_DIFFERENCES
     rng = np.random.default_rng(5)
     steps = np.repeat(rng.random((6, 8, 8)) < 0.5, 4, axis=0)
     thumbs = np.full((24, 16, 16, 3), 100, np.uint8)
@@ -132,8 +140,12 @@ def test_near_groups_in_chunks_equal_comparing_each_with_each(rows):
         group, changed = [first], True
         while changed:
             found = [
-                other for other in range(24) if other not in group
-                and any((steps[other] != steps[one]).sum() <= inspect.NEAR_BITS and other < 20 for one in group)
+                other
+                for other in range(24)
+                if other not in group
+                and any(
+                    (steps[other] != steps[one]).sum() <= limit and other < 20 for one in group
+                )
             ]
             changed = bool(found)
             group += found
@@ -142,7 +154,7 @@ def test_near_groups_in_chunks_equal_comparing_each_with_each(rows):
 
 
 def test_near_search_is_bounded_and_says_so(monkeypatch):
-    monkeypatch.setattr(inspect, "NEAR_LIMIT", 3)
+    monkeypatch.setattr(inspect, "MAX_COMPARED", 3)
     report, _ = inspected(*(make_pair(str(seed), noise(seed)) for seed in range(5)))
     assert report.compared == 3
     assert "only the first 3 different pictures" in report_text(report)
@@ -191,9 +203,14 @@ def test_inspect_prints_everything_and_ends_with_the_sheet(folder):
     result = run(folder, "--sheet", sheet)
     assert result.exit_code == 0
     for expected in (
-        "pictures               8 (0 with transparency)", "captions               15", "53 / 53 / 53 px",
-        "Latin 65.9%, Cyrillic 34.1%", "same pixels            repeats: 1, groups: 1", "  3 = copy",
-        "skipped 1: 1 empty file", "zero.png: empty file: zero bytes",
+        "pictures               8 (0 with transparency)",
+        "captions               15",
+        "53 / 53 / 53 px",
+        "Latin 65.9%, Cyrillic 34.1%",
+        "same pixels            repeats: 1, groups: 1",
+        "  3 = copy",
+        "skipped 1: 1 empty file",
+        "zero.png: empty file: zero bytes",
     ):
         assert expected in result.stdout
     assert result.stdout.splitlines()[-1] == str(sheet)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -152,3 +153,78 @@ def test_pictures_without_a_split_are_assigned_by_key(tmp_path):
     assert len(train) + len(validation) == 23
     assert all(split_of(entry.key, 0.3) == "validation" for entry in validation.entries)
     assert all(split_of(entry.key, 0.3) == "train" for entry in train.entries)
+
+
+# --- the command
+
+
+def folder_of_pictures(path, count=7):
+    path.mkdir()
+    for number in range(count):
+        Image.new("RGB", (17, 13), (number, 2, 3)).save(path / f"{number}.png")
+        (path / f"{number}.txt").write_text(f"picture {number}")
+    return path
+
+
+def tar_of(folder):
+    with tarfile.open(folder.with_suffix(".tar"), "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name)
+    return folder.with_suffix(".tar")
+
+
+def table_of(folder):
+    lines = [json.dumps({"path": path.name, "text": path.stem}) for path in sorted(folder.glob("*.png"))]
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    return folder / "list.jsonl"
+
+
+@pytest.mark.parametrize("source_of", [lambda folder: folder, tar_of, table_of], ids=["folder", "tar", "jsonl"])
+def test_command_builds_the_store_that_training_would_build(tmp_path, run, source_of):
+    source = source_of(folder_of_pictures(tmp_path / "set"))
+    printed = run("data", "store", source, "--out", tmp_path / "store", "--size", 5, "--validation", 0.3)
+    assert printed.splitlines()[0] == f"reading {source}"
+    assert "nothing was skipped" in printed
+    assert [line for line in printed.splitlines() if line.strip()][-1] == str(tmp_path / "store")
+    config = DataConfig(source=str(source), store=str(tmp_path / "trained"), store_size=5, validation=0.3)
+    build_store(config)
+    for name in ("pixels.npy", "pairs.jsonl", "store.json"):
+        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "trained" / name).read_bytes()
+    assert len(open_store(dataclasses.replace(config, store=str(tmp_path / "store")), "train")) == 4
+
+
+def test_command_reports_what_was_skipped_and_replaces_a_store(tmp_path, run):
+    source = folder_of_pictures(tmp_path / "set")
+    run("data", "store", source, "-o", tmp_path / "store")
+    (source / "3.png").write_bytes(b"")
+    assert "skipped 1: 1 empty file" in run("data", "store", source, "-o", tmp_path / "store")
+    assert len(np.load(tmp_path / "store" / "pixels.npy")) == 6
+
+
+def test_command_refuses_to_replace_other_folders(tmp_path, refused):
+    source = folder_of_pictures(tmp_path / "set")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    out = tmp_path / "notes"
+    error = refused("data", "store", source, "--out", out)
+    assert error == f"error: {out} exists and is no picture store; building would delete it; name a new folder\n"
+    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("nowhere", (), "nowhere does not exist; expected a folder of pictures"),
+        ("empty", (), "empty holds neither pictures nor .tar files"),
+        ("set", ("--size", 0), "--size"),
+        ("set", ("--validation", 1.5), "--validation"),
+    ],
+)
+def test_command_refuses_bad_input_in_one_line(tmp_path, refused, source, options, message):
+    (tmp_path / "empty").mkdir()
+    folder_of_pictures(tmp_path / "set")
+    error = refused("data", "store", tmp_path / source, "--out", tmp_path / "store", *options)
+    assert message in error
+    assert "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "store").exists()

@@ -10,8 +10,8 @@ from PIL import Image
 from dalle_mini_impl.data.pair import Caption, SkipLog
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_samples
-from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import PICTURE_ENDINGS
 
 SIZE = (13, 7)
 
@@ -107,10 +107,17 @@ def test_what_a_folder_cannot_use_is_listed_and_the_rest_is_read(tmp_path, monke
     pairs, log = read(tmp_path)
     assert [pair.key for pair in pairs] == ["good"]
     assert reasons(log) == {
-        "truncated.png": "truncated picture", "zero.png": "empty file", "bomb.png": "decompression bomb",
-        "huge.png": "decompression bomb", "page.png": "not a picture", "wordless.png": "no caption",
-        "blank.png": "empty caption", "latin.png": "caption not UTF-8", "orphan.txt": "no picture",
-        "good.webp": "same name", "gone.png": "missing file",
+        "truncated.png": "truncated picture",
+        "zero.png": "empty file",
+        "bomb.png": "decompression bomb",
+        "huge.png": "decompression bomb",
+        "page.png": "not a picture",
+        "wordless.png": "no caption",
+        "blank.png": "empty caption",
+        "latin.png": "caption not UTF-8",
+        "orphan.txt": "no picture",
+        "good.webp": "same name",
+        "gone.png": "missing file",
     }
     assert len(log.entries) == 11
     assert all("\n" not in reason for _, reason in log.entries)
@@ -254,9 +261,17 @@ def test_jsonl_lines_that_cannot_be_used_are_listed(tmp_path):
     pairs, log = read(put(tmp_path, "list.jsonl", b"\n".join(lines)))
     assert [(pair.key, pair.split) for pair in pairs] == [("a.png", "train")]
     assert {name.split(".jsonl:")[1].split(" ")[0]: reason.split(":")[0] for name, reason in log.entries} == {
-        "1": "malformed line", "2": "caption not UTF-8", "3": "malformed line", "4": "no path", "5": "no path",
-        "6": "missing file", "7": "malformed caption", "8": "empty caption", "10": "not Unicode",
-        "11": "other split", "12": "malformed line",
+        "1": "malformed line",
+        "2": "caption not UTF-8",
+        "3": "malformed line",
+        "4": "no path",
+        "5": "no path",
+        "6": "missing file",
+        "7": "malformed caption",
+        "8": "empty caption",
+        "10": "not Unicode",
+        "11": "other split",
+        "12": "malformed line",
     }
 
 
@@ -293,7 +308,12 @@ def test_csv_rows_that_cannot_be_used_are_listed(tmp_path):
     pairs, log = read(put(tmp_path, "list.csv", b"\n".join(rows)))
     assert not pairs
     assert sorted(reason.split(":")[0] for _, reason in log.entries) == [
-        "malformed line", "malformed line", "malformed line", "missing file", "no path", "not Unicode",
+        "malformed line",
+        "malformed line",
+        "malformed line",
+        "missing file",
+        "no path",
+        "not Unicode",
     ]
 
 
@@ -339,14 +359,21 @@ def test_tar_members_that_cannot_be_used_are_listed(tmp_path):
     tar = put_tar(
         tmp_path / "set.tar",
         [
-            ("broken.png", good[:50]), ("broken.txt", "red"),
-            ("list.png", good), ("list.json", "[1, 2]"),
-            ("cut.png", good), ("cut.json", '{"caption": "re'),
-            ("latin.png", good), ("latin.json", '{"caption": "grün"}'.encode("latin-1")),
+            ("broken.png", good[:50]),
+            ("broken.txt", "red"),
+            ("list.png", good),
+            ("list.json", "[1, 2]"),
+            ("cut.png", good),
+            ("cut.json", '{"caption": "re'),
+            ("latin.png", good),
+            ("latin.json", '{"caption": "grün"}'.encode("latin-1")),
             ("wordless.png", good),
-            ("cls.png", good), ("cls.cls", "5"),
+            ("cls.png", good),
+            ("cls.cls", "5"),
             ("blind.txt", "red"),
-            ("ok.png", good), ("ok.txt", "red"), ("ok.png", good),
+            ("ok.png", good),
+            ("ok.txt", "red"),
+            ("ok.png", good),
             ("._ok.png", b""),
         ],
     )
@@ -357,9 +384,15 @@ def test_tar_members_that_cannot_be_used_are_listed(tmp_path):
     pairs, log = read(tar)
     assert [pair.key for pair in pairs] == ["ok"]
     assert reasons(log) == {
-        "broken": "truncated picture", "list": "malformed JSON", "cut": "malformed JSON",
-        "latin": "caption not UTF-8", "wordless": "no caption", "cls": "no caption", "blind": "no picture",
-        "ok.png": "same name", "link.png": "unreadable tar member",
+        "broken": "truncated picture",
+        "list": "malformed JSON",
+        "cut": "malformed JSON",
+        "latin": "caption not UTF-8",
+        "wordless": "no caption",
+        "cls": "no caption",
+        "blind": "no picture",
+        "ok.png": "same name",
+        "link.png": "unreadable tar member",
     }
 
 
@@ -406,7 +439,10 @@ def test_unreadable_tars_do_not_stop_the_others(tmp_path):
     pairs, log = read(tmp_path)
     assert len(pairs) == 3
     assert reasons(log) == {
-        "a.tar": "unreadable tar", "b.tar": "damaged tar", "d.tar": "unreadable tar", "e.png": "beside tars",
+        "a.tar": "unreadable tar",
+        "b.tar": "damaged tar",
+        "d.tar": "unreadable tar",
+        "e.png": "beside tars",
     }
 
 
@@ -490,8 +526,8 @@ def test_samples_of_one_tar_are_spread_evenly(tmp_path):
 
 
 @pytest.mark.parametrize(("worker", "workers"), [(2, 2), (-1, 3), (0, 0)])
-def test_impossible_share_is_refused(tmp_path, worker, workers):
-    with pytest.raises(ValueError, match=f"worker is {worker}"):
+def test_worker_out_of_range_is_refused(tmp_path, worker, workers):
+    with pytest.raises(ValueError, match=f"expected worker from 0 to {workers - 1}, got {worker}"):
         read_pairs(tmp_path, SkipLog(), worker=worker, workers=workers)
 
 

@@ -7,7 +7,14 @@ import pytest
 
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import PictureEntry
-from dalle_mini_impl.data.token_cache import (CacheHeader, CaptionSampler, open_cache, read_header, write_entries, write_header)
+from dalle_mini_impl.data.token_cache import (
+    CacheHeader,
+    CaptionSampler,
+    open_cache,
+    read_header,
+    write_entries,
+    write_header,
+)
 from dalle_mini_impl.util.errors import UserError
 
 HEADER = CacheHeader("0123456789abcdef", 61, (3, 5))

@@ -10,9 +10,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dalle_mini_impl.cli.data import data
-from dalle_mini_impl.data.emoji import art as emoji_art, build as emoji, openmoji
-from dalle_mini_impl.data.emoji.build import EmojiSet, kind_of, may_flip, split_vendors, write_set
+from dalle_mini_impl.data.emoji import art as emoji_art
+from dalle_mini_impl.data.emoji import build as emoji
+from dalle_mini_impl.data.emoji import openmoji
 from dalle_mini_impl.data.emoji.art import VENDORS, codepoint_key, draw_svg, draw_vendor, fetch_package, square
+from dalle_mini_impl.data.emoji.build import EmojiSet, kind_of, may_flip, split_vendors, write_set
 from dalle_mini_impl.data.emoji.captions import LANGUAGES, captions_for, load_annotations, stable_hash
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import read_pairs
@@ -185,9 +187,21 @@ def test_may_flip(name, group, expected):
 @pytest.mark.parametrize(
     ("one", "expected"),
     [
-        ("🇳🇴", "Flags"), ("🏴󠁧󠁢󠁥󠁮󠁧󠁿", "Flags"), ("🏳️‍🌈", "Flags"), ("👩‍🚒", "People & Body"), ("🧎‍➡️", "People & Body"),
-        ("🐕‍🦺", "Other"), ("🐈", "Other"), ("5️⃣", "Symbols"), ("🅰️", "Symbols"), ("🈴", "Symbols"),
-        ("➡️", "Symbols"), ("🔙", "Symbols"), ("🚻", "Symbols"), ("🟦", "Symbols"), ("㊗️", "Symbols"),
+        ("🇳🇴", "Flags"),
+        ("🏴󠁧󠁢󠁥󠁮󠁧󠁿", "Flags"),
+        ("🏳️‍🌈", "Flags"),
+        ("👩‍🚒", "People & Body"),
+        ("🧎‍➡️", "People & Body"),
+        ("🐕‍🦺", "Other"),
+        ("🐈", "Other"),
+        ("5️⃣", "Symbols"),
+        ("🅰️", "Symbols"),
+        ("🈴", "Symbols"),
+        ("➡️", "Symbols"),
+        ("🔙", "Symbols"),
+        ("🚻", "Symbols"),
+        ("🟦", "Symbols"),
+        ("㊗️", "Symbols"),
     ],
 )
 def test_group_guessed_from_code_points(one, expected):
@@ -210,8 +224,11 @@ def make_set(*emojis):
     }
     table = {one: {"name": f"concept {number}", "group": "Objects"} for number, one in enumerate(emojis)}
     return EmojiSet(
-        table=table, vendors=VENDORS, pictures=pictures,
-        annotations=annotations(*emojis[:-1]), sources=[{"package": "fake@1.2.3"}],
+        table=table,
+        vendors=VENDORS,
+        pictures=pictures,
+        annotations=annotations(*emojis[:-1]),
+        sources=[{"package": "fake@1.2.3"}],
     )
 
 
@@ -229,7 +246,11 @@ def test_written_set_is_read_back_pair_by_pair(tmp_path, monkeypatch):
     pair = pairs["twemoji-1f304"]
     assert pair.image.getpixel((5, 5)) == (36, 1, 77, 255)
     assert pair.details == {
-        "emoji": "\U0001f304", "vendor": "twemoji", "concept": "concept 4", "group": "Objects", "kind": "plain",
+        "emoji": "\U0001f304",
+        "vendor": "twemoji",
+        "concept": "concept 4",
+        "group": "Objects",
+        "kind": "plain",
     }
     assert pair.may_flip
     assert {caption.language for caption in pair.captions} == set(LANGUAGES)
@@ -428,7 +449,10 @@ def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
     assert len(manifest["sources"]) == 7
     assert all(source["sha256"] == f"hash of {source['package']}" for source in manifest["sources"])
     assert {source["licence"] for source in manifest["sources"]} == {
-        "MIT", "Unicode-3.0", "Apache-2.0", "CC-BY-4.0",
+        "MIT",
+        "Unicode-3.0",
+        "Apache-2.0",
+        "CC-BY-4.0",
     }
     with tarfile.open(tmp_path / "set" / "emoji-000.tar") as archive:
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
@@ -441,12 +465,10 @@ def test_bad_option_is_refused_by_the_command(tmp_path):
         assert not (tmp_path / "set").exists()
 
 
-def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path, packages):
+def test_a_file_or_a_folder_of_something_else_is_not_replaced(tmp_path, packages, refused):
     (tmp_path / "thesis.txt").write_text("precious")
-    for out in (tmp_path, tmp_path / "thesis.txt"):
-        result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--out", str(out)])
-        assert isinstance(result.exception, UserError)
-        assert "name a new folder" in str(result.exception)
+    assert "name a new folder" in refused("data", "emoji", "--art", "openmoji", "--out", tmp_path)
+    assert "thesis.txt' is a file" in refused("data", "emoji", "--art", "openmoji", "--out", tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

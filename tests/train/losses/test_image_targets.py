@@ -247,7 +247,7 @@ def test_probabilities_sum_to_one(soft):
 
 def test_a_cache_of_chosen_ids_alone_has_no_distribution():
     cache = TokenCache(CacheHeader("x", 13, (2, 2)), np.zeros((2, 1, 2, 2), np.uint16), [None, None])
-    with pytest.raises(UserError, match=r"has but the chosen ids, .* encode again with soft=16"):
+    with pytest.raises(UserError, match=r"has only the chosen ids, .* encode again with soft=16"):
         cache.distribution(0, 0)
 
 
@@ -265,7 +265,7 @@ def test_a_cache_without_all_of_its_files_is_damaged(soft, tmp_path):
         ("encode", "soft=-1", "soft is -1; expected 0 to 13"),
         ("encode", "temperature=0", "temperature is 0; expected more than 0"),
         ("transformer", "image_targets=hard", "image_targets is 'hard'; expected argmax, sampled, soft"),
-        ("transformer", "image_targets=soft", "the token cache has but the chosen ids"),
+        ("transformer", "image_targets=soft", "the token cache has only the chosen ids"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_lost(trained, tmp_path, stage, override, message):
