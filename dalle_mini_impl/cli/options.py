@@ -196,6 +196,29 @@ def split_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+class CommaSeparated(click.ParamType):
+    """Type of an option whose value is a list such as `bf16,int8`; the command gets a tuple.
+
+    Args:
+        item: type of each part, such as `click.FLOAT` or a `click.Choice`.
+        minimum: least number of parts.
+    """
+
+    name = "list"
+
+    def __init__(self, item: click.ParamType = click.STRING, minimum: int = 0) -> None:
+        self.item = item
+        self.minimum = minimum
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):  # a default, or converted already
+            return value
+        parts = split_list(value)
+        if len(parts) < self.minimum:
+            self.fail(f"expected at least {self.minimum} value, got {value!r}; separate values by commas", param, ctx)
+        return tuple(self.item.convert(part, param, ctx) for part in parts)
+
+
 def echo_text(text: object, json_file: str | None) -> None:
     """Print a line for a human reader: to standard error where standard output is to hold JSON and nothing else."""
     click.echo(text, err=json_file == STANDARD_OUTPUT)

@@ -17,7 +17,7 @@ from dalle_mini_impl.cli import COMMANDS, SECTIONS, dalle, main
 ALL_COMMANDS = all_commands()
 LEAVES = {words: command for words, command in ALL_COMMANDS.items() if not isinstance(command, click.Group)}
 NOT_YET = (
-    "bench", "compare", "config", "data", "evaluate", "export", "import", "index", "plan", "search", "train",
+    "bench", "compare", "config", "data", "export", "import", "index", "plan", "search", "train",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def marked(names):
 SHORT_FORMS = {"--candidates": "-n", "--keep": "-k", "--out": "-o", "--model": "-m", "--seed": "-s"}
 FREE_TEXT = {
     "--beginning", "--box", "--device", "--labels", "--message", "--model", "--negative", "--noise-prompt",
-    "--scorer", "--size", "--template",
+    "--scorer", "--second-scorer", "--size", "--template",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
 SYNONYMS = {

@@ -12,7 +12,6 @@ from helpers.models import IMAGE_TOKENIZER
 from PIL import Image
 
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.cli.evaluate.common import parse_numbers
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import PictureEntry, build_store
@@ -485,8 +484,8 @@ def test_evaluate_paint_command(store, tiny_model, tmp_path, monkeypatch):
     assert not any(math.isnan(value) for value in painted)
 
 
-def test_lists_of_numbers():
-    assert parse_numbers("0.5, 1,", "--temperatures") == (0.5, 1.0)
-    for text in ("", "warm"):
-        with pytest.raises(UserError, match=rf"expected numbers such as 0.7,0.9, got --temperatures '{text}'"):
-            parse_numbers(text, "--temperatures")
+@pytest.mark.parametrize("text", ["", "warm"])
+def test_temperatures_that_are_no_numbers_are_refused(text):
+    result = CliRunner().invoke(dalle, ["evaluate", "generation", "--sweep", "--temperatures", text])
+    assert result.exit_code == 2
+    assert "Invalid value for '--temperatures'" in result.output

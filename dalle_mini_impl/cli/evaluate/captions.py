@@ -7,12 +7,12 @@ import click
 
 from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, open_data, skip_kinds_option
 from dalle_mini_impl.cli.options import (
+    CommaSeparated,
     device_option,
     echo_text,
     examples,
     json_option,
     seed_option,
-    split_list,
     write_json_file,
 )
 
@@ -21,7 +21,14 @@ from dalle_mini_impl.cli.options import (
 @click.argument("model", default="emoji")
 @data_option()
 @skip_kinds_option()
-@click.option("--languages", default="en", show_default=True, metavar="A,B", help="Languages of the names.")
+@click.option(
+    "--languages",
+    type=CommaSeparated(minimum=1),
+    default="en",
+    show_default=True,
+    metavar="A,B",
+    help="Languages of the names.",
+)
 @click.option("--pictures", type=click.IntRange(1), default=100, show_default=True, help="Pictures per language.")
 @seed_option("Determines the sampled pictures.")
 @json_option(FIGURES)
@@ -29,8 +36,8 @@ from dalle_mini_impl.cli.options import (
 def captions(
     model: str,
     data: str,
-    skip_kinds: str,
-    languages: str,
+    skip_kinds: tuple[str, ...],
+    languages: tuple[str, ...],
     pictures: int,
     seed: int,
     json_file: str | None,
@@ -48,7 +55,7 @@ def captions(
 
     store = open_data(data, "validation", skip_kinds)
     dalle = DalleMini.from_pretrained(model, device)
-    tasks = [make_naming_task(store, language, pictures, seed) for language in split_list(languages)]
+    tasks = [make_naming_task(store, language, pictures, seed) for language in languages]
     total = sum(len(task.picture_indices) * len(task.names) for task in tasks)
     reports = []
     with warnings.catch_warnings(), tqdm(total=total, unit=" pairs", delay=2, leave=False) as bar:
@@ -59,7 +66,7 @@ def captions(
     figures = {
         **dalle.source,
         "data": data,
-        "skip_kinds": split_list(skip_kinds),
+        "skip_kinds": skip_kinds,
         "seed": seed,
         "reports": [dataclasses.asdict(report) for report in reports],
     }

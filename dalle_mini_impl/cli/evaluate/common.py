@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dalle_mini_impl.cli.options import add_options, device_option, json_option, seed_option, split_list
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.cli.options import CommaSeparated, add_options, device_option, json_option, seed_option
 
 if TYPE_CHECKING:
     from dalle_mini_impl.data.picture_store import PictureStore
@@ -21,13 +20,27 @@ FIGURES = "Write the figures as JSON to FILE; - is standard output."
 
 def data_option(help: str = "Picture store, or a source to make one from.") -> Callable[[F], F]:
     """`--data PATH`: the pictures to measure with."""
-    return click.option("--data", default="data/emoji-store", show_default=True, metavar="PATH", help=help)
+    return click.option(
+        "--data", type=click.Path(), default="data/emoji-store", show_default=True, metavar="PATH", help=help
+    )
+
+
+def split_option(choices: tuple[str, ...]) -> Callable[[F], F]:
+    """`--split`: which pictures of the data to use."""
+    return click.option(
+        "--split",
+        type=click.Choice(choices),
+        default="validation",
+        show_default=True,
+        help="Pictures of the data to use.",
+    )
 
 
 def skip_kinds_option() -> Callable[[F], F]:
     """`--skip-kinds A,B`: kinds of emoji that the included model was not trained on."""
     return click.option(
         "--skip-kinds",
+        type=CommaSeparated(),
         default="flag,person-variant",
         show_default=True,
         metavar="A,B",
@@ -43,6 +56,7 @@ def reference_options() -> Callable[[F], F]:
             data_option(),
             click.option(
                 "--kinds",
+                type=CommaSeparated(minimum=1),
                 default="plain",
                 show_default=True,
                 metavar="A,B",
@@ -64,7 +78,7 @@ def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
             `temperatures` and `guidances` of a sweep.
 
     Raises:
-        UserError: a list is malformed, the store cannot serve the settings, or model, store or judge is missing.
+        UserError: the store cannot serve the settings, or model, store or judge is missing.
     """
     from tqdm import tqdm
 
@@ -78,8 +92,8 @@ def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
         candidates=options["candidates"],
         seed=options["seed"],
         sweep_pairs=options["sweep_pairs"],
-        kinds=split_list(options["kinds"]),
-        languages=split_list(options.get("languages", "")),
+        kinds=options["kinds"],
+        languages=options.get("languages", ()),
         temperatures=options.get("temperatures", ()),
         guidances=options.get("guidances", ()),
     )
@@ -93,7 +107,7 @@ def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
     return EvaluationContext(dalle, reference, r_precisions, settings)
 
 
-def open_data(data: str, split: str, skip_kinds: str) -> "PictureStore":
+def open_data(data: str, split: str, skip_kinds: tuple[str, ...]) -> "PictureStore":
     """One split of a picture store, made from a source where `data` is one.
 
     Raises:
@@ -103,7 +117,7 @@ def open_data(data: str, split: str, skip_kinds: str) -> "PictureStore":
     from dalle_mini_impl.evaluate.data import store_config
 
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
-        return open_store(store_config(data, split_list(skip_kinds)), split)
+        return open_store(store_config(data, skip_kinds), split)
 
 
 def heading(context: "EvaluationContext") -> str:
@@ -118,30 +132,3 @@ def heading(context: "EvaluationContext") -> str:
         f"at {reference.size} px; chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
         f"share of pictures whose concept is the nearest (top-1) or among the nearest five, 95 % interval"
     )
-
-
-def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers of a comma-separated list.
-
-    Raises:
-        UserError: there is none, or a part is no number.
-    """
-    try:
-        numbers = tuple(float(part) for part in split_list(text))
-    except ValueError:
-        numbers = ()
-    if not numbers:
-        raise UserError(f"expected numbers such as 0.7,0.9, got {option} {text!r}; separate numbers by commas")
-    return numbers
-
-
-def parse_words(text: str, option: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Words of a comma-separated list of which each is one of a few.
-
-    Raises:
-        UserError: there is none, or a word is unknown.
-    """
-    words = split_list(text)
-    if not words or not set(words) <= set(choices):
-        raise UserError(f"expected one or more of {','.join(choices)}, got {option} {text!r}; correct the list")
-    return words

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.evaluate.common import heading, load_context, parse_numbers, reference_options
-from dalle_mini_impl.cli.options import candidates_option, echo_text, examples, write_json_file
+from dalle_mini_impl.cli.evaluate.common import heading, load_context, reference_options
+from dalle_mini_impl.cli.options import CommaSeparated, candidates_option, echo_text, examples, write_json_file
 
 if TYPE_CHECKING:
     from dalle_mini_impl.pipeline.results import Result
@@ -24,10 +24,30 @@ if TYPE_CHECKING:
 @reference_options()
 @click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Captioned pairs of each split.")
 @candidates_option(16, "Pictures per prompt.")
-@click.option("--languages", default="", metavar="A,B", help="Further prompt languages, such as de,no,sl,et,nl.")
+@click.option(
+    "--languages",
+    type=CommaSeparated(),
+    default="",
+    metavar="A,B",
+    help="More prompt languages, such as de,no,sl,et,nl.",
+)
 @click.option("--sweep", is_flag=True, help="Also try every temperature with every guidance.")
-@click.option("--temperatures", default="0.5,0.7,0.9,1.1", show_default=True, metavar="A,B", help="Of the sweep.")
-@click.option("--guidances", default="1,2,3,5", show_default=True, metavar="A,B", help="Of the sweep.")
+@click.option(
+    "--temperatures",
+    type=CommaSeparated(click.FLOAT, minimum=1),
+    default="0.5,0.7,0.9,1.1",
+    show_default=True,
+    metavar="A,B",
+    help="Of the sweep.",
+)
+@click.option(
+    "--guidances",
+    type=CommaSeparated(click.FLOAT, minimum=1),
+    default="1,2,3,5",
+    show_default=True,
+    metavar="A,B",
+    help="Of the sweep.",
+)
 @click.option("--sweep-pairs", type=click.IntRange(1), default=40, show_default=True, help="Pairs of the sweep.")
 @click.option("--sheet", type=click.Path(dir_okay=False), help="PNG for the best pictures of held-out pairs.")
 def generation(model: str, json_file: str | None, sheet: str | None, **options: Any) -> None:
@@ -38,8 +58,9 @@ def generation(model: str, json_file: str | None, sheet: str | None, **options: 
     """
     start = time.perf_counter()
     echo = partial(echo_text, json_file=json_file)
-    for name in ("temperatures", "guidances"):
-        options[name] = parse_numbers(options[name], f"--{name}") if options["sweep"] else ()
+    if not options["sweep"]:
+        options["temperatures"] = ()
+        options["guidances"] = ()
     context = load_context(model, options)
     echo(heading(context))
 

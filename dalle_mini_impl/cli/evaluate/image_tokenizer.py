@@ -5,7 +5,7 @@ from functools import partial
 
 import click
 
-from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option
+from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, split_option
 from dalle_mini_impl.cli.options import (
     device_option,
     echo_text,
@@ -25,7 +25,7 @@ from dalle_mini_impl.cli.options import (
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @data_option("Picture store, or pictures as for dalle data inspect.")
-@click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
+@split_option(("validation", "train", "all"))
 @click.option("--size", type=click.IntRange(11), help="Side of the pictures in pixels.  [default: each model's own]")
 @keep_option(24, "Example pictures on the sheet.")
 @click.option(

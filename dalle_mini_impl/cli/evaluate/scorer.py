@@ -5,13 +5,13 @@ import warnings
 
 import click
 
-from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, open_data, skip_kinds_option
+from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, open_data, skip_kinds_option, split_option
 from dalle_mini_impl.cli.options import (
+    CommaSeparated,
     device_option,
     echo_text,
     examples,
     json_option,
-    split_list,
     write_json_file,
 )
 
@@ -19,8 +19,14 @@ from dalle_mini_impl.cli.options import (
 @click.command(epilog=examples("dalle evaluate scorer emoji --languages en,de --plot recall.png"))
 @click.argument("model", default="emoji")
 @data_option()
-@click.option("--split", type=click.Choice(["validation", "train"]), default="validation", show_default=True)
-@click.option("--languages", default="", metavar="A,B", help="Languages to measure.  [default: all]")
+@split_option(("validation", "train"))
+@click.option(
+    "--languages",
+    type=CommaSeparated(),
+    default="",
+    metavar="A,B",
+    help="Languages to measure.  [default: all]",
+)
 @skip_kinds_option()
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="PNG for bars of recall (extra: eval).")
 @json_option(FIGURES)
@@ -29,8 +35,8 @@ def scorer(
     model: str,
     data: str,
     split: str,
-    languages: str,
-    skip_kinds: str,
+    languages: tuple[str, ...],
+    skip_kinds: tuple[str, ...],
     plot_file: str | None,
     json_file: str | None,
     device: str,
@@ -49,7 +55,7 @@ def scorer(
     loaded = Scorer.from_pretrained(model, choose_device(device))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        reports = evaluate_scorer(loaded, store, split_list(languages))
+        reports = evaluate_scorer(loaded, store, languages)
     if caught:
         click.echo(f"warning: {caught[0].message}; {len(caught) - 1} more such warnings", err=True)
     echo_text(markdown_table([table_cells(report) for report in reports]), json_file)
@@ -59,7 +65,7 @@ def scorer(
         "model": model,
         "data": data,
         "split": split,
-        "skip_kinds": split_list(skip_kinds),
+        "skip_kinds": skip_kinds,
         "languages": [dataclasses.asdict(report) for report in reports],
     }
     write_json_file(json_file, figures)
