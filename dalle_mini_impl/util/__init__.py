@@ -1,1 +1,1 @@
-"""Small helpers without any knowledge of models: errors, files, images, devices, processes, plots, text, tables."""
+"""Helpers that know nothing about models: errors, files, images, devices, processes, plots, text, tables."""

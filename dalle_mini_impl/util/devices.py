@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Choice of the device to compute on."""
 
 import torch
 
@@ -6,10 +6,10 @@ from dalle_mini_impl.util.errors import UserError
 
 
 def choose_device(name: str) -> str:
-    """Resolve `auto` to the best device there is, and check any other.
+    """Resolve `auto` to the fastest kind of device available (CUDA, MPS, CPU), and check any other name.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: this machine has no such device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Sharing work among the processes that `accelerate launch` has started."""
+"""Division of a list of items among the processes that `accelerate launch` started."""
 
 import os
 from collections.abc import Sequence
@@ -13,23 +13,25 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes that were launched; one, if nothing was.
+    """The launched processes; a single one if the command was not started by a launcher.
 
     Args:
         device: `auto` or a device's name; with several processes on accelerators, `auto` gives each its own.
 
     Raises:
-        UserError: several were launched, but on this device each would work alone.
+        UserError: several processes were launched, but cannot be connected on this device.
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.count, self.index, self.device = int(os.environ.get("WORLD_SIZE", 1)), 0, device
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self.index = 0
+        self.device = device
         if self.count > 1:
             from accelerate import PartialState  # takes a second to import
 
-            # Unless told so, accelerate does not connect the processes of a machine that has nothing but a CPU.
-            # One may have much more to do than another, which then waits for it.
+            # Without cpu=True accelerate does not connect the processes of a machine that has only a CPU.
             cpu = device == "cpu" or not torch.accelerator.is_available()
+            # The timeout is long because processes wait in `gather` for the one with most work.
             state = PartialState(cpu=cpu, timeout=timedelta(days=7))
             check_connected(state.num_processes)
             self.index = state.process_index
@@ -37,24 +39,31 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes the results."""
+        """Whether this process writes the results."""
         return self.index == 0
 
     def own_items(self, items: Sequence[T]) -> Sequence[T]:
-        """The share of this process; the items are the same in all processes."""
+        """The items that this process handles, every `count`-th; all processes must pass the same items."""
         return items[self.index :: self.count]
 
     def gather(self, results: list[T]) -> list[T]:
-        """The results of all processes' shares, in the order of the items; all processes must ask."""
+        """Collect the results for the `own_items` of all processes, in the order of the items.
+
+        Every process must call this.
+        """
         if self.count == 1:
             return results
-        shares: list[list[T]] = [[] for _ in range(self.count)]
-        torch.distributed.all_gather_object(shares, results)
-        return [shares[n % self.count][n // self.count] for n in range(sum(map(len, shares)))]
+        by_process: list[list[T]] = [[] for _ in range(self.count)]
+        torch.distributed.all_gather_object(by_process, results)
+        return [by_process[n % self.count][n // self.count] for n in range(sum(map(len, by_process)))]
 
 
 def check_connected(connected: int) -> None:
-    """Refuse processes that do not know of each other."""
+    """Refuse to run if fewer processes are connected to each other than were launched.
+
+    Args:
+        connected: number of connected processes.
+    """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != connected:
         raise UserError(

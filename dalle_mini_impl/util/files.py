@@ -1,4 +1,4 @@
-"""Finding the files that ship with the package, and writing files so that no reader sees half of one."""
+"""Finds files that ship with the package, and writes files and folders whole or not at all."""
 
 import json
 import os
@@ -12,37 +12,38 @@ from typing import Any
 from dalle_mini_impl.util.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
+"""Folder of the installed package."""
 
 
 def find_shipped(path: Path | str) -> Path:
-    """A path as given, or, where nothing is there, the file of that name that ships with the package.
+    """Return the path itself if it exists, else the file of that name that ships with the package, if any.
 
-    Configs and tokenizers lie inside an installed package and at the top of a checkout; `configs/…` and
-    `tokenizers/…` work from any folder in both.
+    Configs and tokenizers are inside an installed package and at the top of a clone, so paths such as `configs/…` and
+    `tokenizers/…` work from any current folder.
     """
     if not Path(path).exists():
-        for home in (PACKAGE, PACKAGE.parent):
-            if (home / path).exists():
-                return home / path
+        for folder in (PACKAGE, PACKAGE.parent):
+            if (folder / path).exists():
+                return folder / path
     return Path(path)
 
 
 @contextmanager
 def replace_file(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well, it takes the place of `path`.
+    """Yield a temporary path to write to; if the block ends without an error, that file replaces `path`.
 
-    The temporary name keeps the suffix, because Pillow and others choose the format by it. A device or a pipe is
-    written to, never replaced: root could replace even `/dev/null`.
+    The temporary name keeps the suffix, because Pillow and other libraries choose the format by it. A device or a pipe
+    receives the content and is never replaced: root could replace even `/dev/null`.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the path cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     is_special = path.exists() and not path.is_file() and not path.is_dir()
     if is_special:
         temporary = Path(tempfile.gettempdir()) / temporary.name
-    with _writing(path):
+    with _os_errors_for_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -55,14 +56,14 @@ def replace_file(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path | str, facts: Any) -> Path:
-    """Write figures as JSON, whole or not at all.
+def write_json(path: Path | str, values: Any) -> Path:
+    """Write values as JSON, whole or not at all.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the path cannot be written.
     """
     with replace_file(path) as temporary:
-        temporary.write_text(format_json(facts), encoding="utf-8")
+        temporary.write_text(format_json(values), encoding="utf-8")
     return Path(path)
 
 
@@ -78,13 +79,13 @@ def format_json(values: Any) -> str:
 
 @contextmanager
 def replace_folder(path: Path | str) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; when the block ends well, it takes the place of `path`.
+    """Yield a temporary folder to fill; if the block ends without an error, it replaces the folder `path`.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the path cannot be written.
     """
     path = Path(path)
-    with _writing(path):
+    with _os_errors_for_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         temporary.chmod(0o755)
@@ -99,7 +100,7 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
                     os.rename(old / "old", path)
                     raise
                 finally:
-                    if path.exists():  # never the only copy, whatever came between the renames
+                    if path.exists():  # after an interrupt between the renames `old` holds the only copy
                         shutil.rmtree(old)
             else:
                 os.rename(temporary, path)
@@ -108,8 +109,8 @@ def replace_folder(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _os_errors_for_user(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a writable place") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a writable path") from error

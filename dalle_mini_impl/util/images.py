@@ -1,10 +1,14 @@
-"""PIL pictures at the edges, pixels in [-1, 1] inside: decoding, the one conversion, contact sheets, PNG metadata."""
+"""Picture files and their conversion to the pixels of the models and back; contact sheets; metadata in PNG files.
+
+Pictures are PIL images outside the models and float tensors in [-1, 1] inside them. `to_pixels` and `to_images` are the
+only conversions between the two.
+"""
 
 import json
 import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,23 +20,25 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
 METADATA_KEY = "dalle_mini_impl"
+"""Key of the PNG text chunk that holds the metadata."""
 PICTURE_ENDINGS = frozenset(
     (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 )
-"""Names that picture files end with."""
-_OPENING = threading.Lock()
+"""File name endings, in lower case, of the pictures that folders are searched for."""
+_WARNING_FILTERS = threading.Lock()
+"""Held while the filters of `warnings` are changed, which all threads share."""
 
 
 def decode_image(file: Path | BinaryIO) -> Image.Image:
-    """Decode a whole picture file, upright, as RGB, or as RGBA where it has transparency.
+    """Decode a whole picture file, rotated upright, as RGB, or as RGBA where it has transparency.
 
-    Of an animation the first frame is taken.
+    An animation gives its first frame.
 
     Raises:
-        Exception: Pillow's decoders raise almost anything on damaged data; a picture above Pillow's limit on
-            pixels is a `DecompressionBombWarning` or `DecompressionBombError`.
+        Exception: Pillow's decoders raise almost any exception on damaged data. A picture above Pillow's limit on
+            pixels raises `DecompressionBombWarning` or `DecompressionBombError`.
     """
-    with _OPENING, warnings.catch_warnings():  # threads share the filters of warnings
+    with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         image = Image.open(file)
     with image:
@@ -41,10 +47,10 @@ def decode_image(file: Path | BinaryIO) -> Image.Image:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Decode a picture file, as `decode` does.
+    """Decode a picture file as `decode_image` does.
 
     Raises:
-        UserError: it is missing, broken, cut off, no picture, or above Pillow's limit on pixels.
+        UserError: the file is missing, damaged, not a picture, or above Pillow's limit on pixels.
     """
     try:
         return decode_image(Path(path))
@@ -56,15 +62,15 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
-    """RGB version of a picture of any mode, or RGBA where it has transparency."""
+    """Convert a picture of any mode to RGB, or to RGBA where it has transparency."""
     if image.mode.startswith("I"):
-        # Greyscale with 16 bits; converting it directly would clip everything above 255 to white.
+        # Greyscale with 16 bits: direct conversion would clip all values above 255 to white.
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
-    """RGB version of a picture, with `colour` behind its transparent parts."""
+    """Convert a picture to RGB, with `colour` behind its transparent parts."""
     image = to_rgb_or_rgba(image)
     if image.mode == "RGB":
         return image
@@ -72,10 +78,10 @@ def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
 
 
 def to_pixels(images: Sequence[Image.Image], size: int | tuple[int, int]) -> torch.Tensor:
-    """Crop pictures to the wanted proportions and turn them into pixels.
+    """Crop pictures around their middle to the given proportions, resize them, and convert them to pixels.
 
     Args:
-        images: pictures of any size and mode; transparent parts become white.
+        images: B pictures of any size and mode; transparent parts become white.
         size: side of a square, or `(H, W)`, in pixels.
 
     Returns:
@@ -91,7 +97,7 @@ def to_pixels(images: Sequence[Image.Image], size: int | tuple[int, int]) -> tor
 
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """Turn pixels (B, 3, H, W) in [-1, 1] into RGB pictures; values outside are clamped."""
+    """Convert pixels (B, 3, H, W) in [-1, 1] to B RGB pictures; values outside the range are clamped."""
     values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).contiguous().numpy()]
 
@@ -99,10 +105,10 @@ def to_images(pixels: torch.Tensor) -> list[Image.Image]:
 def contact_sheet(
     images: Sequence[Image.Image], columns: int = 0, labels: Sequence[str] = (), gap: int = 4
 ) -> Image.Image:
-    """Lay pictures out in rows on white.
+    """Arrange pictures in rows on a white sheet.
 
     Args:
-        images: pictures; cells take the size of the largest.
+        images: at least one; all cells are as large as the largest picture.
         columns: pictures per row; 0 makes the sheet about square.
         labels: text under each picture, cut to the cell's width; empty for none.
         gap: space between cells in pixels.
@@ -112,8 +118,8 @@ def contact_sheet(
     """
     if not images or columns < 0:
         raise UserError(
-            f"a contact sheet of {len(images)} pictures in {columns} columns was asked for; "
-            f"give at least 1 picture, and 0 columns (chosen for you) or more"
+            f"a contact sheet needs at least 1 picture and 0 (about square) or more columns, "
+            f"got {len(images)} pictures and {columns} columns; change them"
         )
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)
@@ -130,13 +136,13 @@ def contact_sheet(
         top = gap + number // columns * cell_height
         sheet.paste(on_background(image), (left, top))
         if number < len(labels):
-            text = _shorten(" ".join(labels[number].split()), lambda s: pen.textlength(s, font=font), width)
+            text = _shorten(" ".join(labels[number].split()), lambda part: pen.textlength(part, font=font), width)
             pen.text((left, top + height + 1), text, fill="black", font=font)
     return sheet
 
 
 def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
-    """Write a PNG whole or not at all, with `metadata` in it as JSON.
+    """Write a PNG, whole or not at all, with `metadata` in it as JSON.
 
     Raises:
         UserError: the file cannot be written.
@@ -150,10 +156,10 @@ def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | No
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save_png` put into a picture.
+    """Read the metadata that `save_png` put into a picture.
 
     Raises:
-        UserError: the file is no readable picture, or carries no metadata of this package.
+        UserError: the file is not a readable picture, or has no metadata of this package.
     """
     try:
         with Image.open(path) as image:
@@ -169,7 +175,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise UserError(f"the settings in {path} are damaged ({error}); give a PNG made by dalle sample") from error
 
 
-def _shorten(text: str, length: Any, width: int) -> str:
+def _shorten(text: str, length: Callable[[str], float], width: int) -> str:
+    """Cut text until its `length` in pixels is at most `width`."""
     while text and length(text) > width:
         text = text[:-2] + "…" if len(text) > 2 else ""
     return text

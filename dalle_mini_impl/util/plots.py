@@ -1,4 +1,4 @@
-"""Charts: matplotlib figures, which is an extra, written whole or not at all."""
+"""Charts with matplotlib, an optional dependency, written whole or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,15 @@ from dalle_mini_impl.util.files import replace_file
 
 
 def new_figure(width: float, height: float, extra: str = "eval") -> Any:
-    """An empty figure of this size in inches.
+    """Make an empty matplotlib figure.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        extra: the extra that an error message names if matplotlib is missing.
 
     Raises:
-        UserError: matplotlib, of the extra that is named, is not installed.
+        UserError: matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,11 +1,11 @@
-"""Text that can be printed and encoded."""
+"""Makes arbitrary text, such as file names and captions, safe to print and to encode."""
 
 
 def printable(text: str) -> str:
-    """One line of valid Unicode: file names and messages may hold bytes that are neither."""
+    """One line of valid Unicode: bytes that were not UTF-8 are shown as escapes, white space becomes single spaces."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 
 def without_surrogates(text: str) -> str:
-    """Text as it can be encoded: a shell passes bytes that are no UTF-8 on as lone surrogates."""
+    """Text with lone surrogates replaced by `?`; the shell passes bytes that are not UTF-8 as such surrogates."""
     return text.encode("utf-8", "replace").decode()

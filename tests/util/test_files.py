@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, replace):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(UserError, match=r"cannot write .*inside: .*choose a writable place"):
+    with pytest.raises(UserError, match=r"cannot write .*inside: .*choose a writable path"):
         replace(tmp_path / "file" / "inside").__enter__()
     assert listing(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
@@ -155,5 +155,5 @@ def test_json_is_written_whole(tmp_path):
     path = write_json(tmp_path / "new" / "figures.json", facts)
     assert json.loads(path.read_text(encoding="utf-8")) == facts
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*; choose a writable place"):
+    with pytest.raises(UserError, match=r"cannot write .*; choose a writable path"):
         write_json(tmp_path / "file" / "figures.json", {})

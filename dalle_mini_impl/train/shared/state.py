@@ -178,7 +178,7 @@ def _save_shares(accelerator: Accelerator, target: Path, shares: dict[str, Tenso
     try:
         checkpoint.save(shares, checkpoint_id=partial)
     except CheckpointException as error:
-        raise UserError(f"cannot write {target}: {_cause(error)}; choose a writable place") from error
+        raise UserError(f"cannot write {target}: {_cause(error)}; choose a writable path") from error
     if accelerator.is_main_process:
         partial.rename(target)
         forget_states(target.parent, but=target.name)

@@ -485,4 +485,4 @@ def test_an_unwritable_place_is_told(tmp_path, packages):
     (tmp_path / "file").touch()
     result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--out", str(tmp_path / "file" / "set")])
     assert isinstance(result.exception, UserError)
-    assert "choose a writable place" in str(result.exception)
+    assert "choose a writable path" in str(result.exception)

@@ -271,7 +271,7 @@ def test_resuming_from_a_damaged_state_is_refused(finished, tmp_path, name, leng
 def test_a_state_that_cannot_be_written_ends_the_run_with_one_line(home):
     (home.folder / "transformer").mkdir()
     (home.folder / "transformer" / ".state.partial").touch()
-    with pytest.raises(UserError, match=r"cannot write .*/state-00000004: .*exist.*; choose a writable place$"):
+    with pytest.raises(UserError, match=r"cannot write .*/state-00000004: .*exist.*; choose a writable path$"):
         run_sharded(home.run, "transformer")
 
 
