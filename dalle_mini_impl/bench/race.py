@@ -112,7 +112,10 @@ def our_side(
     """A training step (number, share of the time) and validation of our transformer."""
     stream = shape.stream(tokenizer.bos_id)
     model = StreamLoss(shape.build(), stream).to(device)
-    optimizers, captions = build_optimizers(model, config.optimizer), CaptionSampler(train.entries, config.languages)
+    optimizers, captions = (
+        build_optimizers(model, config.optimizer),
+        CaptionSampler(train.entries, config.language_weights),
+    )
     rows = slice(0, config.run.batch_size)
 
     def step(number: int, share: float) -> Tensor:
@@ -138,7 +141,7 @@ def peer_side(
     """The same for dalle-pytorch; it sees the same captions and pictures, undisturbed."""
     peer = DallePytorch(shape, device)
     optimizer = torch.optim.Adam(peer.model.parameters(), lr=PEER_RATE)
-    captions = CaptionSampler(train.entries, config.languages)
+    captions = CaptionSampler(train.entries, config.language_weights)
 
     def padded(texts: list[list[int]]) -> Tensor:
         rows = torch.zeros(len(texts), shape.text_length, dtype=torch.int64)  # its own padding id

@@ -1,15 +1,10 @@
 """The `dalle` command. Each subcommand has its own file, imported only when it is used."""
 
-import contextlib
-import warnings
-from collections.abc import Iterator
-from typing import Any
-
 import click
 
 from dalle_mini_impl import __version__
 from dalle_mini_impl.cli.lazy_group import LazyGroup
-from dalle_mini_impl.util.command_line import run_program
+from dalle_mini_impl.util.command_line import one_line_warnings, run_program
 
 SECTIONS = {
     "Draw": {
@@ -45,21 +40,6 @@ SECTIONS = {
 """Heading -> command -> its line in `dalle --help`."""
 
 COMMANDS = {name: text for commands in SECTIONS.values() for name, text in commands.items()}
-
-
-@contextlib.contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Print each warning as one line on standard error, without the file and line of code that it came from."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        click.echo(f"warning: {message}", err=True)
-
-    original = warnings.showwarning
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = original
 
 
 @click.group(

@@ -10,27 +10,28 @@ class Figure:
     """A measured figure."""
 
     what: str
-    """What was measured, and on what."""
+    """What was measured, and on which pictures."""
     value: float
     """The figure, in the unit that `what` names."""
     command: str
-    """What prints it."""
+    """The command that prints it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AboutConfig:
-    """What a checkpoint says of itself that its weights cannot tell; what is empty is not said."""
+    """Description of a checkpoint that does not follow from its weights; empty fields are left out of its card."""
 
     licence: str = ""
-    """Of the weights, as an SPDX identifier such as `CC-BY-4.0`."""
+    """Licence of the weights, as an SPDX identifier such as `CC-BY-4.0`."""
     languages: tuple[str, ...] = ()
     """Codes of the captions' languages."""
     data: tuple[str, ...] = ()
-    """What it was trained on: a line for each source, best with its licence."""
+    """Training data: one line per source, with its licence."""
     quality: tuple[Figure, ...] = ()
-    """What was measured."""
+    """Measured figures."""
     measured_on: str = ""
-    """Hash, as `dalle info` prints it, of the checkpoint that `quality` was measured on; of another it says nothing."""
+    """Hash, as `dalle info` prints it, of the checkpoint that `quality` was measured on. Shown for another
+    checkpoint, the figures are marked as such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class CheckpointConfig:
     """A checkpoint's `config.yaml`."""
 
     name: str = ""
-    """Of the model."""
+    """Name of the model."""
     sampling: SamplingConfig
-    """The settings it recommends."""
+    """Recommended sampling settings."""
     about: AboutConfig = field(default_factory=AboutConfig)
-    """What it says of itself."""
+    """Description of the model."""

@@ -9,6 +9,14 @@ KEYS: dict[str, dict[str, str]] = {
         "masks_from": "mask_origin",
         "stable": "divide_by_max",
     },
+    "EncodeRun": {"soft": "soft_ids", "temperature": "soft_temperature"},
+    "PlateauConfig": {"least_gain": "min_gain"},
+    "TransformerRun": {"languages": "language_weights"},
+    "ScorerRun": {
+        "languages": "language_weights",
+        "language": "validation_language",
+        "reconstructed": "reconstructed_share",
+    },
     "BlockConfig": {"turn_values": "rotate_values", "shift": "token_shift"},
 }
 """Old key -> new key, by the name of the config class."""

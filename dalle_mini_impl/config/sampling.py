@@ -10,19 +10,19 @@ PRECISIONS = ("auto", "fp32", "bf16", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How image ids are drawn and candidates ranked; also the defaults a checkpoint recommends."""
+    """How image ids are sampled and candidates ranked; also the defaults that a checkpoint recommends."""
 
     temperature: float = 1.0
-    """Divides the logits; 0 always takes the likeliest id."""
+    """Divides the logits; 0 always takes the likeliest id (greedy)."""
     top_k: int = 0
-    """Keep this many likeliest image ids; 0 keeps all."""
+    """Sample from this many likeliest image ids; 0 takes all."""
     top_p: float = 1.0
-    """Keep the smallest set of ids with at least this probability, in (0, 1]."""
+    """Sample from the smallest set of ids that together have at least this probability, in (0, 1]."""
     guidance: float = 3.0
     """Classifier-free guidance scale; 1 switches it off."""
     rank: str = "likelihood"
     """What orders candidates: `clip`, `likelihood`, `both` or `none`."""
     prune: bool = False
-    """Give up the less likely candidates on the way, so that a quarter of them, or as many as are kept, is finished."""
+    """Drop the less likely candidates while sampling, so that only a quarter of them, or `keep`, is finished."""
     tile: bool = False
-    """Draw pictures that can be laid side by side; takes four times as long."""
+    """Sample pictures that tile: left and right, and top and bottom edges match. Takes four times as long."""

@@ -1,4 +1,7 @@
-"""Settings of the training stages: what each config file under `configs/` may say."""
+"""Settings of the training stages: one class per stage, whose keys a config file under `configs/` may set.
+
+The docstring below an attribute is also its line in `dalle train STAGE --help`.
+"""
 
 from dataclasses import dataclass, field
 
@@ -10,101 +13,118 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW, optionally with Muon on the hidden matrices; warmup, then cosine decay."""
+    """AdamW, optionally with Muon on the hidden matrices; linear warmup, constant rate, cosine decay."""
 
     learning_rate: float = 1e-3
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.0
-    """Peak rate of Muon on hidden matrices and convolutions; 0 leaves everything to AdamW."""
+    """Peak learning rate of Muon on hidden matrices and convolutions; 0 trains all weights with AdamW."""
     weight_decay: float = 0.05
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's moment decay rates."""
+    """AdamW's decay rates of the first and second moment."""
     warmup_steps: int = 100
-    """Steps of linear warmup."""
+    """Steps in which the rate rises linearly to its peak."""
     decay_start: float = 0.0
-    """Share of the steps after which the cosine decay begins; before that the rate is constant."""
+    """Share of the steps after which the cosine decay begins; between warmup and decay the rate is constant."""
     final_rate: float = 0.02
-    """Rate at the last step, as a share of the peak."""
+    """Learning rate at the last step, as a share of the peak."""
     clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; larger gradients are scaled down to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every training stage shares."""
+    """Length, batches, precision, logging and folders of a training run."""
 
     model_dir: str = ""
     """Checkpoint folder; each stage adds its part to it."""
     state_dir: str = ""
-    """Folder for logs, samples and resumable state."""
+    """Folder for the log, sample pictures and resumable states."""
     steps: int = 1000
     """Optimizer steps."""
     minutes: float = 0.0
-    """Train for so many minutes instead, validation included; schedules then follow the clock. 0: `steps` count."""
+    """If above 0, train for this many minutes, validation included, instead of for `steps`; schedules then follow the
+    clock."""
     batch_size: int = 64
-    """Pictures per optimizer step over all processes."""
+    """Pictures per optimizer step, over all processes."""
     accumulation: int = 1
-    """Passes that one optimizer step is split into."""
+    """Forward and backward passes per optimizer step, each over an equal part of the batch."""
     seed: int = 0
-    """Everything random follows from it."""
+    """Seed of everything random."""
     precision: str = "bf16"
     """`bf16` (autocast) or `fp32`."""
     ema: float = 0.999
-    """Decay of the averaged weights that are saved and validated; 0 switches averaging off."""
+    """Decay of the exponential moving average of the weights (EMA), which is what is validated and saved; 0 uses the
+    latest weights."""
     log_every: int = 20
-    """Steps between log lines."""
+    """Steps between lines of the log."""
     validate_every: int = 500
-    """Steps between validation rounds."""
+    """Steps between validations."""
     save_every: int = 200
-    """Steps between resumable states, to which an image tokenizer also returns when its loss runs away."""
+    """Steps between resumable states. An image tokenizer whose loss diverges also returns to the last one."""
     sample_every: int = 1000
-    """Steps between sample pictures; 0 makes none."""
+    """Steps between sheets of sample pictures; 0 writes none."""
     tracker: str = "none"
-    """`none` or `tensorboard` (extra); JSONL is always written."""
+    """`none` or `tensorboard` (needs the extra); log.jsonl is always written."""
     compile: bool = False
     """Use torch.compile; needs a C++ compiler."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GanConfig:
-    """The discriminator that makes a VQGAN of the VQ-VAE (Esser et al. 2021), off by default."""
+    """The discriminator that turns the VQ-VAE into a VQGAN (Esser et al. 2021); off by default."""
 
     weight: float = 0.0
-    """Weight of what the decoder learns from the discriminator; 0 trains without one."""
+    """Weight of the generator loss, with which the decoder learns from the discriminator; 0 trains without one."""
     adaptive: bool = True
-    """Multiply the weight by the ratio of both losses' gradient norms at the decoder's last layer, in every step."""
+    """Multiply the weight, in every step, by the ratio of the gradient norms of the reconstruction loss and of the
+    generator loss at the decoder's last layer."""
     start: float = 0.3
     """Share of the steps after which the decoder learns from the discriminator."""
     discriminator_warmup: int = 100
-    """Steps before that in which the discriminator learns, but the decoder not yet from it."""
+    """Steps before `start` in which only the discriminator learns."""
     learning_rate: float = 5e-4
-    """Peak rate of the discriminator; it follows the same schedule."""
+    """Peak learning rate of the discriminator; same schedule as the image tokenizer's."""
     channels: tuple[int, ...] = (64, 128, 256)
-    """Width of each layer of the discriminator; each halves the sides."""
+    """Width of each layer of the discriminator; each layer halves height and width."""
     r1: float = 0.0
-    """Weight of the penalty on the discriminator's slopes at real pictures (Mescheder et al. 2018)."""
+    """Weight of the R1 penalty: squared gradient of the logits at real pictures (Mescheder et al. 2018)."""
     lecam: float = 0.0
-    """Weight of LeCam regularization, for few pictures (Tseng et al. 2021)."""
+    """Weight of LeCam regularization, for small sets (Tseng et al. 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DvaeConfig:
-    """Schedule of DALL-E 1's dVAE (Ramesh et al. 2021, appendix A.2); read with the `gumbel` quantizer only."""
+    """Schedule of DALL-E 1's dVAE (Ramesh et al. 2021, appendix A.2); used by the `gumbel` quantizer only."""
 
     temperature: tuple[float, float] = (1.0, 0.0625)
-    """First and last temperature of the relaxation."""
+    """First and last temperature of the Gumbel-softmax relaxation."""
     temperature_share: float = 0.05
-    """Share of the steps in which it falls."""
+    """Share of the steps over which the temperature falls."""
     kl_weight: float = 6.6
-    """Final weight of the divergence from uniform ids, counted over whole pictures as in the paper."""
+    """Final weight of the KL divergence from the uniform distribution over ids, with both losses summed over a picture
+    as in the paper."""
     kl_share: float = 0.0017
-    """Share of the steps in which it rises from 0."""
+    """Share of the steps over which the weight rises from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTokenizerRun:
+    """Stage 1: captions -> text tokenizer."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = ""
+    """The SentencePiece model file to write."""
+    vocab_size: int = 8192
+    """Largest number of text ids, special and byte ids included; a small set may support fewer."""
+    normalization: str = "nfkc_cf"
+    """Unicode normalization: `nfkc`, or `nfkc_cf`, which also folds case."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTokenizerRun:
-    """Stage 1: pictures -> image tokenizer."""
+    """Stage 2: pictures -> image tokenizer."""
 
     model: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -112,31 +132,20 @@ class ImageTokenizerRun:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     commitment: float = 0.25
-    """Weight of the loss that keeps z near its codebook vector (`vq`, `simvq`, `lfq`)."""
+    """Weight of the commitment loss, which pulls z towards its codebook vector (`vq`, `simvq`, `lfq`)."""
     entropy: tuple[float, float] = (0.1, 0.1)
-    """Weights of what makes each id sure and of what makes ids varied (`lfq`)."""
+    """Weights of low entropy per picture (each id is certain) and of high entropy over the batch (ids are varied), with
+    the `lfq` quantizer."""
     edge: float = 0.5
-    """Weight of the loss on differences between neighbouring pixels, which keeps outlines sharp. Not read with
+    """Weight of the L1 loss on differences between neighbouring pixels, which keeps outlines sharp. Not used with
     `likelihood: laplace`."""
     dvae: DvaeConfig = field(default_factory=DvaeConfig)
     perceptual: str = "none"
-    """`none`, `gradient-ssim` (no weights), `efficientnet-lite0` (extra `judge`) or `lpips` (extra)."""
+    """Perceptual distance in the loss: `none`, `gradient-ssim` (needs no weights), `efficientnet-lite0` (extra `judge`)
+    or `lpips` (extra `lpips`)."""
     perceptual_weight: float = 1.0
     """Weight of the perceptual distance."""
     gan: GanConfig = field(default_factory=GanConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTokenizerRun:
-    """Stage 2: captions -> text tokenizer."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    out: str = ""
-    """The SentencePiece model file to write."""
-    vocab_size: int = 8192
-    """Most text ids to use, special and byte ids included; few captions may support fewer."""
-    normalization: str = "nfkc_cf"
-    """`nfkc`, or `nfkc_cf` which also folds case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,37 +157,39 @@ class EncodeRun:
     model_dir: str = ""
     """Checkpoint folder with the image tokenizer."""
     out: str = ""
-    """Folder of the token cache."""
+    """Folder of the token cache to write."""
     variants: int = 16
-    """Augmented versions of each training picture; 0 keeps it as it is. Validation pictures are encoded plain."""
+    """Augmented variants of each training picture; 0 encodes it once, unchanged. Validation pictures are never
+    augmented."""
     batch_size: int = 128
-    """Pictures per pass."""
+    """Pictures per forward pass."""
     precision: str = "bf16"
-    """`bf16` (autocast), which changes one id in a hundred and the pictures by nothing to speak of, or `fp32`."""
+    """`bf16` (autocast), which changes about one id in a hundred with no visible effect, or `fp32`."""
     seed: int = 0
-    """Draws the variants."""
-    soft: int = 0
-    """Likeliest ids to keep for each place with their probabilities, for `image_targets`; 0 keeps the chosen one."""
-    temperature: float = 1.0
-    """What scores are divided by to make probabilities of them: 1 for `gumbel`, whose own they then are. The vectors of
-    `vq` are so near to each other that about 0.02 is right. Read with `soft` only."""
+    """Seed of the augmentation."""
+    soft_ids: int = 0
+    """Number of likeliest ids to store for each cell with their probabilities, for `image_targets` of the transformer;
+    0 stores the chosen id alone."""
+    soft_temperature: float = 1.0
+    """Divides the quantizer's scores before the softmax that gives those probabilities. With `gumbel` 1 is its own
+    distribution; the codebook vectors of `vq` lie close together, so about 0.02 fits. Used with `soft_ids` only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlateauConfig:
-    """Halving the learning rate when the loss falls no more, as for DALL-E 1 (Ramesh et al. 2021, appendix B.2).
+    """Halve the learning rate when the loss stops falling, as for DALL-E 1 (Ramesh et al. 2021, appendix B.2).
 
-    It takes the place of the cosine: after the warmup, `optimizer.decay_start` and `final_rate` are not read.
+    Replaces the cosine decay: after the warmup, `optimizer.decay_start` and `optimizer.final_rate` are not used.
     """
 
     halvings: int = 0
-    """How often the rate is halved at most; 0 leaves it to the cosine."""
+    """Largest number of halvings; 0 uses the cosine decay."""
     loss: str = "training"
-    """Whose mean is watched: `training`, over all steps since the last validation, or `validation`."""
+    """Which loss is compared: the mean `training` loss since the last validation, or the `validation` loss."""
     patience: int = 4
-    """Validations in a row without enough gain after which the rate is halved."""
-    least_gain: float = 0.002
-    """Share of its lowest value by which the loss must fall for a gain."""
+    """Validations in a row without enough improvement after which the rate is halved."""
+    min_gain: float = 0.002
+    """Smallest improvement, as a share of the lowest loss so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,37 +200,38 @@ class TransformerRun:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Defaults written into the checkpoint."""
+    """Default sampling settings to write into the checkpoint."""
     about: AboutConfig = field(default_factory=AboutConfig)
-    """Also written into it; languages and data follow from the cache where they are not given."""
+    """Description to write into the checkpoint; languages and data that are not given are taken from the cache."""
     cache: str = ""
     """Folder of the token cache."""
     text_tokenizer: str = ""
     """SentencePiece model file."""
     text_length: int = 24
-    """Text positions of the stream."""
-    languages: dict[str, float] = field(default_factory=dict)
-    """Relative frequency of each caption language; languages not named get 1."""
+    """Text positions of the stream, without BOS; longer captions are cut."""
+    language_weights: dict[str, float] = field(default_factory=dict)
+    """Relative frequency of captions by language code; languages not named have weight 1."""
     image_weight: float = 7.0
-    """Weight of the image loss; the text loss has weight 1 (DALL-E 1, section 2.2)."""
+    """Weight of the image loss; the text loss has weight 1 (Ramesh et al. 2021, section 2.2)."""
     caption_dropout: float = 0.1
-    """Chance of an empty caption, which is what guidance is measured against."""
+    """Probability of training on an empty caption, which classifier-free guidance needs."""
     bpe_dropout: float = 0.1
-    """Chance of skipping a BPE merge in training captions."""
+    """Probability of skipping a BPE merge in training captions (Provilkov et al. 2020)."""
     id_corruption: float = 0.05
-    """Share of image ids that are replaced by random ones on the input side; holds off memorising."""
+    """Share of input image ids that are replaced by those of another picture; reduces memorising."""
     id_dropout: float = 0.5
-    """Share of pictures of which a random share of image ids, up to all, is hidden on the input side. What comes next
-    must then be told from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
+    """Share of pictures in which a random share (0 to 1) of the input image ids is hidden. The targets there can only
+    be predicted from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
     image_targets: str = "argmax"
-    """Image ids to learn from (Ramesh et al. 2021, footnote 6): `argmax`, the chosen ones; `sampled`, drawn each time
-    from the image tokenizer's distribution; `soft`, drawn as well, but judged by all of the distribution. The latter
-    two hold off memorising, and need a cache encoded with `soft`."""
+    """Image ids to learn from (Ramesh et al. 2021, footnote 6): `argmax`, the chosen ids; `sampled`, ids sampled anew
+    each time from the image tokenizer's distribution; `soft`, sampled inputs and the whole distribution as the target.
+    The latter two reduce memorising and need a cache encoded with `soft_ids`."""
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
     recompute: bool = False
-    """Compute each block a second time in the backward pass instead of keeping what it computed (Chen et al. 2016)."""
+    """Compute each block again in the backward pass instead of storing its activations (Chen et al. 2016): less memory,
+    more time."""
     prompts: tuple[str, ...] = ("a red heart", "a cat", "a yellow star", "a green apple")
-    """Prompts for the sample pictures."""
+    """Prompts of the sample pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,13 +245,14 @@ class ScorerRun:
     run: RunConfig = field(default_factory=RunConfig)
     text_tokenizer: str = ""
     """SentencePiece model file."""
-    languages: dict[str, float] = field(default_factory=dict)
-    """Relative frequency of each caption language; languages not named get 1."""
+    language_weights: dict[str, float] = field(default_factory=dict)
+    """Relative frequency of captions by language code; languages not named have weight 1."""
     captions: int = 1
-    """Captions drawn for each picture and step; small text towers make them cheap beside the picture."""
+    """Captions per picture and step. With a small text tower further captions cost little beside the picture."""
     bpe_dropout: float = 0.1
-    """Chance of skipping a BPE merge in training captions."""
-    language: str = "en"
-    """Language of the captions used in validation, where pictures have it."""
-    reconstructed: float = 0.0
-    """Share of pictures seen through the image tokenizer, as the ones to be ranked will be."""
+    """Probability of skipping a BPE merge in training captions (Provilkov et al. 2020)."""
+    validation_language: str = "en"
+    """Language of the captions in validation, for pictures that have it."""
+    reconstructed_share: float = 0.0
+    """Share of training pictures that are encoded and decoded by the image tokenizer first, as the pictures to be
+    ranked are decoded by it too."""

@@ -68,7 +68,7 @@ class TokenCache:
         if self.likely_ids is None or self.probabilities is None:
             raise UserError(
                 "the token cache has only the chosen ids, expected the likeliest ones and their "
-                "probabilities; encode again with soft=16, or set image_targets=argmax"
+                "probabilities; encode again with soft_ids=16, or set image_targets=argmax"
             )
         probabilities = self.probabilities[index, variant].astype(np.float32)
         return self.likely_ids[index, variant].astype(np.int64), probabilities / probabilities.sum(-1, keepdims=True)

@@ -64,15 +64,15 @@ def encode_split(
 
 def encoded(tokenizer: ImageTokenizer, pixels: Tensor, config: EncodeRun) -> tuple[Tensor, ...]:
     """What goes into each file of a split."""
-    if config.soft:
-        return tokenizer.encode_soft(pixels, config.soft, config.temperature)
+    if config.soft_ids:
+        return tokenizer.encode_soft(pixels, config.soft_ids, config.soft_temperature)
     return (tokenizer.encode(pixels),)
 
 
 def contents(config: EncodeRun) -> list[tuple[str, str]]:
     """Name and kind of number of each file of a split."""
     files = [("image_ids.npy", "uint16")]
-    return [*files, (LIKELY_IDS_FILE, "uint16"), (PROBABILITIES_FILE, "float16")] if config.soft else files
+    return [*files, (LIKELY_IDS_FILE, "uint16"), (PROBABILITIES_FILE, "float16")] if config.soft_ids else files
 
 
 def make_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int]) -> None:
@@ -80,7 +80,7 @@ def make_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, 
     folder.mkdir(parents=True)
     variants = max(1, config.variants) if folder.name == "train" else 1
     for name, kind in contents(config):
-        shape = (pictures, variants, *grid, *([] if name == "image_ids.npy" else [config.soft]))
+        shape = (pictures, variants, *grid, *([] if name == "image_ids.npy" else [config.soft_ids]))
         np.lib.format.open_memmap(folder / name, mode="w+", dtype=kind, shape=shape)
 
 
@@ -102,10 +102,12 @@ def main(config: EncodeRun) -> None:
     tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
     if tokenizer.codebook_size > 2**16:
         raise UserError(f"the image tokenizer has {tokenizer.codebook_size} ids; a token cache holds at most {2**16}")
-    if not 0 <= config.soft <= tokenizer.codebook_size:
-        raise UserError(f"soft is {config.soft}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids")
-    if config.temperature <= 0:
-        raise UserError(f"temperature is {config.temperature:g}; expected more than 0")
+    if not 0 <= config.soft_ids <= tokenizer.codebook_size:
+        raise UserError(
+            f"soft_ids is {config.soft_ids}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids"
+        )
+    if config.soft_temperature <= 0:
+        raise UserError(f"soft_temperature is {config.soft_temperature:g}; expected more than 0")
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split) for split in ("train", "validation")}
     # All processes write to one place, which only the main one may make and, once all is there, rename.
@@ -128,7 +130,7 @@ def main(config: EncodeRun) -> None:
         working.rmdir()
         counts = ", ".join(f"{len(store)} {split}" for split, store in stores.items())
         print(f"encoded {counts} pictures with image tokenizer {identity} into {config.out}")
-        if config.soft:
+        if config.soft_ids:
             print(report(Path(config.out)))
 
 

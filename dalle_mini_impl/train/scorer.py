@@ -50,7 +50,7 @@ def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
     if through.config.image_size != config.model.image_size:
         raise UserError(
             f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
-            f"{through.config.image_size} pixels; make them equal, or set reconstructed to 0"
+            f"{through.config.image_size} pixels; make them equal, or set reconstructed_share to 0"
         )
     return through, identity
 
@@ -73,7 +73,7 @@ def draw_batch(
     text_ids, seen_through = [], []
     for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
         random = np.random.default_rng([run.seed, step, place])
-        seen_through.append(random.random() < config.reconstructed)
+        seen_through.append(random.random() < config.reconstructed_share)
         for _ in range(config.captions):
             ids = tokenizer.encode_with_dropout(captions.sample(int(index), random).text, config.bpe_dropout, random)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
@@ -122,9 +122,9 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
     identities = {"text_tokenizer": tokenizer.identity}
     through = None
-    if config.reconstructed:
+    if config.reconstructed_share:
         through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
-    captions, concepts = CaptionSampler(train.entries, config.languages), concept_indices(train)
+    captions, concepts = CaptionSampler(train.entries, config.language_weights), concept_indices(train)
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
     average = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
@@ -163,7 +163,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
             log.log(step, loss=float(loss), scale=float(scale.exp()))
         if loop.due(step, run.validate_every, run):
             with average.swapped_into(clip):
-                values = validate(accelerator, clip, validation, tokenizer, config.language)
+                values = validate(accelerator, clip, validation, tokenizer, config.validation_language)
             log.log(step, **values)
             log.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if loop.due(step, run.save_every, run):

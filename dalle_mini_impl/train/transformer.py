@@ -139,7 +139,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
     train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
     check_targets(config.image_targets, train)
-    captions, about = CaptionSampler(train.entries, config.languages), describe_run(config, train)
+    captions, about = CaptionSampler(train.entries, config.language_weights), describe_run(config, train)
     layout = StreamConfig(
         text_length=config.text_length,
         text_vocab=tokenizer.vocab_size,

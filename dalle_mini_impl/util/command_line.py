@@ -1,6 +1,10 @@
 """Running a click command as a program: mistakes end it with one line, never with a traceback. Imports no torch."""
 
+import contextlib
 import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -23,7 +27,8 @@ def run_program(command: click.Command, name: str) -> None:
     """
     end_with_launcher()
     try:
-        command.main(prog_name=name, standalone_mode=False)
+        with one_line_warnings():
+            command.main(prog_name=name, standalone_mode=False)
         leave_process_group()
     except click.ClickException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # of click 8.2 and later: a group without a command
@@ -36,6 +41,21 @@ def run_program(command: click.Command, name: str) -> None:
         sys.exit(1)
     except UserError as error:
         exit_with(f"error: {error}", BAD_INPUT)
+
+
+@contextlib.contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print each warning as one line on standard error, without the file and line of code that it came from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        click.echo(f"warning: {message}", err=True)
+
+    original = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = original
 
 
 def usage_error(error: click.ClickException, program: str) -> str:

@@ -156,4 +156,4 @@ def test_its_figures_are_those_that_were_measured_on_it(shipped):
 def test_training_it_anew_would_say_the_same(shipped):
     about, trained = load_settings(shipped).about, load(TransformerRun, "configs/emoji/transformer.yaml")
     assert (trained.about.licence, trained.about.data) == (about.licence, about.data)
-    assert set(trained.languages) == set(about.languages)
+    assert set(trained.language_weights) == set(about.languages)

@@ -67,7 +67,7 @@ def test_nothing_is_overwritten(run, tmp_path):
 )
 def test_names(run, arguments, message):
     if message is None:
-        assert run("config", *arguments).startswith("# A VQGAN")  # a folder of one file
+        assert run("config", *arguments).startswith("# Stage 2 as a VQGAN")  # a folder of one file
     else:
         assert message in run("config", *arguments, code=2)
 

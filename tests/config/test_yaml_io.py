@@ -67,7 +67,7 @@ def test_what_is_written_can_be_read(tmp_path):
 
 def test_configs_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        SamplingConfig().top_k = 3
+        SamplingConfig().top_k = 3  # type: ignore[misc]
 
 
 def test_grid_is_size_over_factor():

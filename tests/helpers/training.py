@@ -141,7 +141,7 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
             },
             "data": data,
             "text_tokenizer": words,
-            "reconstructed": 0.5,
+            "reconstructed_share": 0.5,
             "optimizer": optimizer,
             "run": run("scorer"),
         },

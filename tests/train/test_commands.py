@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from helpers.training import DEADLINE, STAGES, environment, python
 
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.keys import config_sections
+from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train import stages
 from dalle_mini_impl.train.stages import format_section, stage_command
 
@@ -17,7 +19,7 @@ from dalle_mini_impl.train.stages import format_section, stage_command
 @pytest.fixture
 def called(monkeypatch):
     """Calls of a stage's `main`, which does nothing else."""
-    calls = []
+    calls: list[Any] = []
     for name in STAGES:
         module = __import__(f"dalle_mini_impl.train.{name}", fromlist=["main"])
         monkeypatch.setattr(module, "main", lambda *arguments, name=name: calls.append((name, *arguments)))
@@ -37,7 +39,8 @@ def test_the_command_runs_its_stage_with_config_and_overrides(run, untrained, ca
         module, config, *resume = called.pop()
         assert module == stage.file_name
         assert isinstance(config, stage.config)
-        assert (config.cache if name == "transformer" else config.data.store) == "x"
+        settings = to_dict(config)
+        assert (settings["cache"] if name == "transformer" else settings["data"]["store"]) == "x"
         assert resume == ([False] if stage.can_resume else [])
 
 
@@ -67,10 +70,12 @@ def test_interrupting_says_how_to_go_on(untrained):
         raise KeyboardInterrupt
 
     command = stage_command(stages.STAGES["scorer"], interrupt)
-    result = CliRunner().invoke(command, ["--config", str(untrained.folder / "scorer.yaml")])
-    assert result.exit_code == 1
-    with pytest.raises(KeyboardInterrupt, match="--resume continues from the last saved state"):
-        command.callback(str(untrained.folder / "scorer.yaml"), False, ())
+    arguments = ["--config", str(untrained.folder / "scorer.yaml")]
+    with (
+        pytest.raises(KeyboardInterrupt, match="--resume continues from the last saved state"),
+        command.make_context("scorer", arguments) as context,
+    ):
+        command.invoke(context)
 
 
 # --- help
@@ -99,7 +104,7 @@ def test_a_section_is_printed_as_columns():
 def test_a_long_default_follows_the_meaning():
     section = config_sections(stages.TransformerRun)[0]
     text = " ".join(format_section(section, 79).split())
-    assert "Prompts for the sample pictures. Default: [a red heart, a cat, a yellow star, a green apple]" in text
+    assert "Prompts of the sample pictures. Default: [a red heart, a cat, a yellow star, a green apple]" in text
 
 
 @pytest.mark.parametrize("width", [40, 60])

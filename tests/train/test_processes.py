@@ -82,13 +82,13 @@ def test_two_processes_draw_the_noise_of_two_passes(trained, tmp_path):
 
 @pytest.mark.slow
 def test_scorer(trained, tmp_path):
-    one, two = one_and_two(trained, tmp_path, "scorer", *FEW, *PLAIN, "reconstructed=0")
+    one, two = one_and_two(trained, tmp_path, "scorer", *FEW, *PLAIN, "reconstructed_share=0")
     compare(one, two, "scorer")
 
 
 @pytest.mark.slow
 def test_scorer_in_parts(trained, tmp_path):
-    settings = (*FEW, *PLAIN, "reconstructed=0")
+    settings = (*FEW, *PLAIN, "reconstructed_share=0")
     one, two = (trained.copy(tmp_path / name, "scorer") for name in ("one", "two"))
     one.run("scorer", *settings)
     launch_two("-m", "dalle_mini_impl.train.scorer", *two.arguments("scorer", *settings, "run.accumulation=3"))

@@ -66,7 +66,7 @@ def test_parts_know_what_they_were_trained_with(trained):
 def test_a_scorer_that_saw_no_reconstructions_needs_no_image_tokenizer(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "image_tokenizer.safetensors", "scorer")
     (home.folder / "model" / "image_tokenizer.safetensors").unlink()
-    home.run("scorer", "reconstructed=0", "run.steps=1")
+    home.run("scorer", "reconstructed_share=0", "run.steps=1")
     words = load_text_tokenizer(home.folder / "model").identity
     assert read_part(home.folder / "model", "scorer").trained_with == {"text_tokenizer": words}
 
@@ -134,7 +134,7 @@ def test_languages_are_those_that_are_drawn():
     captions = [tuple(Caption("x", code) for code in codes) for codes in (("en", "sl"), ("de", "", "en", "no"))]
     entries = [PictureEntry("a", "train", False, each, {}) for each in captions]
     cache = TokenCache(CacheHeader("x", 13, (2, 2), "hearts"), np.zeros((2, 1, 2, 2)), entries)
-    about = describe_run(runs.TransformerRun(languages={"sl": 3.0, "no": 0.0, "fi": 5.0}), cache)
+    about = describe_run(runs.TransformerRun(language_weights={"sl": 3.0, "no": 0.0, "fi": 5.0}), cache)
     assert about == AboutConfig(languages=("sl", "de", "en"), data=("hearts: 2 pictures",))
     said = AboutConfig(licence="MIT", languages=("en",), data=("my hearts",))
     assert describe_run(runs.TransformerRun(about=said), cache) == said
@@ -528,7 +528,7 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
 
 @pytest.mark.parametrize("reconstructed", [0.0, 0.5, 1.0])
 def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconstructed):
-    config = config_of(trained, "scorer", f"reconstructed={reconstructed}")
+    config = config_of(trained, "scorer", f"reconstructed_share={reconstructed}")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     seen = []
 
@@ -569,7 +569,7 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
 
 
 def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
-    config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed=0")
+    config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed_share=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     captions = CaptionSampler(store.entries, {})
     pixels, text_ids, indices = scorer.draw_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
@@ -590,7 +590,7 @@ def test_scorer_learns_which_caption_fits(trained, tmp_path):
         "run.steps=60",
         "run.validate_every=60",
         "run.save_every=0",
-        "reconstructed=0",
+        "reconstructed_share=0",
         "bpe_dropout=0",
         "augment={scale: [1, 1], shift: 0, flip: 0, background: 0}",
         "model.n_embd=32",

@@ -52,7 +52,7 @@ class Plateau:
         own = total / steps if self.config.loss == "training" else validation
         loss = float(broadcast(accelerator.reduce(torch.tensor(own, device=accelerator.device), "mean")))
         waited += 1
-        if loss < lowest * (1 - self.config.least_gain):
+        if loss < lowest * (1 - self.config.min_gain):
             lowest, waited = loss, 0
         halve = waited >= self.config.patience and halvings < self.config.halvings
         self.state = torch.tensor([0.0, 0.0, lowest, 0.0 if halve else waited, halvings + halve], dtype=torch.float64)

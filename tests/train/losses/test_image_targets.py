@@ -22,7 +22,7 @@ from dalle_mini_impl.train.losses.image_targets import draw_ids, soft_cross_entr
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.util.errors import UserError
 
-SOFT = ("soft=5", "temperature=0.3")
+SOFT = ("soft_ids=5", "soft_temperature=0.3")
 
 
 def distribution(seed=0, places=(3, 5), count=7, ids=61):
@@ -247,7 +247,7 @@ def test_probabilities_sum_to_one(soft):
 
 def test_a_cache_of_chosen_ids_alone_has_no_distribution():
     cache = TokenCache(CacheHeader("x", 13, (2, 2)), np.zeros((2, 1, 2, 2), np.uint16), [None, None])
-    with pytest.raises(UserError, match=r"has only the chosen ids, .* encode again with soft=16"):
+    with pytest.raises(UserError, match=r"has only the chosen ids, .* encode again with soft_ids=16"):
         cache.distribution(0, 0)
 
 
@@ -261,9 +261,9 @@ def test_a_cache_without_all_of_its_files_is_damaged(soft, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "override", "message"),
     [
-        ("encode", "soft=14", "soft is 14; expected 0 to 13, the image tokenizer's ids"),
-        ("encode", "soft=-1", "soft is -1; expected 0 to 13"),
-        ("encode", "temperature=0", "temperature is 0; expected more than 0"),
+        ("encode", "soft_ids=14", "soft_ids is 14; expected 0 to 13, the image tokenizer's ids"),
+        ("encode", "soft_ids=-1", "soft_ids is -1; expected 0 to 13"),
+        ("encode", "soft_temperature=0", "soft_temperature is 0; expected more than 0"),
         ("transformer", "image_targets=hard", "image_targets is 'hard'; expected argmax, sampled, soft"),
         ("transformer", "image_targets=soft", "the token cache has only the chosen ids"),
     ],

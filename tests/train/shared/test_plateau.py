@@ -14,7 +14,7 @@ ALONE = SimpleNamespace(device=torch.device("cpu"), reduce=lambda value, how: va
 
 def look(losses, **settings):
     """The rate after each of some validations, and what was said."""
-    usual = {"halvings": 5, "patience": 3, "least_gain": 0.01, "loss": "validation"}
+    usual = {"halvings": 5, "patience": 3, "min_gain": 0.01, "loss": "validation"}
     plateau = Plateau(PlateauConfig(**(usual | settings)))
     return [(plateau.look(ALONE, loss), plateau.rate) for loss in losses]
 
@@ -83,7 +83,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 HALVING = (
     "plateau.halvings=2",
     "plateau.patience=1",
-    "plateau.least_gain=0.99",
+    "plateau.min_gain=0.99",
     "run.validate_every=2",
     "run.sample_every=0",
     "optimizer.decay_start=0.1",
