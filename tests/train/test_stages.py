@@ -537,8 +537,7 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
 
         config = SimpleNamespace(image_size=16)
 
-        def parameters(self):
-            yield torch.zeros(1)
+        device = torch.device("cpu")
 
         def encode(self, pixels):
             seen.append(len(pixels))
