@@ -1,1 +1,1 @@
-"""Checkpoint folders: their files, settings and identities; fetched from and sent to a hub."""
+"""Checkpoint folders: their files, settings and identities, and exchange with a hub. Knows no network."""

@@ -15,16 +15,19 @@ SHIPPED_MODELS = PACKAGE / "pretrained"
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """The folder of a shipped model's name, of one on a hub (`hf:USER/REPO`), or else a checkpoint folder itself.
+    """Return the folder of a checkpoint; one on a hub is downloaded first.
+
+    Args:
+        name: name of a shipped model such as `emoji`, `hf:USER/REPO`, or a checkpoint folder.
 
     Raises:
-        UserError: there is none of them.
+        UserError: there is no such checkpoint.
     """
     if str(name).startswith(hub.PREFIX):
         return hub.download(str(name), CHECKPOINT_FILES, PART_FILES)
     shipped = SHIPPED_MODELS / str(name)
     if "/" not in str(name) and (shipped / "config.yaml").is_file():
-        return shipped  # a folder that happens to have this name is meant by ./emoji
+        return shipped  # a folder of the same name in the current folder is named ./emoji
     if Path(name).is_dir():
         return Path(name)
     known = ", ".join(sorted(path.parent.name for path in SHIPPED_MODELS.glob("*/config.yaml")))
@@ -32,5 +35,9 @@ def find_checkpoint(name: str | Path) -> Path:
 
 
 def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:
-    """The text tokenizer of a model: ours, or one that was imported."""
+    """Load the text tokenizer of a checkpoint, by any name that `find_checkpoint` takes.
+
+    Raises:
+        UserError: there is no such checkpoint, or its text tokenizer is missing or damaged.
+    """
     return read_text_tokenizer(find_checkpoint(name))

@@ -1,7 +1,7 @@
-"""Checkpoints on a Hugging Face hub, named `hf:USER/REPO`, through huggingface_hub (extra `hub`).
+"""Downloads and uploads checkpoints on a Hugging Face hub, named `hf:USER/REPO`, with huggingface_hub (extra `hub`).
 
-That library is imported here alone, and only when such a name came. Its cache, login, endpoint and offline mode
-(`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`) are used as they are.
+Only this module imports that library, and only once such a name is used. The library's own cache, login, endpoint and
+offline mode apply (`HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`).
 """
 
 import re
@@ -13,71 +13,77 @@ from typing import Any
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 PREFIX = "hf:"
-NAME = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)(?:@(.+))?")
+REPOSITORY_NAME = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)(?:@(.+))?")
 LOGIN = "log in with: hf auth login"
+"""Advice in error messages."""
 
 
 def download(name: str, files: Sequence[str], needed: Sequence[str]) -> Path:
-    """The folder of a repository's files in the library's cache, brought up to date where the hub can be reached.
+    """Download files of a repository into the library's cache; offline, the cached files are used.
 
     Args:
-        name: `hf:USER/REPO`, or with `@` and a branch, tag or commit.
-        files: what to download where it is there; nothing else is.
-        needed: of these at least one must be there.
+        name: `hf:USER/REPO`, or `hf:USER/REPO@REVISION` with a branch, tag or commit.
+        files: names of the files to download, where the repository has them; no others are downloaded.
+        needed: at least one of these files must exist.
+
+    Returns:
+        The folder of the downloaded files in the cache.
 
     Raises:
-        UserError: there is no such repository or revision, it has none of the needed files, or it is neither to be
-            reached nor in the cache.
+        UserError: there is no such repository or revision, it has none of the needed files, or it is neither reachable
+            nor in the cache.
     """
     repo, revision = _parse(name)
     library = _library()
     with _one_line_errors(name, library):
         folder = Path(library.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     if not any((folder / file).is_file() for file in needed):
-        raise UserError(f"{name} has no checkpoint in it; expected one of {', '.join(needed)}")
+        raise UserError(f"{name} holds no checkpoint; expected one of {', '.join(needed)}; name another repository")
     return folder
 
 
 def upload(name: str, files: Mapping[str, Path | bytes], obsolete: Sequence[str], private: bool, message: str) -> str:
-    """Put files into a repository by one commit; it is made if it is not there.
+    """Upload files to a repository in one commit; the repository is created if missing.
 
     Args:
         name: `hf:USER/REPO`.
-        files: what to put there, by name.
-        obsolete: what to delete where it is there.
-        private: whether only those who are let in may see it.
-        message: of the commit.
+        files: name in the repository -> file on disk, or content.
+        obsolete: names of files to delete from the repository, if it has them.
+        private: make the repository private.
+        message: commit message.
 
     Returns:
-        The address of the repository.
+        URL of the repository.
 
     Raises:
-        UserError: nobody is logged in, they may not write there, the hub cannot be reached or refuses the files, or the
-            repository is public already although it is to be private.
+        UserError: the user is not logged in or may not write, the hub is unreachable or refuses the files, or `private`
+            is set and the repository already exists as a public one.
     """
     repo, revision = _parse(name)
     if revision:
-        raise UserError(f"{name} names a revision, but a checkpoint is sent to the main branch; leave out @{revision}")
+        raise UserError(
+            f"{name} names a revision, but checkpoints are pushed to the main branch; leave out @{revision}"
+        )
     library = _library()
     with _one_line_errors(name, library):
         api = library.HfApi()
         if library.get_token() is None:
-            raise UserError(f"{name} cannot be written to by someone unknown; {LOGIN}, or set HF_TOKEN")
-        url = api.create_repo(repo, private=private or None, exist_ok=True)  # None: as is usual there
+            raise UserError(f"{name} cannot be written to without a login; {LOGIN}, or set HF_TOKEN")
+        url = api.create_repo(repo, private=private or None, exist_ok=True)  # None: the hub's default
         info = api.model_info(repo)
         if private and not info.private:
-            raise UserError(f"{name} is there already and public; make it private first, or leave out --private")
-        there = {file.rfilename for file in info.siblings}
-        changes = [library.CommitOperationDelete(file) for file in obsolete if file in there]
+            raise UserError(f"{name} already exists and is public; make it private first, or leave out --private")
+        present = {file.rfilename for file in info.siblings}
+        changes = [library.CommitOperationDelete(file) for file in obsolete if file in present]
         changes += [library.CommitOperationAdd(file, content) for file, content in files.items()]
         api.create_commit(repo, changes, commit_message=message)
     return str(url)
 
 
 def _parse(name: str) -> tuple[str, str | None]:
-    match = NAME.fullmatch(name)
+    match = REPOSITORY_NAME.fullmatch(name)
     if not match:
-        raise UserError(f"{name!r} came; expected hf:USER/REPO, or hf:USER/REPO@REVISION")
+        raise UserError(f"expected hf:USER/REPO or hf:USER/REPO@REVISION, got {name!r}; correct the name")
     return match[1], match[2]
 
 
@@ -93,26 +99,26 @@ def _library() -> Any:
 
 @contextmanager
 def _one_line_errors(name: str, library: Any) -> Iterator[None]:
-    """Say in one line what went wrong with a repository."""
-    errors, hub = library.errors, library.constants.ENDPOINT
+    """Turn the library's exceptions into a `UserError` of one line."""
+    errors = library.errors
+    hub = library.constants.ENDPOINT
     try:
         yield
     except UserError:
         raise
     except errors.GatedRepoError as error:
-        raise UserError(f"{name} is only for those who were let in; ask on its page at {hub}, then {LOGIN}") from error
-    except errors.RepositoryNotFoundError as error:  # a hub does not tell strangers which of the two it is
+        raise UserError(f"{name} is gated; request access on its page at {hub}, then {LOGIN}") from error
+    except errors.RepositoryNotFoundError as error:  # without a login the hub does not say which of the two it is
         raise UserError(f"{name} is not at {hub}, or it is private; check the name, or {LOGIN}") from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{name} has no such revision; name a branch, tag or commit of it after the @") from error
+        raise UserError(
+            f"{name} has no such revision; name one of its branches, tags or commits after the @"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         cache = library.constants.HF_HUB_CACHE
         raise UserError(
-            f"{name} is not, or not wholly, in {cache}, and {hub} cannot be reached; connect to it once, "
-            f"without HF_HUB_OFFLINE"
+            f"{name} is not complete in {cache}, and {hub} cannot be reached; download it once without HF_HUB_OFFLINE"
         ) from error
-    except Exception as error:  # that library, and those under it, raise almost anything
+    except Exception as error:  # the library and those it uses raise many other exceptions
         reason = " ".join((getattr(error, "server_message", None) or str(error)).split())
-        raise UserError(
-            f"{name}: no success with {hub} ({reason[:300]}); check the connection and your rights"
-        ) from error
+        raise UserError(f"{name}: {hub} failed ({reason[:300]}); check the connection and your rights") from error

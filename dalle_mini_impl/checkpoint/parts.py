@@ -1,16 +1,15 @@
-"""Checkpoint folders: one part per file, each with its config and the identity of what it was trained with.
+"""The format of checkpoint folders: one file per part, with its config and the identities of the parts it needs.
 
     config.yaml                 name, recommended sampling settings, languages, licence, data, measured quality
-    text_tokenizer.model        SentencePiece; text_tokenizer.json where it was imported
+    text_tokenizer.model        SentencePiece; text_tokenizer.json if it was imported
     image_tokenizer.safetensors
     transformer.safetensors
     scorer.safetensors
     MODEL_CARD.md
 
-Weights are stored in bfloat16, imported ones in the precision they came in, and used in float32. A part's
-config, its identity (a hash of its weights) and the identities of the parts it depends on are in the file's
-header, so a part is written by one rename and can never disagree with its own description. Nothing here reads
-a pickle.
+Weights are stored in bfloat16, imported ones in their original precision, and used in float32. The header of a part's
+file holds its config, its identity (a hash of its weights) and the identities of the parts it was trained with. So a
+part is written by one rename and always agrees with its description. No pickle is read.
 """
 
 import hashlib
@@ -32,24 +31,26 @@ from dalle_mini_impl.util.files import replace_file
 M = TypeVar("M", bound=nn.Module)
 
 UNKNOWN_IDENTITY = "unknown"
-"""Stands for the identity of a text tokenizer in weights that were imported without one; any may be used with them."""
+"""Recorded where weights were imported without a text tokenizer; any text tokenizer is accepted with them."""
 PARTS = ("image_tokenizer", "transformer", "scorer")
+"""Names of the parts with weights."""
 PART_FILES = (*TEXT_TOKENIZER_FILES, *(f"{part}.safetensors" for part in PARTS))
 CARD_FILES = ("MODEL_CARD.md", "README.md")
 CHECKPOINT_FILES = (SETTINGS_FILE, *PART_FILES, *CARD_FILES)
-"""All that is looked at in a folder; nothing else is up- or downloaded."""
+"""Files of a checkpoint; nothing else in a folder is read, uploaded or downloaded."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The content of one part file."""
+    """Content of the file of one part."""
 
     path: Path
     identity: str
     """Hash of the weights."""
     config: dict[str, Any]
+    """Plain values that the part's builder needs."""
     trained_with: dict[str, str]
-    """Identities of the parts it depends on, by part name."""
+    """Name of a part that this one was trained with -> its identity."""
     tensors: dict[str, Tensor]
 
 
@@ -64,12 +65,12 @@ def save_part(
     """Write one part, whole or not at all, and return its identity.
 
     Args:
-        model_dir: the checkpoint folder; made if missing.
+        model_dir: the checkpoint folder; created if missing.
         part: `image_tokenizer`, `transformer` or `scorer`.
-        module: its weights.
-        config: plain values its builder needs.
-        trained_with: identities of the parts it depends on.
-        dtype: what floating-point weights are stored in.
+        module: holds the weights.
+        config: plain values that the part's builder needs.
+        trained_with: identities of the parts it was trained with, by name.
+        dtype: type that floating-point weights are stored in.
     """
     tensors = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
@@ -81,7 +82,7 @@ def save_part(
 def save_tensors(
     model_dir: str | Path, part: str, tensors: dict[str, Tensor], config: dict[str, Any], trained_with: dict[str, str]
 ) -> str:
-    """As `save_part`, of tensors on the CPU, each kept as it is."""
+    """As `save_part`, but from tensors on the CPU, stored in the types they have."""
     identity = weights_identity(tensors)
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
     with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
@@ -90,7 +91,12 @@ def save_tensors(
 
 
 def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
-    """Read one part's file, or without `weights` only its description.
+    """Read the file of one part.
+
+    Args:
+        model_dir: the checkpoint folder.
+        part: `image_tokenizer`, `transformer` or `scorer`.
+        weights: read the tensors too; without them `Part.tensors` is empty.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -102,32 +108,39 @@ def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
-        config, trained_with = json.loads(header["config"]), json.loads(header["trained_with"])
+        config = json.loads(header["config"])
+        trained_with = json.loads(header["trained_with"])
         identity = header["identity"]
         if not (isinstance(config, dict) and isinstance(trained_with, dict)):
-            raise ValueError("its description is no table")
+            raise ValueError("config or trained_with is no table")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged or was not written by this package ({error}); copy or train it anew"
+            f"{path} is damaged or was not written by this package ({error}); copy or train it again"
         ) from error
     return Part(path, identity, config, trained_with, tensors)
 
 
 def check_trained_with(part: Part, other: str, identity: str) -> None:
-    """Refuse a part that was trained with another tokenizer, as far as that is known.
+    """Refuse a part that was trained with another tokenizer; an unknown one is accepted.
+
+    Args:
+        part: the part, such as the transformer.
+        other: name of the part it depends on, such as `text_tokenizer`.
+        identity: identity of the `other` part that is to be used with it.
 
     Raises:
-        UserError: naming both identities.
+        UserError: the identities differ; the message names both.
     """
-    if part.trained_with.get(other) not in (identity, UNKNOWN_IDENTITY):
+    expected = part.trained_with.get(other)
+    if expected not in (identity, UNKNOWN_IDENTITY):
         raise UserError(
-            f"{part.path} was trained with {other} {part.trained_with.get(other)}, "
-            f"but {identity} was given; use the {other} it was trained with"
+            f"{part.path} was trained with {other} {expected}, but {identity} was given; "
+            f"use the {other} it was trained with"
         )
 
 
 def fingerprint(folder: Path) -> str:
-    """One hash over the identities of all parts in a folder, recorded in every picture."""
+    """Hash over the identities of all parts in a folder; every generated picture records it."""
     identities = [read_text_tokenizer(folder).identity]
     for part in PARTS:
         if (folder / f"{part}.safetensors").is_file():
@@ -145,14 +158,14 @@ def weights_identity(tensors: dict[str, Tensor]) -> str:
 
 
 def load_weights(module: M, part: Part, device: str) -> M:
-    """Fill a module with a part's weights and put it on its device, in eval mode.
+    """Load a part's weights into a module, move it to its device, and set it to eval mode.
 
     Raises:
         UserError: the weights do not fit the module.
     """
     try:
-        module.load_state_dict(part.tensors)  # which turns them into float32 one by one
+        module.load_state_dict(part.tensors)  # converts to float32 tensor by tensor
     except RuntimeError as error:
-        lines = " ".join(str(error).split())
-        raise UserError(f"{part.path} does not fit its own config: {lines}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{part.path} does not fit its own config: {reason}; copy or train it again") from error
     return module.to(device).eval()

@@ -1,4 +1,4 @@
-"""A checkpoint's `config.yaml`: the sampling settings it recommends, and what it says of itself."""
+"""A checkpoint's `config.yaml`: recommended sampling settings, and languages, licence, data and measured quality."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SETTINGS_FILE = "config.yaml"
 
 
 def save_settings(model_dir: str | Path, sampling: SamplingConfig, about: AboutConfig | None = None) -> None:
-    """Write `config.yaml` of a checkpoint folder, which gives the model its name."""
+    """Write `config.yaml` of a checkpoint folder; the folder's name becomes the model's name."""
     config = CheckpointConfig(name=Path(model_dir).name, sampling=sampling, about=about or AboutConfig())
     with replace_file(Path(model_dir) / SETTINGS_FILE) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -30,5 +30,5 @@ def load_settings(folder: Path) -> CheckpointConfig:
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); a checkpoint needs its sampling settings") from error
+        raise UserError(f"{path} is missing or damaged ({error}); copy it again, or train the transformer") from error
     return from_dict(CheckpointConfig, values, str(path))

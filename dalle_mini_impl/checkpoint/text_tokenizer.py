@@ -1,4 +1,4 @@
-"""The text tokenizer of a checkpoint folder: one of ours, or one that was imported."""
+"""The text tokenizer of a checkpoint folder: trained by this package, or imported with a model."""
 
 import functools
 import shutil
@@ -10,43 +10,55 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped, replace_file
 
 TEXT_TOKENIZER_FILE = "text_tokenizer.model"
+"""A SentencePiece model trained by this package."""
 JSON_TOKENIZER_FILE = "text_tokenizer.json"
+"""An imported tokenizer in the format of the `tokenizers` library."""
 TEXT_TOKENIZER_FILES = (TEXT_TOKENIZER_FILE, JSON_TOKENIZER_FILE)
 
 
 def has_text_tokenizer(folder: Path) -> bool:
-    """Whether a folder has a text tokenizer, of either kind."""
+    """Whether a folder has a text tokenizer of either kind."""
     return any((folder / name).is_file() for name in TEXT_TOKENIZER_FILES)
 
 
 def read_text_tokenizer(folder: Path) -> TextTokenizer | JsonTokenizer:
-    """The text tokenizer of a folder.
+    """Read the text tokenizer of a folder.
 
     Raises:
         UserError: it is missing or damaged, or there are two.
     """
-    ours, imported = folder / TEXT_TOKENIZER_FILE, folder / JSON_TOKENIZER_FILE
-    if ours.is_file() and imported.is_file():
-        raise UserError(f"{ours} and {imported.name} are both there; remove the one the model was not trained with")
-    path = imported if imported.is_file() else ours
+    trained = folder / TEXT_TOKENIZER_FILE
+    imported = folder / JSON_TOKENIZER_FILE
+    if trained.is_file() and imported.is_file():
+        raise UserError(
+            f"expected one text tokenizer, got {trained} and {imported.name}; "
+            f"remove the one that the model was not trained with"
+        )
+    path = imported if imported.is_file() else trained
     stat = path.stat() if path.is_file() else None
-    return _made(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
+    return _read_cached(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
 
 
 @functools.lru_cache(4)
-def _made(path: Path, _written: tuple[int, int] | None) -> TextTokenizer | JsonTokenizer:
-    """A file's tokenizer. Loading a model asks for it several times, and making one of CLIP's merges takes a while."""
+def _read_cached(path: Path, _version: tuple[int, int] | None) -> TextTokenizer | JsonTokenizer:
+    """Read a file, once per `_version` (time and size): loading a model needs its tokenizer repeatedly, and building
+    CLIP's takes long.
+    """
     return JsonTokenizer.read(path) if path.name == JSON_TOKENIZER_FILE else TextTokenizer(path)
 
 
 def add_text_tokenizer(model_dir: str | Path, source: str | Path) -> TextTokenizer:
-    """Copy a text tokenizer of ours into a checkpoint folder and load it.
+    """Copy a SentencePiece model into a checkpoint folder and load it.
+
+    Args:
+        model_dir: the checkpoint folder; created if missing.
+        source: the `.model` file; names under `tokenizers/` also find the files that ship with the package.
 
     Raises:
-        UserError: the folder already has another one, which other parts may depend on.
+        UserError: the folder already has a different one, which other parts may depend on.
     """
     tokenizer = TextTokenizer(source)
-    _refuse_another(Path(model_dir), tokenizer.identity, f"the config names {source}")
+    _refuse_different(Path(model_dir), tokenizer.identity, f"the config names {source}")
     with replace_file(Path(model_dir) / TEXT_TOKENIZER_FILE) as temporary:
         shutil.copyfile(find_shipped(source), temporary)
     return tokenizer
@@ -56,19 +68,18 @@ def save_text_tokenizer(model_dir: str | Path, tokenizer: JsonTokenizer) -> Path
     """Write an imported text tokenizer into a checkpoint folder.
 
     Raises:
-        UserError: the folder already has another one, which other parts may depend on.
+        UserError: the folder already has a different one, which other parts may depend on.
     """
-    _refuse_another(Path(model_dir), tokenizer.identity, "the imported one is another")
+    _refuse_different(Path(model_dir), tokenizer.identity, "the imported one differs")
     path = Path(model_dir) / JSON_TOKENIZER_FILE
     with replace_file(path) as temporary:
         temporary.write_bytes(tokenizer.content)
     return path
 
 
-def _refuse_another(folder: Path, identity: str, wanted: str) -> None:
-    there = [folder / name for name in TEXT_TOKENIZER_FILES if (folder / name).is_file()]
-    if there and (old := read_text_tokenizer(folder).identity) != identity:
+def _refuse_different(folder: Path, identity: str, new: str) -> None:
+    present = [folder / name for name in TEXT_TOKENIZER_FILES if (folder / name).is_file()]
+    if present and (old := read_text_tokenizer(folder).identity) != identity:
         raise UserError(
-            f"{there[0]} is text tokenizer {old}, but {wanted} ({identity}); "
-            f"use another model_dir or the same tokenizer"
+            f"{present[0]} is text tokenizer {old}, but {new} ({identity}); use another model_dir or the same tokenizer"
         )
