@@ -1,4 +1,4 @@
-"""How the cost of sampling grows with candidates, image ids and width."""
+"""Rows of growth: the cost of sampling over the number of candidates, of image ids and the width."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,39 +10,48 @@ from dalle_mini_impl.bench.sampling import sampling_rows
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.util.plots import new_figure, save_figure
 
-CANDIDATES, SIDES, WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128), (4, 8, 12, 16, 24, 32), (128, 256, 512, 768, 1024)
-USUAL, HEAD = 16, 64
-"""Candidates where something else grows, and the width of a head."""
+CANDIDATES = (1, 2, 4, 8, 16, 32, 64, 128)
+SIDES = (4, 8, 12, 16, 24, 32)
+"""Of the token grid; image ids are their squares."""
+WIDTHS = (128, 256, 512, 768, 1024)
+FIXED_CANDIDATES = 16
+"""Candidates where another quantity grows."""
+HEAD_WIDTH = 64
 AXES = {"candidates": "candidates", "image-ids": "image ids of a picture", "width": "width"}
+"""Quantity that grows -> axis label."""
 
 
 def growth_rows(shape: Shape, machine: MachineSpeed, repeats: int) -> Iterator[BenchRow]:
-    """Time sampling with guidance while one of the three grows and the others are the shape's.
+    """Time sampling with guidance while one quantity grows and the others are the shape's.
 
-    Rows are named `growth/AXIS/VALUE` and have `ms_per_step` and, of what the machine allows, `least_ms` in `details`.
+    Yields:
+        Rows named `growth/AXIS/VALUE`, whose `details` have `ms_per_step` and `least_ms`, the least that the machine's
+        limits allow.
     """
     runs = [("candidates", count, shape, count) for count in CANDIDATES]
-    runs += [("image-ids", side**2, replace(shape, side=side), USUAL) for side in SIDES]
-    runs += [("width", width, replace(shape, n_embd=width, n_head=width // HEAD), USUAL) for width in WIDTHS]
+    runs += [("image-ids", side**2, replace(shape, side=side), FIXED_CANDIDATES) for side in SIDES]
+    runs += [
+        ("width", width, replace(shape, n_embd=width, n_head=width // HEAD_WIDTH), FIXED_CANDIDATES) for width in WIDTHS
+    ]
     for axis, value, grown, count in runs:
         (row,) = sampling_rows(grown, machine, {}, repeats, [count], modes=(True,))
         step = 1e3 * row.ours / grown.image_length
         details = {"shape": shape.name, "ms_per_step": step, "least_ms": step * row.limit_share}
-        yield replace(row, row=f"growth/{axis}/{value}", details=details)
+        yield replace(row, name=f"growth/{axis}/{value}", details=details)
 
 
-def plot(rows: Sequence[BenchRow], path: Path) -> None:
-    """Draw what `growth_rows` gave, one panel for each axis, both scales logarithmic.
+def plot_growth(rows: Sequence[BenchRow], path: Path) -> None:
+    """Plot the rows of `growth_rows`, one panel for each axis, both scales logarithmic.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the file cannot be written.
     """
     figure = new_figure(12, 3.6, extra="bench")
     for panel, (axis, label) in zip(figure.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True):
-        found = [(int(row.row.split("/")[2]), row.details) for row in rows if row.row.startswith(f"growth/{axis}/")]
-        values = [value for value, _ in found]
-        panel.loglog(values, [details["ms_per_step"] for _, details in found], "o-", label="measured")
-        panel.loglog(values, [details["least_ms"] for _, details in found], "--", label="limit of this machine")
+        of_axis = [row for row in rows if row.name.startswith(f"growth/{axis}/")]
+        values = [int(row.name.split("/")[2]) for row in of_axis]
+        panel.loglog(values, [row.details["ms_per_step"] for row in of_axis], "o-", label="measured")
+        panel.loglog(values, [row.details["least_ms"] for row in of_axis], "--", label="limit of this machine")
         panel.set_xticks(values, [str(value) for value in values], minor=False)
         panel.minorticks_off()
         panel.set_xlabel(label)

@@ -1,4 +1,7 @@
-"""Rooflines: what this machine can do at most, measured in the same run as everything that is held against it."""
+"""The machine's limits (roofline model, Williams et al. 2009): memory bandwidth and matrix throughput.
+
+They are measured in the same run as everything that is compared with them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +13,9 @@ import torch
 from dalle_mini_impl.bench.timing import median_seconds
 
 COPY_BYTES = 256 * 2**20
+"""Size of the copy: larger than any cache."""
 SIDE = 2048
+"""Side of the square matrices: large enough for full throughput."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,13 @@ class MachineSpeed:
     """Floating-point operations per second of a large matrix product, by dtype: `bf16`, `fp32`."""
 
     def seconds(self, flops: float, bytes_moved: float, dtype: str) -> float:
-        """Least time for work that needs so many operations and moves so many bytes."""
+        """Least time for work with so many operations and bytes.
+
+        Args:
+            flops: floating-point operations.
+            bytes_moved: bytes read and written.
+            dtype: `fp32`, `bf16` or `int8`, whose products are computed in bf16.
+        """
         return max(flops / self.flops["bf16" if dtype == "int8" else dtype], bytes_moved / self.copy)
 
 

@@ -1,4 +1,4 @@
-"""Rows of attention masks: sampling with layers that look at a part of the picture, beside layers that look at all."""
+"""Rows of attention masks: sampling with sparse attention masks beside full causal attention."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,29 +21,32 @@ SCHEDULES = {
     "conv": (("conv",), ""),
     "dalle-1": (("row", "column", "row", "row"), "conv"),
 }
-"""Masks of the layers, in turn, and of the last (Ramesh et al. 2021, appendix B.1)."""
+"""Schedule -> masks of the layers, repeated in turn, and of the last layer; `dalle-1` is that of Ramesh et al. 2021,
+appendix B.1."""
 
 
 def mask_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequence[int]) -> Iterator[BenchRow]:
-    """Time drawing pictures without guidance, at a shape's lengths and at four times as many positions.
+    """Time sampling without guidance, at a shape's lengths and at four times as many positions.
 
-    Rows are named `masks/TEXT+IMAGE/CANDIDATES/SCHEDULE`; what they are held against is the same model with full
-    attention.
+    Yields:
+        Rows named `masks/TEXT+IMAGE/CANDIDATES/SCHEDULE`, whose peer is the same model with full attention.
     """
-    for longer in (shape, replace(shape, text_length=4 * shape.text_length, side=2 * shape.side)):
-        models = {name: _model(longer, machine, *masks) for name, masks in {"full": (FULL, ""), **SCHEDULES}.items()}
-        prompt, sampling = Prompt([3] * longer.text_length), SamplingConfig(guidance=1.0)
+    for variant in (shape, replace(shape, text_length=4 * shape.text_length, side=2 * shape.side)):
+        models = {name: _model(variant, machine, *masks) for name, masks in {"full": (FULL, ""), **SCHEDULES}.items()}
+        prompt, sampling = Prompt([3] * variant.text_length), SamplingConfig(guidance=1.0)
         for count in counts:
             runs = {
-                name: partial(generate, model, longer.stream(), prompt, list(range(count)), sampling)
+                name: partial(generate, model, variant.stream(), prompt, list(range(count)), sampling)
                 for name, model in models.items()
             }
             seconds = median_seconds(runs, machine.device, repeats)
             for name in SCHEDULES:
-                row = f"masks/{longer.text_length}+{longer.image_length}/{count}/{name}"
-                steps = [1e3 * seconds[which] / longer.image_length for which in (name, "full")]
-                note = f"{steps[0]:.2f} ms/step, full {steps[1]:.2f}"
-                yield BenchRow(row, seconds[name], "full", seconds["full"], note=note, details={"shape": shape.name})
+                row_name = f"masks/{variant.text_length}+{variant.image_length}/{count}/{name}"
+                masked_ms, full_ms = (1e3 * seconds[run] / variant.image_length for run in (name, "full"))
+                note = f"{masked_ms:.2f} ms/step, full {full_ms:.2f}"
+                yield BenchRow(
+                    row_name, seconds[name], "full", seconds["full"], note=note, details={"shape": shape.name}
+                )
 
 
 def _model(

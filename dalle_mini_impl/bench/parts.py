@@ -1,4 +1,4 @@
-"""Rows of the other parts: image tokenizer, scorer, text tokenizer, and commands from a cold start."""
+"""Rows of the other parts: image tokenizer, scorer, text tokenizer, and the start-up of commands."""
 
 import subprocess
 import sys
@@ -22,43 +22,49 @@ from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.train.losses.pictures import reconstruction_loss
 
 PICTURES = 64
+"""Per batch."""
 CAPTIONS = ("a red heart", "ein lachendes Gesicht mit Sonnenbrille", "en hund", "punane süda, keel", "三毛猫") * 200
-STAGES = (
+"""Captions to tokenize, in five languages."""
+STARTUP_STAGES = (
     ("python", "pass"),
     ("torch", "import torch"),
     ("the package", "import dalle_mini_impl.pipeline.dalle_mini"),
     ("the model", "from dalle_mini_impl.pipeline.dalle_mini import DalleMini; DalleMini.from_pretrained('emoji')"),
 )
+"""Name and code of each stage of a command's start-up; each contains the stages before it."""
 
 
 def image_tokenizer_rows(machine: MachineSpeed, with_peer: bool, repeats: int) -> Iterator[BenchRow]:
-    """Encode, decode and train the shipped image tokenizer, beside a `DiscreteVAE` of the same grid and ids."""
+    """Time encoding, decoding and training of the shipped image tokenizer.
+
+    Args:
+        machine: its device is used.
+        with_peer: also measure dalle-pytorch's `DiscreteVAE` of the same token grid and codebook size.
+        repeats: rounds of which the median counts.
+    """
     device = machine.device
-    ours = ImageTokenizer.from_pretrained("emoji", device)
-    size, factor = ours.config.image_size, ours.config.factor
+    tokenizer = ImageTokenizer.from_pretrained("emoji", device)
+    size = tokenizer.config.image_size
     pixels = torch.rand(PICTURES, 3, size, size, device=device) * 2 - 1
-    ids = ours.encode(pixels)
+    ids = tokenizer.encode(pixels)
     runs: dict[str, dict[str, Callable[[], Any]]] = {
-        "encode": {"ours": lambda: _encode(ours, pixels)},
-        "decode": {"ours": lambda: ours.decode(ids)},
-        "train/image-tokenizer": {"ours": _trainer(ours, pixels)},
+        "encode": {"ours": lambda: _encode(tokenizer, pixels)},
+        "decode": {"ours": lambda: tokenizer.decode(ids)},
+        "train/image-tokenizer": {"ours": _training_step(tokenizer, pixels)},
     }
     if with_peer:
-        theirs = (
-            import_dalle_pytorch()
-            .DiscreteVAE(
-                image_size=size,
-                num_layers=factor.bit_length() - 1,
-                num_tokens=ours.codebook_size,
-                codebook_dim=512,
-                hidden_dim=256,
-                num_resnet_blocks=2,
-            )
-            .to(device)
-        )  # sizes of its own training script
-        runs["encode"]["dalle-pytorch"] = lambda: theirs.get_codebook_indices(pixels)
-        runs["decode"]["dalle-pytorch"] = lambda: theirs.decode(ids.flatten(1))
-        runs["train/image-tokenizer"]["dalle-pytorch"] = lambda: theirs(pixels, return_loss=True).backward()
+        vae = import_dalle_pytorch().DiscreteVAE(
+            image_size=size,
+            num_layers=tokenizer.config.factor.bit_length() - 1,
+            num_tokens=tokenizer.codebook_size,
+            codebook_dim=512,  # this and the next two as in its own training script
+            hidden_dim=256,
+            num_resnet_blocks=2,
+        )
+        vae.to(device)
+        runs["encode"]["dalle-pytorch"] = lambda: vae.get_codebook_indices(pixels)
+        runs["decode"]["dalle-pytorch"] = lambda: vae.decode(ids.flatten(1))
+        runs["train/image-tokenizer"]["dalle-pytorch"] = lambda: vae(pixels, return_loss=True).backward()
     for name, pair in runs.items():
         with torch.set_grad_enabled(name.startswith("train")):
             seconds = median_seconds(pair, device, repeats)
@@ -70,27 +76,27 @@ def image_tokenizer_rows(machine: MachineSpeed, with_peer: bool, repeats: int) -
 
 
 def _encode(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> torch.Tensor:
-    """As the stage that encodes a set of pictures does."""
+    """Encode in bf16, as the training stage `encode` does."""
     with torch.autocast(pixels.device.type, torch.bfloat16):
         return tokenizer.encode(pixels)
 
 
-def _trainer(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward pass of an untrained image tokenizer of the same shape."""
+def _training_step(tokenizer: ImageTokenizer, pixels: torch.Tensor) -> Callable[[], None]:
+    """A function that runs the forward and backward pass of an untrained image tokenizer of the same shape."""
     run = ImageTokenizerRun(model=tokenizer.config)
-    fresh = ImageTokenizer(run.model, run.commitment).to(pixels.device).train()
+    untrained = ImageTokenizer(run.model, run.commitment).to(pixels.device).train()
 
     def step() -> None:
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            result = fresh(pixels)
+            result = untrained(pixels)
         (reconstruction_loss(result.pixels, pixels, run.edge) + result.auxiliary).backward()
-        fresh.zero_grad()
+        untrained.zero_grad()
 
     return step
 
 
 def scorer_rows(machine: MachineSpeed, repeats: int) -> Iterator[BenchRow]:
-    """Score pictures against a caption, and cut captions into ids."""
+    """Time scoring pictures with the shipped scorer, and tokenizing captions."""
     scorer = Scorer.from_pretrained("emoji", machine.device)
     size = scorer.image_size
     pixels = torch.rand(PICTURES, 3, size, size) * 2 - 1
@@ -109,7 +115,7 @@ def scorer_rows(machine: MachineSpeed, repeats: int) -> Iterator[BenchRow]:
 
 
 def startup_rows(device: str, repeats: int) -> Iterator[BenchRow]:
-    """Commands from a cold process, and where their time goes."""
+    """Time commands in a fresh process, and the stages of their start-up."""
     with tempfile.TemporaryDirectory() as folder:
         grid = str(Path(folder) / "grid.png")
         commands = {
@@ -117,16 +123,16 @@ def startup_rows(device: str, repeats: int) -> Iterator[BenchRow]:
             "startup/sample": ["-m", "dalle_mini_impl", "sample", "a red heart", "--out", grid, "--device", device],
         }
         for name, command in commands.items():
-            yield BenchRow(name, _cold(command, repeats))
-    before = 0.0
-    for name, code in STAGES:
-        seconds = _cold(["-c", code], repeats)
-        yield BenchRow(f"startup/of which {name}", max(seconds - before, 0.0))
-        before = seconds
+            yield BenchRow(name, _fresh_process_seconds(command, repeats))
+    previous = 0.0
+    for name, code in STARTUP_STAGES:
+        seconds = _fresh_process_seconds(["-c", code], repeats)
+        yield BenchRow(f"startup/of which {name}", max(seconds - previous, 0.0))
+        previous = seconds
 
 
-def _cold(arguments: list[str], repeats: int) -> float:
-    """Median seconds of a fresh Python process; one goes before, so that files are in memory as on any second use."""
+def _fresh_process_seconds(arguments: list[str], repeats: int) -> float:
+    """Median seconds of a fresh Python process, after one that loads the files into the system's cache."""
     seconds = []
     for _ in range(1 + repeats):
         start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""The peers ours is measured against: dalle-pytorch 1.6.6 and a plain transformers language model.
+"""Peers to compare with: dalle-pytorch 1.6.6 and a Llama-style language model of the transformers library.
 
-Neither is needed for anything else. Where one is not installed, its column stays empty.
+Nothing else needs them. A peer that is not installed is left out.
 """
 
 import importlib
@@ -18,28 +18,30 @@ from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 GUIDANCE = 3.0
+"""Scale of classifier-free guidance in all comparisons."""
 TOP_K = 256
+"""Image ids to sample from in all comparisons."""
 
 STAND_INS = ("requests", "torchvision", "omegaconf", "taming", "taming.models", "taming.models.vqgan", "pkg_resources")
-"""What dalle-pytorch imports and does not use here; some of it can no longer be installed."""
+"""Modules that dalle-pytorch imports but does not use here; some can no longer be installed, so empty ones are used."""
 
 
 class Peer(Protocol):
-    """A model of a shape that draws image ids and learns."""
+    """A model that can sample image ids and be trained."""
 
     name: str
 
     def sample(self, candidates: int, guided: bool) -> Tensor:
-        """Draw (candidates, h * w) image ids for one caption."""
+        """Sample image ids (candidates, h * w) for one caption."""
         ...
 
     def loss(self, text_ids: Tensor, image_ids: Tensor) -> Tensor:
-        """Mean nats of text (B, L) and image ids (B, h * w), image weighted sevenfold."""
+        """Mean nats of text ids (B, L) and image ids (B, h * w), those of image ids weighted by 7."""
         ...
 
 
 def import_dalle_pytorch() -> Any:
-    """The dalle-pytorch package, which imports only with stand-ins for some of what it asks for.
+    """Import the dalle-pytorch package, with empty modules in place of `STAND_INS` during the import.
 
     Raises:
         UserError: it is not installed.
@@ -54,16 +56,23 @@ def import_dalle_pytorch() -> Any:
     sys.modules.update(stand_ins)
     try:
         return importlib.import_module("dalle_pytorch")
-    finally:  # others ask whether these are there
+    finally:  # other code tests whether these modules can be imported
         for name in STAND_INS:
             del sys.modules[name]
         sys.modules.update(hidden)
 
 
 class DallePytorch:
-    """dalle-pytorch at its best settings: with its cache, all candidates at once.
+    """dalle-pytorch at its fastest settings: with its cache, all candidates at once.
 
-    It has more weights per block at the same width: its feed-forward layer is 4 wide and gated.
+    At equal width it has more weights per block: its feed-forward layer is gated and four times as wide.
+
+    Args:
+        shape: of the transformer.
+        device: where to compute.
+
+    Raises:
+        UserError: dalle-pytorch is not installed.
     """
 
     name = "dalle-pytorch"
@@ -83,26 +92,34 @@ class DallePytorch:
             "depth": shape.n_layer, "heads": shape.n_head, "dim_head": shape.n_embd // shape.n_head,
         }  # fmt: skip
         self.model = package.DALLE(vae=vae, **self.hparams).to(device)
-        vae.decode = lambda ids: ids  # only drawing ids is compared
+        vae.decode = lambda ids: ids  # only sampling of ids is compared
         self.shape, self.device = shape, device
 
     @torch.no_grad()
     def sample(self, candidates: int, guided: bool) -> Tensor:
-        """Draw (candidates, h * w) image ids for one caption."""
-        # A new tensor every time: guidance writes into it.
+        """Sample image ids (candidates, h * w) for one caption."""
+        # A new tensor for every call: its guidance overwrites the prompt.
         text = torch.full((candidates, self.shape.text_length), 3, device=self.device)
-        share = 1 - TOP_K / self.model.total_tokens
-        # At exactly 1 it drops its cache and computes the whole stream at every step; next to 1 it keeps it.
+        threshold = 1 - TOP_K / self.model.total_tokens
+        # At exactly 1 it does not use its cache and computes the whole stream at every step; near 1 it does.
         scale = GUIDANCE if guided else 1.0 + 1e-6
-        return self.model.generate_images(text, filter_thres=share, cond_scale=scale, use_cache=True)
+        return self.model.generate_images(text, filter_thres=threshold, cond_scale=scale, use_cache=True)
 
     def loss(self, text_ids: Tensor, image_ids: Tensor) -> Tensor:
-        """Mean nats of text (B, L) and image ids (B, h * w), image weighted sevenfold."""
+        """Mean nats of text ids (B, L) and image ids (B, h * w), those of image ids weighted by 7."""
         return self.model(text_ids, image_ids, return_loss=True)
 
 
 class Llama:
-    """A Llama-style model of the transformers library with a static cache, in bf16."""
+    """A Llama-style model of the transformers library with a static cache, in bf16.
+
+    Args:
+        shape: of the transformer; its feed-forward layer has about as many weights as this package's.
+        device: where to compute.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
 
     name = "transformers"
 
@@ -132,7 +149,7 @@ class Llama:
 
     @torch.no_grad()
     def sample(self, candidates: int, guided: bool) -> Tensor:
-        """Draw (candidates, h * w) image ids for one caption."""
+        """Sample image ids (candidates, h * w) for one caption."""
         if self.model.dtype != torch.bfloat16:
             self.model.bfloat16().eval()
         prefix = self.stream.prefix([[3] * self.shape.text_length]).to(self.device).expand(candidates, -1)
@@ -152,7 +169,7 @@ class Llama:
         return ids[:, prefix.shape[1] :] - self.stream.image_offset
 
     def loss(self, text_ids: Tensor, image_ids: Tensor) -> Tensor:
-        """Mean nats of text (B, L) and image ids (B, h * w), image weighted sevenfold."""
+        """Mean nats of text ids (B, L) and image ids (B, h * w), those of image ids weighted by 7."""
         length = self.shape.text_length
         bos = torch.ones(len(text_ids), 1, dtype=torch.int64, device=self.device)
         ids = torch.cat([bos, text_ids, image_ids + self.stream.image_offset], 1)

@@ -1,63 +1,66 @@
-"""What a benchmark found, as a table and as JSON."""
+"""Rows of benchmark results, as a table and as JSON."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dalle_mini_impl.util.tables import aligned_table
+
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One piece of work, ours beside one peer's or alone."""
+    """One piece of work: this package beside one peer, or alone."""
 
-    row: str
+    name: str
     """Such as `sample/16/guided`."""
     ours: float
-    """Seconds; nats or dB in the learning race."""
+    """Seconds of this package; nats or dB in the learning races."""
     peer: str = ""
+    """Name of the peer; empty for none."""
     theirs: float = math.nan
+    """The peer's value in the same unit."""
     limit_share: float = math.nan
-    """Least time the machine allows for this work divided by ours, 0 to 1."""
+    """Least seconds that the machine's limits allow for this work divided by `ours`, in [0, 1]."""
     note: str = ""
-    """Speed and memory in the units people compare."""
+    """Speed and memory in the units in which they are usually compared."""
     higher_is_better: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+    """Further values, for JSON only."""
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is; NaN without a peer, where ours may also be 0."""
-        if math.isnan(self.theirs):
+        """By which factor `ours` is better than `theirs`; NaN without a peer."""
+        if math.isnan(self.theirs):  # before dividing: a row without a peer may take 0 seconds
             return math.nan
         return self.ours / self.theirs if self.higher_is_better else self.theirs / self.ours
 
-    def facts(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN."""
+    def as_json(self) -> dict[str, Any]:
+        """All fields and the ratio as plain values, None in place of NaN, which JSON lacks."""
         values = {**asdict(self), "ratio": self.ratio}
         return {
             name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()
         }
 
 
-def table(rows: Sequence[BenchRow]) -> str:
-    """Aligned text, one line a row."""
-    header = ("row", "ours", "peer", "theirs", "ratio", "of limit", "")
-    lines = [header, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+def bench_table(rows: Sequence[BenchRow]) -> str:
+    """Aligned text, one line per row."""
+    titles = ("row", "ours", "peer", "theirs", "ratio", "of limit", "")
+    return aligned_table([titles, *(_cells(row) for row in rows)])
 
 
 def _cells(row: BenchRow) -> tuple[str, ...]:
     return (
-        row.row,
+        row.name,
         f"{row.ours:.4g}",
         row.peer,
-        _shown(row.theirs, ".4g"),
-        _shown(row.ratio, ".2f") + "x" * (not math.isnan(row.ratio)),
-        _shown(row.limit_share, ".0%"),
+        _format(row.theirs, ".4g"),
+        _format(row.ratio, ".2f") + "x" * (not math.isnan(row.ratio)),
+        _format(row.limit_share, ".0%"),
         row.note,
     )
 
 
-def _shown(value: float, form: str) -> str:
-    return "" if math.isnan(value) else format(value, form)
+def _format(value: float, specification: str) -> str:
+    """A number, or nothing for NaN."""
+    return "" if math.isnan(value) else format(value, specification)

@@ -1,4 +1,4 @@
-"""Rows of sampling: candidates for one caption, with and without guidance, ours beside the peers'."""
+"""Rows of sampling: candidates for one caption, with and without guidance, beside the peers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ from dalle_mini_impl.sampling.packing import choose_precision, pack
 
 
 @dataclass(frozen=True)
-class Contest:
-    """A model of ours and others that draw the same number of ids."""
+class SamplingComparison:
+    """A transformer of this package and peers that sample the same number of ids."""
 
     name: str
-    """What the rows' names begin with."""
+    """First part of the rows' names."""
     shape: Shape
     stream: Stream
     transformer: Transformer
-    """Ours, on the machine's device."""
+    """On the machine's device."""
     peers: Mapping[str, Peer]
 
 
@@ -45,17 +45,31 @@ def sampling_rows(
     counts: Sequence[int],
     modes: Sequence[bool] = (True, False),
 ) -> Iterator[BenchRow]:
-    """Time drawing the image ids of several candidates for one full-length caption, guided or not."""
+    """Time sampling the image ids of several candidates for one full-length caption.
+
+    Args:
+        shape: of all models.
+        machine: its limits.
+        peers: name -> function that builds a peer.
+        repeats: rounds of which the median counts.
+        counts: numbers of candidates.
+        modes: with (True) and without guidance (False).
+
+    Yields:
+        Rows named `sample/CANDIDATES/guided` or `sample/CANDIDATES/plain`, one for each peer.
+    """
     transformer = shape.build().to(machine.device).eval()
     randomise(transformer)
     built = {name: build() for name, build in peers.items()}
-    yield from contest_rows(
-        Contest("sample", shape, shape.stream(), transformer, built), machine, repeats, counts, modes
-    )
+    comparison = SamplingComparison("sample", shape, shape.stream(), transformer, built)
+    yield from comparison_rows(comparison, machine, repeats, counts, modes)
 
 
 def imported_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequence[int]) -> Iterator[BenchRow]:
-    """The same of a model of dalle-pytorch and of what `dalle import` makes of it: one set of weights on both sides.
+    """Time sampling of a dalle-pytorch model and of the same model converted by `dalle import`: equal weights.
+
+    Yields:
+        Rows named `imported/CANDIDATES/guided` or `imported/CANDIDATES/plain`.
 
     Raises:
         UserError: dalle-pytorch is not installed.
@@ -65,16 +79,24 @@ def imported_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Seq
     _, imported = dalle_pytorch_model.convert(peer.hparams, Weights("dalle-pytorch", weights), (HALF, HALF))
     transformer = build_transformer(imported.config, imported.stream)
     transformer.load_state_dict(imported.tensors)
-    contest = Contest("imported", shape, Stream(imported.stream), transformer.to(machine.device), {peer.name: peer})
-    yield from contest_rows(contest, machine, repeats, counts)
+    stream = Stream(imported.stream)
+    comparison = SamplingComparison("imported", shape, stream, transformer.to(machine.device), {peer.name: peer})
+    yield from comparison_rows(comparison, machine, repeats, counts)
 
 
-def contest_rows(
-    contest: Contest, machine: MachineSpeed, repeats: int, counts: Sequence[int], modes: Sequence[bool] = (True, False)
+def comparison_rows(
+    comparison: SamplingComparison,
+    machine: MachineSpeed,
+    repeats: int,
+    counts: Sequence[int],
+    modes: Sequence[bool] = (True, False),
 ) -> Iterator[BenchRow]:
-    """Time each side for each number of candidates, guided or not."""
-    shape, stream, transformer = contest.shape, contest.stream, contest.transformer
-    dtype, weights = choose_precision("auto", transformer), matrix_weights(transformer)
+    """Time all models for each number of candidates, with and without guidance; see `sampling_rows`."""
+    shape = comparison.shape
+    stream = comparison.stream
+    transformer = comparison.transformer
+    dtype = choose_precision("auto", transformer)
+    weights = matrix_weights(transformer)
     pack(transformer, dtype, stream.image_range)
     for count in counts:
         for guided in modes:
@@ -82,23 +104,23 @@ def contest_rows(
             prompt = Prompt([3] * shape.text_length)
             ours = partial(generate, transformer, stream, prompt, list(range(count)), sampling)
             runs: dict[str, Callable[[], Any]] = {"ours": ours}
-            runs |= {name: partial(peer.sample, count, guided) for name, peer in contest.peers.items()}
+            runs |= {name: partial(peer.sample, count, guided) for name, peer in comparison.peers.items()}
             seconds = median_seconds(runs, machine.device, repeats)
             cost = decode_cost(shape, weights, count, guided, dtype)
             least = shape.image_length * machine.seconds(cost.flops, cost.bytes_moved, dtype)
-            mine = seconds["ours"]
+            own = seconds["ours"]
             note = (
-                f"{1e3 * mine / shape.image_length:.2f} ms/step, {count * shape.image_length / mine:.0f} ids/s, "
+                f"{1e3 * own / shape.image_length:.2f} ms/step, {count * shape.image_length / own:.0f} ids/s, "
                 f"{peak_memory(ours, machine.device) / 2**20:.0f} MiB"
             )
-            name = f"{contest.name}/{count}/{'guided' if guided else 'plain'}"
+            name = f"{comparison.name}/{count}/{'guided' if guided else 'plain'}"
             details = {"shape": shape.name, "precision": dtype}
-            for peer in [*contest.peers] or [""]:
-                yield BenchRow(name, mine, peer, seconds.get(peer, torch.nan), least / mine, note, details=details)
+            for peer in [*comparison.peers] or [""]:
+                yield BenchRow(name, own, peer, seconds.get(peer, torch.nan), least / own, note, details=details)
 
 
 def randomise(transformer: nn.Module) -> None:
-    """Give every matrix weights of the usual size: some start at zero, which samples nothing but ties."""
+    """Fill every matrix with random weights of the usual scale; untrained ones are partly zero: all logits equal."""
     generator = torch.Generator().manual_seed(0)
     for parameter in transformer.parameters():
         if parameter.ndim == 2:

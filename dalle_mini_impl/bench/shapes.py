@@ -1,4 +1,4 @@
-"""Model shapes to measure at, and what each piece of work must cost at least."""
+"""Transformer shapes to measure at, and the least operations and bytes of each piece of work."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,12 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
 
 BYTES = {"bf16": 2, "fp32": 4, "int8": 1}
+"""Per weight."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer and its stream, all sizes that ours and the peers' have in common."""
+    """A transformer and its stream: the sizes that this package's model and the peers' have in common."""
 
     name: str
     n_embd: int
@@ -28,7 +29,7 @@ class Shape:
 
     @property
     def image_length(self) -> int:
-        """Image ids of a picture."""
+        """Image ids per picture."""
         return self.side**2
 
     @property
@@ -49,7 +50,12 @@ class Shape:
         )
 
     def build(self, attention_masks: tuple[str, ...] = ("full",), last_attention_mask: str = "") -> Transformer:
-        """Our transformer of this shape, untrained; its masks as `TransformerConfig` has them."""
+        """An untrained transformer of this shape.
+
+        Args:
+            attention_masks: of the layers, repeated in turn, as in `TransformerConfig`.
+            last_attention_mask: of the last layer; empty for the one whose turn it is.
+        """
         config = TransformerConfig(
             n_layer=self.n_layer,
             n_head=self.n_head,
@@ -70,42 +76,48 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Work that cannot be avoided."""
+    """Least work of an operation."""
 
     flops: float
     bytes_moved: float
 
 
 def matrix_weights(transformer: Transformer) -> int:
-    """Weights that every position is multiplied with: the blocks' matrices, without embeddings and head."""
+    """Number of weights that every position is multiplied with: the blocks' matrices, without embeddings and head."""
     return sum(p.numel() for p in transformer.blocks.parameters() if p.ndim == 2)
 
 
 def decode_cost(shape: Shape, weights: int, candidates: int, guided: bool, dtype: str) -> Cost:
-    """One decoding step, halfway through the picture.
+    """Cost of one decoding step, halfway through the picture.
 
-    Weights are read once; keys and values of the prompt once per caption, those of the picture once per row.
+    Weights are read once; cached keys and values of the prompt once per caption, those of the picture once per row.
 
     Args:
         shape: of the model.
-        weights: what `matrix_weights` says of it.
+        weights: from `matrix_weights`.
         candidates: N.
-        guided: whether each has a second row.
-        dtype: of the weights; `int8` keeps keys and values in bf16.
+        guided: whether each candidate has a second row, for classifier-free guidance.
+        dtype: of the weights; with `int8` keys and values are bf16.
     """
     captions = 2 if guided else 1
-    rows, seen = captions * candidates, shape.image_length / 2
+    rows = captions * candidates
+    sampled = shape.image_length / 2
     weights += shape.n_embd * shape.image_vocab
-    attention = 4 * shape.n_layer * shape.n_embd * rows * (1 + shape.text_length + seen)
-    cached = 2 * shape.n_layer * shape.n_embd * (captions * (1 + shape.text_length) + rows * seen)
+    attention = 4 * shape.n_layer * shape.n_embd * rows * (1 + shape.text_length + sampled)
+    cached = 2 * shape.n_layer * shape.n_embd * (captions * (1 + shape.text_length) + rows * sampled)
     cache_bytes = BYTES["bf16" if dtype == "int8" else dtype]
     return Cost(2 * rows * weights + attention, weights * BYTES[dtype] + cached * cache_bytes)
 
 
 def train_cost(shape: Shape, weights: int, batch: int) -> Cost:
-    """Forward and backward of one step; twice the forward's operations go backward (Kaplan et al. 2020).
+    """Cost of one training step; the backward pass takes twice the forward's operations (Kaplan et al. 2020).
 
-    Causal attention needs half of the pairs of positions. Logits count only where they are needed.
+    Causal attention needs half of all pairs of positions. Logits count for the vocabulary that a position can have.
+
+    Args:
+        shape: of the model.
+        weights: from `matrix_weights`.
+        batch: pictures.
     """
     length = shape.length - 1
     head = shape.text_length * (shape.text_vocab + shape.text_length) + shape.image_length * shape.image_vocab

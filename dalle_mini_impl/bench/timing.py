@@ -1,4 +1,4 @@
-"""Timing of several things in turn, so that a noisy machine is noisy for all of them alike."""
+"""Time and memory of several runs, interleaved, so that noise of the machine affects all of them alike."""
 
 import threading
 import time
@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 STATM = Path("/proc/self/statm")
+"""Memory use of this process on Linux, in pages."""
 SAMPLING_SECONDS = 0.005
+"""Interval at which memory use is read."""
 
 
-def wait_for(device: str) -> None:
-    """Wait until a device has done what it was given."""
+def synchronize(device: str) -> None:
+    """Wait until a device has finished all work queued on it."""
     if device.startswith(("cuda", "mps")):
         torch.accelerator.synchronize()
 
@@ -25,29 +27,29 @@ def median_seconds(
     """Median seconds of each run.
 
     Args:
-        runs: what to time, by name. Each round runs every one of them once.
-        device: waited for before the clock is read.
+        runs: functions to time, by name. Each round calls every one of them once.
+        device: synchronised before the clock is read.
         repeats: rounds that count.
-        warm_up: rounds before, which do not; by default one, unless a single one is asked for in all.
+        warm_up: rounds before those, which do not count; by default one, or none if `repeats` is 1.
     """
     warm_up = min(1, repeats - 1) if warm_up is None else warm_up
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warm_up + repeats):
         for name, run in runs.items():
-            wait_for(device)
+            synchronize(device)
             start = time.perf_counter()
             run()
-            wait_for(device)
+            synchronize(device)
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
     return {name: median(values) for name, values in seconds.items()}
 
 
 def peak_memory(run: Callable[[], Any], device: str) -> float:
-    """Bytes by which memory in use rises at most while something runs; NaN where this cannot be told.
+    """Largest increase of memory in use, in bytes, while a function runs; NaN where it cannot be measured.
 
-    On a CPU the process is watched from a second thread; memory that is taken again after it was freed, and
-    kept by the allocator in between, does not count.
+    On a CPU a second thread reads the process's resident memory. Memory that the allocator had kept after an earlier
+    use does not count.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -79,6 +81,6 @@ def _resident_pages() -> int:
 
 
 def _page_size() -> int:
-    import resource
+    import resource  # which Windows lacks
 
     return resource.getpagesize()

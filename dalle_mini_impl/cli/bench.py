@@ -1,108 +1,162 @@
-"""`dalle bench`: how fast this machine runs it, beside the peers and the machine's own limits."""
+"""`dalle bench`: speed on this machine, beside peers and the machine's own limits."""
 
+import importlib.util
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.options import (
+    CommaSeparated,
+    device_option,
+    echo_text,
+    examples,
+    json_option,
+    write_json_file,
+)
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import write_json
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.machine import MachineSpeed
     from dalle_mini_impl.bench.report import BenchRow
 
 PARTS = ("sample", "train", "parts", "startup")
-"""What is measured unless `--only` says otherwise."""
+"""What is measured unless `--only` is given."""
+MORE_PARTS = ("imported", "growth", "masks", "search")
+"""What `--only` can add; these take minutes each, or need a peer."""
+SHAPE_NAMES = ("R", "emoji", "gpu", "quick")
+"""Keys of `bench.shapes.SHAPES`, repeated here because that module imports torch."""
+PEER_MODULES = {"dalle-pytorch": "dalle_pytorch", "transformers": "transformers", "faiss": "faiss"}
+"""Peer -> module that it is imported as."""
+SEARCH_VECTORS = 1_000_000
+QUICK_SEARCH_VECTORS = 4096
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="A tiny shape, once each: shows that everything runs, not how fast.")
-@click.option("--shape", default="R", show_default=True, help="Transformer shape: R, emoji, gpu or quick.")
+@click.command(
+    epilog=examples(
+        "dalle bench --quick",
+        "dalle bench --only sample --only train --candidates 1,16 --json speed.json",
+    )
+)
+@click.option("--quick", is_flag=True, help="Tiny shape, one round: a test that everything runs.")
+@click.option(
+    "--shape", type=click.Choice(SHAPE_NAMES), default="R", show_default=True, help="Shape of the transformer."
+)
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice([*PARTS, "imported", "growth", "masks", "search"]),
-    help="Just these parts; may be given several times.  [default: all but imported, growth, masks and search]",
+    type=click.Choice([*PARTS, *MORE_PARTS]),
+    help=f"What to measure; may be repeated.  [default: {', '.join(PARTS)}]",
 )
 @click.option(
-    "--peer", "peers", multiple=True, help="dalle-pytorch, transformers, faiss or none.  [default: all installed]"
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice([*PEER_MODULES, "none"]),
+    help="Peers to measure; may be repeated.  [default: all that are installed]",
 )
-@click.option("--candidates", default="1,16,64", show_default=True, help="Sampling and masks: how many at a time.")
-@click.option("--repeats", default=5, show_default=True, help="Rounds of which the median counts.")
-@click.option("--minutes", default=0.0, help="Learning races: minutes for each side; 0 leaves them out.")
-@click.option("--configs", default="configs/emoji", show_default=True, help="Learning races: folder of what to train.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-@click.option("--plot", type=click.Path(dir_okay=False), help="With --only growth: also draw the figures here.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Also write the figures here.")
-def bench(quick: bool, **options: Any) -> None:
-    """Measure speed: rooflines, sampling, training, the other parts, and start-up, in one run."""
+@click.option(
+    "--candidates",
+    "-n",
+    type=CommaSeparated(click.IntRange(1), minimum=1),
+    default="1,16,64",
+    show_default=True,
+    metavar="A,B",
+    help="Numbers of candidates for sampling and masks.",
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds of which the median counts."
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Learning races: minutes for each side; 0 runs none.",
+)
+@click.option(
+    "--configs",
+    type=click.Path(path_type=Path),
+    default="configs/emoji",
+    show_default=True,
+    help="Learning races: folder of training configs.",
+)
+@click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="PNG for --only growth (extra: bench).")
+@json_option("Write the rows as JSON to FILE; - is standard output.")
+@device_option()
+def bench(
+    quick: bool,
+    shape: str,
+    only: tuple[str, ...],
+    peers: tuple[str, ...],
+    candidates: tuple[int, ...],
+    repeats: int,
+    minutes: float,
+    configs: Path,
+    plot_file: str | None,
+    json_file: str | None,
+    device: str,
+) -> None:
+    """Measure speed against peers and the machine's limits.
+
+    Measures sampling, training, the other parts and start-up in one run, beside what is possible at the machine's
+    measured memory bandwidth and matrix throughput. In a clone, make peers installs the peers.
+    """
+    if plot_file and "growth" not in only:
+        raise UserError("expected --only growth with --plot, which plots its rows, got neither; add --only growth")
+    if quick:
+        shape = "quick"
+        repeats = 1
+
     from dalle_mini_impl.bench.machine import measure_machine
-    from dalle_mini_impl.bench.report import table
-    from dalle_mini_impl.bench.shapes import SHAPES
+    from dalle_mini_impl.bench.report import bench_table
     from dalle_mini_impl.util.devices import choose_device
 
-    name = "quick" if quick else options["shape"]
-    if name not in SHAPES:
-        raise UserError(f"unknown shape {name!r}; expected {', '.join(SHAPES)}")
-    if options["plot"] and "growth" not in options["only"]:
-        raise UserError("--plot was given without --only growth, which is what it draws; add that")
-    repeats = 1 if quick else options["repeats"]
-    if repeats < 1:
-        raise UserError(f"--repeats {repeats} was given, expected at least 1")
-    counts = [int(part) if part.isdecimal() else 0 for part in options["candidates"].split(",")]
-    if min(counts) < 1:
-        raise UserError(f"--candidates {options['candidates']!r} was given, expected numbers such as 1,16")
-    device = choose_device(options["device"])
+    echo = partial(echo_text, json_file=json_file)
+    device = choose_device(device)
     machine = measure_machine(device, repeats)
-    click.echo(
+    echo(
         f"{device}: copy {machine.copy / 1e9:.0f} GB/s read and written, products "
         + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items())
     )
     rows: list[BenchRow] = []
-    if options["minutes"]:
+    if minutes:
         from dalle_mini_impl.bench import race, race_image_tokenizer
 
-        folder = Path(options["configs"])
-        rows += race.race(folder / "transformer.yaml", options["minutes"], device)
-        rows += race_image_tokenizer.race(folder / "image_tokenizer.yaml", options["minutes"], device)
-    peers = find_peers(options["peers"])
-    for row in all_rows(machine, name, peers, options["only"] or PARTS, repeats, counts):
+        rows += race.race(configs / "transformer.yaml", minutes, device)
+        rows += race_image_tokenizer.race(configs / "image_tokenizer.yaml", minutes, device)
+    peer_classes = find_peers(peers)
+    for row in all_rows(machine, shape, peer_classes, only or PARTS, repeats, candidates):
         rows.append(row)
-        click.echo(f"  {row.row} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
-    click.echo(table(rows))
-    if options["plot"]:
-        from dalle_mini_impl.bench.growth import plot
+        click.echo(f"  {row.name} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
+    echo(bench_table(rows))
+    if plot_file:
+        from dalle_mini_impl.bench.growth import plot_growth
 
-        plot(rows, Path(options["plot"]))
-        click.echo(options["plot"])
-    if options["json_file"]:
-        click.echo(write_json(options["json_file"], [row.facts() for row in rows]))
+        plot_growth(rows, Path(plot_file))
+        echo(plot_file)
+    write_json_file(json_file, [row.as_json() for row in rows])
 
 
-def find_peers(wanted: tuple[str, ...]) -> dict[str, Any]:
-    """Classes of the wanted peers by name; of all that are installed where none is named.
+def find_peers(names: tuple[str, ...]) -> dict[str, Any]:
+    """Classes of peers by name.
+
+    Args:
+        names: keys of `PEER_MODULES`, or `none`; empty for all that are installed.
 
     Raises:
-        UserError: a peer is unknown, or wanted and not installed.
+        UserError: a peer is named and not installed.
     """
-    import importlib.util
-
     from dalle_mini_impl.bench.peers import DallePytorch, Llama
     from dalle_mini_impl.bench.search import Faiss
 
-    known: dict[str, tuple[Any, str]] = {
-        "dalle-pytorch": (DallePytorch, "dalle_pytorch"),
-        "transformers": (Llama, "transformers"),
-        "faiss": (Faiss, "faiss"),
-    }
-    if unknown := set(wanted) - {*known, "none"}:
-        raise UserError(f"unknown peer {', '.join(sorted(unknown))}; expected {', '.join(known)} or none")
-    installed = {name for name, (_, module) in known.items() if importlib.util.find_spec(module)}
-    if missing := set(wanted) - installed - {"none"}:
+    classes: dict[str, Any] = {"dalle-pytorch": DallePytorch, "transformers": Llama, "faiss": Faiss}
+    installed = {name for name, module in PEER_MODULES.items() if importlib.util.find_spec(module)}
+    if missing := set(names) - installed - {"none"}:
         raise UserError(f"{', '.join(sorted(missing))} not installed; in a clone, make peers installs it")
-    return {name: kind for name, (kind, _) in known.items() if name in installed and (not wanted or name in wanted)}
+    return {name: classes[name] for name in classes if name in installed and (not names or name in names)}
 
 
 def all_rows(
@@ -111,9 +165,18 @@ def all_rows(
     peers: dict[str, Any],
     parts: tuple[str, ...],
     repeats: int,
-    counts: list[int],
+    counts: tuple[int, ...],
 ) -> "Iterator[BenchRow]":
-    """The rows of the wanted parts, as they are measured."""
+    """Rows of the given parts, each as soon as it is measured.
+
+    Args:
+        machine: its limits.
+        shape_name: one of `SHAPE_NAMES`.
+        peers: from `find_peers`.
+        parts: of `PARTS` and `MORE_PARTS`.
+        repeats: rounds of which the median counts.
+        counts: numbers of candidates.
+    """
     from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.masks import mask_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
@@ -122,17 +185,21 @@ def all_rows(
     from dalle_mini_impl.bench.shapes import SHAPES
     from dalle_mini_impl.bench.training import training_rows
 
-    shape, faiss = SHAPES[shape_name], peers.get("faiss")
+    shape = SHAPES[shape_name]
+    faiss = peers.get("faiss")
     builders = {
-        name: lambda kind=kind: kind(shape, machine.device) for name, kind in peers.items() if kind is not faiss
+        name: partial(peer_class, shape, machine.device)
+        for name, peer_class in peers.items()
+        if peer_class is not faiss
     }
+    quick = shape_name == "quick"
     if "sample" in parts:
         yield from sampling_rows(shape, machine, builders, repeats, counts)
     if "imported" in parts:
         yield from imported_rows(shape, machine, repeats, counts)
     if "train" in parts:
-        # Compiling asks for a C++ compiler and a minute, which a quick look should not.
-        yield from training_rows(shape, machine, builders, repeats, compiled=shape_name != "quick")
+        # Compiling takes a C++ compiler and a minute.
+        yield from training_rows(shape, machine, builders, repeats, compiled=not quick)
     if "parts" in parts:
         yield from image_tokenizer_rows(machine, "dalle-pytorch" in peers, repeats)
         yield from scorer_rows(machine, repeats)
@@ -143,4 +210,4 @@ def all_rows(
     if "masks" in parts:
         yield from mask_rows(shape, machine, repeats, counts)
     if "search" in parts:
-        yield from search_rows(machine, faiss, repeats, 4096 if shape_name == "quick" else 1_000_000)
+        yield from search_rows(machine, faiss, repeats, QUICK_SEARCH_VECTORS if quick else SEARCH_VECTORS)

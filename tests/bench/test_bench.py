@@ -1,3 +1,5 @@
+"""Benchmarks: machine limits, least work, timing, rows, peers, learning races and the command."""
+
 import importlib.util
 import json
 import math
@@ -8,12 +10,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from dalle_mini_impl.bench import growth, peers
-from dalle_mini_impl.bench import race as learn
-from dalle_mini_impl.bench import race_image_tokenizer as learn_pictures
+from dalle_mini_impl.bench import growth, peers, race, race_image_tokenizer
 from dalle_mini_impl.bench.machine import MachineSpeed, measure_machine
 from dalle_mini_impl.bench.masks import mask_rows
-from dalle_mini_impl.bench.report import BenchRow, table
+from dalle_mini_impl.bench.report import BenchRow, bench_table
 from dalle_mini_impl.bench.sampling import imported_rows
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
@@ -26,39 +26,39 @@ QUICK = SHAPES["quick"]
 # --- limits
 
 
-def test_limits_are_the_slower_of_moving_and_computing():
+def test_least_seconds_are_the_larger_of_copying_and_computing():
     machine = MachineSpeed("cpu", copy=100.0, flops={"bf16": 1000.0, "fp32": 500.0})
     assert machine.seconds(2000, 100, "bf16") == 2
     assert machine.seconds(2000, 100, "fp32") == 4
     assert machine.seconds(2000, 300, "int8") == 3  # 8-bit weights are multiplied in bf16
 
 
-def test_a_machine_is_measured():
+def test_machine_speed_is_measured():
     machine = measure_machine("cpu", repeats=1)
     assert machine.copy > 1e8
     assert all(rate > 1e8 for rate in machine.flops.values())
 
 
-def test_weights_are_those_of_the_blocks():
-    # Per block: queries, keys, values and output 4 C^2, feed-forward 3 C x 192
+def test_matrix_weights_are_those_of_the_blocks():
+    # Per block: queries, keys, values and output 4 C², feed-forward 3 C × 192
     assert matrix_weights(QUICK.build()) == 2 * (4 * 64**2 + 3 * 64 * 192)
 
 
-def test_a_decoding_step_is_counted():
-    weights, seen = 1000, 32
+def test_cost_of_a_decoding_step():
+    weights, sampled = 1000, 32
     plain = decode_cost(QUICK, weights, 3, False, "bf16")
     products = 2 * 3 * (weights + 64 * 128)
-    attention = 3 * 2 * (2 * 2) * 64 * (9 + seen)  # rows, layers, two products of two operations, width, positions
+    attention = 3 * 2 * (2 * 2) * 64 * (9 + sampled)  # rows, layers, two products of two operations, width, positions
     assert plain.flops == products + attention
-    # Weights once; keys and values of two layers: 9 shared positions, and 32 of each row
-    assert plain.bytes_moved == 2 * (weights + 64 * 128) + 2 * (2 * 2 * 64 * (9 + 3 * seen))
+    # Weights once; keys and values of two layers: 9 shared positions, and 32 of each row.
+    assert plain.bytes_moved == 2 * (weights + 64 * 128) + 2 * (2 * 2 * 64 * (9 + 3 * sampled))
     guided = decode_cost(QUICK, weights, 3, True, "bf16")
     assert guided.flops == 2 * plain.flops
-    assert guided.bytes_moved == plain.bytes_moved + 2 * (2 * 2 * 64 * (9 + 3 * seen))
+    assert guided.bytes_moved == plain.bytes_moved + 2 * (2 * 2 * 64 * (9 + 3 * sampled))
     assert decode_cost(QUICK, weights, 3, False, "int8").bytes_moved == plain.bytes_moved - (weights + 64 * 128)
 
 
-def test_a_training_step_is_counted():
+def test_cost_of_a_training_step():
     weights = 1000
     length = 8 + 64
     head = 8 * (128 + 8) + 64 * 128
@@ -69,20 +69,20 @@ def test_a_training_step_is_counted():
 # --- timing
 
 
-def test_runs_take_turns_and_warm_up():
+def test_runs_are_interleaved_after_a_warm_up():
     calls = []
     seconds = median_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, "cpu", repeats=3)
     assert calls == ["a", "b"] * 4
     assert all(0 <= value < 1 for value in seconds.values())
 
 
-def test_a_single_round_is_all_there_is():
+def test_a_single_round_has_no_warm_up():
     calls = []
     median_seconds({"a": lambda: calls.append("a")}, "cpu", repeats=1)
     assert calls == ["a"]
 
 
-def test_memory_is_seen_at_its_highest():
+def test_peak_memory_includes_memory_freed_before_the_end():
     def use():
         block = torch.ones(2**26)  # 256 MiB
         for _ in range(20):
@@ -94,22 +94,22 @@ def test_memory_is_seen_at_its_highest():
 # --- report
 
 
-def test_ratios_say_how_many_times_better_ours_is():
+def test_ratio_is_the_factor_by_which_ours_is_better():
     assert BenchRow("sample/1/plain", 2.0, "peer", 10.0).ratio == 5
     assert BenchRow("learn/image-tokenizer", 24.0, "peer", 20.0, higher_is_better=True).ratio == 1.2
     assert math.isnan(BenchRow("startup/help", 0.2).ratio)
     assert math.isnan(BenchRow("startup/of which the package", 0.0).ratio)
 
 
-def test_rows_become_a_table_and_json():
+def test_rows_as_table_and_json():
     rows = [BenchRow("sample/1/plain", 2.0, "peer", 10.0, 0.55, "8 ids/s"), BenchRow("startup/help", 0.21)]
-    lines = table(rows).splitlines()
+    lines = bench_table(rows).splitlines()
     assert len(lines) == 3
     assert lines[1].split() == ["sample/1/plain", "2", "peer", "10", "5.00x", "55%", "8", "ids/s"]
     assert lines[2].split() == ["startup/help", "0.21"]
-    facts = json.loads(json.dumps([row.facts() for row in rows], allow_nan=False))
-    assert facts[0]["ratio"] == 5
-    assert facts[1]["theirs"] is facts[1]["limit_share"] is None
+    values = json.loads(json.dumps([row.as_json() for row in rows], allow_nan=False))
+    assert values[0]["ratio"] == 5
+    assert values[1]["theirs"] is values[1]["limit_share"] is None
 
 
 # --- peers
@@ -117,7 +117,7 @@ def test_rows_become_a_table_and_json():
 
 @pytest.mark.parametrize("kind", [peers.DallePytorch, peers.Llama])
 @pytest.mark.parametrize("guided", [True, False])
-def test_peers_draw_image_ids_and_learn(kind, guided):
+def test_peers_sample_image_ids_and_can_be_trained(kind, guided):
     try:
         peer = kind(QUICK, "cpu")
     except UserError:
@@ -128,27 +128,25 @@ def test_peers_draw_image_ids_and_learn(kind, guided):
     peer = kind(QUICK, "cpu")
     loss = peer.loss(torch.randint(2, 128, (2, 8)), torch.randint(0, 128, (2, 64)))
     loss.backward()
-    assert 3 < float(loss.detach()) < 7  # nearly uniform over the ids that may stand there
+    assert 3 < float(loss.detach()) < 7  # nearly uniform over the ids that are possible at each position
 
 
 def test_missing_peers_are_named(monkeypatch):
-    with pytest.raises(UserError, match="unknown peer minDALL-E; expected dalle-pytorch, transformers, faiss or none"):
-        bench.find_peers(("minDALL-E",))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert bench.find_peers(()) == bench.find_peers(("none",)) == {}
     with pytest.raises(UserError, match="transformers not installed; in a clone, make peers installs it"):
         bench.find_peers(("transformers",))
     with pytest.raises(UserError, match="dalle-pytorch is not installed; in a clone, make peers installs it"):
         peers.DallePytorch(QUICK, "cpu")
-    with pytest.raises(UserError, match="dalle-mini-impl\\[bench\\]"):
+    with pytest.raises(UserError, match=r"\.\[bench\]"):
         peers.Llama(QUICK, "cpu")
 
 
-# --- the learning race
+# --- the learning races
 
 
-class Clock:
-    """A clock by which every reading is a second later."""
+class SteppingClock:
+    """A clock that advances by one second at each reading."""
 
     def __init__(self):
         self.now = 0.0
@@ -158,42 +156,48 @@ class Clock:
         return self.now
 
 
-def test_both_sides_get_the_same_minutes(monkeypatch):
-    monkeypatch.setattr(learn, "time", Clock())
+def test_race_runs_for_the_given_minutes_with_evenly_spaced_checks(monkeypatch):
+    monkeypatch.setattr(race, "time", SteppingClock())
     steps = []
-    curve = list(learn.run(lambda number, share: steps.append((number, share)), lambda: 0.5, minutes=0.1, checks=3))
+    curve = list(
+        race.run(lambda number, progress: steps.append((number, progress)), lambda: 0.5, minutes=0.1, checks=3)
+    )
     assert [number for number, _ in steps] == list(range(6))
-    assert [share for _, share in steps] == pytest.approx([n / 6 for n in range(6)])
+    assert [progress for _, progress in steps] == pytest.approx([n / 6 for n in range(6)])
     assert [minutes for minutes, _ in curve] == pytest.approx([2 / 60, 4 / 60, 6 / 60])
     assert [nats for _, nats in curve] == [0.5] * 3
 
 
-def test_the_race_trains_both_and_says_who_is_ahead(monkeypatch, trained, tmp_path):
-    monkeypatch.setattr(learn, "time", Clock())  # by it a step takes a second
-    monkeypatch.setattr(learn, "HELD_OUT", 5)
+def test_transformer_race_trains_both_sides_and_reports_the_best_of_each(monkeypatch, trained, tmp_path):
+    monkeypatch.setattr(race, "time", SteppingClock())  # by which each step takes a second
+    monkeypatch.setattr(race, "HELD_OUT", 5)
     sides = []
     if importlib.util.find_spec("dalle_pytorch") is None:
-        monkeypatch.setattr(learn, "peer_side", lambda *rest: (lambda *step: None, lambda held_out: 2.0))
-    monkeypatch.setattr(learn, "run", lambda *rest, run=learn.run: sides.append(list(run(*rest))) or sides[-1])
-    config = tmp_path / "transformer.yaml"  # the peer wants wider heads
+        monkeypatch.setattr(race, "peer_side", lambda *rest: (lambda *step: None, lambda held_out: 2.0))
+    monkeypatch.setattr(race, "run", lambda *rest, run=race.run: sides.append(list(run(*rest))) or sides[-1])
+    config = tmp_path / "transformer.yaml"  # the peer needs wider heads
     config.write_text((trained.folder / "transformer.yaml").read_text().replace("n_embd: 16", "n_embd: 64"))
-    (row,) = learn.race(config, minutes=1.0, device="cpu", checks=3, peer_batch=4)
+    (row,) = race.race(config, minutes=1.0, device="cpu", checks=3, peer_batch=4)
     ours, theirs = ([nats for _, nats in curve] for curve in sides)
     assert len(ours) == len(theirs) == 3
     assert ours[-1] < ours[0] < math.log(13) + 0.5  # 13 image ids
-    assert (row.row, row.peer, row.ours, row.theirs) == ("learn/transformer", "dalle-pytorch", min(ours), min(theirs))
+    assert (row.name, row.peer, row.ours, row.theirs) == ("learn/transformer", "dalle-pytorch", min(ours), min(theirs))
 
 
-def test_image_tokenizers_race_too(monkeypatch, trained):
-    monkeypatch.setattr(learn, "time", Clock())
+def test_image_tokenizer_race_reports_the_best_psnr_of_each_side(monkeypatch, trained):
+    monkeypatch.setattr(race, "time", SteppingClock())
     if importlib.util.find_spec("dalle_pytorch") is None:
-        monkeypatch.setattr(learn_pictures, "peer_side", lambda *rest: (lambda *step: None, lambda pixels: pixels * 0))
-    row, looks = learn_pictures.race(trained.folder / "image_tokenizer.yaml", minutes=0.5, device="cpu", checks=3)
-    assert looks.ours > 0
+        monkeypatch.setattr(
+            race_image_tokenizer, "peer_side", lambda *rest: (lambda *step: None, lambda pixels: pixels * 0)
+        )
+    row, perceptual = race_image_tokenizer.race(
+        trained.folder / "image_tokenizer.yaml", minutes=0.5, device="cpu", checks=3
+    )
+    assert perceptual.ours > 0
     ours, theirs = ([quality for _, quality in row.details["curves"][side]] for side in ("ours", "dalle-pytorch"))
     assert len(ours) == len(theirs) == 3
     assert ours[-1] > ours[0]
-    assert (row.row, row.peer, row.ours, row.theirs) == (
+    assert (row.name, row.peer, row.ours, row.theirs) == (
         "learn/image-tokenizer",
         "dalle-pytorch",
         max(ours),
@@ -201,21 +205,23 @@ def test_image_tokenizers_race_too(monkeypatch, trained):
     )
 
 
-def test_the_race_of_image_tokenizers_also_compares_looks(monkeypatch, trained):
-    monkeypatch.setattr(learn, "time", Clock())
-    for side, factor in (("our_side", 1), ("peer_side", 0)):  # a perfect copy, and nothing but grey
+def test_image_tokenizer_race_also_compares_perceptual_distance(monkeypatch, trained):
+    monkeypatch.setattr(race, "time", SteppingClock())
+    for side, factor in (("our_side", 1), ("peer_side", 0)):  # a perfect copy, and uniform grey
         copy = (lambda *step: None, lambda pixels, factor=factor: pixels * factor)
-        monkeypatch.setattr(learn_pictures, side, lambda *rest, copy=copy: copy)
-    _, looks = learn_pictures.race(trained.folder / "image_tokenizer.yaml", minutes=0.1, device="cpu", checks=1)
-    assert (looks.row, looks.ours, looks.higher_is_better) == ("learn/image-tokenizer/looks", 0, False)
-    assert looks.theirs > 0.3
+        monkeypatch.setattr(race_image_tokenizer, side, lambda *rest, copy=copy: copy)
+    _, perceptual = race_image_tokenizer.race(
+        trained.folder / "image_tokenizer.yaml", minutes=0.1, device="cpu", checks=1
+    )
+    assert (perceptual.name, perceptual.ours, perceptual.higher_is_better) == ("learn/image-tokenizer/looks", 0, False)
+    assert perceptual.theirs > 0.3
 
 
-def test_a_verdict_says_when_the_peer_was_passed():
+def test_verdict_reports_when_the_peers_best_was_reached():
     curves = {"ours": [(1.0, 5.0), (2.0, 4.0), (3.0, 3.0)], "dalle-pytorch": [(1.0, 6.0), (2.0, 4.5), (3.0, 4.2)]}
-    row = learn.verdict("learn/x", "nats", curves, 3)
+    row = race.verdict("learn/x", "nats", curves, 3)
     assert (row.ours, row.theirs, row.note) == (3.0, 4.2, "nats; the peer's best reached after 2.00 of 3 min")
-    row = learn.verdict("learn/x", "dB", curves, 3, higher_is_better=True)
+    row = race.verdict("learn/x", "dB", curves, 3, higher_is_better=True)
     assert (row.ours, row.theirs, row.note) == (5.0, 6.0, "dB; the peer's best reached after nan of 3 min")
     assert row.ratio == 5 / 6
 
@@ -227,11 +233,11 @@ def run(*arguments):
     return CliRunner().invoke(dalle, ["bench", *arguments], catch_exceptions=True)
 
 
-def test_the_command_writes_a_table_and_json(tmp_path):
+def test_command_writes_a_table_and_json(tmp_path):
     path = tmp_path / "bench.json"
     result = run("--quick", "--peer", "none", "--json", str(path), "--device", "cpu")
     assert result.exit_code == 0, result.output
-    rows = {row["row"]: row for row in json.loads(path.read_text())}
+    rows = {row["name"]: row for row in json.loads(path.read_text())}
     sampling = {f"sample/{n}/{kind}" for n in (1, 16, 64) for kind in ("guided", "plain")}
     parts = {"encode", "decode", "train/image-tokenizer", "score", "text-tokenizer", "startup/help", "startup/sample"}
     assert {*sampling, *parts, "train", "train/muon"} <= set(rows)
@@ -243,33 +249,46 @@ def test_the_command_writes_a_table_and_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "huge"], "unknown shape 'huge'; expected R, emoji, gpu, quick"),
-        (["--repeats", "0"], "--repeats 0 was given, expected at least 1"),
-        (["--candidates", "1,many"], "--candidates '1,many' was given, expected numbers such as 1,16"),
+        (["--shape", "huge"], "'huge' is not one of 'R', 'emoji', 'gpu', 'quick'"),
+        (["--peer", "minDALL-E"], "'minDALL-E' is not one of 'dalle-pytorch', 'transformers', 'faiss', 'none'"),
+        (["--repeats", "0"], "0 is not in the range x>=1"),
+        (["--candidates", "1,many"], "'many' is not a valid integer range"),
+        (["--candidates", "1,0"], "0 is not in the range x>=1"),
+        (["--minutes", "-1"], "-1.0 is not in the range x>=0"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):
     result = run(*arguments)
-    assert isinstance(result.exception, UserError)
-    assert str(result.exception) == message
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_choices_of_shapes_are_the_shapes():
+    assert tuple(SHAPES) == bench.SHAPE_NAMES
+
+
+def test_json_on_standard_output_is_all_there_is():
+    result = run("--quick", "--only", "sample", "--peer", "none", "--json", "-", "--candidates", "2", "--device", "cpu")
+    assert [row["name"] for row in json.loads(result.stdout)] == ["sample/2/guided", "sample/2/plain"]
+    assert "sample/2/guided" in result.stderr
 
 
 # --- growth
 
 
 @pytest.fixture
-def few(monkeypatch):
+def small_growth(monkeypatch):
     """Growth over few and small values."""
     monkeypatch.setattr(growth, "CANDIDATES", (1, 3))
     monkeypatch.setattr(growth, "SIDES", (2,))
     monkeypatch.setattr(growth, "WIDTHS", (64, 128))
 
 
-def test_growth_has_a_row_for_each_value(few):
+def test_growth_has_a_row_for_each_value(small_growth):
     machine = MachineSpeed("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
     rows = list(growth.growth_rows(QUICK, machine, repeats=1))
     names = ["candidates/1", "candidates/3", "image-ids/4", "width/64", "width/128"]
-    assert [row.row for row in rows] == [f"growth/{name}" for name in names]
+    assert [row.name for row in rows] == [f"growth/{name}" for name in names]
     lengths = [64, 64, 4, 64, 64]
     for row, length in zip(rows, lengths, strict=True):
         assert row.details["ms_per_step"] == pytest.approx(1e3 * row.ours / length)
@@ -278,7 +297,7 @@ def test_growth_has_a_row_for_each_value(few):
     assert rows[4].details["least_ms"] > 2 * rows[3].details["least_ms"]
 
 
-def test_growth_is_drawn(few, tmp_path):
+def test_growth_is_plotted(small_growth, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "growth.png"
     arguments = ["bench", "--shape", "quick", "--repeats", "1", "--only", "growth", "--peer", "none"]
@@ -288,10 +307,10 @@ def test_growth_is_drawn(few, tmp_path):
         assert image.width > image.height > 100
 
 
-def test_drawing_growth_needs_its_extra_and_its_rows(monkeypatch, tmp_path):
+def test_plotting_growth_needs_its_extra_and_its_rows(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"\[bench\]"):
-        growth.plot([], tmp_path / "growth.png")
+        growth.plot_growth([], tmp_path / "growth.png")
     result = CliRunner().invoke(dalle, ["bench", "--quick", "--plot", str(tmp_path / "growth.png")])
     assert isinstance(result.exception, UserError)
     assert "--only growth" in str(result.exception)
@@ -304,14 +323,14 @@ def test_masks_have_a_row_for_each_schedule_and_length():
     machine = MachineSpeed("cpu", copy=1e10, flops={"bf16": 1e11, "fp32": 1e11})
     rows = list(mask_rows(QUICK, machine, 1, [2]))
     schedules = ("row", "column", "conv", "dalle-1")
-    assert [row.row for row in rows] == [
+    assert [row.name for row in rows] == [
         f"masks/{lengths}/2/{name}" for lengths in ("8+64", "32+256") for name in schedules
     ]
     assert all(row.peer == "full" and row.ours > 0 and row.theirs > 0 for row in rows)
     assert rows[-1].note == f"{1e3 * rows[-1].ours / 256:.2f} ms/step, full {1e3 * rows[-1].theirs / 256:.2f}"
 
 
-def test_a_shape_is_built_with_masks():
+def test_shapes_are_built_with_their_masks():
     model = QUICK.build(("row", "full"), "column")
     assert [block.attention.attention_mask is None for block in model.blocks] == [False, False]
     assert [block.attention.attention_mask is None for block in QUICK.build().blocks] == [True, True]
@@ -321,10 +340,10 @@ def test_a_shape_is_built_with_masks():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("dalle_pytorch") is None, reason="dalle-pytorch is not installed")
-def test_imported_rows_time_both_sides():
+def test_imported_rows_time_both_models():
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     rows = list(imported_rows(QUICK, machine, repeats=1, counts=[2]))
-    assert [(row.row, row.peer) for row in rows] == [
+    assert [(row.name, row.peer) for row in rows] == [
         ("imported/2/guided", "dalle-pytorch"),
         ("imported/2/plain", "dalle-pytorch"),
     ]

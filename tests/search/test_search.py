@@ -532,7 +532,7 @@ def test_export_names_its_extra(pictures, scorer, tmp_path, monkeypatch):
 def test_search_is_measured():
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     (row,) = search_rows(machine, None, 1, 61)
-    assert row.row == "search/61"
+    assert row.name == "search/61"
     assert row.ours > 0
     assert row.details["dim"] == 512
 
@@ -540,7 +540,7 @@ def test_search_is_measured():
 def test_search_is_a_part_of_the_bench():
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     rows = list(bench.all_rows(machine, "quick", {}, ("search",), 1, [1]))
-    assert [row.row for row in rows] == ["search/4096"]
+    assert [row.name for row in rows] == ["search/4096"]
 
 
 def test_search_is_measured_beside_faiss():
