@@ -1,6 +1,6 @@
 """Fetches emoji art with npm and draws it as square RGBA pictures.
 
-Four vendors, all under permissive licences. Left out on purpose: Apple and Facebook art (no licence to
+There are four vendors, all under permissive licences. Left out on purpose are Apple and Facebook art (no licence to
 reuse) and the flags in the Fluent 3D package (Microsoft drew none; those come from elsewhere).
 """
 
@@ -28,15 +28,15 @@ class Vendor:
     name: str
     """Short name used in keys, file names and reports."""
     style: str
-    """Word put into captions, so that a prompt can ask for this vendor's look."""
+    """Word in captions that names this vendor's look, for use in prompts."""
     package: str
     """npm package and exact version, `name@version`."""
     licence: str
     """SPDX identifier of the art's licence."""
     attribution: str
-    """Whom to credit."""
+    """Credit that the licence requires."""
     flags: bool
-    """Whether the package's flags are this vendor's own art."""
+    """Whether the flags in the package are this vendor's own art."""
 
 
 VENDORS = (
@@ -56,7 +56,7 @@ def fetch_package(package: str, folder: Path) -> tuple[Path, str]:
 
     Args:
         package: `name@version`.
-        folder: where the tarball is unpacked; made if missing.
+        folder: where the tarball is unpacked; created if missing.
 
     Returns:
         The folder with the package's files, and the tarball's SHA-256.
@@ -66,16 +66,17 @@ def fetch_package(package: str, folder: Path) -> tuple[Path, str]:
     """
     if shutil.which("npm") is None:
         raise UserError(
-            "npm was not found on PATH, and the emoji art is fetched with it; "
+            "npm was not found on PATH, expected it to fetch the emoji art; "
             "install Node.js, or use `dalle data emoji --art openmoji`, which needs pip only"
         )
     target = folder / package.replace("/", "-").replace("@", "-").strip("-")
     target.mkdir(parents=True, exist_ok=True)
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, text=True)
     archives = sorted(target.glob("*.tgz"))
-    if done.returncode or not archives:
-        raise UserError(f"npm could not fetch {package}: {done.stderr.strip() or 'no archive was written'}")
+    if result.returncode or not archives:
+        reason = result.stderr.strip() or "no archive was written"
+        raise UserError(f"npm could not fetch {package}: {reason}; check the connection")
     with tarfile.open(archives[0]) as archive:
         archive.extractall(target, filter="data")
     return target / "package", hashlib.sha256(archives[0].read_bytes()).hexdigest()
@@ -91,13 +92,13 @@ def draw_svg(svg: str, size: int) -> Image.Image:
         import resvg_py
     except ImportError as error:
         raise need_extra("resvg-py", "emoji") from error
-    # dpi must be given: the library's default of 0 rejects every size stated in mm, pt or in.
+    # The library's default dpi of 0 rejects every size stated in mm, pt or in.
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, dpi=96, skip_system_fonts=True)
     return square(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), size)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """Fit a picture into a transparent square without changing its shape."""
+    """Fit a picture into a transparent square without changing its proportions."""
     if image.size != (size, size):
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
         canvas = Image.new("RGBA", (size, size))
@@ -107,30 +108,34 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def codepoint_key(emoji: str) -> str:
-    """Spell an emoji the way the packages' file tables do: hex code points, no variation selector."""
-    return "-".join(f"{ord(c):04x}" for c in emoji if c != VARIATION_SELECTOR)
+    """Spell an emoji as the packages do: hexadecimal code points without variation selectors, joined by `-`."""
+    return "-".join(f"{ord(character):04x}" for character in emoji if character != VARIATION_SELECTOR)
 
 
-def _iconify(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
+def _iconify_drawer(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
+    """Draws emoji from an Iconify package: SVG bodies in `icons.json`, names by code points in `chars.json`."""
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     table = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
-    chars = {key.replace("-fe0f", ""): name for key, name in table.items()}
-    side = icons.get("width", 16)
+    names = {key.replace("-fe0f", ""): name for key, name in table.items()}
+    default_width = icons.get("width", 16)
+    default_height = icons.get("height", default_width)
 
     def draw(emoji: str) -> Image.Image | None:
-        name = chars.get(codepoint_key(emoji))
+        name = names.get(codepoint_key(emoji))
         name = icons.get("aliases", {}).get(name, {}).get("parent", name)
         if name is None or name not in icons["icons"]:
             return None
         icon = icons["icons"][name]
-        width, height = icon.get("width", side), icon.get("height", icons.get("height", side))
-        body = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        return draw_svg(body, size)
+        width = icon.get("width", default_width)
+        height = icon.get("height", default_height)
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        return draw_svg(svg, size)
 
     return draw
 
 
-def _webp_files(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
+def _webp_drawer(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
+    """Draws emoji from a package of WebP files named by code points."""
     files = {path.stem.replace("-fe0f", ""): path for path in (folder / "assets").glob("*.webp")}
 
     def draw(emoji: str) -> Image.Image | None:
@@ -141,8 +146,8 @@ def _webp_files(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
 
 
 def draw_vendor(emojis: list[str], folder: Path, size: int) -> Iterator[tuple[str, Image.Image]]:
-    """Yield `(emoji, RGBA picture)` for each of `emojis` that the unpacked package in `folder` has."""
-    draw = _webp_files(folder, size) if (folder / "assets").is_dir() else _iconify(folder, size)
+    """Yield `(emoji, RGBA picture of size × size)` for each of `emojis` that the unpacked package in `folder` has."""
+    draw = _webp_drawer(folder, size) if (folder / "assets").is_dir() else _iconify_drawer(folder, size)
     for emoji in emojis:
         picture = draw(emoji)
         if picture is not None:

