@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.options import (
-    STANDARD_OUTPUT,
     candidates_option,
+    echo_text,
     examples,
     keep_option,
     labels_option,
@@ -64,8 +64,7 @@ def caption(
     for path, picture in zip(images, pictures, strict=True):
         ranked = dalle.caption(picture, captions, **ranking)
         entries.append({"image": str(path), "captions": [dataclasses.asdict(one) for one in ranked]})
-        if json_file != STANDARD_OUTPUT:
-            click.echo(printable(str(path)))
-            for one in ranked:
-                click.echo(f"{one.gain:+9.2f}  {printable(one.text)}")
+        echo_text(printable(str(path)), json_file)
+        for one in ranked:
+            echo_text(f"{one.gain:+9.2f}  {printable(one.text)}", json_file)
     write_json_file(json_file, entries)

@@ -11,6 +11,7 @@ import click
 from dalle_mini_impl.cli.options import (
     STANDARD_OUTPUT,
     device_option,
+    echo_text,
     examples,
     json_option,
     keep_option,
@@ -84,8 +85,8 @@ def classify(
         classified = list(classified)
     if as_csv:
         print_csv(classified)
-    elif json_file != STANDARD_OUTPUT:
-        print_tables(classified)
+    else:
+        print_tables(classified, json_file)
     if json_file is not None:
         entries = [
             {"image": str(path), "labels": [{"label": label, "probability": value} for label, value in best]}
@@ -114,16 +115,16 @@ def classify_pictures(
             yield Classified(path, sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])[:keep])
 
 
-def print_tables(classified: Iterable[Classified]) -> None:
-    """Each picture's labels under its name."""
+def print_tables(classified: Iterable[Classified], json_file: str | None) -> None:
+    """Print each picture's labels under its name."""
     for path, best in classified:
-        click.echo(path)
+        echo_text(path, json_file)
         for label, probability in best:
-            click.echo(f"  {probability:6.1%}  {label}")
+            echo_text(f"  {probability:6.1%}  {label}", json_file)
 
 
 def print_csv(classified: Iterable[Classified]) -> None:
-    """A row for each picture and label."""
+    """Print a row for each picture and label."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("image", "label", "probability"))
     for path, best in classified:

@@ -2,7 +2,7 @@
 
 import click
 
-from dalle_mini_impl.cli.options import STANDARD_OUTPUT, examples, json_option, write_json_file
+from dalle_mini_impl.cli.options import echo_text, examples, json_option, write_json_file
 
 
 @click.command(epilog=examples("dalle info emoji", "dalle info runs/emoji/model --json -"))
@@ -21,6 +21,5 @@ def info(model: str, json_file: str | None) -> None:
     from dalle_mini_impl.checkpoint.find import find_checkpoint
 
     metadata = {"model": model, **checkpoint_info(find_checkpoint(model))}
-    if json_file != STANDARD_OUTPUT:
-        click.echo("\n".join([f"model: {model}", *info_lines(metadata)]))
+    echo_text("\n".join([f"model: {model}", *info_lines(metadata)]), json_file)
     write_json_file(json_file, metadata)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.options import (
-    STANDARD_OUTPUT,
     device_option,
     echo_text,
     examples,
@@ -102,8 +101,9 @@ def paint(prompts: tuple[str, ...], **options: Any) -> None:
         click.echo(f"stopped after {painter.done} of {options['steps']} steps", err=True)
     losses = last.losses if last else {}
     json_file = options["json_file"]
-    if last and json_file != STANDARD_OUTPUT:
-        click.echo(", ".join(f"{name}: loss {loss:.3f}" for name, loss in losses.items()) + f" at step {last.number}")
+    if last:
+        line = ", ".join(f"{name}: loss {loss:.3f}" for name, loss in losses.items())
+        echo_text(f"{line} at step {last.number}", json_file)
     write_json_file(json_file, {**painter.result().settings, "losses": losses, "out": str(options["out"])})
     if frames:
         echo_text(save_frames(frames, options["frames"]), json_file)

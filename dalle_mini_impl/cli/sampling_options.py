@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.options import (
-    STANDARD_OUTPUT,
     add_options,
     candidates_option,
     device_option,
@@ -115,9 +114,8 @@ def write_results(
     from dalle_mini_impl.util.images import save_png
 
     json_file = options["json_file"]
-    if json_file != STANDARD_OUTPUT:
-        for result in results:
-            click.echo(summary(result))
+    for result in results:
+        echo_text(summary(result), json_file)
     write_json_file(json_file, [result.metadata() for result in results])
     echo_text(save_png(grid, options["out"], metadata), json_file)
     if options["save_dir"]:

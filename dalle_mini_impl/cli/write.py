@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from dalle_mini_impl.cli.options import STANDARD_OUTPUT, candidates_option, examples, keep_option, write_json_file
+from dalle_mini_impl.cli.options import candidates_option, echo_text, examples, keep_option, write_json_file
 from dalle_mini_impl.cli.sampling_options import complete_text_arguments, text_sampling_options
 
 
@@ -24,7 +24,6 @@ def write(beginning: str, keep: int, json_file: str | None, **options: Any) -> N
 
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     captions = dalle.complete_text(beginning, keep=keep, **complete_text_arguments(options))
-    if json_file != STANDARD_OUTPUT:
-        for text, nats in captions:
-            click.echo(f"{nats:8.2f}  {printable(text)}")
+    for text, nats in captions:
+        echo_text(f"{nats:8.2f}  {printable(text)}", json_file)
     write_json_file(json_file, [{"text": text, "nats": nats} for text, nats in captions])
