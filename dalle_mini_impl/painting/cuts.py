@@ -1,6 +1,7 @@
-"""Random cuts of a picture, each a little changed: a scorer that is shown many is harder to fool.
+"""Random augmented crops of a picture ("cuts"), which the scorers embed instead of the picture itself.
 
-A picture that fits a text in one exact view only is noise to everyone else.
+Optimised against one fixed view, a picture becomes noise that only the scorer takes for its target; a picture whose
+random crops all fit shows it (Crowson et al. 2022).
 """
 
 import math
@@ -15,7 +16,7 @@ from dalle_mini_impl.util.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts:
-    """How pictures are cut.
+    """How many cuts there are, and how they are augmented.
 
     Raises:
         UserError: a number is out of range.
@@ -26,85 +27,101 @@ class Cuts:
     chunk: int = 16
     """Cuts whose gradients are computed at a time, which bounds memory and changes nothing else."""
     shares: tuple[float, float] = (0.7, 1.0)
-    """Least and greatest side of a cut, as a share of the picture's shorter side."""
+    """Least and greatest side of a cut, as a fraction of the picture's shorter side, in (0, 1]."""
     rotation: float = 5.0
-    """Greatest rotation in degrees."""
+    """Greatest rotation in degrees, 0 to 180."""
     mirror: bool = False
-    """Mirror every second cut; not for pictures whose left and right differ."""
+    """Mirror cuts with probability 1/2; not for pictures whose left and right differ, such as text."""
     jitter: float = 0.1
-    """Greatest change of contrast, as a share, and of brightness, in pixels' values."""
+    """Greatest change of contrast, as a fraction, and of brightness, in pixel values, in [0, 1)."""
     noise: float = 0.05
-    """Greatest standard deviation of the noise of a cut, in pixels' values."""
+    """Greatest standard deviation of a cut's Gaussian noise, in pixel values."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.chunk < 1:
-            raise UserError(f"{self.count} cuts, {self.chunk} at a time, were asked for; expected 1 or more of each")
-        if not 0 < self.shares[0] <= self.shares[1] <= 1:
-            raise UserError(f"cuts of shares {self.shares} were asked for; expected two from above 0 to 1, in order")
-        if not (0 <= self.rotation <= 180 and 0 <= self.jitter < 1 and 0 <= self.noise < math.inf):
             raise UserError(
-                f"cuts with rotation {self.rotation}, jitter {self.jitter} and noise {self.noise} were "
-                f"asked for; expected 0 to 180 degrees, 0 to below 1, and 0 or more"
+                f"expected 1 or more cuts, and as many at a time, got {self.count} cuts, {self.chunk} at a time; "
+                f"raise them"
             )
+        if not 0 < self.shares[0] <= self.shares[1] <= 1:
+            raise UserError(
+                f"expected shares of cuts above 0 and at most 1, the smaller first, got {self.shares}; correct them"
+            )
+        if not 0 <= self.rotation <= 180:
+            raise UserError(f"expected a rotation of cuts from 0 to 180 degrees, got {self.rotation}; correct it")
+        if not 0 <= self.jitter < 1:
+            raise UserError(f"expected a jitter of cuts from 0 to below 1, got {self.jitter}; correct it")
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"expected a noise of cuts of 0 or more, got {self.noise}; correct it")
 
 
 @dataclass(frozen=True, eq=False)
 class CutBoxes:
-    """What is random about n cuts, but for the noise itself."""
+    """The random parameters of n cuts, except for the noise itself."""
 
     theta: Tensor
-    """(n, 2, 3): a cut's coordinates to the picture's, both -1 to 1."""
+    """(n, 2, 3): affine maps from coordinates in the cut to coordinates in the picture, both from -1 to 1."""
     contrast: Tensor
-    """(n, 1, 1, 1)"""
+    """(n, 1, 1, 1), factors."""
     brightness: Tensor
-    """(n, 1, 1, 1)"""
+    """(n, 1, 1, 1), summands in pixel values."""
     noise: Tensor
-    """(n, 1, 1, 1), standard deviations."""
+    """(n, 1, 1, 1), standard deviations in pixel values."""
 
     def split(self, size: int) -> "list[CutBoxes]":
-        """Cuts in chunks of `size`."""
+        """The cuts in chunks of at most `size`."""
         fields = (self.theta, self.contrast, self.brightness, self.noise)
         return [CutBoxes(*parts) for parts in zip(*(field.split(size) for field in fields), strict=True)]
 
 
-def draw_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator) -> CutBoxes:
-    """Draw the cuts of one step for a picture of this size."""
+def sample_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator) -> CutBoxes:
+    """Sample the cuts of one step.
+
+    Args:
+        cuts: how many, and the ranges.
+        height: of the picture in pixels.
+        width: of the picture in pixels.
+        generator: on the CPU.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(cuts.count, generator=generator)
 
+    # The order in which random numbers are drawn is part of what a seed means.
     side = uniform(*cuts.shares) * min(height, width)
-    sideways, down = side / width, side / height
-    x, y = (uniform(-1, 1) * (1 - scale) for scale in (sideways, down))
+    scale_x = side / width
+    scale_y = side / height
+    x, y = (uniform(-1, 1) * (1 - scale) for scale in (scale_x, scale_y))
     angle = uniform(-cuts.rotation, cuts.rotation).deg2rad()
     mirror = torch.where(uniform(0, 1) < 0.5 * cuts.mirror, -1.0, 1.0)
-    rows = torch.stack(
+    theta = torch.stack(
         [
-            torch.stack([mirror * angle.cos() * sideways, -angle.sin() * sideways, x], 1),
-            torch.stack([mirror * angle.sin() * down, angle.cos() * down, y], 1),
+            torch.stack([mirror * angle.cos() * scale_x, -angle.sin() * scale_x, x], 1),
+            torch.stack([mirror * angle.sin() * scale_y, angle.cos() * scale_y, y], 1),
         ],
         1,
     )
     ranges = ((1 - cuts.jitter, 1 + cuts.jitter), (-cuts.jitter, cuts.jitter), (0, cuts.noise))
-    return CutBoxes(rows, *(uniform(*between)[:, None, None, None] for between in ranges))
+    return CutBoxes(theta, *(uniform(low, high)[:, None, None, None] for low, high in ranges))
 
 
-def cut_out(pixels: Tensor, drawn: CutBoxes, generator: torch.Generator) -> Tensor:
-    """Cut a picture, with gradients back to it.
+def cut_out(pixels: Tensor, boxes: CutBoxes, generator: torch.Generator) -> Tensor:
+    """Cut a picture; gradients flow back to it.
 
-    What a rotated cut sees beyond the edge continues the edge. Scorers get all cuts at the picture's own resolution,
-    and make them smaller with antialiasing, which sampling a grid has not.
+    Where a rotated cut reaches beyond the picture, the picture's border is continued. Cuts have the picture's own
+    resolution, and scorers make them smaller with antialiasing, which `grid_sample` does not do.
 
     Args:
         pixels: (1, 3, H, W) in [-1, 1].
-        drawn: n cuts.
-        generator: on the CPU, for the noise. Each cut's is drawn by itself, so that it does not depend on the chunks.
+        boxes: n cuts.
+        generator: on the CPU, for the noise, which is drawn cut by cut, so that it does not depend on the chunks.
 
     Returns:
-        (n, 3, S, S), where S is the shorter side.
+        (n, 3, S, S), where S is the shorter side of the picture.
     """
-    count, side = len(drawn.theta), min(pixels.shape[2:])
-    grid = F.affine_grid(drawn.theta, [count, 3, side, side], align_corners=False).to(pixels.device)
+    count = len(boxes.theta)
+    side = min(pixels.shape[2:])
+    grid = F.affine_grid(boxes.theta, [count, 3, side, side], align_corners=False).to(pixels.device)
     views = F.grid_sample(pixels.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
-    noise = torch.stack([torch.randn(3, side, side, generator=generator) for _ in range(count)]) * drawn.noise
-    return views * drawn.contrast.to(pixels) + (drawn.brightness + noise).to(pixels)
+    noise = torch.stack([torch.randn(3, side, side, generator=generator) for _ in range(count)]) * boxes.noise
+    return views * boxes.contrast.to(pixels) + (boxes.brightness + noise).to(pixels)

@@ -1,4 +1,4 @@
-"""Pictures on the way -> a GIF or an MP4."""
+"""Intermediate pictures of a painting -> a GIF or an MP4."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,33 +9,36 @@ from PIL import Image
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import replace_file
 
-ENDINGS = (".gif", ".mp4")
-RATE = 12
-"""Frames a second."""
-LINGER = 18
-"""Frames that the last picture stays."""
+VIDEO_ENDINGS = (".gif", ".mp4")
+FRAMES_PER_SECOND = 12
+LAST_FRAME_REPEATS = 18
+"""How many frames the last picture is shown for: a second and a half, long enough to look at it."""
 
 
 def frame_steps(steps: int, count: int) -> set[int]:
-    """After which steps to keep a frame, 0 being the start: `count` of them, or fewer where there are fewer steps.
+    """The steps after which a frame is recorded, evenly spaced from 0 (the start) to `steps`.
+
+    Args:
+        steps: of the painter.
+        count: how many frames to record; fewer where there are fewer steps.
 
     Raises:
-        UserError: fewer than 2 were asked for.
+        UserError: `count` is below 2.
     """
     if count < 2:
-        raise UserError(f"{count} frames were asked for, expected 2 or more")
-    return {round(number * steps / (count - 1)) for number in range(count)}
+        raise UserError(f"expected 2 or more frames, the first and the last, got {count}; raise it")
+    return {round(index * steps / (count - 1)) for index in range(count)}
 
 
 def check_frames(path: str | Path) -> None:
-    """Refuse what could not be written at the end.
+    """Check, before anything is painted, that frames can be written to this file.
 
     Raises:
         UserError: the ending is neither .gif nor .mp4, or for .mp4 the `video` extra is not installed.
     """
     ending = Path(path).suffix.lower()
-    if ending not in ENDINGS:
-        raise UserError(f"frames were asked for in {path}; expected a file that ends in {' or '.join(ENDINGS)}")
+    if ending not in VIDEO_ENDINGS:
+        raise UserError(f"expected a file for frames that ends in {' or '.join(VIDEO_ENDINGS)}, got {path}; rename it")
     if ending == ".mp4":
         try:
             import av  # noqa: F401
@@ -44,7 +47,14 @@ def check_frames(path: str | Path) -> None:
 
 
 def save_frames(frames: Sequence[Image.Image], path: str | Path) -> Path:
-    """Write pictures of one size as an endless GIF or an MP4 (extra `video`), by the file's ending.
+    """Write frames as an endless GIF or an MP4 (extra `video`), by the file's ending.
+
+    Args:
+        frames: pictures of one size, at least one.
+        path: ends in .gif or .mp4.
+
+    Returns:
+        The path.
 
     Raises:
         UserError: as `check_frames`, or the file cannot be written.
@@ -52,19 +62,22 @@ def save_frames(frames: Sequence[Image.Image], path: str | Path) -> Path:
     check_frames(path)
     with replace_file(path) as temporary:
         if temporary.suffix.lower() == ".gif":
-            waits = [1000 // RATE] * (len(frames) - 1) + [1000 * LINGER // RATE]
-            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=waits, loop=0)
+            frame_ms = 1000 // FRAMES_PER_SECOND
+            durations = [frame_ms] * (len(frames) - 1) + [1000 * LAST_FRAME_REPEATS // FRAMES_PER_SECOND]
+            frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
         else:
-            _save_mp4([*frames, *[frames[-1]] * (LINGER - 1)], temporary)
+            _save_mp4([*frames, *[frames[-1]] * (LAST_FRAME_REPEATS - 1)], temporary)
     return Path(path)
 
 
 def _save_mp4(frames: Sequence[Image.Image], path: Path) -> None:
+    """Write an H.264 video; `check_frames` has made sure that PyAV is installed."""
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE)
-        stream.width, stream.height = (side + side % 2 for side in frames[0].size)  # the format halves colour's sides
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        # yuv420p halves the resolution of colour, so both sides must be even.
+        stream.width, stream.height = (side + side % 2 for side in frames[0].size)
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))

@@ -15,39 +15,49 @@ Start: TypeAlias = Image.Image | Tensor
 """A picture, or image ids (h, w)."""
 
 
-def first_ids(
+def start_ids(
     tokenizer: ImageTokenizer, size: int | tuple[int, int], start: Start | None, generator: torch.Generator
 ) -> Tensor:
-    """Image ids (1, h, w) to start from: those of a picture, or random ones, each as likely as any other.
+    """Image ids (1, h, w) to start from: those of a picture, those given, or uniformly random ones.
+
+    Args:
+        tokenizer: encodes a picture.
+        size: see `PaintSettings.size`.
+        start: a picture of any size, image ids (h, w), or None for random ids.
+        generator: on the CPU, for random ids.
 
     Raises:
-        UserError: the size is no multiple of the image tokenizer's factor, or the ids do not fit.
+        UserError: the size is no multiple of the image tokenizer's factor, or the ids do not fit the size or are out of
+            range.
     """
     if isinstance(start, Tensor):
-        return _checked(tokenizer, start, size)[None].clone()
-    height, width = _sides(tokenizer, size)
+        _check_start(tokenizer, start, size)
+        return start[None].clone()
+    height, width = _pixel_size(tokenizer, size)
     if start is not None:
         return tokenizer.encode(to_pixels([start], (height, width)).to(tokenizer.device)).clone()
     factor = tokenizer.config.factor
     return torch.randint(tokenizer.codebook_size, (1, height // factor, width // factor), generator=generator)
 
 
-def _sides(tokenizer: ImageTokenizer, size: int | tuple[int, int]) -> tuple[int, int]:
+def _pixel_size(tokenizer: ImageTokenizer, size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels."""
-    factor, size = tokenizer.config.factor, size or tokenizer.config.image_size
+    factor = tokenizer.config.factor
+    size = size or tokenizer.config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     if height < factor or width < factor or height % factor or width % factor:
-        raise UserError(f"size {height}×{width} was given; both sides must be multiples of {factor} pixels")
+        raise UserError(f"expected a size in multiples of {factor} pixels, got size {height}×{width}; change it")
     return height, width
 
 
-def _checked(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """Image ids (h, w), known to lie in range and to fit the size."""
-    grid = tuple(side // tokenizer.config.factor for side in _sides(tokenizer, size)) if size else tuple(ids.shape)
+def _check_start(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, int]) -> None:
+    """Check that ids are integers (h, w) in range, and of the size, if one is given."""
+    grid = tuple(ids.shape)
+    if size:
+        grid = tuple(side // tokenizer.config.factor for side in _pixel_size(tokenizer, size))
     if ids.ndim != 2 or ids.is_floating_point() or not ids.numel() or tuple(ids.shape) != grid:
         raise UserError(
-            f"image ids of shape {tuple(ids.shape)} and type {ids.dtype} were given to start from; "
-            f"expected whole numbers of shape {grid if size else '(h, w)'}"
+            f"expected integer image ids of shape {grid if size else '(h, w)'} to start from, "
+            f"got shape {tuple(ids.shape)} and type {ids.dtype}; encode a picture of the size"
         )
     check_ids(ids, tokenizer.codebook_size, "image")
-    return ids

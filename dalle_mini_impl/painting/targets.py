@@ -1,4 +1,4 @@
-"""What a picture is drawn towards, or away from: texts, pictures and noise."""
+"""What a painting approaches or moves away from: texts, pictures and random directions, as embeddings of a scorer."""
 
 import math
 import re
@@ -17,41 +17,43 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import open_picture
 from dalle_mini_impl.util.weighted_terms import split_term
 
-BAR = re.compile(r"(?<!\\)\|")
+UNESCAPED_BAR = re.compile(r"(?<!\\)\|")
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """One thing to resemble.
+    """One thing that the painting should resemble, or with a negative weight should not.
 
     Raises:
         UserError: it is an empty text, or a number is not finite.
     """
 
     content: str | Path | Image.Image | int
-    """A text, the path of a picture, a picture, or the seed of a random direction, which gives variety."""
+    """A text, the path of a picture, a picture, or the seed of a random direction, which makes paintings vary."""
     weight: float = 1.0
-    """How much it counts; negative for what should not be there."""
+    """Factor of its distance in the loss; negative for what should not be there."""
     stop: float = -math.inf
-    """Half the squared angle, in radians and with the sign of the weight, below which it pulls or pushes no more."""
+    """Half the squared angle in radians, with the sign of the weight, below which the target has no gradient."""
 
     def __post_init__(self) -> None:
         if isinstance(self.content, str) and not self.content.strip():
-            raise UserError("an empty prompt was given; expected a text, or a picture's file, between the bars")
+            raise UserError("expected a text, or a picture's file, between the bars, got an empty prompt; fill it")
         if not math.isfinite(self.weight) or math.isnan(self.stop):
-            raise UserError(f"weight {self.weight} and stop {self.stop} were given; expected numbers")
+            raise UserError(f"expected numbers, got weight {self.weight} and stop {self.stop}; correct them")
 
-    def facts(self) -> dict[str, Any]:
-        """What metadata record of it."""
-        if isinstance(self.content, (str, int)):
-            shown: dict[str, Any] = {"text" if isinstance(self.content, str) else "noise": self.content}
+    def metadata(self) -> dict[str, Any]:
+        """What a painting records of the target."""
+        if isinstance(self.content, int):
+            content: dict[str, Any] = {"noise": self.content}
+        elif isinstance(self.content, str):
+            content = {"text": self.content}
         else:
-            shown = {"picture": str(self.content) if isinstance(self.content, Path) else "given"}
+            content = {"picture": str(self.content) if isinstance(self.content, Path) else "given"}
         stop = {} if self.stop == -math.inf else {"stop": self.stop}
-        return {**shown, "weight": self.weight, **stop}
+        return {**content, "weight": self.weight, **stop}
 
     def embed(self, scorer: Scorer) -> Tensor:
-        """Where a scorer has it: (D,), L2-normalised, on the CPU.
+        """The target's embedding by a scorer: (D,), L2-normalised, on the CPU.
 
         Raises:
             UserError: its picture cannot be read.
@@ -66,46 +68,51 @@ class Target:
 
 
 def parse_targets(prompt: str) -> list[Target]:
-    r"""Read prompts such as `a fox:1.0 | snow:0.4 | photo.jpg:0.5 | text:-0.3`.
+    r"""Parse prompts such as `a fox:1.0 | snow:0.4 | photo.jpg:0.5 | text:-0.3`.
 
     Args:
-        prompt: texts and pictures' files between bars, each with up to two numbers, `:weight` or `:weight:stop`. What
-            ends like a picture file is one. A number right behind a colon is always taken for one of them, so a text
-            says `clock at 12\:30`; `\|` is a bar.
+        prompt: texts and files of pictures, separated by bars, each with up to two numbers, `:weight` or
+            `:weight:stop`. What ends like a picture file is one. A number right after a colon is always a weight or a
+            stop unless escaped, as in `clock at 12\:30`; `\|` is a bar that does not separate.
 
     Raises:
         UserError: there is nothing between two bars.
     """
-    terms = [split_term(part.strip(), max_numbers=2) for part in BAR.split(prompt)]
+    terms = [split_term(part.strip(), max_numbers=2) for part in UNESCAPED_BAR.split(prompt)]
     return [Target(content, *numbers) for content, numbers in terms]
 
 
 def parse_noise(word: str) -> Target:
-    """Read a noise prompt, `SEED` or `SEED:WEIGHT`.
+    """Parse a noise prompt, `SEED` or `SEED:WEIGHT`.
 
     Raises:
-        UserError: the seed is no whole number from 0 on.
+        UserError: the seed is no integer from 0 to 2**63 - 1.
     """
     seed, numbers = split_term(word)
     if not (isinstance(seed, str) and seed.isascii() and seed.isdigit() and int(seed) < 2**63):
-        raise UserError(f"noise prompt {word!r} was given; expected SEED or SEED:WEIGHT, such as 7:0.2")
+        raise UserError(f"expected a noise prompt SEED or SEED:WEIGHT, got {word!r}; write for example 7:0.2")
     return Target(int(seed), *numbers)
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
-    """Targets as one scorer has them."""
+class EmbeddedTargets:
+    """T targets in the embedding space of one scorer, on its device."""
 
     embed: Tensor
     """(T, D), L2-normalised."""
     weights: Tensor
     """(T,)"""
     stops: Tensor
-    """(T,)"""
+    """(T,), see `Target.stop`."""
 
-    @classmethod
-    def of(cls, targets: Sequence[Target], scorer: Scorer) -> "Directions":
-        """Embed the targets, on the scorer's device."""
-        weights, stops = (torch.tensor(row) for row in zip(*((t.weight, t.stop) for t in targets), strict=True))
-        embed = torch.stack([target.embed(scorer) for target in targets])
-        return cls(*(value.to(scorer.device) for value in (embed, weights, stops)))
+
+def embed_targets(targets: Sequence[Target], scorer: Scorer) -> EmbeddedTargets:
+    """Embed targets, at least one, by a scorer.
+
+    Raises:
+        UserError: a target's picture cannot be read.
+    """
+    embed = torch.stack([target.embed(scorer) for target in targets])
+    weights = torch.tensor([target.weight for target in targets])
+    stops = torch.tensor([target.stop for target in targets])
+    return EmbeddedTargets(embed.to(scorer.device), weights.to(scorer.device), stops.to(scorer.device))

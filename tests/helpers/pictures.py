@@ -1,0 +1,17 @@
+"""Random pictures and pixels."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def block_picture(seed: int = 0, width: int = 24, height: int = 24) -> Image.Image:
+    """An RGB picture of random blocks of 4×4 pixels."""
+    values = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+
+
+def random_pixels(height: int, width: int, seed: int = 0) -> Tensor:
+    """(1, 3, H, W), uniform in [-1, 1)."""
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
