@@ -1,4 +1,8 @@
-"""Pictures and texts -> cosines, rankings and label probabilities, by a CLIP-like model and its text tokenizer."""
+"""Cosines, rankings and label probabilities of pictures and texts, by a CLIP-like model and its text tokenizer.
+
+Models with a softmax over texts are as in CLIP (Radford et al. 2021), those with a sigmoid for each pair, which have a
+`logit_bias`, as in SigLIP (Zhai et al. 2023).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,52 +30,61 @@ Images: TypeAlias = Sequence[Image.Image] | Tensor
 
 
 class ClipModel(Protocol):
-    """A module that embeds pictures and texts. One with `logit_bias` is read by sigmoid, one without by softmax."""
+    """A module that embeds pictures and texts. With a `logit_bias` its scores are sigmoids, without one softmaxes."""
 
     embed_dim: int
-    """D, width of what both methods return."""
+    """D, width of the embeddings."""
 
     @property
     def logit_scale(self) -> Any:
-        """Logarithm of what cosines are multiplied with, of one element."""
+        """Natural logarithm of the factor of cosines (the inverse temperature), a tensor of one element."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) -> (B, D)."""
+        """Pixels (B, 3, S, S), normalised by the model's `Preprocess` -> (B, D)."""
 
     def encode_text(self, text_ids: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, D)."""
+        """Text ids (B, L) int64 -> (B, D)."""
 
     def state_dict(self) -> dict[str, Any]:
         """The weights, by name."""
 
     def to(self, device: Any) -> Any:
-        """Move the weights."""
+        """Move the weights to a device."""
 
     def eval(self) -> Any:
-        """Stop dropout."""
+        """Switch to evaluation mode."""
 
 
 class TextEncoder(Protocol):
-    """A text tokenizer."""
+    """A text tokenizer that pads."""
 
     def encode_batch(self, texts: Sequence[str], length: int, add_eos: bool) -> Tensor:
-        """Texts -> (B, L) int64, cut to `length`; `end` asks for an end-of-text that survives the cut."""
+        """Tokenize texts.
+
+        Args:
+            texts: B texts.
+            length: L; longer texts are cut, shorter ones padded.
+            add_eos: whether to end each text with an end-of-text id, which cutting keeps.
+
+        Returns:
+            (B, L) int64.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """Judges how well pictures fit texts. Everything it returns lies on the CPU, in fp32.
+    """Scores how well pictures fit texts (Radford et al. 2021; Zhai et al. 2023).
 
-    The model is moved to `device` and put into eval mode.
+    All results are on the CPU, in fp32. The model is moved to `device` and put into evaluation mode.
 
     Raises:
-        UserError: the preprocess is not that of the model.
+        UserError: the preprocess does not belong to the model.
     """
 
     model: ClipModel
     text_tokenizer: TextEncoder
     preprocess: Preprocess
-    """What the model wants to see, and how its scores are meant."""
+    """How pictures are prepared for the model, and whether its scores are softmaxes or sigmoids."""
     text_length: int
     """Text ids per caption, end-of-text included; longer texts are cut."""
     device: torch.device | str = "cpu"
@@ -82,24 +95,25 @@ class Scorer:
         size = getattr(self.model, "image_size", self.preprocess.size)
         if size != self.preprocess.size:
             raise UserError(
-                f"the model looks at {size} × {size} pixels, its preprocess makes {self.preprocess.size}; "
-                f"give the preprocess it was trained with"
+                f"expected a preprocess that makes {size} × {size} pixels, the model's input, got one that makes "
+                f"{self.preprocess.size}; give the preprocess the model was trained with"
             )
         activation = "softmax" if self._bias is None else "sigmoid"
         if activation != self.preprocess.activation:
             raise UserError(
-                f"the model {'has no' if self._bias is None else 'has a'} bias, so its activation is "
-                f"{activation}, not {self.preprocess.activation}; give the preprocess it was trained with"
+                f"expected a preprocess with activation {activation}, as the model "
+                f"{'has no' if self._bias is None else 'has a'} bias, got {self.preprocess.activation}; "
+                f"give the preprocess the model was trained with"
             )
         self.model.to(self.device).eval()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu") -> "Scorer":
-        """The scorer of a shipped model or a checkpoint folder, or one of another library.
+        """Load the scorer of a shipped model or a checkpoint folder, or a model of another library.
 
         Args:
-            name: `emoji`, a checkpoint folder, `hf:FOLDER` or `hf:NAME` (a CLIP or SigLIP of transformers),
-                `open_clip:MODEL:PRETRAINED`. Only a name on a hub reaches for the network.
+            name: `emoji`, a checkpoint folder, `hf:FOLDER` or `hf:NAME` (a CLIP or SigLIP of transformers), or
+                `open_clip:MODEL:PRETRAINED`. Only models named by their place on a hub use the network.
             device: where to compute.
 
         Raises:
@@ -113,53 +127,61 @@ class Scorer:
         text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER_FILE)
         check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
         config = from_dict(ScorerConfig, part.config, str(part.path))
-        ids = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
-        clip = load_weights(build_clip(config, text_tokenizer.vocab_size, **ids), part, device)
-        prepare = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
-        return cls(clip, text_tokenizer, prepare, config.text_length, device)
+        clip = build_clip(config, text_tokenizer.vocab_size, pad_id=text_tokenizer.pad_id, eos_id=text_tokenizer.eos_id)
+        preprocess = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
+        return cls(load_weights(clip, part, device), text_tokenizer, preprocess, config.text_length, device)
 
     @property
     def image_size(self) -> int:
-        """Side in pixels at which the model looks at pictures."""
+        """Side in pixels of the model's input."""
         return self.preprocess.size
 
     @property
     def scale(self) -> float:
-        """What cosines are multiplied with to become log-odds: the inverse of the learned temperature."""
+        """Factor from cosines to logits: the inverse of the learned temperature."""
         return float(self.model.logit_scale.detach().exp())
 
     @property
     def _bias(self) -> float | None:
-        """What is then added to become log-odds, for models that are read by sigmoid."""
+        """Added to the scaled cosines of a sigmoid model; None for a softmax model."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else float(bias.detach())
 
     def embed_images(self, images: Images) -> Tensor:
         """Embed pictures.
 
+        Args:
+            images: N PIL pictures of any size and mode, or pixels (N, 3, H, W) in [-1, 1].
+
         Returns:
             (N, D), L2-normalised.
 
         Raises:
-            UserError: a tensor is not (N, 3, H, W) floating point, or something else than pictures came.
+            UserError: a tensor is not (N, 3, H, W) floating point, or the argument is neither.
         """
         _check_images(images)
 
         def encode(chunk: slice) -> Tensor:
-            part, prepare = images[chunk], self.preprocess
-            pixels = prepare.from_pixels(part) if isinstance(part, Tensor) else prepare.from_images(part)
+            part = images[chunk]
+            if isinstance(part, Tensor):
+                pixels = self.preprocess.from_pixels(part)
+            else:
+                pixels = self.preprocess.from_images(part)
             return self.model.encode_image(pixels.to(self.device))
 
         return self._embed(len(images), encode)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """As `embed_images`, but with gradients back to the pixels, in one pass, and left on `device`.
+        """Embed pixels with gradients, in one pass; the result stays on `device`.
 
         Args:
             pixels: (N, 3, H, W) in [-1, 1], on any device.
 
+        Returns:
+            (N, D), L2-normalised.
+
         Raises:
-            UserError: a tensor of another kind came.
+            UserError: the tensor is not (N, 3, H, W) floating point.
         """
         _check_images(pixels)
         return F.normalize(self.model.encode_image(self.preprocess.from_pixels(pixels.to(self.device))).float(), dim=-1)
@@ -171,7 +193,7 @@ class Scorer:
             (N, D), L2-normalised.
 
         Raises:
-            UserError: one string came instead of several.
+            UserError: one string was given instead of a sequence.
         """
         _check_texts(texts)
 
@@ -182,7 +204,7 @@ class Scorer:
         return self._embed(len(texts), encode)
 
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
-        """Embed labels in the words of some templates.
+        """Embed labels, each put into one or more templates (prompt ensembling, Radford et al. 2021, section 3.1.4).
 
         Args:
             labels: what pictures may show, such as `"a cat"`.
@@ -198,42 +220,50 @@ class Scorer:
         _check_texts(labels)
         _check_texts(templates)
         if not labels:
-            raise UserError("0 labels came; give at least one, better two or more to choose from")
+            raise UserError("expected at least one label, got none; give labels such as a cat, a dog")
         if not templates or not all("{}" in template for template in templates):
-            raise UserError(f"the templates {list(templates)} came; give at least one, each with {{}} for the label")
+            raise UserError(
+                f"expected at least one template, each with {{}} for the label, got {list(templates)}; "
+                f"write for example a picture of {{}}"
+            )
         embeds = [self.embed_texts([template.replace("{}", label) for label in labels]) for template in templates]
         return embeds[0] if len(embeds) == 1 else F.normalize(torch.stack(embeds).mean(dim=0), dim=-1)
 
     def cosines(self, images: Images, text: str) -> Tensor:
         """Cosine (N,) in [-1, 1] between each picture and the text.
 
-        Only differences between pictures mean something: good fits of a CLIP model lie far below 1.
+        Only differences between pictures are meaningful: good fits have cosines far below 1 with a CLIP model.
         """
         return self.embed_images(images) @ self.embed_texts([text])[0]
 
     def score(self, images: Images, text: str) -> Tensor:
         """How well each picture fits the text, (N,).
 
-        Cosines, or by models read by sigmoid (SigLIP) the probability that picture and text belong together.
+        Cosines of a softmax model; of a sigmoid model (SigLIP) the probability that picture and text belong together.
         """
-        return self._read(self.cosines(images, text))
+        return self._to_scores(self.cosines(images, text))
 
     def rank(self, images: Images, text: str) -> tuple[Tensor, Tensor]:
         """Order pictures by how well they fit the text.
 
         Returns:
-            order: (N,) int64, numbers of the pictures, best first; equal cosines keep the given order.
-            scores: (N,) what `score` gives, in that order, so `scores[0]` belongs to `images[order[0]]`.
+            order: (N,) int64, indices of the pictures, best first; equal cosines keep the given order.
+            scores: (N,) as from `score`, in that order: `scores[0]` belongs to `images[order[0]]`.
         """
-        # Not by probabilities, which round to 1 where cosines still differ.
+        # Sorted by cosines, because probabilities round to 1 where cosines still differ.
         cosines, order = torch.sort(self.cosines(images, text), descending=True, stable=True)
-        return order, self._read(cosines)
+        return order, self._to_scores(cosines)
 
     def classify(self, images: Images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
-        """Probability of each label for each picture; see `probabilities`, and `embed_labels` for `templates`.
+        """Probability of each label for each picture (zero-shot classification, Radford et al. 2021).
+
+        Args:
+            images: as for `embed_images`.
+            labels: what the pictures may show.
+            templates: as for `embed_labels`.
 
         Returns:
-            (N, number of labels).
+            (N, number of labels), as from `probabilities`.
 
         Raises:
             UserError: there is no label, or a template has no `{}`.
@@ -242,24 +272,24 @@ class Scorer:
         return self.probabilities(self.embed_images(images), label_embed)
 
     def probabilities(self, image_embed: Tensor, label_embed: Tensor) -> Tensor:
-        """Probability of each label, given that exactly one fits; of models read by sigmoid, of each on its own.
+        """Probability of each label, given that exactly one fits; of a sigmoid model, of each label independently.
 
         Args:
             image_embed: (N, D), from `embed_images`.
             label_embed: (number of labels, D), from `embed_labels` or `embed_texts`.
 
         Returns:
-            (N, number of labels); rows sum to 1 unless the model is read by sigmoid.
+            (N, number of labels); rows sum to 1, except those of a sigmoid model.
         """
         cosines = image_embed @ label_embed.T
-        return self._read(cosines) if self._bias is not None else (self.scale * cosines).softmax(dim=-1)
+        return self._to_scores(cosines) if self._bias is not None else (self.scale * cosines).softmax(dim=-1)
 
-    def _read(self, cosines: Tensor) -> Tensor:
-        """Probabilities where the model gives them, else the cosines themselves."""
+    def _to_scores(self, cosines: Tensor) -> Tensor:
+        """Probabilities of a sigmoid model, cosines of a softmax model."""
         return cosines if self._bias is None else (self.scale * cosines + self._bias).sigmoid()
 
     def _embed(self, count: int, encode: Callable[[slice], Tensor]) -> Tensor:
-        # Made outside inference mode, so that callers may change the result and use it in training.
+        # Allocated outside inference mode, so that callers may modify the result and use it in training.
         embed = torch.empty(count, self.model.embed_dim)
         with torch.inference_mode():
             for start in range(0, count, self.chunk_size):
@@ -270,15 +300,18 @@ class Scorer:
 
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
-        raise UserError(f"the single text {texts!r} came; give a list of texts, such as [{texts!r}]")
+        raise UserError(f"expected a list of texts, got the single text {texts!r}; write [{texts!r}]")
 
 
 def _check_images(images: Images) -> None:
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise UserError(
-                f"a tensor of shape {tuple(images.shape)} and type {images.dtype} came; give pixels "
-                f"(N, 3, H, W), floating point in [-1, 1]"
+                f"expected floating-point pixels (N, 3, H, W) in [-1, 1], got a tensor of shape {tuple(images.shape)} "
+                f"and type {images.dtype}; convert pictures with util.images.to_pixels"
             )
     elif isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
-        raise UserError(f"{type(images).__name__} came; give a list of PIL pictures or pixels (N, 3, H, W)")
+        raise UserError(
+            f"expected a list of PIL pictures or pixels (N, 3, H, W), got {type(images).__name__}; "
+            f"put pictures into a list"
+        )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers.scorers import LENGTH, SIZE, Compass, Convinced, LetterTokenizer, make_scorer
+from helpers.scorers import LENGTH, SIZE, AngleModel, CertainSigmoidModel, LetterTokenizer, make_scorer
 from PIL import Image
 
 from dalle_mini_impl.cli.classify import classify
@@ -16,8 +16,8 @@ from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 
 SCORERS = {
-    "emoji": lambda: make_scorer(Compass()),
-    "hf:yes": lambda: Scorer(Convinced(), LetterTokenizer(), Preprocess(SIZE, activation="sigmoid"), LENGTH),
+    "emoji": lambda: make_scorer(AngleModel()),
+    "hf:yes": lambda: Scorer(CertainSigmoidModel(), LetterTokenizer(), Preprocess(SIZE, activation="sigmoid"), LENGTH),
 }
 
 
@@ -126,7 +126,7 @@ def test_bad_input_is_refused(run, pictures, tmp_path):
         ((pictures[0],), "expected at least one text, got none"),
         ((pictures[0], "--labels", "a,b", "--csv", "--json", "-"), "expected --csv or --json -, got both"),
         ((pictures[0], "--labels", "a"), "expected at least two labels, got only 'a'"),
-        ((pictures[0], "--labels", "a,b", "--template", "photo"), "the templates ['photo'] came"),
+        ((pictures[0], "--labels", "a,b", "--template", "photo"), "each with {} for the label, got ['photo']"),
         ((pictures[0], "--texts-file", tmp_path / "absent.txt"), "expected a UTF-8 file with one text per line, got"),
         ((pictures[0], "--texts-file", tmp_path / "latin.txt"), "expected a UTF-8 file with one text per line, got"),
     ):

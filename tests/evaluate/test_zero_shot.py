@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers.scorers import Compass, make_scorer
+from helpers.scorers import AngleModel, make_scorer
 from PIL import Image
 
 from dalle_mini_impl.cli.evaluate import evaluate
@@ -25,7 +25,7 @@ from dalle_mini_impl.util.errors import UserError
 def invoke(monkeypatch):
     def from_pretrained(name, device):
         assert (name, device) == ("emoji", "cpu")
-        return make_scorer(Compass())
+        return make_scorer(AngleModel())
 
     monkeypatch.setattr(Scorer, "from_pretrained", from_pretrained)
     return lambda command, *words: CliRunner().invoke(command, [*(str(word) for word in words), "--device", "cpu"])
@@ -69,7 +69,7 @@ def test_top_five_counts_the_first_five_of_more_classes(tmp_path):
     for label in "acdefgh":
         (tmp_path / label).mkdir()
         Image.new("RGB", (3, 3), (127, 0, 0)).save(tmp_path / label / "picture.png")
-    result = measure_zero_shot(make_scorer(Compass()), find_classes(tmp_path))
+    result = measure_zero_shot(make_scorer(AngleModel()), find_classes(tmp_path))
     assert result.hits.tolist() == [[1, 1]] + [[0, 1]] * 4 + [[0, 0]] * 2
     assert [value.value for value in result.accuracy()] == pytest.approx([1 / 7, 5 / 7])
 

@@ -1,4 +1,4 @@
-"""Scorers whose embeddings can be told by hand."""
+"""Scorers whose embeddings can be computed by hand."""
 
 import math
 
@@ -13,7 +13,7 @@ SIZE, LENGTH, PAD, EOS = 21, 13, 5, 3
 
 
 class LetterTokenizer:
-    """One id per letter; pad and end-of-text are neither the lowest nor the highest ids."""
+    """One id per letter; the padding and end-of-text ids are neither the lowest nor the highest."""
 
     vocab_size, pad_id, eos_id = 37, PAD, EOS
 
@@ -28,8 +28,8 @@ class LetterTokenizer:
         return rows
 
 
-class Compass(nn.Module):
-    """Points a picture where its red value says and a text where its first letter says, in the plane."""
+class AngleModel(nn.Module):
+    """Embeds in the plane: a picture's angle is its red value, a text's angle 90° if its first letter is b, else 0°."""
 
     embed_dim = 2
 
@@ -50,8 +50,8 @@ def make_scorer(model=None, **settings):
     return Scorer(model or make_clip(), LetterTokenizer(), Preprocess(SIZE), LENGTH, **settings)
 
 
-class Convinced(Compass):
-    """Says yes to nearly everything."""
+class CertainSigmoidModel(AngleModel):
+    """A sigmoid model whose large bias makes nearly every probability 1."""
 
     def __init__(self):
         super().__init__()

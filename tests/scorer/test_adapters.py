@@ -1,4 +1,4 @@
-"""Scorers of other libraries: tiny models with random weights, saved as those libraries save them."""
+"""Adapters to other libraries, with tiny random models saved in those libraries' formats."""
 
 import json
 import socket
@@ -97,9 +97,9 @@ def library_logits(folder):
 
 
 @pytest.mark.parametrize("kind", SAVE)
-def test_transformers_give_their_own_numbers_without_network(folders, kind, monkeypatch):
+def test_transformers_models_give_the_librarys_results_without_network(folders, kind, monkeypatch):
     def refuse(*_):
-        raise AssertionError("reached for the network")
+        raise AssertionError("used the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -111,8 +111,8 @@ def test_transformers_give_their_own_numbers_without_network(folders, kind, monk
     torch.testing.assert_close(scorer.classify(pictures(), TEXTS), expected, rtol=1e-4, atol=1e-5)
     order, scores = scorer.rank(pictures(), TEXTS[1])
     assert order.tolist() == logits[:, 1].argsort(descending=True).tolist()
-    own = logits[:, 1] / scorer.scale if kind == "clip" else logits[:, 1].sigmoid()
-    torch.testing.assert_close(scores, own[order], rtol=1e-4, atol=1e-5)
+    expected_scores = logits[:, 1] / scorer.scale if kind == "clip" else logits[:, 1].sigmoid()
+    torch.testing.assert_close(scores, expected_scores[order], rtol=1e-4, atol=1e-5)
     embed = scorer.embed_images(pictures())
     assert embed.dtype == torch.float32
     torch.testing.assert_close(embed.norm(dim=1), torch.ones(5))
@@ -130,7 +130,7 @@ def test_preprocess_is_read_from_the_folder(folders):
     )
 
 
-def test_what_is_not_utf8_can_be_a_text(folders):
+def test_text_that_is_not_utf8_has_an_embedding(folders):
     assert Scorer.from_pretrained(f"hf:{folders['clip']}").embed_texts(["a \udce5"]).isfinite().all()
 
 
@@ -149,17 +149,21 @@ PREPARE = "preprocessor_config.json"
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("config.json", {"model_type": "bert"}, "type bert; expected clip or siglip"),
-        (PREPARE, {"crop_size": {"height": 21, "width": 28}}, r"sides of \[21, 28\] pixels; expected squares"),
-        (PREPARE, {"do_center_crop": False}, "not supported"),
-        (PREPARE, {"do_resize": False}, "does not resize"),
-        (PREPARE, {"rescale_factor": 1.0}, "does not resize, or does not divide"),
-        (PREPARE, {"resample": 0}, "interpolation 'nearest' came"),
-        (PREPARE, {"size": {"shortest_edge": 35}, "crop_size": {"height": 35, "width": 35}}, "makes 35"),
+        ("config.json", {"model_type": "bert"}, "expected a model of type clip or siglip, got hf:.* of type bert"),
+        (
+            PREPARE,
+            {"crop_size": {"height": 21, "width": 28}},
+            r"expected a model of square pictures, got sides of \[21, 28\]",
+        ),
+        (PREPARE, {"do_center_crop": False}, "got size .* and crop None"),
+        (PREPARE, {"do_resize": False}, "expected an image processor that resizes"),
+        (PREPARE, {"rescale_factor": 1.0}, "resizes and divides values by 255"),
+        (PREPARE, {"resample": 0}, "expected preprocess interpolation .*, got 'nearest'"),
+        (PREPARE, {"size": {"shortest_edge": 35}, "crop_size": {"height": 35, "width": 35}}, "got one that makes 35"),
         (PREPARE, {"image_std": [0.0, 1.0, 1.0]}, "above 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(folders, tmp_path, name, values, message):
+def test_unsupported_settings_are_refused(folders, tmp_path, name, values, message):
     folder = change(folders["clip"], tmp_path, name, **values)
     with pytest.raises(UserError, match=message) as caught:
         Scorer.from_pretrained(f"hf:{folder}")
@@ -178,9 +182,9 @@ def test_missing_weights_and_files_are_refused(folders, tmp_path):
     (folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="cannot load hf:"):
         Scorer.from_pretrained(f"hf:{folder}")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="which is no such folder"):
         Scorer.from_pretrained("hf:./absent")
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="which is no such folder"):
         Scorer.from_pretrained("hf:")
 
 
@@ -197,7 +201,7 @@ def test_missing_libraries_are_named(monkeypatch):
 
 
 class StandIn(nn.Module):
-    """What a model of open_clip has that is used."""
+    """The used part of an open_clip model's interface."""
 
     def __init__(self, bias):
         super().__init__()
@@ -224,15 +228,15 @@ class StandInTokenizer:
 
 @pytest.fixture
 def open_clip(monkeypatch):
-    """A stand-in for the library; the list it returns tells with what it was asked for."""
+    """A stand-in for the library, with its settings and the list of models it was asked to create."""
     settings = {"size": SIZE, "mode": "RGB", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "fill_color": 0}
     settings |= {"interpolation": "bilinear", "resize_mode": "shortest"}
-    asked = []
+    created = []
 
     def create_model(name, pretrained, *, precision, require_pretrained):
         assert precision == "fp32"
         assert require_pretrained
-        asked.append((name, pretrained))
+        created.append((name, pretrained))
         if pretrained == "absent":
             raise RuntimeError("no such\ntag")
         return StandIn(bias="SigLIP" in name)
@@ -241,13 +245,13 @@ def open_clip(monkeypatch):
     module.create_model, module.get_tokenizer = create_model, lambda name: StandInTokenizer()
     module.get_model_preprocess_cfg = lambda model: settings
     monkeypatch.setitem(sys.modules, "open_clip", module)
-    return types.SimpleNamespace(asked=asked, settings=settings)
+    return types.SimpleNamespace(created=created, settings=settings)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP"])
-def test_open_clip_models_are_scorers(open_clip, name):
+def test_open_clip_models_classify_as_computed_directly(open_clip, name):
     scorer = Scorer.from_pretrained(f"open_clip:{name}:webli")
-    assert open_clip.asked == [(name, "webli")]
+    assert open_clip.created == [(name, "webli")]
     activation = "sigmoid" if "SigLIP" in name else "softmax"
     expected = Preprocess(SIZE, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), "bilinear", "crop", activation)
     assert scorer.preprocess == expected
@@ -255,29 +259,30 @@ def test_open_clip_models_are_scorers(open_clip, name):
     image = nn.functional.normalize(model.encode_image(expected.from_images(images)), dim=-1)
     text = nn.functional.normalize(model.encode_text(StandInTokenizer()(texts)), dim=-1)
     logits = image @ text.T * model.logit_scale.exp()
-    chances = (logits - 2).sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)
-    torch.testing.assert_close(scorer.classify(images, texts), chances.detach())
+    expected_probabilities = (logits - 2).sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)
+    torch.testing.assert_close(scorer.classify(images, texts), expected_probabilities.detach())
 
 
 def test_open_clip_folders_and_hub_names_need_no_tag(open_clip):
     for name in ("local-dir:some/folder", "hf-hub:someone/model"):
         Scorer.from_pretrained(f"open_clip:{name}")
-    assert open_clip.asked == [("local-dir:some/folder", None), ("hf-hub:someone/model", None)]
+    assert open_clip.created == [("local-dir:some/folder", None), ("hf-hub:someone/model", None)]
 
 
-def test_open_clip_refuses_in_one_line(open_clip):
+def test_open_clip_errors_are_one_line(open_clip):
     with pytest.raises(UserError, match="expected open_clip:MODEL:PRETRAINED"):
         Scorer.from_pretrained("open_clip:ViT-B-32")
     with pytest.raises(UserError, match=r"cannot load open_clip:ViT-B-32:absent \(no such tag\)"):
         Scorer.from_pretrained("open_clip:ViT-B-32:absent")
-    for name, value, message in (("resize_mode", "longest", "longest"), ("size", (28, 21), "squares")):
-        old, open_clip.settings[name] = open_clip.settings[name], value
+    for name, value, message in (("resize_mode", "longest", "got longest"), ("size", (28, 21), "square pictures")):
+        original = open_clip.settings[name]
+        open_clip.settings[name] = value
         with pytest.raises(UserError, match=message):
             Scorer.from_pretrained("open_clip:ViT-B-32:openai")
-        open_clip.settings[name] = old
+        open_clip.settings[name] = original
 
 
-def test_the_library_itself_loads_from_a_file(tmp_path):
+def test_models_of_the_installed_open_clip_load_from_a_file(tmp_path):
     library = pytest.importorskip("open_clip")
     model = library.create_model("ViT-S-32-alt")
     torch.save(model.state_dict(), tmp_path / "weights.pt")

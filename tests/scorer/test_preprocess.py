@@ -1,4 +1,4 @@
-"""The preprocess of scorers, beside Pillow and transformers."""
+"""Preprocessing of pictures and pixels, compared with Pillow and transformers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SIZES = ((21, 21), (41, 83), (90, 33), (13, 17), (24, 21), (200, 22))
 
 
 def smooth(width, height, seed=0):
-    """A picture of large soft patches, all values well inside 0 to 255, so that nothing is clamped."""
+    """A picture of large soft patches whose values are well inside 0 to 255, so that resizing clamps nothing."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(60, 190, (3, 4, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BILINEAR)
@@ -25,7 +25,7 @@ def pixels_of(picture):
 
 
 def by_pillow(picture, settings):
-    """The same by resizing all of the picture first and cutting then, as (3, size, size) of values in [0, 1]."""
+    """Reference: resize the whole picture, then crop; (3, size, size) in [0, 1]."""
     method, size = Image.Resampling[settings.interpolation.upper()], settings.size
     width, height = picture.size
     if settings.resize == "squash":
@@ -45,7 +45,7 @@ def by_pillow(picture, settings):
     ("interpolation", "resize"),
     [("bilinear", "crop"), ("bicubic", "crop"), ("bicubic", "squash"), ("lanczos", "squash"), ("lanczos", "fit")],
 )
-def test_pictures_are_prepared_as_pillow_does(size, interpolation, resize):
+def test_pictures_are_prepared_as_by_pillow(size, interpolation, resize):
     settings = Preprocess(21, MEAN, STD, interpolation, resize)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     expected = (by_pillow(picture, settings) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -55,15 +55,15 @@ def test_pictures_are_prepared_as_pillow_does(size, interpolation, resize):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize", ["fit", "crop", "squash"])
-def test_pixels_are_prepared_like_pictures(size, interpolation, resize):
+def test_pixels_and_pictures_are_prepared_alike(size, interpolation, resize):
     settings = Preprocess(21, MEAN, STD, interpolation, resize)
     if resize == "fit" and (size[0] - size[1]) % 2:
-        size = (size[0] + 1, size[1])  # where no middle pixel exists, pixels are cut half a one to the left
+        size = (size[0] + 1, size[1])  # without a centre pixel, the crop of pixels is half a pixel to the left
     picture = smooth(*size)
-    inner = slice(2, -2) if resize == "fit" else slice(None)  # Pillow also looks at what lies beyond the square
+    inner = slice(2, -2) if resize == "fit" else slice(None)  # Pillow's filter also reads pixels outside the square
     by_pixels = settings.from_pixels(pixels_of(picture)) * torch.tensor(STD)[:, None, None]
     by_picture = settings.from_images([picture]) * torch.tensor(STD)[:, None, None]
-    # Pillow rounds to whole values of 255 after each of two directions; bicubic weights' sizes sum to up to 1.3.
+    # Pillow rounds to 8 bits after each direction; the absolute values of bicubic weights sum to up to 1.3.
     assert (by_pixels - by_picture)[..., inner, inner].abs().max() <= (0.5 * 1.3 + 0.5) / 255
 
 
@@ -72,31 +72,31 @@ def test_gradients_reach_the_pixels():
         pixels = torch.zeros(2, 3, 31, 47, requires_grad=True)
         Preprocess(21, MEAN, STD, "bicubic", resize).from_pixels(pixels)[:, 1].sum().backward()
         assert pixels.grad[:, [0, 2]].eq(0).all()
-        # Each prepared pixel is a weighted mean of those it came from: as much flows back, 1 / (2 std) each.
+        # Each output pixel is a weighted mean of input pixels, so the gradients of each sum to 1 / (2 std).
         assert pixels.grad[0, 1].sum().item() == pytest.approx(21 * 21 / 0.6, rel=1e-4)
         assert pixels.grad[0, 1, 15, 23] > 0
         assert (pixels.grad[0, 1, :, 0].abs().max() > 0) == (resize == "squash")
 
 
-def test_antialiasing_finds_the_mean_of_stripes():
-    # Stripes as wide apart as the new pixels: a plain sample would find one of them.
+def test_antialiasing_averages_narrow_stripes():
+    # The stripes' period is one output pixel: without antialiasing one stripe's value would be sampled.
     wide = torch.ones(1, 3, 63, 73)
     wide[..., 5:68] = torch.tensor([1.0, -0.5, -0.5]).repeat(21)
     prepared = Preprocess(21).from_pixels(wide)
     torch.testing.assert_close(prepared[..., 2:-2, 2:-2], torch.zeros(1, 3, 17, 17), rtol=0, atol=1e-5)
 
 
-def test_a_long_thin_picture_stays_small():
+def test_long_thin_picture_is_cropped_before_resizing():
     picture = Image.new("RGB", (60_000, 1), "white")
     assert torch.equal(Preprocess(21, resize="crop").from_images([picture]), torch.ones(1, 3, 21, 21))
 
 
-def test_pixels_at_their_own_size_stay_as_they_are():
+def test_pixels_of_the_models_size_are_not_resampled():
     pixels = torch.randn(2, 3, 21, 21)
     assert torch.equal(Preprocess(21).from_pixels(pixels), pixels)
 
 
-def test_transparent_and_16_bit_pictures():
+def test_transparent_and_16_bit_pictures_are_converted():
     clear, grey = Image.new("RGBA", (5, 7), (0, 0, 0, 0)), Image.new("I;16", (5, 7), 0x3300)
     prepared = Preprocess(3).from_images([clear, grey])
     torch.testing.assert_close(prepared[:, 0, 0, 0], torch.tensor([1.0, -0.6]))
@@ -114,13 +114,13 @@ def test_transparent_and_16_bit_pictures():
         {"activation": "tanh"},
     ],
 )
-def test_impossible_settings_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Preprocess(**({"size": 21} | wrong))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pictures_are_prepared_as_transformers_does(size):
+def test_pictures_are_prepared_as_by_transformers(size):
     pytest.importorskip("transformers")
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil

@@ -1,10 +1,22 @@
+"""CLIP networks and the scorer around them."""
+
 import math
 import warnings
 
 import pytest
 import torch
 from helpers.models import CAPTIONS
-from helpers.scorers import EOS, LENGTH, PAD, SIZE, Compass, Convinced, LetterTokenizer, make_clip, make_scorer
+from helpers.scorers import (
+    EOS,
+    LENGTH,
+    PAD,
+    SIZE,
+    AngleModel,
+    CertainSigmoidModel,
+    LetterTokenizer,
+    make_clip,
+    make_scorer,
+)
 from PIL import Image
 from torch import nn
 
@@ -34,7 +46,7 @@ def make_ids(*rows, width=LENGTH):
 # --- model
 
 
-def test_padding_changes_nothing():
+def test_padding_does_not_change_text_embeddings():
     clip = make_clip()
     short, long = [7, 36, 8], [9, 10, 11, 12, 35, 13, 14]
     together = clip.encode_text(make_ids(short, long))
@@ -43,7 +55,7 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(together, clip.encode_text(make_ids(short, long, width=29)))
 
 
-def test_text_is_read_up_to_end_of_text_and_no_further():
+def test_text_after_end_of_text_is_ignored():
     clip = make_clip()
     text_ids = torch.tensor([[7, 36, 8, EOS, 9, 10], [11, 12, 13, 14, 15, EOS]])
     embed = clip.encode_text(text_ids)
@@ -59,7 +71,7 @@ def test_text_is_read_up_to_end_of_text_and_no_further():
 
 
 def test_text_is_pooled_at_end_of_text():
-    # Without blocks, positions do not mix: only what stands at the pooled one can be seen.
+    # Without blocks no information moves between positions: the embedding depends on the pooled position only.
     clip = make_clip(text_layers=0)
     embed = clip.encode_text(make_ids([7, 36], [35, 8], [7, 36, 9]))
     tower = clip.text_tower
@@ -67,26 +79,26 @@ def test_text_is_pooled_at_end_of_text():
     torch.testing.assert_close(embed, expected)
 
 
-def test_text_tower_knows_word_order():
+def test_text_embeddings_depend_on_word_order():
     embed = make_clip().encode_text(make_ids([7, 8, 9], [9, 8, 7]))
     assert not torch.allclose(embed[0], embed[1], atol=1e-4)
 
 
-def test_image_tower_sees_every_patch_and_its_place():
+def test_image_embeddings_depend_on_every_patch_and_its_position():
     clip = make_clip()
     pixels = torch.zeros(1, 3, SIZE, SIZE)
-    seen = [clip.encode_image(pixels)]
+    embeddings = [clip.encode_image(pixels)]
     for row in range(0, SIZE, 7):
         for column in range(0, SIZE, 7):
             changed = pixels.clone()
             changed[:, :, row : row + 7, column : column + 7] = 1
-            seen.append(clip.encode_image(changed))
-    distances = torch.pdist(torch.cat(seen))
-    assert len(seen) == 10
+            embeddings.append(clip.encode_image(changed))
+    distances = torch.pdist(torch.cat(embeddings))
+    assert len(embeddings) == 10
     assert distances.min() > 1e-4
 
 
-def test_all_parameters_learn_under_bf16():
+def test_all_parameters_get_gradients_under_bf16():
     clip = make_clip()
     with torch.autocast("cpu", torch.bfloat16):
         image_embed, text_embed, scale, _ = clip(torch.randn(3, 3, SIZE, SIZE), make_ids([7, 8], [9], [10, 11, 12]))
@@ -98,16 +110,16 @@ def test_all_parameters_learn_under_bf16():
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_logit_scale_starts_at_paper_value_and_is_clamped():
+def test_logit_scale_starts_at_the_papers_value_and_is_clamped():
     clip = make_clip()
     assert clip.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
-    for wild, kept in ((9.0, math.log(100)), (-2.0, 0.0), (1.5, 1.5)):
-        nn.init.constant_(clip.logit_scale, wild)
+    for value, clamped in ((9.0, math.log(100)), (-2.0, 0.0), (1.5, 1.5)):
+        nn.init.constant_(clip.logit_scale, value)
         clip.clamp_logit_scale()
-        assert clip.logit_scale.item() == pytest.approx(kept)
+        assert clip.logit_scale.item() == pytest.approx(clamped)
 
 
-def test_overfits_one_batch():
+def test_clip_overfits_one_batch():
     clip = make_clip()
     pixels = torch.rand(7, 3, SIZE, SIZE) * 2 - 1
     text_ids = make_ids(*([int(i) for i in torch.randint(6, 37, (5,))] for _ in range(7)))
@@ -122,7 +134,7 @@ def test_overfits_one_batch():
     assert cosines.argmax(dim=1).tolist() == list(range(7))
 
 
-def test_config_describes_the_model():
+def test_clip_has_the_sizes_of_its_config():
     config = ScorerConfig(image_size=33, patch_size=11, n_embd=26, n_head=2, image_layers=3, text_layers=1)
     with torch.device("meta"):
         clip = build_clip(config, 41, pad_id=PAD, eos_id=EOS)
@@ -140,7 +152,7 @@ def test_impossible_shapes_are_refused(change):
         make_clip(**change)
 
 
-def test_unfit_inputs_are_refused():
+def test_ids_without_end_and_pictures_of_other_sizes_are_refused():
     clip = make_clip()
     with pytest.raises(UserError, match="without end-of-text id 3"):
         clip.encode_text(torch.tensor([[7, EOS, PAD], [7, 8, 9]]))
@@ -153,7 +165,7 @@ def test_unfit_inputs_are_refused():
 # --- scorer
 
 
-def test_embeddings_are_normalised_fp32_and_free_to_use():
+def test_embeddings_are_normalised_fp32_tensors_that_may_be_modified():
     scorer = make_scorer()
     for embed in (scorer.embed_images(make_pictures(5)), scorer.embed_texts(["a", "bc", "def"])):
         assert embed.dtype == torch.float32
@@ -163,7 +175,7 @@ def test_embeddings_are_normalised_fp32_and_free_to_use():
         embed.requires_grad_(True).square().sum().backward()
 
 
-def test_chunks_do_not_matter():
+def test_results_do_not_depend_on_the_chunk_size():
     pictures, texts = make_pictures(7), ["a", "bcdefghijklmnopqrstuvw", "xy", "zab", "c"]
     whole, parts = make_scorer(), make_scorer(chunk_size=3)
     torch.testing.assert_close(parts.embed_images(pictures), whole.embed_images(pictures))
@@ -171,12 +183,12 @@ def test_chunks_do_not_matter():
     torch.testing.assert_close(parts.embed_texts(texts), whole.embed_texts(texts))
 
 
-def test_pictures_and_their_pixels_embed_alike():
+def test_pictures_and_their_pixels_have_equal_embeddings():
     scorer, pictures = make_scorer(), make_pictures(3, (31, 23))
     torch.testing.assert_close(scorer.embed_images(to_pixels(pictures, SIZE)), scorer.embed_images(pictures))
 
 
-def test_pixels_embed_with_gradients():
+def test_embed_pixels_is_differentiable():
     scorer, pixels = make_scorer(), to_pixels(make_pictures(3), 29).requires_grad_()
     embed = scorer.embed_pixels(pixels)
     torch.testing.assert_close(embed.detach(), scorer.embed_images(pixels.detach()))
@@ -187,7 +199,7 @@ def test_pixels_embed_with_gradients():
         scorer.embed_pixels(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
 
 
-def test_inputs_stay_as_they_are():
+def test_inputs_are_not_modified():
     scorer, pixels, texts = make_scorer(), torch.randn(5, 3, 29, 29), ["a", "b"]
     before = pixels.clone()
     scorer.classify(pixels, texts)
@@ -198,7 +210,7 @@ def test_inputs_stay_as_they_are():
 def test_ranking_is_best_first_and_ties_keep_their_order():
     reds = [0.9, 0.2, 0.5, 0.2, -0.2, 0.7, 0.2]
     pixels = torch.tensor(reds)[:, None, None, None].expand(-1, 3, SIZE, SIZE)
-    scorer = make_scorer(Compass(), chunk_size=3)
+    scorer = make_scorer(AngleModel(), chunk_size=3)
     order, scores = scorer.rank(pixels, "a")
     assert order.tolist() == [1, 3, 4, 6, 2, 5, 0]
     torch.testing.assert_close(scores, torch.tensor([reds[i] for i in order]).cos())
@@ -207,30 +219,30 @@ def test_ranking_is_best_first_and_ties_keep_their_order():
     assert order.tolist() == [0, 5, 2, 1, 3, 6, 4]
 
 
-def test_label_probabilities_by_hand():
+def test_label_probabilities_of_known_directions():
     reds = torch.tensor([0.9, 0.0, -0.4])
     pixels = reds[:, None, None, None].expand(-1, 3, SIZE, SIZE)
-    chances = make_scorer(Compass()).classify(pixels, ["a", "b"])
+    probabilities = make_scorer(AngleModel()).classify(pixels, ["a", "b"])
     # cos and sin are the cosines with the two labels, 5 is the scale.
     expected = (5 * (reds.cos() - reds.sin())).sigmoid()
-    torch.testing.assert_close(chances[:, 0], expected)
-    torch.testing.assert_close(chances.sum(dim=1), torch.ones(3))
+    torch.testing.assert_close(probabilities[:, 0], expected)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(3))
 
 
-def test_label_probabilities_of_a_real_model_sum_to_one():
-    chances = make_scorer().classify(make_pictures(5), ["a", "bc", "def"])
-    assert chances.shape == (5, 3)
-    torch.testing.assert_close(chances.sum(dim=1), torch.ones(5))
+def test_label_probabilities_of_a_softmax_model_sum_to_one():
+    probabilities = make_scorer().classify(make_pictures(5), ["a", "bc", "def"])
+    assert probabilities.shape == (5, 3)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5))
 
 
 def sigmoid_scorer(model):
     return Scorer(model, LetterTokenizer(), Preprocess(SIZE, activation="sigmoid"), LENGTH)
 
 
-def test_models_with_a_bias_give_each_label_its_own_probability():
+def test_sigmoid_models_give_each_label_an_independent_probability():
     reds = torch.tensor([0.9, 0.0, -0.4])
     pixels = reds[:, None, None, None].expand(-1, 3, SIZE, SIZE)
-    scorer = sigmoid_scorer(Convinced())
+    scorer = sigmoid_scorer(CertainSigmoidModel())
     nn.init.constant_(scorer.model.logit_bias, -2)
     expected = (5 * torch.stack((reds.cos(), reds.sin()), dim=1) - 2).sigmoid()
     torch.testing.assert_close(scorer.classify(pixels, ["a", "b"]), expected)
@@ -240,12 +252,12 @@ def test_models_with_a_bias_give_each_label_its_own_probability():
 
 def test_probabilities_that_round_to_one_are_still_ranked():
     pixels = torch.tensor([0.9, 0.2, 0.5])[:, None, None, None].expand(-1, 3, SIZE, SIZE)
-    order, scores = sigmoid_scorer(Convinced()).rank(pixels, "a")
+    order, scores = sigmoid_scorer(CertainSigmoidModel()).rank(pixels, "a")
     assert scores.tolist() == [1, 1, 1]
     assert order.tolist() == [1, 2, 0]
 
 
-def test_our_own_models_may_be_read_by_sigmoid(tmp_path):
+def test_trained_sigmoid_models_are_loaded_with_their_bias(tmp_path):
     text = train_text_tokenizer(CAPTIONS, tmp_path / TEXT_TOKENIZER_FILE, 367)
     config = ScorerConfig(image_size=14, patch_size=7, n_embd=22, n_head=2, image_layers=1, text_layers=1, sigmoid=True)
     clip = build_clip(config, text.vocab_size, pad_id=text.pad_id, eos_id=text.eos_id)
@@ -256,11 +268,19 @@ def test_our_own_models_may_be_read_by_sigmoid(tmp_path):
     torch.testing.assert_close(scorer.score(pictures, "a cat"), expected)
 
 
-def test_a_preprocess_that_is_not_the_models_is_refused():
+def test_preprocess_of_another_model_is_refused():
     for model, preprocess, message in (
-        (make_clip(), Preprocess(28), "looks at 21 × 21 pixels, its preprocess makes 28"),
-        (make_clip(), Preprocess(SIZE, activation="sigmoid"), "has no bias, so its activation is softmax"),
-        (Convinced(), Preprocess(SIZE), "has a bias, so its activation is sigmoid"),
+        (
+            make_clip(),
+            Preprocess(28),
+            "expected a preprocess that makes 21 × 21 pixels, the model's input, got one that makes 28",
+        ),
+        (
+            make_clip(),
+            Preprocess(SIZE, activation="sigmoid"),
+            "activation softmax, as the model has no bias, got sigmoid",
+        ),
+        (CertainSigmoidModel(), Preprocess(SIZE), "activation sigmoid, as the model has a bias, got softmax"),
     ):
         with pytest.raises(UserError, match=message):
             Scorer(model, LetterTokenizer(), preprocess, LENGTH)
@@ -272,9 +292,9 @@ def test_templates_are_averaged_after_normalising():
     first, second = (scorer.embed_texts(texts) for texts in (["a cat", "a {dog}"], ["cat: cat", "{dog}: {dog}"]))
     expected = nn.functional.normalize((first + second) / 2, dim=1)
     torch.testing.assert_close(scorer.embed_labels(labels, templates[:2]), expected)
-    chances = scorer.classify(make_pictures(3), labels, templates[:2])
+    probabilities = scorer.classify(make_pictures(3), labels, templates[:2])
     cosines = scorer.embed_images(make_pictures(3)) @ expected.T
-    torch.testing.assert_close(chances, (scorer.scale * cosines).softmax(dim=1))
+    torch.testing.assert_close(probabilities, (scorer.scale * cosines).softmax(dim=1))
     for wrong in (templates, [], "a {}"):
         with pytest.raises(UserError, match=r"photo|at least one|single text"):
             scorer.embed_labels(labels, wrong)
@@ -283,7 +303,7 @@ def test_templates_are_averaged_after_normalising():
 
 
 @pytest.mark.parametrize("text", ["", "🦄 👩‍🚀", "قلب أحمر", "cat " * 2500, "\x00", "\udce5"])
-def test_any_text_is_fine(tiny_model, text):
+def test_every_text_has_an_embedding(tiny_model, text):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         embed = Scorer.from_pretrained(tiny_model).embed_texts([text])
@@ -293,7 +313,7 @@ def test_any_text_is_fine(tiny_model, text):
     assert caught or len(text) < 1000
 
 
-def test_nothing_in_nothing_out():
+def test_empty_inputs_have_empty_results():
     scorer = make_scorer()
     assert scorer.embed_images([]).shape == (0, 17)
     assert scorer.embed_texts([]).shape == (0, 17)
@@ -301,13 +321,13 @@ def test_nothing_in_nothing_out():
     assert order.shape == scores.shape == (0,)
 
 
-def test_wrong_kinds_are_refused():
+def test_inputs_of_wrong_types_are_refused():
     scorer = make_scorer()
     with pytest.raises(UserError, match="single text 'abc'"):
         scorer.embed_texts("abc")
-    with pytest.raises(UserError, match="0 labels"):
+    with pytest.raises(UserError, match="expected at least one label"):
         scorer.classify(make_pictures(2), [])
-    with pytest.raises(UserError, match=r"\(3, 21, 21\)"):
+    with pytest.raises(UserError, match=r"got a tensor of shape \(3, 21, 21\)"):
         scorer.embed_images(torch.zeros(3, SIZE, SIZE))
     with pytest.raises(UserError, match="uint8"):
         scorer.embed_images(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
