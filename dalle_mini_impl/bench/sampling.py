@@ -14,9 +14,9 @@ from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.shapes import Shape, decode_cost, matrix_weights
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.interop.image.dalle_pytorch import HALF
+from dalle_mini_impl.interop.image.dalle_pytorch_vae import DEFAULT_MEAN, DEFAULT_STD
 from dalle_mini_impl.interop.read_weights import Weights
-from dalle_mini_impl.interop.whole import dalle_pytorch as dalle_pytorch_model
+from dalle_mini_impl.interop.whole import dalle_pytorch
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
@@ -76,7 +76,8 @@ def imported_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Seq
     """
     peer = DallePytorch(shape, machine.device)
     weights = {name: value.cpu() for name, value in peer.model.state_dict().items()}
-    _, imported = dalle_pytorch_model.convert(peer.hparams, Weights("dalle-pytorch", weights), (HALF, HALF))
+    normalization = (DEFAULT_MEAN, DEFAULT_STD)
+    _, imported = dalle_pytorch.convert(peer.hparams, Weights("dalle-pytorch", weights), normalization)
     transformer = build_transformer(imported.config, imported.stream)
     transformer.load_state_dict(imported.tensors)
     stream = Stream(imported.stream)

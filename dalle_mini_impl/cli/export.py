@@ -1,38 +1,49 @@
-"""`dalle export`: models of ours as files of other projects."""
+"""`dalle export`: models of this package as files of other projects."""
+
+from pathlib import Path
 
 import click
 
+from dalle_mini_impl.cli.options import examples, out_option
 
-@click.group()
+
+@click.group(subcommand_metavar="FORMAT")
 def export() -> None:
-    """Turn a model into a file of another project, where that has such models; docs/importing.md tells which."""
+    """Convert a model to a file of another project.
+
+    Only models that the other project could have made can be converted; docs/importing.md lists their settings.
+    """
 
 
-@export.command("dalle-pytorch")
+@export.command("dalle-pytorch", epilog=examples("dalle export dalle-pytorch runs/mine --out dalle.pt"))
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="The file to write, such as dalle.pt.")
-def dalle_pytorch(model: str, out: str) -> None:
-    """Write the image tokenizer and the transformer of MODEL as a dalle.pt that DALLE-pytorch 1.6.6 loads."""
+@out_option("The file to write, such as dalle.pt.", required=True)
+def dalle_pytorch(model: str, out: Path) -> None:
+    """Write MODEL as a dalle.pt of DALLE-pytorch 1.6.6.
+
+    MODEL is a shipped name, a checkpoint folder or hf:USER/REPO. Its image tokenizer and transformer are written.
+    """
     import torch
 
     from dalle_mini_impl.checkpoint.find import find_checkpoint
     from dalle_mini_impl.checkpoint.parts import read_part
     from dalle_mini_impl.config.model import ImageTokenizerConfig, StreamConfig, TransformerConfig
     from dalle_mini_impl.config.yaml_io import from_dict
-    from dalle_mini_impl.interop.whole import dalle_pytorch_export as interop
+    from dalle_mini_impl.interop.whole.dalle_pytorch_export import ExportedModel, to_dalle_pytorch
     from dalle_mini_impl.util.files import replace_file
 
     folder = find_checkpoint(model)
-    transformer, image = read_part(folder, "transformer"), read_part(folder, "image_tokenizer")
-    content = interop.export(
-        interop.Model(
-            from_dict(TransformerConfig, transformer.config.get("transformer"), f"{transformer.path}: transformer"),
-            from_dict(StreamConfig, transformer.config.get("stream"), f"{transformer.path}: stream"),
-            transformer.tensors,
-            from_dict(ImageTokenizerConfig, image.config, str(image.path)),
-            image.tensors,
-        )
+    transformer = read_part(folder, "transformer")
+    image_tokenizer = read_part(folder, "image_tokenizer")
+    source = str(transformer.path)
+    exported = ExportedModel(
+        config=from_dict(TransformerConfig, transformer.config.get("transformer"), f"{source}: transformer"),
+        stream=from_dict(StreamConfig, transformer.config.get("stream"), f"{source}: stream"),
+        tensors=transformer.tensors,
+        image_config=from_dict(ImageTokenizerConfig, image_tokenizer.config, str(image_tokenizer.path)),
+        image_tensors=image_tokenizer.tensors,
     )
+    content = to_dalle_pytorch(exported)
     with replace_file(out) as temporary:
         torch.save(content, temporary)
     click.echo(out)

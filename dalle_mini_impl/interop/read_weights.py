@@ -1,4 +1,4 @@
-"""Reading weights from files of other projects, without running anything that is in them."""
+"""Read weights from files of other projects, without running any code that is stored in them."""
 
 import pickle
 import re
@@ -17,62 +17,73 @@ from torch import Tensor
 from dalle_mini_impl.interop import safe_pickle
 from dalle_mini_impl.util.errors import UserError
 
-DROPPED = ("loss.", "model_ema.", "quantize.codebook_used")
-"""What training leaves in VQGAN files: discriminator and LPIPS (taming), averages under names of their own (latent
-diffusion), counts of ids (LlamaGen)."""
+IGNORED_PREFIXES = ("loss.", "model_ema.", "quantize.codebook_used")
+"""Tensors in VQGAN files that only training uses: discriminator and LPIPS (taming-transformers), EMA weights under
+names without dots (latent-diffusion), usage counts of the codebook (LlamaGen)."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors of one network under its own names."""
+    """The tensors of one network, under the names that its project gives them."""
 
     source: str
-    """The file, for messages."""
+    """Path of the file, for error messages."""
     tensors: dict[str, Tensor]
-    left_out: int = 0
-    """Tensors in the file that belong to something else."""
+    ignored: int = 0
+    """Number of tensors in the file that belong to other networks or only to training."""
 
     def size(self, name: str, axis: int) -> int:
         """Length of one axis of a tensor.
 
         Raises:
-            UserError: there is no such tensor, or it has not as many axes.
+            UserError: the tensor is missing or has too few axes.
         """
         if name not in self.tensors:
             raise UserError(
-                f"{self.source} has no {name}, which tells the shape of the network; "
-                f"it is incomplete or of another kind"
+                f"expected a tensor {name}, which determines the shape of the network, got none in {self.source}; "
+                f"download the file again or import it as another format"
             )
         shape = tuple(self.tensors[name].shape)
         if not -len(shape) <= axis < len(shape):
-            raise UserError(f"{self.source}: {name} has shape {shape}; it is damaged or of another kind")
+            raise UserError(
+                f"expected {name} to have an axis {axis}, got shape {shape} in {self.source}; "
+                f"download the file again or import it as another format"
+            )
         return shape[axis]
 
-    def count(self, pattern: str) -> int:
-        """How many different numbers `pattern` finds at the beginning of names."""
-        return len({found[1] for name in self.tensors if (found := re.match(pattern, name))})
+    def count_indices(self, pattern: str) -> int:
+        """Number of different values of the first group of `pattern`, matched at the beginning of each name.
+
+        With `r"blocks\\.(\\d+)\\."` it is the number of blocks.
+        """
+        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
 
 
-def read(path: str | Path, trust_pickle: bool = False) -> Any:
-    """The content of a safetensors file or of one written by `torch.save`, without taking memory for tensors.
+def read_file(path: str | Path, trust_pickle: bool = False) -> Any:
+    """Read a safetensors file or one written by `torch.save`; tensors of the latter are mapped, not copied into memory.
 
     Args:
-        path: the file; safetensors by its suffix.
-        trust_pickle: also read files that hold more than tensors and plain values. Even then nothing but tensors is
-            built (`pickles`).
+        path: the file; read as safetensors if its suffix is `.safetensors`.
+        trust_pickle: also read a file that holds more than tensors and plain values. Even then, only tensors are
+            built; see `safe_pickle`.
+
+    Returns:
+        The content: usually a dictionary of tensors or of dictionaries.
 
     Raises:
-        UserError: it cannot be read, or it holds more and is not trusted.
+        UserError: the file cannot be read, or it holds more than tensors and plain values and is not trusted.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about what is refused here or is so on purpose
+        # torch warns about TorchScript archives, which are refused below, and about classes without source code,
+        # which are not needed.
+        warnings.simplefilter("ignore")
         try:
             if Path(path).suffix == ".safetensors":
                 return load_file(path)
-            mapped = zipfile.is_zipfile(path)  # as torch writes since 1.6
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            is_archive = zipfile.is_zipfile(path)  # the format of torch.save since torch 1.6; only it can be mapped
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         except FileNotFoundError as error:
-            raise UserError(f"no file {path}; name the file to import") from error
+            raise UserError(f"expected a file to import, got {path}, which does not exist; check the path") from error
         except pickle.UnpicklingError as error:
             if not trust_pickle:
                 raise _more_than_tensors(path, error) from error
@@ -80,62 +91,64 @@ def read(path: str | Path, trust_pickle: bool = False) -> Any:
             raise _unreadable(path) from error
         try:
             return safe_pickle.load(path)
-        except Exception as error:  # a damaged pickle fails in any way
+        except Exception as error:  # a damaged pickle can raise any exception
             raise _unreadable(path) from error
 
 
-def state_dict(content: Any, source: str, wrappers: Sequence[str] = ()) -> Weights:
-    """Find the tensors in what `read` gives.
+def find_tensors(content: Any, source: str, wrapper_keys: Sequence[str] = ()) -> Weights:
+    """Find the tensors in the content of a file.
 
     Args:
-        content: a table of tensors, a pickled module, or a table that holds one of them beside other things.
-        source: the file, for messages.
-        wrappers: under which keys to look, the first that is there.
+        content: from `read_file`: a dictionary of tensors, a pickled module, or a dictionary that holds one of these
+            under one of `wrapper_keys`.
+        source: path of the file, for error messages.
+        wrapper_keys: keys to look under; the first that exists is used.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no tensors.
     """
     if isinstance(content, Mapping):
-        content = next((content[key] for key in wrappers if key in content), content)
-    if isinstance(content, safe_pickle.StandIn):
+        content = next((content[key] for key in wrapper_keys if key in content), content)
+    if isinstance(content, safe_pickle.PlaceholderObject):
         content = safe_pickle.module_tensors(content)
-    table = content if isinstance(content, Mapping) else {}
-    tensors = {str(name): value.detach() for name, value in table.items() if isinstance(value, Tensor)}
+    entries = content if isinstance(content, Mapping) else {}
+    tensors = {str(name): value.detach() for name, value in entries.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{source} holds no tensors where they are expected; it is no file of weights")
+        raise UserError(f"expected a dictionary of tensors, got {source}, which has none; give a file of weights")
     return Weights(source, tensors)
 
 
-def under_prefix(weights: Weights, marker: str) -> Weights:
-    """The network that has a tensor called `marker`, with whatever prefix its names have in the file taken off.
+def select_network(weights: Weights, marker: str) -> Weights:
+    """Select the network that has a tensor named `marker`, and remove the prefix that its names have in the file.
 
-    Of several, the one that a transformer's file calls its first stage.
+    If there are several, the one whose prefix ends with `first_stage_model.` is selected: latent-diffusion and
+    taming-transformers call the image tokenizer so in the file of a larger model.
 
     Raises:
-        UserError: there is none, or it cannot be told which of several is meant.
+        UserError: there is no such network, or there are several and none is a first stage.
     """
     prefixes = [name.removesuffix(marker) for name in weights.tensors if name.endswith(marker)]
-    chosen = prefixes if len(prefixes) == 1 else [name for name in prefixes if name.endswith("first_stage_model.")]
+    selected = prefixes if len(prefixes) == 1 else [name for name in prefixes if name.endswith("first_stage_model.")]
     if not prefixes:
         raise UserError(
-            f"{weights.source} has no tensor whose name ends with {marker}; its {len(weights.tensors)} "
-            f"are {few(sorted(weights.tensors))}; import it as another format"
+            f"expected a tensor whose name ends with {marker}, got {len(weights.tensors)} others in {weights.source} "
+            f"({abbreviate(sorted(weights.tensors))}); import the file as another format"
         )
-    if len(chosen) != 1:
+    if len(selected) != 1:
         raise UserError(
-            f"{weights.source} holds several networks, under {', '.join(map(repr, prefixes))}; "
-            f"give a file with one of them"
+            f"expected one network, got several in {weights.source}, with the prefixes "
+            f"{', '.join(map(repr, prefixes))}; give a file with one of them"
         )
     tensors = {
         inner: tensor
         for name, tensor in weights.tensors.items()
-        if name.startswith(chosen[0]) and not (inner := name.removeprefix(chosen[0])).startswith(DROPPED)
+        if name.startswith(selected[0]) and not (inner := name.removeprefix(selected[0])).startswith(IGNORED_PREFIXES)
     }
     return Weights(weights.source, tensors, len(weights.tensors) - len(tensors))
 
 
-def few(names: Sequence[str], shown: int = 3) -> str:
-    """The first names, and how many more there are."""
+def abbreviate(names: Sequence[str], shown: int = 3) -> str:
+    """List the first `shown` names, and say how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
@@ -144,12 +157,13 @@ def _more_than_tensors(path: str | Path, error: Exception) -> UserError:
     if (blocked := re.search(r"GLOBAL (\S+)", str(error))) is None:
         return _unreadable(path)
     return UserError(
-        f"{path} holds more than tensors ({blocked[1]}), and such a file can run programs when it is "
-        f"read; if you trust where it comes from, add --trust-pickle"
+        f"expected only tensors and plain values, got {blocked[1]} in {path}; such a file can run programs when it is "
+        f"read: if you trust its source, add --trust-pickle"
     )
 
 
 def _unreadable(path: str | Path) -> UserError:
     return UserError(
-        f"{path} is damaged, or neither safetensors (by its suffix) nor written by torch.save; download it again"
+        f"expected safetensors (by the suffix) or a file written by torch.save, got {path}, which is damaged or "
+        f"neither; download it again"
     )

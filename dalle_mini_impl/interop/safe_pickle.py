@@ -1,8 +1,8 @@
-"""The tensors of a pickle, and nothing else of it.
+"""Read the tensors of a pickle, and nothing else of it.
 
-A pickle names functions and classes and has them called. Here tensors are built by the few functions of torch
-that `torch.load(weights_only=True)` allows too; whatever else is named becomes an empty stand-in, so no program in
-the file is run and no package of its author's is needed.
+A pickle names functions and classes and has them called. Here, tensors are built by those functions of torch that
+`torch.load(weights_only=True)` allows too; everything else that is named becomes a placeholder object. No code of the
+file is run, and the package that wrote it is not needed.
 """
 
 import pickle
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TENSORS = {
+_TENSOR_BUILDERS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
@@ -22,15 +22,16 @@ _TENSORS = {
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
 }
+"""The only classes and functions that a pickle may call, by module and name."""
 
 
-class StandIn:
-    """Takes the place of any class and its objects, takes whatever it is given, and keeps its attributes."""
+class PlaceholderObject:
+    """Replaces any other class: accepts any arguments and items, and stores only its attributes."""
 
     dump_patches = False
-    """Asked for by torch where a file has the source of its classes."""
+    """Read by torch, where a file from before torch 1.6 contains the source code of its classes."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "StandIn":
+    def __new__(cls, *_: Any, **__: Any) -> "PlaceholderObject":
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -44,19 +45,19 @@ class StandIn:
         pass
 
     def append(self, value: Any) -> None:
-        """Take what a list would."""
+        """Discard an item of a pickled list."""
 
     def extend(self, values: Any) -> None:
-        """Take what a list would."""
+        """Discard the items of a pickled list."""
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return _TENSORS.get((module, name), StandIn)
+        return _TENSOR_BUILDERS.get((module, name), PlaceholderObject)
 
 
-class _Reader:
-    """What torch expects of a pickle module."""
+class _PickleModule:
+    """The attributes that `torch.load` uses of its `pickle_module`."""
 
     Unpickler = _Unpickler
 
@@ -66,26 +67,27 @@ class _Reader:
 
 
 def load(path: str | Path) -> Any:
-    """What `torch.save` wrote, with stand-ins for all but tensors and plain values.
+    """Read a file written by `torch.save`, with placeholders for everything but tensors and plain values.
 
     Raises:
-        ValueError: it is a TorchScript archive.
-        Exception: of any kind, where the file is damaged.
+        ValueError: the file is a TorchScript archive.
+        Exception: the file is damaged; the exception can be of any class.
     """
-    if mapped := zipfile.is_zipfile(path):
+    if is_archive := zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError("a TorchScript archive")  # torch would hand it to another reader
-    return torch.load(path, map_location="cpu", pickle_module=_Reader, weights_only=False, mmap=mapped)
+                # torch.load would pass it to torch.jit.load, which does not use _PickleModule
+                raise ValueError("a TorchScript archive")
+    return torch.load(path, map_location="cpu", pickle_module=_PickleModule, weights_only=False, mmap=is_archive)
 
 
-def module_tensors(module: StandIn, prefix: str = "") -> dict[str, Tensor]:
-    """The state dict of a pickled `nn.Module`; empty where it is none."""
-    found: dict[str, Tensor] = {}
+def module_tensors(module: PlaceholderObject, prefix: str = "") -> dict[str, Tensor]:
+    """The state dict of a pickled `nn.Module`; empty if the object is no module."""
+    tensors: dict[str, Tensor] = {}
     tables = [vars(module).get(key) for key in ("_parameters", "_buffers", "_modules")]
     for name, value in (entry for table in tables if isinstance(table, dict) for entry in table.items()):
         if isinstance(value, Tensor):
-            found[f"{prefix}{name}"] = value
-        elif isinstance(value, StandIn):
-            found |= module_tensors(value, f"{prefix}{name}.")
-    return found
+            tensors[f"{prefix}{name}"] = value
+        elif isinstance(value, PlaceholderObject):
+            tensors |= module_tensors(value, f"{prefix}{name}.")
+    return tensors

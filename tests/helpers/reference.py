@@ -202,30 +202,3 @@ def blind_log_likelihood(transformer, stream, caption: list[int], image_ids: lis
         total += logits[number] - math.log(sum(math.exp(value) for value in logits))
         ids.append(stream.config.bos_id)
     return total
-
-
-def yttm_ids(text: str, chars: dict[str, int], rules: list[tuple[int, int, int]], unknown: int) -> list[int]:
-    """What YouTokenToMe's encoder does: in each word, the earliest rule that fits anywhere, leftmost first."""
-    for blank in "\t\n\v\f\r▁":
-        text = text.replace(blank, " ")
-    result = []
-    for word in (word for word in text.split(" ") if word):
-        pieces: list[int | None] = [chars["▁"]]
-        for char in word:
-            if char in chars:
-                pieces.append(chars[char])
-            elif pieces[-1] is not None:
-                pieces.append(None)  # a run of unknown characters is one
-        while True:
-            found = [
-                (rank, place, new)
-                for rank, (left, right, new) in enumerate(rules)
-                for place in range(len(pieces) - 1)
-                if pieces[place] == left and pieces[place + 1] == right
-            ]
-            if not found:
-                break
-            _, place, new = min(found)
-            pieces[place : place + 2] = [new]
-        result += [unknown if piece is None else piece for piece in pieces]
-    return result

@@ -1,49 +1,56 @@
-"""A `vocab.json` with `merges.txt` of characters: CharBPETokenizer of the tokenizers library, as minDALL-E has it."""
+"""Byte-pair encoding of characters, in two files: the tokenizers library's CharBPETokenizer, which minDALL-E uses.
+
+`…vocab.json` maps tokens to ids; `…merges.txt` has two tokens in each line, after a first line `#version: …`. The last
+token of a word ends with `</w>`.
+"""
 
 from pathlib import Path
 
-from dalle_mini_impl.interop.text.tokenizer_json import Values, around, bpe, read_json, read_text, special_ids
+from dalle_mini_impl.interop.text.bert import bert_normalizer
+from dalle_mini_impl.interop.text.json_format import (
+    TokenizerJson,
+    bpe_model,
+    read_json,
+    read_text,
+    special_ids,
+    tokenizer_json,
+)
 from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.util.errors import UserError
 
-UNKNOWN = ("[UNK]", "<unk>")
+UNKNOWN_TOKENS = ("[UNK]", "<unk>")
+"""Names that the token for unknown characters can have."""
 
 
-def convert(path: str | Path, lowercase: bool = False) -> Values:
-    """Read a vocabulary and the merges beside it, whose name has `merges` for `vocab` and `.txt` for `.json`.
+def convert(path: str | Path, lowercase: bool = False) -> TokenizerJson:
+    """Read a vocabulary and its merges; a token `[PAD]` is added if there is none, as minDALL-E does.
 
     Args:
-        path: one of the two files.
-        lowercase: lower texts, as minDALL-E does.
+        path: one of the two files; the other lies beside it.
+        lowercase: convert texts to lower case, as minDALL-E does.
 
     Raises:
-        UserError: one of them cannot be read, or they do not go together.
+        UserError: a file cannot be read, or the two do not belong together.
     """
-    vocab_path, merges_path = pair_of(Path(path))
-    vocab, merges = read_json(vocab_path), []
-    if bad := [token for token, number in vocab.items() if type(number) is not int]:
-        raise UserError(f"{vocab_path}: {bad[0]!r} is {vocab[bad[0]]!r}; expected a number for every token")
+    vocab_path, merges_path = vocab_and_merges_paths(Path(path))
+    vocab = read_json(vocab_path)
+    if invalid := [token for token, token_id in vocab.items() if type(token_id) is not int]:
+        raise UserError(
+            f"expected a whole number for every token in {vocab_path}, got {vocab[invalid[0]]!r} for {invalid[0]!r}; "
+            f"download the file again"
+        )
     if not any(token.endswith("</w>") for token in vocab):
         raise UserError(
-            f"{vocab_path} has no token that ends with </w>, so it is not one of characters; load it with "
-            f"the package it is from, and give what the tokenizers library saves"
+            f"expected tokens that end with </w>, as a vocabulary of characters has them, got none in {vocab_path}; "
+            f"load it with the package it comes from, and give the file that the tokenizers library saves"
         )
-    for number, line in enumerate(read_text(merges_path).rstrip("\n").split("\n"), 1):
-        if line.startswith("#version"):
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-            raise UserError(
-                f"{merges_path}, line {number}: {line[:80]!r} is no merge of two tokens of {vocab_path}; "
-                f"download both files again"
-            )
-        merges.append(pair)
-    unknown = next((name for name in UNKNOWN if name in vocab), None)
+    merges = _read_merges(merges_path, vocab, vocab_path)
+    unknown = next((name for name in UNKNOWN_TOKENS if name in vocab), None)
     vocab.setdefault("[PAD]", len(vocab))
     return {
-        **around(
-            bpe(vocab, merges, unk_token=unknown, end_of_word_suffix="</w>"),
-            normalizers=[_bert_normalizer(), *([{"type": "Lowercase"}] if lowercase else [])],
+        **tokenizer_json(
+            bpe_model(vocab, merges, unk_token=unknown, end_of_word_suffix="</w>"),
+            normalizers=[bert_normalizer(lowercase=False), *([{"type": "Lowercase"}] if lowercase else [])],
             pre_tokenizers=[{"type": "BertPreTokenizer"}],
             decoders=[{"type": "BPEDecoder", "suffix": "</w>"}],
             special={name: vocab[name] for name in (unknown, "[PAD]") if name},
@@ -52,17 +59,23 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     }
 
 
-def pair_of(path: Path) -> tuple[Path, Path]:
-    """The files of vocabulary and merges, given one of them."""
-    vocab = path.with_name(path.name.replace("merges", "vocab")).with_suffix(".json")
-    return vocab, path.with_name(path.name.replace("vocab", "merges")).with_suffix(".txt")
+def vocab_and_merges_paths(path: Path) -> tuple[Path, Path]:
+    """Paths of the vocabulary and of the merges, given either."""
+    vocab_path = path.with_name(path.name.replace("merges", "vocab")).with_suffix(".json")
+    merges_path = path.with_name(path.name.replace("vocab", "merges")).with_suffix(".txt")
+    return vocab_path, merges_path
 
 
-def _bert_normalizer() -> Values:
-    return {
-        "type": "BertNormalizer",
-        "clean_text": True,
-        "handle_chinese_chars": True,
-        "strip_accents": None,
-        "lowercase": False,
-    }
+def _read_merges(path: Path, vocab: TokenizerJson, vocab_path: Path) -> list[list[str]]:
+    merges = []
+    for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
+        if line.startswith("#version"):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+            raise UserError(
+                f"expected a merge of two tokens of {vocab_path} in {path}, line {number}, got {line[:80]!r}; "
+                f"download both files again"
+            )
+        merges.append(pair)
+    return merges

@@ -1,75 +1,76 @@
-"""The byte-pair encoding of OpenAI's CLIP, from its list of merges: DALLE-pytorch's default tokenizer.
+"""The byte-pair encoding of OpenAI's CLIP, from its list of merges `bpe_simple_vocab_16e6.txt`.
 
-There, texts are cleaned by ftfy before they are encoded. All of that which works on single characters is done here
-by normalizers; the repair of wrongly decoded text is not.
+It is DALLE-pytorch's default tokenizer (`SimpleTokenizer`). There, texts are cleaned by ftfy before they are encoded.
+What ftfy does to single characters is done here by normalizers; its repair of wrongly decoded text is not.
 """
 
 import unicodedata
 from pathlib import Path
 
-from dalle_mini_impl.interop.text.tokenizer_json import Values, around, bpe, read_text
+from dalle_mini_impl.interop.text.json_format import TokenizerJson, bpe_model, read_text, tokenizer_json
 from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.util.errors import UserError
 
 MERGES = 48894
-"""How many of the file's merges are used; with 512 bytes and 2 special tokens that makes 49408 ids."""
-LAST_SIGMA = r"(?<=[\p{Lu}\p{Ll}\p{Lt}])Σ(?![\p{Lu}\p{Ll}\p{Lt}])"
-"""Which Σ becomes ς rather than σ."""
+"""Number of merges that CLIP uses of the file; with 512 byte tokens and 2 special ones they make 49408 ids."""
+BOS = "<|startoftext|>"
+EOS = "<|endoftext|>"
+FINAL_SIGMA = r"(?<=[\p{Lu}\p{Ll}\p{Lt}])Σ(?![\p{Lu}\p{Ll}\p{Lt}])"
+"""A Σ at the end of a word, whose lower case is ς instead of σ."""
 WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
-"""What becomes a word. U+0345 never does: CLIP's pattern ignores case, and its upper case is a letter."""
-TWO_LETTERS = "ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬅﬆ"
-"""Characters that ftfy takes apart into the letters they show."""
+"""What is a word. U+0345 never is: CLIP's pattern ignores case, and the upper case of that character is a letter."""
+LIGATURES = "ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬅﬆ"
+"""Characters that ftfy replaces by the two or three letters they show."""
 
 
-def convert(path: str | Path, lowercase: bool = False) -> Values:
-    """Read `bpe_simple_vocab_16e6.txt`, packed by gzip or not.
+def convert(path: str | Path, lowercase: bool = False) -> TokenizerJson:
+    """Read the list of merges, compressed by gzip or not.
 
     Args:
         path: the file.
-        lowercase: of no effect, since CLIP lowers all texts.
+        lowercase: has no effect, since CLIP always converts texts to lower case.
 
     Raises:
-        UserError: it cannot be read, or a line is no merge.
+        UserError: the file cannot be read, or a line is no merge.
     """
     byte_names = [*map(chr, [*range(33, 127), *range(161, 173), *range(174, 256)]), *map(chr, range(256, 256 + 68))]
-    known = dict.fromkeys([*byte_names, *(f"{name}</w>" for name in byte_names)])
+    tokens = dict.fromkeys([*byte_names, *(f"{name}</w>" for name in byte_names)])  # a set that keeps its order
     merges = []
     for number, line in enumerate(read_text(path).rstrip("\n").split("\n")[1 : MERGES + 1], 2):
         pair = line.split()
-        if len(pair) != 2 or not known.keys() >= set(pair) or "".join(pair) in known:
+        if len(pair) != 2 or not tokens.keys() >= set(pair) or "".join(pair) in tokens:
             raise UserError(
-                f"{path}, line {number}: {line[:80]!r} is no merge of two tokens that came before it; "
+                f"expected a new merge of two earlier tokens in {path}, line {number}, got {line[:80]!r}; "
                 f"download the file again"
             )
         merges.append(pair)
-        known["".join(pair)] = None
-    special = ("<|startoftext|>", "<|endoftext|>")
-    vocab = {token: number for number, token in enumerate([*known, *special])}
+        tokens["".join(pair)] = None
+    vocab = {token: token_id for token_id, token in enumerate([*tokens, BOS, EOS])}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
-        **around(
-            bpe(vocab, merges, end_of_word_suffix="</w>"),
+        **tokenizer_json(
+            bpe_model(vocab, merges, end_of_word_suffix="</w>"),
             normalizers=_cleaning(),
             pre_tokenizers=[
                 {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+                byte_level,
             ],
-            decoders=[
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-                {"type": "Replace", "pattern": {"String": "</w>"}, "content": " "},
-            ],
-            special={token: vocab[token] for token in special},
-            find_special=True,
+            decoders=[byte_level, _replace({"String": "</w>"}, " ")],
+            special={BOS: vocab[BOS], EOS: vocab[EOS]},
+            special_after_normalizers=True,
         ),
-        SETTINGS_KEY: {"bos_id": vocab[special[0]], "eos_id": vocab[special[1]], "unescape_html": True},
+        SETTINGS_KEY: {"bos_id": vocab[BOS], "eos_id": vocab[EOS], "unescape_html": True},
     }
 
 
-def _cleaning() -> list[Values]:
-    """What ftfy does to single characters, and lowering as Python does it."""
+def _cleaning() -> list[TokenizerJson]:
+    """What ftfy does to single characters, then lower case as Python's `str.lower` makes it."""
     controls = {chr(code): bytes([code]).decode("cp1252", "replace") for code in range(0x80, 0xA0)}
-    wide = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in (*range(0xFF01, 0xFFF0), 0x3000)}
-    letters = {letter: unicodedata.normalize("NFKC", letter) for letter in TWO_LETTERS} | {"ﬅ": "ſt"}
-    single = {old: new for old, new in {**controls, **letters, **wide}.items() if new not in (old, "\ufffd")}
+    ligatures = {letter: unicodedata.normalize("NFKC", letter) for letter in LIGATURES} | {"ﬅ": "ſt"}
+    full_width = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in (*range(0xFF01, 0xFFF0), 0x3000)}
+    replacements = {
+        old: new for old, new in {**controls, **ligatures, **full_width}.items() if new not in (old, "\ufffd")
+    }
     patterns = {
         "[\u201c-\u201f]": '"',
         "[\u02bc\u2018-\u201b]": "'",
@@ -77,13 +78,13 @@ def _cleaning() -> list[Values]:
         r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]": "",
     }
     return [
-        *({"type": "Replace", "pattern": {"String": old}, "content": new} for old, new in single.items()),
-        *({"type": "Replace", "pattern": {"Regex": pattern}, "content": new} for pattern, new in patterns.items()),
+        *(_replace({"String": old}, new) for old, new in replacements.items()),
+        *(_replace({"Regex": pattern}, new) for pattern, new in patterns.items()),
         {"type": "NFC"},
-        {
-            "type": "Replace",
-            "pattern": {"Regex": LAST_SIGMA},
-            "content": "ς",
-        },
+        _replace({"Regex": FINAL_SIGMA}, "ς"),
         {"type": "Lowercase"},
     ]
+
+
+def _replace(pattern: dict[str, str], content: str) -> TokenizerJson:
+    return {"type": "Replace", "pattern": pattern, "content": content}

@@ -1,69 +1,41 @@
 """Models of YouTokenToMe, which DALLE-pytorch's YttmTokenizer and ruDALL-E read.
 
-A file has a line with two counts, then so many lines `character id`, then so many rules `left right new`, earliest
-first, and last the ids of unknown, padding, BOS and EOS, -1 for none. Words are split at white space, each begins
-with ▁, and a run of characters that have no id is one unknown.
+A file has a line with two counts, then so many lines `character id`, then so many rules `left right new` in the order
+they were learned, and last the ids of unknown, padding, BOS and EOS, -1 for none. Texts are split at ASCII white space;
+every word begins with ▁; a run of characters without an id is one unknown.
 """
 
 from pathlib import Path
 
-from dalle_mini_impl.interop.text.tokenizer_json import Values, around, bpe, read_text
+from dalle_mini_impl.interop.text.json_format import TokenizerJson, bpe_model, read_text, tokenizer_json
 from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.text.sentencepiece_tokenizer import SPACE
 from dalle_mini_impl.util.errors import UserError
 
-SPECIAL = ("<UNK>", "<PAD>", "<BOS>", "<EOS>")
+SPECIAL_TOKENS = ("<UNK>", "<PAD>", "<BOS>", "<EOS>")
 """In the order of the last line."""
-BLANK = rf"[ \t\n\v\f\r{SPACE}]+"
+BLANKS = rf"[ \t\n\v\f\r{SPACE}]+"
 
 
-def convert(path: str | Path, lowercase: bool = False) -> Values:
+def convert(path: str | Path, lowercase: bool = False) -> TokenizerJson:
     """Read a model file.
 
     Args:
         path: the file.
-        lowercase: lower texts, as ruDALL-E does.
+        lowercase: convert texts to lower case, as ruDALL-E does.
 
     Raises:
-        UserError: it cannot be read, or a line does not fit.
+        UserError: the file cannot be read, or a line has no or another meaning.
     """
-    chars, rules, special = _numbers(path)
-    names: dict[int, str] = {}
-    taken: dict[str, int] = {}
-
-    def add(line: int, number: int, name: str) -> None:
-        if number in names or name in taken:
-            raise UserError(
-                f"{path}, line {line}: id {number} for {name!r} is there already "
-                f"({names.get(number, taken.get(name))!r}); the file is damaged"
-            )
-        names[number], taken[name] = name, number
-
-    for line, (code, number) in enumerate(chars, 2):
-        add(line, number, chr(code))
-    merges = []
-    for line, (left, right, new) in enumerate(rules, 2 + len(chars)):
-        if not {left, right} <= names.keys():
-            raise UserError(
-                f"{path}, line {line}: {left} {right} {new} joins ids that no line before it has; the file is damaged"
-            )
-        merges.append((names[left], names[right]))
-        add(line, new, names[left] + names[right])
-    for number, name in zip(special, SPECIAL, strict=True):
-        if number >= 0:
-            add(2 + len(chars) + len(rules), number, name)
-    if special[0] < 0 or SPACE not in taken or sorted(names) != list(range(len(names))):
-        raise UserError(
-            f"{path} has {len(names)} ids, the last {max(names)}, unknown {special[0]} and ▁ "
-            f"{taken.get(SPACE, -1)}; expected no gap and none missing"
-        )
+    characters, rules, special = _read_lines(path)
+    vocab, merges = _vocab_and_merges(path, characters, rules, special)
     return {
-        **around(
-            bpe(taken, merges, unk_token=SPECIAL[0], fuse_unk=True),
+        **tokenizer_json(
+            bpe_model(vocab, merges, unk_token=SPECIAL_TOKENS[0], fuse_unk=True),
             normalizers=[
                 *([{"type": "Lowercase"}] if lowercase else []),
-                {"type": "Replace", "pattern": {"Regex": rf"\A{BLANK}|{BLANK}\z"}, "content": ""},
-                {"type": "Replace", "pattern": {"Regex": BLANK}, "content": SPACE},
+                {"type": "Replace", "pattern": {"Regex": rf"\A{BLANKS}|{BLANKS}\z"}, "content": ""},
+                {"type": "Replace", "pattern": {"Regex": BLANKS}, "content": SPACE},
                 {"type": "Prepend", "prepend": SPACE},
             ],
             pre_tokenizers=[
@@ -75,26 +47,66 @@ def convert(path: str | Path, lowercase: bool = False) -> Values:
     }
 
 
-def _numbers(path: str | Path) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Characters, rules and special ids, as they are written."""
+def _vocab_and_merges(
+    path: str | Path, characters: list[list[int]], rules: list[list[int]], special: list[int]
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids of all tokens, and the pairs of tokens that are joined, in order."""
+    names: dict[int, str] = {}
+    vocab: dict[str, int] = {}
+
+    def add(line: int, token_id: int, name: str) -> None:
+        if token_id in names or name in vocab:
+            raise UserError(
+                f"expected a new id and token in {path}, line {line}, got {token_id} for {name!r} when there is "
+                f"{names.get(token_id, vocab.get(name))!r}; the file is damaged: download it again"
+            )
+        names[token_id] = name
+        vocab[name] = token_id
+
+    for line, (code, token_id) in enumerate(characters, 2):
+        add(line, token_id, chr(code))
+    merges = []
+    for line, (left, right, new) in enumerate(rules, 2 + len(characters)):
+        if not {left, right} <= names.keys():
+            raise UserError(
+                f"expected a rule on ids of earlier lines in {path}, line {line}, got {left} {right} {new}; "
+                f"the file is damaged: download it again"
+            )
+        merges.append((names[left], names[right]))
+        add(line, new, names[left] + names[right])
+    last_line = 2 + len(characters) + len(rules)
+    for token_id, name in zip(special, SPECIAL_TOKENS, strict=True):
+        if token_id >= 0:
+            add(last_line, token_id, name)
+    if special[0] < 0 or SPACE not in vocab or sorted(names) != list(range(len(names))):
+        raise UserError(
+            f"expected ids without gaps, among them those of unknown and ▁, got {len(names)} ids up to {max(names)}, "
+            f"unknown {special[0]} and ▁ {vocab.get(SPACE, -1)} in {path}; download it again"
+        )
+    return vocab, merges
+
+
+def _read_lines(path: str | Path) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Lines of characters, lines of rules, and the special ids, as numbers."""
     lines = read_text(path).splitlines()
 
-    def row(at: int, what: str, count: int) -> list[int]:
-        text = lines[at] if at < len(lines) else "the end of the file"
+    def numbers(index: int, meaning: str, count: int) -> list[int]:
+        text = lines[index] if index < len(lines) else "the end of the file"
         try:
             values = [int(word) for word in text.split()]
         except ValueError:
             values = []
-        if len(values) != count or min(values) < (-1 if what == "special ids" else 0) or max(values) > 0x10FFFF:
+        least = -1 if meaning == "special ids" else 0
+        if len(values) != count or min(values) < least or max(values) > 0x10FFFF:
             raise UserError(
-                f"{path}, line {at + 1}: {text[:80]!r} came, expected {what} ({count} whole numbers); "
-                f"it is damaged or no model of YouTokenToMe"
+                f"expected {meaning} ({count} whole numbers) in {path}, line {index + 1}, got {text[:80]!r}; "
+                f"the file is damaged or no model of YouTokenToMe"
             )
         return values
 
-    chars, rules = row(0, "how many characters and rules follow", 2)
-    return (
-        [row(at, "a character and its id", 2) for at in range(1, 1 + chars)],
-        [row(at, "a rule", 3) for at in range(1 + chars, 1 + chars + rules)],
-        row(1 + chars + rules, "special ids", 4),
-    )
+    n_characters, n_rules = numbers(0, "the counts of characters and rules", 2)
+    first_rule = 1 + n_characters
+    last_line = first_rule + n_rules
+    characters = [numbers(index, "a character and its id", 2) for index in range(1, first_rule)]
+    rules = [numbers(index, "a rule", 3) for index in range(first_rule, last_line)]
+    return characters, rules, numbers(last_line, "special ids", 4)

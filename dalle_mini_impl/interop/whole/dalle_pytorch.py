@@ -1,4 +1,10 @@
-"""A whole DALLE of DALLE-pytorch, from `dalle.pt`: transformer and the image tokenizer within."""
+"""A whole DALLE of DALLE-pytorch, from `dalle.pt`: the transformer, and the image tokenizer inside it.
+
+`dalle.pt` of version 1.6.6 is a dictionary: `hparams` (arguments of the class `DALLE`), `vae_params` (those of a
+`DiscreteVAE`, or None), `weights` (all tensors; the image tokenizer's begin with `vae.`), `version`, `vae_class_name`
+and the state of training. Earlier files, without `version` and `vae_class_name`, are read too, and computed as
+1.6.6 would.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,18 +18,23 @@ from torch.nn import functional as F
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.model import BlockConfig, ImageTokenizerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.interop.image import dalle_pytorch, openai_dvae, taming
-from dalle_mini_impl.interop.read_weights import Weights, read, state_dict, under_prefix
-from dalle_mini_impl.interop.result import Imported, ImportedTransformer, Origin, check, fill
-from dalle_mini_impl.interop.whole.dalle_pytorch_layout import Layout, layout_of
+from dalle_mini_impl.interop.check_tensors import check_tensors
+from dalle_mini_impl.interop.image import dalle_pytorch_vae, openai_dvae, taming_vqgan
+from dalle_mini_impl.interop.image.build import build_image_tokenizer
+from dalle_mini_impl.interop.image.dalle_pytorch_vae import Colour
+from dalle_mini_impl.interop.read_weights import Weights, find_tensors, read_file, select_network
+from dalle_mini_impl.interop.result import ImportedImageTokenizer, ImportedTransformer, ProjectInfo
+from dalle_mini_impl.interop.whole.dalle_pytorch_layout import TensorLayout, layout_from_file
 from dalle_mini_impl.model.attention import rotary_from_angles
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.util.errors import UserError
 
-ATTENTION = ("full", "axial_row", "axial_col", "conv_like")
-KERNEL = 5
-"""Side of the square of `conv_like`, which the package fixes."""
-ORIGIN = Origin(
+ATTENTION_TYPES = ("full", "axial_row", "axial_col", "conv_like")
+"""Values of `attn_types` that can be imported; this package has attention masks of the same names."""
+MASK_KERNEL = 5
+"""Side of the square of `conv_like`; DALLE-pytorch has no setting for it."""
+PROJECT = ProjectInfo(
+    # Guidance is off because DALLE-pytorch's training command never trains without captions.
     sampling=SamplingConfig(guidance=1),
     about=AboutConfig(),
     card="""# A DALLE of DALLE-pytorch
@@ -33,8 +44,7 @@ which says nothing of the pictures and captions that they were trained on, nor o
 is OpenAI's or taming-transformers' has a licence of its own.
 """,
 )
-"""Guidance is left to those who want it: the package's own training never leaves captions out."""
-CONSOLIDATE = (
+DEEPSPEED_REMEDY = (
     "run the zero_to_fp32.py in the folder to make one file of its weights, and then give the folder's "
     "auxiliary.pt and that file as --weights"
 )
@@ -43,105 +53,110 @@ CONSOLIDATE = (
 def load(
     path: str | Path,
     weights: str | Path | None = None,
-    mean: dalle_pytorch.Colour | None = None,
-    std: dalle_pytorch.Colour | None = None,
+    mean: Colour | None = None,
+    std: Colour | None = None,
     trust_pickle: bool = False,
-) -> tuple[Imported, ImportedTransformer]:
+) -> tuple[ImportedImageTokenizer, ImportedTransformer]:
     """Import a DALLE.
 
     Args:
-        path: `dalle.pt`.
-        weights: another file with its weights, where DeepSpeed kept them apart.
-        mean: of a DiscreteVAE, as `dalle_pytorch.load` has it; None takes what the file says, or 0.5.
-        std: its other half.
-        trust_pickle: also read a file that holds more than tensors.
+        path: `dalle.pt`, or the `auxiliary.pt` of a DeepSpeed checkpoint.
+        weights: a separate file with the weights, for a DeepSpeed checkpoint.
+        mean: first half of the `normalization` of a DiscreteVAE; None for that in the file, or else 0.5.
+        std: second half of it, likewise.
+        trust_pickle: also read files that hold more than tensors and plain values.
 
     Raises:
-        UserError: a file cannot be read or holds something else, or the model has what ours cannot do.
+        UserError: a file cannot be read or holds something else, or the model has an option that this package does not
+            have.
     """
     if Path(path).is_dir():
-        raise UserError(f"{path} is a folder, as DeepSpeed writes it; {CONSOLIDATE}")
-    content = read(path, trust_pickle)
+        raise UserError(f"expected a file, got {path}, a folder as DeepSpeed writes it; {DEEPSPEED_REMEDY}")
+    content = read_file(path, trust_pickle)
     if not isinstance(content, Mapping) or not isinstance(content.get("hparams"), Mapping):
         raise UserError(
-            f"{path} has no hparams, which tell the shape of the model; give the dalle.pt that DALLE-pytorch saved"
+            f"expected hparams, which determine the shape of the model, got none in {path}; "
+            f"give the dalle.pt that DALLE-pytorch saved"
         )
     if weights is not None:
-        tensors = state_dict(read(weights, trust_pickle), str(weights), ("weights", "module", "state_dict"))
-    elif isinstance(content.get("weights"), str):
-        raise UserError(f"{path} has no weights: DeepSpeed kept them apart; {CONSOLIDATE}")
+        tensors = find_tensors(read_file(weights, trust_pickle), str(weights), ("weights", "module", "state_dict"))
+    elif isinstance(content.get("weights"), str):  # a message in their place
+        raise UserError(f"expected weights, got none in {path}: DeepSpeed stored them apart; {DEEPSPEED_REMEDY}")
     else:
-        tensors = state_dict(content, str(path), ("weights",))
-    settings = content.get("vae_params") or {}
-    normalization = dalle_pytorch.normalization(settings, mean, std)
+        tensors = find_tensors(content, str(path), ("weights",))
+    normalization = dalle_pytorch_vae.normalization(content.get("vae_params") or {}, mean, std)
     return convert(content["hparams"], tensors, normalization)
 
 
 def convert(
-    hparams: Mapping[str, Any], weights: Weights, normalization: tuple[dalle_pytorch.Colour, dalle_pytorch.Colour]
-) -> tuple[Imported, ImportedTransformer]:
-    """Import a DALLE that was read.
+    hparams: Mapping[str, Any], weights: Weights, normalization: tuple[Colour, Colour]
+) -> tuple[ImportedImageTokenizer, ImportedTransformer]:
+    """Import a DALLE from its settings and tensors.
 
     Args:
-        hparams: what the package was given to make it.
+        hparams: arguments of the class `DALLE`.
         weights: all its tensors.
-        normalization: mean and std of a DiscreteVAE.
+        normalization: mean and standard deviation of a DiscreteVAE.
 
     Raises:
-        UserError: as `load`.
+        UserError: as for `load`.
     """
-    whole = under_prefix(weights, "to_logits.1.weight")
-    inner = {name.removeprefix("vae."): value for name, value in whole.tensors.items() if name.startswith("vae.")}
-    tensors = {
-        name: value for name, value in whole.tensors.items() if not name.startswith("vae.") and name != "logits_mask"
+    model = select_network(weights, "to_logits.1.weight")
+    vae_tensors = {name.removeprefix("vae."): value for name, value in model.tensors.items() if name.startswith("vae.")}
+    transformer_tensors = {
+        name: value
+        for name, value in model.tensors.items()
+        if not name.startswith("vae.") and name != "logits_mask"  # a constant that early versions stored
     }
-    outer = Weights(whole.source, tensors)
-    vae, image, foreign_name = _image_tokenizer(Weights(whole.source, inner), normalization)
-    layout = layout_of(hparams, outer, image.codebook_size)
-    check(outer, layout.shapes())
+    transformer_weights = Weights(model.source, transformer_tensors)
+    vae_weights, image_config, foreign_name = _image_tokenizer(Weights(model.source, vae_tensors), normalization)
+    layout = layout_from_file(hparams, transformer_weights, image_config.codebook_size)
+    check_tensors(transformer_weights, layout.shapes())
     stream = StreamConfig(
         text_length=layout.text_length,
         text_vocab=layout.text_vocab,
         grid=(layout.side, layout.side),
-        image_vocab=image.codebook_size,
+        image_vocab=image_config.codebook_size,
         bos_id=0,
         pad_id=0,
     )
-    config = _transformer_config(hparams, layout, whole.source)
+    config = _transformer_config(hparams, layout, model.source)
     with torch.device("meta"):
-        build_transformer(config, stream)  # refuses numbers that do not fit
-    image = dataclasses.replace(image, image_size=layout.side * image.factor)
-    return fill(vae, image, foreign_name), ImportedTransformer(config, stream, _tensors(outer.tensors, layout))
+        build_transformer(config, stream)  # refuses sizes that do not fit together
+    image_config = dataclasses.replace(image_config, image_size=layout.side * image_config.factor)
+    image_tokenizer = build_image_tokenizer(vae_weights, image_config, foreign_name)
+    return image_tokenizer, ImportedTransformer(config, stream, _convert_tensors(transformer_tensors, layout))
 
 
 def _image_tokenizer(
-    weights: Weights, normalization: tuple[dalle_pytorch.Colour, dalle_pytorch.Colour]
+    weights: Weights, normalization: tuple[Colour, Colour]
 ) -> tuple[Weights, ImageTokenizerConfig, Callable[[str], str]]:
-    """Tensors, shape (but for the size of pictures) and names of what is under `vae.`."""
+    """Tensors, config (with an image size of 0) and name mapping of the image tokenizer, recognised by its tensors."""
     if "codebook.weight" in weights.tensors:
-        config = dalle_pytorch.config_of(weights, 0, *normalization)
-        return weights, config, dalle_pytorch.foreign_names(config)
+        config = dalle_pytorch_vae.config_from_tensors(weights, 0, *normalization)
+        return weights, config, dalle_pytorch_vae.foreign_names(config)
     if "model.encoder.conv_in.weight" in weights.tensors:
-        weights = under_prefix(weights, "encoder.conv_in.weight")
-        return weights, taming.config_of(weights, 0), taming.foreign_name
+        weights = select_network(weights, "encoder.conv_in.weight")
+        return weights, taming_vqgan.config_from_tensors(weights, 0), taming_vqgan.foreign_name
     if "enc.blocks.input.w" in weights.tensors:
-        roles = {"enc": "encoder", "dec": "decoder"}
-        tensors = {roles.get(name[:3], name[:3]) + name[3:]: value for name, value in weights.tensors.items()}
+        networks = {"enc": "encoder", "dec": "decoder"}
+        tensors = {networks.get(name[:3], name[:3]) + name[3:]: value for name, value in weights.tensors.items()}
         weights = Weights(weights.source, tensors)
-        return weights, openai_dvae.config_of(weights, 0), openai_dvae.foreign_name
+        return weights, openai_dvae.config_from_tensors(weights, 0), openai_dvae.foreign_name
     raise UserError(
-        f"{weights.source} has no image tokenizer: expected one of DiscreteVAE, VQGanVAE and "
-        f"OpenAIDiscreteVAE among its tensors, with names that begin with vae."
+        f"expected the tensors of a DiscreteVAE, VQGanVAE or OpenAIDiscreteVAE, with names that begin with vae., got "
+        f"none in {weights.source}; give the dalle.pt that DALLE-pytorch saved"
     )
 
 
-def _transformer_config(hparams: Mapping[str, Any], layout: Layout, source: str) -> TransformerConfig:
-    kinds = hparams.get("attn_types") or ("full",)
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    if unknown := [kind for kind in kinds if kind not in ATTENTION]:
+def _transformer_config(hparams: Mapping[str, Any], layout: TensorLayout, source: str) -> TransformerConfig:
+    attention_types = hparams.get("attn_types") or ("full",)
+    attention_types = (attention_types,) if isinstance(attention_types, str) else tuple(attention_types)
+    if unknown := [kind for kind in attention_types if kind not in ATTENTION_TYPES]:
         raise UserError(
-            f"{source} has attn_types {unknown[0]!r}; only {', '.join(ATTENTION)} can be imported "
-            f"(sparse chose blocks at random, which no file tells, and runs in no current version)"
+            f"expected attn_types among {', '.join(ATTENTION_TYPES)}, got {unknown[0]!r} in {source}; such a model "
+            f"cannot be imported (sparse attends to random blocks, which are not in the file; neither it nor mlp runs "
+            f"in a current version)"
         )
     block = BlockConfig(
         norm="layer",
@@ -150,7 +165,7 @@ def _transformer_config(hparams: Mapping[str, Any], layout: Layout, source: str)
         qk_norm=False,
         rotate_values=layout.rotary,
         sandwich=layout.sandwich,
-        token_shift=layout.shift,
+        token_shift=layout.token_shift,
         reversible=layout.reversible,
     )
     return TransformerConfig(
@@ -159,71 +174,86 @@ def _transformer_config(hparams: Mapping[str, Any], layout: Layout, source: str)
         n_embd=layout.n_embd,
         head_dim=layout.head_dim,
         position="table" if layout.rotary else "learned",
-        attention_masks=kinds,
-        mask_kernel=KERNEL,
+        attention_masks=attention_types,
+        mask_kernel=MASK_KERNEL,
         block=block,
         divide_by_max=bool(hparams.get("stable")),
     )
 
 
-def pair_order(head_dim: int) -> Tensor:
-    """Theirs turn neighbouring channels of a head with each other, ours those half a head apart: first the even ones
-    of theirs, then the odd ones.
+def rotary_channel_order(head_dim: int) -> Tensor:
+    """For each channel of a head in this package, its index in DALLE-pytorch.
+
+    DALLE-pytorch rotates neighbouring channels (0 with 1, 2 with 3), this package channels half a head apart; so its
+    even channels come first, then its odd ones.
     """
     return torch.arange(head_dim).view(-1, 2).T.flatten()
 
 
-def _tensors(theirs: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Our tensors: their own where they are used as they are, else made anew one by one, so nothing is there twice."""
-    head, C = theirs["to_logits.1.weight"], layout.n_embd
-    ours = {f"norm.{name}": theirs[f"to_logits.0.{name}"] for name in ("weight", "bias")}
-    ours |= {"head.weight": head, "head.bias": theirs["to_logits.1.bias"]}
-    embed = [theirs["text_emb.weight"], theirs["image_emb.weight"]] if not layout.tied else [head]
-    ours["embed.weight"] = torch.cat(embed)
+def _convert_tensors(foreign: Mapping[str, Tensor], layout: TensorLayout) -> dict[str, Tensor]:
+    """DALLE-pytorch's tensors -> this package's; those that need no conversion are not copied."""
+    C = layout.n_embd
+    head = foreign["to_logits.1.weight"]
+    tensors = {
+        "norm.weight": foreign["to_logits.0.weight"],
+        "norm.bias": foreign["to_logits.0.bias"],
+        "head.weight": head,
+        "head.bias": foreign["to_logits.1.bias"],
+    }
+    embeddings = [head] if layout.tied else [foreign["text_emb.weight"], foreign["image_emb.weight"]]
+    tensors["embed.weight"] = torch.cat(embeddings)
     if layout.rotary:
-        angles = theirs["transformer.pos_emb"][0, :, ::2].float()
-        ours["table"] = rotary_from_angles(F.pad(angles, (0, layout.head_dim // 2 - layout.turned)))
+        angles = foreign["transformer.pos_emb"][0, :, ::2].float()  # each is there twice, for both channels of a pair
+        unrotated_pairs = layout.head_dim // 2 - layout.rotated_pairs
+        tensors["table"] = rotary_from_angles(F.pad(angles, (0, unrotated_pairs)))
     else:
-        text = theirs["text_pos_emb.weight"]
-        rows, columns = (theirs[f"{layout.axial}{axis}"].view(-1, C) for axis in (0, 1))
-        ours["positions.0.weight"] = torch.cat([text, rows])
-        ours["positions.1.weight"] = torch.cat([torch.zeros_like(text), columns])
-    for number in range(layout.n_layer):
-        attention, feed = _attention(theirs, layout, number), _feed(theirs, layout, number)
-        ours |= {f"blocks.{number}.{name}": value for name, value in {**attention, **feed}.items()}
-    return ours
+        text = foreign["text_pos_emb.weight"]
+        rows, columns = (foreign[f"{layout.axial_prefix}{axis}"].view(-1, C) for axis in (0, 1))
+        tensors["positions.0.weight"] = torch.cat([text, rows])
+        tensors["positions.1.weight"] = torch.cat([torch.zeros_like(text), columns])
+    for layer in range(layout.n_layer):
+        block = {**_attention_tensors(foreign, layout, layer), **_feed_forward_tensors(foreign, layout, layer)}
+        tensors |= {f"blocks.{layer}.{name}": value for name, value in block.items()}
+    return tensors
 
 
-def _attention(theirs: Mapping[str, Tensor], layout: Layout, number: int) -> dict[str, Tensor]:
-    half, heads = layout.halves(number)[0], (layout.n_head, layout.head_dim)
-    inner = half + layout.nests[0]
-    order = pair_order(layout.head_dim) if layout.rotary else torch.arange(layout.head_dim)
-    qkv = theirs[f"{inner}to_qkv.weight"].unflatten(0, (3, *heads))[:, :, order].flatten(0, 2)
-    out = theirs[f"{inner}to_out.0.weight"].unflatten(1, heads)[:, :, order].flatten(1)
-    ours = {"attention.qkv.weight": qkv, "attention.qkv.bias": qkv.new_zeros(len(qkv))}
-    last = {"attention.out.weight": out, "attention.out.bias": theirs[f"{inner}to_out.0.bias"]}
-    return ours | _around(theirs, half, "attention", last)
+def _attention_tensors(foreign: Mapping[str, Tensor], layout: TensorLayout, layer: int) -> dict[str, Tensor]:
+    prefix = layout.sublayer_prefixes(layer)[0]
+    inner_prefix = prefix + layout.wrappers[0]
+    heads = (layout.n_head, layout.head_dim)
+    order = rotary_channel_order(layout.head_dim) if layout.rotary else torch.arange(layout.head_dim)
+    qkv = foreign[f"{inner_prefix}to_qkv.weight"].unflatten(0, (3, *heads))[:, :, order].flatten(0, 2)
+    out = foreign[f"{inner_prefix}to_out.0.weight"].unflatten(1, heads)[:, :, order].flatten(1)
+    tensors = {"attention.qkv.weight": qkv, "attention.qkv.bias": qkv.new_zeros(len(qkv))}
+    output_layer = {"attention.out.weight": out, "attention.out.bias": foreign[f"{inner_prefix}to_out.0.bias"]}
+    return tensors | _norms_and_scaled_output(foreign, prefix, "attention", output_layer)
 
 
-def _feed(theirs: Mapping[str, Tensor], layout: Layout, number: int) -> dict[str, Tensor]:
-    half = layout.halves(number)[1]
-    inner = half + layout.nests[1]
-    ours, last = {}, {}
-    for name in ("weight", "bias"):
-        value, gate = theirs[f"{inner}net.0.{name}"].chunk(2)
-        ours[f"mlp.up.{name}"] = torch.cat([gate, value])
-        last[f"mlp.down.{name}"] = theirs[f"{inner}net.3.{name}"]
-    return ours | _around(theirs, half, "mlp", last)
+def _feed_forward_tensors(foreign: Mapping[str, Tensor], layout: TensorLayout, layer: int) -> dict[str, Tensor]:
+    prefix = layout.sublayer_prefixes(layer)[1]
+    inner_prefix = prefix + layout.wrappers[1]
+    tensors = {}
+    output_layer = {}
+    for kind in ("weight", "bias"):
+        value, gate = foreign[f"{inner_prefix}net.0.{kind}"].chunk(2)
+        tensors[f"mlp.up.{kind}"] = torch.cat([gate, value])
+        output_layer[f"mlp.down.{kind}"] = foreign[f"{inner_prefix}net.3.{kind}"]
+    return tensors | _norms_and_scaled_output(foreign, prefix, "mlp", output_layer)
 
 
-def _around(theirs: Mapping[str, Tensor], half: str, part: str, last: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The norms of half a layer and what it ends with, by which its scale is multiplied.
+def _norms_and_scaled_output(
+    foreign: Mapping[str, Tensor], prefix: str, sublayer: str, output_layer: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The norms of a sublayer, and its output layer multiplied by LayerScale, which this package does not have.
 
-    What is scaled is kept in float32: scales are as small as 1e-6.
+    With sandwich norms the second norm comes after the output layer, so the norm is multiplied instead. The products
+    stay in float32, because scales are as small as 1e-6.
     """
-    ours = {f"{part}_norm.{name}": theirs[f"{half}fn.norm.{name}"] for name in ("weight", "bias")}
-    if f"{half}fn.norm_out.weight" in theirs:
-        ours |= {name: value.clone() for name, value in last.items()}  # layers may share them
-        last = {f"{part}_post.{name}": theirs[f"{half}fn.norm_out.{name}"] for name in ("weight", "bias")}
-    scale = theirs[f"{half}scale"].flatten().float()
-    return ours | {name: value * (scale[:, None] if value.ndim > 1 else scale) for name, value in last.items()}
+    tensors = {f"{sublayer}_norm.{kind}": foreign[f"{prefix}fn.norm.{kind}"] for kind in ("weight", "bias")}
+    scaled = output_layer
+    if f"{prefix}fn.norm_out.weight" in foreign:
+        # Copied, because layers that share their weights need tensors of their own to be saved.
+        tensors |= {name: value.clone() for name, value in output_layer.items()}
+        scaled = {f"{sublayer}_post.{kind}": foreign[f"{prefix}fn.norm_out.{kind}"] for kind in ("weight", "bias")}
+    scale = foreign[f"{prefix}scale"].flatten().float()
+    return tensors | {name: value * (scale[:, None] if value.ndim > 1 else scale) for name, value in scaled.items()}

@@ -1,4 +1,4 @@
-"""A model of ours -> what `torch.save` makes a `dalle.pt` of, where DALLE-pytorch has such models."""
+"""A model of this package -> the content of a `dalle.pt` for DALLE-pytorch 1.6.6, if that package has such models."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,19 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.config.model import ImageTokenizerConfig, StreamConfig, TransformerConfig
-from dalle_mini_impl.interop.image.dalle_pytorch import foreign_names
-from dalle_mini_impl.interop.whole.dalle_pytorch import ATTENTION, KERNEL, pair_order
-from dalle_mini_impl.interop.whole.dalle_pytorch_layout import NESTS, Layout
+from dalle_mini_impl.config.model import (
+    ImageTokenizerConfig,
+    ImportedNetworkConfig,
+    StreamConfig,
+    TransformerConfig,
+)
+from dalle_mini_impl.interop.image.dalle_pytorch_vae import foreign_names
+from dalle_mini_impl.interop.whole.dalle_pytorch import ATTENTION_TYPES, MASK_KERNEL, rotary_channel_order
+from dalle_mini_impl.interop.whole.dalle_pytorch_layout import WRAPPERS, TensorLayout
 from dalle_mini_impl.util.errors import UserError
 
 VERSION = "1.6.6"
-"""Of the package that reads what is written here."""
+"""The version of DALLE-pytorch whose layout is written."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """What is exported."""
+class ExportedModel:
+    """The two parts that a `dalle.pt` consists of."""
 
     config: TransformerConfig
     stream: StreamConfig
@@ -30,34 +35,26 @@ class Model:
     """The image tokenizer's."""
 
 
-def export(model: Model) -> dict[str, Any]:
-    """The content of a `dalle.pt`; all scales are 1, since ours are part of the matrices.
+def to_dalle_pytorch(model: ExportedModel) -> dict[str, Any]:
+    """The content of a `dalle.pt`, to be written by `torch.save`.
+
+    All LayerScales are 1, because this package multiplies them into the matrices.
 
     Raises:
-        UserError: DALLE-pytorch has no such models; says why.
+        UserError: DALLE-pytorch has no such models; names the setting.
     """
-    for name, value, known in _needs(model):
-        if value not in known:
+    for name, value, supported in _settings(model):
+        if value not in supported:
             raise UserError(
-                f"{name} is {value!r}, and DALLE-pytorch has only {', '.join(map(repr, known))}; "
-                f"such a model cannot be exported"
+                f"expected {name} to be {' or '.join(map(repr, supported))}, as in DALLE-pytorch, got {value!r}; "
+                f"such a model cannot be exported: choose another one"
             )
-    layout, block, config = _layout(model), model.config.block, model.config
-    kinds = tuple(config.attention_masks[layer % len(config.attention_masks)] for layer in range(config.n_layer))
-    kinds = (*kinds[:-1], config.last_attention_mask or kinds[-1])
-    hparams = {
-        "num_text_tokens": layout.text_vocab, "text_seq_len": layout.text_length, "dim": layout.n_embd,
-        "depth": layout.n_layer, "heads": layout.n_head, "dim_head": layout.head_dim, "reversible": block.reversible,
-        "loss_img_weight": 7, "attn_types": kinds, "ff_dropout": 0.0, "attn_dropout": 0.0,
-        "stable": config.divide_by_max,
-        "sandwich_norm": block.sandwich, "shift_tokens": block.token_shift, "rotary_emb": layout.rotary,
-        "shared_attn_ids": None, "shared_ff_ids": None, "share_input_output_emb": False,
-    }  # fmt: skip
+    layout = _layout(model)
     foreign_name = foreign_names(model.image_config)
     weights = {f"vae.{foreign_name(name)}": value for name, value in model.image_tensors.items()}
-    weights |= _weights(model.tensors, layout)
+    weights |= _convert_tensors(model.tensors, layout)
     return {
-        "hparams": hparams,
+        "hparams": _hparams(model.config, layout),
         "vae_params": _vae_params(model.image_config),
         "epoch": 0,
         "version": VERSION,
@@ -66,10 +63,13 @@ def export(model: Model) -> dict[str, Any]:
     }
 
 
-def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
-    """What must be so: a setting's name, its value, and the values that can be exported."""
-    config, stream, image = model.config, model.stream, model.image_config
-    block, side = config.block, stream.grid[0]
+def _settings(model: ExportedModel) -> Iterator[tuple[str, object, tuple[object, ...]]]:
+    """For each setting that DALLE-pytorch restricts: its name, its value in the model, and the supported values."""
+    config = model.config
+    stream = model.stream
+    image = model.image_config
+    block = config.block
+    side = stream.grid[0]
     yield "block.norm", block.norm, ("layer",)
     yield "block.mlp", block.mlp, ("geglu",)
     yield "block.hidden", block.hidden or 4 * config.n_embd, (4 * config.n_embd,)
@@ -78,8 +78,9 @@ def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
     yield "position", config.position, ("table", "learned")
     yield "block.rotate_values", block.rotate_values, (config.position == "table",)
     for kind in filter(None, (*config.attention_masks, config.last_attention_mask)):
-        yield "attention mask", kind, ATTENTION
-        yield "mask_kernel", config.mask_kernel if kind == "conv_like" else KERNEL, (KERNEL,)
+        yield "attention mask", kind, ATTENTION_TYPES
+        if kind == "conv_like":
+            yield "mask_kernel", config.mask_kernel, (MASK_KERNEL,)
     yield "mask_origin", config.mask_origin, ("input",)
     yield "last_norms", config.last_norms, (1,)
     yield "grid", stream.grid, ((side, side),)
@@ -87,16 +88,17 @@ def _needs(model: Model) -> Iterator[tuple[str, object, tuple[object, ...]]]:
     yield "pad_id", stream.pad_id, (0,)
     yield "the image tokenizer's network", image.network, ("dalle-pytorch",)
     yield "the image tokenizer's image_size", image.image_size, (side * image.factor,)
-    powers = tuple(2**power for power in range(1, 15))
-    yield "the image tokenizer's image_size", image.image_size, powers
+    powers_of_two = tuple(2**power for power in range(1, 15))  # DiscreteVAE refuses other sizes
+    yield "the image tokenizer's image_size", image.image_size, powers_of_two
     for layer in range(config.n_layer):
-        bias = model.tensors[f"blocks.{layer}.attention.qkv.bias"]
+        bias = model.tensors[f"blocks.{layer}.attention.qkv.bias"]  # DALLE-pytorch has none
         yield "the largest bias of queries, keys and values", bias.abs().max().item(), (0.0,)
 
 
-def _layout(model: Model) -> Layout:
-    config, stream, block = model.config, model.stream, model.config.block
-    return Layout(
+def _layout(model: ExportedModel) -> TensorLayout:
+    config = model.config
+    stream = model.stream
+    return TensorLayout(
         text_vocab=stream.text_vocab,
         text_length=stream.text_length,
         side=stream.grid[0],
@@ -106,65 +108,106 @@ def _layout(model: Model) -> Layout:
         n_head=config.n_head,
         head_dim=config.head_dim or config.n_embd // config.n_head,
         rotary=config.position == "table",
-        reversible=block.reversible,
-        sandwich=block.sandwich,
-        nests=NESTS[block.token_shift],
+        reversible=config.block.reversible,
+        sandwich=config.block.sandwich,
+        wrappers=WRAPPERS[config.block.token_shift],
     )
 
 
+def _hparams(config: TransformerConfig, layout: TensorLayout) -> dict[str, Any]:
+    """Arguments of the class `DALLE`; those that only training uses have its training command's defaults."""
+    attention_types = [config.attention_masks[layer % len(config.attention_masks)] for layer in range(config.n_layer)]
+    if config.last_attention_mask:
+        attention_types[-1] = config.last_attention_mask
+    return {
+        "num_text_tokens": layout.text_vocab,
+        "text_seq_len": layout.text_length,
+        "dim": layout.n_embd,
+        "depth": layout.n_layer,
+        "heads": layout.n_head,
+        "dim_head": layout.head_dim,
+        "reversible": config.block.reversible,
+        "loss_img_weight": 7,
+        "attn_types": tuple(attention_types),
+        "ff_dropout": 0.0,
+        "attn_dropout": 0.0,
+        "stable": config.divide_by_max,
+        "sandwich_norm": config.block.sandwich,
+        "shift_tokens": config.block.token_shift,
+        "rotary_emb": layout.rotary,
+        "shared_attn_ids": None,
+        "shared_ff_ids": None,
+        "share_input_output_emb": False,
+    }
+
+
 def _vae_params(config: ImageTokenizerConfig) -> dict[str, Any]:
+    """Arguments of the class `DiscreteVAE`."""
     params: dict[str, Any] = {
-        "image_size": config.image_size, "num_layers": len(config.channels), "num_tokens": config.codebook_size,
-        "codebook_dim": config.embed_dim, "hidden_dim": config.channels[0], "num_resnet_blocks": config.encoder_blocks,
-    }  # fmt: skip
-    foreign, plain = config.imported, type(config.imported)()
-    if (foreign.mean, foreign.std) != (plain.mean, plain.std):
-        params["normalization"] = (foreign.mean, foreign.std)
+        "image_size": config.image_size,
+        "num_layers": len(config.channels),
+        "num_tokens": config.codebook_size,
+        "codebook_dim": config.embed_dim,
+        "hidden_dim": config.channels[0],
+        "num_resnet_blocks": config.encoder_blocks,
+    }
+    normalization = (config.imported.mean, config.imported.std)
+    defaults = ImportedNetworkConfig()
+    if normalization != (defaults.mean, defaults.std):
+        params["normalization"] = normalization
     return params
 
 
-def _weights(ours: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    text = layout.text_vocab + layout.text_length
-    theirs = {"text_emb.weight": ours["embed.weight"][:text], "image_emb.weight": ours["embed.weight"][text:]}
-    for name in ("weight", "bias"):
-        theirs |= {f"to_logits.0.{name}": ours[f"norm.{name}"], f"to_logits.1.{name}": ours[f"head.{name}"]}
+def _convert_tensors(tensors: Mapping[str, Tensor], layout: TensorLayout) -> dict[str, Tensor]:
+    """Convert the transformer's tensors to DALLE-pytorch's."""
+    text_ids = layout.text_vocab + layout.text_length
+    foreign = {
+        "text_emb.weight": tensors["embed.weight"][:text_ids],
+        "image_emb.weight": tensors["embed.weight"][text_ids:],
+    }
+    for kind in ("weight", "bias"):
+        foreign[f"to_logits.0.{kind}"] = tensors[f"norm.{kind}"]
+        foreign[f"to_logits.1.{kind}"] = tensors[f"head.{kind}"]
     if layout.rotary:
-        cos, sin = (ours["table"][:, row, layout.head_dim // 2 :][:, : layout.turned] for row in (0, 1))
-        theirs["transformer.pos_emb"] = torch.atan2(sin, cos).repeat_interleave(2, -1)[None]
+        # `rotate` needs the sines of the first half of the channels negated; those of the second half are not.
+        second_half = tensors["table"][:, :, layout.head_dim // 2 :]
+        cos, sin = (second_half[:, row, : layout.rotated_pairs] for row in (0, 1))
+        foreign["transformer.pos_emb"] = torch.atan2(sin, cos).repeat_interleave(2, -1)[None]
     else:
-        rows, columns = ours["positions.0.weight"], ours["positions.1.weight"]
-        prefix = 1 + layout.text_length
-        theirs["text_pos_emb.weight"] = rows[:prefix] + columns[:prefix]
-        theirs[f"{layout.axial}0"] = rows[prefix:][None, :, None]
-        theirs[f"{layout.axial}1"] = columns[prefix:][None, None]
-    for number in range(layout.n_layer):
-        block = {
-            name.removeprefix(f"blocks.{number}."): value
-            for name, value in ours.items()
-            if name.startswith(f"blocks.{number}.")
-        }
-        theirs |= _layer(block, layout, number)
-    return theirs
+        rows = tensors["positions.0.weight"]
+        columns = tensors["positions.1.weight"]
+        prefix_length = 1 + layout.text_length
+        foreign["text_pos_emb.weight"] = rows[:prefix_length] + columns[:prefix_length]
+        foreign[f"{layout.axial_prefix}0"] = rows[prefix_length:][None, :, None]
+        foreign[f"{layout.axial_prefix}1"] = columns[prefix_length:][None, None]
+    for layer in range(layout.n_layer):
+        prefix = f"blocks.{layer}."
+        block = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        foreign |= _convert_block(block, layout, layer)
+    return foreign
 
 
-def _layer(ours: Mapping[str, Tensor], layout: Layout, number: int) -> dict[str, Tensor]:
-    theirs: dict[str, Tensor] = {}
-    halves = dict(zip(("attention", "mlp"), layout.halves(number), strict=True))
-    for part, half in halves.items():
-        theirs[f"{half}scale"] = torch.ones(1, 1, layout.n_embd)
-        for name in ("weight", "bias"):
-            theirs[f"{half}fn.norm.{name}"] = ours[f"{part}_norm.{name}"]
+def _convert_block(block: Mapping[str, Tensor], layout: TensorLayout, layer: int) -> dict[str, Tensor]:
+    foreign: dict[str, Tensor] = {}
+    prefixes = layout.sublayer_prefixes(layer)
+    for sublayer, prefix in zip(("attention", "mlp"), prefixes, strict=True):
+        foreign[f"{prefix}scale"] = torch.ones(1, 1, layout.n_embd)
+        for kind in ("weight", "bias"):
+            foreign[f"{prefix}fn.norm.{kind}"] = block[f"{sublayer}_norm.{kind}"]
             if layout.sandwich:
-                theirs[f"{half}fn.norm_out.{name}"] = ours[f"{part}_post.{name}"]
-    attention, feed = (half + nest for half, nest in zip(halves.values(), layout.nests, strict=True))
-    order, heads = torch.arange(layout.head_dim), (layout.n_head, layout.head_dim)
+                foreign[f"{prefix}fn.norm_out.{kind}"] = block[f"{sublayer}_post.{kind}"]
+    attention, feed_forward = (prefix + wrapper for prefix, wrapper in zip(prefixes, layout.wrappers, strict=True))
+    heads = (layout.n_head, layout.head_dim)
+    order = torch.arange(layout.head_dim)
     if layout.rotary:
-        order = pair_order(layout.head_dim).argsort()
-    qkv, out = ours["attention.qkv.weight"].unflatten(0, (3, *heads)), ours["attention.out.weight"].unflatten(1, heads)
-    theirs[f"{attention}to_qkv.weight"] = qkv[:, :, order].flatten(0, 2)
-    theirs[f"{attention}to_out.0.weight"] = out[:, :, order].flatten(1)
-    theirs[f"{attention}to_out.0.bias"] = ours["attention.out.bias"]
-    for name in ("weight", "bias"):
-        theirs[f"{feed}net.0.{name}"] = torch.cat(ours[f"mlp.up.{name}"].chunk(2)[::-1])
-        theirs[f"{feed}net.3.{name}"] = ours[f"mlp.down.{name}"]
-    return theirs
+        order = rotary_channel_order(layout.head_dim).argsort()
+    qkv = block["attention.qkv.weight"].unflatten(0, (3, *heads))
+    out = block["attention.out.weight"].unflatten(1, heads)
+    foreign[f"{attention}to_qkv.weight"] = qkv[:, :, order].flatten(0, 2)
+    foreign[f"{attention}to_out.0.weight"] = out[:, :, order].flatten(1)
+    foreign[f"{attention}to_out.0.bias"] = block["attention.out.bias"]
+    for kind in ("weight", "bias"):
+        gate, value = block[f"mlp.up.{kind}"].chunk(2)
+        foreign[f"{feed_forward}net.0.{kind}"] = torch.cat([value, gate])
+        foreign[f"{feed_forward}net.3.{kind}"] = block[f"mlp.down.{kind}"]
+    return foreign

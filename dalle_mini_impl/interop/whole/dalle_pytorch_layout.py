@@ -1,4 +1,10 @@
-"""How DALLE-pytorch stores the transformer of a DALLE: names and shapes of its tensors, in files of all versions."""
+"""How DALLE-pytorch stores the transformer of a DALLE: names and shapes of its tensors, in files of all versions.
+
+Every attention and feed-forward layer of version 1.6.6 lies inside wrapper modules (LayerScale, norms, token shift,
+cache). Each wrapper adds an `fn.` to the names, so that versions differ in how many there are. Earlier versions also
+have `image_pos_emb.weights_0` and `_1`, the position embeddings of rows and columns, where 1.6.6 has
+`image_pos_emb.weights.0` and `.1`.
+"""
 
 import math
 import re
@@ -6,22 +12,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dalle_mini_impl.interop.check_tensors import weight_and_bias
 from dalle_mini_impl.interop.read_weights import Weights
-from dalle_mini_impl.interop.result import affine
 from dalle_mini_impl.util.errors import UserError
 
 Shapes = dict[str, tuple[int, ...]]
 
-DEFAULTS = {"num_text_tokens": 10000, "text_seq_len": 256, "heads": 8, "dim_head": 64}
-"""What the package takes where `hparams` do not say."""
-NESTS = {True: ("fn.fn.fn.fn.fn.", "fn.fn.fn.fn."), False: ("fn.fn.fn.", "fn.fn.")}
-"""What precedes the names of attention's and the feed-forward layer's tensors in 1.6.6, with shifted channels and
-without: an `fn.` for each module around them. Earlier versions have other numbers of them."""
+DEFAULT_HPARAMS = {"num_text_tokens": 10000, "text_seq_len": 256, "heads": 8, "dim_head": 64}
+"""The defaults of the class `DALLE`, used where `hparams` in the file do not set them."""
+WRAPPERS = {True: ("fn.fn.fn.fn.fn.", "fn.fn.fn.fn."), False: ("fn.fn.fn.", "fn.fn.")}
+"""Prefixes of the wrappers of attention and of the feed-forward layer in 1.6.6, with token shift and without."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What decides names and shapes."""
+class TensorLayout:
+    """What determines names and shapes."""
 
     text_vocab: int
     text_length: int
@@ -33,111 +38,131 @@ class Layout:
     n_head: int
     head_dim: int
     rotary: bool
-    """Whether positions turn channels; else they are learned."""
+    """Rotary position embedding; otherwise positions are learned."""
     reversible: bool
     sandwich: bool
     tied: bool = False
-    """Whether embeddings and output head are the same matrix."""
-    nests: tuple[str, str]
-    """As `NESTS` has them."""
-    axial: str = "image_pos_emb.weights."
-    """What the embeddings of rows and columns are called, before their number."""
+    """Whether the embeddings and the output head are the same matrix."""
+    wrappers: tuple[str, str]
+    """Prefixes of attention and of the feed-forward layer, as in `WRAPPERS`."""
+    axial_prefix: str = "image_pos_emb.weights."
+    """What precedes 0 and 1 in the names of the position embeddings of rows and columns."""
 
     @property
-    def shift(self) -> bool:
-        """Whether blocks look at channels of neighbours."""
-        return self.nests[1].count("fn.") > 2
+    def token_shift(self) -> bool:
+        """Whether blocks shift channels between neighbouring positions: its wrapper adds one `fn.`."""
+        return self.wrappers[1].count("fn.") > 2
 
     @property
-    def turned(self) -> int:
-        """Pairs of a head's channels that positions turn: a third each by text position, row and column."""
+    def rotated_pairs(self) -> int:
+        """Pairs of a head's channels that are rotated: a third each by text position, row and column."""
         return 3 * (self.head_dim // 3 // 2)
 
-    def halves(self, number: int) -> tuple[str, str]:
-        """What the names in one layer's attention and feed-forward layer begin with."""
-        start = f"transformer.layers.{'blocks' if self.reversible else 'layers'}.{number}."
-        return (f"{start}f.net.", f"{start}g.net.") if self.reversible else (f"{start}0.", f"{start}1.")
+    def sublayer_prefixes(self, layer: int) -> tuple[str, str]:
+        """What the names in the attention half and in the feed-forward half of one layer begin with."""
+        if self.reversible:
+            start = f"transformer.layers.blocks.{layer}."
+            return f"{start}f.net.", f"{start}g.net."
+        start = f"transformer.layers.layers.{layer}."
+        return f"{start}0.", f"{start}1."
 
     def shapes(self) -> Shapes:
-        """Names and shapes of all tensors but those of the image tokenizer."""
-        C, text = self.n_embd, self.text_vocab + self.text_length
-        V = text + self.image_vocab
-        shapes = affine("to_logits.0", C) | affine("to_logits.1", V, C)
+        """Names and shapes of all tensors except those of the image tokenizer."""
+        C = self.n_embd
+        text_ids = self.text_vocab + self.text_length
+        all_ids = text_ids + self.image_vocab
+        shapes = weight_and_bias("to_logits.0", C) | weight_and_bias("to_logits.1", all_ids, C)
         if self.tied:
-            shapes |= affine("text_emb.linear", V, C) | affine("image_emb.linear", V, C)
+            shapes |= weight_and_bias("text_emb.linear", all_ids, C) | weight_and_bias("image_emb.linear", all_ids, C)
         else:
-            shapes |= {"text_emb.weight": (text, C), "image_emb.weight": (self.image_vocab, C)}
+            shapes |= {"text_emb.weight": (text_ids, C), "image_emb.weight": (self.image_vocab, C)}
         if self.rotary:
-            shapes["transformer.pos_emb"] = (1, 1 + self.text_length + self.side**2, 2 * self.turned)
+            shapes["transformer.pos_emb"] = (1, 1 + self.text_length + self.side**2, 2 * self.rotated_pairs)
         else:
             shapes["text_pos_emb.weight"] = (1 + self.text_length, C)
-            shapes |= {f"{self.axial}0": (1, self.side, 1, C), f"{self.axial}1": (1, 1, self.side, C)}
-        for number in range(self.n_layer):
-            shapes |= self._layer(number)
+            shapes[f"{self.axial_prefix}0"] = (1, self.side, 1, C)
+            shapes[f"{self.axial_prefix}1"] = (1, 1, self.side, C)
+        for layer in range(self.n_layer):
+            shapes |= self._layer_shapes(layer)
         return shapes
 
-    def _layer(self, number: int) -> Shapes:
-        C, inner = self.n_embd, self.n_head * self.head_dim
+    def _layer_shapes(self, layer: int) -> Shapes:
+        C = self.n_embd
+        inner = self.n_head * self.head_dim
         shapes: Shapes = {}
-        for half in self.halves(number):
-            shapes |= {f"{half}scale": (1, 1, C), **affine(f"{half}fn.norm", C)}
-            shapes |= affine(f"{half}fn.norm_out", C) if self.sandwich else {}
-        attention, feed = (half + nest for half, nest in zip(self.halves(number), self.nests, strict=True))
-        shapes |= {f"{attention}to_qkv.weight": (3 * inner, C), **affine(f"{attention}to_out.0", C, inner)}
-        return shapes | affine(f"{feed}net.0", 8 * C, C) | affine(f"{feed}net.3", C, 4 * C)
+        for prefix in self.sublayer_prefixes(layer):
+            shapes[f"{prefix}scale"] = (1, 1, C)
+            shapes |= weight_and_bias(f"{prefix}fn.norm", C)
+            if self.sandwich:
+                shapes |= weight_and_bias(f"{prefix}fn.norm_out", C)
+        attention, feed_forward = (
+            prefix + wrapper for prefix, wrapper in zip(self.sublayer_prefixes(layer), self.wrappers, strict=True)
+        )
+        shapes[f"{attention}to_qkv.weight"] = (3 * inner, C)
+        shapes |= weight_and_bias(f"{attention}to_out.0", C, inner)
+        return (
+            shapes
+            | weight_and_bias(f"{feed_forward}net.0", 8 * C, C)
+            | weight_and_bias(f"{feed_forward}net.3", C, 4 * C)
+        )
 
 
-def layout_of(hparams: Mapping[str, Any], weights: Weights, image_vocab: int) -> Layout:
-    """The layout of a file, from its settings and the names it has.
+def layout_from_file(hparams: Mapping[str, Any], weights: Weights, image_vocab: int) -> TensorLayout:
+    """The layout of a file, from its settings and from names and shapes of its tensors.
 
     Args:
-        hparams: what the package was given to make the model.
-        weights: all tensors but the image tokenizer's.
-        image_vocab: ids of the image tokenizer.
+        hparams: the arguments of the class `DALLE`, as in the file.
+        weights: all tensors except the image tokenizer's.
+        image_vocab: number of ids of the image tokenizer.
 
     Raises:
-        UserError: a number or a tensor that tells it is missing.
+        UserError: a setting or a tensor that determines the layout is missing.
     """
-    numbers = {name: _number(hparams, name, weights.source) for name in ("dim", "depth", *DEFAULTS)}
+    settings = {name: _setting(hparams, name, weights.source) for name in ("dim", "depth", *DEFAULT_HPARAMS)}
+    axial_prefix = TensorLayout.axial_prefix
+    if "image_pos_emb.weights_0" in weights.tensors:
+        axial_prefix = "image_pos_emb.weights_"
     rotary = "transformer.pos_emb" in weights.tensors
-    axial = "image_pos_emb.weights_" if "image_pos_emb.weights_0" in weights.tensors else Layout.axial
     if rotary:
-        image = weights.size("transformer.pos_emb", 1) - 1 - numbers["text_seq_len"]
-        side = math.isqrt(max(0, image))
+        image_length = weights.size("transformer.pos_emb", 1) - 1 - settings["text_seq_len"]
+        side = math.isqrt(max(0, image_length))
     else:
-        side = weights.size(f"{axial}0", 1)
-    return Layout(
-        text_vocab=numbers["num_text_tokens"],
-        text_length=numbers["text_seq_len"],
+        side = weights.size(f"{axial_prefix}0", 1)
+    return TensorLayout(
+        text_vocab=settings["num_text_tokens"],
+        text_length=settings["text_seq_len"],
         side=side,
         image_vocab=image_vocab,
-        n_embd=numbers["dim"],
-        n_layer=numbers["depth"],
-        n_head=numbers["heads"],
-        head_dim=numbers["dim_head"],
+        n_embd=settings["dim"],
+        n_layer=settings["depth"],
+        n_head=settings["heads"],
+        head_dim=settings["dim_head"],
         rotary=rotary,
-        axial=axial,
+        axial_prefix=axial_prefix,
         reversible=any(name.startswith("transformer.layers.blocks.") for name in weights.tensors),
         sandwich=any(".fn.norm_out." in name for name in weights.tensors),
         tied="text_emb.linear.weight" in weights.tensors,
-        nests=(_nest(weights, "to_qkv.weight"), _nest(weights, "net.0.weight")),
+        wrappers=(_find_wrapper(weights, "to_qkv.weight"), _find_wrapper(weights, "net.0.weight")),
     )
 
 
-def _number(hparams: Mapping[str, Any], name: str, source: str) -> int:
-    value = hparams.get(name, DEFAULTS.get(name))
+def _setting(hparams: Mapping[str, Any], name: str, source: str) -> int:
+    value = hparams.get(name, DEFAULT_HPARAMS.get(name))
     if not isinstance(value, int) or value < 1:
         raise UserError(
-            f"{source}: {name} in hparams is {value!r}, expected a whole number of 1 or more; "
-            f"give the file as DALLE-pytorch saved it"
+            f"expected {name} in hparams to be a whole number of 1 or more, got {value!r} in {source}; "
+            f"give the file that DALLE-pytorch saved"
         )
     return value
 
 
-def _nest(weights: Weights, last: str) -> str:
-    """The `fn.` before the tensors whose names end so."""
-    pattern = re.compile(rf"transformer\.layers\..*?((?:fn\.)+){re.escape(last)}")
+def _find_wrapper(weights: Weights, ending: str) -> str:
+    """The `fn.` before `ending` in the names that end with it."""
+    pattern = re.compile(rf"transformer\.layers\..*?((?:fn\.)+){re.escape(ending)}")
     for name in weights.tensors:
-        if found := pattern.fullmatch(name):
-            return found[1]
-    raise UserError(f"{weights.source} has no transformer.layers.….{last}; it is incomplete or of another kind")
+        if match := pattern.fullmatch(name):
+            return match[1]
+    raise UserError(
+        f"expected a tensor transformer.layers.….{ending}, got none in {weights.source}; "
+        f"download it again or import it as another format"
+    )

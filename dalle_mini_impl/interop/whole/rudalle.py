@@ -1,10 +1,12 @@
-"""ruDALL-E's transformer (Malevich, Emojich, Surrealist, Kandinsky), of its second and third version.
+"""ruDALL-E's transformer (ai-forever/ru-dalle 1.1.3: Malevich, Emojich, Surrealist, Kandinsky), versions v2 and v3.
 
-The second opens the stream with BOS, and its masks count image ids from the place that predicts the first. The third
-has no BOS, its masks count from the first image id, and the square of its last block ends at the edges. The tensors
-are the same; which one a file holds is told by the mask of its last block.
+A `pytorch_model.bin` is a dictionary of tensors. Version v2 opens the stream with BOS, and its attention masks count
+image ids from the position that predicts the first one. Version v3 has no BOS, its masks count from the first image id,
+and the square of its last block ends at the edges of the picture instead of continuing at the opposite one. The tensors
+have the same names and shapes; the mask of the last block, which is in the file, distinguishes the versions.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,21 +15,23 @@ from torch import Tensor
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.model import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.interop.read_weights import Weights, read, state_dict, under_prefix
-from dalle_mini_impl.interop.result import ImportedTransformer, Origin, affine, check
+from dalle_mini_impl.interop.check_tensors import check_tensors, weight_and_bias
+from dalle_mini_impl.interop.read_weights import Weights, find_tensors, read_file, select_network
+from dalle_mini_impl.interop.result import ImportedTransformer, ProjectInfo
 from dalle_mini_impl.model.masks import mask_matrix
 from dalle_mini_impl.util.errors import UserError
 
-BOS = 2
-KERNEL = 11
-HEADS = {768: 12, 2048: 16, 3840: 60}
-"""Attention heads of the project's models by width."""
-SCHEDULE = ("row", "column", "row", "row")
-MASKS = {"row_mask": "row", "col_mask": "column", "conv_mask": ""}
-"""Names of masks in a file, at its top or in `transformer`, and what they hold; the last depends on the version."""
-LAST = {"conv_torus": 2, "conv_square": 3}
-"""Masks of the last block, and the version that has them."""
-BLOCK = {
+BOS_ID = 2
+MASK_KERNEL = 11
+"""Side of the square that the last block attends to."""
+HEADS_OF_WIDTH = {768: 12, 2048: 16, 3840: 60}
+"""Attention heads of the project's models, by their width."""
+MASKS_OF_BLOCKS = ("row", "column", "row", "row")
+"""Attention masks of the blocks, repeated; if the last block's turn is `row`, it has the square mask instead."""
+MASK_TENSORS = {"row_mask": "row", "col_mask": "column", "conv_mask": ""}
+"""Mask tensors in a file, with or without the prefix `transformer.`; what the last one holds depends on the version."""
+VERSION_OF_LAST_MASK = {"conv_torus": 2, "conv_square": 3}
+BLOCK_NAMES = {
     "attention_norm": "input_layernorm",
     "attention.qkv": "attention.query_key_value",
     "attention.out": "attention.dense",
@@ -35,9 +39,14 @@ BLOCK = {
     "mlp.up": "mlp.dense_h_to_4h",
     "mlp.down": "mlp.dense_4h_to_h",
 }
-"""Our names in a block -> theirs."""
-SANDWICH = {"attention_post": "before_first_addition_layernorm", "mlp_post": "before_second_addition_layernorm"}
-ORIGIN = Origin(
+"""Layers of a block: this package's name -> ruDALL-E's."""
+SANDWICH_NORM_NAMES = {
+    "attention_post": "before_first_addition_layernorm",
+    "mlp_post": "before_second_addition_layernorm",
+}
+"""The same for the two norms that only blocks with sandwich norms have."""
+PROJECT = ProjectInfo(
+    # Guidance is off because the models were not trained without captions.
     sampling=SamplingConfig(top_k=2048, top_p=0.995, guidance=1),
     about=AboutConfig(languages=("ru",)),
     card="""# ruDALL-E
@@ -51,7 +60,6 @@ The project and its repository are under Apache-2.0. No licence was found that i
 downloaded them.
 """,
 )
-"""Guidance is left to those who want it: the models have not learned what no caption means."""
 
 
 def load(path: str | Path, n_head: int | None = None, trust_pickle: bool = False) -> ImportedTransformer:
@@ -59,47 +67,47 @@ def load(path: str | Path, n_head: int | None = None, trust_pickle: bool = False
 
     Args:
         path: its file.
-        n_head: attention heads, which the tensors cannot tell; None takes what the project's models of that width have.
-        trust_pickle: also read a file that holds more than tensors.
+        n_head: attention heads, which do not follow from the tensors; None for those of the project's models of the
+            same width.
+        trust_pickle: also read a file that holds more than tensors and plain values.
 
     Raises:
-        UserError: the file cannot be read or holds something else, or the number of heads is not known or does not fit.
+        UserError: the file cannot be read or holds something else, or the number of heads is unknown or does not fit.
     """
-    content = state_dict(read(path, trust_pickle), str(path), ("state_dict",))
-    return from_weights(under_prefix(content, "text_pos_embeddings.weight"), n_head)
+    tensors = find_tensors(read_file(path, trust_pickle), str(path), ("state_dict",))
+    return convert(select_network(tensors, "text_pos_embeddings.weight"), n_head)
 
 
-def from_weights(content: Weights, n_head: int | None = None) -> ImportedTransformer:
-    """As `load`, of what is in the file."""
-    weights, masks = _without_masks(content)
-    width, side = (
-        weights.size(f"{name}.weight", axis) for name, axis in (("text_pos_embeddings", 1), ("image_row_embeddings", 0))
-    )
+def convert(content: Weights, n_head: int | None = None) -> ImportedTransformer:
+    """Import the transformer from its tensors and masks; for arguments and errors see `load`."""
+    weights, masks = _split_off_masks(content)
+    width = weights.size("text_pos_embeddings.weight", 1)
+    side = weights.size("image_row_embeddings.weight", 0)
     text_length = weights.size("text_pos_embeddings.weight", 0) - 1
-    last = _last_mask(masks, text_length, side, weights.source)
+    last_mask = _last_mask(masks, text_length, side, weights.source)
     stream = StreamConfig(
         text_length=text_length,
         text_vocab=weights.size("text_embeddings.weight", 0) - text_length,
         grid=(side, side),
         image_vocab=weights.size("image_embeddings.weight", 0),
-        bos_id=BOS if LAST[last] == 2 else -1,
+        bos_id=BOS_ID if VERSION_OF_LAST_MASK[last_mask] == 2 else -1,
         pad_id=0,
     )
-    n_head = n_head or HEADS.get(width, 0)
+    n_head = n_head or HEADS_OF_WIDTH.get(width, 0)
     if not n_head or width % n_head:
         raise UserError(
-            f"{weights.source} is {width} wide, which {n_head or 'an unknown number of'} heads share; "
-            f"give --heads, a divisor of it"
+            f"expected a number of heads that divides the width {width} of {weights.source}, got "
+            f"{n_head or 'no known one'}; give --heads"
         )
-    layers = max(1, weights.count(r"transformer\.layers\.(\d+)\."))
+    n_layer = max(1, weights.count_indices(r"transformer\.layers\.(\d+)\."))
     config = TransformerConfig(
-        n_layer=layers,
+        n_layer=n_layer,
         n_head=n_head,
         n_embd=width,
         position="learned",
-        attention_masks=SCHEDULE,
-        last_attention_mask=last if SCHEDULE[(layers - 1) % 4] == "row" else "",
-        mask_kernel=KERNEL,
+        attention_masks=MASKS_OF_BLOCKS,
+        last_attention_mask=last_mask if MASKS_OF_BLOCKS[(n_layer - 1) % len(MASKS_OF_BLOCKS)] == "row" else "",
+        mask_kernel=MASK_KERNEL,
         mask_origin="target" if stream.bos_id >= 0 else "input",
         last_norms=2,
         block=BlockConfig(
@@ -107,71 +115,85 @@ def from_weights(content: Weights, n_head: int | None = None) -> ImportedTransfo
             mlp="gelu-tanh",
             bias=True,
             qk_norm=False,
-            sandwich=any(SANDWICH["attention_post"] in name for name in weights.tensors),
+            sandwich=any(SANDWICH_NORM_NAMES["attention_post"] in name for name in weights.tensors),
         ),
     )
-    check(weights, layout(config, stream))
-    return ImportedTransformer(config, stream, convert(weights.tensors, config, stream))
+    check_tensors(weights, expected_shapes(config, stream))
+    return ImportedTransformer(config, stream, _convert_tensors(weights.tensors, config, stream))
 
 
-def layout(config: TransformerConfig, stream: StreamConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors in a file but the masks."""
-    C, text = config.n_embd, stream.text_vocab + stream.text_length
-    shapes = {
-        "text_embeddings.weight": (text, C), "image_embeddings.weight": (stream.image_vocab, C),
+def expected_shapes(config: TransformerConfig, stream: StreamConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in a file except the masks."""
+    C = config.n_embd
+    text_ids = stream.text_vocab + stream.text_length
+    shapes: dict[str, tuple[int, ...]] = {
+        "text_embeddings.weight": (text_ids, C),
+        "image_embeddings.weight": (stream.image_vocab, C),
         "text_pos_embeddings.weight": (stream.text_length + 1, C),
-        "image_row_embeddings.weight": (stream.grid[0], C), "image_col_embeddings.weight": (stream.grid[1], C),
-        **affine("transformer.final_layernorm", C),
-        **affine("to_logits.0", C), **affine("to_logits.1", text + stream.image_vocab, C),
-    }  # fmt: skip
-    for name in (f"transformer.layers.{layer}" for layer in range(config.n_layer)):
-        shapes |= affine(f"{name}.input_layernorm", C) | affine(f"{name}.post_attention_layernorm", C)
-        shapes |= affine(f"{name}.attention.query_key_value", 3 * C, C) | affine(f"{name}.attention.dense", C, C)
-        shapes |= affine(f"{name}.mlp.dense_h_to_4h", 4 * C, C) | affine(f"{name}.mlp.dense_4h_to_h", C, 4 * C)
-        for norm in SANDWICH.values() if config.block.sandwich else ():
-            shapes |= affine(f"{name}.{norm}", C)
+        "image_row_embeddings.weight": (stream.grid[0], C),
+        "image_col_embeddings.weight": (stream.grid[1], C),
+        **weight_and_bias("transformer.final_layernorm", C),
+        **weight_and_bias("to_logits.0", C),
+        **weight_and_bias("to_logits.1", text_ids + stream.image_vocab, C),
+    }
+    for block in (f"transformer.layers.{layer}" for layer in range(config.n_layer)):
+        shapes |= weight_and_bias(f"{block}.input_layernorm", C)
+        shapes |= weight_and_bias(f"{block}.attention.query_key_value", 3 * C, C)
+        shapes |= weight_and_bias(f"{block}.attention.dense", C, C)
+        shapes |= weight_and_bias(f"{block}.post_attention_layernorm", C)
+        shapes |= weight_and_bias(f"{block}.mlp.dense_h_to_4h", 4 * C, C)
+        shapes |= weight_and_bias(f"{block}.mlp.dense_4h_to_h", C, 4 * C)
+        if config.block.sandwich:
+            for norm in SANDWICH_NORM_NAMES.values():
+                shapes |= weight_and_bias(f"{block}.{norm}", C)
     return shapes
 
 
-def convert(theirs: dict[str, Tensor], config: TransformerConfig, stream: StreamConfig) -> dict[str, Tensor]:
-    """Their tensors -> ours. Without BOS the last text position is not used."""
-    prefix = stream.text_length + (stream.bos_id >= 0)
-    text = theirs["text_pos_embeddings.weight"][:prefix]
-    ours = {
-        "embed.weight": torch.cat([theirs["text_embeddings.weight"], theirs["image_embeddings.weight"]]),
-        "positions.0.weight": torch.cat([text, theirs["image_row_embeddings.weight"]]),
-        "positions.1.weight": torch.cat([torch.zeros_like(text), theirs["image_col_embeddings.weight"]]),
+def _convert_tensors(
+    foreign: Mapping[str, Tensor], config: TransformerConfig, stream: StreamConfig
+) -> dict[str, Tensor]:
+    """ruDALL-E's tensors -> this package's; a model without BOS does not use the last text position."""
+    prefix_length = stream.text_length + (stream.bos_id >= 0)
+    text_positions = foreign["text_pos_embeddings.weight"][:prefix_length]
+    tensors = {
+        "embed.weight": torch.cat([foreign["text_embeddings.weight"], foreign["image_embeddings.weight"]]),
+        "positions.0.weight": torch.cat([text_positions, foreign["image_row_embeddings.weight"]]),
+        "positions.1.weight": torch.cat([torch.zeros_like(text_positions), foreign["image_col_embeddings.weight"]]),
     }
-    names = BLOCK | (SANDWICH if config.block.sandwich else {})
+    block_names = BLOCK_NAMES | (SANDWICH_NORM_NAMES if config.block.sandwich else {})
     for kind in ("weight", "bias"):
-        ours[f"norm.0.{kind}"] = theirs[f"transformer.final_layernorm.{kind}"]
-        ours[f"norm.1.{kind}"] = theirs[f"to_logits.0.{kind}"]
-        ours[f"head.{kind}"] = theirs[f"to_logits.1.{kind}"]
+        tensors[f"norm.0.{kind}"] = foreign[f"transformer.final_layernorm.{kind}"]
+        tensors[f"norm.1.{kind}"] = foreign[f"to_logits.0.{kind}"]
+        tensors[f"head.{kind}"] = foreign[f"to_logits.1.{kind}"]
         for layer in range(config.n_layer):
-            ours |= {
-                f"blocks.{layer}.{mine}.{kind}": theirs[f"transformer.layers.{layer}.{other}.{kind}"]
-                for mine, other in names.items()
+            tensors |= {
+                f"blocks.{layer}.{name}.{kind}": foreign[f"transformer.layers.{layer}.{foreign_name}.{kind}"]
+                for name, foreign_name in block_names.items()
             }
-    return ours
+    return tensors
 
 
-def _without_masks(weights: Weights) -> tuple[Weights, dict[str, Tensor]]:
-    names = {name: name.removeprefix("transformer.") for name in weights.tensors}
-    masks = {short: weights.tensors[name] > 0 for name, short in names.items() if short in MASKS}
-    tensors = {name: value for name, value in weights.tensors.items() if names[name] not in MASKS}
-    return Weights(weights.source, tensors, weights.left_out), masks
+def _split_off_masks(weights: Weights) -> tuple[Weights, dict[str, Tensor]]:
+    """The tensors without the masks, and the masks as booleans under the names of `MASK_TENSORS`."""
+    short_names = {name: name.removeprefix("transformer.") for name in weights.tensors}
+    masks = {short: weights.tensors[name] > 0 for name, short in short_names.items() if short in MASK_TENSORS}
+    tensors = {name: value for name, value in weights.tensors.items() if short_names[name] not in MASK_TENSORS}
+    return Weights(weights.source, tensors, weights.ignored), masks
 
 
-def _last_mask(masks: dict[str, Tensor], text_length: int, side: int, source: str) -> str:
-    """Which mask the last block has; all masks of the file must be known."""
-    found = "conv_torus"  # of files without masks
+def _last_mask(masks: Mapping[str, Tensor], text_length: int, side: int, source: str) -> str:
+    """Which mask the last block has; checks that all masks of the file are known ones."""
+    last_mask = "conv_torus"  # older files of v2 contain no masks
     for name, mask in masks.items():
-        kinds = (MASKS[name],) if MASKS[name] else tuple(LAST)
-        same = [kind for kind in kinds if torch.equal(mask, mask_matrix(kind, text_length, (side, side), KERNEL))]
-        if not same:
+        candidates = (MASK_TENSORS[name],) if MASK_TENSORS[name] else tuple(VERSION_OF_LAST_MASK)
+        equal = [
+            kind for kind in candidates if torch.equal(mask, mask_matrix(kind, text_length, (side, side), MASK_KERNEL))
+        ]
+        if not equal:
             raise UserError(
-                f"{source}: {name} is none of the masks of ruDALL-E's second and third version; "
-                f"such a model cannot be imported"
+                f"expected the attention masks of ruDALL-E's v2 or v3, got another {name} in {source}; "
+                f"such a model cannot be imported: give one of those versions"
             )
-        found = same[0] if len(kinds) > 1 else found
-    return found
+        if name == "conv_mask":
+            last_mask = equal[0]
+    return last_mask

@@ -1,0 +1,52 @@
+"""`dalle import dalle-pytorch`."""
+
+from pathlib import Path
+
+import click
+
+from dalle_mini_impl.cli.import_.options import normalization_options, out_folder_option, trust_pickle_option
+from dalle_mini_impl.cli.import_.save import refuse_existing, save_whole_model
+from dalle_mini_impl.cli.options import examples
+
+Colour = tuple[float, float, float]
+
+
+@click.command(
+    "dalle-pytorch",
+    epilog=examples(
+        "dalle import dalle-pytorch dalle.pt --text-tokenizer bpe_simple_vocab_16e6.txt --out runs/mine",
+        "dalle import dalle-pytorch auxiliary.pt --weights pytorch_model.bin --out runs/mine",
+    ),
+)
+@click.argument("file")
+@click.option("--weights", metavar="FILE", help="File of its weights, for a DeepSpeed checkpoint.")
+@click.option(
+    "--text-tokenizer",
+    metavar="FILE",
+    help="The text tokenizer it was trained with.  [default: that in --out, if there is one]",
+)
+@normalization_options(None, "First half of the normalization of its DiscreteVAE.", "Second half of it.")
+@out_folder_option
+@trust_pickle_option
+def dalle_pytorch(
+    file: str,
+    weights: str | None,
+    text_tokenizer: str | None,
+    mean: Colour | None,
+    std: Colour | None,
+    out: Path,
+    trust_pickle: bool,
+) -> None:
+    """Import a whole DALLE of DALLE-pytorch.
+
+    FILE is a dalle.pt, which contains the image tokenizer too.
+    """
+    refuse_existing(out, "image_tokenizer", "transformer")
+
+    from dalle_mini_impl.interop.text.import_text_tokenizer import import_text_tokenizer
+    from dalle_mini_impl.interop.whole.dalle_pytorch import PROJECT, load
+
+    text = import_text_tokenizer(text_tokenizer) if text_tokenizer else None
+    click.echo(f"reading {file}", err=True)
+    image_tokenizer, transformer = load(file, weights, mean, std, trust_pickle)
+    save_whole_model(out, transformer, text, image_tokenizer, PROJECT)
