@@ -104,12 +104,13 @@ def out_option(
     help: str, default: str | None = None, *, required: bool = False, folder: bool = False
 ) -> Callable[[F], F]:
     """`--out PATH`, `-o PATH`, passed on as a `Path`: the file, or the folder, that the command writes."""
+    # click 8.3 takes `default=None` for a given value, and would not miss a required option.
+    defaults: dict[str, Any] = {} if required else {"default": default, "show_default": True}
     return click.option(
         "--out",
         "-o",
         type=click.Path(path_type=Path, file_okay=not folder, dir_okay=folder),
-        default=default,
-        show_default=True,
+        **defaults,
         required=required,
         metavar="FOLDER" if folder else "FILE",
         help=help,

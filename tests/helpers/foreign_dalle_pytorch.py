@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from helpers.foreign_dalle_pytorch_vae import discrete_vae_shapes
-from helpers.foreign_tensors import Shapes, Tensors, layer_norm, random_tensors, weight_and_bias
 from torch import Tensor
 from torch.nn import functional as F
+
+from helpers.foreign_dalle_pytorch_vae import discrete_vae_shapes
+from helpers.foreign_tensors import Shapes, Tensors, layer_norm, random_tensors, weight_and_bias
 
 TEXT_VOCAB = 41
 TEXT_LENGTH = 5
@@ -126,9 +127,7 @@ def _shapes(options: DalleOptions) -> Shapes:
     return shapes
 
 
-def dalle_file_content(
-    options: DalleOptions = OPTIONS["1.6.6"], vae: Tensors = VAE, **changes: Any
-) -> dict[str, Any]:
+def dalle_file_content(options: DalleOptions = OPTIONS["1.6.6"], vae: Tensors = VAE, **changes: Any) -> dict[str, Any]:
     """The content of a dalle.pt; `changes` replace whole keys."""
     weights = {**{f"vae.{name}": value for name, value in vae.items()}, **dalle_tensors(options)}
     return {"hparams": options.hparams, "vae_params": None, "weights": weights, **changes}

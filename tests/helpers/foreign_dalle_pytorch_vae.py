@@ -1,8 +1,9 @@
 """DALLE-pytorch's DiscreteVAE: names and shapes in its files, and a slow reference for it."""
 
-from helpers.foreign_tensors import Shapes, Tensors, conv, conv_shapes
 from torch import Tensor
 from torch.nn import functional as F
+
+from helpers.foreign_tensors import Shapes, Tensors, conv, conv_shapes
 
 
 def discrete_vae_shapes(layers: int, blocks: int, hidden: int, embed_dim: int, n_ids: int) -> Shapes:

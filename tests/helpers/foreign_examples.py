@@ -3,10 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from helpers.foreign_dalle_pytorch_vae import discrete_vae_shapes
-from helpers.foreign_openai_dvae import dvae_shapes
-from helpers.foreign_tensors import Tensors, random_tensors
-from helpers.foreign_vqgan import llamagen_names, vqgan_shapes
 from torch import Tensor
 
 from dalle_mini_impl.interop.image import taming_vqgan
@@ -16,6 +12,10 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.logit_laplace import mean_pixels
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
+from helpers.foreign_dalle_pytorch_vae import discrete_vae_shapes
+from helpers.foreign_openai_dvae import dvae_shapes
+from helpers.foreign_tensors import Tensors, random_tensors
+from helpers.foreign_vqgan import llamagen_names, vqgan_shapes
 
 VQGAN_SHAPES = vqgan_shapes(32, (1, 1), (1,), z_channels=11, embed_dim=7, n_ids=61, blocks=1)
 VQGAN = random_tensors(VQGAN_SHAPES)

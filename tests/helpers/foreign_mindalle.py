@@ -1,9 +1,9 @@
 """minDALL-E's transformer: names and shapes in its file, and a slow reference for it."""
 
 import torch
-from helpers.foreign_tensors import Shapes, Tensors, layer_norm, linear, weight_and_bias
 from torch import Tensor
 
+from helpers.foreign_tensors import Shapes, Tensors, layer_norm, linear, weight_and_bias
 
 SMALL: dict[str, int] = {"layers": 3, "width": 22, "text_vocab": 29, "n_ids": 23, "text_length": 5, "side": 3}
 """Arguments of `mindalle_shapes` for a small model."""

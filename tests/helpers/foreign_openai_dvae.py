@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from helpers.foreign_tensors import Shapes, Tensors
 from torch import Tensor
 from torch.nn import functional as F
+
+from helpers.foreign_tensors import Shapes, Tensors
 
 
 def dvae_shapes(hidden: int, init: int, n_ids: int, blocks: int = 2) -> tuple[Shapes, Shapes]:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.foreign_tensors import Shapes, Tensors, layer_norm, linear, random_gpt_tensors, weight_and_bias
 from torch import Tensor
 
+from helpers.foreign_tensors import Shapes, Tensors, layer_norm, linear, random_gpt_tensors, weight_and_bias
 
 SMALL: dict[str, int] = {"layers": 4, "width": 14, "text_ids": 37, "n_ids": 23, "text_length": 6, "side": 7}
 """Arguments of `rudalle_shapes` for a small model."""

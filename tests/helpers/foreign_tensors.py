@@ -1,7 +1,7 @@
 """What the slow references for other projects' models share: tables of random tensors, and plain layers on them.
 
-The references `foreign_*` are written from the layouts of the projects' files, without the package's networks: functions
-on tables of tensors that compute one step after the other, as obviously as possible.
+The references `foreign_*` are written from the layouts of the projects' files, without the package's networks:
+functions on tables of tensors that compute one step after the other, as obviously as possible.
 """
 
 from collections.abc import Callable

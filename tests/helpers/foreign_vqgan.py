@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from helpers.foreign_tensors import Shapes, Tensors, conv, conv_shapes, weight_and_bias
 from torch import Tensor
+
+from helpers.foreign_tensors import Shapes, Tensors, conv, conv_shapes, weight_and_bias
 
 
 def vqgan_shapes(

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+
 from helpers.models import CAPTIONS
 
 SMALL_MODEL = """7 4

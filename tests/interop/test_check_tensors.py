@@ -47,7 +47,7 @@ from dalle_mini_impl.util.errors import UserError
         ({"encoder__conv_in__weight": torch.zeros(8, 3, 3, 3)}, "a width of 8 was given"),
         (
             {"decoder__conv_in__bias": torch.zeros(32, dtype=torch.int8)},
-            r"expected floating-point tensors, got integers in vqgan.pt \(decoder.conv_in.bias\); import the weights as",
+            r"expected floating-point tensors, got integers in vqgan.pt \(decoder.conv_in.bias\); import the",
         ),
     ],
 )

@@ -112,7 +112,9 @@ def test_mixed_precisions_are_promoted():
 def test_files_that_are_no_weights_are_refused(tmp_path, content, trust):
     for name in ("a.pt", "a.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"got {name}, which is damaged or neither|got .* in {name}; such a file can"):
+        with pytest.raises(
+            UserError, match=f"got {name}, which is damaged or neither|got .* in {name}; such a file can"
+        ):
             read_file(name, trust)
 
 

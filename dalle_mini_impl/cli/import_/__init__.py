@@ -33,7 +33,7 @@ SECTIONS = {
     epilog="dalle import FORMAT --help shows the options of a format, with an example.",
 )
 def import_() -> None:
-    """Convert a model or a tokenizer of another project to ours.
+    """Convert a model or tokenizer of another project to ours.
 
     The result works without that project's package; docs/importing.md lists what was verified.
     """

@@ -18,10 +18,11 @@ Colour = tuple[float, float, float]
         "dalle import dalle-pytorch auxiliary.pt --weights pytorch_model.bin --out runs/mine",
     ),
 )
-@click.argument("file")
-@click.option("--weights", metavar="FILE", help="File of its weights, for a DeepSpeed checkpoint.")
+@click.argument("file", type=click.Path())
+@click.option("--weights", type=click.Path(), metavar="FILE", help="File of its weights, for a DeepSpeed checkpoint.")
 @click.option(
     "--text-tokenizer",
+    type=click.Path(),
     metavar="FILE",
     help="The text tokenizer it was trained with.  [default: that in --out, if there is one]",
 )

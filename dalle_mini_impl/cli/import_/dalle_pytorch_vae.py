@@ -17,7 +17,7 @@ Colour = tuple[float, float, float]
 
 
 @click.command("dalle-pytorch-vae", epilog=examples("dalle import dalle-pytorch-vae vae.pt --out runs/vae"))
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @normalization_options(
     (0.5, 0.5, 0.5),
     "First half of its normalization; 0 0 0 for one trained without.",

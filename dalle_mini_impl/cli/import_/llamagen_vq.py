@@ -10,7 +10,7 @@ from dalle_mini_impl.cli.options import examples
 
 
 @click.command("llamagen-vq", epilog=examples("dalle import llamagen-vq vq_ds16_c2i.pt --out runs/llamagen"))
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option(
     "--codebook-norm/--no-codebook-norm",
     default=True,

@@ -12,7 +12,7 @@ from dalle_mini_impl.cli.options import examples
 @click.command(
     "openai-dvae", epilog=examples("dalle import openai-dvae encoder.pkl decoder.pkl --trust-pickle --out runs/dvae")
 )
-@click.argument("files", nargs=2, metavar="ENCODER DECODER")
+@click.argument("files", nargs=2, metavar="ENCODER DECODER", type=click.Path())
 @out_folder_option
 @image_size_option()
 @trust_pickle_option

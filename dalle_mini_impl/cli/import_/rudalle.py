@@ -16,14 +16,18 @@ from dalle_mini_impl.util.errors import UserError
         "--text-tokenizer bpe.model --out runs/rudalle"
     )
 )
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option(
     "--vae",
+    type=click.Path(),
     metavar="FILE",
     help="Its VQGAN, vqgan.gumbelf8-sber.model.ckpt.  [default: the image tokenizer in --out]",
 )
 @click.option(
-    "--text-tokenizer", metavar="FILE", help="Its bpe.model.  [default: the text tokenizer in --out, if there is one]"
+    "--text-tokenizer",
+    type=click.Path(),
+    metavar="FILE",
+    help="Its bpe.model.  [default: the text tokenizer in --out, if there is one]",
 )
 @click.option(
     "--heads",

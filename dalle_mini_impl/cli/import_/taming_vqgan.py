@@ -13,7 +13,7 @@ from dalle_mini_impl.cli.options import examples
     "taming-vqgan",
     epilog=examples("dalle import taming-vqgan vqgan_imagenet_f16_16384.ckpt --trust-pickle --out runs/vqgan"),
 )
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @out_folder_option
 @image_size_option()
 @trust_pickle_option

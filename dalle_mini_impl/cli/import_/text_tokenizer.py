@@ -18,7 +18,7 @@ KINDS = ("clip-bpe", "json", "char-bpe", "bert", "yttm")
         "dalle import text-tokenizer bpe.model --lowercase --bos --eos --out runs/rudalle",
     ),
 )
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--kind", type=click.Choice(KINDS), help="Its format.  [default: guessed from the content]")
 @click.option("--lowercase", is_flag=True, help="Convert texts to lower case, as ruDALL-E and minDALL-E do.")
 @click.option("--bos", is_flag=True, help="Begin every caption with its BOS, as ruDALL-E does.")

@@ -100,7 +100,9 @@ def test_bad_options_are_refused(run_import):
 def test_files_with_more_than_tensors_need_trust(run_import):
     torch.save({"state_dict": VQGAN, "args": argparse.Namespace(lr=1)}, "last.ckpt")
     message = run_import("taming-vqgan", "last.ckpt", "--out", "part", code=1)
-    assert message.startswith("expected only tensors and plain values, got argparse.Namespace in last.ckpt; such a file")
+    assert message.startswith(
+        "expected only tensors and plain values, got argparse.Namespace in last.ckpt; such a file"
+    )
     assert "can run programs" in message
     assert message.endswith("add --trust-pickle")
     assert "image tokenizer" in run_import("taming-vqgan", "last.ckpt", "--out", "part", "--trust-pickle")

@@ -1,36 +1,33 @@
-"""Models of ours as files of DALLE-pytorch, without that package."""
+"""Exported models compute the same in DALLE-pytorch's layout; models that it cannot have are refused."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from helpers import foreign_dalle_pytorch
-from helpers.foreign_dalle_pytorch import IDS, KINDS, PICTURE, VAE, Kind, content, make_tensors
+from helpers.foreign_dalle_pytorch import (
+    N_IDS,
+    OPTIONS,
+    PICTURE,
+    VAE,
+    DalleOptions,
+    dalle_file_content,
+    dalle_logits,
+    dalle_tensors,
+)
 
-from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.interop.whole import dalle_pytorch as dalle_pytorch_model
-from dalle_mini_impl.interop.whole import dalle_pytorch_export as exporting
-from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
+from dalle_mini_impl import ImageTokenizer
+from dalle_mini_impl.interop.whole import dalle_pytorch
+from dalle_mini_impl.interop.whole.dalle_pytorch_export import ExportedModel, to_dalle_pytorch
 from dalle_mini_impl.util.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments):
-    result = CliRunner().invoke(dalle, [*map(str, arguments)])
-    assert result.exit_code == 0, (result.output, result.exception)
-
-
-def exportable(kind=KINDS["1.6.6"], **changes):
-    """A model as `dalle export` reads it from a checkpoint folder."""
-    torch.save(content(kind, **changes), "dalle.pt")
-    image, transformer = dalle_pytorch_model.load("dalle.pt")
-    return exporting.Model(
+def exportable_model():
+    """A model that can be exported."""
+    torch.save(dalle_file_content(), "dalle.pt")
+    image, transformer = dalle_pytorch.load("dalle.pt")
+    return ExportedModel(
         transformer.config,
         transformer.stream,
         transformer.tensors,
@@ -39,82 +36,100 @@ def exportable(kind=KINDS["1.6.6"], **changes):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_exported_it_computes_the_same(kind):
-    stuff = content(kind, vae_params={"normalization": ((0.4, 0.3, 0.2), (0.5, 0.6, 0.7))})
-    torch.save(stuff, "dalle.pt")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_exported_model_has_the_layout_of_1_6_6_and_the_same_logits(run, options):
+    normalization = ((0.4, 0.3, 0.2), (0.5, 0.6, 0.7))
+    content = dalle_file_content(options, vae_params={"normalization": normalization})
+    torch.save(content, "dalle.pt")
     run("import", "dalle-pytorch", "dalle.pt", "--out", "model")
-    run("export", "dalle-pytorch", "model", "--out", "again.pt")
-    again = torch.load("again.pt", weights_only=True)
-    assert again["vae_params"] == {
+    run("export", "dalle-pytorch", "model", "--out", "exported.pt")
+    exported = torch.load("exported.pt", weights_only=True)
+    assert exported["vae_params"] == {
         "image_size": 16,
         "num_layers": 2,
-        "num_tokens": IDS,
+        "num_tokens": N_IDS,
         "codebook_dim": 7,
         "hidden_dim": 11,
         "num_resnet_blocks": 0,
-        "normalization": ((0.4, 0.3, 0.2), (0.5, 0.6, 0.7)),
+        "normalization": normalization,
     }
-    assert again["hparams"].items() >= kind.hparams.items()
-    assert all(torch.equal(again["weights"][f"vae.{name}"], value) for name, value in VAE.items())
-    newest = dataclasses.replace(kind, nests=(5, 4) if kind.shift else (3, 2), tied=False, axial=Kind.axial)
-    assert again["weights"].keys() == {*make_tensors(newest), *(f"vae.{name}" for name in VAE)}
-    found, expected = (
-        foreign_dalle_pytorch.logits(weights, layout, [7, 3], PICTURE)
-        for weights, layout in ((again["weights"], newest), (stuff["weights"], kind))
+    assert exported["hparams"].items() >= options.hparams.items()
+    assert all(torch.equal(exported["weights"][f"vae.{name}"], value) for name, value in VAE.items())
+    current = dataclasses.replace(
+        options,
+        wrappers=(5, 4) if options.token_shift else (3, 2),
+        tied=False,
+        axial_prefix=DalleOptions.axial_prefix,
     )
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    run("import", "dalle-pytorch", "again.pt", "--out", "again")
-    assert load_image_tokenizer("again")[0].config == load_image_tokenizer("model")[0].config
+    assert exported["weights"].keys() == {*dalle_tensors(current), *(f"vae.{name}" for name in VAE)}
+    logits = dalle_logits(exported["weights"], current, [7, 3], PICTURE)
+    expected = dalle_logits(content["weights"], options, [7, 3], PICTURE)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    run("import", "dalle-pytorch", "exported.pt", "--out", "again")
+    assert ImageTokenizer.from_pretrained("again").config == ImageTokenizer.from_pretrained("model").config
 
 
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("block", {"norm": "rms"}, "block.norm is 'rms', and DALLE-pytorch has only 'layer'; such a model cannot"),
-        ("block", {"mlp": "swiglu"}, "block.mlp is 'swiglu'"),
-        ("block", {"hidden": 7}, "block.hidden is 7, and DALLE-pytorch has only 80"),
-        ("block", {"bias": False}, "block.bias is False"),
-        ("block", {"qk_norm": True}, "block.qk_norm is True"),
-        ("block", {"rotate_values": False}, "block.rotate_values is False, and DALLE-pytorch has only True"),
-        ("config", {"position": "rope"}, "position is 'rope', and DALLE-pytorch has only 'table', 'learned'"),
+        (
+            "block",
+            {"norm": "rms"},
+            "expected block.norm to be 'layer', as in DALLE-pytorch, got 'rms'; such a model cannot be exported",
+        ),
+        ("block", {"mlp": "swiglu"}, "expected block.mlp to be 'geglu', .* got 'swiglu'"),
+        ("block", {"hidden": 7}, "expected block.hidden to be 80, as in DALLE-pytorch, got 7;"),
+        ("block", {"bias": False}, "expected block.bias to be True, .* got False"),
+        ("block", {"qk_norm": True}, "expected block.qk_norm to be False, .* got True"),
+        ("block", {"rotate_values": False}, "expected block.rotate_values to be True, .* got False"),
+        ("config", {"position": "rope"}, "expected position to be 'table' or 'learned', .* got 'rope'"),
         (
             "config",
             {"attention_masks": ("full", "row")},
-            "attention mask is 'row', and DALLE-pytorch has only 'full', 'axial_r",
+            "expected attention mask to be 'full' or 'axial_row' or 'axial_col' or 'conv_like', .* got 'row'",
         ),
-        ("config", {"last_attention_mask": "conv"}, "attention mask is 'conv'"),
-        ("config", {"mask_kernel": 11}, "mask_kernel is 11, and DALLE-pytorch has only 5"),
-        ("config", {"mask_origin": "target"}, "mask_origin is 'target'"),
-        ("config", {"last_norms": 2}, "last_norms is 2"),
-        ("stream", {"grid": (4, 5)}, r"grid is \(4, 5\), and DALLE-pytorch has only \(4, 4\)"),
-        ("stream", {"bos_id": 2}, "bos_id is 2"),
-        ("stream", {"pad_id": -1}, "pad_id is -1"),
-        ("image_config", {"network": "taming"}, "the image tokenizer's network is 'taming'"),
-        ("image_config", {"image_size": 32}, "the image tokenizer's image_size is 32, and DALLE-pytorch has only 16"),
+        ("config", {"last_attention_mask": "conv"}, "expected attention mask to be .* got 'conv'"),
+        ("config", {"mask_kernel": 11}, "expected mask_kernel to be 5, as in DALLE-pytorch, got 11;"),
+        ("config", {"mask_origin": "target"}, "expected mask_origin to be 'input', .* got 'target'"),
+        ("config", {"last_norms": 2}, "expected last_norms to be 1, .* got 2"),
+        ("stream", {"grid": (4, 5)}, r"expected grid to be \(4, 4\), as in DALLE-pytorch, got \(4, 5\);"),
+        ("stream", {"bos_id": 2}, "expected bos_id to be 0, .* got 2"),
+        ("stream", {"pad_id": -1}, "expected pad_id to be 0, .* got -1"),
+        (
+            "image_config",
+            {"network": "taming"},
+            "expected the image tokenizer's network to be 'dalle-pytorch', .*ming'",
+        ),
+        ("image_config", {"image_size": 32}, "expected the image tokenizer's image_size to be 16, .* got 32;"),
     ],
 )
-def test_what_the_package_does_not_have_is_not_exported(part, changes, message):
-    model = exportable()
+def test_settings_that_dalle_pytorch_does_not_have_are_refused(part, changes, message):
+    model = exportable_model()
     if part == "block":
         block = dataclasses.replace(model.config.block, **changes)
-        changes = {"config": dataclasses.replace(model.config, block=block)}
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, block=block))
     else:
-        changes = {part: dataclasses.replace(getattr(model, part), **changes)}
+        model = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), **changes)})
     with pytest.raises(UserError, match=message):
-        exporting.export(dataclasses.replace(model, **changes))
+        to_dalle_pytorch(model)
 
 
-def test_neither_are_biases_nor_odd_sizes_that_it_does_not_have(monkeypatch):
-    model = exportable()
+def test_biases_of_queries_keys_and_values_are_refused():
+    model = exportable_model()
     model.tensors["blocks.1.attention.qkv.bias"][3] = 0.5
-    with pytest.raises(UserError, match=r"the largest bias of queries, keys and values is 0\.5"):
-        exporting.export(model)
+    message = r"expected the largest bias of queries, keys and values to be 0\.0, as in DALLE-pytorch, got 0\.5"
+    with pytest.raises(UserError, match=message):
+        to_dalle_pytorch(model)
+
+
+def test_image_size_that_is_no_power_of_two_is_refused(monkeypatch):
     monkeypatch.setattr(foreign_dalle_pytorch, "SIDE", 3)
-    with pytest.raises(UserError, match="image_size is 12, and DALLE-pytorch has only 2, 4, 8"):
-        exporting.export(exportable())
+    message = "expected the image tokenizer's image_size to be 2 or 4 or 8 .* got 12"
+    with pytest.raises(UserError, match=message):
+        to_dalle_pytorch(exportable_model())
 
 
-def test_a_model_of_ours_cannot_be_exported(tiny_model, refused):
-    assert "block.norm is 'rms'" in refused("export", "dalle-pytorch", tiny_model, "--out", "dalle.pt")
+def test_model_trained_here_is_refused_by_the_command(tiny_model, refused):
+    message = refused("export", "dalle-pytorch", tiny_model, "--out", "dalle.pt")
+    assert message.startswith("error: expected block.norm to be 'layer', as in DALLE-pytorch, got 'rms'")
     assert not Path("dalle.pt").exists()
