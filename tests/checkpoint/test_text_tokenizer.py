@@ -63,7 +63,7 @@ def test_model_with_an_imported_text_tokenizer_generates(imported_folder):
 
 def test_info_describes_an_imported_text_tokenizer(imported_folder):
     result = CliRunner().invoke(dalle, ["info", str(imported_folder), "--json"])
-    info = json.loads(result.output)
+    info = json.loads(result.stdout)
     identity = load_text_tokenizer(imported_folder).identity
     assert info["text_tokenizer"] == {"identity": identity, "vocab_size": 15, "megabytes": 0.0}
     assert info["transformer"]["trained_with"]["text_tokenizer"] == identity
@@ -92,5 +92,7 @@ def test_folder_has_one_text_tokenizer(imported_folder, another_tokenizer, tiny_
     with pytest.raises(UserError, match="not a SentencePiece model"):
         add_text_tokenizer(tmp_path / "new", folder / "text_tokenizer.json")
     shutil.copy(sentencepiece_model, folder)
-    with pytest.raises(UserError, match=r"expected one text tokenizer, got .* and text_tokenizer\.json; remove the one"):
+    with pytest.raises(
+        UserError, match=r"expected one text tokenizer, got .* and text_tokenizer\.json; remove the one"
+    ):
         load_text_tokenizer(folder)

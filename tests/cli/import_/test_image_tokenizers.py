@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors import safe_open
 
 from dalle_mini_impl import DalleMini, ImageTokenizer
 
-FILES = {
+FILES: dict[str, dict[str, Any]] = {
     "taming-vqgan": {"vqgan.pt": VQGAN},
     "llamagen-vq": {"vq.pt": {"model": LLAMAGEN}},
     "openai-dvae": {"encoder.pt": DVAE_ENCODER, "decoder.pt": DVAE_DECODER},
