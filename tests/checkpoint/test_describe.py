@@ -1,4 +1,4 @@
-"""What a checkpoint tells of itself, and that what the shipped one says is what was measured."""
+"""Description of checkpoints, and agreement of the shipped one's figures with the measurements."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def folder(tiny_model, tmp_path):
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def test_every_part_is_told_in_words(tiny_model):
+def test_info_lines_describe_every_part(tiny_model):
     facts = checkpoint_info(tiny_model)
     lines = info_lines(facts)
     identities = {name: facts[name]["identity"] for name in ("text_tokenizer", *checkpoint.PARTS)}
@@ -53,7 +53,7 @@ def test_json_of_the_previous_version_is_read_with_a_warning(tiny_model):
         assert info_lines(info) == lines
 
 
-def test_masks_are_told_and_no_bos(tiny_model):
+def test_info_lines_name_masks_and_a_missing_bos(tiny_model):
     facts = checkpoint_info(tiny_model)
     config = facts["transformer"]["config"]
     config["stream"]["bos_id"], config["transformer"]["attention_masks"] = -1, ["row", "column"]
@@ -62,7 +62,7 @@ def test_masks_are_told_and_no_bos(tiny_model):
     assert expected in info_lines(facts)[4]
 
 
-def test_sizes_are_those_of_the_files():
+def test_megabytes_are_those_of_the_files():
     folder = find_checkpoint("emoji")
     facts, total = checkpoint_info(folder), 0.0
     files = {part: folder / f"{part}.safetensors" for part in checkpoint.PARTS}
@@ -73,7 +73,7 @@ def test_sizes_are_those_of_the_files():
     assert abs(float(info_lines(facts)[1].removeprefix("size: ").removesuffix(" MB")) - total) < 0.2
 
 
-def test_what_a_checkpoint_says_of_itself(folder):
+def test_about_section_is_shown_and_figures_of_another_checkpoint_are_marked(folder):
     about = AboutConfig(
         licence="MIT",
         languages=("en", "no"),
@@ -93,7 +93,7 @@ def test_what_a_checkpoint_says_of_itself(folder):
         "measured:",
         figure,
     ]
-    # another scorer makes another checkpoint, of which the figures say nothing
+    # Without its scorer it is another checkpoint, to which the figures do not apply.
     (folder / "scorer.safetensors").unlink()
     assert info_lines(checkpoint_info(folder))[-2:] == [
         f"measured on another checkpoint ({about.measured_on}):",
@@ -103,7 +103,7 @@ def test_what_a_checkpoint_says_of_itself(folder):
     assert info_lines(checkpoint_info(folder))[-2] == "measured on another checkpoint (not said which):"
 
 
-def test_json_has_what_the_words_have(folder):
+def test_json_of_dalle_info_holds_the_same_values_as_its_lines(folder):
     save_settings(folder, SAMPLING, AboutConfig(licence="MIT", quality=FIGURES))
     facts = json.loads(CliRunner().invoke(dalle, ["info", str(folder), "--json"], catch_exceptions=False).stdout)
     assert facts == {"model": str(folder), **checkpoint_info(folder)}
@@ -120,7 +120,7 @@ def shipped():
     return find_checkpoint("emoji")
 
 
-def test_the_card_says_the_same(shipped):
+def test_shipped_card_agrees_with_the_about_section(shipped):
     about, card = load_settings(shipped).about, (shipped / "MODEL_CARD.md").read_text(encoding="utf-8")
     words = " ".join(card.split())
     assert f"languages: {', '.join(about.languages)}." in words
@@ -134,7 +134,7 @@ def test_the_card_says_the_same(shipped):
         assert licence in words
 
 
-def test_its_figures_are_those_that_were_measured_on_it(shipped):
+def test_shipped_figures_are_those_measured_on_the_shipped_checkpoint(shipped):
     if not (ROOT / "docs").is_dir():
         pytest.skip("the measurements are in the checkout")
     about = load_settings(shipped).about
@@ -153,7 +153,7 @@ def test_its_figures_are_those_that_were_measured_on_it(shipped):
     assert set(about.languages) == set(recalls)
 
 
-def test_training_it_anew_would_say_the_same(shipped):
+def test_training_config_has_the_shipped_about_section(shipped):
     about, trained = load_settings(shipped).about, load(TransformerRun, "configs/emoji/transformer.yaml")
     assert (trained.about.licence, trained.about.data) == (about.licence, about.data)
     assert set(trained.language_weights) == set(about.languages)

@@ -28,12 +28,12 @@ PARTS = {
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """A copy of the checkpoint that a test may spoil."""
+    """A copy of the checkpoint that a test may change."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def rewrite(path, tensors=None, **header):
-    """Write a part file anew with other tensors or header entries (None removes one)."""
+def write_part_with(path, tensors=None, **header):
+    """Rewrite a part file with other tensors or header entries (None removes one)."""
     part = checkpoint.read_part(path.parent, path.stem)
     old = {"config": json.dumps(part.config), "identity": part.identity, "trained_with": json.dumps(part.trained_with)}
     metadata = {name: value for name, value in {**old, **header}.items() if value is not None}
@@ -43,7 +43,7 @@ def rewrite(path, tensors=None, **header):
 # --- parts
 
 
-def test_weights_come_back_rounded_to_bfloat16_in_full_precision(tmp_path):
+def test_loaded_weights_are_float32_rounded_to_bfloat16(tmp_path):
     tokenizer = make_image_tokenizer()
     checkpoint.save_part(tmp_path, "image_tokenizer", tokenizer, to_dict(IMAGE_TOKENIZER), {})
     loaded, _ = load_image_tokenizer(tmp_path)
@@ -57,7 +57,7 @@ def test_weights_come_back_rounded_to_bfloat16_in_full_precision(tmp_path):
             assert torch.equal(state[name], value), name
 
 
-def test_what_is_loaded_and_saved_again_is_the_same_part(folder, tmp_path):
+def test_loading_and_saving_again_gives_the_same_part(folder, tmp_path):
     transformer, stream = load_transformer(folder)
     part = checkpoint.read_part(folder, "transformer")
     config = {"stream": to_dict(stream), "transformer": to_dict(TRANSFORMER)}
@@ -69,14 +69,14 @@ def test_what_is_loaded_and_saved_again_is_the_same_part(folder, tmp_path):
     assert all(torch.equal(value, part.tensors[name]) for name, value in again.tensors.items())
 
 
-def test_saving_changes_nothing_in_the_module(tmp_path):
+def test_saving_does_not_change_the_module(tmp_path):
     transformer, _ = make_transformer()
     before = copy.deepcopy(transformer.state_dict())
     checkpoint.save_part(tmp_path, "transformer", transformer, {}, {})
     assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
 
 
-def test_a_part_describes_itself(folder):
+def test_part_holds_its_config_and_the_identities_it_was_trained_with(folder):
     part = checkpoint.read_part(folder, "transformer")
     assert part.config["transformer"] == to_dict(TRANSFORMER)
     assert part.config["stream"]["grid"] == [3, 5]
@@ -86,7 +86,7 @@ def test_a_part_describes_itself(folder):
     }
 
 
-def test_the_identity_follows_the_weights_and_nothing_else(tmp_path):
+def test_identity_depends_on_the_weights_alone(tmp_path):
     def identity(module, config):
         return checkpoint.save_part(tmp_path, "transformer", module, config, {})
 
@@ -102,30 +102,30 @@ def test_the_identity_follows_the_weights_and_nothing_else(tmp_path):
     assert identity(same[0], {}) != identity(torch.nn.ParameterDict({"b": torch.ones(2, 3)}), {})
 
 
-def test_files_stay_small(folder):
+def test_part_files_hold_two_bytes_per_weight(folder):
     weights = sum(value.numel() for value in load_file(folder / "transformer.safetensors").values())
     assert (folder / "transformer.safetensors").stat().st_size < 2 * weights + 5000
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_missing_part_is_named(folder, part):
+def test_missing_part_is_refused_by_name(folder, part):
     (folder / f"{part}.safetensors").unlink()
     with pytest.raises(UserError, match=rf"has no {part}\.safetensors"):
         PARTS[part](folder)
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("share", [0, 0.003, 0.5, 0.999])
-def test_a_truncated_part_is_refused(folder, part, share):
+@pytest.mark.parametrize("fraction", [0, 0.003, 0.5, 0.999])
+def test_truncated_part_is_refused(folder, part, fraction):
     path = folder / f"{part}.safetensors"
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(UserError, match=rf"{part}\.safetensors is damaged"):
         PARTS[part](folder)
 
 
 class Bomb:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -147,13 +147,13 @@ def test_no_pickle_is_read(folder, tmp_path, part, save):
 
 
 @pytest.mark.parametrize("missing", ["config", "identity", "trained_with"])
-def test_a_file_of_another_package_is_refused(folder, missing):
-    rewrite(folder / "image_tokenizer.safetensors", **{missing: None})
+def test_file_without_a_header_entry_is_refused(folder, missing):
+    write_part_with(folder / "image_tokenizer.safetensors", **{missing: None})
     with pytest.raises(UserError, match=r"image_tokenizer\.safetensors is damaged or was not written by"):
         load_image_tokenizer(folder)
 
 
-def test_a_file_without_any_description_is_refused(folder):
+def test_file_without_header_is_refused(folder):
     save_file({"weight": torch.ones(3)}, folder / "scorer.safetensors")
     with pytest.raises(UserError, match=r"scorer\.safetensors is damaged or was not written by"):
         Scorer.from_pretrained(folder)
@@ -162,21 +162,21 @@ def test_a_file_without_any_description_is_refused(folder):
 
 
 @pytest.mark.parametrize("config", ["{}", "[]", '{"stream": {}, "transformer": {}}', "{half"])
-def test_a_description_of_something_else_is_refused(folder, config):
-    rewrite(folder / "transformer.safetensors", config=config)
+def test_wrong_config_in_the_header_is_refused(folder, config):
+    write_part_with(folder / "transformer.safetensors", config=config)
     with pytest.raises(UserError, match=r"transformer\.safetensors"):
         load_transformer(folder)
 
 
 def test_weights_that_do_not_fit_their_config_are_refused(folder):
     part = checkpoint.read_part(folder, "image_tokenizer")
-    rewrite(folder / "image_tokenizer.safetensors", config=json.dumps({**part.config, "embed_dim": 7}))
+    write_part_with(folder / "image_tokenizer.safetensors", config=json.dumps({**part.config, "embed_dim": 7}))
     with pytest.raises(UserError, match="does not fit its own config") as caught:
         load_image_tokenizer(folder)
     assert "\n" not in str(caught.value)
     tensors = dict(part.tensors)
     tensors.popitem()
-    rewrite(folder / "image_tokenizer.safetensors", tensors, config=json.dumps(part.config))
+    write_part_with(folder / "image_tokenizer.safetensors", tensors, config=json.dumps(part.config))
     with pytest.raises(UserError, match="does not fit its own config"):
         load_image_tokenizer(folder)
 
@@ -184,7 +184,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(folder):
 # --- written whole or not at all
 
 
-def test_a_failure_while_saving_leaves_the_old_part(folder, monkeypatch):
+def test_failure_while_saving_leaves_the_old_part(folder, monkeypatch):
     before = (folder / "transformer.safetensors").read_bytes()
     names = sorted(path.name for path in folder.iterdir())
 
@@ -200,7 +200,7 @@ def test_a_failure_while_saving_leaves_the_old_part(folder, monkeypatch):
     load_transformer(folder)
 
 
-def test_a_part_is_replaced_in_one_step(folder, monkeypatch):
+def test_part_is_replaced_in_one_step(folder, monkeypatch):
     save = checkpoint.save_file
     path = folder / "transformer.safetensors"
     before = path.read_bytes()
@@ -217,31 +217,31 @@ def test_a_part_is_replaced_in_one_step(folder, monkeypatch):
 # --- what belongs together
 
 
-def another_text_tokenizer(folder):
+def replace_text_tokenizer(folder):
     return train_text_tokenizer(CAPTIONS[::-1], folder / "text_tokenizer.model", 353)
 
 
 @pytest.mark.parametrize("part", ["transformer", "scorer"])
-def test_another_text_tokenizer_is_refused_naming_both(folder, part):
+def test_part_of_another_text_tokenizer_is_refused_naming_both(folder, part):
     old = load_text_tokenizer(folder).identity
-    new = another_text_tokenizer(folder).identity
+    new = replace_text_tokenizer(folder).identity
     with pytest.raises(UserError) as caught:
         PARTS[part](folder)
     for word in (f"{part}.safetensors", "text_tokenizer", old, new):
         assert word in str(caught.value)
 
 
-def test_another_image_tokenizer_is_refused_naming_both(folder):
+def test_transformer_of_another_image_tokenizer_is_refused_naming_both(folder):
     old = checkpoint.read_part(folder, "image_tokenizer").identity
     new = checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
     with pytest.raises(UserError) as caught:
         load_transformer(folder)
     for word in ("transformer.safetensors", "image_tokenizer", old, new):
         assert word in str(caught.value)
-    Scorer.from_pretrained(folder)  # which knows nothing of image ids
+    Scorer.from_pretrained(folder)  # does not depend on the image tokenizer
 
 
-def test_a_folder_keeps_its_text_tokenizer(folder, tmp_path):
+def test_folder_refuses_a_different_text_tokenizer(folder, tmp_path):
     old = load_text_tokenizer(folder)
     other = train_text_tokenizer(CAPTIONS[::-1], tmp_path / "other.model", 353)
     with pytest.raises(UserError) as caught:
@@ -258,28 +258,28 @@ def test_the_same_text_tokenizer_may_be_added_again(folder):
     assert path.read_bytes() == before
 
 
-def test_a_bad_text_tokenizer_is_not_added(tmp_path):
+def test_damaged_text_tokenizer_is_not_added(tmp_path):
     (tmp_path / "bad.model").write_bytes(b"bad")
     with pytest.raises(UserError, match=r"bad\.model"):
         add_text_tokenizer(tmp_path / "model", tmp_path / "bad.model")
     assert not (tmp_path / "model" / "text_tokenizer.model").exists()
 
 
-def test_the_fingerprint_names_the_whole_folder(folder):
+def test_fingerprint_covers_every_part(folder):
     first = checkpoint.fingerprint(folder)
     assert checkpoint.fingerprint(folder) == first
     checkpoint.save_part(folder, "scorer", torch.nn.Linear(3, 5), {}, {})
     second = checkpoint.fingerprint(folder)
     (folder / "scorer.safetensors").unlink()
     third = checkpoint.fingerprint(folder)
-    another_text_tokenizer(folder)
+    replace_text_tokenizer(folder)
     assert len({first, second, third, checkpoint.fingerprint(folder)}) == 4
 
 
 # --- names
 
 
-def test_a_folder_or_a_shipped_name_is_found(folder, tmp_path, monkeypatch):
+def test_checkpoint_is_found_by_folder_or_shipped_name(folder, tmp_path, monkeypatch):
     shipped = tmp_path / "pretrained"
     shutil.copytree(folder, shipped / "heart")
     monkeypatch.setattr("dalle_mini_impl.checkpoint.find.SHIPPED_MODELS", shipped)
@@ -288,12 +288,12 @@ def test_a_folder_or_a_shipped_name_is_found(folder, tmp_path, monkeypatch):
     assert find_checkpoint("heart") == shipped / "heart"
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folder, tmp_path / "heart")
-    assert find_checkpoint("heart") == shipped / "heart"  # a folder that happens to have this name is not meant
+    assert find_checkpoint("heart") == shipped / "heart"  # the shipped name wins over a folder of that name
     assert find_checkpoint("./heart").resolve() == tmp_path / "heart"
 
 
 @pytest.mark.parametrize("name", ["hart", "nowhere/at/all", "../pretrained/heart", "heart/transformer.safetensors"])
-def test_an_unknown_model_is_refused_with_the_known_ones(folder, tmp_path, monkeypatch, name):
+def test_unknown_model_is_refused_naming_the_shipped_ones(folder, tmp_path, monkeypatch, name):
     shutil.copytree(folder, tmp_path / "pretrained" / "heart")
     monkeypatch.setattr("dalle_mini_impl.checkpoint.find.SHIPPED_MODELS", tmp_path / "pretrained")
     with pytest.raises(UserError) as caught:
@@ -302,13 +302,13 @@ def test_an_unknown_model_is_refused_with_the_known_ones(folder, tmp_path, monke
     assert "(heart)" in str(caught.value)
 
 
-def test_an_install_without_any_shipped_model(tmp_path, monkeypatch):
+def test_unknown_model_is_refused_where_none_is_shipped(tmp_path, monkeypatch):
     monkeypatch.setattr("dalle_mini_impl.checkpoint.find.SHIPPED_MODELS", tmp_path / "nothing")
     with pytest.raises(UserError, match="no model 'emoji'"):
         find_checkpoint("emoji")
 
 
-def test_a_text_tokenizer_is_made_once_but_read_anew_when_its_file_changes(tiny_model, tmp_path):
+def test_text_tokenizer_is_read_once_until_its_file_changes(tiny_model, tmp_path):
     target = tmp_path / TEXT_TOKENIZER_FILE
     shutil.copyfile(tiny_model / TEXT_TOKENIZER_FILE, target)
     first = load_text_tokenizer(tmp_path)
@@ -317,8 +317,8 @@ def test_a_text_tokenizer_is_made_once_but_read_anew_when_its_file_changes(tiny_
     assert load_text_tokenizer(tmp_path).identity == load_text_tokenizer("emoji").identity
 
 
-def test_a_part_can_be_read_without_its_weights(tiny_model):
-    whole, told = (checkpoint.read_part(tiny_model, "scorer", weights=weights) for weights in (True, False))
-    assert (told.identity, told.config, told.trained_with) == (whole.identity, whole.config, whole.trained_with)
+def test_part_is_read_without_its_weights(tiny_model):
+    whole, header = (checkpoint.read_part(tiny_model, "scorer", weights=weights) for weights in (True, False))
+    assert (header.identity, header.config, header.trained_with) == (whole.identity, whole.config, whole.trained_with)
     assert whole.tensors
-    assert not told.tensors
+    assert not header.tensors

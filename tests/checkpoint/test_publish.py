@@ -31,7 +31,7 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import read_metadata
 
 library = pytest.importorskip("huggingface_hub")
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # that library's way of sending files
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # a deprecation inside the library
 PARTS = {
     "config.yaml",
     "text_tokenizer.model",
@@ -43,7 +43,7 @@ PARTS = {
 
 @pytest.fixture
 def standin(monkeypatch, tmp_path):
-    """A hub on loopback that the library takes for the real one, with nobody logged in and an empty cache."""
+    """A local hub that the library uses instead of the real one, without a login and with an empty cache."""
     constants, server = importlib.import_module("huggingface_hub.constants"), Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -51,7 +51,7 @@ def standin(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the other way of storing large files
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in has only the LFS protocol for large files
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
@@ -72,45 +72,45 @@ def folder(tiny_model, tmp_path):
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def put(standin, folder, name="me/hearts", **options):
+def put_into_repository(standin, folder, name="me/hearts", **options):
     """Put a folder's files into a repository without the library."""
     repository = standin.repositories[name] = Repository(**options)
     repository.commit("first", {path.name: path.read_bytes() for path in folder.iterdir()})
     return repository
 
 
-def one_line(text):
-    """The last line, the only one that is neither progress nor what is being done."""
+def error_line(text):
+    """The error in what a command printed: its last line, after messages and progress bars."""
     assert "Traceback" not in text
     *_, last = text.splitlines()
     assert last.startswith("error: ")
     return last
 
 
-# --- there and back
+# --- push and load
 
 
-def test_what_was_pushed_is_what_is_loaded(standin, login, folder):
+def test_pushed_checkpoint_generates_the_same_pictures(standin, login, folder):
     printed = CliRunner().invoke(dalle, ["push", str(folder), "hf:me/hearts"], catch_exceptions=False).stdout
     assert printed == f"{standin.url}/me/hearts\n"
-    there, here = (DalleMini.from_pretrained(name, "cpu", "fp32") for name in ("hf:me/hearts", folder))
-    assert there.source == {**here.source, "model": "hf:me/hearts"}
-    assert there.sampling == SAMPLING
-    drawn, same = (one.generate("a cat", candidates=2, keep=1)[0] for one in (there, here))
-    assert (drawn.seed, drawn.score) == (same.seed, same.score)
-    assert (drawn.image_ids == same.image_ids).all()
+    downloaded, local = (DalleMini.from_pretrained(name, "cpu", "fp32") for name in ("hf:me/hearts", folder))
+    assert downloaded.source == {**local.source, "model": "hf:me/hearts"}
+    assert downloaded.sampling == SAMPLING
+    remote, expected = (one.generate("a cat", candidates=2, keep=1)[0] for one in (downloaded, local))
+    assert (remote.seed, remote.score) == (expected.seed, expected.score)
+    assert (remote.image_ids == expected.image_ids).all()
 
 
-def test_what_was_downloaded_can_be_pushed_again(standin, login, folder):
+def test_downloaded_checkpoint_can_be_pushed_again(standin, login, folder):
     (folder / "MODEL_CARD.md").write_text("# hearts\n\nDraws hearts.\n")
     sharing.push_checkpoint(folder, "hf:me/hearts")
     sharing.push_checkpoint(find_checkpoint("hf:me/hearts"), "hf:you/hearts")
-    mine, yours = (standin.repositories[name].files for name in ("me/hearts", "you/hearts"))
-    assert mine == yours
+    first, second = (standin.repositories[name].files for name in ("me/hearts", "you/hearts"))
+    assert first == second
 
 
-def test_the_library_is_set_up_by_its_own_variables(standin, folder, tmp_path):
-    put(standin, folder)
+def test_environment_variables_of_the_library_apply(standin, folder, tmp_path):
+    put_into_repository(standin, folder)
     places = {"HF_ENDPOINT": standin.url, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "dalle_mini_impl", "info", "hf:me/hearts", "--json"]
     done = subprocess.run(
@@ -126,7 +126,7 @@ def test_the_library_is_set_up_by_its_own_variables(standin, folder, tmp_path):
 def test_only_files_of_a_checkpoint_are_downloaded(standin, folder):
     for name in ("pytorch_model.bin", "optimizer.safetensors", "modeling.py", "README.md", "MODEL_CARD.md"):
         (folder / name).write_text(name)
-    repository = put(standin, folder)
+    repository = put_into_repository(standin, folder)
     repository.files["old/transformer.safetensors"] = b"another"
     found = find_checkpoint("hf:me/hearts")
     names = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
@@ -135,8 +135,8 @@ def test_only_files_of_a_checkpoint_are_downloaded(standin, folder):
     assert asked == names
 
 
-def test_a_revision_can_be_named(standin, folder):
-    repository = put(standin, folder)
+def test_revision_after_the_at_sign_is_downloaded(standin, folder):
+    repository = put_into_repository(standin, folder)
     (first,) = set(repository.names()[0]) - {"main"}
     checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
     repository.commit("second", {path.name: path.read_bytes() for path in folder.iterdir()})
@@ -145,17 +145,17 @@ def test_a_revision_can_be_named(standin, folder):
     assert load_image_tokenizer("hf:me/hearts@main")[1] == newest
 
 
-def test_a_part_alone_can_be_shared(standin, folder):
+def test_repository_with_one_part_loads_that_part(standin, folder):
     for name in PARTS - {"image_tokenizer.safetensors"}:
         (folder / name).unlink()
-    put(standin, folder)
+    put_into_repository(standin, folder)
     assert ImageTokenizer.from_pretrained("hf:me/hearts").codebook_size == IMAGE_TOKENIZER.codebook_size
     with pytest.raises(UserError, match=r"has no transformer\.safetensors"):
         DalleMini.from_pretrained("hf:me/hearts", "cpu")
 
 
-def test_without_network_the_cache_serves(standin, folder, monkeypatch):
-    put(standin, folder)
+def test_offline_the_cache_is_used(standin, folder, monkeypatch):
+    put_into_repository(standin, folder)
     found = find_checkpoint("hf:me/hearts")
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
     library.close_session()
@@ -168,20 +168,20 @@ def test_without_network_the_cache_serves(standin, folder, monkeypatch):
     assert find_checkpoint("hf:me/hearts") == found
 
 
-def test_without_network_and_cache(standin, folder, refused, monkeypatch):
-    put(standin, folder)
+def test_offline_without_cache_is_refused_in_one_line(standin, folder, refused, monkeypatch):
+    put_into_repository(standin, folder)
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
     library.close_session()
-    assert "cannot be reached; download it once" in one_line(refused("info", "hf:me/hearts"))
+    assert "cannot be reached; download it once" in error_line(refused("info", "hf:me/hearts"))
     assert standin.requests == []
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", False)
     standin.close()
     library.close_session()
-    assert "hf:me/hearts is not complete in " in one_line(refused("info", "hf:me/hearts"))
+    assert "hf:me/hearts is not complete in " in error_line(refused("info", "hf:me/hearts"))
 
 
-def test_half_a_download_is_not_taken_for_a_checkpoint(standin, folder, monkeypatch):
-    put(standin, folder)
+def test_incomplete_download_is_refused(standin, folder, monkeypatch):
+    put_into_repository(standin, folder)
     (find_checkpoint("hf:me/hearts") / "transformer.safetensors").unlink()
     monkeypatch.setattr(library.constants, "HF_HUB_OFFLINE", True)
     library.close_session()
@@ -203,47 +203,47 @@ def test_half_a_download_is_not_taken_for_a_checkpoint(standin, folder, monkeypa
         ("hf:me/a..b", "hf:me/a..b: .* failed "),
     ],
 )
-def test_what_cannot_be_downloaded(standin, folder, refused, name, message):
-    put(standin, folder)
-    put(standin, folder, "me/secret", private=True)
-    put(standin, folder, "me/gated", gated=True)
+def test_failed_download_is_refused_in_one_line(standin, folder, refused, name, message):
+    put_into_repository(standin, folder)
+    put_into_repository(standin, folder, "me/secret", private=True)
+    put_into_repository(standin, folder, "me/gated", gated=True)
     standin.repositories["me/notes"] = Repository(commits=[("first", {"README.md": b"hi", "config.yaml": b"a: 1"})])
-    assert re.search(message, one_line(refused("sample", "a cat", "--model", name)))
+    assert re.search(message, error_line(refused("sample", "a cat", "--model", name)))
 
 
-def test_a_private_repository_opens_to_its_owner(standin, folder, login):
-    put(standin, folder, "me/secret", private=True)
+def test_private_repository_is_downloaded_with_a_login(standin, folder, login):
+    put_into_repository(standin, folder, "me/secret", private=True)
     assert checkpoint.fingerprint(find_checkpoint("hf:me/secret")) == checkpoint.fingerprint(folder)
 
 
-def test_without_the_library(monkeypatch, refused):
+def test_missing_library_is_refused_naming_the_extra(monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install -c constraints.txt '.[hub]'" in one_line(refused("info", "hf:me/hearts"))
+    assert "pip install -c constraints.txt '.[hub]'" in error_line(refused("info", "hf:me/hearts"))
 
 
-def test_a_scorer_named_so_is_still_one_of_transformers(standin, monkeypatch):
+def test_scorer_named_hf_is_one_of_transformers(standin, monkeypatch):
     monkeypatch.setitem(ADAPTERS, "hf", lambda name: (make_clip(), LetterTokenizer(), Preprocess(SIZE), name))
     assert Scorer.from_pretrained("hf:me/hearts", "cpu").text_length == "me/hearts"
     assert standin.requests == []
 
 
-def test_a_picture_is_painted_and_judged_by_what_was_downloaded(standin, folder, tmp_path):
-    put(standin, folder)
+def test_painting_uses_the_scorer_of_a_downloaded_checkpoint(standin, folder, tmp_path):
+    put_into_repository(standin, folder)
     out = tmp_path / "fox.png"
     arguments = ["paint", "a cat", "--model", "hf:me/hearts", "--steps", "2", "--cuts", "3", "--out", str(out)]
     CliRunner().invoke(dalle, arguments, catch_exceptions=False)
     assert read_metadata(out)["scorers"] == ["hf:me/hearts"]
 
 
-def test_a_picture_cannot_have_its_model_downloaded(standin, folder, refused, tmp_path):
-    put(standin, folder)
-    drawn = DalleMini.from_pretrained("hf:me/hearts", "cpu", "fp32").generate("a cat", candidates=1)
-    drawn.save(tmp_path)
+def test_model_that_a_picture_names_is_downloaded_only_if_named_by_the_user(standin, folder, refused, tmp_path):
+    put_into_repository(standin, folder)
+    result = DalleMini.from_pretrained("hf:me/hearts", "cpu", "fp32").generate("a cat", candidates=1)
+    result.save(tmp_path)
     (picture,) = tmp_path.glob("*.png")
     before = len(standin.requests)
-    told = one_line(refused("sample", "--from", picture, "--out", tmp_path / "again.png"))
-    assert "was generated by hf:me/hearts, which has to be downloaded" in told
-    assert told.endswith("add --model hf:me/hearts")
+    error = error_line(refused("sample", "--from", picture, "--out", tmp_path / "again.png"))
+    assert "was generated by hf:me/hearts, which has to be downloaded" in error
+    assert error.endswith("add --model hf:me/hearts")
     assert len(standin.requests) == before
     again = ["sample", "--from", str(picture), "--out", str(tmp_path / "again.png"), "--model", "hf:me/hearts"]
     CliRunner().invoke(dalle, again, catch_exceptions=False)
@@ -253,7 +253,7 @@ def test_a_picture_cannot_have_its_model_downloaded(standin, folder, refused, tm
 # --- pushing
 
 
-def test_what_is_sent(standin, login, folder):
+def test_push_sends_the_checkpoint_files_in_one_commit(standin, login, folder):
     (folder / ".DS_Store").write_text("hidden")
     url = sharing.push_checkpoint(folder, "hf:me/hearts")
     repository = standin.repositories["me/hearts"]
@@ -264,7 +264,7 @@ def test_what_is_sent(standin, login, folder):
     assert not repository.private
 
 
-def test_a_private_push_with_a_message(standin, login, folder):
+def test_private_and_message_options_of_push(standin, login, folder):
     command = ["push", str(folder), "hf:me/hearts", "--private", "--message", "Longer training"]
     CliRunner().invoke(dalle, command, catch_exceptions=False)
     repository = standin.repositories["me/hearts"]
@@ -272,8 +272,8 @@ def test_a_private_push_with_a_message(standin, login, folder):
     assert repository.commits[0][0] == "Longer training"
 
 
-def test_another_checkpoint_takes_the_place_of_the_first(standin, login, folder):
-    repository = put(standin, folder)
+def test_push_deletes_files_of_the_previous_checkpoint(standin, login, folder):
+    repository = put_into_repository(standin, folder)
     repository.files.update({"MODEL_CARD.md": b"old", "text_tokenizer.json": b"old", "notes.txt": b"mine"})
     (folder / "scorer.safetensors").unlink()
     sharing.push_checkpoint(folder, "hf:me/hearts")
@@ -281,19 +281,19 @@ def test_another_checkpoint_takes_the_place_of_the_first(standin, login, folder)
     assert len(repository.commits) == 2
 
 
-def test_a_mixed_or_incomplete_checkpoint_is_not_sent(standin, login, folder, refused):
+def test_mixed_or_incomplete_checkpoint_is_not_sent(standin, login, folder, refused):
     whole = shutil.copytree(folder, folder.parent / "whole")
     checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
-    assert "was trained with image_tokenizer" in one_line(refused("push", folder, "hf:me/hearts"))
+    assert "was trained with image_tokenizer" in error_line(refused("push", folder, "hf:me/hearts"))
     for name in PARTS - {"scorer.safetensors"}:
         content = (whole / name).read_bytes()
         (whole / name).unlink()
-        assert name in one_line(refused("push", whole, "hf:me/hearts"))
+        assert name in error_line(refused("push", whole, "hf:me/hearts"))
         (whole / name).write_bytes(content)
     assert standin.requests == []
 
 
-def test_nothing_but_safetensors_is_sent(standin, login, folder):
+def test_other_files_and_pickles_are_not_sent(standin, login, folder):
     (folder / "model.pt").write_bytes(b"")
     (folder / "pictures").mkdir()
     with pytest.raises(UserError, match=r"also has model\.pt, pictures; expected nothing but config\.yaml, text_"):
@@ -306,7 +306,7 @@ def test_nothing_but_safetensors_is_sent(standin, login, folder):
     assert standin.requests == []
 
 
-def test_someone_unknown_cannot_push(standin, folder, monkeypatch):
+def test_push_without_or_with_a_wrong_login_is_refused(standin, folder, monkeypatch):
     with pytest.raises(UserError, match=r"without a login; log in with: hf auth login, or set HF_TOKEN"):
         sharing.push_checkpoint(folder, "hf:me/hearts")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -315,12 +315,12 @@ def test_someone_unknown_cannot_push(standin, folder, monkeypatch):
     assert standin.repositories == {}
 
 
-def test_what_the_hub_refuses(standin, login, folder):
+def test_push_that_the_hub_refuses_is_refused_in_one_line(standin, login, folder):
     standin.refusal = "You have no write access here"
     with pytest.raises(UserError, match=r" failed .*You have no write access here"):
         sharing.push_checkpoint(folder, "hf:you/hearts")
     standin.refusal = None
-    put(standin, folder)
+    put_into_repository(standin, folder)
     with pytest.raises(UserError, match="hf:me/hearts already exists and is public; make it private first"):
         sharing.push_checkpoint(folder, "hf:me/hearts", private=True)
     with pytest.raises(UserError, match="leave out @v2"):
@@ -328,14 +328,14 @@ def test_what_the_hub_refuses(standin, login, folder):
     assert len(standin.repositories["me/hearts"].commits) == 1
 
 
-def test_a_push_without_network(standin, login, folder):
+def test_push_without_network_is_refused(standin, login, folder):
     standin.close()
     with pytest.raises(UserError, match=r"hf:me/hearts: http://127\.0\.0\.1\S* failed"):
         sharing.push_checkpoint(folder, "hf:me/hearts")
 
 
-def test_push_of_nothing(refused):
-    assert "no model 'nowhere'" in one_line(refused("push", "nowhere", "hf:me/hearts"))
+def test_push_of_an_unknown_model_is_refused(refused):
+    assert "no model 'nowhere'" in error_line(refused("push", "nowhere", "hf:me/hearts"))
 
 
 # --- cards
@@ -354,7 +354,7 @@ ABOUT = AboutConfig(
 )
 
 
-def test_the_checkpoints_own_card_gets_a_header(folder):
+def test_card_of_the_folder_gets_a_header(folder):
     (folder / "MODEL_CARD.md").write_text("# hearts\n\nDraws ❤.\n\n---\nmore\n---\n", encoding="utf-8")
     (folder / "README.md").write_text("another")
     save_settings(folder, SAMPLING, ABOUT)
@@ -369,7 +369,7 @@ def test_the_checkpoints_own_card_gets_a_header(folder):
     assert body == "\n# hearts\n\nDraws ❤.\n\n---\nmore\n---\n"
 
 
-def test_a_header_that_is_there_is_kept_and_brought_up_to_date(folder):
+def test_existing_header_is_kept_and_updated(folder):
     (folder / "README.md").write_text("---\nlicense: mit\ntags: [emoji, clip]\nthumbnail: a.png\n---\n# hearts\n")
     save_settings(folder, SAMPLING, ABOUT)
     header, body = header_of(sharing.hub_card(folder, "hf:me/hearts"))
@@ -380,7 +380,7 @@ def test_a_header_that_is_there_is_kept_and_brought_up_to_date(folder):
     assert header_of(sharing.hub_card(folder, "hf:me/hearts"))[0]["license"] == "mit"
 
 
-def test_without_a_card_one_is_made_of_what_is_known(folder):
+def test_card_is_generated_where_there_is_none(folder):
     save_settings(folder, SAMPLING, ABOUT)
     header, body = header_of(sharing.hub_card(folder, "hf:me/hearts"))
     assert header["language"] == ["en", "no"]
@@ -397,7 +397,7 @@ def test_without_a_card_one_is_made_of_what_is_known(folder):
 
 
 @pytest.mark.parametrize("header", ["a: [", "only words", "tags: emoji", "a: \xff"])
-def test_a_damaged_card_is_refused(folder, header):
+def test_damaged_card_is_refused(folder, header):
     (folder / "MODEL_CARD.md").write_bytes(f"---\n{header}\n---\n# hearts\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"MODEL_CARD\.md is "):
         sharing.hub_card(folder, "hf:me/hearts")

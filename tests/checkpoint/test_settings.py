@@ -12,11 +12,11 @@ from dalle_mini_impl.util.errors import UserError
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """A copy of the checkpoint that a test may spoil."""
+    """A copy of the checkpoint that a test may change."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-def test_settings_come_back(tmp_path):
+def test_saved_settings_are_loaded(tmp_path):
     settings = SamplingConfig(temperature=0.7, top_k=97, top_p=0.9, guidance=4.5)
     save_settings(tmp_path / "heart", settings)
     assert load_settings(tmp_path / "heart").sampling == settings
@@ -55,7 +55,7 @@ def test_missing_or_binary_settings_are_refused(folder):
         load_settings(folder)
 
 
-def test_an_old_checkpoint_says_nothing(folder):
+def test_checkpoint_without_an_about_section_is_loaded(folder):
     values = yaml.safe_load((folder / "config.yaml").read_text())
     del values["about"]
     (folder / "config.yaml").write_text(yaml.safe_dump(values))

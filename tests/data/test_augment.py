@@ -5,7 +5,7 @@ import torch
 from dalle_mini_impl.config.data import AugmentConfig
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 
-KEEP = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]  # scale, mirrored, right, down, white
+NEUTRAL = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]  # scale, mirrored, right, down, white
 
 
 def noise(batch, size, opaque=True, seed=0):
@@ -31,22 +31,22 @@ def as_pixels(rgba):
     return torch.from_numpy(rgba[..., :3]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def middle(pixels):
-    """Centre of gravity (right, down) of what is not white, in pixels from the middle of the frame."""
+def centre_of_mass(pixels):
+    """Centre of mass (right, down) of all that is not white, in pixels from the middle of the frame."""
     weight = (1 - pixels[0].mean(0)).clamp(min=0)
-    places = torch.arange(pixels.shape[-1]) + 0.5 - pixels.shape[-1] / 2
-    return float((weight.sum(0) * places).sum() / weight.sum()), float((weight.sum(1) * places).sum() / weight.sum())
+    positions = torch.arange(pixels.shape[-1]) + 0.5 - pixels.shape[-1] / 2
+    return float((weight.sum(0) * positions).sum() / weight.sum()), float((weight.sum(1) * positions).sum() / weight.sum())
 
 
-# --- plain
+# --- pixels on white
 
 
-def test_plain_pictures_are_unchanged_at_their_own_size():
+def test_opaque_pictures_on_white_are_unchanged_at_their_own_size():
     rgba = noise(3, 13)
     torch.testing.assert_close(pixels_on_white(rgba, 13), as_pixels(rgba), atol=1e-6, rtol=0)
 
 
-def test_plain_pictures_lie_on_white():
+def test_transparent_parts_become_white():
     pixels = pixels_on_white(square(6, 0, 0, 3), 6)
     assert pixels.shape == (1, 3, 6, 6)
     assert pixels[0, :, 0, 0].tolist() == [1, -1, -1]
@@ -60,33 +60,33 @@ def test_half_transparent_is_half_white():
 
 
 @pytest.mark.parametrize("size", [7, 14])
-def test_hidden_colour_does_not_bleed(size):
-    # green lies under the transparent part; a resize of plain colour would leave a green fringe
+def test_colour_of_transparent_pixels_makes_no_fringe(size):
+    # The transparent part is green; resizing colour without regard to alpha would leave a green fringe.
     rgba = square(28, 7, 7, 14)
     rgba[rgba[..., 3] == 0] = (0, 255, 0, 0)
-    for pixels in (pixels_on_white(rgba, size), apply(rgba, [0.9, *KEEP[1:]], size)):
+    for pixels in (pixels_on_white(rgba, size), apply(rgba, [0.9, *NEUTRAL[1:]], size)):
         assert bool((pixels[0, 0] > 0.99).all())  # red is full in red and in white
         torch.testing.assert_close(pixels[0, 1], pixels[0, 2])
 
 
-def test_shrinking_keeps_the_mean():
+def test_shrinking_preserves_the_mean_colour():
     rgba = noise(2, 32)
     torch.testing.assert_close(
         pixels_on_white(rgba, 8).mean(dim=(2, 3)), as_pixels(rgba).mean(dim=(2, 3)), atol=0.02, rtol=0
     )
 
 
-# --- changes
+# --- augmented pixels
 
 
-def test_no_change_is_the_plain_picture():
+def test_neutral_changes_equal_pixels_on_white():
     rgba = noise(3, 13, opaque=False)
-    torch.testing.assert_close(apply(rgba, KEEP, 13), pixels_on_white(rgba, 13), atol=1e-4, rtol=0)
+    torch.testing.assert_close(apply(rgba, NEUTRAL, 13), pixels_on_white(rgba, 13), atol=1e-4, rtol=0)
 
 
-def test_a_mirrored_picture_is_mirrored_where_it_may_be():
+def test_only_pictures_that_may_flip_are_mirrored():
     rgba = noise(3, 13)
-    mirrored = [1.0, -1.0, *KEEP[2:]]
+    mirrored = [1.0, -1.0, *NEUTRAL[2:]]
     rows = torch.tensor(mirrored).expand(3, -1)
     pixels = augmented_pixels(rgba, np.array([True, False, True]), rows, 13)
     plain = pixels_on_white(rgba, 13)
@@ -95,27 +95,27 @@ def test_a_mirrored_picture_is_mirrored_where_it_may_be():
     torch.testing.assert_close(pixels[2], plain[2].flip(-1), atol=1e-4, rtol=0)
 
 
-def test_a_shift_moves_right_and_down():
-    # the frame is 2 wide: 3 of 12 pixels are 0.5
+def test_shift_moves_right_and_down():
+    # The frame is 2 wide, so 3 of 12 pixels are 0.5.
     rgba = noise(1, 12, opaque=False)
     pixels, plain = apply(rgba, [1.0, 1.0, 0.5, 2 / 12, 1, 1, 1], 12), pixels_on_white(rgba, 12)
     torch.testing.assert_close(pixels[:, :, 1:, 3:], plain[:, :, :-1, :-3], atol=1e-4, rtol=0)
 
 
-def test_a_smaller_picture_stays_in_the_middle():
-    pixels = apply(square(40, 10, 10, 20), [0.5, *KEEP[1:]], 40)
+def test_smaller_picture_stays_in_the_middle():
+    pixels = apply(square(40, 10, 10, 20), [0.5, *NEUTRAL[1:]], 40)
     covered = (pixels[0, 1] < 0).nonzero()
     assert covered.min(0).values.tolist() == [15, 15]
     assert covered.max(0).values.tolist() == [24, 24]
 
 
-def test_scale_and_shift_do_not_disturb_each_other():
-    right, down = middle(apply(square(40, 10, 10, 20), [0.5, 1.0, 0.25, -0.125, 1, 1, 1], 40))
+def test_scale_and_shift_are_independent():
+    right, down = centre_of_mass(apply(square(40, 10, 10, 20), [0.5, 1.0, 0.25, -0.125, 1, 1, 1], 40))
     assert right == pytest.approx(5, abs=0.1)
     assert down == pytest.approx(-2.5, abs=0.1)
 
 
-def test_the_background_shows_only_behind_transparent_parts():
+def test_background_shows_only_behind_transparent_parts():
     blue = [1.0, 1.0, 0.0, 0.0, 0.0, 0.2, 1.0]
     pixels = apply(square(20, 5, 5, 10), blue, 20)
     assert pixels[0, :, 0, 0].tolist() == pytest.approx([-1, -0.6, 1])
@@ -125,7 +125,7 @@ def test_the_background_shows_only_behind_transparent_parts():
     torch.testing.assert_close(apply(photo, [*moved, 0, 0.2, 1], 20), apply(photo, [*moved, 1, 1, 1], 20))
 
 
-def test_photographs_are_continued_at_their_border():
+def test_opaque_pictures_are_continued_at_their_border():
     grey = np.full((1, 20, 20, 4), 255, dtype=np.uint8)
     grey[..., :3] = 51
     pixels = apply(grey, [0.7, 1.0, 0.2, 0.2, 1.0, 0.0, 0.0], 20)
@@ -135,11 +135,11 @@ def test_photographs_are_continued_at_their_border():
 def test_much_larger_pictures_do_not_alias():
     stripes = np.full((1, 96, 96, 4), 255, dtype=np.uint8)
     stripes[:, :, ::2, :3] = 0
-    pixels = apply(stripes, KEEP, 12)
+    pixels = apply(stripes, NEUTRAL, 12)
     assert float(pixels.abs().max()) < 0.1  # even grey, not stripes
 
 
-def test_rows_change_apart():
+def test_each_row_is_changed_independently_of_its_batch():
     rgba = noise(5, 16)
     changes = random_changes(5, AugmentConfig(), torch.Generator().manual_seed(0))
     flip = np.array([True, False, True, True, False])
@@ -150,7 +150,7 @@ def test_rows_change_apart():
         torch.testing.assert_close(alone[0], whole[n])
 
 
-def test_pixels_stay_in_range_and_arguments_as_they_are():
+def test_pixels_stay_in_range_and_arguments_are_not_changed():
     rgba, changes = noise(7, 16, opaque=False), random_changes(7, AugmentConfig(), torch.Generator().manual_seed(0))
     before = rgba.copy(), changes.clone()
     pixels = augmented_pixels(rgba, np.ones(7, dtype=bool), changes, 11)
@@ -160,10 +160,10 @@ def test_pixels_stay_in_range_and_arguments_as_they_are():
     assert torch.equal(changes, before[1])
 
 
-# --- drawing
+# --- random changes
 
 
-def test_draws_stay_in_their_ranges_and_fill_them():
+def test_changes_cover_their_ranges():
     config = AugmentConfig(scale=(0.7, 0.9), shift=0.1, flip=0.3, background=0.4)
     changes = random_changes(20_011, config, torch.Generator().manual_seed(0))
     assert changes.shape == (20_011, 7)
@@ -179,13 +179,13 @@ def test_draws_stay_in_their_ranges_and_fill_them():
     assert float(colour[~white].mean()) == pytest.approx(0.5, abs=0.02)
 
 
-def test_everything_can_be_switched_off():
+def test_config_can_switch_every_change_off():
     config = AugmentConfig(scale=(1.0, 1.0), shift=0.0, flip=0.0, background=0.0)
     changes = random_changes(101, config, torch.Generator().manual_seed(0))
-    assert torch.equal(changes, torch.tensor(KEEP).expand(101, -1))
+    assert torch.equal(changes, torch.tensor(NEUTRAL).expand(101, -1))
 
 
-def test_draws_follow_from_the_generator_alone():
+def test_changes_depend_on_the_generator_alone():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first, again, other = (random_changes(7, AugmentConfig(), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
@@ -196,26 +196,26 @@ def test_draws_follow_from_the_generator_alone():
 
 # --- crops
 
-STILL = {"shift": 0.0, "flip": 0.0, "background": 0.0}
+NO_OTHER_CHANGE = {"shift": 0.0, "flip": 0.0, "background": 0.0}
 
 
-def test_a_crop_is_any_part_of_an_enlarged_picture():
-    config = AugmentConfig(**STILL, scale=(1.0, 1.5), crop=True)
+def test_crops_cover_every_part_of_an_enlarged_picture():
+    config = AugmentConfig(**NO_OTHER_CHANGE, scale=(1.0, 1.5), crop=True)
     scale, _, right, down, *_ = random_changes(20_011, config, torch.Generator().manual_seed(1)).T
     for shift in (right, down):  # half of the frame is 1 wide: the picture reaches from shift - scale to shift + scale
         assert float((shift - scale).max()) <= -1
         assert float((shift + scale).min()) >= 1
-        place = shift / (scale - 1)
-        assert float(place.min()) < -0.99
-        assert float(place.max()) > 0.99
-        assert float(place.mean()) == pytest.approx(0, abs=0.02)
+        position = shift / (scale - 1)  # -1 to 1, from one edge of the picture to the other
+        assert float(position.min()) < -0.99
+        assert float(position.max()) > 0.99
+        assert float(position.mean()) == pytest.approx(0, abs=0.02)
     assert abs(float(torch.corrcoef(torch.stack([right, down]))[0, 1])) < 0.05
 
 
-def test_a_crop_shows_nothing_from_beyond_the_picture():
+def test_crops_stay_inside_the_picture():
     rgba = np.full((1, 32, 32, 4), 255, dtype=np.uint8)
     rgba[0, :, :, 1] = np.linspace(0, 255, 32, dtype=np.uint8)
-    config = AugmentConfig(**STILL, scale=(1.1, 1.5), crop=True)
+    config = AugmentConfig(**NO_OTHER_CHANGE, scale=(1.1, 1.5), crop=True)
     changes = random_changes(7, config, torch.Generator().manual_seed(2))
     pixels = augmented_pixels(rgba.repeat(7, 0), np.zeros(7, bool), changes, 16)
     # Where a border was repeated, neighbouring columns would be equal.
@@ -223,5 +223,5 @@ def test_a_crop_shows_nothing_from_beyond_the_picture():
 
 
 def test_pictures_within_the_frame_are_not_cropped():
-    config = AugmentConfig(**STILL, scale=(0.6, 1.0), crop=True)
+    config = AugmentConfig(**NO_OTHER_CHANGE, scale=(0.6, 1.0), crop=True)
     assert (random_changes(5, config, torch.Generator().manual_seed(3))[:, 2:4] == 0).all()

@@ -31,7 +31,7 @@ def inspected(*pairs, sample=5):
 # --- the report
 
 
-def test_counts_and_spreads():
+def test_report_has_counts_and_ranges():
     report, _ = inspected(
         make_pair("a", noise(1, (10, 40)), "ab", "abcd", split="train"),
         make_pair("b", noise(2, (20, 20)), "abcdefg", split="train"),
@@ -68,7 +68,7 @@ def test_scripts_of_letters():
     }
 
 
-def test_scripts_are_shares():
+def test_scripts_are_fractions_of_the_letters():
     report, _ = inspected(make_pair("a", noise(1), "abc д", "12 !"))
     assert report.scripts == {"Latin": 0.75, "Cyrillic": 0.25}
     silent, _ = inspected(make_pair("a", noise(1), "12"))
@@ -78,7 +78,7 @@ def test_scripts_are_shares():
 # --- duplicates
 
 
-def test_equal_pixels_are_exact_duplicates_and_counted_across_the_split():
+def test_equal_pixels_are_exact_duplicates_and_leaks_are_counted():
     report, _ = inspected(
         make_pair("a", noise(1), split="train"),
         make_pair("b", noise(2), split="train"),
@@ -117,7 +117,7 @@ def face(colour, start, stop):
     return image
 
 
-def test_another_colour_or_mouth_is_no_duplicate():
+def test_another_colour_or_expression_is_no_duplicate():
     report, _ = inspected(
         make_pair("smile", face("gold", 0, 180)),
         make_pair("frown", face("gold", 180, 360)),
@@ -153,7 +153,7 @@ def test_near_duplicates_in_chunks_equal_comparing_each_with_each(rows):
     assert near_duplicate_groups(steps, thumbs, rows) == [group for group in expected if len(group) > 1]
 
 
-def test_near_search_is_bounded_and_says_so(monkeypatch):
+def test_search_for_near_duplicates_is_bounded_and_reported(monkeypatch):
     monkeypatch.setattr(inspect, "MAX_COMPARED", 3)
     report, _ = inspected(*(make_pair(str(seed), noise(seed)) for seed in range(5)))
     assert report.compared == 3
@@ -198,7 +198,7 @@ def run(*arguments):
     return CliRunner().invoke(data, ["inspect", *map(str, arguments)])
 
 
-def test_inspect_prints_everything_and_ends_with_the_sheet(folder):
+def test_inspect_prints_the_report_and_ends_with_the_sheet(folder):
     sheet = folder / "deep" / "sheet.png"
     result = run(folder, "--sheet", sheet)
     assert result.exit_code == 0
@@ -219,7 +219,7 @@ def test_inspect_prints_everything_and_ends_with_the_sheet(folder):
         assert image.height >= 3 * 41
 
 
-def test_inspect_as_json(folder):
+def test_inspect_prints_json(folder):
     sheet = folder / "sheet.PNG"
     result = run(folder, "--json", "--sheet", sheet)
     report = json.loads(result.stdout)
@@ -231,14 +231,14 @@ def test_inspect_as_json(folder):
     assert sheet.is_file()
 
 
-def test_inspect_refuses_what_is_no_source(tmp_path):
+def test_inspect_refuses_a_missing_source_in_one_line(tmp_path):
     result = run(tmp_path / "nowhere")
     assert result.exit_code != 0
     assert isinstance(result.exception, UserError)
     assert "\n" not in str(result.exception)
 
 
-def test_inspect_of_a_source_with_nothing_usable_lists_why(tmp_path):
+def test_inspect_of_an_unusable_source_lists_the_reasons(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "a.txt").write_text("red")
     result = run(tmp_path, "--sheet", tmp_path / "sheet.png")
@@ -248,12 +248,12 @@ def test_inspect_of_a_source_with_nothing_usable_lists_why(tmp_path):
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_inspect_reports_a_sheet_that_cannot_be_written(folder):
+def test_inspect_refuses_an_unwritable_sheet(folder):
     result = run(folder, "--sheet", folder / "0.png" / "sheet.png")
     assert isinstance(result.exception, UserError)
 
 
-def test_the_whole_command_ends_bad_input_with_one_line(tmp_path, monkeypatch, capsys):
+def test_bad_input_ends_with_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["dalle", "data", "inspect", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit) as ended:
         cli.main()

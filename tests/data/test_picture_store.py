@@ -36,7 +36,7 @@ def keys(store):
     return [entry.key[0] for entry in store.entries]
 
 
-def test_store_is_built_from_the_source_and_divided(config, capsys):
+def test_store_is_built_from_the_source_and_split(config, capsys):
     train, validation = open_store(config, "train"), open_store(config, "validation")
     output = capsys.readouterr().out
     assert "skipped 1: 1 empty file" in output
@@ -60,7 +60,7 @@ def test_pixels_belong_to_their_entries(config):
             assert (row == (*COLOURS[store.entries[index].key[0]], 255)).all()
 
 
-def test_wide_picture_is_cropped_around_its_middle_and_transparency_is_kept(tmp_path):
+def test_wide_picture_is_cropped_around_its_middle_with_its_transparency(tmp_path):
     image = Image.new("RGBA", (33, 11), (250, 0, 0, 255))
     image.paste((0, 0, 250, 255), (11, 0, 22, 11))
     image.paste((0, 0, 0, 0), (11, 0, 22, 4))
@@ -90,7 +90,7 @@ def test_kinds_can_be_left_out_of_a_built_store(config):
 
 
 @pytest.mark.parametrize("change", [{"store_size": 13}, {"source": "other.jsonl"}, {"validation": 0.5}])
-def test_store_made_otherwise_is_refused(config, change):
+def test_store_built_with_other_settings_is_refused(config, change):
     open_store(config, "train")
     with pytest.raises(UserError, match=r"was built with .* the config says") as error:
         open_store(dataclasses.replace(config, **change), "train")
@@ -124,7 +124,7 @@ def test_split_without_pictures_is_refused(config):
         open_store(dataclasses.replace(config, skip_kinds=(None, "flag")), "train")
 
 
-def test_source_without_a_usable_picture_leaves_nothing_behind(tmp_path, capsys):
+def test_source_without_a_usable_picture_leaves_no_store(tmp_path, capsys):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.png").touch()
     with pytest.raises(UserError, match="no readable picture"):
@@ -133,7 +133,7 @@ def test_source_without_a_usable_picture_leaves_nothing_behind(tmp_path, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_split_by_key_is_stable_and_near_its_share():
+def test_split_by_key_is_stable_and_near_its_fraction():
     splits = {f"key {number}": split_of(f"key {number}", 0.2) for number in range(2000)}
     held_out = [key for key, split in splits.items() if split == "validation"]
     assert 340 < len(held_out) < 460

@@ -39,9 +39,9 @@ def put_tar(path, members):
     return path
 
 
-def read(source, **share):
+def read(source, **part):
     log = SkipLog()
-    return list(read_pairs(source, log, **share)), log
+    return list(read_pairs(source, log, **part)), log
 
 
 def texts(pair):
@@ -56,7 +56,7 @@ def reasons(log):
 # --- folders
 
 
-def test_folder_takes_nested_pictures_with_every_caption_line(tmp_path):
+def test_folder_gives_nested_pictures_with_every_caption_line(tmp_path):
     put(tmp_path, "a.png", encode("red"))
     put(tmp_path, "a.txt", "\ufeffa red square\n\n  ein rotes   Quadrat \r\n")
     put(tmp_path, "deep/er/A photo.v2.JPEG", encode("lime", "JPEG"))
@@ -82,7 +82,7 @@ def test_picture_endings_in_any_case(tmp_path, ending):
     assert not log.entries
 
 
-def test_what_a_folder_cannot_use_is_listed_and_the_rest_is_read(tmp_path, monkeypatch):
+def test_unusable_files_of_a_folder_are_logged_and_the_rest_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     good = encode("red")
     for name, picture, caption in (
@@ -143,7 +143,7 @@ def test_linked_folders_are_followed_once(tmp_path):
     assert not log.entries
 
 
-def test_unreadable_subfolder_is_listed(tmp_path, monkeypatch):
+def test_unreadable_subfolder_is_logged(tmp_path, monkeypatch):
     put(tmp_path, "a.png", encode())
     put(tmp_path, "a.txt", "red")
     (tmp_path / "locked").mkdir()
@@ -163,10 +163,10 @@ def test_unreadable_subfolder_is_listed(tmp_path, monkeypatch):
 # --- pictures
 
 
-def test_orientation_is_applied():
+def test_exif_orientation_is_applied():
     image, exif = Image.new("RGB", SIZE, "red"), Image.Exif()
     image.putpixel((0, 0), (0, 0, 255))
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    exif[0x0112] = 6  # orientation tag: rotate clockwise by 90 degrees
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=exif)
     upright = decode_picture(buffer.getvalue())
@@ -209,7 +209,7 @@ def test_damaged_data_is_skipped_whatever_the_decoder_raises(monkeypatch):
         decode_picture(data)
 
 
-def test_bomb_check_leaves_the_process_as_it_was(monkeypatch):
+def test_check_for_decompression_bombs_restores_global_state(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80)
     before = list(warnings.filters)
     with pytest.raises(UnusableSample, match="decompression bomb"):
@@ -240,7 +240,7 @@ def test_jsonl_captions_and_fields(tmp_path, field):
     assert not log.entries
 
 
-def test_jsonl_lines_that_cannot_be_used_are_listed(tmp_path):
+def test_unusable_jsonl_lines_are_logged(tmp_path):
     put(tmp_path, "a.png", encode())
     put(tmp_path, "b.png", encode())
     deep = "[" * 100_000
@@ -292,7 +292,7 @@ def test_tsv_is_read_with_tabs(tmp_path):
     assert texts(pair) == ["red, very"]
 
 
-def test_csv_rows_that_cannot_be_used_are_listed(tmp_path):
+def test_unusable_csv_rows_are_logged(tmp_path):
     put(tmp_path, "a.png", encode())
     rows = [
         b"path,caption",
@@ -317,7 +317,7 @@ def test_csv_rows_that_cannot_be_used_are_listed(tmp_path):
     ]
 
 
-def test_picture_path_that_is_a_folder(tmp_path):
+def test_picture_path_that_is_a_folder_is_logged(tmp_path):
     (tmp_path / "a.png").mkdir()
     _, log = read(put(tmp_path, "list.csv", "path,caption\na.png,red\n"))
     assert log.entries[0][1].startswith("unreadable file")
@@ -346,7 +346,7 @@ def test_tar_members_are_grouped_by_folder_and_first_dot(tmp_path):
     assert not log.entries
 
 
-def test_text_and_json_beside_each_other_add_up(tmp_path):
+def test_captions_of_text_and_json_members_are_joined(tmp_path):
     entry = json.dumps({"caption": "red", "url": "x", "width": 13})
     tar = put_tar(tmp_path / "set.tar", [("a.png", encode()), ("a.txt", "red\nrot"), ("a.json", entry)])
     (pair,), _ = read(tar)
@@ -354,7 +354,7 @@ def test_text_and_json_beside_each_other_add_up(tmp_path):
     assert pair.details == {"url": "x", "width": 13}
 
 
-def test_tar_members_that_cannot_be_used_are_listed(tmp_path):
+def test_unusable_tar_members_are_logged(tmp_path):
     good = encode()
     tar = put_tar(
         tmp_path / "set.tar",
@@ -401,7 +401,7 @@ def three_pairs(tmp_path, name="set.tar"):
     return put_tar(tmp_path / name, members)
 
 
-def test_damaged_header_costs_one_member(tmp_path):
+def test_damaged_header_loses_one_sample_only(tmp_path):
     tar = three_pairs(tmp_path)
     with tarfile.open(tar) as archive:
         header = archive.getmember("b.png").offset
@@ -414,7 +414,7 @@ def test_damaged_header_costs_one_member(tmp_path):
 
 
 @pytest.mark.parametrize("cut", ["in a picture", "in a header", "between members"])
-def test_truncated_tar_gives_what_is_whole(tmp_path, cut):
+def test_truncated_tar_gives_its_whole_samples(tmp_path, cut):
     tar = three_pairs(tmp_path)
     with tarfile.open(tar) as archive:
         picture, text = archive.getmember("c.png"), archive.getmember("b.txt")
@@ -430,7 +430,7 @@ def test_truncated_tar_gives_what_is_whole(tmp_path, cut):
     assert reasons(log) == expected | ({"c": "no caption"} if cut == "in a picture" else {})
 
 
-def test_unreadable_tars_do_not_stop_the_others(tmp_path):
+def test_unreadable_tars_are_logged_and_the_others_read(tmp_path):
     put(tmp_path, "a.tar", b"")
     put(tmp_path, "b.tar", os.urandom(3000))
     three_pairs(tmp_path, "c.TAR")
@@ -457,7 +457,7 @@ def test_unreadable_tars_do_not_stop_the_others(tmp_path):
         ("", ["1", "08", "09", "10"]),
     ],
 )
-def test_patterns_of_tars(tmp_path, pattern, expected):
+def test_tars_are_found_by_pattern(tmp_path, pattern, expected):
     for number in ("set-08", "set-09", "set-10", "odd-1"):
         key = number.split("-")[1]
         put_tar(tmp_path / f"{number}.tar", [(f"{key}.png", encode()), (f"{key}.txt", "red")])
@@ -466,19 +466,19 @@ def test_patterns_of_tars(tmp_path, pattern, expected):
     assert not log.entries
 
 
-def test_tar_missing_from_a_range_is_listed(tmp_path):
+def test_tar_missing_from_a_range_is_logged(tmp_path):
     three_pairs(tmp_path, "set-1.tar")
     pairs, log = read(f"{tmp_path}/set-{{0..2}}.tar")
     assert len(pairs) == 3
     assert reasons(log) == {"set-0.tar": "unreadable tar", "set-2.tar": "unreadable tar"}
 
 
-def test_braces_may_be_part_of_a_name(tmp_path):
+def test_braces_of_an_existing_name_are_not_expanded(tmp_path):
     pairs, _ = read(three_pairs(tmp_path, "set-{0..2}[x].tar"))
     assert len(pairs) == 3
 
 
-# --- shares
+# --- workers
 
 
 def sources(tmp_path):
@@ -502,25 +502,25 @@ def sources(tmp_path):
 
 @pytest.mark.parametrize("workers", [2, 3, 7, 29])
 @pytest.mark.parametrize("kind", ["set", "list.jsonl", "one.tar", "many"])
-def test_shares_are_disjoint_and_complete(tmp_path, kind, workers):
+def test_workers_read_disjoint_parts_that_cover_the_source(tmp_path, kind, workers):
     source = sources(tmp_path)[kind]
     whole, whole_log = read(source)
-    shares = [read(source, worker=worker, workers=workers) for worker in range(workers)]
-    keys = [pair.key for pairs, _ in shares for pair in pairs]
+    parts = [read(source, worker=worker, workers=workers) for worker in range(workers)]
+    keys = [pair.key for pairs, _ in parts for pair in pairs]
     assert len(keys) == 11
     assert sorted(keys) == sorted(pair.key for pair in whole)
-    assert sorted(entry for _, log in shares for entry in log.entries) == sorted(whole_log.entries)
+    assert sorted(entry for _, log in parts for entry in log.entries) == sorted(whole_log.entries)
     again, _ = read(source, worker=1, workers=workers)
-    assert [pair.key for pair in again] == [pair.key for pair in shares[1][0]]
+    assert [pair.key for pair in again] == [pair.key for pair in parts[1][0]]
 
 
-def test_enough_tars_are_shared_whole(tmp_path):
+def test_enough_tars_are_divided_as_whole_tars(tmp_path):
     source = sources(tmp_path)["many"]
     pairs, _ = read(source, worker=1, workers=3)  # tars 1 and 4 of 0 to 5
     assert [pair.key for pair in pairs] == ["0", "1", "6", "7"]
 
 
-def test_samples_of_one_tar_are_spread_evenly(tmp_path):
+def test_samples_of_one_tar_are_divided_evenly(tmp_path):
     source = sources(tmp_path)["one.tar"]
     assert [len(read(source, worker=worker, workers=3)[0]) for worker in range(3)] == [4, 4, 3]
 
@@ -531,7 +531,7 @@ def test_worker_out_of_range_is_refused(tmp_path, worker, workers):
         read_pairs(tmp_path, SkipLog(), worker=worker, workers=workers)
 
 
-# --- sources that are no sources
+# --- unusable sources
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_unusable_source_is_refused_in_one_line(tmp_path, name, content, message
     assert "expected" in str(error.value)
 
 
-def test_no_source_does_not_mean_this_folder(tmp_path, monkeypatch):
+def test_empty_source_does_not_mean_the_current_folder(tmp_path, monkeypatch):
     put(tmp_path, "a.png", encode())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no source was named"):
@@ -577,7 +577,7 @@ def test_source_without_permission_is_refused(tmp_path, monkeypatch):
 # --- the log
 
 
-def test_report_counts_by_category_and_names_the_first():
+def test_skip_report_counts_categories_and_lists_the_first_entries():
     log = SkipLog()
     assert log.report() == ""
 
@@ -587,14 +587,14 @@ def test_report_counts_by_category_and_names_the_first():
 
         return read
 
-    jobs = [(f"{number}.png", refuse(f"empty file: {number}")) for number in range(3)]
-    jobs.append(("x\ny.png", refuse("no caption: two\nlines")))
-    assert not list(read_samples(jobs, log, 0, 1))
+    samples = [(f"{number}.png", refuse(f"empty file: {number}")) for number in range(3)]
+    samples.append(("x\ny.png", refuse("no caption: two\nlines")))
+    assert not list(read_samples(samples, log, 0, 1))
     lines = log.report(limit=2).splitlines()
     assert lines[0] == "skipped 4: 3 empty file, 1 no caption"
     assert lines[1:] == ["  0.png: empty file: 0", "  1.png: empty file: 1", "  … and 2 more"]
     assert log.entries[3] == ("x y.png", "no caption: two lines")
 
 
-def test_endings_are_lower_case():
+def test_picture_endings_are_lower_case():
     assert all(ending == ending.lower() and ending.startswith(".") for ending in PICTURE_ENDINGS)

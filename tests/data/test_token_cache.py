@@ -40,7 +40,7 @@ def cache(tmp_path):
     return tmp_path
 
 
-def test_what_is_written_is_read(cache):
+def test_written_cache_is_read_back(cache):
     read = open_cache(cache, "train", HEADER.image_tokenizer)
     assert read.header == HEADER == read_header(cache)
     assert read.entries == ENTRIES
@@ -49,7 +49,7 @@ def test_what_is_written_is_read(cache):
     assert read.image_ids[1, 6, 2, 4] == 209 % 61
 
 
-def test_ids_stay_on_disk(cache):
+def test_ids_are_memory_mapped_and_read_only(cache):
     read = open_cache(str(cache), "train", HEADER.image_tokenizer)
     assert isinstance(read.image_ids, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
@@ -70,7 +70,7 @@ def test_another_image_tokenizer_is_refused_naming_both(cache):
         assert part in str(caught.value)
 
 
-def test_a_folder_without_cache_is_refused(tmp_path):
+def test_folder_without_cache_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UserError, match=r"is no token cache; make one with dalle_mini_impl\.train\.encode"):
             open_cache(folder, "train", "x")
@@ -79,56 +79,56 @@ def test_a_folder_without_cache_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "{half", "{}", "[1]", '{"image_tokenizer": "x", "codebook_size": 3, "grid": []}']
 )
-def test_a_damaged_header_is_refused(cache, content):
+def test_damaged_header_is_refused(cache, content):
     (cache / "cache.json").write_text(content)
     with pytest.raises(UserError, match=r"is damaged .* encode again"):
         open_cache(cache, "train", "x")
 
 
-def test_a_missing_split_is_refused(cache):
+def test_missing_split_is_refused(cache):
     with pytest.raises(UserError, match="no validation split"):
         open_cache(cache, "validation", HEADER.image_tokenizer)
 
 
-def test_a_truncated_file_of_ids_is_refused(cache):
+def test_truncated_ids_are_refused(cache):
     path = cache / "train" / "image_ids.npy"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="is damaged"):
         open_cache(cache, "train", HEADER.image_tokenizer)
 
 
-# --- drawing captions
+# --- sampling captions
 
 
-def shares(captions, languages, count=6007):
-    """How often each caption is drawn when the random numbers run evenly through [0, 1)."""
-    drawer = CaptionSampler([entry("other", ("x", "en")), entry("a", *captions)], languages)
-    drawn = [drawer.sample(1, SimpleNamespace(random=lambda n=n: (n + 0.5) / count)).text for n in range(count)]
-    return [drawn.count(text) / count for text, _ in captions]
+def frequencies(captions, languages, count=6007):
+    """Relative frequency of each caption when the random numbers are evenly spaced in [0, 1)."""
+    sampler = CaptionSampler([entry("other", ("x", "en")), entry("a", *captions)], languages)
+    sampled = [sampler.sample(1, SimpleNamespace(random=lambda n=n: (n + 0.5) / count)).text for n in range(count)]
+    return [sampled.count(text) / count for text, _ in captions]
 
 
-def test_languages_share_evenly_however_many_captions_they_have():
+def test_languages_are_equally_frequent_whatever_their_number_of_captions():
     captions = [("one", "en"), ("two", "en"), ("three", "en"), ("eins", "de")]
-    assert shares(captions, {}) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2], abs=1e-3)
+    assert frequencies(captions, {}) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2], abs=1e-3)
 
 
-def test_weights_are_relative_to_one():
+def test_language_weights_are_relative_to_one():
     captions = [("one", "en"), ("two", "en"), ("eins", "de"), ("en", "no")]
-    assert shares(captions, {"en": 6, "no": 3}) == pytest.approx([0.3, 0.3, 0.1, 0.3], abs=1e-3)
+    assert frequencies(captions, {"en": 6, "no": 3}) == pytest.approx([0.3, 0.3, 0.1, 0.3], abs=1e-3)
 
 
-def test_weight_zero_is_never_drawn():
-    assert shares([("one", "en"), ("eins", "de")], {"en": 0}) == [0, 1]
-    assert shares([("eins", "de"), ("one", "en")], {"en": 0}) == [1, 0]
+def test_language_of_weight_zero_is_never_sampled():
+    assert frequencies([("one", "en"), ("eins", "de")], {"en": 0}) == [0, 1]
+    assert frequencies([("eins", "de"), ("one", "en")], {"en": 0}) == [1, 0]
 
 
-def test_the_only_caption_is_drawn_whatever_its_weight():
-    assert shares([("one", "en")], {"en": 0}) == [1]
-    assert shares([("one", "en")], {"en": 0.001}) == [1]
+def test_only_caption_is_sampled_whatever_its_weight():
+    assert frequencies([("one", "en")], {"en": 0}) == [1]
+    assert frequencies([("one", "en")], {"en": 0.001}) == [1]
 
 
-def test_draws_follow_from_the_generator():
-    drawer = CaptionSampler([entry("a", *[(str(n), "") for n in range(13)])], {})
-    first, again = ([drawer.sample(0, r).text for _ in range(20)] for r in (np.random.default_rng(3) for _ in range(2)))
+def test_sampled_captions_depend_on_the_generator_alone():
+    sampler = CaptionSampler([entry("a", *[(str(n), "") for n in range(13)])], {})
+    first, again = ([sampler.sample(0, r).text for _ in range(20)] for r in (np.random.default_rng(3) for _ in range(2)))
     assert first == again
     assert len(set(first)) > 5

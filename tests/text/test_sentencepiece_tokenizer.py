@@ -23,7 +23,7 @@ STRANGE = (
 
 
 def canonical(text):
-    """What a text keeps: compatible forms and case are one, runs of spaces count once."""
+    """The text as the tokenizer should restore it: normalised, case folded, with single spaces."""
     for _ in range(2):
         text = unicodedata.normalize("NFKC", text.replace("\u2581", " ")).casefold()
     return re.sub(" +", " ", text).strip(" ")
@@ -32,33 +32,35 @@ def canonical(text):
 def random_texts(count, seed=0):
     """Texts of assigned characters from everywhere in Unicode."""
     random = np.random.default_rng(seed)
-    known = [c for c in map(chr, range(0x1FAFF)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
-    return ["".join(known[n] for n in random.integers(len(known), size=random.integers(1, 23))) for _ in range(count)]
+    assigned = [c for c in map(chr, range(0x1FAFF)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
+    return [
+        "".join(assigned[n] for n in random.integers(len(assigned), size=random.integers(1, 23))) for _ in range(count)
+    ]
 
 
 # --- any text
 
 
 @pytest.mark.parametrize("text", STRANGE)
-def test_any_text_survives(text_tokenizer, text):
+def test_decoding_restores_any_text(text_tokenizer, text):
     ids = text_tokenizer.encode(text)
     assert canonical(text_tokenizer.decode(ids)) == canonical(text)
     assert all(0 <= number < text_tokenizer.vocab_size for number in ids)
 
 
-def test_random_unicode_survives(text_tokenizer):
+def test_decoding_restores_random_unicode(text_tokenizer):
     for text in random_texts(307):
         assert canonical(text_tokenizer.decode(text_tokenizer.encode(text))) == canonical(text), ascii(text)
 
 
-def test_no_text_has_special_ids(text_tokenizer):
+def test_text_never_encodes_to_special_ids(text_tokenizer):
     special = {text_tokenizer.pad_id, text_tokenizer.bos_id, text_tokenizer.eos_id, 1}
     for text in [*STRANGE, *random_texts(101, 1)]:
         assert not special & set(text_tokenizer.encode(text))
 
 
-def test_a_lone_surrogate_is_replaced(text_tokenizer):
-    # What a shell passes on for bytes that are no UTF-8
+def test_lone_surrogates_are_replaced(text_tokenizer):
+    # A shell passes bytes that are not UTF-8 as lone surrogates.
     assert text_tokenizer.decode(text_tokenizer.encode("a \udcff heart")).split()[::2] == ["a", "heart"]
     random = np.random.default_rng(0)
     assert text_tokenizer.encode_with_dropout("a \udcff", 0.5, random)
@@ -70,12 +72,12 @@ def test_case_and_compatible_forms_have_the_same_ids(text_tokenizer):
     assert text_tokenizer.encode("a red heart") != text_tokenizer.encode("a heart red")
 
 
-def test_learned_words_are_short(text_tokenizer):
+def test_learned_words_have_fewer_ids_than_characters(text_tokenizer):
     assert len(text_tokenizer.encode("a red heart")) < len("a red heart") - 3
     assert text_tokenizer.encode("") == []
 
 
-def test_decode_leaves_special_ids_out(text_tokenizer):
+def test_decode_drops_special_ids(text_tokenizer):
     t = text_tokenizer
     ids = [t.bos_id, *t.encode("a red heart"), t.eos_id, t.pad_id, t.pad_id]
     assert t.decode(ids) == "a red heart"
@@ -86,7 +88,7 @@ def test_decode_leaves_special_ids_out(text_tokenizer):
 # --- dropout
 
 
-def test_without_dropout_the_library_agrees(text_tokenizer):
+def test_zero_dropout_equals_the_library(text_tokenizer):
     random = np.random.default_rng(0)
     for text in [*STRANGE, *CAPTIONS, *random_texts(101, 2)]:
         assert text_tokenizer.encode_with_dropout(text, 0.0, random) == text_tokenizer.encode(text), ascii(text)
@@ -118,20 +120,20 @@ def test_more_dropout_means_more_ids(text_tokenizer):
     assert lengths[0] < lengths[1] < lengths[3]
 
 
-def test_dropout_follows_from_the_generator(text_tokenizer):
-    def draw(seed):
+def test_dropout_depends_on_the_generator_alone(text_tokenizer):
+    def encode_with(seed):
         random = np.random.default_rng(seed)
         return [text_tokenizer.encode_with_dropout("hearts and stars", 0.5, random) for _ in range(11)]
 
-    assert draw(3) == draw(3)
-    assert draw(3) != draw(4)
-    assert len({tuple(ids) for ids in draw(3)}) > 3
+    assert encode_with(3) == encode_with(3)
+    assert encode_with(3) != encode_with(4)
+    assert len({tuple(ids) for ids in encode_with(3)}) > 3
 
 
 # --- batches
 
 
-def test_a_batch_is_padded_on_the_right(text_tokenizer):
+def test_batch_is_padded_on_the_right(text_tokenizer):
     t = text_tokenizer
     batch = t.encode_batch(["a red heart", "", "a cat"], 13)
     assert batch.shape == (3, 13)
@@ -141,7 +143,7 @@ def test_a_batch_is_padded_on_the_right(text_tokenizer):
         assert row == ids + [t.pad_id] * (13 - len(ids))
 
 
-def test_end_of_text_follows_the_caption_and_survives_the_cut(text_tokenizer):
+def test_eos_follows_whole_and_cut_captions(text_tokenizer):
     t = text_tokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -154,22 +156,22 @@ def test_end_of_text_follows_the_caption_and_survives_the_cut(text_tokenizer):
     ]
 
 
-def test_an_empty_batch(text_tokenizer):
+def test_empty_batch_has_its_length(text_tokenizer):
     assert text_tokenizer.encode_batch([], 5).shape == (0, 5)
 
 
-def test_the_warning_says_what_was_cut(text_tokenizer):
+def test_warning_quotes_what_was_cut_off(text_tokenizer):
     ids = text_tokenizer.encode("a red heart and a green tree")
     with pytest.warns(UserWarning, match="cut off") as caught:
-        kept = text_tokenizer.truncate(ids, 3, "a red heart and a green tree")
+        first = text_tokenizer.truncate(ids, 3, "a red heart and a green tree")
     message = str(caught[0].message)
-    assert kept == ids[:3]
+    assert first == ids[:3]
     assert f"'a red heart and a green tree' has {len(ids)} text ids, 3 fit" in message
     assert message.endswith(f"cut off: {text_tokenizer.decode(ids[3:])!r}")
     assert "tree" in message.split("cut off")[1]
 
 
-def test_captions_that_fit_or_need_no_warning_are_silent(text_tokenizer):
+def test_no_warning_for_captions_that_fit_or_with_warn_off(text_tokenizer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text_tokenizer.encode_batch(["a cat"], 5)
@@ -178,7 +180,7 @@ def test_captions_that_fit_or_need_no_warning_are_silent(text_tokenizer):
         assert text_tokenizer.encode_batch(["a red heart and a green tree"], 3, warn=False).shape == (1, 3)
 
 
-def test_cutting_changes_no_list(text_tokenizer):
+def test_cutting_does_not_change_its_argument(text_tokenizer):
     ids = text_tokenizer.encode("a red heart")
     before = list(ids)
     text_tokenizer.truncate(ids, 2)
@@ -189,13 +191,13 @@ def test_cutting_changes_no_list(text_tokenizer):
 # --- training and files
 
 
-def test_special_ids_are_dedicated(text_tokenizer):
+def test_special_ids_and_vocabulary_size(text_tokenizer):
     t = text_tokenizer
     assert (t.pad_id, t.bos_id, t.eos_id) == (0, 2, 3)
     assert t.vocab_size == 367
 
 
-def test_training_is_deterministic_and_the_identity_is_the_content(tmp_path, text_tokenizer):
+def test_training_is_deterministic_and_identity_follows_the_content(tmp_path, text_tokenizer):
     again = train_text_tokenizer(CAPTIONS, tmp_path / "deep" / "a.model", 367)
     assert again.identity == text_tokenizer.identity
     assert train_text_tokenizer(CAPTIONS[:-1], tmp_path / "b.model", 367).identity != again.identity
@@ -212,14 +214,14 @@ def test_plain_nfkc_keeps_case(tmp_path):
     assert tokenizer.decode(tokenizer.encode("A ﬁne Heart")) == "A fine Heart"
 
 
-def test_characters_never_seen_become_bytes(text_tokenizer):
+def test_unknown_characters_become_bytes(text_tokenizer):
     ids = text_tokenizer.encode("字")
     assert len(ids) >= 3
     assert text_tokenizer.decode(ids) == "字"
 
 
 @pytest.mark.parametrize("vocab_size", [7, 259])
-def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, vocab_size):
+def test_too_small_vocabulary_is_refused(tmp_path, vocab_size):
     with pytest.raises(UserError, match=f"no vocabulary of {vocab_size}") as caught:
         train_text_tokenizer(CAPTIONS, tmp_path / "a.model", vocab_size)
     assert "\n" not in str(caught.value)
@@ -227,7 +229,7 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, vocab_size):
 
 
 @pytest.mark.parametrize("captions", [[], [""], ["", " "]])
-def test_training_needs_text(tmp_path, captions):
+def test_training_without_text_is_refused(tmp_path, captions):
     with pytest.raises(UserError, match="no vocabulary"):
         train_text_tokenizer(captions, tmp_path / "a.model", 300)
     assert list(tmp_path.iterdir()) == []
@@ -239,12 +241,12 @@ def test_few_captions_give_a_smaller_vocabulary(tmp_path):
     assert tokenizer.decode(tokenizer.encode("a red heart")) == "a red heart"
 
 
-def test_an_unknown_normalization_is_refused(tmp_path):
+def test_unknown_normalization_is_refused(tmp_path):
     with pytest.raises(UserError, match="normalization is 'nfd'; expected one of nfkc, nfkc_cf"):
         train_text_tokenizer(CAPTIONS, tmp_path / "a.model", 367, "nfd")
 
 
-def test_a_missing_file_is_refused(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.model: No such file or directory; give a trained"):
         TextTokenizer(tmp_path / "nothing.model")
     with pytest.raises(UserError, match="cannot read text tokenizer"):
@@ -252,23 +254,23 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"no model", b"\x80\x04pickle", bytes(range(256)) * 13])
-def test_a_bad_file_is_refused(tmp_path, content):
+def test_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "bad.model"
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a SentencePiece model"):
         TextTokenizer(path)
 
 
-@pytest.mark.parametrize("share", [0, 0.5])
-def test_a_truncated_file_is_refused(tmp_path, tiny_model, share):
+@pytest.mark.parametrize("fraction", [0, 0.5])
+def test_truncated_file_is_refused(tmp_path, tiny_model, fraction):
     path = tmp_path / "bad.model"
     content = (tiny_model / "text_tokenizer.model").read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(UserError, match=r"bad\.model"):
         TextTokenizer(path)
 
 
-def test_a_model_without_padding_is_refused(tmp_path):
+def test_model_without_padding_id_is_refused(tmp_path):
     path = tmp_path / "plain.model"
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(

@@ -13,7 +13,7 @@ PACKAGE = Path(dalle_mini_impl.__file__).parent
 PYPROJECT = PACKAGE.parent / "pyproject.toml"
 
 
-def test_a_missing_package_is_named_with_what_installs_it_in_and_outside_a_clone():
+def test_missing_package_is_named_with_commands_that_install_it():
     assert str(need_extra("resvg-py", "emoji")) == (
         "resvg-py is not installed; run: pip install resvg-py (in a clone: pip install -c constraints.txt '.[emoji]')"
     )
@@ -30,7 +30,7 @@ def calls_of_need_extra():
                     yield values
 
 
-def test_every_named_extra_has_the_packages_that_are_missing():
+def test_every_named_extra_contains_the_named_packages():
     if not PYPROJECT.is_file():
         pytest.skip("the extras are in the checkout's pyproject.toml")
     table = PYPROJECT.read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]

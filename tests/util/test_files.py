@@ -7,16 +7,16 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped, replace_file, replace_folder, write_json
 
 
-def listing(folder):
+def files_in(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def stop_halfway(path):
+def write_half_and_interrupt(path):
     path.write_text("half")
     raise KeyboardInterrupt
 
 
-def test_a_file_appears_when_the_block_ends(tmp_path):
+def test_file_appears_only_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "a.png"
     with replace_file(path) as temporary:
         assert temporary.suffix == ".png"
@@ -24,10 +24,10 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
         temporary.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
-    assert listing(tmp_path) == ["new", "new/a.png"]
+    assert files_in(tmp_path) == ["new", "new/a.png"]
 
 
-def test_a_file_is_replaced(tmp_path):
+def test_old_file_stays_until_the_block_ends(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with replace_file(path) as temporary:
@@ -36,7 +36,7 @@ def test_a_file_is_replaced(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+def test_pipe_receives_the_content_and_is_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -50,51 +50,51 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     assert list(tmp_path.iterdir()) == [pipe]
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failure_leaves_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt), replace_file(path) as temporary:
-        stop_halfway(temporary)
+        write_half_and_interrupt(temporary)
     assert path.read_text() == "old"
-    assert listing(tmp_path) == ["a.txt"]
+    assert files_in(tmp_path) == ["a.txt"]
 
 
-def test_a_failure_before_the_first_byte(tmp_path):
+def test_failure_before_the_first_byte_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="early"), replace_file(tmp_path / "a.txt"):
         raise ValueError("early")
-    assert listing(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
-def test_a_folder_appears_when_the_block_ends(tmp_path):
+def test_folder_appears_only_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "set"
     with replace_folder(path) as temporary:
         (temporary / "inner").mkdir()
         (temporary / "inner" / "a.txt").write_text("whole")
         assert not path.exists()
-    assert listing(tmp_path) == ["new", "new/set", "new/set/inner", "new/set/inner/a.txt"]
+    assert files_in(tmp_path) == ["new", "new/set", "new/set/inner", "new/set/inner/a.txt"]
     assert path.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_folder_is_replaced_with_all_its_files(tmp_path):
     path = tmp_path / "set"
     path.mkdir()
     (path / "old.txt").write_text("old")
     with replace_folder(path) as temporary:
         (temporary / "new.txt").write_text("new")
-        assert listing(path) == ["old.txt"]
-    assert listing(tmp_path) == ["set", "set/new.txt"]
+        assert files_in(path) == ["old.txt"]
+    assert files_in(tmp_path) == ["set", "set/new.txt"]
 
 
-def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
+def test_failure_leaves_the_old_folder_and_no_temporary_folder(tmp_path):
     path = tmp_path / "set"
     path.mkdir()
     (path / "old.txt").write_text("old")
     with pytest.raises(KeyboardInterrupt), replace_folder(path) as temporary:
-        stop_halfway(temporary / "new.txt")
-    assert listing(tmp_path) == ["set", "set/old.txt"]
+        write_half_and_interrupt(temporary / "new.txt")
+    assert files_in(tmp_path) == ["set", "set/old.txt"]
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+def test_failed_rename_leaves_the_old_folder(tmp_path, monkeypatch):
     path = tmp_path / "set"
     path.mkdir()
     (path / "old.txt").write_text("old")
@@ -112,15 +112,15 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkey
 
 
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
-def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, replace):
+def test_unwritable_path_is_refused(tmp_path, replace):
     (tmp_path / "file").write_text("old")
     with pytest.raises(UserError, match=r"cannot write .*inside: .*choose a writable path"):
         replace(tmp_path / "file" / "inside").__enter__()
-    assert listing(tmp_path) == ["file"]
+    assert files_in(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_an_interrupt_between_the_renames_loses_nothing(tmp_path, monkeypatch):
+def test_interrupt_between_the_renames_loses_no_file(tmp_path, monkeypatch):
     path = tmp_path / "set"
     path.mkdir()
     (path / "old.txt").write_text("old")
@@ -137,7 +137,7 @@ def test_an_interrupt_between_the_renames_loses_nothing(tmp_path, monkeypatch):
     assert [file.read_text() for file in tmp_path.rglob("*.txt")] == ["old"]
 
 
-def test_shipped_prefers_what_the_user_names(tmp_path, monkeypatch):
+def test_existing_file_takes_precedence_over_a_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs" / "emoji").mkdir(parents=True)
     own = tmp_path / "configs" / "emoji" / "transformer.yaml"
@@ -150,10 +150,10 @@ def test_shipped_prefers_what_the_user_names(tmp_path, monkeypatch):
     assert str(find_shipped("configs/nothing.yaml")) == "configs/nothing.yaml"
 
 
-def test_json_is_written_whole(tmp_path):
-    facts = {"emoji": "❤️", "values": [1, 2.5]}
-    path = write_json(tmp_path / "new" / "figures.json", facts)
-    assert json.loads(path.read_text(encoding="utf-8")) == facts
+def test_json_is_written_as_utf_8(tmp_path):
+    values = {"emoji": "❤️", "values": [1, 2.5]}
+    path = write_json(tmp_path / "new" / "figures.json", values)
+    assert json.loads(path.read_text(encoding="utf-8")) == values
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*; choose a writable path"):
         write_json(tmp_path / "file" / "figures.json", {})

@@ -28,7 +28,7 @@ def array(image):
     return np.asarray(image)
 
 
-def test_every_value_of_every_channel_survives_the_round_trip():
+def test_to_pixels_and_back_is_exact_for_every_value():
     values = np.stack([np.roll(np.arange(256), shift) for shift in (0, 85, 170)], -1).astype(np.uint8)
     picture = Image.fromarray(values.reshape(16, 16, 3))
     assert np.array_equal(array(to_images(to_pixels([picture], 16))[0]), array(picture))
@@ -49,12 +49,12 @@ def test_values_outside_are_clamped():
     assert array(to_images(pixels)[0])[0, 0].tolist() == [0, 255, 128]
 
 
-def test_no_pictures():
+def test_empty_batches_are_converted():
     assert to_pixels([], (3, 5)).shape == (0, 3, 3, 5)
     assert to_images(torch.zeros(0, 3, 3, 5)) == []
 
 
-def test_the_middle_of_a_wide_picture_is_kept():
+def test_wide_picture_is_cropped_around_its_middle():
     picture = Image.new("RGB", (30, 10), "red")
     picture.paste("blue", (10, 0, 20, 10))
     pixels = to_pixels([picture], 10)
@@ -81,7 +81,7 @@ def test_every_mode_becomes_rgb(mode):
     assert bool((to_pixels([picture], 3) == 1).all())
 
 
-def test_palette_with_a_transparent_entry():
+def test_transparent_palette_entry_becomes_white():
     picture = Image.new("P", (3, 1), 1)
     picture.putpalette([0, 0, 0, 255, 0, 0])
     picture.putpixel((0, 0), 0)
@@ -107,7 +107,7 @@ def test_palette_with_a_transparent_entry():
         (7, 1, (7, 1)),
     ],
 )
-def test_a_sheet_has_room_for_any_count(count, columns, rows_columns):
+def test_sheet_has_a_cell_for_every_picture(count, columns, rows_columns):
     pictures = [Image.new("RGB", (11, 7), (number, 1, 2)) for number in range(count)]
     sheet = contact_sheet(pictures, columns, gap=3)
     rows, wide = rows_columns
@@ -117,12 +117,12 @@ def test_a_sheet_has_room_for_any_count(count, columns, rows_columns):
     assert array(sheet).reshape(-1, 3).tolist().count([255, 255, 255]) == sheet.width * sheet.height - count * 77
 
 
-def test_cells_take_the_size_of_the_largest():
+def test_cells_have_the_size_of_the_largest_picture():
     sheet = contact_sheet([Image.new("RGB", (5, 13)), Image.new("RGBA", (11, 3))], columns=2, gap=2)
     assert sheet.size == (2 + 2 * 13, 2 + 15)
 
 
-def test_labels_are_written_under_their_picture_and_nowhere_else():
+def test_label_is_written_under_its_picture_only():
     pictures = [Image.new("RGB", (40, 20), "red") for _ in range(2)]
     bare, one = contact_sheet(pictures, 2), contact_sheet(pictures, 2, ["", "0.123"])
     assert one.width == bare.width
@@ -133,7 +133,7 @@ def test_labels_are_written_under_their_picture_and_nowhere_else():
     assert strip[:, 88:].min() == 255
 
 
-def test_a_long_label_is_cut_to_its_cell():
+def test_long_label_is_cut_to_its_cell():
     pictures = [Image.new("RGB", (40, 20), "red") for _ in range(3)]
     sheet = array(contact_sheet(pictures, 3, ["", "a very long prompt about hearts " * 9, ""]))
     assert sheet[25:, :48].min() == 255
@@ -146,17 +146,17 @@ def test_any_text_can_be_a_label(label):
     assert contact_sheet([Image.new("RGB", (50, 20))], 1, [label]).width == 58
 
 
-def test_a_sheet_needs_a_picture():
+def test_sheet_without_pictures_is_refused():
     with pytest.raises(UserError, match="0 pictures"):
         contact_sheet([])
 
 
-def test_a_sheet_needs_columns():
+def test_negative_columns_are_refused():
     with pytest.raises(UserError, match="-2"):
         contact_sheet([Image.new("RGB", (3, 3))], columns=-2)
 
 
-def test_pictures_on_a_sheet_are_not_changed():
+def test_contact_sheet_does_not_change_its_pictures():
     picture = noise(9, 7)
     before = array(picture).copy()
     sheet = contact_sheet([picture, picture], 2, gap=1)
@@ -167,7 +167,7 @@ def test_pictures_on_a_sheet_are_not_changed():
 # --- PNG files
 
 
-def test_metadata_and_pixels_come_back(tmp_path):
+def test_saved_metadata_and_pixels_are_read_back(tmp_path):
     metadata = {"prompt": "ein rotes Herz ❤️‍🔥 心形 \x00\n", "seed": 2**63, "scores": [0.1 + 0.2, None], "ok": True}
     picture = noise(13, 7)
     path = save_png(picture, tmp_path / "deep" / "a.png", metadata)
@@ -178,11 +178,11 @@ def test_metadata_and_pixels_come_back(tmp_path):
         assert np.array_equal(array(read), array(picture))
 
 
-def test_metadata_does_not_depend_on_the_ending(tmp_path):
+def test_metadata_is_read_whatever_the_file_name(tmp_path):
     assert read_metadata(save_png(noise(3, 5), tmp_path / "picture.jpg", {"seed": 3})) == {"seed": 3}
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_failed_save_leaves_no_file(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*folder\.png"):
         save_png(noise(3, 5), tmp_path / "folder.png")
@@ -192,13 +192,13 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
-def test_a_picture_without_settings_is_refused(tmp_path):
+def test_picture_without_metadata_is_refused(tmp_path):
     with pytest.raises(UserError, match="carries no settings"):
         read_metadata(save_png(noise(3, 5), tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_what_is_no_picture_is_refused(tmp_path, content):
+def test_file_that_is_no_picture_is_refused(tmp_path, content):
     path = tmp_path / "a.png"
     if content is not None:
         path.write_bytes(content)
@@ -206,21 +206,21 @@ def test_what_is_no_picture_is_refused(tmp_path, content):
         read_metadata(path)
 
 
-def test_a_truncated_picture_is_refused(tmp_path):
+def test_truncated_picture_is_refused(tmp_path):
     path = save_png(noise(64, 64), tmp_path / "a.png", {"seed": 3})
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="not a readable picture"):
         read_metadata(path)
 
 
-def test_a_picture_too_large_to_open_is_refused(tmp_path, monkeypatch):
+def test_metadata_of_a_picture_above_the_pixel_limit_is_refused(tmp_path, monkeypatch):
     path = save_png(noise(64, 64), tmp_path / "a.png", {"seed": 3})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="not a readable picture"):
         read_metadata(path)
 
 
-def test_settings_that_are_no_json_are_refused(tmp_path):
+def test_metadata_that_is_no_json_is_refused(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_itxt(METADATA_KEY, "{half")
     noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
@@ -231,10 +231,10 @@ def test_settings_that_are_no_json_are_refused(tmp_path):
 # --- decoding files
 
 
-def test_pictures_are_turned_upright_and_animations_show_their_first_frame(tmp_path):
+def test_photos_are_rotated_upright_and_animations_give_their_first_frame(tmp_path):
     photo, exif = Image.new("RGB", (13, 7), "red"), Image.Exif()
     photo.paste("blue", (0, 0, 3, 3))
-    exif[0x0112] = 6  # the camera was held upright: turn clockwise
+    exif[0x0112] = 6  # orientation tag: rotate clockwise by 90 degrees
     photo.save(tmp_path / "photo.jpg", exif=exif, quality=100, subsampling=0)
     upright = open_picture(tmp_path / "photo.jpg")
     assert upright.size == (7, 13)
@@ -258,7 +258,7 @@ def test_pictures_are_turned_upright_and_animations_show_their_first_frame(tmp_p
         ("LA", "png", (77, 50), (77, 77, 77, 50)),
     ],
 )
-def test_every_kind_of_file_becomes_rgb_or_rgba(tmp_path, mode, ending, colour, expected):
+def test_every_file_format_and_mode_becomes_rgb_or_rgba(tmp_path, mode, ending, colour, expected):
     picture = Image.new(mode, (16, 16), colour)
     if mode == "P":
         picture.putpalette([9] * 9 + [30, 40, 50])
@@ -270,7 +270,7 @@ def test_grey_with_16_bits_is_not_clipped_to_white():
     assert on_background(Image.new("I;16", (3, 2), 0x4000)).getpixel((1, 1)) == (64, 64, 64)
 
 
-def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypatch):
+def test_unreadable_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     noise(64, 64).save(tmp_path / "cut.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:1500])
     header = b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\x0dIHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)

@@ -16,7 +16,7 @@ TABLE = [
     ("Batman: 1", "Batman: 1", []),
     ("note:", "note:", []),
     ("a:inf", "a:inf", []),
-    ("clock at 12:30", "clock at 12", [30.0]),  # what the syntax says; with a backslash it is a time
+    ("clock at 12:30", "clock at 12", [30.0]),  # a number by the syntax; a backslash makes it a time
     (r"clock at 12\:30", "clock at 12:30", []),
     (r"clock at 12\:30:0.5", "clock at 12:30", [0.5]),
     (r"this \| that", "this | that", []),
@@ -30,10 +30,10 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("word", "content", "numbers"), TABLE, ids=[repr(row[0]) for row in TABLE])
-def test_numbers_stand_right_behind_colons(word, content, numbers):
+def test_numbers_right_behind_colons_are_split_off(word, content, numbers):
     assert split_term(word, max_numbers=2) == (content, numbers)
 
 
-def test_no_more_numbers_are_taken_than_asked_for():
+def test_at_most_max_numbers_are_split_off():
     assert split_term("a fox:1:2") == ("a fox:1", [2.0])
     assert split_term("a fox:1:2", max_numbers=0) == ("a fox:1:2", [])

