@@ -1,1 +1,5 @@
-"""An index of a folder's pictures: kept up to date, searched exactly, exported."""
+"""Image search: an index of a folder's pictures that is updated in place, searched exactly, and exported.
+
+Reading order: `index` has the public `ImageIndex`; `store` its files; `update` reads and embeds changed pictures;
+`nearest` searches; `query` reads queries of the command line; `export` writes the layout of clip-retrieval.
+"""

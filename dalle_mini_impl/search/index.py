@@ -1,4 +1,4 @@
-"""The index of a folder's pictures: made, updated and searched."""
+"""The index of a folder's pictures: create, update and search it."""
 
 import hashlib
 import math
@@ -17,87 +17,103 @@ from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.nearest import nearest
-from dalle_mini_impl.search.store import DATABASE, Store, create, one_line_errors, only_writer
-from dalle_mini_impl.search.update import Changes, update
+from dalle_mini_impl.search.store import DATABASE, IndexFiles, create_files, one_line_errors, write_lock
+from dalle_mini_impl.search.update import Changes, update_index
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, open_picture
 from dalle_mini_impl.util.text import printable
 
 Term: TypeAlias = str | Path | Image.Image
-"""What to look for: a text, the path of a picture, or a picture."""
+"""Part of a query: a text, the path of a picture, or a picture."""
 Query: TypeAlias = Term | Sequence[tuple[Term, float]]
-"""One term, or several with weights, which are negative for what should not be there."""
-LEAST_LENGTH = 1e-3
-"""Of a sum of terms; what is shorter is rounding, not a direction."""
+"""One term, or several with weights; a negative weight searches away from its term."""
+MIN_NORM = 1e-3
+"""Least norm of a sum of terms; a smaller one is rounding error without a direction."""
 SHEET_SIZE = 160
-INSIDE = ".dalle-index"
-"""Where an index lies in the folder of its pictures, unless it is put elsewhere."""
+"""Largest side in pixels of a picture on a sheet of hits."""
+DEFAULT_FOLDER = ".dalle-index"
+"""Name of the index's folder in the folder of its pictures, unless another one is given."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found."""
+    """A result of a search."""
 
     path: Path
     score: float
-    """Cosine with the query, -1 to 1. Only differences count: good fits of a text lie far below 1."""
+    """Cosine with the query, in [-1, 1]. Only differences are meaningful: good fits of a text are far below 1."""
     copies: tuple[Path, ...]
-    """Other files with the same content."""
+    """Other files of equal content."""
 
 
 class ImageIndex:
-    """Pictures of a folder and what a scorer makes of them. `open` or `create` gives one."""
+    """Embeddings of a folder's pictures by a scorer, searched by texts and pictures. Use `open` or `create`.
 
-    def __init__(self, store: Store, scorer: Scorer) -> None:
-        self.scorer, self._store = scorer, store
-        with one_line_errors(store.folder):
-            made_by, name, given = store.fact("identity"), store.fact("scorer"), scorer_identity(scorer)
-            if made_by != given:
+    Args:
+        files: of the index.
+        scorer: the one that the index was made with.
+
+    Raises:
+        UserError: another scorer made the index.
+    """
+
+    def __init__(self, files: IndexFiles, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self._files = files
+        with one_line_errors(files.folder):
+            expected = files.metadata("identity")
+            identity = scorer_identity(scorer)
+            if expected != identity:
+                name = files.metadata("scorer") or "passed from Python"
                 raise UserError(
-                    f"the index in {store.folder} was made by scorer {made_by} ({name or 'passed from Python'}), but "
-                    f"{given} was given; use the one it was made by, or make the index anew with --rebuild"
+                    f"expected scorer {expected} ({name}), which made the index in {files.folder}, got {identity}; "
+                    f"use that scorer, or make the index again with --rebuild"
                 )
-            self.vectors, self._used = store.vectors()
+            self.vectors, self._used = files.vectors()
 
     @classmethod
     def open(cls, folder: str | Path, scorer: Scorer | str = "", device: str = "cpu") -> "ImageIndex":
         """Open an index.
 
         Args:
-            folder: of the index, or of pictures with the index inside.
-            scorer: the one it was made with; by default what was named when it was made.
-            device: where a scorer that is named computes.
+            folder: of the index, or of pictures with the index in `.dalle-index`.
+            scorer: the one it was made with, or its name; by default the name it was made with.
+            device: where a scorer given by name computes.
 
         Raises:
             UserError: there is no index, it cannot be read, or another scorer made it.
         """
-        store = Store(locate(folder))
+        files = IndexFiles(find_index_folder(folder))
         if isinstance(scorer, str):
-            with one_line_errors(store.folder):
-                name = scorer or store.fact("scorer")
+            with one_line_errors(files.folder):
+                name = scorer or files.metadata("scorer")
             if not name:
-                raise UserError(f"the index in {store.folder} was made by a scorer passed from Python; pass it again")
+                raise UserError(
+                    f"expected the scorer that made the index in {files.folder}, got none; it was passed from Python "
+                    f"without a name, so pass it again"
+                )
             scorer = Scorer.from_pretrained(name, device)
-        return cls(store, scorer)
+        return cls(files, scorer)
 
     @classmethod
     def create(cls, folder: str | Path, scorer: Scorer | str, device: str = "cpu") -> "ImageIndex":
-        """Make an empty index, in place of one that is there.
+        """Make an empty index, replacing one that exists.
 
         Args:
             folder: of the index; made if missing.
-            scorer: what will embed the pictures; a named one need not be given to `open` again.
-            device: where a scorer that is named computes.
+            scorer: embeds the pictures; a name is remembered, so that `open` needs no scorer.
+            device: where a scorer given by name computes.
 
         Raises:
             UserError: the folder cannot be written to, or another process writes the index.
         """
         name = ""
         if isinstance(scorer, str):
-            name, scorer = lasting_name(scorer), Scorer.from_pretrained(scorer, device)
-        dim, identity = str(scorer.model.embed_dim), scorer_identity(scorer)
-        create(Path(folder), {"dim": dim, "identity": identity, "scorer": name})
-        return cls(Store(Path(folder)), scorer)
+            name = absolute_scorer_name(scorer)
+            scorer = Scorer.from_pretrained(scorer, device)
+        metadata = {"dim": str(scorer.model.embed_dim), "identity": scorer_identity(scorer), "scorer": name}
+        create_files(Path(folder), metadata)
+        return cls(IndexFiles(Path(folder)), scorer)
 
     def __len__(self) -> int:
         """Number of different contents."""
@@ -105,78 +121,87 @@ class ImageIndex:
 
     @property
     def root(self) -> Path:
-        """The folder that is indexed; the index's own until the first update.
+        """The folder that is indexed; the index's own folder until the first update.
 
-        It is kept relative to the index, so that both can be moved together.
+        It is stored relative to the index, so that both can be moved together.
         """
-        return (self._store.folder.resolve() / self._store.fact("root")).resolve()
+        return (self._files.folder.resolve() / self._files.metadata("root")).resolve()
 
     def pictures(self) -> list[tuple[Path, int]]:
-        """Every picture that can be found and the row of its vector, by path."""
-        with one_line_errors(self._store.folder):
+        """Every picture that can be found, with the row of its vector, ordered by path."""
+        with one_line_errors(self._files.folder):
             root = self.root
-            return [(root / os.fsdecode(path), row) for path, row in self._store.pictures()]
+            return [(root / os.fsdecode(path), row) for path, row in self._files.pictures()]
 
     def update(self, pictures: str | Path, log: SkipLog | None = None) -> Changes:
-        """Make the index what a folder of pictures is. A killed update goes on where it was.
+        """Update the index from a folder of pictures. An update that was killed continues after its last commit.
 
         Args:
             pictures: the folder, searched at any depth; hidden files are ignored.
-            log: takes what could not be read, and why.
+            log: records what could not be read, and why.
+
+        Returns:
+            Numbers of new, unchanged, unreadable and removed pictures.
 
         Raises:
-            UserError: it is no folder, has no pictures, or is another than before, which still exists.
+            UserError: it is no folder, has no pictures, or is not the indexed folder, which still exists.
         """
         root = Path(pictures).resolve()
         if not root.is_dir():
-            raise UserError(f"{pictures} is no folder; name one with pictures in it")
-        with one_line_errors(self._store.folder), only_writer(self._store.folder):
-            if self._store.fact("root") and self.root != root and self.root.is_dir():
+            raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
+        with one_line_errors(self._files.folder), write_lock(self._files.folder):
+            if self._files.metadata("root") and self.root != root and self.root.is_dir():
                 raise UserError(
-                    f"the index in {self._store.folder} is that of {self.root}, but {root} was given; give that an "
-                    f"index of its own, or turn this one into its index with --rebuild"
+                    f"expected {self.root}, the folder of the index in {self._files.folder}, got {root}; "
+                    f"give that folder an index of its own, or replace this one with --rebuild"
                 )
-            changes = update(self._store, self.scorer, root, SkipLog() if log is None else log)
-            self.vectors, self._used = self._store.vectors()
+            changes = update_index(self._files, self.scorer, root, SkipLog() if log is None else log)
+            self.vectors, self._used = self._files.vectors()
         return changes
 
-    def search(self, query: Query, count: int = 10, threshold: float = -1.0) -> list[Hit]:
-        """The pictures that fit a query best, exactly, best first; equal ones in the order they were indexed.
+    def search(self, query: Query, keep: int = 10, threshold: float = -1.0) -> list[Hit]:
+        """The pictures with the highest cosines, exactly, best first; equal ones in the order of their indexing.
 
         Args:
             query: a text, a picture, or several of them with weights: `[("cat", 1.0), (Path("a.jpg"), 0.5)]`.
-            count: most hits; files of the same content are one.
+            keep: most hits; files of equal content are one hit.
             threshold: least score of a hit.
 
         Raises:
-            UserError: a picture cannot be read, a text is empty, the terms cancel each other out, or `count` is
-                not positive.
+            UserError: a picture cannot be read, a text is empty, the terms cancel each other out, or `keep` is not
+                positive.
         """
-        if count < 1:
-            raise UserError(f"{count} hits were asked for; expected at least 1")
+        if keep < 1:
+            raise UserError(f"expected keep of at least 1, got {keep}; ask for one hit or more")
         if not len(self):
-            raise UserError(f"the index in {self._store.folder} has no pictures; fill it with: dalle index DIR")
-        scores, rows = nearest(self.vectors, self.embed(query), count, self._used)
+            raise UserError(
+                f"expected pictures in the index in {self._files.folder}, got none; fill it with: dalle index DIR"
+            )
+        scores, rows = nearest(self.vectors, self.embed(query), keep, self._used)
         hits = []
-        with one_line_errors(self._store.folder):
+        with one_line_errors(self._files.folder):
             root = self.root
             for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-                paths = [root / os.fsdecode(path) for path in self._store.paths(row)]
+                paths = [root / os.fsdecode(path) for path in self._files.paths(row)]
                 if score >= threshold and paths:
                     hits.append(Hit(paths[0], score, tuple(paths[1:])))
         return hits
 
     def embed(self, query: Query) -> Tensor:
-        """The direction (D,) of a query, of length 1: the weighted sum of its terms' directions."""
+        """The embedding (D,) of a query, of unit length: the weighted sum of its terms' embeddings, normalised.
+
+        Raises:
+            UserError: as for `search`.
+        """
         terms = [(query, 1.0)] if isinstance(query, str | Path | Image.Image) else list(query)
         total = torch.zeros(self.vectors.shape[1])
         for term, weight in terms:
             if not math.isfinite(weight):
-                raise UserError(f"weight {weight} was given for {term}; expected a number")
+                raise UserError(f"expected a number as weight of {term}, got {weight}; correct it")
             total += weight * self._embed_term(term)
-        if not total.norm() > LEAST_LENGTH:
+        if not total.norm() > MIN_NORM:
             raise UserError(
-                "nothing is left to look for: there are no terms, or they cancel each other out; "
+                "expected a query with a direction, got no terms, or terms that cancel each other out; "
                 "give a text or a picture, or other weights"
             )
         return total / total.norm()
@@ -184,36 +209,48 @@ class ImageIndex:
     def _embed_term(self, term: Term) -> Tensor:
         if isinstance(term, str):
             if not term.strip():
-                raise UserError("an empty text came; say what to look for")
+                raise UserError("expected a text, got an empty one; describe what to search for")
             return self.scorer.embed_texts([term])[0]
         return self.scorer.embed_images([open_picture(term) if isinstance(term, Path) else term])[0]
 
 
 def scorer_identity(scorer: Scorer) -> str:
-    """Hash of all that an embedding depends on: weights, text ids, and how pictures and texts are prepared."""
+    """Hash of everything that an embedding depends on: weights, text ids, and how pictures and texts are prepared.
+
+    It includes the names of the fields of `Scorer` and `Preprocess`: renaming one makes existing indexes unusable.
+    """
     weights = weights_identity({name: value.cpu() for name, value in scorer.model.state_dict().items()})
     text_tokenizer = getattr(scorer.text_tokenizer, "identity", "")
-    elsewhere = ("model", "text_tokenizer", "device", "chunk_size")
-    settings = {field.name: getattr(scorer, field.name) for field in fields(scorer) if field.name not in elsewhere}
+    without_influence = ("device", "chunk_size")
+    hashed_above = ("model", "text_tokenizer")
+    settings = {
+        field.name: getattr(scorer, field.name)
+        for field in fields(scorer)
+        if field.name not in (*hashed_above, *without_influence)
+    }
     return hashlib.sha256(f"{weights} {text_tokenizer} {settings}".encode()).hexdigest()[:16]
 
 
-def lasting_name(name: str) -> str:
-    """The name of a scorer under which it is found from any folder."""
+def absolute_scorer_name(name: str) -> str:
+    """The name of a scorer with an absolute path, if it has a path: valid in any working directory."""
     library, _, folder = name.partition(":")
     if Path(name).is_dir():
         return str(find_checkpoint(name).resolve())
     return f"{library}:{Path(folder).resolve()}" if folder and Path(folder).is_dir() else name
 
 
-def locate(folder: str | Path) -> Path:
-    """The folder of an index: the one given, or the one inside a folder of pictures."""
-    inside = Path(folder) / INSIDE
+def find_index_folder(folder: str | Path) -> Path:
+    """The folder of an index: the one given, or `.dalle-index` in a folder of pictures."""
+    inside = Path(folder) / DEFAULT_FOLDER
     return inside if (inside / DATABASE).is_file() else Path(folder)
 
 
-def sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
-    """Hits in one picture, best first, with scores and names; a file that is gone by now is left white.
+def hits_sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
+    """Hits in one picture, best first, with scores and names; a file that no longer exists is white.
+
+    Args:
+        hits: at least one.
+        columns: pictures per row; 0 makes the sheet about square.
 
     Raises:
         UserError: there are no hits.

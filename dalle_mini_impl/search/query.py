@@ -1,4 +1,4 @@
-"""Queries as they are typed: terms with signs between them and weights behind them."""
+"""Queries as typed on the command line: terms with signs between them and weights after them."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,14 @@ def parse_query(words: Sequence[str]) -> list[tuple[Term, float]]:
     r"""Read a query such as `cat + photo.jpg:0.5 - "green grass"`.
 
     Args:
-        words: terms, and signs `+` and `-` that stand alone before a term. A term that ends like a picture file is one.
-            A number behind a colon is the term's weight, 1 where there is none; `\:` is a colon of the text.
+        words: terms, and the separate signs `+` and `-` before a term. A term with the suffix of a picture file is a
+            path. A number after a colon is the term's weight, 1 if there is none; `\:` is a colon of the text.
+
+    Returns:
+        Terms with their weights, in order.
 
     Raises:
-        UserError: a sign has no term behind it.
+        UserError: a sign is not followed by a term.
     """
     terms: list[tuple[Term, float]] = []
     sign = ""
@@ -25,11 +28,13 @@ def parse_query(words: Sequence[str]) -> list[tuple[Term, float]]:
         if word in SIGNS and not sign:
             sign = word
         elif word in SIGNS:
-            raise UserError(f"{word!r} follows {sign!r}; expected one sign before each text or picture")
+            raise UserError(f"expected one sign before each text or picture, got {sign!r} and {word!r}; remove one")
         else:
             name, numbers = split_term(word)
             terms.append((name, SIGNS.get(sign, 1.0) * (numbers or [1.0])[0]))
             sign = ""
     if sign:
-        raise UserError(f"the query ends with {sign!r}; expected a text or a picture behind it")
+        raise UserError(
+            f"expected a text or a picture after {sign!r}, got the end of the query; add one, or remove the sign"
+        )
     return terms

@@ -1,3 +1,5 @@
+"""Image search: nearest vectors, the index and its updates, queries, commands, export, benchmark."""
+
 import json
 import os
 import sqlite3
@@ -20,8 +22,14 @@ from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.sample import read_bytes
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search import nearest, query, store, update
-from dalle_mini_impl.search.export import export, export_faiss
-from dalle_mini_impl.search.index import INSIDE, ImageIndex, lasting_name, scorer_identity, sheet
+from dalle_mini_impl.search.export import export_clip_retrieval, export_faiss
+from dalle_mini_impl.search.index import (
+    DEFAULT_FOLDER,
+    ImageIndex,
+    absolute_scorer_name,
+    hits_sheet,
+    scorer_identity,
+)
 from dalle_mini_impl.util.errors import UserError
 
 DIM = 19
@@ -44,7 +52,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def refused(refused):
-    """Gives the one line that tells what is wrong."""
+    """Runs `dalle` on bad input and returns its one line of error."""
 
     def run(*arguments):
         error = refused(*arguments).splitlines()[-1]
@@ -70,7 +78,7 @@ def names(hits):
 
 
 def embedded_by(scorer, monkeypatch):
-    """List that grows by the number of pictures whenever some are embedded."""
+    """A list to which the number of pictures is appended whenever some are embedded."""
     counts, embed = [], Scorer.embed_images
     monkeypatch.setattr(Scorer, "embed_images", lambda self, images: counts.append(len(images)) or embed(self, images))
     return counts
@@ -79,7 +87,7 @@ def embedded_by(scorer, monkeypatch):
 # --- nearest
 
 
-def test_nearest_is_exact_where_half_precision_cannot_tell():
+def test_nearest_is_exact_where_half_precision_is_not():
     torch.manual_seed(0)
     query = F.normalize(torch.randn(61), dim=0)
     vectors = F.normalize(query + 1e-4 * torch.randn(2003, 61), dim=1).half()  # cosines equal to 3 digits
@@ -88,10 +96,10 @@ def test_nearest_is_exact_where_half_precision_cannot_tell():
     assert rows.tolist() == exact.topk(13).indices.tolist()
     assert torch.allclose(scores.double(), exact[rows], atol=1e-6)
     rough = torch.mv(vectors, query.half())
-    assert rough.topk(13).indices.tolist() != rows.tolist()  # or the test would show nothing
+    assert rough.topk(13).indices.tolist() != rows.tolist()  # otherwise the test would prove nothing
 
 
-def test_error_of_the_first_pass_stays_within_its_slack():
+def test_rounding_error_of_the_first_pass_is_within_its_slack():
     torch.manual_seed(1)
     query = F.normalize(torch.randn(512), dim=0)
     vectors = F.normalize(torch.randn(997, 512) + 9 * query, dim=1).half()
@@ -99,7 +107,7 @@ def test_error_of_the_first_pass_stays_within_its_slack():
     assert 0 < float(error) < nearest.SLACK / 2
 
 
-def test_equal_vectors_come_in_their_order_and_free_rows_never():
+def test_equal_vectors_keep_their_order_and_free_rows_are_never_found():
     vectors = torch.eye(7, 5).half()
     vectors[[1, 4, 6]] = vectors[2].clone()
     scores, rows = nearest.nearest(vectors, vectors[2].float(), 3)
@@ -116,7 +124,7 @@ def test_equal_vectors_come_in_their_order_and_free_rows_never():
 def test_pictures_are_found_by_picture_and_text(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     changes = index.update(pictures)
-    assert changes == update.Changes(unchanged=0, embedded=5, known=0, unreadable=0, gone=0)
+    assert changes == update.Changes(unchanged=0, embedded=5, known=0, unreadable=0, removed=0)
     assert len(index) == 5
     hits = index.search(pictures / "sub/deep/noise.png", 3)
     assert hits[0].path == pictures / "sub/deep/noise.png"
@@ -145,7 +153,7 @@ def test_terms_are_summed_with_their_weights(pictures, scorer, tmp_path):
     assert names(index.search([(image, -1.0)], 5)) == names(everything)[::-1]
 
 
-def test_only_what_changed_is_read_and_embedded(pictures, scorer, tmp_path, monkeypatch):
+def test_only_changed_files_are_read_and_new_contents_embedded(pictures, scorer, tmp_path, monkeypatch):
     index, counts = ImageIndex.create(tmp_path / "index", scorer), embedded_by(scorer, monkeypatch)
     index.update(pictures)
     reads = []
@@ -153,13 +161,13 @@ def test_only_what_changed_is_read_and_embedded(pictures, scorer, tmp_path, monk
     assert index.update(pictures).unchanged == 5
     assert not reads
 
-    (pictures / "sub/green.png").rename(pictures / "moved.png")  # content that is known
+    (pictures / "sub/green.png").rename(pictures / "moved.png")  # known content
     (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
     random_picture(11).save(pictures / "grey.webp", lossless=True)
     random_picture(12).save(pictures / "sub/new.png")
     (pictures / "sub/blue.jpg").unlink()
     counts.clear()
-    assert index.update(pictures) == update.Changes(unchanged=2, embedded=2, known=2, unreadable=0, gone=2)
+    assert index.update(pictures) == update.Changes(unchanged=2, embedded=2, known=2, unreadable=0, removed=2)
     assert sorted(reads) == ["copy.png", "grey.webp", "moved.png", "new.png"]
     assert sum(counts) == 2
     assert {path.relative_to(pictures).as_posix() for path, _ in index.pictures()} == {
@@ -175,7 +183,7 @@ def test_only_what_changed_is_read_and_embedded(pictures, scorer, tmp_path, monk
     assert "blue.jpg" not in names(index.search("a cat", 99))
 
 
-def test_free_rows_are_used_again(pictures, scorer, tmp_path):
+def test_free_rows_are_reused(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
     (pictures / "sub/green.png").unlink()
@@ -190,19 +198,19 @@ def test_free_rows_are_used_again(pictures, scorer, tmp_path):
         assert torch.allclose(index.vectors[row].float(), scorer.embed_images([Image.open(path)])[0], atol=1e-3)
 
 
-def test_a_killed_update_goes_on_where_it_was(pictures, scorer, tmp_path, monkeypatch):
+def test_killed_update_continues_after_its_last_commit(pictures, scorer, tmp_path, monkeypatch):
     monkeypatch.setattr(update, "BATCH_FILES", 2)
     index = ImageIndex.create(tmp_path / "index", scorer)
-    add, calls = store.Store.add, []
+    add, calls = store.IndexFiles.add, []
 
     def killed(self, entries, vectors, rows):
         calls.append(len(entries))
-        if len(calls) == 2:  # the vectors are there, the rows that name them are not
+        if len(calls) == 2:  # the vectors are written, the database's rows are not
             self.database.close()
         add(self, entries, vectors, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.Store, "add", killed)
+        patch.setattr(store.IndexFiles, "add", killed)
         with pytest.raises(UserError, match="cannot be read or written"):
             index.update(pictures)
     assert calls == [2, 2]
@@ -219,18 +227,20 @@ def test_a_killed_update_goes_on_where_it_was(pictures, scorer, tmp_path, monkey
     assert index.search("a cat") == fresh.search("a cat")
 
 
-def test_two_processes_do_not_write_one_index(pictures, scorer, tmp_path):
+def test_second_writer_of_an_index_is_refused(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     with (
-        store.only_writer(tmp_path / "index"),
-        pytest.raises(UserError, match="written by another process; wait until"),
+        store.write_lock(tmp_path / "index"),
+        pytest.raises(UserError, match="got a lock of another process; wait until"),
     ):
         index.update(pictures)
     assert index.update(pictures).embedded == 5
 
 
-def test_many_known_and_large_pictures_wait_for_no_full_batch(pictures, monkeypatch):
-    entries = [(store.IndexEntry(store.File(b"a", 0, 0)), image) for image in (random_picture(0), None, None, None)]
+def test_batches_are_limited_by_pictures_pixels_and_files(pictures, monkeypatch):
+    entries = [
+        (store.IndexEntry(store.PictureFile(b"a", 0, 0)), image) for image in (random_picture(0), None, None, None)
+    ]
     assert [len(batch) for batch in update.batches(iter(entries), 1)] == [1, 3]
     monkeypatch.setattr(update, "BATCH_PIXELS", 23 * 17)
     assert [len(batch) for batch in update.batches(iter(entries), 64)] == [1, 3]
@@ -241,7 +251,7 @@ def test_many_known_and_large_pictures_wait_for_no_full_batch(pictures, monkeypa
 # --- pictures of all kinds
 
 
-def test_unusual_pictures_are_seen_as_they_look(scorer, tmp_path):
+def test_unusual_pictures_are_decoded_as_displayed(scorer, tmp_path):
     folder, plain = tmp_path / "pictures", random_picture(5, 40, 30)
     folder.mkdir()
     plain.quantize(256).save(folder / "palette.png")
@@ -250,19 +260,19 @@ def test_unusual_pictures_are_seen_as_they_look(scorer, tmp_path):
     grey = plain.convert("L")
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "sixteen.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
-    plain.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=exif)
+    exif[0x0112] = 6  # to be rotated clockwise by 90°
+    plain.transpose(Image.Transpose.ROTATE_90).save(folder / "rotated.png", exif=exif)
     index, log = ImageIndex.create(tmp_path / "index", scorer), SkipLog()
     assert index.update(folder, log).embedded == 5
     assert not log.entries
     scores = {hit.path.name: hit.score for hit in index.search(plain)}
-    for name in ("palette.png", "animated.gif", "cmyk.tif", "turned.png"):
+    for name in ("palette.png", "animated.gif", "cmyk.tif", "rotated.png"):
         assert scores[name] > 0.999, name
     assert index.search(grey, 1)[0].path.name == "sixteen.png"
     assert index.search(grey, 1)[0].score > 0.999
 
 
-def test_unreadable_pictures_are_listed_and_stop_nothing(pictures, scorer, tmp_path, monkeypatch):
+def test_unreadable_pictures_are_listed_and_skipped(pictures, scorer, tmp_path, monkeypatch):
     jpeg = (pictures / "sub/blue.jpg").read_bytes()
     (pictures / "cut.jpg").write_bytes(jpeg[: len(jpeg) * 2 // 3])
     (pictures / "empty.png").touch()
@@ -284,22 +294,22 @@ def test_unreadable_pictures_are_listed_and_stop_nothing(pictures, scorer, tmp_p
         "empty.png": "empty file",
         "text.png": "not a picture",
     }
-    again = SkipLog()
+    second_log = SkipLog()
     reads = []
     monkeypatch.setattr(update, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
-    changes = index.update(pictures, again)
-    assert changes == update.Changes(unchanged=6, embedded=0, known=0, unreadable=5, gone=0)
+    changes = index.update(pictures, second_log)
+    assert changes == update.Changes(unchanged=6, embedded=0, known=0, unreadable=5, removed=0)
     assert reads == ["broken-link.png"]  # its target may appear
-    assert sorted(again.entries) == sorted(log.entries)
+    assert sorted(second_log.entries) == sorted(log.entries)
     random_picture(31).save(pictures / "nowhere", "PNG")
     assert index.update(pictures).embedded == 1
     assert index.search(random_picture(31), 1)[0].path.name == "broken-link.png"
 
 
-def test_texts_of_all_kinds_find_something(pictures, tmp_path, tiny_model):
+def test_every_text_finds_pictures(pictures, tmp_path, tiny_model):
     run("index", pictures, "--scorer", tiny_model, "--device", "cpu")
     for text in ("❤️ 🦊", "قلب أحمر", "word " * 2000, "\udcff", "'; DROP TABLE pictures"):
-        result = run("search", pictures, text, "--top", 2)
+        result = run("search", pictures, text, "--keep", 2)
         assert len(result.stdout.splitlines()) == 2
         assert len(result.stderr) < 1000
 
@@ -309,28 +319,28 @@ def test_texts_of_all_kinds_find_something(pictures, tmp_path, tiny_model):
 
 def test_another_scorer_is_refused(pictures, scorer, tmp_path, tiny_model, refused):
     run("index", pictures, "--scorer", tiny_model, "--out", tmp_path / "index")
-    ours, other = scorer_identity(scorer), scorer_identity(Scorer.from_pretrained("emoji"))
+    expected, other = scorer_identity(scorer), scorer_identity(Scorer.from_pretrained("emoji"))
     for arguments in (("search", tmp_path / "index", "a cat"), ("index", pictures, "--out", tmp_path / "index")):
         error = refused(*arguments, "--scorer", "emoji", "--device", "cpu")
-        assert f"made by scorer {ours} ({tiny_model})" in error
-        assert f"but {other} was given" in error
+        assert f"expected scorer {expected} ({tiny_model})" in error
+        assert f"got {other}" in error
         assert "--rebuild" in error
     run("index", pictures, "--out", tmp_path / "index", "--scorer", "emoji", "--rebuild")
-    assert store.Store(tmp_path / "index").fact("scorer") == "emoji"
+    assert store.IndexFiles(tmp_path / "index").metadata("scorer") == "emoji"
     assert len(run("search", tmp_path / "index", "a cat").stdout.splitlines()) == 5
 
 
-def test_identities_tell_scorers_apart(scorer):
+def test_scorer_identities_depend_on_what_embeddings_depend_on(scorer):
     assert scorer_identity(scorer) == scorer_identity(replace(scorer, chunk_size=3))
     assert scorer_identity(scorer) != scorer_identity(replace(scorer, text_length=7))
 
 
-def test_names_of_scorers_last(tmp_path, monkeypatch):
+def test_names_of_scorers_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    assert lasting_name("mine") == str(tmp_path / "mine")
-    assert lasting_name("hf:mine") == f"hf:{tmp_path / 'mine'}"
-    assert [lasting_name(name) for name in ("emoji", "hf:a/b", "open_clip:ViT-B-32:openai")] == [
+    (tmp_path / "own").mkdir()
+    assert absolute_scorer_name("own") == str(tmp_path / "own")
+    assert absolute_scorer_name("hf:own") == f"hf:{tmp_path / 'own'}"
+    assert [absolute_scorer_name(name) for name in ("emoji", "hf:a/b", "open_clip:ViT-B-32:openai")] == [
         "emoji",
         "hf:a/b",
         "open_clip:ViT-B-32:openai",
@@ -339,41 +349,41 @@ def test_names_of_scorers_last(tmp_path, monkeypatch):
 
 def test_folders_without_pictures_are_refused(pictures, scorer, tmp_path, refused):
     (tmp_path / "empty").mkdir()
-    assert "holds no pictures; expected files that end in .avif, .bmp" in refused("index", tmp_path / "empty")
-    assert "no pictures; fill it with: dalle index" in refused("search", tmp_path / "empty", "a cat")
-    assert "is no folder" in refused("index", tmp_path / "nowhere")
-    assert "is no folder" in refused("index", pictures / "red.png")
+    assert "got none; give a folder with files that end in .avif, .bmp" in refused("index", tmp_path / "empty")
+    assert "got none; fill it with: dalle index" in refused("search", tmp_path / "empty", "a cat")
+    assert "expected a folder of pictures, got" in refused("index", tmp_path / "nowhere")
+    assert "expected a folder of pictures, got" in refused("index", pictures / "red.png")
     assert not (tmp_path / "nowhere").exists()
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="expected a folder of pictures, got"):
         index.update(tmp_path / "nowhere")
     for path, _ in index.pictures():
         path.unlink()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="expected pictures in"):
         index.update(pictures)
-    assert len(index) == 5  # better to keep what an unmounted disk held than to lose it
+    assert len(index) == 5  # the index of an unmounted disk is kept
 
 
-def test_an_index_belongs_to_its_folder_even_if_that_is_moved(pictures, scorer, tmp_path):
+def test_index_belongs_to_its_folder_even_if_it_is_moved(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
     other = tmp_path / "other"
     other.mkdir()
     random_picture(41).save(other / "a.png")
-    with pytest.raises(UserError, match=f"is that of {pictures}, but {other} was given"):
+    with pytest.raises(UserError, match=f"expected {pictures}, the folder of the index in .*, got {other};"):
         index.update(other)
     pictures.rename(tmp_path / "renamed")
     assert index.update(tmp_path / "renamed").unchanged == 5
     assert index.search(random_picture(0), 1)[0].path == tmp_path / "renamed/red.png"
 
 
-def test_damaged_and_missing_indexes_are_told(tmp_path, scorer, refused):
-    assert "holds no index; make one with: dalle index" in refused("search", tmp_path, "a cat")
-    (tmp_path / store.DATABASE).write_text("no database, but long enough to be looked at as one" * 99)
+def test_damaged_and_missing_indexes_are_refused(tmp_path, scorer, refused):
+    assert "got none; make one with: dalle index" in refused("search", tmp_path, "a cat")
+    (tmp_path / store.DATABASE).write_text("no database, but long enough to be read as one" * 99)
     assert "not a database" in refused("search", tmp_path, "a cat")
-    index = ImageIndex.create(tmp_path, scorer)  # not named, so it cannot be loaded by name
-    with pytest.raises(UserError, match="passed from Python; pass it again"):
+    index = ImageIndex.create(tmp_path, scorer)  # without a name that it could be loaded by
+    with pytest.raises(UserError, match="passed from Python without a name, so pass it again"):
         ImageIndex.open(tmp_path)
     with sqlite3.connect(tmp_path / store.DATABASE) as database:
         database.execute("DROP TABLE pictures")
@@ -381,33 +391,33 @@ def test_damaged_and_missing_indexes_are_told(tmp_path, scorer, refused):
         index.pictures()
 
 
-def test_a_place_that_cannot_be_written_is_told(pictures, tmp_path, scorer):
+def test_folder_that_cannot_be_written_is_refused(pictures, tmp_path, scorer):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be read or written"):
         ImageIndex.create(tmp_path / "file/index", scorer)
 
 
-def test_queries_that_say_nothing_are_refused(pictures, scorer, tmp_path):
+def test_queries_without_a_direction_are_refused(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
-    with pytest.raises(UserError, match="an empty text came"):
+    with pytest.raises(UserError, match="expected a text, got an empty one"):
         index.search(" ")
     with pytest.raises(UserError, match="cancel each other out"):
         index.search([("a cat", 1.0), ("a cat", -1.0)])
-    with pytest.raises(UserError, match="there are no terms"):
+    with pytest.raises(UserError, match="got no terms"):
         index.search([])
-    with pytest.raises(UserError, match="weight nan was given for a cat"):
+    with pytest.raises(UserError, match="expected a number as weight of a cat, got nan"):
         index.search([("a cat", float("nan"))])
-    with pytest.raises(UserError, match="0 hits were asked for"):
+    with pytest.raises(UserError, match="expected keep of at least 1, got 0"):
         index.search("a cat", 0)
     with pytest.raises(UserError, match=r"nowhere\.png is not a readable picture"):
         index.search(tmp_path / "nowhere.png")
 
 
-# --- queries as they are typed
+# --- queries of the command line
 
 
-def test_queries_are_read_as_typed(tmp_path):
+def test_queries_are_parsed_into_terms_and_weights(tmp_path):
     assert query.parse_query(["cat", "+", "photo.JPG", "-", "green grass"]) == [
         ("cat", 1.0),
         (Path("photo.JPG"), 1.0),
@@ -424,9 +434,9 @@ def test_queries_are_read_as_typed(tmp_path):
         ("note: this", 1.0),
         ("two\nlines", 3.0),
     ]
-    with pytest.raises(UserError, match="'-' follows '\\+'; expected one sign"):
+    with pytest.raises(UserError, match="expected one sign before each text or picture, got '\\+' and '-'"):
         query.parse_query(["cat", "+", "-", "dog"])
-    with pytest.raises(UserError, match="ends with '-'; expected a text or a picture"):
+    with pytest.raises(UserError, match="expected a text or a picture after '-', got the end"):
         query.parse_query(["cat", "-"])
 
 
@@ -437,22 +447,22 @@ def test_commands_index_search_and_show(pictures, scorer, tmp_path, tiny_model, 
     monkeypatch.chdir(tmp_path)
     (pictures / "cut.png").write_bytes((pictures / "red.png").read_bytes()[:100])
     result = run("index", "pictures", "--scorer", os.path.relpath(tiny_model, tmp_path), "--device", "cpu")
-    assert "5 new, 0 moved or copied, 0 unchanged, 1 unreadable, 0 gone; 5 different" in result.stdout
-    assert result.stdout.splitlines()[-1] == os.path.join("pictures", INSIDE)
+    assert "5 new, 0 moved or copied, 0 unchanged, 1 unreadable, 0 removed; 5 different" in result.stdout
+    assert result.stdout.splitlines()[-1] == os.path.join("pictures", DEFAULT_FOLDER)
     assert "cut.png: truncated picture" in result.stderr
-    monkeypatch.chdir(pictures)  # the scorer is found from anywhere
+    monkeypatch.chdir(pictures)  # the scorer's path does not depend on the working directory
     (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
     assert "0 new, 1 moved or copied, 5 unchanged, 1 unreadable" in run("index", ".").stdout
 
     terms = ["a cat", "+", "red.png:0.5", "-", "grass"]
     hits = ImageIndex.open(".", scorer).search([("a cat", 1.0), (random_picture(0), 0.5), ("grass", -1.0)], 3)
-    result = run("search", ".", *terms, "--top", 3, "--sheet", tmp_path / "sheet.png")
+    result = run("search", ".", *terms, "--keep", 3, "--sheet", tmp_path / "sheet.png")
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert lines == [[f"{hit.score:.4f}", str(hit.path), *map(str, hit.copies)] for hit in hits]
     assert str(tmp_path / "sheet.png") in result.stderr
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > 2 * 23
-    shown = json.loads(run("search", ".", *terms, "--top", 3, "--json").stdout)
+    shown = json.loads(run("search", ".", *terms, "--keep", 3, "--json", "-").stdout)
     assert [entry["path"] for entry in shown] == [str(hit.path) for hit in hits]
     assert [entry["score"] for entry in shown] == [hit.score for hit in hits]
     result = run("search", ".", "a cat", "--threshold", 2)
@@ -460,7 +470,7 @@ def test_commands_index_search_and_show(pictures, scorer, tmp_path, tiny_model, 
     assert "none of 5 pictures scores 2.0 or more" in result.stderr
 
 
-def test_names_that_are_no_text_come_through(tmp_path, tiny_model):
+def test_file_names_that_are_not_utf8_are_printed_unchanged(tmp_path, tiny_model):
     folder = tmp_path / "pictures"
     folder.mkdir()
     name = os.fsdecode(b"\xff\xfe \xe2\x80\xae.png")
@@ -471,19 +481,19 @@ def test_names_that_are_no_text_come_through(tmp_path, tiny_model):
     assert json.loads(run("search", folder, "a cat", "--json").stdout)[0]["path"] == str(folder / name)
 
 
-def test_a_picture_that_is_gone_leaves_its_place_white(pictures, scorer, tmp_path):
+def test_sheet_is_white_where_a_picture_no_longer_exists(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
     hits = index.search(random_picture(0), 2)
-    full = sheet(hits)
+    full = hits_sheet(hits)
     hits[0].path.unlink()
-    assert np.asarray(sheet(hits)).mean() > np.asarray(full).mean()
+    assert np.asarray(hits_sheet(hits)).mean() > np.asarray(full).mean()
 
 
 # --- export
 
 
-def test_export_is_in_the_layout_of_clip_retrieval(pictures, scorer, tmp_path, tiny_model):
+def test_export_has_the_layout_of_clip_retrieval(pictures, scorer, tmp_path, tiny_model):
     parquet = pytest.importorskip("pyarrow.parquet")
     (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
     result = run("index", pictures, "--scorer", tiny_model, "--export", tmp_path / "export")
@@ -493,13 +503,13 @@ def test_export_is_in_the_layout_of_clip_retrieval(pictures, scorer, tmp_path, t
     paths = parquet.read_table(files[1]).to_pydict()["image_path"]
     assert (vectors.shape, vectors.dtype) == ((6, DIM), np.float16)
     assert sorted(paths) == sorted(
-        str(path) for path in pictures.rglob("*.*") if path.is_file() and INSIDE not in str(path)
+        str(path) for path in pictures.rglob("*.*") if path.is_file() and DEFAULT_FOLDER not in str(path)
     )
     wanted = scorer.embed_images([Image.open(path) for path in paths])
     assert np.abs(vectors - wanted.numpy()).max() < 1e-3
 
 
-def test_a_faiss_index_has_the_rows_of_the_export(pictures, scorer, tmp_path, tiny_model):
+def test_faiss_index_has_the_rows_of_the_export(pictures, scorer, tmp_path, tiny_model):
     pytest.importorskip("pyarrow")
     faiss = pytest.importorskip("faiss")
     (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
@@ -513,23 +523,23 @@ def test_a_faiss_index_has_the_rows_of_the_export(pictures, scorer, tmp_path, ti
     assert np.abs(index.reconstruct_n(0, 6) - vectors).max() == 0
 
 
-def test_a_faiss_index_names_its_extra_and_wants_a_folder(pictures, scorer, tmp_path, monkeypatch, refused):
-    assert "--faiss came without --export; name the folder" in refused("index", pictures, "--faiss")
+def test_faiss_index_needs_its_extra_and_a_folder(pictures, scorer, tmp_path, monkeypatch, refused):
+    assert "expected --export with --faiss, got --faiss alone" in refused("index", pictures, "--faiss")
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"faiss-cpu is not installed.*\[faiss\]"):
         export_faiss(ImageIndex.create(tmp_path / "index", scorer), tmp_path / "export")
 
 
-def test_export_names_its_extra(pictures, scorer, tmp_path, monkeypatch):
+def test_missing_pyarrow_names_its_extra(pictures, scorer, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pyarrow is not installed.*\[search\]"):
-        export(ImageIndex.create(tmp_path / "index", scorer), tmp_path / "export")
+        export_clip_retrieval(ImageIndex.create(tmp_path / "index", scorer), tmp_path / "export")
 
 
 # --- bench
 
 
-def test_search_is_measured():
+def test_search_is_timed():
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     (row,) = search_rows(machine, None, 1, 61)
     assert row.name == "search/61"
@@ -537,20 +547,20 @@ def test_search_is_measured():
     assert row.details["dim"] == 512
 
 
-def test_search_is_a_part_of_the_bench():
+def test_search_is_a_part_of_dalle_bench():
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     rows = list(bench.all_rows(machine, "quick", {}, ("search",), 1, [1]))
     assert [row.name for row in rows] == ["search/4096"]
 
 
-def test_search_is_measured_beside_faiss():
+def test_search_is_timed_beside_faiss():
     pytest.importorskip("faiss")
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
     (row,) = search_rows(machine, Faiss, 1, 20_011)
     assert (row.peer, row.ratio > 0) == ("faiss", True)
 
 
-def test_a_peer_that_finds_something_else_is_told():
+def test_peer_with_other_results_is_reported():
     class Wrong:
         name = "wrong"
 
@@ -561,5 +571,5 @@ def test_a_peer_that_finds_something_else_is_told():
             return [0]
 
     machine = MachineSpeed("cpu", copy=1e9, flops={"bf16": 1e9, "fp32": 1e9})
-    with pytest.raises(UserError, match=r"wrong \[0\]; one of them is wrong"):
+    with pytest.raises(UserError, match=r"\[0\] from wrong; one of them is wrong"):
         list(search_rows(machine, Wrong, 1, 61))
