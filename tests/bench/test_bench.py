@@ -174,7 +174,13 @@ def test_transformer_race_trains_both_sides_and_reports_the_best_of_each(monkeyp
     sides = []
     if importlib.util.find_spec("dalle_pytorch") is None:
         monkeypatch.setattr(race, "peer_side", lambda *rest: (lambda *step: None, lambda held_out: 2.0))
-    monkeypatch.setattr(race, "run", lambda *rest, run=race.run: sides.append(list(run(*rest))) or sides[-1])
+    run_side = race.run
+
+    def record_side(*arguments):
+        sides.append(list(run_side(*arguments)))
+        return sides[-1]
+
+    monkeypatch.setattr(race, "run", record_side)
     config = tmp_path / "transformer.yaml"  # the peer needs wider heads
     config.write_text((trained.folder / "transformer.yaml").read_text().replace("n_embd: 16", "n_embd: 64"))
     (row,) = race.race(config, minutes=1.0, device="cpu", checks=3, peer_batch=4)

@@ -62,7 +62,7 @@ def test_methods_are_measured_on_the_same_pictures(monkeypatch):
     # Brightness is the image id. The transformer prefers "sun" always, blindly nothing; the scorer is always right.
     monkeypatch.setattr(measure, "pixels_on_white", lambda rgba, size: torch.from_numpy(rgba[:, 0, 0, 0].copy()))
     task = make_naming_task(STORE, "en", 100, seed=0)
-    rows = {0: "sun", 1: "moon", 3: "sun", 4: "tree"}
+    true_names = {0: "sun", 1: "moon", 3: "sun", 4: "tree"}
 
     def table(names, ids, blind=False, progress=lambda pairs: None):
         progress(len(ids) * len(names))
@@ -77,12 +77,12 @@ def test_methods_are_measured_on_the_same_pictures(monkeypatch):
         scorer=SimpleNamespace(
             image_size=5,
             embed_images=lambda pixels: torch.tensor(
-                [[float(rows[row] == name) for name in task.names] for row in pixels.tolist()]
+                [[float(true_names[row] == name) for name in task.names] for row in pixels.tolist()]
             ),
             embed_texts=lambda names: torch.eye(len(names)),
         ),
     )
-    progress = []
+    progress: list[int] = []
     reports = evaluate_captions(model, STORE, task, progress.append)
     assert progress == [12]
     top = {report.method: report.shares[0].value for report in reports}

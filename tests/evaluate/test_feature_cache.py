@@ -22,16 +22,21 @@ from dalle_mini_impl.evaluate.reference_pictures import (
 SIZE = 24
 
 
-class CountingJudge(Judge):
-    """The pixel judge, with the number of pictures given to it."""
+class PictureCounter:
+    """The features of the pixel judge, with the number of pictures they were computed of."""
 
-    def __init__(self, identity="first"):
-        self.__dict__["pictures"] = 0
-        super().__init__("pixels", identity, self.count)
+    def __init__(self):
+        self.pictures = 0
 
-    def count(self, pixels):
-        self.__dict__["pictures"] += len(pixels)
+    def __call__(self, pixels):
+        self.pictures += len(pixels)
         return pixel_features(pixels)
+
+
+def counting_judge(identity="first"):
+    """The pixel judge and its counter."""
+    counter = PictureCounter()
+    return Judge("pixels", identity, counter), counter
 
 
 @pytest.fixture
@@ -56,12 +61,12 @@ def features_of(store, judge, size=SIZE):
 
 
 def test_second_run_reads_the_features_and_does_not_run_the_judge(store):
-    first = CountingJudge()
-    second = CountingJudge()
-    expected = features_of(store, first)
-    assert first.pictures == 6
-    assert torch.equal(features_of(store, second), expected)
-    assert second.pictures == 0
+    judge, counter = counting_judge()
+    expected = features_of(store, judge)
+    assert counter.pictures == 6
+    judge, counter = counting_judge()
+    assert torch.equal(features_of(store, judge), expected)
+    assert counter.pictures == 0
     path = cache_path(store, "pixels", SIZE)
     assert path == store.parent / "store.pixels-24px.safetensors"
     assert os.stat(path).st_mode & 0o777 == 0o644
@@ -69,9 +74,9 @@ def test_second_run_reads_the_features_and_does_not_run_the_judge(store):
 
 def test_r_precision_of_cached_features_equals_that_of_computed_ones(store):
     reference = open_reference_pictures(store, SIZE)
-    progress = []
+    progress: list[int] = []
     computed, cached = (
-        build_r_precisions(reference, {"pixels": CountingJudge()}, progress.append)["pixels"] for _ in range(2)
+        build_r_precisions(reference, {"pixels": counting_judge()[0]}, progress.append)["pixels"] for _ in range(2)
     )
     assert torch.equal(computed.mean, cached.mean)
     assert torch.equal(computed.projection, cached.projection)
@@ -80,51 +85,49 @@ def test_r_precision_of_cached_features_equals_that_of_computed_ones(store):
 
 
 def test_changed_pixels_are_noticed(store):
-    features_of(store, CountingJudge())
+    features_of(store, counting_judge()[0])
     before = store_fingerprint(store)
     pixels = np.load(store / "pixels.npy", mmap_mode="r+")
     pixels[4, 0, 0, 0] ^= 1
     pixels.flush()
     assert store_fingerprint(store) != before
-    judge = CountingJudge()
+    judge, counter = counting_judge()
     features_of(store, judge)
-    assert judge.pictures == 6
+    assert counter.pictures == 6
 
 
 def test_changed_order_of_pictures_is_noticed(store):
-    features_of(store, CountingJudge())
+    features_of(store, counting_judge()[0])
     lines = (store / "pairs.jsonl").read_text().splitlines()
     (store / "pairs.jsonl").write_text("\n".join([*lines[1:2], *lines[:1], *lines[2:]]) + "\n")
-    judge = CountingJudge()
+    judge, counter = counting_judge()
     features_of(store, judge)
-    assert judge.pictures == 6
+    assert counter.pictures == 6
 
 
 def test_other_weights_and_other_sizes_have_their_own_features(store):
-    features_of(store, CountingJudge())
-    other_weights = CountingJudge("second")
-    features_of(store, other_weights)
-    assert other_weights.pictures == 6
-    other_size = CountingJudge("second")
-    features_of(store, other_size, 2 * SIZE)
-    assert other_size.pictures == 6
-    again = CountingJudge("second")
-    features_of(store, again)
-    features_of(store, again, 2 * SIZE)
-    assert again.pictures == 0
+    features_of(store, counting_judge()[0])
+    judge, counter = counting_judge("second")
+    features_of(store, judge)
+    assert counter.pictures == 6
+    features_of(store, judge, 2 * SIZE)
+    assert counter.pictures == 12
+    features_of(store, judge)
+    features_of(store, judge, 2 * SIZE)
+    assert counter.pictures == 12
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped bit", "no safetensors"])
 def test_damaged_features_are_computed_again(store, damage):
-    expected = features_of(store, CountingJudge())
+    expected = features_of(store, counting_judge()[0])
     path = cache_path(store, "pixels", SIZE)
     content = bytearray(path.read_bytes())
     if damage == "flipped bit":
         content[-1] ^= 1
     path.write_bytes({"cut": content[:-9], "flipped bit": content, "no safetensors": b"half"}[damage])
-    judge = CountingJudge()
+    judge, counter = counting_judge()
     assert torch.equal(features_of(store, judge), expected)
-    assert judge.pictures == 6
+    assert counter.pictures == 6
     with safe_open(path, "pt") as file:
         assert torch.equal(file.get_tensor("features"), expected)
 
@@ -136,4 +139,4 @@ def test_features_that_cannot_be_written_are_used_all_the_same(store, monkeypatc
         "dalle_mini_impl.evaluate.reference_pictures.cache_path", lambda *arguments: blocked / "features.safetensors"
     )
     with pytest.warns(UserWarning, match="features of judge pixels are not kept for the next run: cannot write"):
-        assert features_of(store, CountingJudge()).shape == (6, 768)
+        assert features_of(store, counting_judge()[0]).shape == (6, 768)

@@ -271,7 +271,8 @@ def test_generated_pictures_are_ranked_and_repeatable(context):
     indices = sample_indices(context.reference, context.settings, "validation", 3)
     pictures = generate_pictures(context, indices, "test")
     assert pictures.ranks["pixels"].shape == (3, 3)
-    scores = [[candidate.score for candidate in result] for result in pictures.results]
+    scores = [[candidate.score or 0.0 for candidate in result] for result in pictures.results]
+    assert all(0.0 not in row for row in scores)
     assert all(row == sorted(row, reverse=True) for row in scores)
     assert len({candidate.seed for result in pictures.results for candidate in result}) == 9
     assert torch.equal(generate_pictures(context, indices, "test").ranks["pixels"], pictures.ranks["pixels"])

@@ -149,5 +149,6 @@ def test_lpips_never_downloads_its_trunk(monkeypatch, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / LPIPS_TRUNK).touch()
     distance = load_distance("lpips")
+    assert distance is not None
     assert calls[0]["net"] == "vgg"
     assert distance(torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16)).tolist() == [1, 1]

@@ -1,4 +1,7 @@
+"""R-precision of the best of N candidates by each ranking method."""
+
 import sys
+from typing import cast
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from PIL import Image
 from dalle_mini_impl.evaluate import rerank
 from dalle_mini_impl.evaluate.generation import GeneratedPictures
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.util.errors import UserError
 
 HITS = torch.tensor([[True, False, False, True, False, True, True], [False] * 6 + [True]])
@@ -35,8 +39,9 @@ def test_hit_rate_without_scores_is_the_mean_of_whole_groups():
 
 
 def make_curve():
-    ranks = torch.where(HITS, torch.tensor([[3], [0]]), 99)  # hits at the fourth place, and at the first
-    pictures = GeneratedPictures([[None] * 7] * 2, {"pixels": ranks})
+    """Two prompts with seven candidates each; the results' own contents are not used."""
+    ranks = torch.where(HITS, torch.tensor([[3], [0]]), 99)  # hits at rank 4, and at rank 1
+    pictures = GeneratedPictures([cast(Result, range(7))] * 2, {"pixels": ranks})
     totals = {method.score: SCORES for method in rerank.METHODS.values() if method.score != "chance"}
     totals["both"] = HITS.float()
     seconds = {

@@ -241,9 +241,11 @@ def open_clip(monkeypatch):
             raise RuntimeError("no such\ntag")
         return StandIn(bias="SigLIP" in name)
 
-    module = types.ModuleType("open_clip")
-    module.create_model, module.get_tokenizer = create_model, lambda name: StandInTokenizer()
-    module.get_model_preprocess_cfg = lambda model: settings
+    module = types.SimpleNamespace(
+        create_model=create_model,
+        get_tokenizer=lambda name: StandInTokenizer(),
+        get_model_preprocess_cfg=lambda model: settings,
+    )
     monkeypatch.setitem(sys.modules, "open_clip", module)
     return types.SimpleNamespace(created=created, settings=settings)
 

@@ -13,7 +13,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 SIZES = ((21, 21), (41, 83), (90, 33), (13, 17), (24, 21), (200, 22))
 
 
-def smooth(width, height, seed=0):
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
     """A picture of large soft patches whose values are well inside 0 to 255, so that resizing clamps nothing."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(60, 190, (3, 4, 3), dtype=np.uint8))
@@ -125,7 +125,9 @@ def test_pictures_are_prepared_as_by_transformers(size):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    side, picture = {"height": 21, "width": 21}, smooth(*size, seed=2)
+    width, height = size
+    picture = smooth(width, height, seed=2)
+    side = {"height": 21, "width": 21}
     stats = {"image_mean": list(MEAN), "image_std": list(STD)}
     for processor, resize in (
         (CLIPImageProcessorPil(size={"shortest_edge": 21}, crop_size=side, **stats), "crop"),

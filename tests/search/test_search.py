@@ -79,9 +79,27 @@ def names(hits):
 
 def embedded_by(scorer, monkeypatch):
     """A list to which the number of pictures is appended whenever some are embedded."""
-    counts, embed = [], Scorer.embed_images
-    monkeypatch.setattr(Scorer, "embed_images", lambda self, images: counts.append(len(images)) or embed(self, images))
+    counts = []
+    embed_images = Scorer.embed_images
+
+    def count_and_embed(self, images):
+        counts.append(len(images))
+        return embed_images(self, images)
+
+    monkeypatch.setattr(Scorer, "embed_images", count_and_embed)
     return counts
+
+
+def record_reads(monkeypatch):
+    """A list to which the name of each file that an update reads is appended."""
+    names_read = []
+
+    def record_and_read(path):
+        names_read.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(update, "read_bytes", record_and_read)
+    return names_read
 
 
 # --- nearest
@@ -156,8 +174,7 @@ def test_terms_are_summed_with_their_weights(pictures, scorer, tmp_path):
 def test_only_changed_files_are_read_and_new_contents_embedded(pictures, scorer, tmp_path, monkeypatch):
     index, counts = ImageIndex.create(tmp_path / "index", scorer), embedded_by(scorer, monkeypatch)
     index.update(pictures)
-    reads = []
-    monkeypatch.setattr(update, "read_bytes", lambda path: reads.append(path.name) or path.read_bytes())
+    reads = record_reads(monkeypatch)
     assert index.update(pictures).unchanged == 5
     assert not reads
 
@@ -295,8 +312,7 @@ def test_unreadable_pictures_are_listed_and_skipped(pictures, scorer, tmp_path, 
         "text.png": "not a picture",
     }
     second_log = SkipLog()
-    reads = []
-    monkeypatch.setattr(update, "read_bytes", lambda path: reads.append(path.name) or read_bytes(path))
+    reads = record_reads(monkeypatch)
     changes = index.update(pictures, second_log)
     assert changes == update.Changes(unchanged=6, embedded=0, known=0, unreadable=5, removed=0)
     assert reads == ["broken-link.png"]  # its target may appear
