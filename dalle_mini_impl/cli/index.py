@@ -60,7 +60,7 @@ def index(
     if log.entries:
         click.echo(log.report(), err=True)
     click.echo(
-        f"{changes.embedded} new, {changes.known} moved or copied, {changes.unchanged} unchanged, "
+        f"{changes.embedded} new, {changes.reused} moved or copied, {changes.unchanged} unchanged, "
         f"{changes.unreadable} unreadable, {changes.removed} removed; "
         f"{len(image_index)} different pictures can be found"
     )

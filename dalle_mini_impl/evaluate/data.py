@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.data.picture_store import HEADER_FILE
 from dalle_mini_impl.util.errors import UserError
 
 MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store`"
@@ -12,7 +13,7 @@ MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emo
 
 def is_store(data: str | Path) -> bool:
     """Whether a path is a picture store, as opposed to a source of captioned pictures."""
-    return (Path(data) / "store.json").is_file()
+    return (Path(data) / HEADER_FILE).is_file()
 
 
 def check_exists(data: str | Path) -> None:

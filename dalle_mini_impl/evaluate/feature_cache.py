@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle_mini_impl.checkpoint.parts import weights_identity
+from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PIXELS_FILE
 from dalle_mini_impl.util.files import replace_file
 
 READ_BYTES = 2**22
@@ -26,7 +27,7 @@ def store_fingerprint(store: Path) -> str:
     The whole content is read: about a second per gigabyte, against minutes for the features of as many pictures.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name in ("pairs.jsonl", "pixels.npy"):
+    for name in (ENTRIES_FILE, PIXELS_FILE):
         with (store / name).open("rb") as file:
             while block := file.read(READ_BYTES):
                 digest.update(block)

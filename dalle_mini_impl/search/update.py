@@ -39,7 +39,7 @@ class Changes:
     """Not read, as time and size have not changed."""
     embedded: int
     """New contents."""
-    known: int
+    reused: int
     """Read, but not embedded: moved or copied files whose content was in the index already."""
     unreadable: int
     """All pictures that cannot be used, those of earlier updates included."""
@@ -89,7 +89,7 @@ def update_index(index: IndexFiles, scorer: Scorer, root: Path, log: SkipLog) ->
     return Changes(
         unchanged=len(files) - len(changed) - (len(unreadable) - failed),
         embedded=embedded,
-        known=len(changed) - embedded - failed,
+        reused=len(changed) - embedded - failed,
         unreadable=len(unreadable),
         removed=len(removed),
     )

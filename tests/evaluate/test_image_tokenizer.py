@@ -1,3 +1,5 @@
+"""Image tokenizers measured: metrics of known pictures, codebook use, sheets, the command."""
+
 import json
 import math
 import sys

@@ -1,3 +1,5 @@
+"""The judges and the EfficientNet-Lite0 network."""
+
 import sys
 from types import SimpleNamespace
 

@@ -1,3 +1,5 @@
+"""PSNR and codebook statistics."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Perceptual distances, each tested for the same properties."""
+
 import sys
 from types import SimpleNamespace
 

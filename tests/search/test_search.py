@@ -142,7 +142,7 @@ def test_equal_vectors_keep_their_order_and_free_rows_are_never_found():
 def test_pictures_are_found_by_picture_and_text(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     changes = index.update(pictures)
-    assert changes == update.Changes(unchanged=0, embedded=5, known=0, unreadable=0, removed=0)
+    assert changes == update.Changes(unchanged=0, embedded=5, reused=0, unreadable=0, removed=0)
     assert len(index) == 5
     hits = index.search(pictures / "sub/deep/noise.png", 3)
     assert hits[0].path == pictures / "sub/deep/noise.png"
@@ -184,7 +184,7 @@ def test_only_changed_files_are_read_and_new_contents_embedded(pictures, scorer,
     random_picture(12).save(pictures / "sub/new.png")
     (pictures / "sub/blue.jpg").unlink()
     counts.clear()
-    assert index.update(pictures) == update.Changes(unchanged=2, embedded=2, known=2, unreadable=0, removed=2)
+    assert index.update(pictures) == update.Changes(unchanged=2, embedded=2, reused=2, unreadable=0, removed=2)
     assert sorted(reads) == ["copy.png", "grey.webp", "moved.png", "new.png"]
     assert sum(counts) == 2
     assert {path.relative_to(pictures).as_posix() for path, _ in index.pictures()} == {
@@ -314,7 +314,7 @@ def test_unreadable_pictures_are_listed_and_skipped(pictures, scorer, tmp_path, 
     second_log = SkipLog()
     reads = record_reads(monkeypatch)
     changes = index.update(pictures, second_log)
-    assert changes == update.Changes(unchanged=6, embedded=0, known=0, unreadable=5, removed=0)
+    assert changes == update.Changes(unchanged=6, embedded=0, reused=0, unreadable=5, removed=0)
     assert reads == ["broken-link.png"]  # its target may appear
     assert sorted(second_log.entries) == sorted(log.entries)
     random_picture(31).save(pictures / "nowhere", "PNG")
