@@ -33,13 +33,13 @@ pytest_plugins = ("helpers.training", "helpers.native")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Tensors here are too small to share out, and threads that wait for each other would cost minutes."""
+    """Use one thread: the tensors here are too small to divide, and threads that wait for each other take long."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete checkpoint folder. Tests must not change it: copy it first."""
+    """A complete checkpoint folder. Tests must not change it; they copy it first."""
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     source = tmp_path_factory.mktemp("text") / TEXT_TOKENIZER_FILE
     train_text_tokenizer(CAPTIONS, source, TEXT_VOCAB)
@@ -57,7 +57,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dalle(tiny_model: Path) -> DalleMini:
-    """The checkpoint, loaded."""
+    """The tiny checkpoint, loaded."""
     return DalleMini.from_pretrained(tiny_model, "cpu")
 
 
@@ -69,7 +69,7 @@ def text_tokenizer(tiny_model: Path) -> TextTokenizer:
 
 @pytest.fixture
 def run():
-    """Run `dalle`, and give what it printed, or with another code its one line."""
+    """Run `dalle` and return what it printed; with `code` other than 0 the message it failed with."""
 
     def run(*arguments, code=0):
         result = CliRunner().invoke(dalle, [*map(str, arguments)])
@@ -84,7 +84,7 @@ def run():
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Run `dalle` as the shell does on something wrong; gives what it prints to stderr."""
+    """Run `dalle` as a shell does, with input that it must refuse, and return what it prints to stderr."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["dalle", *map(str, arguments)])

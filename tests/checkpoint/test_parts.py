@@ -1,3 +1,5 @@
+"""Part files of checkpoints: content, identity, damage, and which parts fit together."""
+
 import copy
 import json
 import os

@@ -1,3 +1,5 @@
+"""Checkpoints on a hub: downloading, pushing, and model cards."""
+
 import importlib
 import json
 import os
@@ -137,7 +139,7 @@ def test_only_files_of_a_checkpoint_are_downloaded(standin, folder):
 
 def test_revision_after_the_at_sign_is_downloaded(standin, folder):
     repository = put_into_repository(standin, folder)
-    (first,) = set(repository.names()[0]) - {"main"}
+    (first,) = set(repository.revisions()[0]) - {"main"}
     checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
     repository.commit("second", {path.name: path.read_bytes() for path in folder.iterdir()})
     newest, older = (load_image_tokenizer(f"hf:me/hearts{at}")[1] for at in ("", f"@{first}"))

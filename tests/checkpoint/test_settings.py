@@ -1,3 +1,5 @@
+"""The `config.yaml` of a checkpoint."""
+
 import shutil
 
 import pytest

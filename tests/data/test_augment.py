@@ -1,3 +1,5 @@
+"""Stored pictures on white, and their random variants."""
+
 import numpy as np
 import pytest
 import torch

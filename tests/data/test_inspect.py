@@ -1,3 +1,5 @@
+"""Inspection of a data source, and `dalle data inspect`."""
+
 import json
 import random
 import sys

@@ -1,3 +1,5 @@
+"""The picture store, and `dalle data store`."""
+
 import dataclasses
 import json
 import tarfile

@@ -1,3 +1,5 @@
+"""Reading folders, JSONL and CSV files, and tars, with what must be skipped."""
+
 import io
 import json
 import os

@@ -1,3 +1,5 @@
+"""The token cache, and sampling of captions."""
+
 import json
 from dataclasses import asdict
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A hub on loopback, with as much of its protocol as huggingface_hub speaks to download and to commit."""
+"""A local hub for tests: the part of the protocol that huggingface_hub needs to download and to commit."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ class Repository:
     private: bool = False
     gated: bool = False
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
-    """Message and all files, oldest first."""
+    """Commit message and all files of each commit, oldest first."""
 
     @property
     def files(self):
@@ -28,17 +28,21 @@ class Repository:
     def commit(self, message, files):
         self.commits.append((message, files))
 
-    def names(self):
-        """Commits by the names that they can be asked for."""
-        hashes = {hashlib.sha1(repr(one).encode()).hexdigest(): one for one in self.commits or [("", {})]}
+    def revisions(self):
+        """Commits by hash and as `main`, and the hash of the newest."""
+        hashes = {hashlib.sha1(repr(commit).encode()).hexdigest(): commit for commit in self.commits or [("", {})]}
         return {**hashes, "main": list(hashes.values())[-1]}, list(hashes)[-1]
 
 
 class Hub:
-    """Repositories by name, and all requests that came."""
+    """A running server with its repositories, by name, and a log of all requests."""
 
     def __init__(self):
-        self.repositories, self.blobs, self.requests, self.refusal = {}, {}, [], None
+        self.repositories = {}
+        self.blobs = {}
+        self.requests = []
+        self.refusal = None
+        """Message with which every POST is refused; None accepts them."""
         hub = self
 
         class Handler(_Handler):
@@ -72,13 +76,13 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, path))
-        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        has_login = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if path == "/api/validate-yaml":
-            return self.say({"errors": [], "warnings": []})
+            return self.respond({"errors": [], "warnings": []})
         if self.command == "PUT":
             self.hub.blobs[path.rsplit("/", 1)[1]] = self.body
-            return self.say({})
-        if self.command == "POST" and not known:
+            return self.respond({})
+        if self.command == "POST" and not has_login:
             return self.refuse(401, message="Invalid username or password.")
         if self.command == "POST" and self.hub.refusal:
             return self.refuse(403, message=self.hub.refusal)
@@ -86,38 +90,41 @@ class _Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(self.body))
         if path.endswith(".git/info/lfs/objects/batch"):
             objects = [
-                {**one, "actions": {"upload": {"href": f"{self.hub.url}/blobs/{one['oid']}"}}}
-                for one in json.loads(self.body)["objects"]
+                {**item, "actions": {"upload": {"href": f"{self.hub.url}/blobs/{item['oid']}"}}}
+                for item in json.loads(self.body)["objects"]
             ]
-            return self.say({"transfer": "basic", "objects": objects})
+            return self.respond({"transfer": "basic", "objects": objects})
         match = MODEL.fullmatch(path) or RESOLVE.fullmatch(path)
         repository = self.hub.repositories.get(match[1]) if match else None
-        if repository is None or (repository.private and not known):
-            return self.refuse(404 if known else 401, "RepoNotFound")
-        if repository.gated and not known:
+        if repository is None or (repository.private and not has_login):
+            return self.refuse(404 if has_login else 401, "RepoNotFound")
+        if repository.gated and not has_login:
             return self.refuse(403, "GatedRepo")
-        names, newest = repository.names()
+        revisions, newest = repository.revisions()
         if match.re is RESOLVE:
-            return self.file(names.get(match[2]), newest if match[2] == "main" else match[2], match[3])
-        what, revision = match[2] or "revision", match[3] or "main"
-        if revision not in names:
+            return self.file(revisions.get(match[2]), newest if match[2] == "main" else match[2], match[3])
+        method = match[2] or "revision"
+        revision = match[3] or "main"
+        if revision not in revisions:
             return self.refuse(404, "RevisionNotFound")
-        return getattr(self, what)(match[1], repository, names[revision][1], newest if revision == "main" else revision)
+        return getattr(self, method)(
+            match[1], repository, revisions[revision][1], newest if revision == "main" else revision
+        )
 
-    def create(self, wish):
-        name = f"{wish['organization']}/{wish['name']}"
+    def create(self, request):
+        name = f"{request['organization']}/{request['name']}"
         if name in self.hub.repositories:
             return self.refuse(409, message="You already created this model repo", url=f"{self.hub.url}/{name}")
-        private = wish.get("visibility") == "private" or bool(wish.get("private"))
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.hub.repositories[name] = Repository(private)
-        return self.say({"url": f"{self.hub.url}/{name}"})
+        return self.respond({"url": f"{self.hub.url}/{name}"})
 
     def revision(self, name, repository, files, commit):
         siblings = [{"rfilename": file} for file in files]
-        self.say({"id": name, "sha": commit, "private": repository.private, "siblings": siblings, "tags": []})
+        self.respond({"id": name, "sha": commit, "private": repository.private, "siblings": siblings, "tags": []})
 
     def tree(self, name, repository, files, commit):
-        self.say(
+        self.respond(
             [
                 {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                 for file, content in files.items()
@@ -125,9 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def preupload(self, name, repository, files, commit):
-        asked = [one["path"] for one in json.loads(self.body)["files"]]
-        modes = {path: "lfs" if path.endswith((".safetensors", ".model")) else "regular" for path in asked}
-        self.say({"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]})
+        paths = [file["path"] for file in json.loads(self.body)["files"]]
+        modes = {path: "lfs" if path.endswith((".safetensors", ".model")) else "regular" for path in paths}
+        self.respond(
+            {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
+        )
 
     def commit(self, name, repository, files, commit):
         files, message = dict(files), ""
@@ -141,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
                 content = base64.b64decode(value["content"]) if kind == "file" else self.hub.blobs[value["oid"]]
                 files[value["path"]] = content
         repository.commit(message, files)
-        self.say({"commitUrl": f"{self.hub.url}/{name}/commit/x", "commitOid": repository.names()[1]})
+        self.respond({"commitUrl": f"{self.hub.url}/{name}/commit/x", "commitOid": repository.revisions()[1]})
 
     def file(self, commit, name, path):
         if commit is None or path not in commit[1]:
@@ -154,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in (("X-Error-Code", code), ("X-Error-Message", message)) if value}
         self.send(status, json.dumps({"error": message or code, **more}).encode(), headers)
 
-    def say(self, values):
+    def respond(self, values):
         self.send(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
 
     def send(self, status, content, headers):

@@ -1,3 +1,5 @@
+"""The SentencePiece tokenizer: any text, BPE dropout, batches, training, damaged files."""
+
 import re
 import unicodedata
 import warnings

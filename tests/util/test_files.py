@@ -1,3 +1,5 @@
+"""Writing files and folders whole or not at all, and finding shipped files."""
+
 import json
 import os
 

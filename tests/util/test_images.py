@@ -1,3 +1,5 @@
+"""Picture files, conversion to pixels and back, contact sheets, and metadata in PNG files."""
+
 import struct
 import zlib
 

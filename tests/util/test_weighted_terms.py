@@ -1,3 +1,5 @@
+"""Prompt terms with numbers behind colons."""
+
 from pathlib import Path
 
 import pytest

