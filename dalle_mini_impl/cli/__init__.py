@@ -20,8 +20,8 @@ SECTIONS = {
         "write": "Sample captions from the transformer.",
     },
     "Train": {
-        "data": "Build the emoji set, or inspect your own pictures.",
-        "config": "List, print and copy the shipped configs.",
+        "data": "Build sets of captioned pictures, and inspect your own.",
+        "config": "List, print and copy the configs that ship with the package.",
         "train": "Train one part of a model.",
         "plan": "Estimate what training a transformer takes.",
         "compare": "Train image tokenizers for equal time and measure them.",
