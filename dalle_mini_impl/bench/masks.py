@@ -10,7 +10,7 @@ from dalle_mini_impl.bench.sampling import randomise
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.timing import median_seconds
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.sampling.packing import choose_precision, pack
 
@@ -49,9 +49,7 @@ def mask_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequenc
                 )
 
 
-def _model(
-    shape: Shape, machine: MachineSpeed, attention_masks: tuple[str, ...], last_attention_mask: str
-) -> Transformer:
+def _model(shape: Shape, machine: MachineSpeed, attention_masks: tuple[str, ...], last_attention_mask: str) -> Decoder:
     transformer = shape.build(attention_masks, last_attention_mask).to(machine.device).eval()
     randomise(transformer)
     return pack(transformer, choose_precision("auto", transformer), shape.stream().image_range)

@@ -98,12 +98,12 @@ def comparison_rows(
     transformer = comparison.transformer
     dtype = choose_precision("auto", transformer)
     weights = matrix_weights(transformer)
-    pack(transformer, dtype, stream.image_range)
+    decoder = pack(transformer, dtype, stream.image_range)
     for count in counts:
         for guided in modes:
             sampling = SamplingConfig(top_k=min(TOP_K, shape.image_vocab), guidance=GUIDANCE if guided else 1.0)
             prompt = Prompt([3] * shape.text_length)
-            ours = partial(generate, transformer, stream, prompt, list(range(count)), sampling)
+            ours = partial(generate, decoder, stream, prompt, list(range(count)), sampling)
             runs: dict[str, Callable[[], Any]] = {"ours": ours}
             runs |= {name: partial(peer.sample, count, guided) for name, peer in comparison.peers.items()}
             seconds = median_seconds(runs, machine.device, repeats)

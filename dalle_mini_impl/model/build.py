@@ -1,5 +1,6 @@
 """Models from their configs: the image tokenizer's networks, the transformer, CLIP."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +13,17 @@ from dalle_mini_impl.checkpoint.parts import check_trained_with, load_weights, r
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.model import vqvae
+from dalle_mini_impl.model.blocks import Block, make_norm
 from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.foreign import dalle_pytorch, openai_dvae, taming
+from dalle_mini_impl.model.foreign.blocks import shift_sources
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest, OneHotConvolution
+from dalle_mini_impl.model.foreign.transformer import ForeignTransformer
 from dalle_mini_impl.model.masks import AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_width
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.model.transformer import POSITIONS, Transformer
 from dalle_mini_impl.util.errors import UserError
 
 Modules = tuple[nn.Module, nn.Module, Any]
@@ -112,43 +116,69 @@ def _dalle_pytorch(config: ImageTokenizerConfig) -> Modules:
 IMPORTED = {"taming": _taming, "openai-dvae": _openai_dvae, "dalle-pytorch": _dalle_pytorch}
 
 
-def build_transformer(config: TransformerConfig, stream: StreamConfig) -> Transformer:
-    """The transformer of a config, for a stream."""
-    layout = Stream(stream)
-    extent = [layout.prefix_length + side for side in stream.grid]
-    return Transformer(
-        layout.vocab_size,
-        layout.coordinates(),
-        config.n_layer,
-        config.n_head,
-        config.n_embd,
-        config.position,
-        extent=extent,
-        block=config.block,
-        head_dim=config.head_dim,
-        attention_masks=_attention_masks(config, layout),
-        sources=layout.neighbours(),
+def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recompute: bool = False) -> Transformer:
+    """The transformer of a config, for a stream; see `Transformer` for `recompute`.
+
+    Raises:
+        UserError: the config's values do not fit together.
+    """
+    layout, block = Stream(stream), config.block
+    arguments: dict[str, Any] = {
+        "vocab_size": layout.vocab_size,
+        "coordinates": layout.coordinates(),
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "position": config.position,
+        "extent": [layout.prefix_length + side for side in stream.grid],
+        "head_dim": config.head_dim,
+        "attention_masks": _attention_masks(config, layout),
+        "head_bias": block.bias,
+        "recompute": recompute,
+    }
+    block_options: dict[str, Any] = {
+        "mlp": block.mlp,
+        "hidden": block.hidden,
+        "bias": block.bias,
+        "qk_norm": block.qk_norm,
+    }
+    if not _needs_foreign_blocks(config):
+        make_block = partial(Block, norm=block.norm, **block_options)
+        return Transformer(**arguments, make_block=make_block, make_norm=partial(make_norm, block.norm))
+    return ForeignTransformer(
+        **arguments,
+        norm=block.norm,
         last_norms=config.last_norms,
+        reversible=block.reversible,
         divide_by_max=config.divide_by_max,
+        sources=shift_sources(layout) if block.token_shift else None,
+        block_options={**block_options, "rotate_values": block.rotate_values, "sandwich": block.sandwich},
     )
 
 
+def _needs_foreign_blocks(config: TransformerConfig) -> bool:
+    """Whether the config has anything that only imported models have."""
+    block = config.block
+    foreign_block = block.rotate_values or block.sandwich or block.token_shift or block.reversible
+    return foreign_block or config.divide_by_max or config.last_norms != 1 or config.position not in POSITIONS
+
+
 def _attention_masks(config: TransformerConfig, layout: Stream) -> list[AttentionMask | None]:
-    """Of each block; those of a kind share one."""
+    """The mask of each block; blocks with the same kind share one."""
     if config.mask_origin not in ("input", "target"):
-        raise UserError(f"mask_origin {config.mask_origin!r} was given, expected input or target")
+        raise UserError(f"expected mask_origin input or target, got {config.mask_origin!r}; change it")
     kinds = [config.attention_masks[layer % len(config.attention_masks)] for layer in range(config.n_layer)]
     kinds[-1] = config.last_attention_mask or kinds[-1]
     before = layout.prefix_length - (config.mask_origin == "target")
-    made: dict[str, AttentionMask | None] = {"full": None}
+    masks: dict[str, AttentionMask | None] = {"full": None}
     for kind in set(kinds) - {"full"}:
         allowed = mask_matrix(kind, before, layout.config.grid, config.mask_kernel)
-        missing = layout.length - len(allowed)  # the last image id, which nothing follows, may have no place in it
-        order = torch.cat(
-            [contiguous_order(kind, before, layout.config.grid), torch.arange(len(allowed), layout.length)]
-        )
-        made[kind] = AttentionMask(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
-    return [made[kind] for kind in kinds]
+        # With `target` the last position, whose output predicts nothing, is not in the matrix.
+        missing = layout.length - len(allowed)
+        order = contiguous_order(kind, before, layout.config.grid)
+        order = torch.cat([order, torch.arange(len(allowed), layout.length)])
+        masks[kind] = AttentionMask(F.pad(allowed, (0, missing, 0, missing)).fill_diagonal_(True), order)
+    return [masks[kind] for kind in kinds]
 
 
 def build_clip(config: ScorerConfig, text_vocab: int, *, pad_id: int, eos_id: int) -> CLIP:

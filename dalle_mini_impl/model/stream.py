@@ -104,12 +104,3 @@ class Stream:
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         image = torch.stack([rows.flatten(), columns.flatten()], 1) + self.prefix_length
         return torch.cat([text, image])
-
-    def neighbours(self) -> Tensor:
-        """The positions above and on the left of each, (2, T); -1 where there is none; in text twice the one before."""
-        h, w = self.config.grid
-        before = torch.arange(-1, self.prefix_length - 1)
-        places = torch.arange(h * w).view(h, w) + self.prefix_length
-        above, left = places - w, places - 1
-        above[0], left[:, 0] = -1, -1
-        return torch.stack([torch.cat([before, image.flatten()]) for image in (above, left)])

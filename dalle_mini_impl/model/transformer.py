@@ -1,56 +1,57 @@
-"""A decoder-only transformer over ids. It knows nothing of text or images.
+"""A decoder-only transformer over ids, which knows nothing of text or images.
 
-Blocks of any kind that `blocks` knows, rotary or learned positions given by plane coordinates, and an output head of
-which a caller can compute just the rows it needs.
+Pre-norm blocks, rotary or learned positions given by plane coordinates, and an output head of which a caller computes
+just the rows it needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dalle_mini_impl.config.model import BlockConfig
-from dalle_mini_impl.model.attention import rotary_from_angles, rotary_table
-from dalle_mini_impl.model.blocks import Block, make_norm
-from dalle_mini_impl.model.kv_cache import Cache, KVCache
+from dalle_mini_impl.model.attention import RMSNorm, rotary_table
+from dalle_mini_impl.model.blocks import Block
+from dalle_mini_impl.model.decoder import Cache
+from dalle_mini_impl.model.kv_cache import KVCache
 from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.util.errors import UserError
 
 ROPE_BASE = 100.0
-"""Streams here are a few hundred positions long, so slower rotations would never complete a turn."""
-POSITIONS = {"rope": 4, "table": 2, "learned": 1, "absolute": 1}
+"""Base of the rotary wavelengths. Streams here are a few hundred positions long; with the usual 10,000 most channel
+pairs would never complete a turn."""
+POSITIONS: dict[str | None, int] = {"rope": 4, "learned": 1, "absolute": 1, None: 1}
 """Kinds of positions, and what a head's width must be a multiple of."""
-OURS = BlockConfig()
 
 
 class Transformer(nn.Module):
-    """ids (B, T) -> hidden states (B, T, C) -> logits.
+    """Ids (B, T) -> hidden states (B, T, C) -> logits. Meets the protocol `decoder.Decoder`.
 
     Args:
         vocab_size: V.
-        coordinates: (T, 2) integer place of each position of the longest stream.
+        coordinates: (T, 2) integer coordinates of each position of the longest stream.
         n_layer: number of blocks.
         n_head: heads per block.
         n_embd: C.
-        position: `rope`, `table` (rotary, by a table that is among the weights), `learned` (one embedding per value of
-            each coordinate, summed) or `absolute` (one per position).
-        extent: how many values each coordinate has; the largest in `coordinates` tells where it is not given.
-        block: what the blocks are made of.
+        position: `rope` (rotary), `learned` (one embedding per value of each coordinate, summed), `absolute` (one
+            embedding per position), or None for no positions.
+        extent: number of values of each coordinate, for `learned`; by default as many as occur in `coordinates`.
         head_dim: width of a head; 0 is C / n_head.
-        attention_masks: which positions each may look at, for each block; None, or nothing at all, for all before.
-        sources: (2, T) where blocks that shift channels take them from; see `blocks.shifted`.
-        last_norms: norms behind the last block.
-        divide_by_max: divide what leaves the last block by its largest number.
+        attention_masks: which positions each may attend to, for each block; None, or an empty sequence, for all up to
+            itself.
+        make_block: makes a block from n_embd, n_head, head_dim and its attention mask.
+        make_norm: makes the last norm from n_embd.
+        head_bias: whether the output head has a bias.
+        recompute: in training store only the input of each block, and compute the rest again in the backward pass
+            (activation checkpointing).
 
     Raises:
-        UserError: the numbers do not fit together.
+        UserError: the position is unknown, or the widths do not fit together.
     """
 
     coordinates: Tensor
     table: Tensor | None
-    sources: Tensor | None
 
     def __init__(
         self,
@@ -59,56 +60,38 @@ class Transformer(nn.Module):
         n_layer: int,
         n_head: int,
         n_embd: int,
-        position: str = "rope",
+        position: str | None = "rope",
         *,
         extent: Sequence[int] = (),
-        block: BlockConfig = OURS,
         head_dim: int = 0,
         attention_masks: Sequence[AttentionMask | None] = (),
-        sources: Tensor | None = None,
-        last_norms: int = 1,
-        divide_by_max: bool = False,
+        make_block: Callable[[int, int, int, AttentionMask | None], nn.Module] = Block,
+        make_norm: Callable[[int], nn.Module] = RMSNorm,
+        head_bias: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        if position not in POSITIONS:
-            raise UserError(f"unknown position {position!r}; expected one of {', '.join(POSITIONS)}")
-        multiple = POSITIONS[position]
-        if (not head_dim and n_embd % n_head) or (head_dim or n_embd // n_head) % multiple:
-            raise UserError(
-                f"n_embd {n_embd} with n_head {n_head} and head_dim {head_dim} was given; a head's width "
-                f"must be whole{f' and a multiple of {multiple}' * (multiple > 1)}"
-            )
-        if block.token_shift and n_embd % 4:
-            raise UserError(f"n_embd {n_embd} was given; to shift a quarter of the channels it must be a multiple of 4")
-        if not last_norms >= 1:
-            raise UserError(f"last_norms {last_norms} was given, expected 1 or more")
-        self.n_layer, self.n_head, self.n_embd, self.vocab_size = n_layer, n_head, n_embd, vocab_size
-        self.head_dim, self.config, self.divide_by_max = head_dim or n_embd // n_head, block, divide_by_max
+        check_shape(n_embd, n_head, head_dim, position, POSITIONS)
+        self.n_layer = n_layer
+        self.n_head = n_head
+        self.n_embd = n_embd
+        self.head_dim = head_dim or n_embd // n_head
+        self.vocab_size = vocab_size
         self.max_length = len(coordinates)
+        self.recompute = recompute
         self.embed = nn.Embedding(vocab_size, n_embd)
         if position == "absolute":
-            coordinates = torch.arange(len(coordinates))[:, None]
+            coordinates = torch.arange(self.max_length)[:, None]
+            extent = [self.max_length]
+        rotary = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
         self.register_buffer("coordinates", coordinates, persistent=False)
-        table = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
-        if position == "table":  # turns nothing until weights are loaded
-            table = rotary_from_angles(torch.zeros(len(coordinates), self.head_dim // 2))
-        self.register_buffer("table", table, persistent=position == "table")
-        self.register_buffer("sources", sources if block.token_shift else None, persistent=False)
-        self.positions = None
-        if position in ("learned", "absolute"):
-            sizes = [len(coordinates)] if position == "absolute" else extent or (coordinates.max(0).values + 1).tolist()
-            self.positions = nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
-        attention_masks = attention_masks or (None,) * n_layer
+        self.register_buffer("table", rotary, persistent=False)
+        self.positions = None if position in ("rope", None) else position_embeddings(coordinates, extent, n_embd)
         self.blocks = nn.ModuleList(
-            Block(n_embd, n_head, block, self.head_dim, attention_mask) for attention_mask in attention_masks
+            make_block(n_embd, n_head, self.head_dim, mask) for mask in attention_masks or (None,) * n_layer
         )
-        norms = [make_norm(block.norm, n_embd) for _ in range(last_norms)]
-        self.norm = nn.Sequential(*norms) if last_norms > 1 else norms[0]
-        self.head = nn.Linear(n_embd, vocab_size, bias=block.bias)
-        self.recompute = False
-        """In training, keep only what passes between blocks and compute the rest again in the backward pass."""
-        self.heads: dict[tuple[int, int], nn.Module] = {}
-        """Parts of the head that were made ready for decoding."""
+        self.norm = make_norm(n_embd)
+        self.head = nn.Linear(n_embd, vocab_size, bias=head_bias)
         self._initialise()
 
     @property
@@ -120,63 +103,58 @@ class Transformer(nn.Module):
         """Hidden states of the next positions.
 
         Args:
-            ids: (B, T) ids, continuing what the cache holds.
+            ids: (B, T) ids, continuing the positions in the cache.
             cache: earlier positions; extended in place.
 
         Returns:
             (B, T, C), normalised and ready for `logits`.
         """
         start = cache.length if cache is not None else 0
-        end = start + ids.shape[1]
-        x = self.embed(ids)
-        if self.positions is not None:
-            for embedding, places in zip(self.positions, self.coordinates[start:end].unbind(1), strict=True):
-                x = x + embedding(places)
-        table = self.table[start:end] if self.table is not None else None
-        sources = self.sources[:, start:end] if self.sources is not None else None
+        span = slice(start, start + ids.shape[1])
+        x = embed_ids(ids, self.coordinates[span], self.embed, self.positions)
         if torch.is_autocast_enabled(x.device.type):
-            # The residual stream stays in one dtype with the matrix products, which keeps fused kernels in use.
+            # The residual stream has the dtype of the matrix products, which keeps fused kernels in use.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if self.config.reversible:
-            x = torch.stack([x, x])
-        for layer, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, table, cache, layer, sources, use_reentrant=False)
-            else:
-                x = block(x, table, cache, layer, sources)
+        x = self.run_blocks(x, span, cache)
         if cache is not None:
-            cache.length = end
-        if self.config.reversible:
-            x = x.mean(0)
-        if self.divide_by_max:
-            x = x / x.amax(-1, keepdim=True).detach()
+            cache.length = span.stop
         return self.norm(x)
 
+    def run_blocks(self, x: Tensor, span: slice, cache: Cache | None) -> Tensor:
+        """Run all blocks over x (B, T, C), the embedded ids at the positions `span`; the result has the same shape."""
+        table = self.table[span] if self.table is not None else None
+        for layer, block in enumerate(self.blocks):
+            x = self.run_block(block, x, table, cache, layer)
+        return x
+
+    def run_block(self, block: nn.Module, *arguments: object) -> Tensor:
+        """Run one block, in training with `recompute` without storing its activations."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
     def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
-        """Scores of the next id.
+        """Logits of the next id.
 
         Args:
             hidden: (…, C) from `forward`.
-            allowed: `(first, end)` of the ids that may come next; only their scores are computed.
+            allowed: `(first, end)` of the ids that may come next; only their logits are computed.
 
         Returns:
             (…, end - first), or (…, V) without `allowed`.
         """
-        if allowed in self.heads:
-            return self.heads[allowed](hidden)
         rows = slice(None) if allowed is None else slice(*allowed)
         return F.linear(hidden, self.head.weight[rows], None if self.head.bias is None else self.head.bias[rows])
 
-    def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
-        """An empty cache for `batch` rows of up to `capacity` positions (the whole stream by default)."""
+    def new_cache(self, batch: int, capacity: int | None = None) -> KVCache:
+        """An empty cache for `batch` rows of up to `capacity` positions, by default the whole stream."""
         shape = (batch, self.n_head, capacity or self.max_length, self.head_dim)
-        shifted = self.n_embd // 2 if self.sources is not None else 0
-        return KVCache(self.n_layer, shape, self.device, self.embed.weight.dtype, shifted)
+        return KVCache(self.n_layer, shape, self.device, self.embed.weight.dtype)
 
     def _initialise(self) -> None:
-        """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); biases and layers that write to the residual are zero.
+        """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); biases, and layers that add to the residual, zero.
 
-        So every block starts as the identity and the first predictions are uniform.
+        So every block starts as the identity, and the first predictions are uniform.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
@@ -188,3 +166,54 @@ class Transformer(nn.Module):
                     nn.init.zeros_(module.weight)
                 else:
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+
+def position_embeddings(coordinates: Tensor, extent: Sequence[int], n_embd: int) -> nn.ModuleList:
+    """An embedding for each column of `coordinates` (T, n); its size is in `extent` or one more than the largest."""
+    sizes = extent or (coordinates.max(0).values + 1).tolist()
+    return nn.ModuleList(nn.Embedding(size, n_embd) for size in sizes)
+
+
+def check_shape(
+    n_embd: int, n_head: int, head_dim: int, position: str | None, positions: Mapping[str | None, int]
+) -> None:
+    """Refuse an unknown position, or a head width that does not fit it.
+
+    Args:
+        n_embd: C.
+        n_head: number of heads.
+        head_dim: width of a head; 0 is C / n_head.
+        position: kind of positions.
+        positions: the known kinds, and what a head's width must be a multiple of for each.
+
+    Raises:
+        UserError: naming the values.
+    """
+    if position not in positions:
+        raise UserError(f"expected position {', '.join(filter(None, positions))}, got {position!r}; change position")
+    multiple = positions[position]
+    if (not head_dim and n_embd % n_head) or (head_dim or n_embd // n_head) % multiple:
+        kind = "a whole number" if multiple == 1 else f"a multiple of {multiple}"
+        raise UserError(
+            f"expected a head width (head_dim, or else n_embd / n_head) that is {kind}, "
+            f"got n_embd {n_embd}, n_head {n_head} and head_dim {head_dim}; change one"
+        )
+
+
+def embed_ids(ids: Tensor, coordinates: Tensor, embed: nn.Module, positions: nn.ModuleList | None) -> Tensor:
+    """Embeddings of ids plus those of their positions.
+
+    Args:
+        ids: (B, T).
+        coordinates: (T, n) of these positions.
+        embed: ids -> vectors.
+        positions: an embedding for each of the n coordinates, if there are any.
+
+    Returns:
+        (B, T, C).
+    """
+    x = embed(ids)
+    if positions is not None:
+        for embedding, values in zip(positions, coordinates.unbind(1), strict=True):
+            x = x + embedding(values)
+    return x

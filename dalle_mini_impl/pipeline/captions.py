@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.pipeline.request import check_counts
 from dalle_mini_impl.sampling.generate import CHUNK
 from dalle_mini_impl.sampling.likelihood import likelihood_table, text_log_likelihood
@@ -49,7 +49,7 @@ class CaptionModel:
     """
 
     text_tokenizer: CaptionTokenizer
-    transformer: Transformer
+    transformer: Decoder
     stream: Stream
 
     def complete(

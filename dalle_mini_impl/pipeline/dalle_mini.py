@@ -16,9 +16,9 @@ from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
 from dalle_mini_impl.checkpoint.parts import fingerprint
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.build import load_transformer
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.previews import generate_previews
@@ -53,7 +53,7 @@ class DalleMini:
         self,
         text_tokenizer: CaptionTokenizer,
         image_tokenizer: ImageTokenizer,
-        transformer: Transformer,
+        transformer: Decoder,
         stream: Stream,
         scorer: Scorer | None,
         sampling: SamplingConfig,
@@ -89,12 +89,13 @@ class DalleMini:
         transformer, stream_config = load_transformer(folder, device)
         stream = Stream(stream_config)
         precision = choose_precision(precision, transformer)
-        pack(transformer, precision, stream.image_range)
+        decoder = pack(transformer, precision, stream.image_range)
+        del transformer  # frees the weights that the decoder does not share
         has_scorer = (folder / "scorer.safetensors").is_file()
         return cls(
             text_tokenizer=load_text_tokenizer(folder),
             image_tokenizer=ImageTokenizer.from_pretrained(folder, device),
-            transformer=transformer,
+            transformer=decoder,
             stream=stream,
             scorer=Scorer.from_pretrained(folder, device) if has_scorer else None,
             sampling=settings.load_settings(folder).sampling,

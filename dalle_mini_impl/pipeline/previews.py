@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Preview
 from dalle_mini_impl.sampling.generate import GeneratedIds, generate_rows
@@ -17,7 +17,7 @@ from dalle_mini_impl.util.errors import UserError
 
 
 def generate_previews(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     request: GenerationRequest,
     decode: Callable[[Tensor], list[Image.Image]],

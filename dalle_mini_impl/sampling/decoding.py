@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.model.kv_cache import Cache
-from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.model.decoder import Cache, Decoder
 
 
 class PromptState(NamedTuple):
@@ -18,7 +17,7 @@ class PromptState(NamedTuple):
     """(P, T, C), the output at each position; the last one predicts the first id to sample."""
 
 
-def run_prompts(transformer: Transformer, ids: Tensor) -> PromptState:
+def run_prompts(transformer: Decoder, ids: Tensor) -> PromptState:
     """Run prompts through the model once, however many candidates will continue them.
 
     Args:
@@ -43,7 +42,7 @@ class Continuations:
         capacity: length of the longest stream, prompt included.
     """
 
-    def __init__(self, transformer: Transformer, prompts: PromptState, count: int, capacity: int) -> None:
+    def __init__(self, transformer: Decoder, prompts: PromptState, count: int, capacity: int) -> None:
         self._transformer = transformer
         self._prompt_count = len(prompts.hidden)
         self._cache = prompts.cache.branch(count, capacity)

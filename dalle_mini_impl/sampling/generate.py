@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling.decoding import Continuations, PromptState, run_prompts
 from dalle_mini_impl.sampling.known_ids import KnownIds
-from dalle_mini_impl.sampling.native.draw import draw
+from dalle_mini_impl.sampling.native.next_id import sample_top_k
 from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
 from dalle_mini_impl.sampling.seeds import uniform_rows
 from dalle_mini_impl.util.errors import UserError
@@ -57,7 +57,7 @@ class GeneratedIds:
 
 
 def generate(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     prompt: Prompt,
     seeds: Sequence[int],
@@ -106,7 +106,7 @@ def generate(
 
 @torch.inference_mode()
 def generate_rows(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     prompt: Prompt,
     seeds: Sequence[int],
@@ -169,9 +169,7 @@ class _Chunk(NamedTuple):
     """(n, h * w), the known ids; overwritten where ids are sampled."""
 
 
-def _run_start(
-    transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]], image_ids: Tensor
-) -> _Start:
+def _run_start(transformer: Decoder, stream: Stream, captions: Sequence[Sequence[int]], image_ids: Tensor) -> _Start:
     """Run the captions, each followed by the first image ids (m,), which all candidates share."""
     prefix = stream.prefix(captions).to(transformer.device)
     ids = image_ids.to(prefix.device).expand(len(captions), -1)
@@ -182,7 +180,7 @@ def _run_start(
 
 
 def _decode_chunk(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     start: _Start,
     candidates: _Chunk,
@@ -244,5 +242,5 @@ def sample_ids(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Te
     """As `next_ids`, by compiled code where there is any for this device and these settings."""
     ids = None
     if logits.device.type == "cpu" and sampling.temperature > 0 and sampling.top_p == 1:
-        ids = draw(logits, uniforms, sampling.temperature, sampling.top_k or logits.shape[-1])
+        ids = sample_top_k(logits, uniforms, sampling.temperature, sampling.top_k or logits.shape[-1])
     return next_ids(logits, uniforms, sampling) if ids is None else ids

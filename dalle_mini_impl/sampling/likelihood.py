@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream, check_ids
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling.decoding import run_prompts
 from dalle_mini_impl.util.errors import UserError
 
@@ -16,7 +16,7 @@ CHUNK = 64
 
 
 @torch.inference_mode()
-def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
+def image_logits(transformer: Decoder, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
     """Logits of every image id at each cell, given the caption and the ids before it.
 
     Args:
@@ -39,7 +39,7 @@ def image_logits(transformer: Transformer, stream: Stream, text_ids: Sequence[in
     return transformer.logits(hidden, stream.image_range).float()
 
 
-def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
+def log_likelihood(transformer: Decoder, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
     """Log-probability of each image id given the caption and the ids before it.
 
     Args:
@@ -59,7 +59,7 @@ def log_likelihood(transformer: Transformer, stream: Stream, text_ids: Sequence[
 
 
 @torch.inference_mode()
-def text_log_likelihood(transformer: Transformer, stream: Stream, captions: Sequence[Sequence[int]]) -> Tensor:
+def text_log_likelihood(transformer: Decoder, stream: Stream, captions: Sequence[Sequence[int]]) -> Tensor:
     """Log-probability of each id of captions given the ids before it.
 
     Padding is part of a caption: its first padding id is how it ends.
@@ -85,7 +85,7 @@ def text_log_likelihood(transformer: Transformer, stream: Stream, captions: Sequ
 
 @torch.inference_mode()
 def likelihood_table(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     captions: Sequence[Sequence[int]],
     image_ids: Tensor,
@@ -129,7 +129,7 @@ def likelihood_table(
     return torch.cat(rows)
 
 
-def _pairs(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
+def _pairs(transformer: Decoder, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
     """Nats (n, P) of pictures (P, h * w) given captions (n, prefix_length), each of which is run once."""
     prompts = run_prompts(transformer, prefix)
     first = prompts.hidden[:, -1:].repeat_interleave(len(pictures), 0)
@@ -140,7 +140,7 @@ def _pairs(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: T
     return logits.log_softmax(-1).gather(-1, ids[..., None]).sum((1, 2)).view(len(prefix), -1)
 
 
-def _blind_pairs(transformer: Transformer, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
+def _blind_pairs(transformer: Decoder, stream: Stream, prefix: Tensor, pictures: Tensor) -> Tensor:
     """As `_pairs`, with all image ids hidden from the model: its logits are then the same for all pictures."""
     hidden_ids = prefix.new_full((len(prefix), stream.image_length - 1), stream.config.bos_id)
     hidden = transformer(torch.cat([prefix, hidden_ids], 1))[:, stream.prefix_length - 1 :]

@@ -1,127 +1,213 @@
-"""A transformer made ready for decoding: in the precision and the layout that its device is fastest with.
+"""Fast decoders made of a transformer, in the precision and layout that its device is fastest with.
 
-On a CPU with a C compiler this is the compiled code of `native`, elsewhere PyTorch's own operations. A packed
-transformer can no longer be trained or saved.
+On a CPU with a C compiler this is the compiled code of `native`, elsewhere the transformer itself in PyTorch.
 """
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from dalle_mini_impl.config.sampling import PRECISIONS
 from dalle_mini_impl.model.attention import RMSNorm
 from dalle_mini_impl.model.blocks import Block
-from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.model.decoder import Cache, Decoder
+from dalle_mini_impl.model.foreign.blocks import ForeignBlock, RotatedValuesAttention
+from dalle_mini_impl.model.foreign.transformer import ForeignTransformer, leave_blocks
+from dalle_mini_impl.model.transformer import Transformer, embed_ids
 from dalle_mini_impl.sampling.native.blocks import BlocksShape, LayerWeights, NativeBlocks, fits
+from dalle_mini_impl.sampling.native.cache import NativeCache
 from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
 from dalle_mini_impl.util.errors import UserError
 
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+
 
 def choose_precision(precision: str, transformer: Transformer) -> str:
-    """`auto` -> the fastest precision whose pictures are as good: bf16 but where fp32 is all there is.
+    """Resolve `auto` to the fastest precision without a loss of quality: bf16 where it is supported, else fp32.
 
     Args:
-        precision: one of `config.sampling.PRECISIONS`.
+        precision: one of `PRECISIONS`.
         transformer: on the device it will run on.
 
     Raises:
-        UserError: there is no such precision, or not for this device or this transformer.
+        UserError: the precision is unknown, or not supported for this device or this transformer.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"unknown precision {precision!r}; expected {', '.join(PRECISIONS)}")
+        raise UserError(f"expected precision {', '.join(PRECISIONS)}, got {precision!r}; choose one of these")
     if precision == "fp32":
         return precision
     device = transformer.device.type
-    reason = _missing(transformer) if device == "cpu" else ""
+    obstacle = _native_obstacle(transformer) if device == "cpu" else ""
     if precision == "auto":
-        return "bf16" if device == "cuda" or (device == "cpu" and not reason) else "fp32"
+        return "bf16" if device == "cuda" or (device == "cpu" and not obstacle) else "fp32"
     if precision == "int8" and device != "cpu":
-        raise UserError(f"precision int8 was given with device {device}; it is for cpu")
-    if reason:
-        raise UserError(f"precision {precision} was given, but {reason}; use fp32")
+        raise UserError(f"expected device cpu with precision int8, got {device}; use bf16")
+    if obstacle:
+        raise UserError(f"precision {precision} needs compiled code, but {obstacle}; use fp32")
     return precision
 
 
-def _missing(transformer: Transformer) -> str:
-    """What keeps this transformer from running in compiled code; empty if nothing does."""
-    width, heads, size = transformer.n_embd, transformer.n_head, transformer.head_dim
-    if not fits(width, heads, size):
-        return f"compiled code does not know n_embd {width} with n_head {heads} of {size} channels each"
-    return "" if load() is not None else "there is no C compiler with OpenMP to make it for this CPU"
+def pack(transformer: Transformer, precision: str, allowed: tuple[int, int]) -> Decoder:
+    """Make a decoder with the weights of a transformer, which is not changed.
 
-
-@torch.no_grad()
-def pack(transformer: Transformer, precision: str, ids: tuple[int, int]) -> Transformer:
-    """Make a transformer ready for decoding, in place.
+    With fp32 it is the transformer itself. Else it has a copy of the weights, except that compiled code shares the
+    embeddings and the last norm; drop the transformer afterwards to free the others.
 
     Args:
-        transformer: on its device; afterwards only good for computing.
-        precision: as `choose_precision` has it: `fp32`, `bf16`, or `int8` (weights alone, CPU).
-        ids: `(first, end)` of the ids that will be drawn, whose part of the head is packed.
-
-    Returns:
-        The same transformer.
+        transformer: on its device.
+        precision: as `choose_precision` returns it: `fp32`, `bf16`, or `int8` (weights only, CPU).
+        allowed: `(first, end)` of the ids that will be sampled; the output head is packed for these.
     """
-    transformer.eval().requires_grad_(False)
     if precision == "fp32":
         return transformer
     if transformer.device.type != "cpu":
-        return transformer.bfloat16()
-    library: Any = load()
-    found = [cast(Block, block) for block in transformer.blocks]
-    # Then the norm behind the blocks can be folded into the head as well.
-    finish = isinstance(transformer.norm, RMSNorm) and not (transformer.divide_by_max or transformer.config.reversible)
-    shape = BlocksShape(transformer.n_head, transformer.head_dim, transformer.config, transformer.sources, finish)
-    layers, attention_masks = (
-        [_layer(block, transformer) for block in found],
-        [block.attention.attention_mask for block in found],
-    )
-    blocks = NativeBlocks(library, layers, attention_masks, shape, narrow=precision == "int8")
-    if finish:
-        transformer.head.weight.mul_(gain(transformer.norm))
-        transformer.norm = nn.Identity()
-    weight, bias = transformer.head.weight[slice(*ids)], transformer.head.bias
-    head = WeightAndBias(weight, None if bias is None else bias[slice(*ids)])
-    transformer.heads[ids] = NativeLinear(library, head, narrow=precision == "int8")
-    transformer.blocks = nn.ModuleList([blocks])
-    transformer.new_cache = blocks.new_cache  # type: ignore[method-assign]
-    return transformer
+        return _bf16_copy(transformer)
+    return NativeDecoder(transformer, load(), precision == "int8", allowed)
 
 
-def _layer(block: Block, transformer: Transformer) -> LayerWeights:
-    """A block's weights; those of an RMSNorm become part of the matrix behind it."""
+class NativeDecoder:
+    """A transformer whose blocks run in compiled code on a CPU. Meets the protocol `model.decoder.Decoder`.
+
+    Args:
+        transformer: its embeddings and last norm are shared with the decoder, the rest is copied.
+        library: the compiled functions.
+        int8: store matrices as 8-bit integers instead of in bf16.
+        allowed: as in `pack`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, transformer: Transformer, library: Any, int8: bool, allowed: tuple[int, int]) -> None:
+        blocks = [cast(Block, block) for block in transformer.blocks]
+        foreign = transformer if isinstance(transformer, ForeignTransformer) else None
+        reversible = foreign is not None and foreign.reversible
+        divide_by_max = foreign is not None and foreign.divide_by_max
+        # The compiled code can leave rows at length 1; then the last norm's weight is folded into the head.
+        unit_output = isinstance(transformer.norm, RMSNorm) and not divide_by_max and not reversible
+        shape = BlocksShape(
+            transformer.n_head,
+            transformer.head_dim,
+            mlp=blocks[0].mlp.kind,
+            qk_norm=blocks[0].attention.q_norm is not None,
+            rotate_values=isinstance(blocks[0].attention, RotatedValuesAttention),
+            reversible=reversible,
+            sources=None if foreign is None else foreign.sources,
+            unit_output=unit_output,
+        )
+        self.blocks = NativeBlocks(
+            library,
+            [_layer_weights(block, transformer) for block in blocks],
+            [block.attention.attention_mask for block in blocks],
+            shape,
+            int8,
+        )
+        self._embed, self._positions = transformer.embed, transformer.positions
+        self._coordinates = transformer.coordinates
+        self._reversible = reversible
+        self._finish: Callable[[Tensor], Tensor] = nn.Identity()
+        head, bias = transformer.head.weight.detach(), transformer.head.bias
+        if unit_output:
+            head = head * unit_weight(transformer.norm)
+        else:
+            self._finish = partial(_finish, transformer.norm, reversible, divide_by_max)
+        self._head = WeightAndBias(head, None if bias is None else bias.detach())
+        self._allowed = allowed
+        self._allowed_head = NativeLinear(library, _rows(self._head, allowed), int8)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights: the CPU."""
+        return self._embed.weight.device
+
+    @torch.no_grad()
+    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        start = cache.length if cache is not None else 0
+        end = start + ids.shape[1]
+        x = embed_ids(ids, self._coordinates[start:end], self._embed, self._positions)
+        if self._reversible:
+            x = torch.stack([x, x])
+        x = self.blocks(x, cast("NativeCache | None", cache))
+        if cache is not None:
+            cache.length = end
+        return self._finish(x)
+
+    def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
+        """As `Decoder.logits`; fastest for the `allowed` that the decoder was made for."""
+        if allowed == self._allowed:
+            return self._allowed_head(hidden)
+        return F.linear(hidden, *(self._head if allowed is None else _rows(self._head, allowed)))
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> NativeCache:
+        """As `Decoder.new_cache`."""
+        return self.blocks.new_cache(batch, capacity)
+
+
+def unit_weight(norm: Any) -> Tensor:
+    """Weight (C,) of a norm for rows of length 1 instead of root mean square 1."""
+    return norm.weight.float() * len(norm.weight) ** 0.5
+
+
+def _native_obstacle(transformer: Transformer) -> str:
+    """Why this transformer cannot run in compiled code; empty if it can."""
+    width, heads, size = transformer.n_embd, transformer.n_head, transformer.head_dim
+    if not fits(width, heads, size):
+        return f"it does not support n_embd {width} with n_head {heads} of {size} channels each"
+    return "" if load() is not None else "there is no C compiler with OpenMP"
+
+
+def _bf16_copy(transformer: Transformer) -> Transformer:
+    """A copy with all floating-point weights in bf16, made one by one."""
+    memo: dict[int, Any] = {}
+    for parameter in transformer.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+    for buffer in transformer.buffers():
+        memo[id(buffer)] = buffer.bfloat16() if buffer.is_floating_point() else buffer
+    return copy.deepcopy(transformer, memo).eval()
+
+
+def _finish(norm: nn.Module, reversible: bool, divide_by_max: bool, x: Tensor) -> Tensor:
+    """What follows the last block."""
+    return norm(leave_blocks(x, reversible, divide_by_max))
+
+
+def _rows(head: WeightAndBias, allowed: tuple[int, int]) -> WeightAndBias:
+    rows = slice(*allowed)
+    return WeightAndBias(head.weight[rows], None if head.bias is None else head.bias[rows])
+
+
+def _layer_weights(block: Block, transformer: Transformer) -> LayerWeights:
+    """The weights of a block; those of RMSNorms before a matrix are folded into it."""
     attention, mlp = block.attention, block.mlp
     layers = {"qkv": attention.qkv, "out": attention.out, "up": mlp.up, "down": mlp.down}
-    matrices, norms = {name: WeightAndBias(layer.weight, layer.bias) for name, layer in layers.items()}, {}
-    for name, behind in (("attention_norm", "qkv"), ("mlp_norm", "up")):
-        norm = getattr(block, name)
+    matrices = {name: WeightAndBias(layer.weight, layer.bias) for name, layer in layers.items()}
+    norms = {}
+    for name, norm, matrix in (
+        ("attention_norm", block.attention_norm, "qkv"),
+        ("mlp_norm", block.mlp_norm, "up"),
+    ):
         if isinstance(norm, RMSNorm):
-            matrices[behind] = WeightAndBias(matrices[behind].weight * gain(norm), matrices[behind].bias)
+            matrices[matrix] = WeightAndBias(matrices[matrix].weight * unit_weight(norm), matrices[matrix].bias)
         else:
-            norms[name] = WeightAndBias(gain(norm), norm.bias)
-    if block.sandwich:
-        for name in ("attention_post", "mlp_post"):
-            norm = getattr(block, name)
-            norms[name] = WeightAndBias(gain(norm), getattr(norm, "bias", None))
-    return LayerWeights(matrices, norms, _turn(block, transformer))
+            norms[name] = WeightAndBias(unit_weight(norm), cast(Tensor, norm.bias))
+    if isinstance(block, ForeignBlock) and block.sandwich:
+        for name, norm in (("attention_post", block.attention_post), ("mlp_post", block.mlp_post)):
+            norms[name] = WeightAndBias(unit_weight(norm), getattr(norm, "bias", None))
+    return LayerWeights(matrices, norms, _rotary_weights(block, transformer))
 
 
-def _turn(block: Block, transformer: Transformer) -> Tensor:
-    """The rotary table with the weights of the norms of queries and keys, (T, 2 or 3, 2, head_dim)."""
+def _rotary_weights(block: Block, transformer: Transformer) -> Tensor:
+    """The rotary table times the weights of the norms of queries and keys, (T, 2 or 3, 2, head_dim)."""
     attention, size = block.attention, transformer.head_dim
-    gains = torch.ones(3 if attention.rotate_values else 2, size)
-    if attention.q_norm is not None:
-        gains[:2] = torch.stack([gain(attention.q_norm), gain(attention.k_norm)])
-    gains[0] *= size**-0.5
+    weights = torch.ones(3 if isinstance(attention, RotatedValuesAttention) else 2, size)
+    if attention.q_norm is not None and attention.k_norm is not None:
+        weights[:2] = torch.stack([unit_weight(attention.q_norm), unit_weight(attention.k_norm)])
+    weights[0] *= size**-0.5
     cos, sin = torch.ones(transformer.max_length, 1, 1), torch.zeros(transformer.max_length, 1, 1)
     if transformer.table is not None:
         cos, sin = transformer.table[:, :, None].float().unbind(1)
-    # A sine meets the other half of its pair, and so that one's weight.
-    return torch.stack([cos * gains, sin * gains.roll(size // 2, 1)], 2)
-
-
-def gain(norm: Any) -> Tensor:
-    """What a vector of length 1 is multiplied with to be what the norm makes of it, but for a bias, (C,)."""
-    return norm.weight.float() * len(norm.weight) ** 0.5
+    # A sine is multiplied with the other channel of its pair, and so needs the weight of that channel.
+    return torch.stack([cos * weights, sin * weights.roll(size // 2, 1)], 2)

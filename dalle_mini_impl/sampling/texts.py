@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling.decoding import Continuations, run_prompts
 from dalle_mini_impl.sampling.generate import CHUNK, sample_ids
 from dalle_mini_impl.sampling.next_ids import validate_sampling
@@ -17,7 +17,7 @@ from dalle_mini_impl.util.errors import UserError
 
 @torch.inference_mode()
 def generate_texts(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     beginning: Sequence[int],
     seeds: Sequence[int],

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling.generate import GeneratedIds, Progress, Prompt, generate
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
@@ -42,7 +42,7 @@ def seam_passes(grid: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Tensor
 
 
 def close_seams(
-    transformer: Transformer,
+    transformer: Decoder,
     stream: Stream,
     prompt: Prompt,
     seeds: Sequence[int],

@@ -82,8 +82,8 @@ def count(config: TransformerRun, stream: StreamConfig) -> Needs:
         )
         kept = _kept(model, layout)
         if config.recompute:
-            model.transformer.recompute = True
-            little = _kept(model, layout)
+            recomputing = StreamLoss(build_transformer(config.model, stream, recompute=True), layout)
+            little = _kept(recomputing, layout)
             kept = little + (kept - little) // config.model.n_layer  # of one block after the other, all
     matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.ndim == 2)
     block = sum(p.numel() for p in model.transformer.blocks[0].parameters())

@@ -150,10 +150,9 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     stream = Stream(layout)
 
     def build() -> StreamLoss:
-        return StreamLoss(build_transformer(config.model, layout), stream)
+        return StreamLoss(build_transformer(config.model, layout, recompute=config.recompute), stream)
 
     losses = build()
-    losses.transformer.recompute = config.recompute
     model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)
     average = Ema(losses, run.ema)
     optimizers, plateau = build_optimizers(losses, config.optimizer), Plateau(config.plateau)

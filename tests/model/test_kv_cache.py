@@ -26,13 +26,13 @@ def test_a_cache_is_allocated_once():
     cache = KVCache(3, SHAPE, CPU, torch.bfloat16)
     assert cache.keys.shape == cache.values.shape == (3, 2, 4, 7, 6)
     assert cache.keys.dtype == torch.bfloat16
-    place = cache.keys.data_ptr()
+    address = cache.keys.data_ptr()
     cache.attend(1, *[torch.ones(2, 4, 3, 6, dtype=torch.bfloat16)] * 3)
-    assert cache.keys.data_ptr() == place
-    assert cache.length == 0  # moved on by the model, after its last layer
+    assert cache.keys.data_ptr() == address
+    assert cache.length == 0  # advanced by the model, after its last layer
 
 
-def test_attending_writes_behind_what_is_there_and_nowhere_else():
+def test_attend_writes_after_the_filled_positions_and_nowhere_else():
     cache = filled_cache()
     before = cache.keys.clone(), cache.values.clone()
     one = torch.ones(2, 4, 1, 6, dtype=torch.float64)
@@ -48,8 +48,8 @@ def test_attending_writes_behind_what_is_there_and_nowhere_else():
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("prompts", [1, 2])
 @pytest.mark.parametrize("position", ["rope", "learned"])
-def test_a_prompt_can_be_continued_in_many_ways(count, prompts, position):
-    # Two prompts, as guidance has them, or one, with several continuations each
+def test_branches_of_a_prompt_equal_whole_streams(count, prompts, position):
+    # One prompt, or two as with guidance, and several continuations of each
     model = make_transformer(position)[0].double()
     ids = torch.randint(model.vocab_size, (prompts, 8), generator=torch.Generator().manual_seed(0))
     ends = torch.randint(model.vocab_size, (prompts * count, 15), generator=torch.Generator().manual_seed(1))
@@ -63,7 +63,7 @@ def test_a_prompt_can_be_continued_in_many_ways(count, prompts, position):
     torch.testing.assert_close(cached, whole, atol=1e-12, rtol=0)
 
 
-def test_branches_share_nothing_that_one_of_them_writes():
+def test_branches_do_not_share_memory():
     cache = filled_cache()
     before = cache.keys.clone()
     first, second = cache.branch(2, 7), cache.branch(2, 7)
@@ -76,7 +76,7 @@ def test_branches_share_nothing_that_one_of_them_writes():
     assert cache.length == 5
 
 
-def test_kept_rows_go_on_as_if_they_were_all_there_is():
+def test_kept_rows_continue_as_before():
     cache = filled_cache().branch(3, 7)
     few = filled_cache().branch(3, 7)
     few.keep(torch.tensor([0, 2, 3, 5]))
@@ -86,36 +86,11 @@ def test_kept_rows_go_on_as_if_they_were_all_there_is():
     assert few.length == 5
 
 
-def test_a_position_reads_only_what_it_may_look_at():
-    cache, sees = filled_cache(), AttentionMask(mask_matrix("column", 2, (2, 3)))
+def test_a_single_position_reads_only_what_its_mask_allows():
+    cache, mask = filled_cache(), AttentionMask(mask_matrix("column", 2, (2, 3)))
     cache.keys[:, :, :, 3:5], cache.values[:, :, :, 3:5] = torch.nan, torch.nan
     q, k, v = (noise(2, 4, 1, 6, seed=n) for n in range(3))
-    places = [0, 1, 2]  # text and the place above; position 5 is itself
-    keys, values = (torch.cat([part[0][:, :, places], new], 2) for part, new in ((cache.keys, k), (cache.values, v)))
+    attended = [0, 1, 2]  # text and the cell above; position 5 is the query's own
+    keys, values = (torch.cat([part[0][:, :, attended], new], 2) for part, new in ((cache.keys, k), (cache.values, v)))
     expected = torch.softmax(q @ keys.transpose(2, 3) * 6**-0.5, -1) @ values
-    torch.testing.assert_close(cache.attend(0, q, k, v, sees), expected)
-
-
-def shifting_cache():
-    """Room for 5 shifted channels, 4 positions filled."""
-    cache = KVCache(3, SHAPE, CPU, torch.float64, shifted=5)
-    assert cache.channels.shape == (6, 2, 7, 5)
-    for slot in range(6):
-        cache.remember(slot, noise(2, 4, 5, seed=slot))
-    cache.length = 4
-    return cache
-
-
-def test_channels_are_remembered_for_later_positions():
-    cache = shifting_cache()
-    new = noise(2, 1, 5, seed=9)
-    expected = torch.cat([noise(2, 4, 5, seed=2), new], 1)
-    assert torch.equal(cache.remember(2, new), expected)
-    assert torch.equal(cache.remember(3, new)[:, :4], noise(2, 4, 5, seed=3))
-
-
-def test_branches_and_kept_rows_remember_them_too():
-    cache = shifting_cache().branch(3, 7)
-    cache.keep(torch.tensor([1, 5]))
-    assert torch.equal(cache.remember(2, noise(2, 1, 5, seed=9))[:, :4], noise(2, 4, 5, seed=2))
-    assert KVCache(3, SHAPE, CPU, torch.float64).branch(3, 9).channels.numel() == 0
+    torch.testing.assert_close(cache.attend(0, q, k, v, mask), expected)

@@ -1,4 +1,4 @@
-"""Attention masks against matrices written out by hand, and against the rules put as loops."""
+"""Attention masks against matrices written out by hand, and against the rules as loops."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ from dalle_mini_impl.util.errors import UserError
 BEFORE, GRID = 3, (5, 7)
 
 
-def drawn(picture):
-    """A matrix of 1 and . as bools."""
-    return torch.tensor([[mark == "1" for mark in row] for row in picture.split()])
+def parse(matrix):
+    """A matrix written as 1 and . as bools."""
+    return torch.tensor([[mark == "1" for mark in row] for row in matrix.split()])
 
 
-# Two positions before a picture of 3 × 4.
+# Two text positions before a picture of 3 × 4 cells.
 ROW = """
 1.............
 11............
@@ -85,18 +85,18 @@ CONV_LIKE_2 = """
 
 
 def conv_3():
-    """Offsets of a 3 × 3 square in a picture 4 wide: 5, 4 and 3 back, the last one, and oneself."""
+    """The 3 × 3 square in a picture 4 wide: 5, 4, 3 and 1 positions before, and the position itself."""
     matrix = torch.eye(14, dtype=torch.bool)
     matrix[:, :2] = True
-    for place in range(2, 14):
+    for position in range(2, 14):
         for back in (1, 3, 4, 5):
-            if place - back >= 2:
-                matrix[place, place - back] = True
+            if position - back >= 2:
+                matrix[position, position - back] = True
     return matrix.tril()
 
 
 @pytest.mark.parametrize(
-    ("kind", "picture", "kernel"),
+    ("kind", "matrix", "kernel"),
     [
         ("row", ROW, 11),
         ("column", COLUMN, 11),
@@ -105,19 +105,19 @@ def conv_3():
         ("conv_like", CONV_LIKE_2, 2),
     ],
 )
-def test_a_mask_is_the_matrix_drawn_by_hand(kind, picture, kernel):
-    assert torch.equal(mask_matrix(kind, 2, (3, 4), kernel), drawn(picture))
+def test_masks_equal_the_matrices_written_by_hand(kind, matrix, kernel):
+    assert torch.equal(mask_matrix(kind, 2, (3, 4), kernel), parse(matrix))
 
 
 def test_the_convolution_wraps_around_as_raster_order_does():
     assert torch.equal(mask_matrix("conv", 2, (3, 4), 3), conv_3())
-    # The last place of a row has, on its right, the first one of the row it is in: the square's upper right corner.
+    # To the right of the last cell of the row above comes the first cell of the query's own row.
     last = 2 + 1 * 4 + 3
     assert mask_matrix("conv", 2, (3, 4), 3)[last].nonzero().flatten().tolist() == [0, 1, 4, 5, 6, 8, 9]
 
 
 def rule(kind, query, key, kernel):
-    """Whether the place `query` = (row, column) may look at `key`, which is not behind it."""
+    """Whether the cell `query` = (row, column) attends to the cell `key`, which does not come later."""
     (r, c), (i, j) = query, key
     h, w = GRID
     half = kernel // 2
@@ -137,7 +137,7 @@ def rule(kind, query, key, kernel):
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mask_is_its_rule(kind, kernel):
+def test_masks_equal_their_rules(kind, kernel):
     allowed = mask_matrix(kind, BEFORE, GRID, kernel)
     length = BEFORE + GRID[0] * GRID[1]
     assert allowed.shape == (length, length)
@@ -145,31 +145,31 @@ def test_a_mask_is_its_rule(kind, kernel):
         for key in range(length):
             expected = key <= query
             if expected and key >= BEFORE:
-                places = [divmod(position - BEFORE, GRID[1]) for position in (query, key)]
-                expected = rule(kind, *places, kernel)
+                cells = [divmod(position - BEFORE, GRID[1]) for position in (query, key)]
+                expected = rule(kind, *cells, kernel)
             assert bool(allowed[query, key]) == expected, (kind, query, key)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_everyone_sees_the_text_and_itself_and_nobody_what_comes_after(kind):
+def test_all_masks_allow_the_text_and_the_position_itself_and_nothing_later(kind):
     allowed = mask_matrix(kind, BEFORE, GRID, 3)
     assert bool(allowed[BEFORE:, :BEFORE].all())
     assert bool(allowed.diagonal().all())
     assert not allowed.triu(1).any()
 
 
-def test_lists_say_what_the_matrix_says():
-    one = AttentionMask(mask_matrix("conv", BEFORE, GRID, 3))
-    for position, row in enumerate(one.allowed):
-        assert one.seen(position).tolist() == row.nonzero().flatten().tolist()
-    assert "allowed" not in one.state_dict()
+def test_attended_positions_are_those_of_the_matrix():
+    mask = AttentionMask(mask_matrix("conv", BEFORE, GRID, 3))
+    for position, row in enumerate(mask.allowed):
+        assert mask.attended(position).tolist() == row.nonzero().flatten().tolist()
+    assert "allowed" not in mask.state_dict()
 
 
 def layout():
     return StreamConfig(text_length=2, text_vocab=17, grid=GRID, image_vocab=11)
 
 
-def test_layers_take_their_masks_in_turn():
+def test_layers_cycle_through_the_masks():
     config = TransformerConfig(
         n_layer=6,
         n_head=2,
@@ -181,38 +181,38 @@ def test_layers_take_their_masks_in_turn():
     model = build_transformer(config, layout())
     attention_masks = [block.attention.attention_mask for block in model.blocks]
     expected = ["row", "column", "row", None, "row", "conv"]
-    for one, kind in zip(attention_masks, expected, strict=True):
-        assert (one is None) == (kind is None)
-        assert one is None or torch.equal(one.allowed, mask_matrix(kind, 3, GRID, 3))
-    assert attention_masks[0] is attention_masks[2]  # kept once
+    for mask, kind in zip(attention_masks, expected, strict=True):
+        assert (mask is None) == (kind is None)
+        assert mask is None or torch.equal(mask.allowed, mask_matrix(kind, 3, GRID, 3))
+    assert attention_masks[0] is attention_masks[2]  # stored once
 
 
-def test_masks_may_begin_at_the_position_that_predicts_the_first_id():
+def test_masks_may_begin_at_the_position_that_predicts_the_first_image_id():
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, attention_masks=("row",), mask_origin="target")
     allowed = build_transformer(config, layout()).blocks[0].attention.attention_mask.allowed
     length = Stream(layout()).length
     assert allowed.shape == (length, length)
     assert torch.equal(allowed[:-1, :-1], mask_matrix("row", 2, GRID))
-    seen = allowed[2 + GRID[1] + 1].nonzero().flatten()
-    assert seen.tolist() == [0, 1, *range(3, 11)]  # of the text all but its last position, then a row and one
+    attended = allowed[2 + GRID[1] + 1].nonzero().flatten()
+    assert attended.tolist() == [0, 1, *range(3, 11)]  # all text but its last position, then one row and one cell
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("diagonal", 3, GRID, 3), "unknown attention 'diagonal'; expected one of full, row, column"),
-        (("conv", 3, GRID, 4), "kernel 4 was given for attention conv; expected an odd number"),
-        (("conv_torus", 3, GRID, 2), "kernel 2 was given for attention conv_torus"),
-        (("conv_square", 3, GRID, 4), "kernel 4 was given for attention conv_square"),
-        (("conv_like", 3, GRID, 0), "kernel 0 was given for attention conv_like"),
+        (("diagonal", 3, GRID, 3), "expected attention mask full, row, column, .*, got 'diagonal'"),
+        (("conv", 3, GRID, 4), "expected an odd mask_kernel of 1 or more for attention mask conv, got 4"),
+        (("conv_torus", 3, GRID, 2), "expected an odd mask_kernel of 1 or more for attention mask conv_torus, got 2"),
+        (("conv_square", 3, GRID, 4), "expected an odd mask_kernel of 1 or more for attention mask conv_square, got 4"),
+        (("conv_like", 3, GRID, 0), "expected a mask_kernel of 1 or more for attention mask conv_like, got 0"),
     ],
 )
-def test_what_makes_no_mask_is_refused(arguments, message):
+def test_unknown_kinds_and_unfit_kernels_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         mask_matrix(*arguments)
 
 
-def test_an_unknown_beginning_is_refused():
+def test_an_unknown_origin_is_refused():
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, mask_origin="text")
-    with pytest.raises(UserError, match="mask_origin 'text' was given, expected input or target"):
+    with pytest.raises(UserError, match="expected mask_origin input or target, got 'text'"):
         build_transformer(config, layout())

@@ -31,7 +31,7 @@ FOREIGN = {
     "mask_kernel": 3,
     "block": BlockConfig(norm="layer", mlp="geglu", bias=True, qk_norm=False, rotate_values=True, token_shift=True),
 }
-every_kind = pytest.mark.parametrize("options", [{}, FOREIGN], ids=["ours", "foreign"])
+every_kind = pytest.mark.parametrize("options", [{}, FOREIGN], ids=["plain", "foreign"])
 
 
 def packed(precision, **options):
@@ -66,15 +66,15 @@ def test_packing_loses_no_more_than_bf16_does(position):
                 scale = weight.abs().amax(1, keepdim=True) / 127
                 weight.copy_((weight / scale).round() * scale)
     plain, weights = distance(copy.deepcopy(exact).bfloat16()), distance(rounded)
-    packed, int8 = (distance(pack(copy.deepcopy(exact), name, stream.image_range)) for name in ("bf16", "int8"))
+    bf16, int8 = (distance(pack(copy.deepcopy(exact), name, stream.image_range)) for name in ("bf16", "int8"))
     assert 0 < plain < 0.03 * float(logits(exact).std())
-    assert 0 < packed < 1.1 * plain
+    assert 0 < bf16 < 1.1 * plain
     assert weights < int8 < 1.1 * math.hypot(weights, plain)  # two independent errors
 
 
 @needs_compiler
 @every_kind
-def test_a_candidate_does_not_depend_on_the_others(options):
+def test_a_candidate_does_not_depend_on_other_candidates(options):
     model, seeds = packed("bf16", **options), list(range(100, 137))
     settings = SamplingConfig(temperature=0.9, guidance=2.5)
     whole = generate(*model, PROMPT, seeds, settings).image_ids
@@ -86,7 +86,7 @@ def test_a_candidate_does_not_depend_on_the_others(options):
 
 @needs_compiler
 @every_kind
-def test_who_goes_on_after_pruning_is_drawn_as_before(options):
+def test_candidates_that_survive_pruning_stay_the_same(options):
     model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
     whole = generate(*model, PROMPT, list(range(29)), settings)
     pruned = generate(*model, PROMPT, list(range(29)), settings, prune_to=3)
@@ -98,7 +98,7 @@ def test_who_goes_on_after_pruning_is_drawn_as_before(options):
 
 @needs_compiler
 @every_kind
-def test_kept_ids_are_shared_and_counted(options):
+def test_known_ids_are_shared_and_counted(options):
     model, settings = packed("bf16", **options), SamplingConfig(temperature=0.9, guidance=2.5)
     first = generate(*model, PROMPT, [3], settings).image_ids[0]
     redraw = torch.zeros(first.shape, dtype=torch.bool)
@@ -116,7 +116,7 @@ def test_kept_ids_are_shared_and_counted(options):
 @needs_compiler
 @every_kind
 def test_cached_equals_uncached(options):
-    # Greedy ids from the cache, then the whole stream at once: each id must be among the likeliest there too
+    # Greedy ids sampled with the cache must be among the likeliest when the whole stream runs at once
     transformer, stream = packed("bf16", **options)
     drawn = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0)).image_ids
     ids = stream.join(stream.prefix([PROMPT.text_ids]), drawn)
@@ -128,12 +128,55 @@ def test_cached_equals_uncached(options):
     assert float(lost.max()) < 0.1
 
 
-def test_full_precision_changes_nothing():
+def test_fp32_is_the_transformer_itself():
     transformer, stream = make_transformer()
+    assert pack(transformer, "fp32", stream.image_range) is transformer
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@every_kind
+def test_packing_leaves_the_transformer_as_it_is(precision, options):
+    config = TransformerConfig(n_layer=3, n_head=2, n_embd=64, **options)
+    transformer = randomise(build_transformer(config, LAYOUT), 3).train()
     before = copy.deepcopy(transformer.state_dict())
-    ours = pack(transformer, "fp32", stream.image_range)
-    assert ours is transformer
-    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+    attributes = {name: id(value) for name, value in vars(transformer).items()}
+    decoder = pack(transformer, precision, Stream(LAYOUT).image_range)
+    with torch.inference_mode():
+        decoder.logits(decoder(torch.tensor([[1, 2, 3]])), Stream(LAYOUT).image_range)
+    assert {name: id(value) for name, value in vars(transformer).items()} == attributes
+    assert transformer.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
+    assert all(parameter.requires_grad for parameter in transformer.parameters())
+    assert transformer.training
+
+
+def test_on_other_devices_packing_makes_a_bf16_copy():
+    transformer = build(64).to("meta")
+    decoder = pack(transformer, "bf16", Stream(LAYOUT).image_range)
+    assert type(decoder) is type(transformer)
+    assert {value.dtype for value in transformer.parameters()} == {torch.float32}
+    assert {value.dtype for value in decoder.parameters()} == {torch.bfloat16}
+    assert decoder.state_dict().keys() == transformer.state_dict().keys()
+    assert not decoder.training
+
+
+@needs_compiler
+def test_logits_of_other_ids_than_those_packed_for():
+    decoder, stream = packed("bf16")
+    hidden = decoder(torch.arange(8)[None])
+    every = decoder.logits(hidden)
+    assert every.shape == (1, 8, stream.vocab_size)
+    for allowed in (stream.text_range, (5, 7)):
+        torch.testing.assert_close(decoder.logits(hidden, allowed), every[..., slice(*allowed)])
+    torch.testing.assert_close(
+        decoder.logits(hidden, stream.image_range), every[..., slice(*stream.image_range)], atol=0.1, rtol=0.02
+    )
+
+
+@needs_compiler
+def test_decoders_have_the_device_of_their_weights():
+    assert packed("bf16")[0].device == packed("fp32")[0].device == torch.device("cpu")
 
 
 # --- the choice
@@ -159,21 +202,23 @@ def test_the_fastest_precision_is_chosen(compiler):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_a_precision_that_cannot_be_had_is_refused(monkeypatch, precision):
+def test_unsupported_precisions_are_refused(monkeypatch, precision):
     wide, odd = build(64), build(20)
     monkeypatch.setattr(packing, "load", lambda: object())
     with pytest.raises(
-        UserError, match=f"{precision} was given, but compiled code does not know n_embd 20 with n_head 1 of 20"
+        UserError, match=f"{precision} needs compiled code, but it does not support n_embd 20 with n_head 1 of 20"
     ):
         choose_precision(precision, odd)
     monkeypatch.setattr(packing, "load", lambda: None)
-    with pytest.raises(UserError, match=f"{precision} was given, but there is no C compiler with OpenMP .*; use fp32"):
+    with pytest.raises(
+        UserError, match=f"{precision} needs compiled code, but there is no C compiler with OpenMP; use fp32"
+    ):
         choose_precision(precision, wide)
 
 
-def test_a_precision_there_is_not_is_refused():
+def test_unknown_precisions_are_refused():
     transformer = build(64)
-    with pytest.raises(UserError, match="unknown precision 'fp8'; expected auto, fp32"):
+    with pytest.raises(UserError, match="expected precision auto, fp32, bf16, int8, got 'fp8'"):
         choose_precision("fp8", transformer)
-    with pytest.raises(UserError, match="int8 was given with device meta; it is for cpu"):
+    with pytest.raises(UserError, match="expected device cpu with precision int8, got meta; use bf16"):
         choose_precision("int8", transformer.to("meta"))

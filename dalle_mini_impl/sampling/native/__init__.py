@@ -1,1 +1,1 @@
-"""Decoding on a CPU in compiled code: C sources, their compilation, weights, masks and cache."""
+"""Decoding on a CPU in compiled code: C sources, their compilation, weights, attention masks and cache."""

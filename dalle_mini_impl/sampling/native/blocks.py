@@ -1,32 +1,33 @@
-"""A transformer's blocks as `step.c` wants them."""
+"""The blocks of a transformer in the layout of `step.c`."""
 
 import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dalle_mini_impl.config.model import BlockConfig
 from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.sampling.native.cache import CacheShape, NativeCache
-from dalle_mini_impl.sampling.native.library import THEN, Blocks, Layer, Norm
-from dalle_mini_impl.sampling.native.linear import NativeMatrix, WeightAndBias, in_tiles
-from dalle_mini_impl.sampling.native.masks import LANES, NativeMasks
+from dalle_mini_impl.sampling.native.library import EPILOGUES, BlocksStruct, LayerStruct, NormStruct
+from dalle_mini_impl.sampling.native.linear import NativeMatrix, WeightAndBias, interleave_gates
+from dalle_mini_impl.sampling.native.masks import MAX_LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
 
 LARGEST_HEAD = 256
+"""As in `blocks.h`."""
 
 
 class LayerWeights(NamedTuple):
-    """What `NativeBlocks` asks for of each block."""
+    """The weights of a block for `NativeBlocks`."""
 
     matrices: Mapping[str, WeightAndBias]
-    """`qkv`, `out`, `up` and `down`, as the layers of these names have them."""
+    """`qkv`, `out`, `up` and `down`, as in `model.blocks`."""
     norms: Mapping[str, WeightAndBias]
-    """`attention_norm` and `mlp_norm`, unless they are part of the matrix behind them; `attention_post` and `mlp_post`,
-    if there are any. Weights are for vectors of length 1; the mean is taken off where there is a bias."""
-    turn: Tensor
+    """`attention_norm` and `mlp_norm`, unless they are folded into the matrix after them; `attention_post` and
+    `mlp_post` of sandwich norms. Weights are for rows of length 1; where there is a bias the mean is subtracted first.
+    """
+    rotary: Tensor
     """(T, 2 or 3, 2, head_dim): of each position, for queries, keys and maybe values, cosines and sines."""
 
 
@@ -35,22 +36,26 @@ class BlocksShape(NamedTuple):
 
     n_head: int
     head_dim: int
-    config: BlockConfig
+    mlp: str
+    """Kind of the feed-forward layer, as `model.blocks.MLP.kind`."""
+    qk_norm: bool
+    rotate_values: bool
+    reversible: bool
     sources: Tensor | None
-    """(2, T) where shifted channels come from; see `blocks.shifted`."""
-    finish: bool
-    """Whether rows are left at length 1."""
+    """(2, T) positions that shifted channels come from, as `foreign.blocks.shift_tokens`; None for no token shift."""
+    unit_output: bool
+    """Whether rows of the result are scaled to length 1."""
 
 
-class NativeBlocks(nn.Module):
-    """All blocks of a transformer as one.
+class NativeBlocks:
+    """All blocks of a transformer as one compiled function.
 
     Args:
         library: the compiled functions.
         layers: the blocks' weights.
-        attention_masks: what each of them may look at; None for all before.
+        attention_masks: the mask of each block; None for full attention.
         shape: what they have in common.
-        narrow: keep the matrices as 8-bit integers.
+        int8: store the matrices as 8-bit integers instead of in bf16.
     """
 
     def __init__(
@@ -59,74 +64,83 @@ class NativeBlocks(nn.Module):
         layers: Sequence[LayerWeights],
         attention_masks: Sequence[AttentionMask | None],
         shape: BlocksShape,
-        narrow: bool = False,
+        int8: bool = False,
     ) -> None:
-        super().__init__()
-        self._library, self._attention_masks, config = library, NativeMasks(attention_masks), shape.config
-        self._kept: list[Any] = []  # what the tables below point to
-        self._table = (Layer * len(layers))()
-        hidden = [self._fill(place, layer, narrow) for place, layer in zip(self._table, layers, strict=True)]
-        width, sources = layers[0].matrices["qkv"].weight.shape[1], shape.sources
-        shifted = 0 if sources is None else width // 2
-        self._shape = CacheShape(len(layers), shape.n_head, shape.head_dim, shifted, len(layers[0].turn))
-        self._blocks = Blocks(
-            ctypes.addressof(self._table),
-            None if sources is None else self._keep(sources.T.int()),
-            len(layers),
-            shape.n_head,
-            shape.head_dim,
-            width,
-            hidden[0],
-            THEN[config.mlp],
-            config.qk_norm,
-            config.rotate_values,
-            config.reversible,
-            shape.finish,
+        self._library = library
+        self._attention_masks = NativeMasks(attention_masks)
+        self._referenced: list[Any] = []  # memory that the structures point to
+        self._layers = (LayerStruct * len(layers))()
+        hidden = [self._fill(struct, layer, int8) for struct, layer in zip(self._layers, layers, strict=True)]
+        width = layers[0].matrices["qkv"].weight.shape[1]
+        shifted = 0 if shape.sources is None else width // 2
+        self._cache_shape = CacheShape(len(layers), shape.n_head, shape.head_dim, shifted, len(layers[0].rotary))
+        self._struct = BlocksStruct(
+            layers=ctypes.addressof(self._layers),
+            sources=None if shape.sources is None else self._address(shape.sources.T.int()),
+            count=len(layers),
+            heads=shape.n_head,
+            size=shape.head_dim,
+            width=width,
+            hidden=hidden[0],
+            activation=EPILOGUES[shape.mlp],
+            qk_norm=shape.qk_norm,
+            rotate_values=shape.rotate_values,
+            reversible=shape.reversible,
+            unit_output=shape.unit_output,
         )
 
-    def forward(self, x: Tensor, _table: Any, cache: NativeCache | None, _layer: int, _sources: Any = None) -> Tensor:
-        """As `Block` has it; (B, T, C) of any dtype -> fp32. What begins with _ is not needed.
+    def __call__(self, x: Tensor, cache: NativeCache | None = None) -> Tensor:
+        """Run the next positions.
+
+        Args:
+            x: (B, T, C) of any dtype, or of reversible blocks both residual streams, (2, B, T, C).
+            cache: earlier positions; keys and values of these are stored in it, its length is left to the caller.
+
+        Returns:
+            As x, in fp32.
 
         Raises:
             UserError: the cache has another number of rows, or no room for T more positions.
         """
         B, T, _ = x.shape[-3:]
         cache = cache or self.new_cache(B, T)
-        if cache.parts.rows != B:
-            raise UserError(f"{B} rows were given with a cache of {cache.parts.rows}; make a cache of as many")
-        if cache.room < T:
+        if cache.struct.rows != B:
+            raise UserError(f"expected {cache.struct.rows} rows, as the cache has, got {B}; make a cache of {B} rows")
+        if cache.free < T:
             raise UserError(
-                f"{T} positions were given, and there is room for {cache.room} more; make a longer cache or stream"
+                f"expected at most {cache.free} more positions in this cache, got {T}; make a longer cache or stream"
             )
         x = x.to(torch.float32, copy=True).contiguous()
         threads = torch.get_num_threads()
-        memory = torch.empty(self._library.room(self._blocks, cache.parts, T, threads), dtype=torch.uint8)
-        self._library.step(self._blocks, cache.parts, x.data_ptr(), T, memory.data_ptr(), threads)
+        size = self._library.workspace_size(self._struct, cache.struct, T, threads)
+        workspace = torch.empty(size, dtype=torch.uint8)
+        self._library.step(self._struct, cache.struct, x.data_ptr(), T, workspace.data_ptr(), threads)
         return x
 
     def new_cache(self, batch: int, capacity: int | None = None) -> NativeCache:
-        """As `Transformer` has it."""
-        return NativeCache(self._shape, batch, capacity or self._shape.length, self._attention_masks)
+        """As `Decoder.new_cache`."""
+        return NativeCache(self._cache_shape, batch, capacity or self._cache_shape.length, self._attention_masks)
 
-    def _fill(self, place: Layer, layer: LayerWeights, narrow: bool) -> int:
-        """Put a block's weights where the compiled code finds them; gives the width inside its feed-forward layer."""
-        up, down = in_tiles(layer.matrices["up"], layer.matrices["down"], self._library.lanes())
+    def _fill(self, struct: LayerStruct, layer: LayerWeights, int8: bool) -> int:
+        """Fill the structure of one block, and return the padded hidden width of its feed-forward layer."""
+        up, down = interleave_gates(layer.matrices["up"], layer.matrices["down"], self._library.lanes())
         for name, pair in {**layer.matrices, "up": up, "down": down}.items():
-            matrix = NativeMatrix(self._library, pair, narrow)
-            setattr(place, name, matrix.parts)
-            self._kept.append(matrix)
+            matrix = NativeMatrix(self._library, pair, int8)
+            setattr(struct, name, matrix.struct)
+            self._referenced.append(matrix)
         for name, (weight, bias) in layer.norms.items():
-            setattr(place, name, Norm(self._keep(weight.float()), None if bias is None else self._keep(bias.float())))
-        place.turn = self._keep(layer.turn.float())
+            bias_address = None if bias is None else self._address(bias.float())
+            setattr(struct, name, NormStruct(self._address(weight.float()), bias_address))
+        struct.rotary = self._address(layer.rotary.float())
         return down.weight.shape[1]
 
-    def _keep(self, values: Tensor) -> int:
-        """Where numbers are, which stay there as long as the blocks."""
-        self._kept.append(values.detach().contiguous())
-        return self._kept[-1].data_ptr()
+    def _address(self, values: Tensor) -> int:
+        """Address of a contiguous copy of a tensor that lives as long as the blocks."""
+        self._referenced.append(values.detach().contiguous())
+        return self._referenced[-1].data_ptr()
 
 
 def fits(n_embd: int, n_head: int, head_dim: int) -> bool:
-    """Whether the compiled code can compute blocks of this width."""
-    whole = n_embd % (2 * LANES) == 0 and n_head * head_dim % (2 * LANES) == 0
-    return whole and head_dim % LANES == 0 and head_dim <= LARGEST_HEAD
+    """Whether the compiled code supports blocks of this width: whole vectors, and heads of at most `LARGEST_HEAD`."""
+    whole_vectors = n_embd % (2 * MAX_LANES) == 0 and n_head * head_dim % (2 * MAX_LANES) == 0
+    return whole_vectors and head_dim % MAX_LANES == 0 and head_dim <= LARGEST_HEAD

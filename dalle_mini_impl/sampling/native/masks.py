@@ -1,4 +1,4 @@
-"""Attention masks as `attention.c` wants them: which runs of places in the cache each position looks at."""
+"""Attention masks in the layout of `attention.c`: the runs of cache slots that each position attends to."""
 
 import ctypes
 import functools
@@ -10,28 +10,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.model.masks import AttentionMask
-from dalle_mini_impl.sampling.native.library import MaskParts
+from dalle_mini_impl.sampling.native.library import MaskStruct
 
-LANES = 16
-"""The most there are in `vectors.h`."""
+MAX_LANES = 16
+"""The largest `LANES` in `vectors.h`."""
+
+
+class SlotRuns(NamedTuple):
+    """One mask for one cache; fields as in `blocks.h`."""
+
+    slots: Tensor
+    """(positions,) int32: the slot of each position."""
+    runs: Tensor
+    """(runs, 2) int32: first slot and the one after the last."""
+    starts: Tensor
+    """(2 · positions + 1,) int32: of each position the first of its runs in the prompt, and in this cache."""
+    most_scores: int
+    """Largest number of scores that a position needs, in whole vectors."""
 
 
 class MaskTable(NamedTuple):
     """The masks of all layers for one cache."""
 
     address: int
-    """Of the pointers to each layer's."""
-    kept: tuple[object, ...]
-    """What these point to."""
+    """Address of the array of pointers to each layer's mask."""
+    pointers: ctypes.Array[ctypes.c_void_p]
+    """That array; null for full attention."""
+    runs: dict[AttentionMask, SlotRuns]
+    """Memory that the structures point to."""
+    structs: dict[AttentionMask, MaskStruct]
+    """Memory that the pointers point to."""
 
 
 class NativeMasks:
-    """The masks of all layers, for whatever part of the stream a cache holds.
+    """The masks of all layers, for any part of the stream that a cache holds.
 
-    A cache holds keys and values in an order in which those that a position sees lie side by side.
+    A cache orders keys and values such that the positions that one attends to lie in few runs of neighbouring slots.
 
     Args:
-        attention_masks: of each layer; None for one that looks at all before.
+        attention_masks: the mask of each layer; None for full attention.
     """
 
     def __init__(self, attention_masks: Sequence[AttentionMask | None]) -> None:
@@ -39,42 +56,42 @@ class NativeMasks:
         self.table = functools.lru_cache(8)(self._table)
 
     def _table(self, begin: int, end: int, prompt: int) -> MaskTable | None:
-        """For a cache of positions `begin` … `end` - 1 that continues one of positions 0 … `prompt` - 1.
+        """The masks for a cache of positions `begin` … `end` - 1 that continues one of positions 0 … `prompt` - 1.
 
         Returns:
-            The masks, or None if all layers look at all before.
+            The masks, or None if all layers have full attention.
         """
-        made = {
-            attention_mask: _runs(attention_mask, begin, end, prompt)
-            for attention_mask in set(self._attention_masks)
-            if attention_mask is not None
-        }
-        if not made:
+        distinct = {mask for mask in self._attention_masks if mask is not None}
+        if not distinct:
             return None
+        runs = {mask: slot_runs(mask, begin, end, prompt) for mask in distinct}
+        structs = {
+            mask: MaskStruct(own.slots.data_ptr(), own.runs.data_ptr(), own.starts.data_ptr(), own.most_scores)
+            for mask, own in runs.items()
+        }
         pointers = (ctypes.c_void_p * len(self._attention_masks))()
-        for layer, attention_mask in enumerate(self._attention_masks):
-            pointers[layer] = ctypes.addressof(made[attention_mask][0]) if attention_mask is not None else None
-        return MaskTable(ctypes.addressof(pointers), (pointers, made))
+        for layer, mask in enumerate(self._attention_masks):
+            pointers[layer] = ctypes.addressof(structs[mask]) if mask is not None else None
+        return MaskTable(ctypes.addressof(pointers), pointers, runs, structs)
 
 
-def _runs(attention_mask: AttentionMask, begin: int, end: int, prompt: int) -> tuple[MaskParts, tuple[Tensor, ...]]:
-    """One mask, and what it points to."""
-    own, earlier = (
-        attention_mask.order[(attention_mask.order >= a) & (attention_mask.order < b)]
-        for a, b in ((begin, end), (0, prompt))
-    )
-    places = torch.empty(end - begin, dtype=torch.int32)
-    places[own - begin] = torch.arange(end - begin, dtype=torch.int32)
-    allowed = attention_mask.allowed[begin:end]
-    seen = torch.cat([F.pad(allowed[:, earlier] & (earlier < begin), (1, 1)), F.pad(allowed[:, own], (0, 1))], 1)
-    edges = seen.to(torch.int8).diff(dim=1)
+def slot_runs(mask: AttentionMask, begin: int, end: int, prompt: int) -> SlotRuns:
+    """One mask for a cache; arguments as `NativeMasks.table`."""
+    own = mask.order[(mask.order >= begin) & (mask.order < end)]
+    earlier = mask.order[mask.order < prompt]
+    slots = torch.empty(end - begin, dtype=torch.int32)
+    slots[own - begin] = torch.arange(end - begin, dtype=torch.int32)
+    # Both caches side by side with a gap between them, so that no run crosses from one to the other.
+    allowed = mask.allowed[begin:end]
+    in_prompt = F.pad(allowed[:, earlier] & (earlier < begin), (1, 1))
+    attended = torch.cat([in_prompt, F.pad(allowed[:, own], (0, 1))], 1)
+    edges = attended.to(torch.int8).diff(dim=1)
     rows, firsts = (edges == 1).nonzero().unbind(1)
     ends = (edges == -1).nonzero()[:, 1]
-    here = firsts > len(earlier)  # behind the gap between both caches
-    runs = torch.stack([firsts, ends], 1) - here[:, None] * (len(earlier) + 1)
-    counts = torch.bincount(2 * rows + here, minlength=2 * (end - begin))
+    in_own = firsts > len(earlier)
+    runs = torch.stack([firsts, ends], 1) - in_own[:, None] * (len(earlier) + 1)
+    counts = torch.bincount(2 * rows + in_own, minlength=2 * (end - begin))
     starts = F.pad(counts.cumsum(0), (1, 0)).int()
-    scores = -(-runs[:, 1] // LANES) * LANES - runs[:, 0] // LANES * LANES
-    most = int(torch.zeros(end - begin, dtype=torch.int64).index_add(0, rows, scores).max())
-    runs = runs.int().contiguous()
-    return MaskParts(places.data_ptr(), runs.data_ptr(), starts.data_ptr(), most), (places, runs, starts)
+    scores = -(-runs[:, 1] // MAX_LANES) * MAX_LANES - runs[:, 0] // MAX_LANES * MAX_LANES
+    most_scores = int(torch.zeros(end - begin, dtype=torch.int64).index_add(0, rows, scores).max())
+    return SlotRuns(slots, runs.int().contiguous(), starts, most_scores)

@@ -1,8 +1,8 @@
-// Norms of rows, and the shift of their channels.
+// Norms of rows, and token shift.
 
 #include "blocks.h"
 
-static const float CENTRED_EPS = 1e-5f;
+static const float LAYER_NORM_EPS = 1e-5f;
 
 float inverse_length(const float *x, int width, float mean, float eps) {
     floats squares = {};
@@ -13,24 +13,24 @@ float inverse_length(const float *x, int width, float mean, float eps) {
     return 1.0f / sqrtf(sum_of(squares) + (float)width * eps);
 }
 
-// What a row is changed by.
+// A norm with the statistics of one row.
 typedef struct {
     Norm norm;
     float mean, scale;
-} Change;
+} RowNorm;
 
-static Change change_of(const float *x, int width, Norm norm) {
-    if (!norm.bias) return (Change){norm, 0, inverse_length(x, width, 0, EPS)};
+static RowNorm row_norm(const float *x, int width, Norm norm) {
+    if (!norm.bias) return (RowNorm){norm, 0, inverse_length(x, width, 0, EPS)};
     floats sum = {};
     for (int i = 0; i < width; i += LANES) sum += *(const floats *)(x + i);
     const float mean = sum_of(sum) / (float)width;
-    return (Change){norm, mean, inverse_length(x, width, mean, CENTRED_EPS)};
+    return (RowNorm){norm, mean, inverse_length(x, width, mean, LAYER_NORM_EPS)};
 }
 
-static inline floats changed(const float *x, int i, const Change *change) {
-    floats y = (*(const floats *)(x + i) - change->mean) * change->scale;
-    if (change->norm.weight) y *= *(const floats *)(change->norm.weight + i);
-    if (change->norm.bias) y += *(const floats *)(change->norm.bias + i);
+static inline floats apply_norm(const float *x, int i, const RowNorm *row) {
+    floats y = (*(const floats *)(x + i) - row->mean) * row->scale;
+    if (row->norm.weight) y *= *(const floats *)(row->norm.weight + i);
+    if (row->norm.bias) y += *(const floats *)(row->norm.bias + i);
     return y;
 }
 
@@ -38,8 +38,8 @@ static uint16_t *channels_at(const Blocks *blocks, const Cache *cache, int slot,
     return cache->channels + (((size_t)slot * cache->rows + row) * cache->capacity + position) * (blocks->width / 2);
 }
 
-// The first half of a row's channels into the cache; in its place come those of its sources.
-static void shift(const Blocks *blocks, const Cache *cache, int slot, int row, int token, uint16_t *z) {
+// Stores the first half of a row's channels in the cache and replaces it by the channels of its sources.
+static void shift_tokens(const Blocks *blocks, const Cache *cache, int slot, int row, int token, uint16_t *z) {
     const int quarter = blocks->width / 4, before = cache->prompt ? cache->prompt->length : 0;
     const size_t size = quarter * sizeof *z;
     memcpy(channels_at(blocks, cache, slot, row, cache->length + token), z, 2 * size);
@@ -56,24 +56,25 @@ static void shift(const Blocks *blocks, const Cache *cache, int slot, int row, i
 
 void normalise(
     const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y) {
-    const int width = blocks->width, together = blocks->sources ? tokens : 1;  // later tokens look at earlier ones
+    // With token shift one thread does all tokens of a row, as later ones need the channels of earlier ones.
+    const int width = blocks->width, per_item = blocks->sources ? tokens : 1;
     int first, last;
-    share(cache->rows * tokens / together, &first, &last);
-    for (int at = first * together; at < last * together; at++) {
+    thread_range(cache->rows * tokens / per_item, &first, &last);
+    for (int at = first * per_item; at < last * per_item; at++) {
         const float *from = x + (size_t)at * width;
         uint16_t *to = y + (size_t)at * width;
-        const Change change = change_of(from, width, norm);
-        for (int i = 0; i < width; i += LANES) *(halves *)(to + i) = to_bf16(changed(from, i, &change));
-        if (blocks->sources) shift(blocks, cache, slot, at / tokens, at % tokens, to);
+        const RowNorm row = row_norm(from, width, norm);
+        for (int i = 0; i < width; i += LANES) *(halves *)(to + i) = to_bf16(apply_norm(from, i, &row));
+        if (blocks->sources) shift_tokens(blocks, cache, slot, at / tokens, at % tokens, to);
     }
 }
 
 void add_normalised(const float *added, int rows, int width, Norm norm, float *x) {
     int first, last;
-    share(rows, &first, &last);
-    for (int row = first; row < last; row++) {
-        const size_t start = (size_t)row * width;
-        const Change change = change_of(added + start, width, norm);
-        for (int i = 0; i < width; i += LANES) *(floats *)(x + start + i) += changed(added + start, i, &change);
+    thread_range(rows, &first, &last);
+    for (int at = first; at < last; at++) {
+        const size_t start = (size_t)at * width;
+        const RowNorm row = row_norm(added + start, width, norm);
+        for (int i = 0; i < width; i += LANES) *(floats *)(x + start + i) += apply_norm(added + start, i, &row);
     }
 }

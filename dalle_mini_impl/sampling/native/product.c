@@ -1,9 +1,9 @@
-// Products with the matrices: of bf16 pairs, summed in fp32. A row's sums have the same order whatever other rows
-// there are.
+// Matrix products of bf16 pairs, summed in fp32. The sums of a row are added in the same order whatever other rows
+// there are, so a row's result does not depend on them.
 
 #include "blocks.h"
 
-// A tile's sums, 2 × TILE vectors, and what goes into them fit into the registers there are.
+// Rows of a tile: its sums, 2 × TILE vectors, and their operands fit into the registers.
 #ifdef __AVX512F__
 enum { TILE = 12 };
 #else
@@ -13,7 +13,7 @@ enum { TILE = 5 };
 typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 
-// x times the share of a normal distribution below x: erf by 7.1.26 of Abramowitz and Stegun, to 1.5e-7.
+// x times the standard normal distribution function at x: erf by 7.1.26 of Abramowitz and Stegun, to 1.5e-7.
 static inline floats gelu(floats x) {
     const floats size = (floats)((pairs)x & 0x7fffffff), t = 1.0f / (1.0f + size * (0.3275911f * 0.70710678f));
     floats above = t * 1.061405429f - 1.453152027f;
@@ -24,29 +24,29 @@ static inline floats gelu(floats x) {
     return (x + size) * 0.5f - size * above;
 }
 
-// The same with the share as tanh has it (Hendrycks and Gimpel 2016).
+// The approximation by tanh (Hendrycks and Gimpel 2016).
 static inline floats gelu_tanh(floats x) {
     return x / (1.0f + exponential(x * (x * x * -0.0713548162f - 1.5957691216f)));
 }
 
-// LANES pairs of weights, the `place`-th of a block of outputs.
-static inline pairs weights_at(const char *weight, int place, int narrow) {
-    if (!narrow) return *(const pairs *)(weight + (size_t)place * sizeof(pairs));
-    integers both = (integers)__builtin_convertvector(*(const bytes *)(weight + (size_t)place * sizeof(bytes)), shorts);
+// LANES pairs of weights, the `index`-th vector of a block of outputs.
+static inline pairs weights_at(const char *weight, int index, int int8) {
+    if (!int8) return *(const pairs *)(weight + (size_t)index * sizeof(pairs));
+    integers both = (integers)__builtin_convertvector(*(const bytes *)(weight + (size_t)index * sizeof(bytes)), shorts);
     pairs first = (pairs)__builtin_convertvector((both << 16) >> 16, floats) >> 16;
     return first | ((pairs)__builtin_convertvector(both >> 16, floats) & 0xffff0000u);
 }
 
-// The sums of some rows to where they belong.
-static void finish(
-    floats (*sum)[2], int rows, const float *scale, const float *bias, Then then, char *y, int stride) {
+// Scales the sums of some rows, adds the bias, and writes them to y as `epilogue` says.
+static void write_sums(
+    floats (*sum)[2], int rows, const float *scale, const float *bias, Epilogue epilogue, char *y, int stride) {
     for (int r = 0; r < rows; r++, y += stride) {
-        floats *s = sum[r], *place = (floats *)y;
+        floats *s = sum[r], *to = (floats *)y;
         for (int i = 0; i < 2 && scale; i++) s[i] *= *(const floats *)(scale + i * LANES);
         for (int i = 0; i < 2 && bias; i++) s[i] += *(const floats *)(bias + i * LANES);
-        switch (then) {
-            case STORE: place[0] = s[0], place[1] = s[1]; break;
-            case ADD: place[0] += s[0], place[1] += s[1]; break;
+        switch (epilogue) {
+            case STORE: to[0] = s[0], to[1] = s[1]; break;
+            case ADD: to[0] += s[0], to[1] += s[1]; break;
             case SWIGLU: *(halves *)y = to_bf16(s[0] / (1.0f + exponential(-s[0])) * s[1]); break;
             case GEGLU: *(halves *)y = to_bf16(gelu(s[0]) * s[1]); break;
             case GELU: for (int i = 0; i < 2; i++) ((halves *)y)[i] = to_bf16(gelu(s[i])); break;
@@ -55,23 +55,23 @@ static void finish(
     }
 }
 
-// What makes a block of outputs of a row.
+// One block of OUTPUTS outputs.
 typedef struct {
-    Matrix matrix;  // from the first output of the block on
+    Matrix matrix;  // beginning with the block's first output
     int width;
-    Then then;
+    Epilogue epilogue;
     int stride;  // bytes between rows of results
 } Task;
 
-// Products of `rows` rows x with OUTPUTS outputs. `rows` is known when this is compiled, so sums stay in registers.
+// `rows` rows of x times a block of outputs. `rows` is known at compile time, so the sums stay in registers.
 static inline __attribute__((always_inline)) void tile(
-    const int rows, const int narrow, const uint16_t *x, const Task *task, char *y) {
+    const int rows, const int int8, const uint16_t *x, const Task *task, char *y) {
     const char *weight = task->matrix.weight;
     const int width = task->width;
     floats sum[TILE][2];
     for (int r = 0; r < rows; r++) sum[r][0] = sum[r][1] = (floats){};
     for (int k = 0; k < width / 2; k++) {
-        pairs left = weights_at(weight, 2 * k, narrow), right = weights_at(weight, 2 * k + 1, narrow);
+        pairs left = weights_at(weight, 2 * k, int8), right = weights_at(weight, 2 * k + 1, int8);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             uint32_t both = pair_at(x + (size_t)r * width + 2 * k);
@@ -79,9 +79,10 @@ static inline __attribute__((always_inline)) void tile(
             sum[r][1] = dot(sum[r][1], right, both);
         }
     }
-    finish(sum, rows, task->matrix.scale, task->matrix.bias, task->then, y, task->stride);
+    write_sums(sum, rows, task->matrix.scale, task->matrix.bias, task->epilogue, y, task->stride);
 }
 
+// All rows of x times a block of outputs, TILE rows at a time.
 static void tiles(const uint16_t *x, int rows, const Task *task, char *y) {
     for (; rows > 0; rows -= TILE, x += (size_t)TILE * task->width, y += (size_t)TILE * task->stride) {
 #define CASE(n) \
@@ -99,24 +100,24 @@ static void tiles(const uint16_t *x, int rows, const Task *task, char *y) {
     }
 }
 
-// Bytes that a block of outputs leaves of a row.
-static int result_size(Then then) {
-    if (then == STORE || then == ADD) return OUTPUTS * sizeof(float);
-    return (then == SWIGLU || then == GEGLU ? LANES : OUTPUTS) * sizeof(uint16_t);
+// Bytes of a row's result from one block of outputs.
+static int result_size(Epilogue epilogue) {
+    if (epilogue == STORE || epilogue == ADD) return OUTPUTS * sizeof(float);
+    return (epilogue == SWIGLU || epilogue == GEGLU ? LANES : OUTPUTS) * sizeof(uint16_t);
 }
 
-void product(const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Then then, void *y) {
-    const int each = result_size(then), stride = outputs / OUTPUTS * each;
+void product(const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y) {
+    const int each = result_size(epilogue), stride = outputs / OUTPUTS * each;
     const size_t weights = (size_t)OUTPUTS * width * (matrix.scale ? 1 : 2);
     int first, last;
-    share(outputs / OUTPUTS, &first, &last);
+    thread_range(outputs / OUTPUTS, &first, &last);
     for (int block = first; block < last; block++) {
         const Matrix part = {
             matrix.weight + block * weights,
             matrix.scale ? matrix.scale + block * OUTPUTS : NULL,
             matrix.bias ? matrix.bias + block * OUTPUTS : NULL,
         };
-        const Task task = {part, width, then, stride};
+        const Task task = {part, width, epilogue, stride};
         tiles(x, rows, &task, (char *)y + (size_t)block * each);
     }
 }

@@ -1,37 +1,38 @@
-// Every transformer block for the next positions of some rows, on a CPU, in one call.
+// All transformer blocks for the next positions of some rows, on a CPU, in one call.
 //
-// A step of a small model is some hundred operations of a few microseconds each; run one by one, most of the time
-// goes into starting them. Here one team of threads walks through all blocks.
+// A step of a small model is some hundred operations of a few microseconds each; called one by one, most of the time
+// would go into starting them. Here one parallel region runs through all blocks.
 
 #include "blocks.h"
 
 int lanes(void) { return LANES; }
 
-// What a step works in, all of `rows` rows but for the scores.
+// The buffers of a step, all with `rows` rows except the scores.
 typedef struct {
     float *qkv, *added, *scores;
     uint16_t *z, *q, *h;
-} Room;
+} Workspace;
 
-// Bytes of a step's room, which begins at `start`.
+// Lays the buffers out from `start` on; returns their size in bytes.
 static int64_t lay_out(
-    const Blocks *blocks, const Cache *cache, int tokens, int threads, char *start, Room *room) {
+    const Blocks *blocks, const Cache *cache, int tokens, int threads, char *start, Workspace *workspace) {
     const int64_t rows = (int64_t)cache->rows * tokens, inner = blocks->heads * blocks->size, width = blocks->width;
-    room->qkv = (float *)start;
-    room->added = room->qkv + rows * 3 * inner;
-    room->scores = room->added + (blocks->layers[0].attention_post.weight ? rows * width : 0);
-    room->z = (uint16_t *)(room->scores + (int64_t)threads * score_room(blocks, cache, tokens));
-    room->q = room->z + rows * (inner > width ? inner : width);
-    room->h = room->q + rows * inner;
-    return (char *)(room->h + rows * blocks->hidden) - start;
+    workspace->qkv = (float *)start;
+    workspace->added = workspace->qkv + rows * 3 * inner;
+    workspace->scores = workspace->added + (blocks->layers[0].attention_post.weight ? rows * width : 0);
+    workspace->z = (uint16_t *)(workspace->scores + (int64_t)threads * score_count(blocks, cache, tokens));
+    workspace->q = workspace->z + rows * (inner > width ? inner : width);
+    workspace->h = workspace->q + rows * inner;
+    return (char *)(workspace->h + rows * blocks->hidden) - start;
 }
 
-int64_t room(const Blocks *blocks, const Cache *cache, int tokens, int threads) {
-    Room parts;
-    return lay_out(blocks, cache, tokens, threads, NULL, &parts);
+// Bytes that `step` needs as its workspace.
+int64_t workspace_size(const Blocks *blocks, const Cache *cache, int tokens, int threads) {
+    Workspace workspace;
+    return lay_out(blocks, cache, tokens, threads, NULL, &workspace);
 }
 
-// x += z times a matrix, by way of `added` if there is a norm in between.
+// x += z times a matrix, normalised first if `post` is a norm; `added` is a buffer for that.
 static void add_product(
     const uint16_t *z, int rows, int inner, Matrix matrix, Norm post, int width, float *added, float *x) {
     product(z, rows, inner, matrix, width, post.weight ? STORE : ADD, post.weight ? added : x);
@@ -40,60 +41,61 @@ static void add_product(
     add_normalised(added, rows, width, post, x);
 }
 
-// Rows of x at length 1.
-static void shorten(float *x, int rows, int width) {
+// Scales rows of x to length 1.
+static void scale_to_unit(float *x, int rows, int width) {
     int first, last;
-    share(rows, &first, &last);
-    for (int row = first; row < last; row++) {
-        float *place = x + (size_t)row * width, scale = inverse_length(place, width, 0, EPS);
-        for (int k = 0; k < width; k += LANES) *(floats *)(place + k) *= scale;
+    thread_range(rows, &first, &last);
+    for (int at = first; at < last; at++) {
+        float *row = x + (size_t)at * width, scale = inverse_length(row, width, 0, EPS);
+        for (int k = 0; k < width; k += LANES) *(floats *)(row + k) *= scale;
     }
 }
 
-// Run x (rows × tokens, width) through all blocks in place; of reversible blocks both streams, one after the other.
-// The cache gets the new keys and values; its length is for the caller to move on. `start` is what `room` asks for.
+// Runs x (rows × tokens, width) through all blocks in place; of reversible blocks both residual streams, one after the
+// other. Stores the new keys and values in the cache, whose length the caller advances. `start` points to
+// `workspace_size` bytes.
 void step(const Blocks *blocks, const Cache *cache, float *x, int tokens, char *start, int threads) {
     const int rows = cache->rows * tokens, width = blocks->width, hidden = blocks->hidden;
     const int inner = blocks->heads * blocks->size, gates = blocks->activation <= GEGLU ? 2 : 1;
     float *const other = blocks->reversible ? x + (size_t)rows * width : x;
-    Room room;
-    lay_out(blocks, cache, tokens, threads, start, &room);
+    Workspace space;
+    lay_out(blocks, cache, tokens, threads, start, &space);
 #pragma omp parallel num_threads(threads)
     {
-        float *scores = room.scores + (size_t)omp_get_thread_num() * score_room(blocks, cache, tokens);
+        float *scores = space.scores + (size_t)omp_get_thread_num() * score_count(blocks, cache, tokens);
         for (int i = 0; i < blocks->count; i++) {
             const Layer *layer = blocks->layers + i;
-            normalise(blocks, cache, 2 * i, layer->attention_norm, other, tokens, room.z);
+            normalise(blocks, cache, 2 * i, layer->attention_norm, other, tokens, space.z);
 #pragma omp barrier
-            product(room.z, rows, width, layer->qkv, 3 * inner, STORE, room.qkv);
+            product(space.z, rows, width, layer->qkv, 3 * inner, STORE, space.qkv);
 #pragma omp barrier
-            remember(blocks, cache, i, room.qkv, tokens, room.q);
+            store_keys_values(blocks, cache, i, space.qkv, tokens, space.q);
 #pragma omp barrier
-            attend(blocks, cache, i, room.q, tokens, scores, room.z);
+            attend(blocks, cache, i, space.q, tokens, scores, space.z);
 #pragma omp barrier
-            add_product(room.z, rows, inner, layer->out, layer->attention_post, width, room.added, x);
+            add_product(space.z, rows, inner, layer->out, layer->attention_post, width, space.added, x);
 #pragma omp barrier
-            normalise(blocks, cache, 2 * i + 1, layer->mlp_norm, x, tokens, room.z);
+            normalise(blocks, cache, 2 * i + 1, layer->mlp_norm, x, tokens, space.z);
 #pragma omp barrier
-            product(room.z, rows, width, layer->up, gates * hidden, blocks->activation, room.h);
+            product(space.z, rows, width, layer->up, gates * hidden, blocks->activation, space.h);
 #pragma omp barrier
-            add_product(room.h, rows, hidden, layer->down, layer->mlp_post, width, room.added, other);
+            add_product(space.h, rows, hidden, layer->down, layer->mlp_post, width, space.added, other);
 #pragma omp barrier
         }
-        if (blocks->finish) shorten(x, rows, width);
+        if (blocks->unit_output) scale_to_unit(x, rows, width);
     }
 }
 
-// y (rows, outputs) = x (rows, width) times a weight; `halved` holds x in bf16.
+// y (rows, outputs) = x (rows, width) times a matrix; `x_bf16` is a buffer for x in bf16.
 void linear(
-    const Matrix *matrix, const float *x, int rows, int width, int outputs, float *y, uint16_t *halved, int threads) {
+    const Matrix *matrix, const float *x, int rows, int width, int outputs, float *y, uint16_t *x_bf16, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         int first, last;
-        share(rows, &first, &last);
+        thread_range(rows, &first, &last);
         for (size_t i = (size_t)first * width; i < (size_t)last * width; i += LANES)
-            *(halves *)(halved + i) = to_bf16(*(const floats *)(x + i));
+            *(halves *)(x_bf16 + i) = to_bf16(*(const floats *)(x + i));
 #pragma omp barrier
-        product(halved, rows, width, *matrix, outputs, STORE, y);
+        product(x_bf16, rows, width, *matrix, outputs, STORE, y);
     }
 }

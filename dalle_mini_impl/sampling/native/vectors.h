@@ -1,4 +1,4 @@
-// Vectors of numbers, as long as this CPU's registers, and what all the compiled code does with them.
+// SIMD vectors as long as this CPU's registers, and the operations on them that all of the compiled code uses.
 
 #include <math.h>
 #include <omp.h>
@@ -8,6 +8,7 @@
 #include <immintrin.h>
 #endif
 
+// Number of 32-bit values in a vector.
 #ifdef __AVX512F__
 enum { LANES = 16 };
 #else
@@ -15,9 +16,9 @@ enum { LANES = 8 };
 #endif
 
 typedef float floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint32_t pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t pairs __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // of bf16 values, first one low
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));  // bf16 values
 
 static inline float sum_of(floats x) {
     float sum = 0;
@@ -31,17 +32,18 @@ static inline float largest_of(floats x) {
     return largest;
 }
 
-static inline floats chosen(pairs mask, floats yes, floats no) {
+// In each lane `yes` where the mask's bits are set, else `no`.
+static inline floats select_lanes(pairs mask, floats yes, floats no) {
     return (floats)(((pairs)yes & mask) | ((pairs)no & ~mask));
 }
 
-static inline floats larger(floats x, floats y) { return chosen((pairs)(x > y), x, y); }
+static inline floats larger(floats x, floats y) { return select_lanes((pairs)(x > y), x, y); }
 
-// e^x for x from -87 to 88: 2^whole times a polynomial of the rest (that of Cephes' expf).
+// e^x for x from -87 to 88: 2^whole times a polynomial of the rest (the coefficients of Cephes' expf).
 static inline floats exponential(floats x) {
-    const floats magic = (floats){} + 12582912.0f;
+    const floats magic = (floats){} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number in the low bits
     x = -larger(-larger(x, (floats){} - 87.0f), (floats){} - 88.0f);
-    floats whole = x * 1.44269504f + magic;  // rounded, in the low bits
+    floats whole = x * 1.44269504f + magic;
     pairs shift = (pairs)whole << 23;
     whole -= magic;
     floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
@@ -54,19 +56,20 @@ static inline floats exponential(floats x) {
     return (floats)((pairs)y + shift);
 }
 
-// This thread's part of so many things: `first` up to before `last`.
-static void share(int all, int *first, int *last) {
+// The range of `count` items that this thread of a parallel region works on: from `first` to before `last`.
+static void thread_range(int count, int *first, int *last) {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    *first = (int)((int64_t)all * thread / threads);
-    *last = (int)((int64_t)all * (thread + 1) / threads);
+    *first = (int)((int64_t)count * thread / threads);
+    *last = (int)((int64_t)count * (thread + 1) / threads);
 }
 
+// Rounded to the nearest bf16 value, ties to even.
 static inline halves to_bf16(floats x) {
     pairs bits = (pairs)x;
     return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
 }
 
-// Two neighbouring bf16 numbers.
+// Two neighbouring bf16 values as 32 bits.
 static inline uint32_t pair_at(const uint16_t *x) {
     uint32_t pair;
     memcpy(&pair, x, sizeof pair);
@@ -79,7 +82,7 @@ static inline float as_float(uint32_t bits) {
     return x;
 }
 
-// sum + both products of each pair with the same pair x.
+// sum + the dot product of each pair of weights with the same pair x.
 static inline floats dot(floats sum, pairs weights, uint32_t x) {
 #ifdef __AVX512BF16__
     return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(__m512i)weights, (__m512bh)_mm512_set1_epi32((int)x));

@@ -1,4 +1,4 @@
-"""The compiled code against the same products and the same model in full precision."""
+"""The compiled code against matrix products and models in full precision, and its compilation."""
 
 import copy
 import ctypes
@@ -13,8 +13,8 @@ from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.native import library
 from dalle_mini_impl.sampling.native.blocks import fits
-from dalle_mini_impl.sampling.native.draw import draw
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
+from dalle_mini_impl.sampling.native.next_id import sample_top_k
 from dalle_mini_impl.sampling.packing import pack
 from dalle_mini_impl.util.errors import UserError
 
@@ -24,8 +24,8 @@ def noise(*shape, seed=0):
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """An empty cache folder, and nothing loaded yet."""
+def empty_cache(monkeypatch, tmp_path):
+    """An empty cache folder; nothing is compiled or loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library.load.cache_clear()
     yield tmp_path
@@ -33,17 +33,17 @@ def fresh(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13, 33])
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("bias", [None, noise(70, seed=2)])
-def test_a_layer_is_the_product(machine, rows, narrow, bias):
+def test_a_linear_layer_equals_the_product(machine, rows, int8, bias):
     weight, x = noise(70, 96), noise(rows, 96, seed=1)
-    kept = weight.bfloat16().double()
-    if narrow:
+    rounded = weight.bfloat16().double()
+    if int8:
         scale = weight.abs().amax(1, keepdim=True) / 127
-        kept = (weight / scale).round().double() * scale.double()
-    y = NativeLinear(machine, WeightAndBias(weight, bias), narrow)(x.view(rows, 1, 96))
+        rounded = (weight / scale).round().double() * scale.double()
+    y = NativeLinear(machine, WeightAndBias(weight, bias), int8)(x.view(rows, 1, 96))
     assert y.shape == (rows, 1, 70)
-    expected = x.bfloat16().double() @ kept.T + (0 if bias is None else bias.double())
+    expected = x.bfloat16().double() @ rounded.T + (0 if bias is None else bias.double())
     torch.testing.assert_close(y[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -59,28 +59,28 @@ def distance(x, y):
     return float((x - y).square().mean().sqrt() / y.std())
 
 
-# The head widths: fewer vectors than are added at a time, exactly as many, one more, and the most.
+# Head widths of fewer vectors than are added at a time, exactly as many, one more, and the most.
 @pytest.mark.parametrize(("width", "heads"), [(32, 2), (64, 1), (160, 2), (256, 1)])
 @pytest.mark.parametrize("position", ["rope", "learned"])
-def test_every_position_is_what_full_precision_says(machine, width, heads, position):
+def test_every_position_is_close_to_full_precision(machine, width, heads, position):
     exact, native, stream = models(width, heads, position)
     ids = torch.randint(exact.vocab_size, (3, stream.length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        expected, rounded, ours = (
+        expected, rounded, logits = (
             model.logits(model(ids), stream.image_range).float()
             for model in (exact, copy.deepcopy(exact).bfloat16(), native)
         )
-    for place in range(stream.length):
-        assert 0 < distance(ours[:, place], expected[:, place]) < 0.03
-    assert distance(ours, expected) < distance(rounded, expected)
+    for position in range(stream.length):
+        assert 0 < distance(logits[:, position], expected[:, position]) < 0.03
+    assert distance(logits, expected) < distance(rounded, expected)
 
 
 @pytest.mark.parametrize("prompts", [1, 2])
 @pytest.mark.parametrize("count", [1, 3, 14])
-def test_a_prompt_can_be_continued_in_many_ways(machine, prompts, count):
+def test_branches_of_a_prompt_equal_whole_streams(machine, prompts, count):
     _, native, stream = models(64, 2)
-    ids = torch.randint(native.vocab_size, (prompts, 9), generator=torch.Generator().manual_seed(0))
-    ends = torch.randint(native.vocab_size, (prompts * count, 26), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(stream.vocab_size, (prompts, 9), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(stream.vocab_size, (prompts * count, 26), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         cache = native.new_cache(prompts, 9)
         native(ids[:, :5], cache)
@@ -89,18 +89,18 @@ def test_a_prompt_can_be_continued_in_many_ways(machine, prompts, count):
         cached = torch.cat([native(ends[:, t : t + 1], more) for t in range(26)], 1)
         whole = native(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 9:]
     assert (cache.length, more.length) == (9, 35)
-    # Sums over keys are split at the end of the prompt in one and not in the other; all else is the same
+    # The only difference: one splits sums over keys at the end of the prompt
     assert distance(cached, whole) < 0.004
 
 
-def test_a_row_does_not_depend_on_the_others_or_on_threads(machine, threads):
+def test_a_row_does_not_depend_on_other_rows_or_threads(machine, threads):
     _, native, stream = models(96, 2)
-    ids = torch.randint(native.vocab_size, (29, stream.length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(stream.vocab_size, (29, stream.length), generator=torch.Generator().manual_seed(0))
     check_rows_and_threads(native, ids, threads)
 
 
 def test_nothing_overflows(machine):
-    # Scores of ± 1000 before the softmax, gates far beyond where the exponential ends
+    # Scores of ± 1000 before the softmax, and gates far beyond the range of the exponential
     exact, native, stream = models(64, 1)
     with torch.no_grad():
         for block in exact.blocks:
@@ -111,29 +111,29 @@ def test_nothing_overflows(machine):
         assert bool(native(torch.arange(stream.length)[None]).isfinite().all())
 
 
-def test_more_positions_than_there_is_room_for_are_refused(machine):
+def test_more_positions_than_the_capacity_are_refused(machine):
     _, native, stream = models(64, 2)
     cache = native.new_cache(1, 16).branch(2, stream.length)
     native(torch.zeros(2, stream.length, dtype=torch.int64), cache)
-    with pytest.raises(UserError, match="1 positions were given, and there is room for 0 more; make a longer"):
+    with pytest.raises(UserError, match="expected at most 0 more positions in this cache, got 1; make a longer"):
         native(torch.zeros(2, 1, dtype=torch.int64), cache)
-    with pytest.raises(UserError, match="17 positions were given, and there is room for 16 more"):
+    with pytest.raises(UserError, match="expected at most 16 more positions in this cache, got 17"):
         native(torch.zeros(1, 17, dtype=torch.int64), native.new_cache(1, 16))
 
 
-def test_a_cache_of_other_rows_is_refused(machine):
+def test_a_cache_with_another_number_of_rows_is_refused(machine):
     native = models(64, 2)[1]
-    with pytest.raises(UserError, match="4 rows were given with a cache of 8; make a cache of as many"):
+    with pytest.raises(UserError, match="expected 8 rows, as the cache has, got 4; make a cache of 4 rows"):
         native(torch.zeros(4, 3, dtype=torch.int64), native.new_cache(8))
 
 
 def test_a_branch_cannot_be_branched(machine):
     _, native, stream = models(64, 2)
-    with pytest.raises(UserError, match="a cache that continues a prompt cannot be branched again"):
+    with pytest.raises(UserError, match="expected the cache of a prompt, got one that continues a prompt"):
         native.new_cache(1, 9).branch(2, stream.length).branch(2, stream.length)
 
 
-def test_widths_that_fill_no_vector_are_not_for_it():
+def test_only_whole_vectors_and_small_heads_fit():
     assert fits(64, 4, 16)
     assert fits(512, 2, 256)
     assert fits(96, 1, 64)
@@ -141,36 +141,36 @@ def test_widths_that_fill_no_vector_are_not_for_it():
         assert not fits(width, heads, size)
 
 
-# --- drawing
+# --- sampling
 
 
-@pytest.mark.parametrize("kept", [1, 7, 255, 1009])
+@pytest.mark.parametrize("top_k", [1, 7, 255, 1009])
 @pytest.mark.parametrize("temperature", [0.5, 1.7])
-def test_each_id_is_drawn_in_its_stretch(machine, kept, temperature):
+def test_each_id_is_sampled_within_its_interval(machine, top_k, temperature):
     logits = (noise(61, 1009) * 3).round() / 4  # many are equal
-    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :kept]
-    shares = torch.zeros(61, 1009, dtype=torch.float64)
-    shares.scatter_(1, order, (logits.double() / temperature).exp().gather(1, order))
-    ends = shares.cumsum(1) / shares.sum(1, keepdim=True)
-    wanted = order.gather(1, torch.arange(61)[:, None] * 37 % kept)
-    middle = (ends - shares / shares.sum(1, keepdim=True) / 2).gather(1, wanted)
-    assert torch.equal(draw(logits, middle[:, 0], temperature, kept), wanted[:, 0])
+    order = logits.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+    weights = torch.zeros(61, 1009, dtype=torch.float64)
+    weights.scatter_(1, order, (logits.double() / temperature).exp().gather(1, order))
+    ends = weights.cumsum(1) / weights.sum(1, keepdim=True)
+    wanted = order.gather(1, torch.arange(61)[:, None] * 37 % top_k)
+    middle = (ends - weights / weights.sum(1, keepdim=True) / 2).gather(1, wanted)
+    assert torch.equal(sample_top_k(logits, middle[:, 0], temperature, top_k), wanted[:, 0])
 
 
 # --- compiling
 
 
-def test_it_is_compiled_once(fresh, monkeypatch):
+def test_it_is_compiled_once(empty_cache, monkeypatch):
     if library.load() is None:
         pytest.skip("there is no C compiler with OpenMP")
-    (path,) = (fresh / "dalle-mini-impl").iterdir()
+    (path,) = (empty_cache / "dalle-mini-impl").iterdir()
     assert ctypes.CDLL(str(path)).lanes() in (8, 16)
     library.load.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert library.load() is not None
 
 
-def test_another_source_or_command_is_another_file(monkeypatch, tmp_path):
+def test_other_sources_or_commands_get_files_of_their_own(monkeypatch, tmp_path):
     before = library._key(["cc"])
     assert before == library._key(["cc"])
     assert before != library._key(["gcc"])
@@ -180,34 +180,34 @@ def test_another_source_or_command_is_another_file(monkeypatch, tmp_path):
     assert before != library._key(["cc"])
 
 
-def test_a_folder_that_cannot_be_written_is_no_hindrance(fresh, monkeypatch):
+def test_an_unwritable_cache_folder_is_not_needed(empty_cache, monkeypatch):
     if library.load() is None:
         pytest.skip("there is no C compiler with OpenMP")
     library.load.cache_clear()
-    (fresh / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(fresh / "file"))
+    (empty_cache / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
     assert library.load() is not None
 
 
-def test_nor_is_one_where_only_the_compiler_fails(fresh, monkeypatch):
+def test_a_cache_folder_where_the_compiler_fails_is_not_needed(empty_cache, monkeypatch):
     if library.load() is None:
         pytest.skip("there is no C compiler with OpenMP")
     library.load.cache_clear()
-    here, run = str(fresh / "dalle-mini-impl"), subprocess.run
+    folder, run = str(empty_cache / "dalle-mini-impl"), subprocess.run
 
-    def full(command, **rest):
-        if any(part.startswith(here) for part in command):
+    def disk_full(command, **rest):
+        if any(part.startswith(folder) for part in command):
             raise subprocess.CalledProcessError(1, command)
         return run(command, **rest)
 
-    for path in (fresh / "dalle-mini-impl").iterdir():
+    for path in (empty_cache / "dalle-mini-impl").iterdir():
         path.unlink()
-    monkeypatch.setattr(subprocess, "run", full)
+    monkeypatch.setattr(subprocess, "run", disk_full)
     assert library.load() is not None
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "'unfinished"])
-def test_without_a_compiler_there_is_none(fresh, monkeypatch, compiler):
+def test_without_a_compiler_nothing_is_loaded(empty_cache, monkeypatch, compiler):
     monkeypatch.setenv("CC", compiler)
     assert library.load() is None
-    assert not list(fresh.rglob("*.so"))
+    assert not list(empty_cache.rglob("*.so"))

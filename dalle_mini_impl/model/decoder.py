@@ -1,0 +1,58 @@
+"""What generation needs of a transformer: two protocols, met by `Transformer` and by what `sampling.packing` makes."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """Keys and values of the positions decoded so far. Only the decoder that made a cache knows its layout."""
+
+    length: int
+    """Positions filled so far."""
+
+    def branch(self, count: int, capacity: int) -> "Cache":
+        """A new cache whose rows continue the rows of this one: `count` for row 0, then `count` for row 1, and so on.
+
+        So a prompt is run once, however many candidates continue it.
+
+        Args:
+            count: rows per row of this cache.
+            capacity: positions of the longest stream, those of this cache included.
+        """
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows of a branched cache but these.
+
+        Args:
+            rows: (n,) row indices in their new order; equally many for each row of the prompt.
+        """
+        ...
+
+
+class Decoder(Protocol):
+    """A causal model over ids."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device that ids must be on."""
+        ...
+
+    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Ids (B, T) -> hidden states (B, T, C).
+
+        Args:
+            ids: they continue the positions in `cache`, if there is one.
+            cache: earlier positions; the new ones are added in place.
+        """
+        ...
+
+    def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
+        """Hidden states (…, C) -> logits (…, end - first) of the ids `allowed` = (first, end), by default of all."""
+        ...
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
+        """An empty cache for `batch` rows of up to `capacity` positions, by default the longest stream."""
+        ...
