@@ -11,63 +11,63 @@ from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
 from dalle_mini_impl.util.errors import UserError
 
-ALMOST_ONE = 1 - 2**-24  # the largest number torch.rand gives
+ALMOST_ONE = 1 - 2**-24  # the largest number that torch.rand returns in fp32
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 @pytest.fixture(params=["compiled", "pytorch"], autouse=True)
-def way(request, monkeypatch):
-    """Everything here holds with compiled code and without."""
+def implementation(request, monkeypatch):
+    """Every test runs with compiled code and with PyTorch operations."""
     if request.param == "compiled":
         if load() is None:
             pytest.skip("there is no C compiler with OpenMP")
         monkeypatch.setitem(globals(), "next_ids", sample_ids)
 
 
-def draw(logits, uniforms, **settings):
-    """Ids drawn from one row of logits, one for each uniform."""
+def sample(logits, uniforms, **settings):
+    """Ids sampled from one row of logits, one for each uniform number."""
     uniforms = torch.tensor(uniforms, dtype=torch.float32)
     rows = torch.tensor(logits, dtype=torch.float32).expand(len(uniforms), -1)
     return next_ids(rows, uniforms, SamplingConfig(**{**PLAIN, **settings})).tolist()
 
 
 def frequencies(logits, count=10_000, **settings):
-    """How often each id is drawn when the uniforms run evenly through [0, 1)."""
-    drawn = Counter(draw(logits, [(place + 0.5) / count for place in range(count)], **settings))
-    return [drawn[number] / count for number in range(len(logits))]
+    """How often each id is sampled when the uniform numbers run evenly through [0, 1)."""
+    counts = Counter(sample(logits, [(step + 0.5) / count for step in range(count)], **settings))
+    return [counts[index] / count for index in range(len(logits))]
 
 
-# --- by hand: probabilities 1/8, 1/2, 1/8, 1/4 for the ids 0 to 3
+# --- expected values computed by hand: probabilities 1/8, 1/2, 1/8, 1/4 for the ids 0 to 3
 
-EIGHTHS = [math.log(1 / 8), math.log(1 / 2), math.log(1 / 8), math.log(1 / 4)]
+LOGITS = [math.log(1 / 8), math.log(1 / 2), math.log(1 / 8), math.log(1 / 4)]
 
 
-def test_each_id_owns_a_stretch_in_the_order_of_ids():
+def test_each_id_has_an_interval_as_long_as_its_probability_in_the_order_of_ids():
     # id 0 up to .125, id 1 up to .625, id 2 up to .75, id 3 up to 1
     uniforms = [0.0, 0.12, 0.13, 0.62, 0.63, 0.74, 0.76, ALMOST_ONE]
-    assert draw(EIGHTHS, uniforms) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert sample(LOGITS, uniforms) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_a_constant_added_to_all_logits_changes_nothing():
     uniforms = [0.1, 0.6, 0.7, 0.95]
-    assert draw([x + 300 for x in EIGHTHS], uniforms) == draw(EIGHTHS, uniforms) == [0, 1, 2, 3]
+    assert sample([x + 300 for x in LOGITS], uniforms) == sample(LOGITS, uniforms) == [0, 1, 2, 3]
 
 
 def test_frequencies_are_probabilities():
-    assert frequencies(EIGHTHS) == pytest.approx([1 / 8, 1 / 2, 1 / 8, 1 / 4], abs=2e-4)
+    assert frequencies(LOGITS) == pytest.approx([1 / 8, 1 / 2, 1 / 8, 1 / 4], abs=2e-4)
 
 
 def test_temperature_divides_the_logits():
     # at 1/2 the probabilities are squared: 1, 16, 1, 4 of 22; at 2 they become roots
-    assert frequencies(EIGHTHS, temperature=0.5) == pytest.approx([1 / 22, 16 / 22, 1 / 22, 4 / 22], abs=2e-4)
+    assert frequencies(LOGITS, temperature=0.5) == pytest.approx([1 / 22, 16 / 22, 1 / 22, 4 / 22], abs=2e-4)
     roots = [p**0.5 for p in (1 / 8, 1 / 2, 1 / 8, 1 / 4)]
-    assert frequencies(EIGHTHS, temperature=2) == pytest.approx([r / sum(roots) for r in roots], abs=2e-4)
+    assert frequencies(LOGITS, temperature=2) == pytest.approx([r / sum(roots) for r in roots], abs=2e-4)
 
 
 def test_top_k_counts_ids_and_keeps_their_proportions():
-    assert frequencies(EIGHTHS, top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=2e-4)
-    assert frequencies(EIGHTHS, top_k=3) == pytest.approx([1 / 7, 4 / 7, 0, 2 / 7], abs=2e-4)
-    assert frequencies(EIGHTHS, top_k=4) == frequencies(EIGHTHS)
+    assert frequencies(LOGITS, top_k=2) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=2e-4)
+    assert frequencies(LOGITS, top_k=3) == pytest.approx([1 / 7, 4 / 7, 0, 2 / 7], abs=2e-4)
+    assert frequencies(LOGITS, top_k=4) == frequencies(LOGITS)
 
 
 @pytest.mark.parametrize(
@@ -83,22 +83,22 @@ def test_top_k_counts_ids_and_keeps_their_proportions():
     ],
 )
 def test_top_p_keeps_the_fewest_ids_that_reach_it(top_p, expected):
-    assert frequencies(EIGHTHS, top_p=top_p) == pytest.approx(expected, abs=2e-4)
+    assert frequencies(LOGITS, top_p=top_p) == pytest.approx(expected, abs=2e-4)
 
 
-def test_top_p_that_is_reached_exactly_needs_no_further_id():
+def test_top_p_keeps_no_further_id_once_it_is_reached_exactly():
     assert frequencies([0, 0, 0, 0], top_p=0.5) == [0.5, 0.5, 0, 0]
 
 
-def test_top_p_counts_what_top_k_left():
+def test_top_p_is_applied_to_the_probabilities_after_top_k():
     # of the two likeliest, id 1 has 2/3: enough for .6, though it has only 1/2 of all
-    assert frequencies(EIGHTHS, top_k=2, top_p=0.6) == [0, 1, 0, 0]
-    assert frequencies(EIGHTHS, top_p=0.6) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=2e-4)
+    assert frequencies(LOGITS, top_k=2, top_p=0.6) == [0, 1, 0, 0]
+    assert frequencies(LOGITS, top_p=0.6) == pytest.approx([0, 2 / 3, 0, 1 / 3], abs=2e-4)
 
 
-def test_filters_work_after_the_temperature():
+def test_top_p_is_applied_to_the_probabilities_after_the_temperature():
     # squared, id 1 has 16 of 22: enough for .7
-    assert frequencies(EIGHTHS, temperature=0.5, top_p=0.7) == [0, 1, 0, 0]
+    assert frequencies(LOGITS, temperature=0.5, top_p=0.7) == [0, 1, 0, 0]
 
 
 # --- ties
@@ -110,12 +110,12 @@ def test_of_equal_logits_exactly_k_are_kept_lower_ids_first():
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-9}])
-def test_greedy_takes_the_first_of_equals(settings):
-    assert draw([1, 7, 3, 7, 7], [0.0, 0.3, ALMOST_ONE], **settings) == [1, 1, 1]
-    assert draw([0] * 1021, [ALMOST_ONE], **settings) == [0]
+def test_greedy_sampling_takes_the_first_of_equal_logits(settings):
+    assert sample([1, 7, 3, 7, 7], [0.0, 0.3, ALMOST_ONE], **settings) == [1, 1, 1]
+    assert sample([0] * 1021, [ALMOST_ONE], **settings) == [0]
 
 
-def test_greedy_does_not_look_at_the_number():
+def test_greedy_sampling_does_not_depend_on_the_uniform_number():
     logits = torch.randn(13, 101, generator=torch.Generator().manual_seed(0))
     for settings in ({"temperature": 0.0}, {"top_k": 1}, {"temperature": 1e-4}):
         config = SamplingConfig(**{**PLAIN, **settings})
@@ -126,19 +126,19 @@ def test_greedy_does_not_look_at_the_number():
 # --- the ends of the interval
 
 
-def test_the_ends_draw_the_first_and_the_last_kept_id():
-    assert draw([3, 1, 2], [0.0, ALMOST_ONE]) == [0, 2]
-    assert draw([1, 3, 2, 0], [0.0, ALMOST_ONE], top_k=2) == [1, 2]
-    assert draw([1, 2, 3, 0], [0.0, ALMOST_ONE], top_p=0.7) == [1, 2]
+def test_the_ends_of_the_interval_give_the_first_and_the_last_kept_id():
+    assert sample([3, 1, 2], [0.0, ALMOST_ONE]) == [0, 2]
+    assert sample([1, 3, 2, 0], [0.0, ALMOST_ONE], top_k=2) == [1, 2]
+    assert sample([1, 2, 3, 0], [0.0, ALMOST_ONE], top_p=0.7) == [1, 2]
 
 
-def test_each_id_owns_its_lower_end():
-    # shares of exactly 1/4: a number on the border belongs to the id that begins there
-    assert draw([0, 0, 0, 0], [0.0, 0.25, 0.5, 0.75]) == [0, 1, 2, 3]
+def test_intervals_include_their_lower_end():
+    # intervals of exactly 1/4: a number on the border belongs to the id that begins there
+    assert sample([0, 0, 0, 0], [0.0, 0.25, 0.5, 0.75]) == [0, 1, 2, 3]
 
 
-def test_no_sum_falls_short_of_almost_one():
-    # 4099 summed shares round to less than 1: the draw must still land inside
+def test_rounding_never_leads_past_the_last_kept_id():
+    # 4099 probabilities add up to less than 1 in fp32
     logits = torch.randn(5, 4099, generator=torch.Generator().manual_seed(0))
     ids = next_ids(logits, torch.full((5,), ALMOST_ONE), SamplingConfig(**PLAIN))
     assert bool(((ids >= 0) & (ids < 4099)).all())
@@ -148,35 +148,35 @@ def test_no_sum_falls_short_of_almost_one():
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5, ALMOST_ONE])
-def test_impossible_ids_are_never_drawn(uniform):
-    assert draw([-math.inf, 0, -math.inf, 0], [uniform])[0] in (1, 3)
-    assert draw([-1e9, 0, -1e9, -1e9], [uniform]) == [1]
+def test_ids_of_probability_0_are_never_sampled(uniform):
+    assert sample([-math.inf, 0, -math.inf, 0], [uniform])[0] in (1, 3)
+    assert sample([-1e9, 0, -1e9, -1e9], [uniform]) == [1]
 
 
-def test_one_id_to_choose_from():
-    assert draw([-3], [0.0, 0.7]) == [0, 0]
+def test_a_single_id_is_always_sampled():
+    assert sample([-3], [0.0, 0.7]) == [0, 0]
 
 
-# --- against the reference, and what must not happen
+# --- against the reference
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 23])
 @pytest.mark.parametrize("top_p", [0.2, 0.9, 1.0])
-def test_the_reference_agrees(temperature, top_k, top_p):
+def test_next_ids_equals_the_reference(temperature, top_k, top_p):
     generator = torch.Generator().manual_seed(3)
     logits = 2 * torch.randn(67, 23, generator=generator)
     logits[::3] = logits[::3].round()  # with ties
     uniforms = torch.rand(67, generator=generator)
-    drawn = next_ids(logits, uniforms, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p))
+    ids = next_ids(logits, uniforms, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p))
     expected = [
         reference.next_id(row, uniform, temperature, top_k, top_p)
         for row, uniform in zip(logits.tolist(), uniforms.tolist(), strict=True)
     ]
-    assert drawn.tolist() == expected
+    assert ids.tolist() == expected
 
 
-def test_rows_are_drawn_apart():
+def test_rows_do_not_depend_on_each_other():
     logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(0))
     uniforms = torch.rand(7, generator=torch.Generator().manual_seed(1))
     config = SamplingConfig(temperature=1.3, top_k=11, top_p=0.9)
@@ -185,7 +185,7 @@ def test_rows_are_drawn_apart():
     assert together == alone
 
 
-def test_nothing_is_changed_and_nothing_drawn_elsewhere():
+def test_arguments_and_the_global_random_state_are_not_changed():
     logits, uniforms = torch.randn(5, 13), torch.rand(5)
     before = logits.clone(), uniforms.clone(), torch.get_rng_state()
     for temperature in (0.0, 0.7):
@@ -198,7 +198,7 @@ def test_nothing_is_changed_and_nothing_drawn_elsewhere():
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_half_precision_logits():
+def test_half_precision_logits_are_accepted():
     logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.bfloat16)
     assert next_ids(logits, torch.tensor([0.05]), SamplingConfig(**PLAIN)).tolist() == [0]
 
@@ -206,11 +206,11 @@ def test_half_precision_logits():
 # --- guidance
 
 
-def test_guidance_moves_away_from_the_null():
-    conditional, null = torch.tensor([[3.0, 5.0]]), torch.tensor([[1.0, 6.0]])
-    assert guide(conditional, null, 0).tolist() == [[1, 6]]
-    assert guide(conditional, null, 1).tolist() == [[3, 5]]
-    assert guide(conditional, null, 3).tolist() == [[7, 3]]
+def test_guidance_extrapolates_from_unconditional_to_conditional_logits():
+    conditional, unconditional = torch.tensor([[3.0, 5.0]]), torch.tensor([[1.0, 6.0]])
+    assert guide(conditional, unconditional, 0).tolist() == [[1, 6]]
+    assert guide(conditional, unconditional, 1).tolist() == [[3, 5]]
+    assert guide(conditional, unconditional, 3).tolist() == [[7, 3]]
 
 
 # --- settings
@@ -241,5 +241,5 @@ def test_settings_out_of_range_are_refused(settings, message):
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature": 0.0}, {"top_k": 61}, {"top_k": 0}, {"top_p": 1e-6}, {"guidance": 0.0}]
 )
-def test_settings_at_the_edge_are_fine(settings):
+def test_settings_at_the_ends_of_their_ranges_are_accepted(settings):
     validate_sampling(SamplingConfig(**settings), 61)
