@@ -156,8 +156,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         with average.swapped_into(tokenizer):
             identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), {})
         print(f"image tokenizer {identity} written to {Path(run.model_dir) / 'image_tokenizer.safetensors'}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    log.close()
 
 
 def due_sheet(step: int, run: RunConfig) -> Path | None:

@@ -173,8 +173,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         with average.swapped_into(clip):
             name = save_part(run.model_dir, "scorer", clip, to_dict(config.model), identities)
         print(f"scorer {name} written to {Path(run.model_dir) / 'scorer.safetensors'}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    log.close()
 
 
 if __name__ == "__main__":

@@ -215,8 +215,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
 
     if name := with_average(save):
         print(f"transformer {name} written to {Path(run.model_dir) / 'transformer.safetensors'}")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    log.close()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Running a click command as a program: mistakes end it with one line, never with a traceback. Imports no torch."""
 
 import contextlib
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
@@ -69,8 +70,12 @@ def usage_error(error: click.ClickException, program: str) -> str:
 def leave_process_group() -> None:
     """Destroy torch's process group, if this process is in one.
 
-    A group that is still there at exit is taken down while its threads run, which aborts the process now and then.
+    A group that still exists when Python exits is freed while its threads run, which sometimes aborts the process
+    ("terminate called without an active exception"). Everything that refers to the group, such as a
+    DistributedDataParallel, has to be freed before: if one of those is the last reference, the group's threads are
+    joined with Python's lock held, and sometimes wait for that lock forever.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
         distributed.destroy_process_group()

@@ -186,6 +186,16 @@ class TrainingLog:
         if self.accelerator.is_main_process:
             tqdm.write(text)
 
+    def close(self) -> None:
+        """Wait for the other processes and close the tracker; all processes must call it, at the end of the run.
+
+        `Accelerator.end_training` would also destroy the process group; see `leave_process_group` for why that has to
+        wait until the model is gone.
+        """
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     def _steps_by_the_clock(self, step: int) -> int:
         share = (time.monotonic() - self.started) / (60 * self.run.minutes)
         steps = step + 1 if share >= 1 else max(step + 2, round(step / max(share, 1e-9)))
