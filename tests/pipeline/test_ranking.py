@@ -1,0 +1,142 @@
+"""Which candidates `DalleMini.generate` keeps, and in which order."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from dalle_mini_impl import DalleMini, UserError
+from dalle_mini_impl.sampling.generate import generate
+from dalle_mini_impl.sampling.seeds import candidate_seed
+
+
+def redness(image):
+    """Mean of the red channel, 0 to 1."""
+    return float(np.asarray(image)[..., 0].mean()) / 255
+
+
+class RedScorer:
+    """A scorer whose cosines are the redness of pictures, and which records how it was called."""
+
+    scale = 1000.0
+
+    def __init__(self):
+        self.calls = []
+
+    def cosines(self, images, text):
+        self.calls.append((len(images), text))
+        return torch.tensor([redness(image) for image in images])
+
+
+def with_scorer(dalle, scorer):
+    tokenizers = dalle.text_tokenizer, dalle.image_tokenizer
+    return DalleMini(*tokenizers, dalle.transformer, dalle.stream, scorer, dalle.sampling, dalle.source)
+
+
+def test_rank_clip_orders_by_the_scorers_cosines(tiny_dalle):
+    scorer = RedScorer()
+    dalle = with_scorer(tiny_dalle, scorer)
+    ranked = dalle.generate("a red heart", candidates=11, keep=4, seed=3, rank="clip")
+    assert scorer.calls == [(11, "a red heart")]
+    every = tiny_dalle.generate("a red heart", candidates=11, keep=11, seed=3, rank="none")
+    best = sorted(every, key=lambda candidate: -redness(candidate.image))[:4]
+    assert [candidate.seed for candidate in ranked] == [candidate.seed for candidate in best]
+    for candidate, expected in zip(ranked, best, strict=True):
+        assert np.array_equal(np.asarray(candidate.image), np.asarray(expected.image))
+        assert torch.equal(candidate.image_ids, expected.image_ids)
+        assert candidate.score == pytest.approx(redness(expected.image))
+
+
+def test_rank_clip_uses_the_checkpoints_scorer(tiny_dalle):
+    ranked = tiny_dalle.generate("a red heart", candidates=7, keep=5, seed=3, rank="clip")
+    scores = [candidate.score for candidate in ranked]
+    assert scores == sorted(scores, reverse=True)
+    expected = tiny_dalle.scorer.score([candidate.image for candidate in ranked], "a red heart")
+    assert scores == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(2.0, ""), (2.0, "a cat"), (1.0, "")])
+def test_rank_likelihood_orders_by_the_log_likelihood_given_the_prompt(tiny_model, guidance, negative):
+    dalle = DalleMini.from_pretrained(tiny_model, "cpu", "fp32")
+    options = {"negative": negative, "guidance": guidance, "rank": "likelihood", "chunk": 4}
+    ranked = dalle.generate("a red heart", candidates=11, keep=11, seed=3, **options)
+    image_ids = torch.stack([candidate.image_ids for candidate in ranked])
+    expected = dalle.log_likelihood("a red heart", image_ids).sum(1)
+    scores = [candidate.score for candidate in ranked]
+    assert scores == pytest.approx(expected.tolist(), abs=1e-3)
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) == 11
+
+
+def test_rank_both_is_the_sum_of_log_likelihood_and_scaled_cosine(tiny_dalle):
+    dalle = with_scorer(tiny_dalle, RedScorer())
+
+    def scores(rank):
+        result = dalle.generate("a red heart", candidates=5, keep=5, seed=3, rank=rank)
+        return {candidate.seed: candidate.score for candidate in result}
+
+    cosines, likelihoods, both = scores("clip"), scores("likelihood"), scores("both")
+    assert both == pytest.approx({seed: likelihoods[seed] + 1000 * cosines[seed] for seed in cosines})
+    assert likelihoods == scores(None)  # the default
+    assert list(both) == sorted(both, key=lambda seed: both[seed], reverse=True)
+
+
+def test_rank_none_keeps_the_order_of_the_candidates(tiny_dalle):
+    scorer = RedScorer()
+    unranked = with_scorer(tiny_dalle, scorer).generate("a red heart", candidates=5, keep=3, seed=3, rank="none")
+    assert scorer.calls == []
+    assert [candidate.seed for candidate in unranked] == [candidate_seed(3, index) for index in range(3)]
+    assert [candidate.score for candidate in unranked] == [None] * 3
+
+
+def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "bare")
+    (folder / "scorer.safetensors").unlink()
+    dalle = DalleMini.from_pretrained(folder, "cpu")
+    ranked = dalle.generate("a cat", candidates=5)
+    for rank in (None, "likelihood"):
+        assert [c.score for c in ranked] == [c.score for c in dalle.generate("a cat", candidates=5, rank=rank)]
+    for rank in ("clip", "both"):
+        with pytest.raises(UserError, match=r"got .*bare, which has none"):
+            dalle.generate("a cat", candidates=5, rank=rank)
+    with pytest.raises(UserError, match=r"got .*bare, which has none; train one with dalle_mini_impl\.train\.scorer"):
+        _ = dalle.scorer
+
+
+@pytest.mark.parametrize(
+    ("rank", "keep", "left"), [("likelihood", 1, 3), ("both", 1, 3), ("clip", 5, 5), ("none", 1, 9)]
+)
+def test_with_prune_the_candidates_left_are_ranked_as_before(tiny_dalle, rank, keep, left):
+    options = {"candidates": 9, "seed": 3, "rank": rank}
+    every = {candidate.seed: candidate for candidate in tiny_dalle.generate("a red heart", keep=9, **options)}
+    request = tiny_dalle._request("a red heart", keep=keep, prune=True, **options)
+    generated = generate(tiny_dalle.transformer, tiny_dalle.stream, **request.decoding_arguments)
+    assert len(generated.indices) == left
+    pruned = tiny_dalle.generate("a red heart", keep=keep, prune=True, **options)
+    seeds = [request.seeds[index] for index in generated.indices]
+    best = [seed for seed in every if seed in seeds][:keep]
+    assert [candidate.seed for candidate in pruned] == best
+    assert [candidate.score for candidate in pruned] == [every[seed].score for seed in best]
+    assert pruned.settings["sampling"]["prune"] is True
+
+
+@pytest.mark.parametrize(("rank", "decoded"), [("likelihood", 2), ("none", 2), ("clip", 5), ("both", 5)])
+def test_only_candidates_that_are_kept_or_scored_are_decoded(tiny_dalle, monkeypatch, rank, decoded):
+    counts = []
+    decode = tiny_dalle.decode
+
+    def counting_decode(image_ids, tile):
+        counts.append(len(image_ids))
+        return decode(image_ids, tile=tile)
+
+    monkeypatch.setattr(tiny_dalle, "decode", counting_decode)
+    result = tiny_dalle.generate("a red heart", candidates=5, keep=2, rank=rank)
+    assert sum(counts) == decoded
+    for candidate in result:
+        assert candidate.image.tobytes() == decode(candidate.image_ids[None])[0].tobytes()
+
+
+@pytest.mark.parametrize(("candidates", "keep", "expected"), [(1, 1, 1), (3, 8, 3), (5, 2, 2)])
+def test_at_most_all_candidates_are_kept(tiny_dalle, candidates, keep, expected):
+    assert len(tiny_dalle.generate("a cat", candidates=candidates, keep=keep)) == expected
