@@ -35,5 +35,5 @@ SECTIONS = {
 def import_() -> None:
     """Convert a model or tokenizer of another project to ours.
 
-    The result works without that project's package; docs/importing.md lists what was verified.
+    The result works without that project's package; docs/importing.md lists what was tested.
     """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def refuse_existing(folder: Path, *parts: str) -> None:
-    """Refuse to replace a part: the transformer or scorer trained with it could no longer be used.
+    """Refuse to replace a part: other parts that were trained with it could no longer be used.
 
     Raises:
         UserError: the folder has one of the parts.

@@ -40,8 +40,8 @@ PROJECT = ProjectInfo(
     card="""# A DALLE of DALLE-pytorch
 
 Image tokenizer and transformer were imported from a dalle.pt of DALLE-pytorch (github.com/lucidrains/DALLE-pytorch),
-which says nothing of the pictures and captions that they were trained on, nor of a licence. An image tokenizer that
-is OpenAI's or taming-transformers' has a licence of its own.
+which does not say what pictures and captions they were trained on, nor under which licence they are. An image tokenizer
+of OpenAI or taming-transformers has its own licence.
 """,
 )
 DEEPSPEED_REMEDY = (
