@@ -59,8 +59,8 @@ Conceptual Captions (CC3M and CC12M).
 
 ## Licence
 
-The transformer's weights are under CC-BY-NC-SA-4.0: no commercial use, and adaptations are shared under the same licence.
-The VQGAN was trained further from the ImageNet one of taming-transformers (MIT).
+The transformer's weights are under CC-BY-NC-SA-4.0: no commercial use, and adaptations are shared under the same
+licence. The VQGAN was trained further from the ImageNet one of taming-transformers (MIT).
 """,
 )
 

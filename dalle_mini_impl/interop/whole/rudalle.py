@@ -56,8 +56,8 @@ SberDevices: a Gumbel VQGAN and a transformer.
 
 ## Licence
 
-The project and its repository are under Apache-2.0. No separate licence of the weights was found; check the page that you
-downloaded them from.
+The project and its repository are under Apache-2.0. No separate licence of the weights was found; check the page that
+you downloaded them from.
 """,
 )
 
