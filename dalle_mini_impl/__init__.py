@@ -1,10 +1,11 @@
 """Train, sample and judge your own DALL-E 1.
 
-from dalle_mini_impl import DalleMini
+Example:
+    from dalle_mini_impl import DalleMini
 
-dalle = DalleMini.from_pretrained("emoji")
-result = dalle.generate("a red heart", candidates=32, keep=8, seed=0)
-result.grid().save("grid.png")
+    dalle = DalleMini.from_pretrained("emoji")
+    result = dalle.generate("a red heart", candidates=32, keep=8, seed=0)
+    result.grid().save("grid.png")
 """
 
 import importlib
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Imported on first use, so that `dalle --help` and `import dalle_mini_impl` do not wait for torch.
-_WHERE = {
+# Each public name is imported on its first use, so that `import dalle_mini_impl` and `dalle --help` do not load torch.
+_MODULES = {
     "Candidate": "pipeline.results",
     "DalleMini": "pipeline.dalle_mini",
     "ImageIndex": "search.index",
@@ -58,10 +59,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    """Import a public name on its first use (PEP 562)."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
+    """List public names before they are imported, too."""
     return sorted([*globals(), *__all__])

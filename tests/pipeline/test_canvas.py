@@ -19,12 +19,13 @@ from dalle_mini_impl.util.images import to_images, to_pixels
 SIZE = (40, 24)
 
 
-def drawn(region, size=SIZE):
-    """Places to redraw as rows of "." and "#"."""
-    return ["".join(".#"[place] for place in row) for row in region.cells(size, GRID, 8).int().tolist()]
+def redrawn_rows(region, size=SIZE):
+    """The cells to redraw as rows of "." (kept) and "#"."""
+    return ["".join(".#"[cell] for cell in row) for row in region.cells(size, GRID, 8).int().tolist()]
 
 
-def mask(size, *boxes, colour="white", ground="black"):
+def make_mask(size, *boxes, colour="white", ground="black"):
+    """A mask of this size with some boxes in another colour."""
     image = Image.new("RGB", size, ground)
     for box in boxes:
         image.paste(colour, box)
@@ -33,59 +34,59 @@ def mask(size, *boxes, colour="white", ground="black"):
 
 @pytest.fixture(scope="module")
 def picture():
-    """Stripes of many colours, at the model's size."""
+    """A smooth picture at the model's size."""
     values = np.random.default_rng(0).integers(0, 255, (3, 5, 3), dtype=np.uint8)
     return Image.fromarray(values).resize(SIZE, Image.Resampling.BICUBIC)
 
 
-# --- which places
+# --- which cells a region redraws
 
 
-def test_rows_are_kept_from_the_top():
-    assert drawn(Region(rows=1)) == [".....", "#####", "#####"]
-    assert drawn(Region(rows=2)) == [".....", ".....", "#####"]
-    assert drawn(Region(panel=True)) == [".....", "#####", "#####"]
+def test_rows_and_panel_keep_rows_from_the_top():
+    assert redrawn_rows(Region(rows=1)) == [".....", "#####", "#####"]
+    assert redrawn_rows(Region(rows=2)) == [".....", ".....", "#####"]
+    assert redrawn_rows(Region(panel=True)) == [".....", "#####", "#####"]
 
 
-def test_a_box_takes_all_places_it_touches():
-    assert drawn(Region(box=(16, 8, 40, 24))) == [".....", "..###", "..###"]
-    assert drawn(Region(box=(15, 7, 17, 9))) == [".##..", ".##..", "....."]
-    assert drawn(Region(box=(39, 23, 40, 24))) == [".....", ".....", "....#"]
-    assert drawn(Region(box=(0, 0, 40, 24))) == ["#####"] * 3
+def test_a_box_redraws_all_cells_it_touches():
+    assert redrawn_rows(Region(box=(16, 8, 40, 24))) == [".....", "..###", "..###"]
+    assert redrawn_rows(Region(box=(15, 7, 17, 9))) == [".##..", ".##..", "....."]
+    assert redrawn_rows(Region(box=(39, 23, 40, 24))) == [".....", ".....", "....#"]
+    assert redrawn_rows(Region(box=(0, 0, 40, 24))) == ["#####"] * 3
 
 
 def test_boxes_are_in_pixels_of_the_picture_whatever_its_size():
-    assert drawn(Region(box=(32, 16, 48, 48)), (80, 48)) == [".....", "..#..", "..#.."]
-    # 24 pixels of each side of a picture of 128×48 are cropped away: the model never sees them
-    assert drawn(Region(box=(56, 16, 72, 48)), (128, 48)) == [".....", "..#..", "..#.."]
-    assert drawn(Region(box=(0, 0, 25, 48)), (128, 48)) == ["#....", "#....", "#...."]
+    assert redrawn_rows(Region(box=(32, 16, 48, 48)), (80, 48)) == [".....", "..#..", "..#.."]
+    # 24 pixels of each side of a picture of 128×48 are cropped away
+    assert redrawn_rows(Region(box=(56, 16, 72, 48)), (128, 48)) == [".....", "..#..", "..#.."]
+    assert redrawn_rows(Region(box=(0, 0, 25, 48)), (128, 48)) == ["#....", "#....", "#...."]
     with pytest.raises(
         UserError, match="expected something to redraw in the part of the picture that is left after cropping"
     ):
-        drawn(Region(box=(0, 0, 24, 48)), (128, 48))
+        redrawn_rows(Region(box=(0, 0, 24, 48)), (128, 48))
 
 
-def test_one_pixel_in_a_large_picture_is_enough():
-    assert drawn(Region(box=(799, 479, 800, 480)), (4000, 2400)) == ["#....", ".....", "....."]
+def test_one_marked_pixel_of_a_large_picture_redraws_its_cell():
+    assert redrawn_rows(Region(box=(799, 479, 800, 480)), (4000, 2400)) == ["#....", ".....", "....."]
 
 
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (mask(SIZE, (8, 8, 16, 16), (39, 0, 40, 1)), ["....#", ".#...", "....."]),
-        (mask(SIZE, (8, 8, 16, 16), colour=(130, 130, 130)), [".....", ".#...", "....."]),
-        (mask(SIZE, (8, 8, 16, 16), ground=(120, 120, 120)), [".....", ".#...", "....."]),  # noise of a JPEG file
-        (mask(SIZE, (8, 8, 16, 16)).convert("1"), [".....", ".#...", "....."]),
+        (make_mask(SIZE, (8, 8, 16, 16), (39, 0, 40, 1)), ["....#", ".#...", "....."]),
+        (make_mask(SIZE, (8, 8, 16, 16), colour=(130, 130, 130)), [".....", ".#...", "....."]),
+        (make_mask(SIZE, (8, 8, 16, 16), ground=(120, 120, 120)), [".....", ".#...", "....."]),  # noise of a JPEG file
+        (make_mask(SIZE, (8, 8, 16, 16)).convert("1"), [".....", ".#...", "....."]),
     ],
 )
-def test_white_in_a_mask_is_redrawn(image, expected):
-    assert drawn(Region(mask=image)) == expected
+def test_white_parts_of_a_mask_are_redrawn(image, expected):
+    assert redrawn_rows(Region(mask=image)) == expected
 
 
-def test_transparent_in_a_mask_is_redrawn():
+def test_transparent_parts_of_a_mask_are_redrawn():
     image = Image.new("RGBA", SIZE, (0, 0, 0, 255))
     ImageDraw.Draw(image).rectangle((16, 0, 23, 7), fill=(0, 0, 0, 0))
-    assert drawn(Region(mask=image)) == ["..#..", ".....", "....."]
+    assert redrawn_rows(Region(mask=image)) == ["..#..", ".....", "....."]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_transparent_in_a_mask_is_redrawn():
         ({"rows": 0, "box": (0, 0, 1, 1)}, "got rows, box;"),
     ],
 )
-def test_one_way_to_say_it_is_needed(region, message):
+def test_exactly_one_kind_of_region_is_needed(region, message):
     with pytest.raises(UserError, match=message):
         Region(**region)
 
@@ -111,19 +112,19 @@ def test_one_way_to_say_it_is_needed(region, message):
         ({"box": (-1, 0, 4, 4)}, "got -1,0,4,4"),
         ({"box": (4, 0, 4, 4)}, "got 4,0,4,4"),
         ({"box": (0, 9, 4, 4)}, "got 0,9,4,4"),
-        ({"mask": mask((24, 40))}, "expected a mask of 40×24 pixels, the size of the picture, got 24×40"),
-        ({"mask": mask(SIZE)}, "expected something to redraw"),
+        ({"mask": make_mask((24, 40))}, "expected a mask of 40×24 pixels, the size of the picture, got 24×40"),
+        ({"mask": make_mask(SIZE)}, "expected something to redraw"),
     ],
 )
 def test_regions_that_do_not_fit_are_refused(region, message):
     with pytest.raises(UserError, match=message):
-        drawn(Region(**region))
+        redrawn_rows(Region(**region))
 
 
 # --- canvases
 
 
-def test_a_canvas_has_the_ids_of_the_picture_as_the_model_sees_it(tiny_dalle, picture):
+def test_a_canvas_has_the_ids_of_the_cropped_and_resized_picture(tiny_dalle, picture):
     large = picture.resize((100, 30), Image.Resampling.BICUBIC)
     canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, large, Region(rows=1), True)
     pixels = to_pixels([large], (24, 40))
@@ -137,7 +138,7 @@ def test_a_canvas_has_the_ids_of_the_picture_as_the_model_sees_it(tiny_dalle, pi
     }
 
 
-def test_original_pixels_come_back_where_places_stay(tiny_dalle, picture):
+def test_original_pixels_are_pasted_into_cells_that_are_kept(tiny_dalle, picture):
     region = Region(box=(15, 7, 17, 9))
     canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, picture, region, True)
     red = Image.new("RGB", SIZE, "red")
@@ -148,7 +149,7 @@ def test_original_pixels_come_back_where_places_stay(tiny_dalle, picture):
     assert dataclasses.replace(canvas, paste=False).paste_original(red).tobytes() == red.tobytes()
 
 
-def test_a_panel_is_the_whole_picture_above_white():
+def test_a_panel_shows_the_whole_picture_above_white():
     picture = Image.new("RGB", (60, 60), "blue")
     picture.paste("red", (0, 30, 60, 60))
     values = np.asarray(squeeze_to_top(picture, (30, 30), 1 / 3))
@@ -158,7 +159,7 @@ def test_a_panel_is_the_whole_picture_above_white():
     assert (reds[6:] > 0).all()
 
 
-def test_a_panel_is_encoded_squeeze_to_top(tiny_dalle, picture):
+def test_a_panel_is_squeezed_before_it_is_encoded(tiny_dalle, picture):
     canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, picture, Region(panel=True), True)
     values = np.asarray(canvas.picture)
     assert (values[8:] == 255).all()
@@ -166,14 +167,14 @@ def test_a_panel_is_encoded_squeeze_to_top(tiny_dalle, picture):
     assert canvas.metadata["panel"] is True
 
 
-def test_transparent_parts_are_white(tiny_dalle, picture):
+def test_transparent_parts_of_a_picture_become_white(tiny_dalle, picture):
     clear = Image.new("RGBA", SIZE, (0, 0, 0, 0))
     for region in (Region(rows=1), Region(panel=True)):
         canvas = completion_canvas(tiny_dalle.image_tokenizer, GRID, clear, region, True)
         assert np.asarray(canvas.picture).min() == 255
 
 
-def test_variations_may_redraw_all_and_paste_nothing(tiny_dalle, picture):
+def test_a_variation_may_redraw_every_cell_and_pastes_nothing(tiny_dalle, picture):
     canvas = variation_canvas(tiny_dalle.image_tokenizer, GRID, picture, 0.25)
     assert canvas.known.redraw.all()
     assert canvas.known.redraw_probability == 0.25
@@ -184,13 +185,12 @@ def test_variations_may_redraw_all_and_paste_nothing(tiny_dalle, picture):
             variation_canvas(tiny_dalle.image_tokenizer, GRID, picture, strength)
 
 
-def test_fingerprints_tell_pictures_apart(picture):
-    others = [
+def test_hashes_of_different_pictures_differ(picture):
+    pictures = [
         picture,
         picture.rotate(180),
         picture.convert("RGBA"),
         Image.frombytes("RGB", (24, 40), picture.tobytes()),
     ]
-    marks = {picture_hash(image) for image in others}
-    assert len(marks) == 4
+    assert len({picture_hash(image) for image in pictures}) == 4
     assert picture_hash(picture.copy()) == picture_hash(picture)

@@ -21,17 +21,19 @@ def picture():
     return Image.fromarray(values).resize(SIZE, Image.Resampling.BICUBIC)
 
 
-def ids_of(model, picture):
-    return model.image_tokenizer.encode(to_pixels([picture], (24, 40)))[0]
+def encode(dalle, picture):
+    """Image ids of a picture at the model's size."""
+    return dalle.image_tokenizer.encode(to_pixels([picture], (24, 40)))[0]
 
 
 def values(image):
+    """Pixels as signed integers, (H, W, 3)."""
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_rows_stay_and_the_rest_is_drawn(tiny_dalle, picture):
+def test_rows_are_kept_and_the_rest_is_redrawn(tiny_dalle, picture):
     result = tiny_dalle.complete(picture, "a red heart", rows=1, candidates=7, keep=5, seed=3)
-    own = ids_of(tiny_dalle, picture)
+    own = encode(tiny_dalle, picture)
     for candidate in result:
         assert torch.equal(candidate.image_ids[:1], own[:1])
         assert np.array_equal(values(candidate.image)[:8], values(picture)[:8])
@@ -43,49 +45,52 @@ def test_rows_stay_and_the_rest_is_drawn(tiny_dalle, picture):
     assert json.loads(json.dumps(result.metadata())) == result.metadata()
 
 
-def test_scores_are_those_of_the_whole_picture(tiny_dalle, picture):
+def test_likelihoods_are_those_of_the_whole_picture(tiny_dalle, picture):
     result = tiny_dalle.complete(picture, "a cat", box=(8, 0, 24, 16), candidates=5, keep=5, guidance=1.0)
     ids = torch.stack([candidate.image_ids for candidate in result])
     given = tiny_dalle.log_likelihood("a cat", ids).sum(1)
     assert [c.score for c in result] == pytest.approx(given.tolist(), abs=0.1)  # bf16 where compiled
 
 
-def test_without_pasting_it_is_what_the_tokenizer_makes_of_the_ids(tiny_dalle, picture):
-    for how in ({"mask": Image.new("L", SIZE, 255)}, {"rows": 2, "paste": False}):
-        (candidate,) = tiny_dalle.complete(picture, candidates=1, **how)
+def test_without_paste_kept_cells_show_the_image_tokenizers_reconstruction(tiny_dalle, picture):
+    for options in ({"mask": Image.new("L", SIZE, 255)}, {"rows": 2, "paste": False}):
+        (candidate,) = tiny_dalle.complete(picture, candidates=1, **options)
         assert candidate.image.tobytes() == tiny_dalle.decode(candidate.image_ids[None])[0].tobytes()
     (pasted,) = tiny_dalle.complete(picture, candidates=1, rows=2)
     assert np.array_equal(values(pasted.image)[16:], values(candidate.image)[16:])
     assert not np.array_equal(values(pasted.image), values(candidate.image))
 
 
-def test_a_mask_that_is_all_white_is_sampling(tiny_dalle, picture):
+def test_an_all_white_mask_gives_the_pictures_of_generate(tiny_dalle, picture):
     white = tiny_dalle.complete(picture, "a cat", mask=Image.new("L", SIZE, 255), candidates=3)
     for candidate, other in zip(white, tiny_dalle.generate("a cat", candidates=3), strict=True):
         assert torch.equal(candidate.image_ids, other.image_ids)
         assert candidate.image.tobytes() == other.image.tobytes()
 
 
-def test_what_is_scored_is_what_is_shown(tiny_dalle, picture, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        type(tiny_dalle.scorer), "cosines", lambda self, images, text: seen.extend(images) or torch.zeros(len(images))
-    )
+def test_the_scorer_gets_pictures_with_pasted_pixels(tiny_dalle, picture, monkeypatch):
+    scored = []
+
+    def record(self, images, text):
+        scored.extend(images)
+        return torch.zeros(len(images))
+
+    monkeypatch.setattr(type(tiny_dalle.scorer), "cosines", record)
     result = tiny_dalle.complete(picture, "a cat", rows=2, candidates=3, rank="clip")
-    assert [image.tobytes() for image in seen] == [candidate.image.tobytes() for candidate in result]
+    assert [image.tobytes() for image in scored] == [candidate.image.tobytes() for candidate in result]
 
 
-def test_options_of_sampling_work_here_too(tiny_dalle, picture):
-    how = {"rows": 1, "seed": 3, "temperature": 0.5}
-    whole = tiny_dalle.complete(picture, "a cat", candidates=9, keep=9, **how)
-    pruned = tiny_dalle.complete(picture, "a cat", candidates=9, keep=2, prune=True, chunk=9, **how)
-    assert {candidate.seed for candidate in pruned} < {candidate.seed for candidate in whole}
-    (again,) = tiny_dalle.complete(picture, "a cat", seeds=[whole[0].seed], **how)
-    assert torch.equal(again.image_ids, whole[0].image_ids)
+def test_pruning_and_seeds_work_as_in_generate(tiny_dalle, picture):
+    options = {"rows": 1, "seed": 3, "temperature": 0.5}
+    everything = tiny_dalle.complete(picture, "a cat", candidates=9, keep=9, **options)
+    pruned = tiny_dalle.complete(picture, "a cat", candidates=9, keep=2, prune=True, chunk=9, **options)
+    assert {candidate.seed for candidate in pruned} < {candidate.seed for candidate in everything}
+    (again,) = tiny_dalle.complete(picture, "a cat", seeds=[everything[0].seed], **options)
+    assert torch.equal(again.image_ids, everything[0].image_ids)
 
 
-def test_variations_keep_about_the_share_they_should(tiny_dalle, picture):
-    own = ids_of(tiny_dalle, picture)
+def test_variations_redraw_about_the_fraction_that_strength_says(tiny_dalle, picture):
+    own = encode(tiny_dalle, picture)
     result = tiny_dalle.variations(picture, "a cat", strength=0.3, candidates=60, keep=60)
     changed = torch.stack([candidate.image_ids != own for candidate in result])
     assert 0.2 < float(changed.float().mean()) <= 0.35
@@ -104,7 +109,7 @@ def test_the_grid_begins_with_the_source(tiny_dalle, picture):
     assert result.grid(columns=3, scores=True).height > sheet.height
 
 
-def test_completions_of_two_pictures_are_saved_side_by_side(tiny_dalle, picture, tmp_path):
+def test_completions_of_two_pictures_are_saved_to_different_files(tiny_dalle, picture, tmp_path):
     other = picture.rotate(180)
     results = [tiny_dalle.complete(image, "a cat", rows=1, candidates=1) for image in (picture, other)]
     assert len({path for result in results for path in result.save(tmp_path)}) == 2

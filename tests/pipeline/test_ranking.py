@@ -50,7 +50,7 @@ def test_rank_clip_orders_by_the_scorers_cosines(tiny_dalle):
 
 def test_rank_clip_uses_the_checkpoints_scorer(tiny_dalle):
     ranked = tiny_dalle.generate("a red heart", candidates=7, keep=5, seed=3, rank="clip")
-    scores = [candidate.score for candidate in ranked]
+    scores = [float(candidate.score) for candidate in ranked]
     assert scores == sorted(scores, reverse=True)
     expected = tiny_dalle.scorer.score([candidate.image for candidate in ranked], "a red heart")
     assert scores == pytest.approx(expected.tolist(), abs=1e-5)
@@ -63,7 +63,7 @@ def test_rank_likelihood_orders_by_the_log_likelihood_given_the_prompt(tiny_mode
     ranked = dalle.generate("a red heart", candidates=11, keep=11, seed=3, **options)
     image_ids = torch.stack([candidate.image_ids for candidate in ranked])
     expected = dalle.log_likelihood("a red heart", image_ids).sum(1)
-    scores = [candidate.score for candidate in ranked]
+    scores = [float(candidate.score) for candidate in ranked]
     assert scores == pytest.approx(expected.tolist(), abs=1e-3)
     assert scores == sorted(scores, reverse=True)
     assert len(set(scores)) == 11
