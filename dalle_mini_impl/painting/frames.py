@@ -12,7 +12,7 @@ from dalle_mini_impl.util.files import replace_file
 VIDEO_ENDINGS = (".gif", ".mp4")
 FRAMES_PER_SECOND = 12
 LAST_FRAME_REPEATS = 18
-"""How many frames the last picture is shown for: a second and a half, long enough to look at it."""
+"""How many frames the last picture is shown for: a second and a half, so that it is noticed in the loop."""
 
 
 def frame_steps(steps: int, count: int) -> set[int]:

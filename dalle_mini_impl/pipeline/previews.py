@@ -80,7 +80,7 @@ def generate_previews(
 def _decode_unfinished(ids: Tensor, height: int, decode: Callable[[Tensor], list[Image.Image]]) -> list[Image.Image]:
     """Pictures of the first rows of ids (n, r, w); the rest of the `height` rows is white."""
     rows = ids.shape[1]
-    # The decoder's convolutions also look at the rows below: repeating the last row is the best guess for those.
+    # Pixels of the last row also depend on the row below, through convolutions: repeating it is the best guess.
     images = decode(torch.cat([ids, ids[:, -1:].expand(-1, height - rows, -1)], 1))
     for image in images:
         image.paste("white", (0, image.height * rows // height, image.width, image.height))
