@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dalle_mini_impl.cli.options import device_option, examples
 from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -12,24 +13,25 @@ if TYPE_CHECKING:
     from dalle_mini_impl.evaluate.image_tokenizer import TokenizerEvaluation
 
 
-@click.command()
+@click.command(epilog=examples("dalle compare configs/compare/image_tokenizers.yaml --minutes 20"))
 @click.argument("variants")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="For each.")
-@click.option("--out", default="runs/compare", show_default=True, help="Folder for what is trained.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Training time of each variant.")
+@click.option("--out", default="runs/compare", show_default=True, help="Folder for the trained variants.")
 @click.option(
     "--document",
     type=click.Path(dir_okay=False),
     default="compare.md",
     show_default=True,
-    help="Markdown; its JSON and pictures come beside it.",
+    help="Markdown file to write; its JSON and pictures are written beside it.",
 )
 @click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
-@click.option("--shown", type=click.IntRange(1), default=12, show_default=True, help="Pictures on a sheet.")
-@click.option("--device", default="auto", show_default=True, help="To measure on: auto, cpu, cuda or mps.")
+@click.option("--columns", type=click.IntRange(1), default=12, show_default=True, help="Pictures on a sheet.")
+@device_option("Where to measure: auto, cpu, cuda, cuda:1 or mps.")
 def compare(variants: str, minutes: float, out: str, document: str, **options: Any) -> None:
-    """Train the image tokenizers that the file VARIANTS lists, and compare them.
+    """Train image tokenizers for equal time and measure them.
 
-    What is trained already, with the same settings, is not trained again.
+    VARIANTS is a file such as configs/compare/image_tokenizers.yaml. Variants that were trained before with the same
+    settings are not trained again.
     """
     from tqdm import tqdm
 
@@ -50,7 +52,7 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
         click.echo("  " + ", ".join(f"{name} {value}" for name, value in trained[-1].items()))
     data = plan[0].config.data.store
     found = [
-        None if "failed" in training else measure(variant, data, options["split"], options["shown"], device)
+        None if "failed" in training else measure(variant, data, options["split"], options["columns"], device)
         for variant, training in zip(plan, trained, strict=True)
     ]
     facts = {

@@ -37,16 +37,13 @@ def add_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
 
 
 def check_json_file(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
-    """Refuse to overwrite a file of another kind: in `dalle classify --json photo.png`, FILE is the photo.
+    """Refuse other file names: in `dalle sample --json "a red heart"`, FILE would be the prompt.
 
     Raises:
-        UserError: the file exists, and its name does not end in `.json`.
+        UserError: the name is neither `-` nor ends in `.json`.
     """
-    if path not in (None, STANDARD_OUTPUT) and not path.endswith(".json") and Path(path).is_file():
-        raise UserError(
-            f"expected a new file or one that ends in .json, got --json {path}, which exists; "
-            f"give --json - for standard output"
-        )
+    if path not in (None, STANDARD_OUTPUT) and not path.endswith(".json"):
+        raise UserError(f"expected a file that ends in .json, got --json {path}; give --json - for standard output")
     return path
 
 

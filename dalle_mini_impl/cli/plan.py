@@ -1,24 +1,29 @@
 """`dalle plan`: memory, operations and days that training a transformer takes, from its config."""
 
-import json
 from dataclasses import asdict
 
 import click
 
+from dalle_mini_impl.cli.options import echo_text, examples, json_option, write_json_file
 from dalle_mini_impl.util.errors import UserError
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "dalle plan configs/dalle1/12b.yaml --gpus 256",
+        "dalle plan configs/300m.yaml model.n_layer=12 --grid 16 --json -",
+    )
+)
 @click.argument("config")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]…")
 @click.option("--grid", default=32, show_default=True, help="Side of the token grid.")
-@click.option("--codebook", default=8192, show_default=True, help="Image ids there are.")
-@click.option("--text-vocab", default=16384, show_default=True, help="Text ids there are.")
-@click.option("--pictures", default=1e8, show_default=True, help="Captioned pictures to train on, repeated ones too.")
-@click.option("--gpus", default=8, show_default=True, help="How many there are.")
-@click.option("--memory", default=80.0, show_default=True, help="GB of each.")
-@click.option("--flops", default=4e14, show_default=True, help="Operations a second that each achieves in training.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@click.option("--codebook", default=8192, show_default=True, help="Codebook size K, the number of image ids.")
+@click.option("--text-vocab", default=16384, show_default=True, help="Number of text ids.")
+@click.option("--pictures", default=1e8, show_default=True, help="Pictures to train on, repetitions counted.")
+@click.option("--gpus", default=8, show_default=True, help="Number of GPUs.")
+@click.option("--memory", default=80.0, show_default=True, help="Memory of each GPU in GB.")
+@click.option("--flops", default=4e14, show_default=True, help="Operations per second that each GPU achieves in training.")
+@json_option()
 def plan(
     config: str,
     changes: tuple[str, ...],
@@ -29,9 +34,12 @@ def plan(
     gpus: int,
     memory: float,
     flops: float,
-    as_json: bool,
+    json_file: str | None,
 ) -> None:
-    """Count what training the transformer of CONFIG takes; nothing is allocated, so any size can be asked for."""
+    """Estimate what training a transformer takes.
+
+    CONFIG is a config of the transformer stage. Nothing is allocated, so any size can be estimated.
+    """
     from dalle_mini_impl.config.model import StreamConfig
     from dalle_mini_impl.config.training import TransformerRun
     from dalle_mini_impl.config.yaml_io import load
@@ -39,7 +47,8 @@ def plan(
 
     if min(grid, codebook, text_vocab) < 1:
         raise UserError(
-            f"grid {grid}, codebook {codebook} and text vocab {text_vocab} were given; each must be at least 1"
+            f"expected --grid, --codebook and --text-vocab of at least 1, got {grid}, {codebook} and {text_vocab}; "
+            f"give the sizes of your tokenizers"
         )
     run = load(TransformerRun, config, list(changes))
     stream = StreamConfig(
@@ -47,19 +56,20 @@ def plan(
     )
     needs = count(run, stream)
     ways = list(plans(needs, TrainingMachine(gpus, memory * 1e9, flops), pictures))
-    if as_json:
-        click.echo(json.dumps({"needs": asdict(needs), "plans": [asdict(way) for way in ways]}))
-        return
-    click.echo(
+    write_json_file(json_file, {"needs": asdict(needs), "plans": [asdict(way) for way in ways]})
+    echo_text(
         f"{needs.parameters / 1e6:,.0f} M weights ({needs.in_blocks / 1e6:,.0f} M in the blocks), "
-        f"{needs.ids} ids a picture, {needs.flops / 1e12:.3g} TFLOP a picture, "
-        f"{pictures * needs.ids / 1e9:,.3g} G ids in all"
+        f"{needs.ids} ids per picture, {needs.flops / 1e12:.3g} TFLOP per picture, "
+        f"{pictures * needs.ids / 1e9:,.3g} G ids in all",
+        json_file,
     )
-    click.echo(
-        f"{needs.states / 1e9:.3g} GB of weights, gradients, moments and averages; "
-        f"{needs.kept / 1e9:.3g} GB kept for each picture's backward pass"
+    echo_text(
+        f"{needs.states / 1e9:.3g} GB of weights, gradients, moments and EMA; "
+        f"{needs.kept / 1e9:.3g} GB of activations for each picture's backward pass",
+        json_file,
     )
     for way in ways:
-        name = "shared out (FSDP)" if way.sharded else "whole on each (DDP)"
+        name = "sharded (FSDP)" if way.sharded else "a full copy on each (DDP)"
         fit = f"{way.pictures_at_once} pictures at once on each" if way.pictures_at_once else "does not fit"
-        click.echo(f"{gpus} GPUs, {name}: {way.states / 1e9:.3g} GB of {memory:g}, {fit}, {way.days:.3g} days")
+        line = f"{gpus} GPUs, {name}: {way.states / 1e9:.3g} GB of {memory:g}, {fit}, {way.days:.3g} days"
+        echo_text(line, json_file)

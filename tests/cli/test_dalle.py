@@ -16,16 +16,6 @@ from dalle_mini_impl.cli import COMMANDS, SECTIONS, dalle, main
 
 ALL_COMMANDS = all_commands()
 LEAVES = {words: command for words, command in ALL_COMMANDS.items() if not isinstance(command, click.Group)}
-NOT_YET = (
-    "compare", "config", "plan", "train",
-)  # fmt: skip
-
-
-def marked(names):
-    """Parameters for pytest: commands still to be rewritten may fail."""
-    return [pytest.param(name, marks=[pytest.mark.xfail] if set(NOT_YET) & set(name.split()) else []) for name in names]
-
-
 SHORT_FORMS = {"--candidates": "-n", "--keep": "-k", "--out": "-o", "--model": "-m", "--seed": "-s"}
 FREE_TEXT = {
     "--beginning", "--box", "--device", "--labels", "--message", "--model", "--negative", "--noise-prompt",
@@ -63,12 +53,12 @@ def test_help_lists_every_command_under_its_heading():
     assert dalle_mini_impl.__version__ in CliRunner().invoke(dalle, ["--version"]).output
 
 
-@pytest.mark.parametrize("name", marked(COMMANDS))
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_the_same_summary_in_its_own_help(name):
     assert ALL_COMMANDS[f"dalle {name}"].get_short_help_str(limit=1000) == COMMANDS[name]
 
 
-@pytest.mark.parametrize("words", marked(ALL_COMMANDS))
+@pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_no_line_of_help_is_cut(words):
     usage, *rest = help_of(words).splitlines()
     assert usage.startswith(f"Usage: {words} ")
@@ -85,7 +75,7 @@ def test_each_command_of_a_group_has_one_line(words):
     assert not re.search(r"^    +[^ -]", help_of(words).partition("Commands:")[2], re.MULTILINE), "continuation lines"
 
 
-@pytest.mark.parametrize("words", marked(LEAVES))
+@pytest.mark.parametrize("words", LEAVES)
 def test_every_command_shows_an_example_that_parses(words):
     examples = examples_in(help_of(words))
     assert examples
@@ -103,13 +93,13 @@ def options_of(words):
     return {option.opts[0]: option for option in LEAVES[words].params if isinstance(option, click.Option)}
 
 
-@pytest.mark.parametrize("words", marked(LEAVES))
+@pytest.mark.parametrize("words", LEAVES)
 def test_options_with_a_few_words_are_choices(words):
     texts = {name for name, option in options_of(words).items() if option.type is click.STRING and not option.is_flag}
     assert texts <= FREE_TEXT
 
 
-@pytest.mark.parametrize("words", marked(LEAVES))
+@pytest.mark.parametrize("words", LEAVES)
 def test_options_have_the_same_name_and_short_form_everywhere(words):
     options = options_of(words)
     assert not {name: SYNONYMS[name] for name in options if name in SYNONYMS}

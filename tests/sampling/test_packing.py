@@ -9,6 +9,7 @@ from dalle_mini_impl.config.model import BlockConfig, StreamConfig, TransformerC
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.sampling import packing
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.sampling.known_ids import KnownIds
@@ -154,7 +155,7 @@ def test_packing_leaves_the_transformer_as_it_is(precision, options):
 def test_on_other_devices_packing_makes_a_bf16_copy():
     transformer = build(64).to("meta")
     decoder = pack(transformer, "bf16", Stream(LAYOUT).image_range)
-    assert type(decoder) is type(transformer)
+    assert isinstance(decoder, Transformer)
     assert {value.dtype for value in transformer.parameters()} == {torch.float32}
     assert {value.dtype for value in decoder.parameters()} == {torch.bfloat16}
     assert decoder.state_dict().keys() == transformer.state_dict().keys()

@@ -116,9 +116,9 @@ def test_the_large_configs_are_of_their_size(name, weights):
 
 def test_the_command_tells_it_in_words():
     result = CliRunner().invoke(dalle, ["plan", "configs/dalle1/12b.yaml", "--gpus", "8"], catch_exceptions=False)
-    assert "12,295 M weights (12,095 M in the blocks), 1280 ids a picture" in result.output
-    assert "8 GPUs, whole on each (DDP): 246 GB of 80, does not fit" in result.output
-    assert "8 GPUs, shared out (FSDP)" in result.output
+    assert "12,295 M weights (12,095 M in the blocks), 1280 ids per picture" in result.output
+    assert "8 GPUs, a full copy on each (DDP): 246 GB of 80, does not fit" in result.output
+    assert "8 GPUs, sharded (FSDP)" in result.output
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from dalle_mini_impl.data.token_cache import (
     write_entries,
     write_header,
 )
+from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.scorer.scorer import Scorer
@@ -101,7 +102,7 @@ def test_all_schedules_of_an_image_tokenizer_follow_the_clock(trained, tmp_path,
     assert seen[-2:] == [("adversary", steps), ("relaxation", steps)]
 
 
-def test_the_model_draws_and_ranks(trained):
+def test_a_trained_model_samples_and_ranks(trained):
     loaded = DalleMini.from_pretrained(trained.folder / "model", "cpu")
     assert loaded.sampling == SamplingConfig()
     result = loaded.generate("a red disc", candidates=3, keep=2, seed=1)
@@ -110,8 +111,8 @@ def test_the_model_draws_and_ranks(trained):
     assert result[0].score >= result[1].score
 
 
-def test_the_model_can_be_looked_into(trained):
-    result = CliRunner().invoke(dalle, ["info", str(trained.folder / "model"), "--json"])
+def test_info_describes_a_trained_model(trained):
+    result = CliRunner().invoke(dalle, ["info", str(trained.folder / "model"), "--json", "-"])
     facts = json.loads(result.output)
     assert {part: facts[part]["identity"] for part in TRAINED} == {part: identity(trained, part) for part in TRAINED}
     assert facts["transformer"]["config"]["stream"] == {
@@ -606,7 +607,9 @@ def test_the_scorer_learns_by_sigmoid_too(trained, tmp_path):
     home.run("scorer", "model.sigmoid=true")
     losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
-    assert Scorer.from_pretrained(str(home.folder / "model")).model.logit_bias < 0
+    model = Scorer.from_pretrained(str(home.folder / "model")).model
+    assert isinstance(model, CLIP)
+    assert model.logit_bias < 0
 
 
 def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.masks import KINDS, AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.native.masks import NativeMasks
-from dalle_mini_impl.sampling.packing import pack
+from dalle_mini_impl.sampling.packing import NativeDecoder, pack
 
 LAYOUT = StreamConfig(text_length=7, text_vocab=313, grid=(5, 7), image_vocab=61, bos_id=1)
 STREAM = Stream(LAYOUT)
@@ -149,6 +149,7 @@ def test_activations_equal_their_functions(machine, mlp, activation):
         block.mlp.up.bias.copy_(x if "-" in mlp or mlp == "gelu" else torch.cat([x, torch.ones(96)]))
         block.mlp.down.weight.copy_(torch.eye(96))
     native = pack(exact, "bf16", STREAM.image_range)
+    assert isinstance(native, NativeDecoder)
     y = native.blocks(torch.zeros(1, 1, 96))[0, 0]
     torch.testing.assert_close(y, activation(x.double()).float(), rtol=2**-8, atol=2e-6)
 

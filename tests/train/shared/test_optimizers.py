@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_muon_takes_the_convolutions_of_residual_blocks():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_is_updated_as_the_matrix_of_its_filters(layout):
-    convolution = nn.Conv2d(6, 5, 3).to(memory_format=layout)
+    convolution = nn.Conv2d(6, 5, 3).to(memory_format=layout)  # type: ignore[call-overload]
     start = convolution.weight.detach().flatten(1).clone()
     linear = nn.Linear(54, 5)
     linear.weight = nn.Parameter(start.clone())
@@ -104,7 +105,7 @@ def test_a_step_moves_every_parameter(config):
     model = nn.ModuleDict({"embed": nn.Embedding(5, 7), "blocks": nn.ModuleList([nn.Linear(7, 7), nn.LayerNorm(7)])})
     before = {name: value.clone() for name, value in model.named_parameters()}
     hidden = model["embed"](torch.arange(5))
-    for block in model["blocks"]:
+    for block in cast(nn.ModuleList, model["blocks"]):
         hidden = block(hidden)
     (hidden * torch.arange(35).reshape(5, 7)).sum().backward()
     for optimizer in build_optimizers(model, config):
