@@ -236,7 +236,6 @@ def lines_of(node: ast.stmt) -> int:
     return node.end_lineno - node.lineno + 1
 
 
-@pytest.mark.xfail(reason="imported networks still have names of their own models")
 def test_class_names_are_unique():
     places: dict[str, list[str]] = defaultdict(list)
     for name, path in MODULES.items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.options import device_option, examples
+from dalle_mini_impl.cli.options import device_option, examples, keep_option
 from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 @click.command(epilog=examples("dalle compare configs/compare/image_tokenizers.yaml --minutes 20"))
 @click.argument("variants")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Training time of each variant.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Training time of each variant.",
+)
 @click.option("--out", default="runs/compare", show_default=True, help="Folder for the trained variants.")
 @click.option(
     "--document",
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
     help="Markdown file to write; its JSON and pictures are written beside it.",
 )
 @click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
-@click.option("--columns", type=click.IntRange(1), default=12, show_default=True, help="Pictures on a sheet.")
+@keep_option(12, "Example pictures on each sheet.")
 @device_option("Where to measure: auto, cpu, cuda, cuda:1 or mps.")
 def compare(variants: str, minutes: float, out: str, document: str, **options: Any) -> None:
     """Train image tokenizers for equal time and measure them.
@@ -52,7 +58,7 @@ def compare(variants: str, minutes: float, out: str, document: str, **options: A
         click.echo("  " + ", ".join(f"{name} {value}" for name, value in trained[-1].items()))
     data = plan[0].config.data.store
     found = [
-        None if "failed" in training else measure(variant, data, options["split"], options["columns"], device)
+        None if "failed" in training else measure(variant, data, options["split"], options["keep"], device)
         for variant, training in zip(plan, trained, strict=True)
     ]
     facts = {

@@ -22,7 +22,9 @@ from dalle_mini_impl.util.errors import UserError
 @click.option("--pictures", default=1e8, show_default=True, help="Pictures to train on, repetitions counted.")
 @click.option("--gpus", default=8, show_default=True, help="Number of GPUs.")
 @click.option("--memory", default=80.0, show_default=True, help="Memory of each GPU in GB.")
-@click.option("--flops", default=4e14, show_default=True, help="Operations per second that each GPU achieves in training.")
+@click.option(
+    "--flops", default=4e14, show_default=True, help="Operations per second that each GPU achieves in training."
+)
 @json_option()
 def plan(
     config: str,

@@ -76,8 +76,8 @@ def _ours(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple
             f"the factor must be 2**(stages-1) times a whole number"
         )
     shape, out = (config.factor, config.channels), 6 if config.likelihood == "laplace" else 3
-    encoder = vqvae.Encoder(*shape, config.encoder_blocks, encoder_width(config))
-    decoder = vqvae.Decoder(*shape, config.decoder_blocks, config.embed_dim, out)
+    encoder = vqvae.VqvaeEncoder(*shape, config.encoder_blocks, encoder_width(config))
+    decoder = vqvae.VqvaeDecoder(*shape, config.decoder_blocks, config.embed_dim, out)
     quantizer = build_quantizer(config, commitment, entropy)
     if isinstance(quantizer, Gumbel):
         cast(nn.Conv2d, encoder.layers[-1]).weight.data.mul_(LOGIT_SPREAD)
@@ -91,24 +91,24 @@ def _taming(config: ImageTokenizerConfig) -> Modules:
     if config.quantizer not in ("nearest", "cosine", "logits"):
         raise UserError(f"unknown quantizer {config.quantizer!r}; network 'taming' has nearest, cosine or logits")
     shared: Any = {name: getattr(extra, name) for name in ("z_channels", "attention", "middle_attention")}
-    encoder = taming.Encoder(config.channels, config.encoder_blocks, embed_dim, stem=extra.stem, **shared)
-    decoder = taming.Decoder(config.channels, config.decoder_blocks, embed_dim, **shared)
+    encoder = taming.TamingEncoder(config.channels, config.encoder_blocks, embed_dim, stem=extra.stem, **shared)
+    decoder = taming.TamingDecoder(config.channels, config.decoder_blocks, embed_dim, **shared)
     if config.quantizer == "logits":
         return encoder, decoder, Logits(embed_dim, codebook_size, nn.Embedding(codebook_size, embed_dim))
     return encoder, decoder, Nearest(codebook_size, embed_dim, cosine=config.quantizer == "cosine")
 
 
 def _openai_dvae(config: ImageTokenizerConfig) -> Modules:
-    encoder = openai_dvae.Encoder(config.channels, config.encoder_blocks)
-    decoder = openai_dvae.Decoder(config.channels, config.decoder_blocks, config.embed_dim)
+    encoder = openai_dvae.OpenAIEncoder(config.channels, config.encoder_blocks)
+    decoder = openai_dvae.OpenAIDecoder(config.channels, config.decoder_blocks, config.embed_dim)
     embed = OneHotConvolution(config.codebook_size, config.embed_dim)
     return encoder, decoder, Logits(config.channels[-1], config.codebook_size, embed)
 
 
 def _dalle_pytorch(config: ImageTokenizerConfig) -> Modules:
     normalise = dalle_pytorch.Normalise(config.imported.mean, config.imported.std)
-    encoder = dalle_pytorch.Encoder(config.channels, config.encoder_blocks, normalise)
-    decoder = dalle_pytorch.Decoder(config.channels, config.decoder_blocks, config.embed_dim, normalise)
+    encoder = dalle_pytorch.DiscreteVaeEncoder(config.channels, config.encoder_blocks, normalise)
+    decoder = dalle_pytorch.DiscreteVaeDecoder(config.channels, config.decoder_blocks, config.embed_dim, normalise)
     embed = nn.Embedding(config.codebook_size, config.embed_dim)
     return encoder, decoder, Logits(config.channels[-1], config.codebook_size, embed)
 

@@ -21,7 +21,7 @@ SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
 """Where SigLIP starts: nearly all pairs of a batch do not belong together."""
 
 
-class Attention(nn.Module):
+class ClipAttention(nn.Module):
     """Multi-head self-attention. (B, n, C) -> same; `allowed` (B, n) marks what may be looked at."""
 
     def __init__(self, n_embd: int, n_head: int) -> None:
@@ -36,13 +36,13 @@ class Attention(nn.Module):
         return self.out(rearrange(attend(q, k, v, mask), "b head n c -> b n (head c)"))
 
 
-class Block(nn.Module):
+class ClipBlock(nn.Module):
     """Pre-norm transformer block with a GELU MLP four times as wide. (B, n, C) -> same."""
 
     def __init__(self, n_embd: int, n_head: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(n_embd)
-        self.attention = Attention(n_embd, n_head)
+        self.attention = ClipAttention(n_embd, n_head)
         self.norm2 = nn.LayerNorm(n_embd)
         self.widen = nn.Linear(n_embd, 4 * n_embd)
         self.narrow = nn.Linear(4 * n_embd, n_embd)
@@ -61,7 +61,7 @@ class ImageTower(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, n_embd, patch_size, stride=patch_size)
         self.positions = nn.Parameter(torch.randn((image_size // patch_size) ** 2, n_embd) * n_embd**-0.5)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(layers))
+        self.blocks = nn.ModuleList(ClipBlock(n_embd, n_head) for _ in range(layers))
         self.norm = nn.LayerNorm(n_embd)
         self.project = nn.Linear(n_embd, embed_dim, bias=False)
         _initialise(self, layers)
@@ -92,7 +92,7 @@ class TextTower(nn.Module):
         self.pad_id, self.eos_id, self.text_length = pad_id, eos_id, text_length
         self.tokens = nn.Embedding(text_vocab, n_embd)
         self.positions = nn.Parameter(torch.randn(text_length, n_embd) * 0.01)
-        self.blocks = nn.ModuleList(Block(n_embd, n_head) for _ in range(layers))
+        self.blocks = nn.ModuleList(ClipBlock(n_embd, n_head) for _ in range(layers))
         self.norm = nn.LayerNorm(n_embd)
         self.project = nn.Linear(n_embd, embed_dim, bias=False)
         _initialise(self, layers)
@@ -228,6 +228,6 @@ def _initialise(tower: nn.Module, layers: int) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in tower.modules():
-        if isinstance(module, Block):
+        if isinstance(module, ClipBlock):
             for layer in (module.attention.out, module.narrow):
                 nn.init.normal_(layer.weight, std=(layer.in_features * 2 * layers) ** -0.5)

@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.conv1(self.norm(x))))
 
 
-class Encoder(nn.Module):
+class VqvaeEncoder(nn.Module):
     """Pixels (B, 3, H, W) -> z (B, D, h, w)."""
 
     def __init__(self, factor: int, channels: tuple[int, ...], blocks: int, embed_dim: int) -> None:
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         return self.layers(pixels)
 
 
-class Decoder(nn.Module):
+class VqvaeDecoder(nn.Module):
     """z (B, D, h, w) -> pixels (B, 3, H, W), or more than 3 numbers for each pixel."""
 
     def __init__(self, factor: int, channels: tuple[int, ...], blocks: int, embed_dim: int, out: int = 3) -> None:

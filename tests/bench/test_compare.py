@@ -221,7 +221,7 @@ def test_command_trains_measures_and_goes_on(untrained, tmp_path, monkeypatch):
         "0.005",
         "--out",
         str(tmp_path / "out"),
-        "--shown",
+        "--keep",
         "3",
         "--document",
         str(tmp_path / "doc.md"),

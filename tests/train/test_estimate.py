@@ -107,8 +107,8 @@ def test_shared_out_states_take_less_of_each():
 
 @pytest.mark.parametrize(("name", "weights"), [("300m", 0.35e9), ("1.3b", 1.3e9), ("dalle1/12b", 12e9)])
 def test_the_large_configs_are_of_their_size(name, weights):
-    result = CliRunner().invoke(dalle, ["plan", f"configs/{name}.yaml", "--json"], catch_exceptions=False)
-    facts = json.loads(result.output)
+    result = CliRunner().invoke(dalle, ["plan", f"configs/{name}.yaml", "--json", "-"], catch_exceptions=False)
+    facts = json.loads(result.stdout)
     assert facts["needs"]["parameters"] == pytest.approx(weights, rel=0.03)
     assert len(facts["plans"]) == 2
     assert load(TransformerRun, f"configs/{name}.yaml", []).run.batch_size >= 1024

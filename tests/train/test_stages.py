@@ -113,7 +113,7 @@ def test_a_trained_model_samples_and_ranks(trained):
 
 def test_info_describes_a_trained_model(trained):
     result = CliRunner().invoke(dalle, ["info", str(trained.folder / "model"), "--json", "-"])
-    facts = json.loads(result.output)
+    facts = json.loads(result.stdout)
     assert {part: facts[part]["identity"] for part in TRAINED} == {part: identity(trained, part) for part in TRAINED}
     assert facts["transformer"]["config"]["stream"] == {
         "text_length": 11,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-class ResidualBlock(nn.Module):
+class DiscreteVaeResidualBlock(nn.Module):
     """Two 3×3 convolutions and a 1×1. (B, C, h, w) -> same."""
 
     def __init__(self, channels: int) -> None:
@@ -41,7 +41,7 @@ class Normalise(nn.Module):
         return (x - self.shift) / self.scale
 
 
-class Encoder(nn.Module):
+class DiscreteVaeEncoder(nn.Module):
     """Pixels (B, 3, H, W) in [-1, 1] -> features (B, C, h, w), whose `Logits` give the ids.
 
     Args:
@@ -57,21 +57,21 @@ class Encoder(nn.Module):
             nn.Sequential(nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.ReLU())
             for inputs, width in zip((3, *channels), channels, strict=False)
         ]
-        self.layers = nn.Sequential(*layers, *(ResidualBlock(channels[-1]) for _ in range(blocks)))
+        self.layers = nn.Sequential(*layers, *(DiscreteVaeResidualBlock(channels[-1]) for _ in range(blocks)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.layers(self.normalise(pixels))
 
 
-class Decoder(nn.Module):
-    """Vectors (B, D, h, w) of the ids -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `Encoder`."""
+class DiscreteVaeDecoder(nn.Module):
+    """Vectors (B, D, h, w) of the ids -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `DiscreteVaeEncoder`."""
 
     def __init__(self, channels: tuple[int, ...], blocks: int, embed_dim: int, normalise: Normalise) -> None:
         super().__init__()
         self.normalise = normalise
         inputs = channels[-1] if blocks else embed_dim
         layers: list[nn.Module] = [nn.Conv2d(embed_dim, inputs, 1)] if blocks else []
-        layers += [ResidualBlock(inputs) for _ in range(blocks)]
+        layers += [DiscreteVaeResidualBlock(inputs) for _ in range(blocks)]
         layers += [
             nn.Sequential(nn.ConvTranspose2d(before, width, 4, stride=2, padding=1), nn.ReLU())
             for before, width in zip((inputs, *channels[::-1]), channels[::-1], strict=False)

@@ -10,7 +10,7 @@ EPSILON = 0.1
 """The logit-Laplace distribution has no mass at 0 and 1, so pixels are kept this far away from them."""
 
 
-class ResidualBlock(nn.Module):
+class OpenAIResidualBlock(nn.Module):
     """(B, inputs, h, w) -> (B, width, h, w).
 
     Args:
@@ -41,12 +41,14 @@ def groups(inputs: int, widths: tuple[int, ...], blocks: int, kernels: tuple[int
     """Blocks of each width in turn, their residuals scaled by 1/n² for n blocks in all."""
     gain = 1 / (len(widths) * blocks) ** 2
     return nn.ModuleList(
-        nn.Sequential(*(ResidualBlock(width if block else before, width, kernels, gain) for block in range(blocks)))
+        nn.Sequential(
+            *(OpenAIResidualBlock(width if block else before, width, kernels, gain) for block in range(blocks))
+        )
         for before, width in zip((inputs, *widths), widths, strict=False)
     )
 
 
-class Encoder(nn.Module):
+class OpenAIEncoder(nn.Module):
     """Pixels (B, 3, H, W) in [-1, 1] -> features (B, C, h, w), whose `Logits` give the ids.
 
     Args:
@@ -66,7 +68,7 @@ class Encoder(nn.Module):
         return F.relu(x)
 
 
-class Decoder(nn.Module):
+class OpenAIDecoder(nn.Module):
     """Vectors (B, D, h, w) of the ids -> (B, 6, H, W), of which `likelihood.mean_pixels` makes pixels.
 
     Args:

@@ -13,7 +13,7 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
-class ResidualBlock(nn.Module):
+class TamingResidualBlock(nn.Module):
     """Norm, SiLU and 3×3 convolution, twice. (B, inputs, h, w) -> (B, width, h, w)."""
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
 
 
-class Attention(nn.Module):
+class TamingAttention(nn.Module):
     """Residual attention of one head among all places. (B, C, h, w) -> same."""
 
     def __init__(self, channels: int) -> None:
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         return x + self.proj_out(rearrange(z, "B 1 (h w) C -> B C h w", h=x.shape[-2]))
 
 
-class Downsample(nn.Module):
+class TamingDownsample(nn.Module):
     """(B, C, h, w) -> (B, C, h/2, w/2). Padded on the right and below only."""
 
     def __init__(self, channels: int) -> None:
@@ -55,7 +55,7 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
+class TamingUpsample(nn.Module):
     """(B, C, h, w) -> (B, C, 2h, 2w)."""
 
     def __init__(self, channels: int) -> None:
@@ -66,13 +66,13 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Stage(nn.Module):
+class TamingStage(nn.Module):
     """Blocks at one resolution, each with attention after it or none, then a change of resolution."""
 
     def __init__(self, inputs: int, width: int, blocks: int, attend: bool, resample: nn.Module) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(width if number else inputs, width) for number in range(blocks))
-        self.attn = nn.ModuleList(Attention(width) if attend else nn.Identity() for _ in range(blocks))
+        self.block = nn.ModuleList(TamingResidualBlock(width if number else inputs, width) for number in range(blocks))
+        self.attn = nn.ModuleList(TamingAttention(width) if attend else nn.Identity() for _ in range(blocks))
         self.resample = resample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,11 +83,11 @@ class Stage(nn.Module):
 
 def middle(width: int, attend: bool) -> nn.Sequential:
     """What lies between the stages and the quantizer."""
-    attention = Attention(width) if attend else nn.Identity()
-    return nn.Sequential(ResidualBlock(width, width), attention, ResidualBlock(width, width))
+    attention = TamingAttention(width) if attend else nn.Identity()
+    return nn.Sequential(TamingResidualBlock(width, width), attention, TamingResidualBlock(width, width))
 
 
-class Encoder(nn.Module):
+class TamingEncoder(nn.Module):
     """Pixels (B, 3, H, W) in [-1, 1] -> z (B, D, h, w).
 
     Args:
@@ -115,8 +115,8 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, stem, 3, padding=1)
         self.stages = nn.ModuleList()
         for stage, (inputs, width) in enumerate(zip((stem, *channels), channels, strict=False)):
-            resample = Downsample(width) if stage < len(channels) - 1 else nn.Identity()
-            self.stages.append(Stage(inputs, width, blocks, stage in attention, resample))
+            resample = TamingDownsample(width) if stage < len(channels) - 1 else nn.Identity()
+            self.stages.append(TamingStage(inputs, width, blocks, stage in attention, resample))
         self.mid = middle(channels[-1], middle_attention)
         self.norm_out = norm(channels[-1])
         self.conv_out = nn.Conv2d(channels[-1], z_channels, 3, padding=1)
@@ -129,8 +129,8 @@ class Encoder(nn.Module):
         return self.quant_conv(self.conv_out(F.silu(self.norm_out(self.mid(x)))))
 
 
-class Decoder(nn.Module):
-    """z (B, D, h, w) -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `Encoder`, stages finest first."""
+class TamingDecoder(nn.Module):
+    """z (B, D, h, w) -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `TamingEncoder`, stages finest first."""
 
     def __init__(
         self,
@@ -148,8 +148,8 @@ class Decoder(nn.Module):
         self.mid = middle(channels[-1], middle_attention)
         self.stages = nn.ModuleList()
         for stage, (width, inputs) in enumerate(zip(channels, (*channels[1:], channels[-1]), strict=True)):
-            resample = Upsample(width) if stage else nn.Identity()
-            self.stages.append(Stage(inputs, width, blocks, stage in attention, resample))
+            resample = TamingUpsample(width) if stage else nn.Identity()
+            self.stages.append(TamingStage(inputs, width, blocks, stage in attention, resample))
         self.norm_out = norm(channels[0])
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
