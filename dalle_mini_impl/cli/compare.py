@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.options import device_option, examples, keep_option
+from dalle_mini_impl.cli.evaluate.common import split_option
+from dalle_mini_impl.cli.options import device_option, examples, keep_option, out_option
 from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Training time of each variant.",
 )
-@click.option("--out", default="runs/compare", show_default=True, help="Folder for the trained variants.")
+@out_option("Folder for the trained variants.", "runs/compare", folder=True)
 @click.option(
     "--document",
     type=click.Path(dir_okay=False),
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="Markdown file to write; its JSON and pictures are written beside it.",
 )
-@click.option("--split", type=click.Choice(["validation", "train", "all"]), default="validation", show_default=True)
+@split_option(("validation", "train", "all"))
 @keep_option(12, "Example pictures on each sheet.")
 @device_option("Where to measure: auto, cpu, cuda, cuda:1 or mps.")
-def compare(variants: str, minutes: float, out: str, document: str, **options: Any) -> None:
+def compare(variants: str, minutes: float, out: Path, document: str, **options: Any) -> None:
     """Train image tokenizers for equal time and measure them.
 
     VARIANTS is a file such as configs/compare/image_tokenizers.yaml. Variants that were trained before with the same

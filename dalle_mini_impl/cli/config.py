@@ -6,6 +6,7 @@ from typing import Any
 import click
 import yaml
 
+from dalle_mini_impl.cli.options import examples
 from dalle_mini_impl.config.shipped import configs_folder, copy_configs, find_configs, purpose, shipped_configs
 from dalle_mini_impl.config.yaml_io import load, to_dict
 from dalle_mini_impl.train.stages import STAGES
@@ -24,7 +25,7 @@ def config() -> None:
     """
 
 
-@config.command("list")
+@config.command("list", epilog=examples("dalle config list"))
 def list_command() -> None:
     """Print the name of each shipped config, and what it is for."""
     stages = [stage.file_name for stage in STAGES.values()]
@@ -36,7 +37,7 @@ def list_command() -> None:
     click.echo(f"\nAll lie in {configs_folder()}; dalle config show NAME prints one.")
 
 
-@config.command()
+@config.command(epilog=examples("dalle config show emoji/transformer --all"))
 @click.argument("name")
 @click.option("--all", "show_all", is_flag=True, help="Print the value of every key, defaults included.")
 def show(name: str, show_all: bool) -> None:
@@ -48,11 +49,14 @@ def show(name: str, show_all: bool) -> None:
     click.echo(effective_values(full_name, path) if show_all else path.read_text(encoding="utf-8"), nl=False)
 
 
-@config.command()
+@config.command(epilog=examples("dalle config copy small configs/mine"))
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
 def copy(name: str, folder: str) -> None:
-    """Copy the shipped config or folder of configs NAME into DIR, to be edited; no file is overwritten."""
+    """Copy a shipped config, or a folder of them, into DIR.
+
+    No file is overwritten.
+    """
     for path in copy_configs(name, Path(folder)):
         click.echo(path)
 

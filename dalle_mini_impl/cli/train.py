@@ -17,7 +17,9 @@ class StageGroup(click.Group):
 
 @click.group(cls=StageGroup, subcommand_metavar="STAGE --config FILE [KEY=VALUE]…")
 def train() -> None:
-    """Train one part of a model; each stage needs what those before it made.
+    """Train one part of a model.
+
+    Each stage needs the results of the stages before it.
 
     \b
     Examples:

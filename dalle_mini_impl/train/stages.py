@@ -102,7 +102,8 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
         stage,
         name=stage.name,
         callback=run,
-        help=f"Stage {number} of {len(STAGES)}: {stage.summary}.\n\nExample: {example}",
+        help=f"Stage {number} of {len(STAGES)}: {stage.summary}.",
+        epilog=f"\b\nExample:\n  {example}",
         short_help=f"{number}. {stage.summary}",
         context_settings={"help_option_names": ["-h", "--help"]},
         params=[

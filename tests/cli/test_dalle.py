@@ -18,7 +18,7 @@ ALL_COMMANDS = all_commands()
 LEAVES = {words: command for words, command in ALL_COMMANDS.items() if not isinstance(command, click.Group)}
 SHORT_FORMS = {"--candidates": "-n", "--keep": "-k", "--out": "-o", "--model": "-m", "--seed": "-s"}
 FREE_TEXT = {
-    "--beginning", "--box", "--device", "--labels", "--message", "--model", "--negative", "--noise-prompt",
+    "--beginning", "--box", "--config", "--device", "--labels", "--message", "--model", "--negative", "--noise-prompt",
     "--scorer", "--second-scorer", "--size", "--template",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
@@ -80,7 +80,7 @@ def test_every_command_shows_an_example_that_parses(words):
     examples = examples_in(help_of(words))
     assert examples
     for example in examples:
-        assert example.startswith(f"{words} "), example
+        assert f"{example} ".startswith(f"{words} "), example
         arguments = shlex.split(example, comments=True)[len(words.split()) :]
         LEAVES[words].make_context(words, arguments)
 

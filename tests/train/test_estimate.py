@@ -126,7 +126,7 @@ def test_the_command_tells_it_in_words():
     [
         (["--gpus", "0"], "gpus 0, memory 8e"),
         (["--pictures", "0"], "all must be above 0"),
-        (["--grid", "0"], "grid 0, codebook 8192 and text vocab 16384 were given; each must be at least 1"),
+        (["--grid", "0"], "expected --grid, --codebook and --text-vocab of at least 1, got 0, 8192 and 16384"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(arguments, message):

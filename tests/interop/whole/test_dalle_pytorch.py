@@ -281,7 +281,7 @@ def test_deepspeed_weights_are_read_from_a_file_of_their_own(run):
 
 @pytest.mark.parametrize(
     ("constant", "value", "message"),
-    [("HEAD_DIM", 13, "multiple of 2"), ("WIDTH", 22, "must be a multiple of 4")],
+    [("HEAD_DIM", 13, "multiple of 2"), ("WIDTH", 22, "to be a multiple of 4")],
 )
 def test_sizes_that_the_transformer_cannot_have_are_refused(monkeypatch, constant, value, message):
     with monkeypatch.context() as patch:
