@@ -37,7 +37,9 @@ def centre_of_mass(pixels):
     """Centre of mass (right, down) of all that is not white, in pixels from the middle of the frame."""
     weight = (1 - pixels[0].mean(0)).clamp(min=0)
     positions = torch.arange(pixels.shape[-1]) + 0.5 - pixels.shape[-1] / 2
-    return float((weight.sum(0) * positions).sum() / weight.sum()), float((weight.sum(1) * positions).sum() / weight.sum())
+    return float((weight.sum(0) * positions).sum() / weight.sum()), float(
+        (weight.sum(1) * positions).sum() / weight.sum()
+    )
 
 
 # --- pixels on white

@@ -145,9 +145,7 @@ def test_near_duplicates_in_chunks_equal_comparing_each_with_each(rows):
                 other
                 for other in range(24)
                 if other not in group
-                and any(
-                    (steps[other] != steps[one]).sum() <= limit and other < 20 for one in group
-                )
+                and any((steps[other] != steps[one]).sum() <= limit and other < 20 for one in group)
             ]
             changed = bool(found)
             group += found
