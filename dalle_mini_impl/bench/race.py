@@ -1,4 +1,4 @@
-"""The learning race: the same pictures, the same minutes, one after the other; who predicts held-out ones better?"""
+"""Training race of the transformer: this package and dalle-pytorch on the same data for the same minutes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_b
     tokenizer = TextTokenizer(config.text_tokenizer)
     h, w = train.header.grid
     if h != w:
-        raise UserError(f"the token grid is {h}×{w}; dalle-pytorch knows square ones only")
+        raise UserError(f"the token grid is {h}×{w}; dalle-pytorch supports square ones only")
     shape = Shape(
         "race",
         config.model.n_embd,

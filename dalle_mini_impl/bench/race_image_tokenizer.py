@@ -1,4 +1,4 @@
-"""The learning race of image tokenizers: the same pictures, the same minutes; who gives them back better?"""
+"""Training race of the image tokenizer: this package and dalle-pytorch on the same data for the same minutes."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -75,7 +75,7 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
 
 
 def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
-    """Our trainer's step, averaged weights included."""
+    """A training step of this package, EMA included."""
     model = ImageTokenizer(config.model, config.commitment).to(device)
     average = Ema(model, config.run.ema)
     optimizers = build_optimizers(model, config.optimizer)

@@ -1,4 +1,4 @@
-"""What a training knows about the model it makes."""
+"""The `about` section of a checkpoint, as far as the training run knows it."""
 
 from dataclasses import replace
 

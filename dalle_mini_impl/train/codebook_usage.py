@@ -37,7 +37,7 @@ class CodebookUse:
         return {"usage": usage(counts), "perplexity": perplexity(counts), "dead": int((counts == 0).sum())}
 
     def end_epoch(self, log: TrainingLog) -> None:
-        """Start counting anew; warns, once a run, when little of the codebook was used."""
+        """Reset the counts; warns, once per run, if little of the codebook was used."""
         share = self.figures()["usage"]
         if share < COLLAPSE and not self.warned:
             self.warned = True

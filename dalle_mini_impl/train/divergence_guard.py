@@ -1,4 +1,4 @@
-"""Watches a run's loss, and goes back to the last good state when it is no number or runs away."""
+"""Detects a loss that is not finite or diverges, and restores the last good state."""
 
 import copy
 import math
@@ -11,40 +11,42 @@ from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.util.errors import UserError
 
 DECAY = 0.9
+"""Decay of the running mean of the error."""
 RUNAWAY = 3.0
-"""How many times its lowest value the running mean of the error may be."""
+"""The run has diverged when the running mean of the error exceeds its lowest value by this factor."""
 CHANCES = 3
+"""Divergences in a row that end the run."""
 
 
 class DivergenceGuard:
-    """Whether a step's loss is in order, and the last good state of what is trained, in memory, once `keep` was called.
+    """Decides whether a step's loss is acceptable, and holds the last good state in memory once `keep` was called.
 
     Args:
-        modules: all that is trained.
-        optimizers: of those.
-        average: of the model.
+        modules: everything that is trained.
+        optimizers: the optimizers of `modules`.
+        average: EMA of the model.
     """
 
     def __init__(self, modules: nn.Module, optimizers: list[Any], average: Ema) -> None:
         self.modules, self.optimizers, self.average = modules, optimizers, average
         self.watch = torch.tensor([math.nan, math.inf, 0.0, 0.0], dtype=torch.float64)
-        """Running mean of the error, its lowest, how often the rate was halved, and how often in a row. Part of the
-        state of a run."""
+        """Running mean of the error, its lowest value, number of halvings of the rate, and number of them in a row.
+        Part of the state of a run."""
         self.good: tuple[Any, ...] = ()
 
     @property
     def rate(self) -> float:
-        """What the learning rates are to be multiplied by."""
+        """Factor of the learning rates."""
         return 0.5 ** float(self.watch[2])
 
     def keep(self, steps: int) -> None:
-        """Take the state after so many steps for good."""
+        """Store the state after `steps` steps as the last good one."""
         self.watch[3] = 0
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         self.good = copy.deepcopy((steps, self.modules.state_dict(), optimizers, self.average.state, self.watch))
 
     def accepts(self, error: float, *others: float) -> bool:
-        """Whether a step with this error (0 or more) may be made; the other figures need only be numbers."""
+        """Whether to make the optimizer step: the error (0 or more) has not diverged, and all figures are finite."""
         if not all(map(math.isfinite, (error, *others))):
             return False
         mean, lowest = self.watch[:2].tolist()
@@ -53,7 +55,7 @@ class DivergenceGuard:
         return mean <= RUNAWAY * lowest
 
     def roll_back(self, step: int, loss: float) -> str:
-        """Go back to the last good state with half the learning rate, and say so.
+        """Restore the last good state with half the learning rate, and return a message about it.
 
         Raises:
             UserError: it is the third time in a row.
@@ -64,7 +66,7 @@ class DivergenceGuard:
         what = f"step {step + 1}: the loss is {loss:.4g}"
         if in_a_row == CHANCES:
             raise UserError(
-                f"{what}, the {CHANCES}rd time in a row that it is no number or runs away; lower "
+                f"{what}, the {CHANCES}rd time in a row that it is not finite or diverges; lower "
                 f"optimizer.learning_rate or gan.weight, or set run.precision to fp32"
             )
         self.modules.load_state_dict(modules)

@@ -1,6 +1,7 @@
-"""What training a transformer takes, counted from its config: nothing is allocated, nothing runs.
+"""Estimates what training a transformer takes from its config: nothing is allocated, nothing runs.
 
-The model is built of fake tensors, which have shapes and no contents, and asked what it would keep.
+The model is built from fake tensors, which have shapes and no contents, and the tensors that a backward pass keeps are
+counted.
 """
 
 from collections.abc import Iterator
@@ -20,31 +21,31 @@ from dalle_mini_impl.util.errors import UserError
 
 BF16, FP32 = 2, 4
 FREE = 0.9
-"""Share of a GPU's memory that can be planned with; the rest goes to kernels, buffers and gaps."""
+"""Fraction of a GPU's memory that can be used; the rest goes to kernels, buffers and gaps."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a config asks for, whatever it runs on."""
+    """What a config needs, independent of the machine."""
 
     parameters: int
     in_blocks: int
     """Of these parameters; the rest are embeddings, head and last norm."""
     gathered: int
-    """Bytes of what is whole for a while where weights are shared out."""
+    """Bytes of the largest part that is gathered at a time with sharding."""
     ids: int
     """Positions that are predicted per picture, T - 1."""
     states: int
-    """Bytes of weights, gradients, optimizer moments and averaged weights."""
+    """Bytes of weights, gradients, optimizer moments and EMA."""
     kept: int
-    """Bytes that a picture's backward pass needs at once."""
+    """Bytes of activations kept for the backward pass of one picture."""
     flops: float
     """Operations of the forward and backward pass of one picture."""
 
 
 @dataclass(frozen=True)
 class TrainingMachine:
-    """Where it would run."""
+    """The GPUs to train on."""
 
     gpus: int
     memory: float
@@ -55,14 +56,14 @@ class TrainingMachine:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one way of training comes to."""
+    """Memory and time of one way of training."""
 
     sharded: bool
-    """Whether weights, gradients and moments are shared out (FSDP) or whole on each GPU (DDP)."""
+    """Whether weights, gradients and moments are sharded (FSDP) or complete on each GPU (DDP)."""
     states: float
     """Bytes per GPU."""
     pictures_at_once: int
-    """That fit beside the states, per GPU; 0 if none does."""
+    """Pictures whose activations fit beside the states, per GPU; 0 if none does."""
     days: float
 
 
@@ -139,7 +140,7 @@ def _flops(config: TransformerRun, stream: StreamConfig, matrices: int, ids: int
 
 
 def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[Estimate]:
-    """Ways to train on so many pictures: the whole model on each GPU, and shared out among them.
+    """Estimates for training on so many pictures: with a full copy on each GPU, and sharded.
 
     Raises:
         UserError: a number is not positive.

@@ -171,7 +171,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)
 
     def with_average(do: Callable[[StreamLoss], T]) -> T | None:
-        """Have the main process do something with the averaged weights; all processes must come here."""
+        """Call `do` in the main process with the EMA weights; all processes must call this."""
         with average.swapped_into(losses):
             trained = fsdp.gather_full(accelerator, losses, build)
             return do(trained) if accelerator.is_main_process else None

@@ -14,21 +14,25 @@ from dalle_mini_impl.train.losses.discriminator import Discriminator
 from dalle_mini_impl.util.errors import UserError
 
 BETAS = (0.5, 0.9)
+"""Decay rates of the discriminator's AdamW."""
 HIGHEST_WEIGHT = 1e4
+"""Limit of the adaptive weight (Esser et al. 2021)."""
 LECAM_DECAY = 0.99
+"""Decay of the running mean logits that LeCam regularization compares with (Tseng et al. 2021)."""
 
 
 class Adversary:
-    """A discriminator and its optimizer. It learns from `first` on, and the decoder from it from `acts_from` on.
+    """A discriminator and its optimizer.
 
-    In between, the decoder still learns from its other losses alone: a discriminator that knows nothing would
-    only ruin what it has learned.
+    The discriminator is trained from step `first` on, and the decoder gets gradients from it from step `acts_from` on.
+    In between, the decoder is trained by its other losses only, because gradients of an untrained discriminator would
+    spoil the reconstructions.
 
     Args:
         accelerator: of the run.
-        config: its settings; `weight` is above 0.
-        last: weight of the decoder's last layer.
-        run: how many steps and passes there are.
+        config: settings of the adversarial loss; `weight` is above 0.
+        last: weight of the decoder's last layer, at which the adaptive weight compares gradients.
+        run: number of steps and of passes per step.
     """
 
     def __init__(self, accelerator: Accelerator, config: GanConfig, last: nn.Parameter, run: RunConfig) -> None:
@@ -47,12 +51,12 @@ class Adversary:
         """Running mean logits of real pictures and of reconstructions, for LeCam. Part of the state of a run."""
 
     def follow(self, run: RunConfig) -> None:
-        """Find `first` and `acts_from` by how many steps there are, which by the clock changes with the speed."""
+        """Set `first` and `acts_from` from the number of steps, which changes during a run that is limited by time."""
         self.acts_from = max(round(self.config.start * run.steps), self.config.discriminator_warmup)
         self.first = self.acts_from - self.config.discriminator_warmup
 
     def learn(self, target: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        """Gather the discriminator's gradients from one pass, by the hinge loss.
+        """Accumulate the discriminator's gradients of one pass, with the hinge loss.
 
         Args:
             target: (B, 3, H, W) real pictures.
@@ -75,7 +79,7 @@ class Adversary:
         return {"discriminator": hinge, "real_logit": real.mean(), "fake_logit": fake.mean()}
 
     def joined(self, loss: Tensor, result: Reconstruction) -> tuple[Tensor, Tensor]:
-        """The loss of a reconstruction and what the discriminator says to it, as one.
+        """Combine the reconstruction loss and the generator loss of the discriminator.
 
         Returns:
             A scalar with the gradients of `loss + weight × generator loss`, though not with its value; and the weight.
@@ -83,7 +87,7 @@ class Adversary:
         decoded = result.decoded
         with self.accelerator.autocast():
             generator_loss = -self.discriminator(result.pixels.clamp(-1, 1)).mean()
-        # Each loss is followed back to the decoder's output once; the rest of the way they go together.
+        # Each loss is backpropagated to the decoder's output by itself; from there on their sum is, once.
         ours = torch.autograd.grad(loss, decoded, retain_graph=True)[0]
         theirs = torch.autograd.grad(generator_loss, decoded, retain_graph=True)[0]
         weight = torch.tensor(self.config.weight, device=decoded.device)
@@ -97,7 +101,7 @@ class Adversary:
         return self.accelerator.reduce(found, "mean").norm()
 
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
-        """Distance of each kind's logits from the other's running mean (Tseng et al. 2021)."""
+        """LeCam regularization: squared distance of real and fake logits from each other's running mean."""
         means = self.accelerator.reduce(torch.stack([real.detach().mean(), fake.detach().mean()]), "mean")
         self.usual.lerp_(means.cpu(), 1 - LECAM_DECAY)
         usual = self.usual.to(real.device)
@@ -111,10 +115,10 @@ def _squared_slope(logits: Tensor, pixels: Tensor) -> Tensor:
 
 
 def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokenizer: ImageTokenizer) -> Adversary | None:
-    """The adversary that a config asks for, if any.
+    """The adversary of a config, or None where `gan.weight` is 0.
 
     Raises:
-        UserError: its numbers make no sense.
+        UserError: a setting is out of range.
     """
     gan, side = config.gan, config.model.image_size
     if gan.weight < 0 or not 0 <= gan.start <= 1:

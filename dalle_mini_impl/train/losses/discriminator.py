@@ -1,4 +1,4 @@
-"""The discriminator: tells patches of pictures from patches of reconstructions (PatchGAN, Isola et al. 2017)."""
+"""The discriminator: classifies patches as real or reconstructed (PatchGAN, Isola et al. 2017)."""
 
 import torch
 from torch import Tensor, nn

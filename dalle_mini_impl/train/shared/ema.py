@@ -1,4 +1,4 @@
-"""Averaged weights, which are what is validated, sampled from and saved."""
+"""Exponential moving average of the weights (EMA): the weights that are validated, sampled from and saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards the model after optimizer step `step`."""
+        """Update the EMA after optimizer step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
             if name in self.names:
@@ -31,7 +31,7 @@ class Ema:
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Give the model the averaged weights and set it to evaluation; when the block ends it has its own again.
+        """Put the EMA weights into the model and set it to evaluation mode; restore its own at the end of the block.
 
         The two change places one weight at a time, so this takes no memory to speak of.
         """

@@ -1,6 +1,6 @@
 """One model shared out among processes (FSDP2): each holds a part of every weight, gradient, moment and average.
 
-accelerate's own FSDP2 runs on accelerators alone; on CPUs it silently trains whole copies. So `fully_shard` is called
+accelerate's own FSDP2 runs on accelerators only; on CPUs it silently trains full copies. So `fully_shard` is called
 here, the same way on both. The switch is accelerate's: `distributed_type: FSDP` in the launcher's file.
 """
 
@@ -46,18 +46,18 @@ def fsdp_requested() -> bool:
 
 
 def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
-    """Give a model to the processes: whole to each (DDP), or shared out if they were launched for that.
+    """Wrap a model for the launched processes: a full copy in each (DDP), or sharded (FSDP2) if that was requested.
 
-    Weights stay in float32 either way. Shared out, whole blocks exist one or two at a time, in the precision that they
+    Weights stay in float32 either way. With FSDP2, complete blocks exist one or two at a time, in the precision they
     are computed in; gradients are averaged in float32.
 
     Args:
         accelerator: of the run.
         module: the model, the same in all processes, on the CPU; moved to the device and changed in place.
-        blocks: its parts that are gathered one after the other; the rest of it is one more part.
+        blocks: the parts of the model that are gathered one after the other; the rest is gathered as one more part.
 
     Returns:
-        What to call in training. `module` keeps the weights, or this process's share of them.
+        The module to call in training. `module` holds the weights, or this process's shards of them.
     """
     if not fsdp_requested():
         return accelerator.prepare(module)
@@ -70,26 +70,26 @@ def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds but a share of the module's weights."""
+    """Whether this process holds only shards of the module's weights."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor as a whole; if it is shared out, all processes must ask."""
+    """The full tensor; if it is sharded, all processes must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor, which each process has, or this process's share of it if `like`, of its shape, is shared out."""
+    """Shard a full tensor, which all processes have, like `like`; unchanged if that is unsharded or of another shape."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_full(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
-    """The module with all of its weights, for the main process to save or draw with; all processes must ask.
+    """The module with all of its weights, for the main process to save or sample from; all processes must call this.
 
-    If it is shared out, the main process gets a copy in main memory, gathered weight by weight.
+    If it is sharded, the main process gets a copy in main memory, gathered weight by weight.
 
     Args:
         accelerator: of the run.
@@ -97,7 +97,7 @@ def gather_full(accelerator: Accelerator, module: M, build: Callable[[], M]) -> 
         build: makes another one like it.
 
     Returns:
-        In the main process a whole module; in others what was given.
+        In the main process a module with all weights; in the others the given one.
     """
     if not is_sharded(module):
         return module

@@ -60,7 +60,7 @@ def start(run: RunConfig, can_shard: bool = False) -> Accelerator:
 
     Args:
         run: its settings.
-        can_shard: whether this stage knows how to share its model out among processes.
+        can_shard: whether this stage can shard its model.
 
     Raises:
         UserError: a setting of the run is missing or does not divide, or the processes cannot do what they were
@@ -69,7 +69,7 @@ def start(run: RunConfig, can_shard: bool = False) -> Accelerator:
     if fsdp.fsdp_requested() and not can_shard:
         raise UserError(
             "the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
-            "enough to be whole in each process: use distributed_type MULTI_GPU"
+            "enough for a full copy in each process: use distributed_type MULTI_GPU"
         )
     if not run.model_dir or not run.state_dir:
         raise UserError(
@@ -105,7 +105,7 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """Which pictures make up the global batch of a step: shuffled anew in each epoch, none left out.
+    """Indices of the pictures in the global batch of a step: shuffled in each epoch, none left out.
 
     Args:
         step: optimizer step, from 0.
@@ -133,7 +133,7 @@ def passes(accelerator: Accelerator, run: RunConfig) -> list[slice]:
 
 
 class TrainingLog:
-    """Progress on screen, `log.jsonl` on disk, and the tracker when one is asked for."""
+    """Progress on screen, `log.jsonl` on disk, and the tracker if one is set."""
 
     def __init__(self, accelerator: Accelerator, run: RunConfig, config: Any, first_step: int) -> None:
         self.accelerator, self.run, self.folder = accelerator, run, Path(run.state_dir)

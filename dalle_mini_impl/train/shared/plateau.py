@@ -1,4 +1,4 @@
-"""Halves the learning rate each time the loss falls no more, as DALL-E 1 was trained (Ramesh et al. 2021, B.2)."""
+"""Halves the learning rate each time the loss stops falling, as for DALL-E 1 (Ramesh et al. 2021, appendix B.2)."""
 
 import math
 
@@ -13,13 +13,13 @@ LOSSES = ("training", "validation")
 
 
 class Plateau:
-    """Watches a loss from one validation to the next; all processes come to the same conclusions.
+    """Compares the loss from one validation to the next; all processes decide alike.
 
     Args:
-        config: what to watch, and when to halve.
+        config: which loss to compare, and when to halve the rate.
 
     Raises:
-        UserError: the config makes no sense.
+        UserError: a setting is unknown or out of range.
     """
 
     def __init__(self, config: PlateauConfig) -> None:
@@ -34,15 +34,15 @@ class Plateau:
 
     @property
     def rate(self) -> float:
-        """What the learning rate is to be multiplied by."""
+        """Factor of the learning rate."""
         return 0.5 ** float(self.state[4])
 
     def add(self, loss: float) -> None:
-        """Take note of the loss of a training step in this process."""
+        """Add the loss of a training step of this process to the mean."""
         self.state[:2] += torch.tensor([loss, 1.0])
 
     def look(self, accelerator: Accelerator, validation: float) -> str:
-        """Halve the rate if it is time to, and say so; after each validation, in all processes.
+        """Halve the rate if it is due, and return a message, or "". All processes call it after each validation.
 
         Args:
             accelerator: of the run.

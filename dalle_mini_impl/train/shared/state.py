@@ -1,10 +1,10 @@
-"""What a run needs to be resumed as if nothing had happened: saved now and then, whole or not at all.
+"""The state from which a run resumes exactly. It is written completely or not at all.
 
-    state.pt          of a model that is whole in each process; written by the main one
-    state-00000200/   of a model that is shared out, after step 200; each process writes and reads its own share
+    state.pt          full state, written by the main process
+    state-00000200/   sharded state after step 200; each process writes and reads its shards
 
-Either is read by any number of processes, each with the whole model or a share of it. The second is
-torch.distributed.checkpoint's. Its index is a pickle: resume from states of your own.
+Either is read by any number of processes, with a full or a sharded model. The second has the format of
+torch.distributed.checkpoint, whose index is a pickle: resume only from states of your own.
 """
 
 import pickle
@@ -27,7 +27,7 @@ from dalle_mini_impl.util.files import replace_file
 
 WHOLE, SHARES = "state.pt", "state-*"
 DAMAGE = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, CheckpointException)
-"""What comes of reading a file that was cut short or altered."""
+"""Exceptions of reading a file that is truncated or altered."""
 
 
 def save_state(
@@ -79,20 +79,20 @@ def load_state(
     average: Ema,
     **own: Tensor,
 ) -> int:
-    """Restore the last saved state, whole or of shares, in place, and return the step to go on with.
+    """Restore the last saved state, full or sharded, in place, and return the step to continue with.
 
-    With other processes than before, what each had of its own is dealt out again.
+    With another number of processes, the states that each process has of its own are redistributed.
 
     Raises:
-        UserError: there is none, it is damaged, or it is of another model; or the run goes by the clock.
+        UserError: there is no state, it is damaged, or it belongs to another model; or the run is limited by time.
     """
     if run.minutes:
         raise UserError(
-            f"--resume was given with run.minutes={run.minutes:g}; nobody knows what the clock showed, "
-            f"so start without --resume, or set run.steps instead"
+            f"--resume was given with run.minutes={run.minutes:g}; a run that is limited by time cannot be resumed; "
+            f"start without --resume, or set run.steps instead"
         )
     folder, process, model = Path(run.state_dir), accelerator.process_index, accelerator.unwrap_model(model)
-    # A kill may leave both, of which the one of shares may be half removed; either leads to the same end.
+    # A kill may leave both, the sharded one half deleted; they hold the same step.
     path = folder / WHOLE if (folder / WHOLE).is_file() else max(folder.glob(SHARES), default=None)
     if path is None:
         raise UserError(f"--resume was given but {folder} has neither {WHOLE} nor {SHARES}; start without it")
