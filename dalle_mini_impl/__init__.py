@@ -11,7 +11,7 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Each public name is imported on its first use, so that `import dalle_mini_impl` and `dalle --help` do not load torch.
 _MODULES = {

@@ -650,7 +650,7 @@ def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monk
         ("transformer", "cache=nowhere", "nowhere is no token cache"),
         ("transformer", "run.tracker=wandb", "expected none or tensorboard"),
         ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
-        ("transformer", "model.n_head=3", "n_embd 16 with n_head 3"),
+        ("transformer", "model.n_head=3", "got n_embd 16, n_head 3"),
         ("scorer", "run.model_dir=''", "both must name a folder"),
         ("scorer", "model.image_size=24", "model.image_size is 24, but the image tokenizer's pictures have 16 pixels"),
     ],

@@ -80,7 +80,7 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, like: Tensor | None) -> Tensor:
-    """Shard a full tensor, which all processes have, like `like`; unchanged if that is unsharded or of another shape."""
+    """Shard a full tensor as `like` is sharded; unchanged if that is unsharded or of another shape."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

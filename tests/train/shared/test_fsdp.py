@@ -25,8 +25,8 @@ from dalle_mini_impl.util.errors import UserError
 
 FEW = ("run.steps=6", "run.validate_every=3", "run.save_every=6", "run.sample_every=0")
 FOR_TRANSFORMERS = (
-    "the launcher's file asks for FSDP, which is for transformers; this stage's model is small enough for a full copy in "
-    "each process: use distributed_type MULTI_GPU"
+    "the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
+    "enough for a full copy in each process: use distributed_type MULTI_GPU"
 )
 
 
