@@ -52,7 +52,7 @@ def build_image_networks(
     if config.likelihood not in ("none", "laplace"):
         raise UserError(f"likelihood {config.likelihood!r} was given; expected none or laplace")
     if config.network == "vqvae":
-        return _ours(config, commitment, entropy)
+        return _vqvae(config, commitment, entropy)
     if config.network not in IMPORTED:
         raise UserError(f"unknown network {config.network!r}; expected vqvae, {', '.join(IMPORTED)}")
     if commitment is not None:
@@ -68,7 +68,7 @@ def build_image_networks(
     return IMPORTED[config.network](config)
 
 
-def _ours(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]) -> Modules:
+def _vqvae(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]) -> Modules:
     stem = vqvae.stem_factor(config.factor, len(config.channels))
     if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
         raise UserError(
