@@ -19,6 +19,7 @@ from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, open_cache, read_header
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.train.losses.image_targets import weighted
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
@@ -123,7 +124,7 @@ def our_side(
         inputs, targets = draw_batch(train, captions, tokenizer, stream, config, number, rows)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             text, image = model(inputs.to(device), targets.to(device))
-        return finish(model, optimizers, (text + config.image_weight * image) / (1 + config.image_weight))
+        return finish(model, optimizers, weighted(text, image, config.image_weight))
 
     @torch.inference_mode()
     def nats(held_out: TokenCache) -> float:
