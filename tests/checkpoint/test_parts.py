@@ -63,12 +63,12 @@ def test_loading_and_saving_again_gives_the_same_part(folder, tmp_path):
     transformer, stream = load_transformer(folder)
     part = checkpoint.read_part(folder, "transformer")
     config = {"stream": to_dict(stream), "transformer": to_dict(TRANSFORMER)}
-    identity = checkpoint.save_part(tmp_path / "again", "transformer", transformer, config, part.trained_with)
-    again = checkpoint.read_part(tmp_path / "again", "transformer")
-    assert identity == again.identity == part.identity
-    assert (again.config, again.trained_with) == (part.config, part.trained_with)
-    assert again.tensors.keys() == part.tensors.keys()
-    assert all(torch.equal(value, part.tensors[name]) for name, value in again.tensors.items())
+    identity = checkpoint.save_part(tmp_path / "resaved", "transformer", transformer, config, part.trained_with)
+    resaved = checkpoint.read_part(tmp_path / "resaved", "transformer")
+    assert identity == resaved.identity == part.identity
+    assert (resaved.config, resaved.trained_with) == (part.config, part.trained_with)
+    assert resaved.tensors.keys() == part.tensors.keys()
+    assert all(torch.equal(value, part.tensors[name]) for name, value in resaved.tensors.items())
 
 
 def test_saving_does_not_change_the_module(tmp_path):

@@ -192,8 +192,8 @@ def test_config_can_switch_every_change_off():
 def test_changes_depend_on_the_generator_alone():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first, again, other = (random_changes(7, AugmentConfig(), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
-    assert torch.equal(first, again)
+    first, second, other = (random_changes(7, AugmentConfig(), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -141,14 +141,14 @@ def test_near_duplicates_in_chunks_equal_comparing_each_with_each(rows):
     for first in range(0, 20, 4):
         group, changed = [first], True
         while changed:
-            found = [
+            near = [
                 other
                 for other in range(24)
                 if other not in group
                 and any((steps[other] != steps[one]).sum() <= limit and other < 20 for one in group)
             ]
-            changed = bool(found)
-            group += found
+            changed = bool(near)
+            group += near
         expected.append(sorted(group))
     assert near_duplicate_groups(steps, thumbs, rows) == [group for group in expected if len(group) > 1]
 
@@ -167,8 +167,8 @@ def test_sample_depends_on_the_keys_alone():
     pairs = [make_pair(f"key {number}", noise(number), f"caption {number}") for number in range(23)]
     _, shown = inspected(*pairs, sample=5)
     random.Random(3).shuffle(pairs)
-    _, again = inspected(*pairs, sample=5)
-    assert [text for text, _ in shown] == [text for text, _ in again]
+    _, reordered = inspected(*pairs, sample=5)
+    assert [text for text, _ in shown] == [text for text, _ in reordered]
     assert len({text for text, _ in shown}) == 5
     _, more = inspected(*pairs, sample=7)
     assert [text for text, _ in more][:5] == [text for text, _ in shown]

@@ -512,8 +512,8 @@ def test_workers_read_disjoint_parts_that_cover_the_source(tmp_path, kind, worke
     assert len(keys) == 11
     assert sorted(keys) == sorted(pair.key for pair in whole)
     assert sorted(entry for _, log in parts for entry in log.entries) == sorted(whole_log.entries)
-    again, _ = read(source, worker=1, workers=workers)
-    assert [pair.key for pair in again] == [pair.key for pair in parts[1][0]]
+    repeated, _ = read(source, worker=1, workers=workers)
+    assert [pair.key for pair in repeated] == [pair.key for pair in parts[1][0]]
 
 
 def test_enough_tars_are_divided_as_whole_tars(tmp_path):

@@ -131,8 +131,8 @@ def test_only_caption_is_sampled_whatever_its_weight():
 
 def test_sampled_captions_depend_on_the_generator_alone():
     sampler = CaptionSampler([entry("a", *[(str(n), "") for n in range(13)])], {})
-    first, again = (
+    first, second = (
         [sampler.sample(0, r).text for _ in range(20)] for r in (np.random.default_rng(3) for _ in range(2))
     )
-    assert first == again
+    assert first == second
     assert len(set(first)) > 5

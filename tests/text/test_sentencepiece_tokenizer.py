@@ -200,15 +200,15 @@ def test_special_ids_and_vocabulary_size(text_tokenizer):
 
 
 def test_training_is_deterministic_and_identity_follows_the_content(tmp_path, text_tokenizer):
-    again = train_text_tokenizer(CAPTIONS, tmp_path / "deep" / "a.model", 367)
-    assert again.identity == text_tokenizer.identity
-    assert train_text_tokenizer(CAPTIONS[:-1], tmp_path / "b.model", 367).identity != again.identity
-    assert re.fullmatch("[0-9a-f]{16}", again.identity)
+    retrained = train_text_tokenizer(CAPTIONS, tmp_path / "deep" / "a.model", 367)
+    assert retrained.identity == text_tokenizer.identity
+    assert train_text_tokenizer(CAPTIONS[:-1], tmp_path / "b.model", 367).identity != retrained.identity
+    assert re.fullmatch("[0-9a-f]{16}", retrained.identity)
 
 
 def test_captions_may_come_from_a_generator(tmp_path, text_tokenizer):
-    again = train_text_tokenizer((text for text in CAPTIONS), tmp_path / "a.model", 367)
-    assert again.identity == text_tokenizer.identity
+    retrained = train_text_tokenizer((text for text in CAPTIONS), tmp_path / "a.model", 367)
+    assert retrained.identity == text_tokenizer.identity
 
 
 def test_plain_nfkc_keeps_case(tmp_path):

@@ -146,9 +146,9 @@ def test_existing_file_takes_precedence_over_a_shipped_one(tmp_path, monkeypatch
     own.write_text("{}")
     assert find_shipped("configs/emoji/transformer.yaml").resolve() == own
     own.unlink()
-    found = find_shipped("configs/emoji/transformer.yaml")
-    assert found.is_file()
-    assert tmp_path not in found.resolve().parents
+    path = find_shipped("configs/emoji/transformer.yaml")
+    assert path.is_file()
+    assert tmp_path not in path.resolve().parents
     assert str(find_shipped("configs/nothing.yaml")) == "configs/nothing.yaml"
 
 

