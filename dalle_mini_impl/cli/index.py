@@ -44,8 +44,8 @@ def index(
 
     from dalle_mini_impl.data.pair import SkipLog
     from dalle_mini_impl.search.export import export_clip_retrieval, export_faiss
-    from dalle_mini_impl.search.index import DEFAULT_FOLDER, ImageIndex
-    from dalle_mini_impl.search.store import DATABASE
+    from dalle_mini_impl.search.index import ImageIndex
+    from dalle_mini_impl.search.store import DATABASE, DEFAULT_FOLDER
     from dalle_mini_impl.util.devices import choose_device
 
     folder = out or pictures / DEFAULT_FOLDER

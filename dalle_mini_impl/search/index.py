@@ -17,7 +17,7 @@ from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.nearest import nearest
-from dalle_mini_impl.search.store import DATABASE, IndexFiles, create_files, one_line_errors, write_lock
+from dalle_mini_impl.search.store import DATABASE, DEFAULT_FOLDER, IndexFiles, create_files, one_line_errors, write_lock
 from dalle_mini_impl.search.update import Changes, update_index
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, open_picture
@@ -31,8 +31,6 @@ MIN_NORM = 1e-3
 """Least norm of a sum of terms; a smaller one is rounding error without a direction."""
 SHEET_SIZE = 160
 """Largest side in pixels of a picture on a sheet of hits."""
-DEFAULT_FOLDER = ".dalle-index"
-"""Name of the index's folder in the folder of its pictures, unless another one is given."""
 
 
 @dataclass(frozen=True)

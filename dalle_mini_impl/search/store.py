@@ -26,6 +26,8 @@ from dalle_mini_impl.util.files import replace_file
 DATABASE = "index.sqlite"
 VECTORS = "vectors.f16"
 LOCK = "lock.sqlite"
+DEFAULT_FOLDER = ".dalle-index"
+"""Name of the index's folder in the folder of its pictures, unless another one is given."""
 SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value NOT NULL);
 CREATE TABLE contents (row INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE);
@@ -72,7 +74,10 @@ class IndexFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / DATABASE).is_file():
-            raise UserError(f"expected an index in {folder}, got none; make one with: dalle index DIR --out {folder}")
+            raise UserError(
+                f"expected an index in {folder}, or in {folder / DEFAULT_FOLDER}, got none; "
+                f"make one with: dalle index DIR, or dalle index DIR --out {folder}"
+            )
         with one_line_errors(folder):
             # Searches may come from any thread; SQLite serialises them.
             self.database = sqlite3.connect(folder / DATABASE, check_same_thread=False)

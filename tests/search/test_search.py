@@ -24,7 +24,6 @@ from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search import nearest, query, store, update
 from dalle_mini_impl.search.export import export_clip_retrieval, export_faiss
 from dalle_mini_impl.search.index import (
-    DEFAULT_FOLDER,
     ImageIndex,
     absolute_scorer_name,
     hits_sheet,
@@ -464,7 +463,7 @@ def test_commands_index_search_and_show(pictures, scorer, tmp_path, tiny_model, 
     (pictures / "cut.png").write_bytes((pictures / "red.png").read_bytes()[:100])
     result = run("index", "pictures", "--scorer", os.path.relpath(tiny_model, tmp_path), "--device", "cpu")
     assert "5 new, 0 moved or copied, 0 unchanged, 1 unreadable, 0 removed; 5 different" in result.stdout
-    assert result.stdout.splitlines()[-1] == os.path.join("pictures", DEFAULT_FOLDER)
+    assert result.stdout.splitlines()[-1] == os.path.join("pictures", store.DEFAULT_FOLDER)
     assert "cut.png: truncated picture" in result.stderr
     monkeypatch.chdir(pictures)  # the scorer's path does not depend on the working directory
     (pictures / "copy.png").write_bytes((pictures / "red.png").read_bytes())
@@ -519,7 +518,7 @@ def test_export_has_the_layout_of_clip_retrieval(pictures, scorer, tmp_path, tin
     paths = parquet.read_table(files[1]).to_pydict()["image_path"]
     assert (vectors.shape, vectors.dtype) == ((6, DIM), np.float16)
     assert sorted(paths) == sorted(
-        str(path) for path in pictures.rglob("*.*") if path.is_file() and DEFAULT_FOLDER not in str(path)
+        str(path) for path in pictures.rglob("*.*") if path.is_file() and store.DEFAULT_FOLDER not in str(path)
     )
     wanted = scorer.embed_images([Image.open(path) for path in paths])
     assert np.abs(vectors - wanted.numpy()).max() < 1e-3
