@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedNetworkConfig:
-    """What only imported image tokenizers need to know."""
+    """Settings of imported image tokenizers."""
 
     stem: int = 128
     """`taming`: width before the first stage."""
     z_channels: int = 256
     """`taming`: width between the networks and the 1×1 convolutions around the quantizer."""
     attention: tuple[int, ...] = ()
-    """`taming`: stages, finest 0, in which attention follows each block."""
+    """`taming`: indices of the stages, the finest being 0, in which attention follows each block."""
     middle_attention: bool = True
-    """`taming`: whether the two blocks of the middle have attention between them."""
+    """`taming`: whether there is attention between the two blocks after the last stage."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """`dalle-pytorch`: taken off pixels in [0, 1] before encoding."""
+    """`dalle-pytorch`: subtracted from pixels in [0, 1] before encoding."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """`dalle-pytorch`: what they are divided by after that."""
+    """`dalle-pytorch`: divides pixels after `mean` is subtracted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class ImageTokenizerConfig:
     encoder_blocks: int = 1
     """Residual blocks per stage of the encoder."""
     decoder_blocks: int = 2
-    """Residual blocks per stage of the decoder, which has the harder job."""
+    """Residual blocks per stage of the decoder. It has the harder task, so more than in the encoder pay off."""
     quantizer: str = "vq"
     """`vq` (cosine-similarity EMA codebook), `simvq` (fixed codebook through a learned matrix), `fsq` (finite scalar
-    quantization), `lfq` (signs) or `gumbel` (DALL-E 1's relaxed choice)."""
+    quantization), `lfq` (lookup-free: signs) or `gumbel` (DALL-E 1's Gumbel softmax)."""
     codebook_size: int = 1024
     """K, number of image ids. With `fsq` it is the product of `fsq_levels`, with `lfq` a power of two."""
     embed_dim: int = 16
@@ -49,9 +49,9 @@ class ImageTokenizerConfig:
     fsq_levels: tuple[int, ...] = (8, 8, 4, 4)
     """Levels of each FSQ dimension; read with `fsq` only."""
     likelihood: str = "none"
-    """`none` (the decoder gives pixels) or `laplace` (location and scale of each; DALL-E 1's dVAE)."""
+    """`none` (the decoder outputs pixels) or `laplace` (location and scale of each pixel, as in DALL-E 1's dVAE)."""
     imported: ImportedNetworkConfig = field(default_factory=ImportedNetworkConfig)
-    """Read for imported networks only."""
+    """Used by imported networks only."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,33 +72,38 @@ class StreamConfig:
     image_vocab: int
     """K, number of image ids."""
     bos_id: int = 2
-    """Text id that opens every stream; -1 for none (minDALL-E)."""
+    """Text id at the beginning of every stream; -1 for none (minDALL-E)."""
     pad_id: int = -1
-    """Text id in whose place the padding of its position stands, wherever captions have it; -1 for none."""
+    """Text id that is replaced by the padding id of its position wherever it occurs in captions; -1 for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What a block of the transformer is made of. The defaults are ours; all else is for models like earlier ones."""
+    """The parts of a transformer block. The defaults are those of models trained here.
+
+    `rotate_values`, `sandwich`, `token_shift` and `reversible` are for imported models.
+    """
 
     norm: str = "rms"
     """`rms` (RMSNorm) or `layer` (LayerNorm)."""
     mlp: str = "swiglu"
-    """`swiglu`, `geglu`, or `gelu` and `gelu-tanh`, which have no gate."""
+    """Feed-forward layer: `swiglu` or `geglu` (gated), `gelu` or `gelu-tanh` (without a gate)."""
     hidden: int = 0
-    """Width inside the feed-forward layer; 0 is 8/3 C with `swiglu` and 4 C with the others."""
+    """Hidden width of the feed-forward layer; 0 is about 8/3 C with `swiglu`, 4 C with the others."""
     bias: bool = False
-    """Whether all linear layers add one."""
+    """Whether linear layers have biases."""
     qk_norm: bool = True
     """Normalise queries and keys."""
     rotate_values: bool = False
-    """Turn values as well as queries and keys to their position (DALLE-pytorch)."""
+    """Rotate values to their positions like queries and keys (DALLE-pytorch)."""
     sandwich: bool = False
-    """Normalise what a layer adds, too (Ding et al. 2021, CogView)."""
+    """Normalise the output of each layer as well, before it is added (Ding et al. 2021, CogView)."""
     token_shift: bool = False
-    """See half of the channels of neighbours instead of one's own: of the id before, above or left (DALLE-pytorch)."""
+    """Take a quarter of the channels from the cell above and a quarter from the cell on the left; at text positions
+    both from the position before (DALLE-pytorch)."""
     reversible: bool = False
-    """Attention adds to one stream what it reads from another, and the feed-forward layer the other way round."""
+    """Reversible residual blocks (two residual streams): attention reads the second stream and adds to the first, the
+    feed-forward layer reads the first and adds to the second (Gomez et al. 2017)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +119,23 @@ class TransformerConfig:
     head_dim: int = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
-    """`rope` (rotary, 2-D in pictures), `table` (rotary, imported), `learned` (row, column) or `absolute` (place)."""
+    """`rope` (rotary, 2-D in pictures), `learned` (an embedding per row and per column), `absolute` (an embedding per
+    position) or `table` (rotary with an imported table)."""
     attention_masks: tuple[str, ...] = ("full",)
-    """Masks of the blocks (`masks` tells them), over again where there are more blocks."""
+    """Attention masks of the blocks, repeated if there are more blocks: `full`, `row`, `column`, `conv`, `conv_torus`,
+    `conv_square`, `axial_row`, `axial_col` or `conv_like`; see `model/masks.py`."""
     last_attention_mask: str = ""
-    """Mask of the last block, where it is another."""
+    """Attention mask of the last block, if it is another one."""
     mask_kernel: int = 11
-    """Side of the square of the `conv` masks."""
+    """Side of the square of the `conv` masks in cells."""
     mask_origin: str = "input"
-    """Where the picture begins for the masks: at its first id (`input`), or one place before, which predicts it
-    (`target`; ruDALL-E)."""
+    """Where the picture begins for the masks: at its first id (`input`), or at the position before, which predicts that
+    id (`target`; ruDALL-E)."""
     block: BlockConfig = field(default_factory=BlockConfig)
     last_norms: int = 1
-    """Norms behind the last block."""
+    """Number of norms after the last block; more than one for imported models."""
     divide_by_max: bool = False
-    """Divide what leaves the last block by its largest number (Ding et al. 2021, CogView)."""
+    """Divide the output of the last block by its largest channel (Ding et al. 2021, CogView); for imported models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +143,7 @@ class ScorerConfig:
     """Shape of the CLIP scorer."""
 
     image_size: int = 64
-    """Side of the pictures it looks at, in pixels; others are resized."""
+    """Side of the square pictures in pixels; other pictures are resized."""
     patch_size: int = 8
     """Side of a patch of the ViT image tower, in pixels."""
     n_embd: int = 256
@@ -152,4 +159,5 @@ class ScorerConfig:
     embed_dim: int = 256
     """D, width of the shared embedding space."""
     sigmoid: bool = False
-    """Judge each pair by itself, with a learned bias (Zhai et al. 2023, SigLIP), instead of against the others."""
+    """Train with the sigmoid loss, which treats each pair separately and has a learned bias (Zhai et al. 2023, SigLIP),
+    instead of the contrastive loss over the batch."""

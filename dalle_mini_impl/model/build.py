@@ -1,4 +1,4 @@
-"""Models from their configs: the image tokenizer's networks, the transformer, CLIP."""
+"""Builds networks from configs: the image tokenizer's, the transformer, CLIP."""
 
 from functools import partial
 from pathlib import Path
@@ -29,67 +29,73 @@ from dalle_mini_impl.util.errors import UserError
 Modules = tuple[nn.Module, nn.Module, Any]
 """Encoder, decoder and `Quantizer`."""
 
-LOGIT_SPREAD = 10.0
-"""How much further apart than PyTorch would have them the logits of `gumbel` start. The largest noise among K is about
-ln K; logits that are much closer together than that choose nothing at first, and then only a few ids are learned."""
+GUMBEL_LOGIT_SCALE = 10.0
+"""Factor of the initial weights of the layer that computes the logits of `gumbel`. The largest noise among K values is
+about ln K. Logits with much smaller differences have no influence at first, and then only a few ids come into use."""
 
 
 def build_image_networks(
     config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]
 ) -> Modules:
-    """Make encoder, decoder and quantizer.
+    """Build encoder, decoder and quantizer.
 
     Args:
         config: the shape.
-        commitment: weight of the commitment loss in training; None makes what is only used.
+        commitment: weight of the commitment loss in training; None for networks that cannot be trained.
         entropy: weights of the two entropies in training, with `lfq`.
 
     Raises:
-        UserError: the config's numbers do not fit together, or an imported network was given to train.
+        UserError: the config's values do not fit together, or it has an imported network and `commitment` is given.
     """
     if config.image_size % config.factor:
-        raise UserError(f"image_size {config.image_size} is not a multiple of factor {config.factor}")
+        raise UserError(
+            f"expected image_size to be a multiple of factor {config.factor}, got {config.image_size}; change one"
+        )
+    if not config.channels:
+        raise UserError("expected channels with a width for each stage, got none; list at least one")
     if config.likelihood not in ("none", "laplace"):
-        raise UserError(f"likelihood {config.likelihood!r} was given; expected none or laplace")
+        raise UserError(f"expected likelihood none or laplace, got {config.likelihood!r}; change it")
     if config.network == "vqvae":
         return _vqvae(config, commitment, entropy)
     if config.network not in IMPORTED:
-        raise UserError(f"unknown network {config.network!r}; expected vqvae, {', '.join(IMPORTED)}")
+        raise UserError(f"expected network vqvae, {', '.join(IMPORTED)}, got {config.network!r}; change it")
     if commitment is not None:
         raise UserError(
-            f"network {config.network!r} was given to train, but it can only be imported; train network 'vqvae'"
+            f"expected network vqvae for training, got {config.network!r}, which can only be imported; change network"
         )
     halvings = len(config.channels) - (config.network != "dalle-pytorch")
-    if not config.channels or config.factor != 2**halvings:
+    if config.factor != 2**halvings:
         raise UserError(
-            f"factor {config.factor} with {len(config.channels)} stages was given, "
-            f"which do not fit network {config.network!r}"
+            f"expected factor {2**halvings} for network {config.network!r} with {len(config.channels)} stages, "
+            f"got {config.factor}; change factor or channels"
         )
     return IMPORTED[config.network](config)
 
 
 def _vqvae(config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]) -> Modules:
     stem = vqvae.stem_factor(config.factor, len(config.channels))
-    if not config.channels or stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
+    if stem < 1 or stem * 2 ** (len(config.channels) - 1) != config.factor:
         raise UserError(
-            f"factor {config.factor} with {len(config.channels)} stages was given; "
-            f"the factor must be 2**(stages-1) times a whole number"
+            f"expected a factor that is 2**(stages - 1) times a whole number, got factor {config.factor} with "
+            f"{len(config.channels)} stages; change factor or channels"
         )
     shape, out = (config.factor, config.channels), 6 if config.likelihood == "laplace" else 3
     encoder = vqvae.VqvaeEncoder(*shape, config.encoder_blocks, encoder_width(config))
     decoder = vqvae.VqvaeDecoder(*shape, config.decoder_blocks, config.embed_dim, out)
     quantizer = build_quantizer(config, commitment, entropy)
     if isinstance(quantizer, Gumbel):
-        cast(nn.Conv2d, encoder.layers[-1]).weight.data.mul_(LOGIT_SPREAD)
+        cast(nn.Conv2d, encoder.layers[-1]).weight.data.mul_(GUMBEL_LOGIT_SCALE)
     return vqvae.channels_last(encoder), vqvae.channels_last(decoder), quantizer
 
 
 def _taming(config: ImageTokenizerConfig) -> Modules:
     extra, codebook_size, embed_dim = config.imported, config.codebook_size, config.embed_dim
-    if odd := [width for width in (extra.stem, *config.channels) if width % 32]:
-        raise UserError(f"network 'taming' with a width of {odd[0]} was given; widths must be multiples of 32")
+    if unfit := [width for width in (extra.stem, *config.channels) if width % 32]:
+        raise UserError(f"expected widths that are multiples of 32 for network 'taming', got {unfit[0]}; change it")
     if config.quantizer not in ("nearest", "cosine", "logits"):
-        raise UserError(f"unknown quantizer {config.quantizer!r}; network 'taming' has nearest, cosine or logits")
+        raise UserError(
+            f"expected quantizer nearest, cosine or logits for network 'taming', got {config.quantizer!r}; change it"
+        )
     shared: Any = {name: getattr(extra, name) for name in ("z_channels", "attention", "middle_attention")}
     encoder = taming.TamingEncoder(config.channels, config.encoder_blocks, embed_dim, stem=extra.stem, **shared)
     decoder = taming.TamingDecoder(config.channels, config.decoder_blocks, embed_dim, **shared)
@@ -182,15 +188,15 @@ def _attention_masks(config: TransformerConfig, layout: Stream) -> list[Attentio
 
 
 def build_clip(config: ScorerConfig, text_vocab: int, *, pad_id: int, eos_id: int) -> CLIP:
-    """Build the model a config describes, for a text tokenizer with these ids."""
+    """The CLIP model of a config, for a text tokenizer with these ids."""
     return CLIP(**to_dict(config), text_vocab=text_vocab, pad_id=pad_id, eos_id=eos_id)
 
 
 def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer, StreamConfig]:
-    """The transformer of a model and the stream it was trained on.
+    """The transformer of a checkpoint and the stream it was trained on.
 
     Raises:
-        UserError: it was trained with another tokenizer than the one beside it.
+        UserError: it was trained with other tokenizers than those in the same folder.
     """
     folder = find_checkpoint(name)
     part = read_part(folder, "transformer")

@@ -1,8 +1,8 @@
-"""CLIP: a picture tower and a text tower that meet in one embedding space (Radford et al. 2021).
+"""CLIP: an image tower and a text tower with a common embedding space (Radford et al. 2021).
 
-Both towers are pre-norm transformers. The picture tower is a ViT whose tokens are averaged; the text tower
-reads our own SentencePiece ids in both directions and is pooled at end-of-text, which is named by its id:
-with a vocabulary of our own it is not the highest one.
+Both towers are pre-norm transformers. The image tower is a ViT whose outputs are averaged. The text tower is
+bidirectional and pooled at the end-of-text id, which is given explicitly: the original pools at the highest id, but in
+the vocabularies of this package end-of-text is not the highest.
 """
 
 import math
@@ -16,13 +16,16 @@ from dalle_mini_impl.model.attention import attend
 from dalle_mini_impl.util.errors import UserError
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-HIGHEST_LOGIT_SCALE = math.log(100)
-SIGMOID_LOGIT_SCALE, SIGMOID_LOGIT_BIAS = math.log(10), -10.0
-"""Where SigLIP starts: nearly all pairs of a batch do not belong together."""
+"""As in CLIP: the initial temperature is 0.07."""
+MAX_LOGIT_SCALE = math.log(100)
+"""As in CLIP, for stability."""
+SIGMOID_LOGIT_SCALE = math.log(10)
+SIGMOID_LOGIT_BIAS = -10.0
+"""Initial values of SigLIP: nearly all pairs of a batch do not match, and the bias predicts that from the start."""
 
 
 class ClipAttention(nn.Module):
-    """Multi-head self-attention. (B, n, C) -> same; `allowed` (B, n) marks what may be looked at."""
+    """Multi-head self-attention, (B, n, C) -> same; `allowed` (B, n) is True where a position may be attended to."""
 
     def __init__(self, n_embd: int, n_head: int) -> None:
         super().__init__()
@@ -100,11 +103,11 @@ class TextTower(nn.Module):
 
     def forward(self, text_ids: Tensor) -> Tensor:
         end = self._end_of_text(text_ids)
-        # Columns behind the longest caption cost time and change nothing; captions mostly fill a third.
+        # Columns after the longest caption change nothing; most captions fill a third of the length.
         text_ids = text_ids[:, : int(end.max()) + 1]
         length = text_ids.shape[1]
         if length > self.text_length:
-            raise UserError(f"a caption of {length} ids came; at most {self.text_length} fit; truncate it")
+            raise UserError(f"expected captions of up to {self.text_length} ids, got {length}; truncate the caption")
         allowed = (torch.arange(length, device=end.device) <= end[:, None]) & (text_ids != self.pad_id)
         x = self.tokens(text_ids) + self.positions[:length]
         for block in self.blocks:
@@ -115,12 +118,14 @@ class TextTower(nn.Module):
         """Position (B,) of each row's first end-of-text."""
         is_end = text_ids == self.eos_id
         if not bool(is_end.any(dim=1).all()):
-            raise UserError(f"a caption without end-of-text id {self.eos_id} came; encode with add_eos=True")
+            raise UserError(
+                f"expected end-of-text id {self.eos_id} in every caption, got one without; encode with add_eos=True"
+            )
         return is_end.int().argmax(dim=1)
 
 
 class CLIP(nn.Module):
-    """Both towers and the learned temperature.
+    """Both towers and the learned logit scale.
 
     Args:
         image_size: side S of the square pictures, in pixels; a multiple of `patch_size`.
@@ -131,13 +136,13 @@ class CLIP(nn.Module):
         text_layers: blocks of the text tower.
         text_vocab: number of text ids.
         text_length: most text ids per caption, end-of-text included.
-        pad_id: text id that fills rows up; never looked at.
-        eos_id: text id that ends a caption; the text is pooled there, and what follows is never looked at.
-        embed_dim: D, width of the shared space.
-        sigmoid: have a bias besides the temperature, for the sigmoid loss.
+        pad_id: text id of padding, which is not attended to.
+        eos_id: text id that ends a caption. The text is pooled there; later ids are not attended to.
+        embed_dim: D, width of the common embedding space.
+        sigmoid: learn a logit bias as well, for the sigmoid loss.
 
     Raises:
-        UserError: `image_size` is no multiple of `patch_size`, or `n_embd` none of `n_head`.
+        UserError: `image_size` is not a multiple of `patch_size`, or `n_embd` not one of `n_head`.
     """
 
     def __init__(
@@ -158,9 +163,11 @@ class CLIP(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise UserError(f"image_size {image_size} is no multiple of patch_size {patch_size}; change one")
+            raise UserError(
+                f"expected image_size to be a multiple of patch_size {patch_size}, got {image_size}; change one"
+            )
         if n_embd % n_head:
-            raise UserError(f"n_embd {n_embd} is no multiple of n_head {n_head}; change one")
+            raise UserError(f"expected n_embd to be a multiple of n_head {n_head}, got {n_embd}; change one")
         self.image_size, self.text_length, self.embed_dim = image_size, text_length, embed_dim
         width = {"n_embd": n_embd, "n_head": n_head, "embed_dim": embed_dim}
         pixels = {"image_size": image_size, "patch_size": patch_size}
@@ -168,9 +175,9 @@ class CLIP(nn.Module):
         self.image_tower = ImageTower(layers=image_layers, **pixels, **width)
         self.text_tower = TextTower(layers=text_layers, **text, **width)
         self.logit_scale = nn.Parameter(torch.tensor(SIGMOID_LOGIT_SCALE if sigmoid else INITIAL_LOGIT_SCALE))
-        """Logarithm of what cosines are multiplied by; `.exp()` gives the factor."""
+        """Logarithm of the factor of the cosines."""
         self.logit_bias = nn.Parameter(torch.tensor(SIGMOID_LOGIT_BIAS)) if sigmoid else None
-        """What is added to scaled cosines, if anything."""
+        """Added to the scaled cosines; None without `sigmoid`."""
 
     @property
     def device(self) -> torch.device:
@@ -191,8 +198,8 @@ class CLIP(nn.Module):
         """
         if pixels.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
-                f"pixels of shape {tuple(pixels.shape)} came; the scorer takes (B, 3, {self.image_size}, "
-                f"{self.image_size}); resize them"
+                f"expected pixels of shape (B, 3, {self.image_size}, {self.image_size}), got {tuple(pixels.shape)}; "
+                f"resize them"
             )
         return self.image_tower(pixels)
 
@@ -200,28 +207,28 @@ class CLIP(nn.Module):
         """Embed captions.
 
         Args:
-            text_ids: (B, L) int64; each row holds `eos_id`, at most `text_length` ids up to it.
+            text_ids: (B, L) int64; each row has `eos_id` among its first `text_length` ids.
 
         Returns:
             (B, D), not normalised, in the precision of the surrounding autocast.
 
         Raises:
-            UserError: a row has no end-of-text, or is too long.
+            UserError: a row has no `eos_id`, or has it too late.
         """
         return self.text_tower(text_ids)
 
     def forward(self, pixels: Tensor, text_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Embed pairs; returns what `contrastive_loss` takes: both embeddings, the log-space scale, the bias if any."""
+        """Embed pairs: image and text embeddings, `logit_scale` and `logit_bias`, as `contrastive_loss` takes them."""
         return self.encode_image(pixels), self.encode_text(text_ids), self.logit_scale, self.logit_bias
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the scale in [0, ln 100]; call it after every optimizer step."""
-        self.logit_scale.clamp_(0, HIGHEST_LOGIT_SCALE)
+        """Clamp `logit_scale` to [0, ln 100]; to be called after every optimizer step."""
+        self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
 def _initialise(tower: nn.Module, layers: int) -> None:
-    """Weights that keep variance; what each block adds is scaled down by the depth."""
+    """Weights N(0, 1/fan_in); the layers that add to the residual stream are scaled down by the depth."""
     for module in tower.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

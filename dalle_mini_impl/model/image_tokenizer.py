@@ -18,38 +18,36 @@ from dalle_mini_impl.model.logit_laplace import mean_pixels
 from dalle_mini_impl.model.stream import check_ids
 from dalle_mini_impl.util.errors import UserError
 
-ROWS = 4096
-"""Places whose probabilities of all ids are held at a time."""
+CELLS_AT_A_TIME = 4096
+"""`encode_soft` computes the probabilities of all ids for so many cells at a time, which bounds memory."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What one training pass gives."""
+    """The result of encoding, quantizing and decoding with gradients."""
 
     pixels: Tensor
     """(B, 3, H, W) decoded pixels."""
     decoded: Tensor
-    """What the decoder gave, which the pixels are made of."""
+    """Output of the decoder: the pixels, or the parameters of their distribution (see `logit_laplace`)."""
     image_ids: Tensor
     """(B, h, w) ids."""
     auxiliary: Tensor
-    """Scalar loss of the quantizer itself, such as what keeps z near its codebook vectors."""
+    """Scalar loss of the quantizer, such as the commitment loss."""
 
 
 class ImageTokenizer(nn.Module):
-    """VQ-VAE (van den Oord et al. 2017): a discrete alphabet of K image ids, learned from pictures.
+    """VQ-VAE (van den Oord et al. 2017): pictures as grids of K different image ids.
 
-    `config.network` may name the network of another project, whose weights were imported.
-
-    Any picture size that is a multiple of `factor` works; the config's size is the one it was trained at.
+    Any picture size that is a multiple of `factor` works; `config.image_size` is the size it was trained at.
 
     Args:
-        config: its shape.
-        commitment: weight of the commitment loss in training; None makes a tokenizer that is only used.
-        entropy: weights of the entropies in training, with `lfq`.
+        config: the shape. `config.network` may name the network of another project, for imported weights.
+        commitment: weight of the commitment loss in training; None makes a tokenizer that cannot be trained.
+        entropy: weights of the two entropies in training, with `lfq`.
 
     Raises:
-        UserError: the config's numbers do not fit together.
+        UserError: the config's values do not fit together.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder, self.quantizer = build_image_networks(config, commitment, entropy)
-        # The fast layout rounds otherwise than the plain one, in which imported networks have their reference.
+        # Channels-last convolutions round differently; imported networks were checked against the usual layout.
         self.memory_format = torch.channels_last if config.network == "vqvae" else torch.contiguous_format
 
     @classmethod
@@ -71,7 +69,7 @@ class ImageTokenizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """K, number of image ids."""
+        """K, the number of image ids."""
         return self.config.codebook_size
 
     @property
@@ -104,29 +102,31 @@ class ImageTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode_soft(self, pixels: Tensor, count: int, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode with the likeliest ids of each place; of a tokenizer that was loaded, not of one that learns.
+        """Encode with the likeliest ids of each cell. Only for tokenizers made with `commitment=None`.
 
-        How likely an id is: softmax of scores over `temperature`. The scores are the logits where an encoder gives
-        some (`gumbel`, `logits`; at 1 the probabilities are the dVAE's own), else minus the squared distances between z
-        and the vectors of the ids, both as they are compared (`vq` and `cosine`: at length 1; `fsq`: levels 1 apart).
+        The probability of an id is the softmax of scores / `temperature`. The scores are the encoder's logits if it
+        has some (`gumbel`, `logits`; with temperature 1 these are the dVAE's own probabilities), else minus the squared
+        distances between z and the vectors of the ids, both as the quantizer compares them (`vq` and `cosine`: scaled
+        to length 1; `fsq`: with neighbouring levels at distance 1).
 
         Args:
             pixels: (B, 3, H, W) in [-1, 1].
-            count: k, ids to give for each place, at most K.
-            temperature: above 0; the higher, the more even the probabilities.
+            count: k, the number of ids for each cell, at most K.
+            temperature: above 0; a higher one makes the probabilities more even.
 
         Returns:
-            What `encode` gives; the k likeliest ids (B, h, w, k) int64, likeliest first; their probabilities
-            (B, h, w, k) float32, whose sum falls short of 1 by what all other ids have.
+            The ids (B, h, w) as `encode` returns them; the k likeliest ids (B, h, w, k) int64, likeliest first; and
+            their probabilities (B, h, w, k) float32, which sum to less than 1 if k < K.
         """
         z = self._encode(pixels)
-        ids, found = self._quantize(z), []
+        ids = self._quantize(z)
+        top = []
         with torch.autocast(z.device.type, enabled=False):
-            for rows in rearrange(z, "B D h w -> (B h w) D").split(ROWS):
-                found.append((self.quantizer.scores(rows) / temperature).softmax(-1).topk(count))
-        places = (len(z), *z.shape[-2:])
-        shares, likely = (torch.cat(parts).unflatten(0, places) for parts in zip(*found, strict=True))
-        return ids.view(places), likely, shares
+            for rows in rearrange(z, "B D h w -> (B h w) D").split(CELLS_AT_A_TIME):
+                top.append((self.quantizer.scores(rows) / temperature).softmax(-1).topk(count))
+        grid = (len(z), *z.shape[-2:])
+        probabilities, likely_ids = (torch.cat(parts).unflatten(0, grid) for parts in zip(*top, strict=True))
+        return ids.view(grid), likely_ids, probabilities
 
     @torch.inference_mode()
     def decode(self, image_ids: Tensor, tile: bool = False) -> Tensor:
@@ -134,11 +134,11 @@ class ImageTokenizer(nn.Module):
 
         Args:
             image_ids: the ids.
-            tile: beyond each edge the decoder sees the opposite one instead of zeros, so that pictures can be laid
-                side by side.
+            tile: pad with the opposite edge instead of zeros in all convolutions, so that copies of the picture fit
+                together without seams.
 
         Raises:
-            UserError: an id is out of range, or this decoder cannot tile.
+            UserError: an id is out of range, or `tile` is not supported by this decoder.
         """
         check_ids(image_ids, self.codebook_size, "image")
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
@@ -147,12 +147,12 @@ class ImageTokenizer(nn.Module):
             return self.decode_z(z).clamp(-1, 1)
 
     def decode_z(self, z: Tensor) -> Tensor:
-        """Vectors (B, D, h, w) of ids, as `table` has them -> pixels (B, 3, H, W), not clamped, with gradients."""
+        """Decode vectors (B, D, h, w), as in `table`, to pixels (B, 3, H, W) with gradients, not clamped."""
         return self._pixels(self.decoder(z.contiguous(memory_format=self.memory_format))).float()
 
     @torch.no_grad()
     def table(self) -> Tensor:
-        """The vector of every id, as the decoder takes them: (K, D)."""
+        """The vectors (K, D) of all ids, as the decoder takes them."""
         all_ids = torch.arange(self.codebook_size, device=self.device)
         return self.quantizer.lookup(all_ids[None])[0].clone()
 
@@ -160,8 +160,9 @@ class ImageTokenizer(nn.Module):
         return mean_pixels(decoded) if self.config.likelihood == "laplace" else decoded
 
     def _quantize(self, z: Tensor) -> Tensor:
-        """Z (B, D, h, w) -> ids (B, h × w)."""
-        was_training, _ = self.quantizer.training, self.quantizer.eval()
+        """Z (B, D, h, w) -> ids (B, h × w), in evaluation mode: no noise, and the codebook does not change."""
+        was_training = self.quantizer.training
+        self.quantizer.eval()
         ids = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))[1]
         self.quantizer.train(was_training)
         return ids
@@ -170,14 +171,14 @@ class ImageTokenizer(nn.Module):
         factor = self.config.factor
         if pixels.shape[-2] % factor or pixels.shape[-1] % factor:
             raise UserError(
-                f"pictures of {pixels.shape[-2]}×{pixels.shape[-1]} pixels were given; "
-                f"both sides must be multiples of {factor}"
+                f"expected pictures whose sides are multiples of {factor} pixels, "
+                f"got {pixels.shape[-2]}×{pixels.shape[-1]}; resize or crop them"
             )
         return self.encoder(pixels.contiguous(memory_format=self.memory_format)).float()
 
 
 def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
-    """The image tokenizer of a model, ready for use, and its identity."""
+    """The image tokenizer of a model, which cannot be trained, and its identity."""
     part = read_part(find_checkpoint(name), "image_tokenizer")
     module = ImageTokenizer(from_dict(ImageTokenizerConfig, part.config, str(part.path)), commitment=None)
     return load_weights(module, part, device), part.identity
@@ -185,16 +186,16 @@ def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTo
 
 @contextmanager
 def circular_padding(network: nn.Module) -> Iterator[None]:
-    """While it lasts, every padded convolution of a network sees the opposite edge beyond each edge.
+    """Context in which every padded convolution of a network pads with the opposite edge instead of zeros.
 
-    Norms over all places and attention among them do not care where a place lies. So what the network makes of
-    rolled input is its output, rolled.
+    All other layers (norms over all cells, attention without positions) treat all cells alike. So rolling the input
+    rolls the output.
 
     Raises:
-        UserError: the network has transposed convolutions, which PyTorch cannot wrap.
+        UserError: the network has transposed convolutions, for which PyTorch has no circular padding.
     """
     if any(isinstance(layer, nn.ConvTranspose2d) for layer in network.modules()):
-        raise UserError("tile was given to a decoder with transposed convolutions; use another image tokenizer")
+        raise UserError("expected a decoder without transposed convolutions for tile, got one with; leave tile out")
     padded = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0)]
     for layer in padded:
         layer.padding_mode = "circular"

@@ -1,7 +1,7 @@
 """The logit-Laplace distribution of pixels (Ramesh et al. 2021, appendix A.3).
 
-A Laplace distribution behind a sigmoid: unlike L1 or L2, it gives no weight to values that pixels cannot have.
-Pixels are mapped from [-1, 1] to [0.1, 0.9] first, where the sigmoid's inverse is finite.
+The sigmoid of a Laplace-distributed variable: unlike the distributions behind L1 and L2 losses it has no mass outside
+of the range of pixels. Pixels are mapped from [-1, 1] to [0.1, 0.9] first, where the inverse of the sigmoid is finite.
 """
 
 import math
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SHARPEST = -3.5
-"""Lowest log-scale: at white, the distribution is then as wide as one step of a byte. The paper has none, but flat
-backgrounds, which are exactly right before long, would let the likelihood grow without end."""
+MIN_LOG_SCALE = -3.5
+"""Lower bound of the log-scale: at white, the distribution is then as wide as one step of an 8-bit value. The paper has
+no bound, but flat backgrounds are soon predicted exactly, and their likelihood would grow without limit."""
 
 
 def mean_pixels(decoded: Tensor) -> Tensor:
@@ -21,14 +21,14 @@ def mean_pixels(decoded: Tensor) -> Tensor:
 
 
 def laplace_loss(decoded: Tensor, target: Tensor) -> Tensor:
-    """Negative log-likelihood in nats, mean over all values of all pixels.
+    """Negative log-likelihood in nats, averaged over all channels of all pixels.
 
     Args:
         decoded: (B, 6, H, W) locations and log-scales.
         target: (B, 3, H, W) pixels in [-1, 1].
     """
     location, raw = decoded.float().chunk(2, dim=1)
-    log_scale = SHARPEST + F.softplus(raw - SHARPEST)
-    wanted = 0.4 * target.float() + 0.5
-    distance = (torch.logit(wanted) - location).abs()
-    return (distance * (-log_scale).exp() + log_scale + math.log(2) + (wanted * (1 - wanted)).log()).mean()
+    log_scale = MIN_LOG_SCALE + F.softplus(raw - MIN_LOG_SCALE)
+    mapped = 0.4 * target.float() + 0.5
+    distance = (torch.logit(mapped) - location).abs()
+    return (distance * (-log_scale).exp() + log_scale + math.log(2) + (mapped * (1 - mapped)).log()).mean()

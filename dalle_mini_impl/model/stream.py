@@ -1,9 +1,9 @@
 """Text and picture as one stream of ids: `[BOS][text][image]`. Pure arithmetic, no weights.
 
-One id space holds text ids, then one padding id for each text position, then image ids:
+One id space holds V text ids, one padding id for each of the L text positions, and K image ids:
 
     0 … V-1        text ids
-    V … V+L-1      padding of text position 0 … L-1 (they are attended to and in the loss, as in DALL-E 1)
+    V … V+L-1      padding of text position 0 … L-1 (attended to, and part of the loss, as in DALL-E 1)
     V+L … V+L+K-1  image ids
 """
 
@@ -35,10 +35,10 @@ def check_ids(ids: Tensor, vocab: int, kind: str) -> None:
 
 
 class Stream:
-    """The layout of one stream; see the module for the id space.
+    """The layout of one stream. The module describes its id space.
 
     Args:
-        config: its lengths and vocabulary sizes.
+        config: lengths and vocabulary sizes.
     """
 
     def __init__(self, config: StreamConfig) -> None:
@@ -83,21 +83,21 @@ class Stream:
         return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)
 
     def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
-        """Prefix (B, prefix_length) and image ids (B, h, w) in [0, K) -> stream (B, T)."""
+        """Concatenate prefix (B, prefix_length) and image ids (B, h, w) in [0, K) into the stream (B, T)."""
         return torch.cat([prefix, image_ids.flatten(1) + self.image_offset], 1)
 
     def split(self, ids: Tensor) -> tuple[list[list[int]], Tensor]:
-        """Stream (B, T) -> captions without padding, and image ids (B, h, w): the inverse of `join`."""
+        """Split the stream (B, T) into captions without padding and image ids (B, h, w); the inverse of `join`."""
         text = ids[:, self.prefix_length - self.config.text_length : self.prefix_length]
         captions = [[int(i) for i in row if i < self.config.text_vocab] for row in text]
         image_ids = ids[:, self.prefix_length :] - self.image_offset
         return captions, image_ids.unflatten(1, self.config.grid)
 
     def coordinates(self) -> Tensor:
-        """Where each position is, as (T, 2) integers.
+        """Plane coordinates of each position, (T, 2) integers, for position embeddings.
 
-        Text position t is at (t, t), which makes 2-D rotary embedding plain 1-D there; the image token in row
-        i and column j is at (prefix_length + i, prefix_length + j).
+        Text position t has (t, t), which makes two-dimensional rotary embedding one-dimensional there. The image id in
+        row i and column j has (prefix_length + i, prefix_length + j).
         """
         h, w = self.config.grid
         text = torch.arange(self.prefix_length)[:, None].expand(-1, 2)

@@ -1,8 +1,8 @@
 """Encoder and decoder of the VQ-VAE.
 
-Both work at reduced resolution throughout: a pixel-unshuffle stem folds 4×4 pixels into channels before the
-first convolution and a pixel-shuffle unfolds them after the last. Residual blocks at full resolution would
-cost most of the time and add little at these sizes.
+Both work at reduced resolution throughout: a pixel-unshuffle stem folds n×n pixels into channels before the first
+convolution, and a pixel-shuffle unfolds them after the last. Residual blocks at full resolution would take most of the
+time and improve little at these sizes.
 """
 
 import torch
@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUPS = 32
+"""Groups of the group norms, unless there are fewer channels."""
 
 
 def stem_factor(factor: int, stages: int) -> int:
-    """Pixels folded into channels by the stem, given the total factor and the number of stages."""
+    """Side n of the square of pixels that the stem folds into channels; stages halve the resolution in between."""
     return factor // 2 ** (stages - 1)
 
 
 class ResidualBlock(nn.Module):
     """Pre-norm residual block: GroupNorm, 3×3 convolution, SiLU, 3×3 convolution. (B, C, h, w) -> same.
 
-    One norm instead of the usual two: on a CPU a GroupNorm costs a third of a convolution.
+    One norm instead of the usual two: on a CPU a GroupNorm takes a third of the time of a convolution.
     """
 
     def __init__(self, channels: int) -> None:
@@ -54,7 +55,7 @@ class VqvaeEncoder(nn.Module):
 
 
 class VqvaeDecoder(nn.Module):
-    """z (B, D, h, w) -> pixels (B, 3, H, W), or more than 3 numbers for each pixel."""
+    """z (B, D, h, w) -> pixels (B, 3, H, W), or `out` channels instead of 3."""
 
     def __init__(self, factor: int, channels: tuple[int, ...], blocks: int, embed_dim: int, out: int = 3) -> None:
         super().__init__()
@@ -73,5 +74,5 @@ class VqvaeDecoder(nn.Module):
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Lay convolution weights out the way the fast CPU and GPU kernels want them."""
+    """Convert weights to the channels-last memory format, for which CPUs and GPUs have faster convolutions."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -52,7 +52,7 @@ def test_encode_and_decode_shapes(factor, h, w):
 
 @pytest.mark.parametrize("factor", [4, 8, 16])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (256, 32), (96, 256)])
-def test_pictures_of_any_size_need_not_be_of_the_one_trained_at(factor, height, width):
+def test_pictures_may_have_another_size_than_in_training(factor, height, width):
     tokenizer = make(factor)
     ids = tokenizer.encode(random_pixels(1, 3, height, width))
     assert ids.shape == (1, height // factor, width // factor)
@@ -84,10 +84,10 @@ def test_other_quantizers_work_the_same_way(quantizer, changes):
     assert len(ids.unique()) > 3
     torch.testing.assert_close(tokenizer.decode(ids), tokenizer(pixels).pixels.clamp(-1, 1))
     assert tokenizer.codebook_size == tokenizer.quantizer.codebook_size == changes.get("codebook_size", 61)
-    assert torch.equal(tokenizer.train().encode(pixels), ids)  # no noise in use
+    assert torch.equal(tokenizer.train().encode(pixels), ids)  # evaluation is without noise, whatever the mode
 
 
-def test_encoder_blocks_and_decoder_blocks_are_counted_apart():
+def test_encoder_and_decoder_have_their_own_number_of_blocks():
     def blocks(module):
         return sum(type(layer).__name__ == "ResidualBlock" for layer in module.modules())
 
@@ -105,7 +105,7 @@ def test_forward_is_decode_of_encode(tokenizer):
     torch.testing.assert_close(result.pixels.clamp(-1, 1), tokenizer.decode(result.image_ids))
 
 
-def test_pictures_do_not_see_each_other(tokenizer):
+def test_pictures_of_a_batch_are_independent(tokenizer):
     pixels = random_pixels(5, 3, 16, 40)
     ids = tokenizer.encode(pixels)
     for number in range(5):
@@ -113,8 +113,8 @@ def test_pictures_do_not_see_each_other(tokenizer):
         torch.testing.assert_close(tokenizer.decode(ids[number : number + 1])[0], tokenizer.decode(ids)[number])
 
 
-def without_neighbours(module):
-    """Cut what joins a place to others, norms and the rims of 3×3 kernels: each id is then its own patch."""
+def isolate_cells(module):
+    """Remove the norms and the outer weights of 3×3 kernels, so that each id depends on its own patch alone."""
     for layer in module.modules():
         if isinstance(layer, nn.GroupNorm):
             layer.forward = lambda x: x
@@ -124,9 +124,9 @@ def without_neighbours(module):
 
 @pytest.mark.parametrize("factor", [4, 8, 16])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 6), (4, 0), (3, 2)])
-def test_an_id_stands_where_its_patch_is(factor, row, column):
+def test_ids_are_in_the_cells_of_their_patches(factor, row, column):
     tokenizer = make(factor)
-    without_neighbours(tokenizer)
+    isolate_cells(tokenizer)
     patch = slice(row * factor, (row + 1) * factor), slice(column * factor, (column + 1) * factor)
 
     ids = torch.zeros(1, 5, 7, dtype=torch.int64)
@@ -138,13 +138,13 @@ def test_an_id_stands_where_its_patch_is(factor, row, column):
     assert not difference.any()
 
     pixels = random_pixels(1, 3, 5 * factor, 7 * factor)
-    painted = pixels.clone()
-    painted[0, :, patch[0], patch[1]] *= -1
-    differs = (tokenizer.encoder(pixels) != tokenizer.encoder(painted)).any(1)[0]
+    changed_pixels = pixels.clone()
+    changed_pixels[0, :, patch[0], patch[1]] *= -1
+    differs = (tokenizer.encoder(pixels) != tokenizer.encoder(changed_pixels)).any(1)[0]
     assert differs.nonzero().tolist() == [[row, column]]
 
 
-def test_the_vectors_of_ids_are_what_encode_finds(tokenizer):
+def test_encode_selects_the_vector_at_the_smallest_angle(tokenizer):
     pixels = random_pixels(2, 3, 24, 40)
     z = tokenizer.encoder(pixels)
     ids = tokenizer.encode(pixels)
@@ -152,7 +152,7 @@ def test_the_vectors_of_ids_are_what_encode_finds(tokenizer):
     assert torch.equal(cosines.argmax(-1), ids)
 
 
-def test_vectors_decode_as_their_ids_do(tokenizer):
+def test_decode_z_equals_decode_of_the_ids(tokenizer):
     ids, table = torch.randint(61, (2, 3, 5), generator=torch.Generator().manual_seed(0)), tokenizer.table()
     z = table[ids].permute(0, 3, 1, 2).requires_grad_()
     pixels = tokenizer.decode_z(z)
@@ -165,8 +165,10 @@ def test_all_parts_get_gradients():
     tokenizer = make().train()
     result = tokenizer(random_pixels(2, 3, 16, 24))
     (result.pixels.square().mean() + result.auxiliary).backward()
-    silent = [name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()]
-    assert silent == []
+    without_gradient = [
+        name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()
+    ]
+    assert without_gradient == []
     assert result.auxiliary.shape == ()
 
 
@@ -192,7 +194,7 @@ def test_it_can_learn_one_batch():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_encode_and_decode_leave_codebook_and_mode_alone(training):
+def test_encode_and_decode_change_neither_codebook_nor_mode(training):
     tokenizer = make().train(training)
     before = copy.deepcopy(tokenizer.state_dict())
     pixels = random_pixels(7, 3, 24, 24)
@@ -213,10 +215,10 @@ def test_arguments_are_not_changed(tokenizer):
     pixels = random_pixels(2, 3, 16, 24)
     before = pixels.clone()
     ids = tokenizer.encode(pixels)
-    kept = ids.clone()
+    ids_before = ids.clone()
     tokenizer.decode(ids)
     assert torch.equal(pixels, before)
-    assert torch.equal(ids, kept)
+    assert torch.equal(ids, ids_before)
 
 
 def test_the_same_picture_has_the_same_ids_in_any_memory_layout(tokenizer):
@@ -237,28 +239,28 @@ def test_under_autocast_pixels_stay_full_precision(tokenizer):
 
 
 @pytest.mark.parametrize("shape", [(15, 24), (16, 25), (4, 8)])
-def test_a_size_that_is_no_multiple_is_refused(tokenizer, shape):
-    with pytest.raises(UserError, match=f"{shape[0]}×{shape[1]} pixels .* multiples of 8"):
+def test_sizes_that_are_not_multiples_of_the_factor_are_refused(tokenizer, shape):
+    with pytest.raises(UserError, match=f"multiples of 8 pixels, got {shape[0]}×{shape[1]}"):
         tokenizer.encode(torch.zeros(1, 3, *shape))
     with pytest.raises(UserError, match="multiples of 8"):
         tokenizer(torch.zeros(1, 3, *shape))
 
 
-@pytest.mark.parametrize("number", [-1, 61, 435])
-def test_an_id_out_of_range_is_refused(tokenizer, number):
-    ids = torch.tensor([[[3, number]]])
-    with pytest.raises(UserError, match=f"expected image ids from 0 to 60, got .*{number}"):
+@pytest.mark.parametrize("image_id", [-1, 61, 435])
+def test_ids_out_of_range_are_refused(tokenizer, image_id):
+    ids = torch.tensor([[[3, image_id]]])
+    with pytest.raises(UserError, match=f"expected image ids from 0 to 60, got .*{image_id}"):
         tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factor": 6, "image_size": 24, "channels": (7, 11, 13)}, "factor 6 with 3 stages"),
-        ({"factor": 4, "image_size": 24, "channels": (7, 11, 13, 17)}, "factor 4 with 4 stages"),
-        ({"factor": 8, "image_size": 20}, "image_size 20 is not a multiple of factor 8"),
-        ({"quantizer": "none"}, "unknown quantizer 'none'"),
-        ({"channels": ()}, "0 stages"),
+        ({"factor": 6, "image_size": 24, "channels": (7, 11, 13)}, "got factor 6 with 3 stages"),
+        ({"factor": 4, "image_size": 24, "channels": (7, 11, 13, 17)}, "got factor 4 with 4 stages"),
+        ({"factor": 8, "image_size": 20}, "expected image_size to be a multiple of factor 8, got 20"),
+        ({"quantizer": "none"}, "expected quantizer vq, .*, got 'none'"),
+        ({"channels": ()}, "expected channels with a width for each stage, got none"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(changes, message):

@@ -62,7 +62,7 @@ def test_circular_padding_ends_after_errors_too():
 
 def test_transposed_convolutions_are_refused():
     tokenizer = imported("dalle-pytorch", channels=(11, 11), embed_dim=11)
-    with pytest.raises(UserError, match="tile was given to a decoder with transposed convolutions"):
+    with pytest.raises(UserError, match="expected a decoder without transposed convolutions for tile"):
         tokenizer.decode(torch.zeros(1, 5, 7, dtype=torch.int64), tile=True)
 
 

@@ -154,9 +154,9 @@ def test_impossible_shapes_are_refused(change):
 
 def test_ids_without_end_and_pictures_of_other_sizes_are_refused():
     clip = make_clip()
-    with pytest.raises(UserError, match="without end-of-text id 3"):
+    with pytest.raises(UserError, match="expected end-of-text id 3 in every caption"):
         clip.encode_text(torch.tensor([[7, EOS, PAD], [7, 8, 9]]))
-    with pytest.raises(UserError, match="14 ids came; at most 13"):
+    with pytest.raises(UserError, match="expected captions of up to 13 ids, got 14"):
         clip.encode_text(make_ids([7] * 13, width=17))
     with pytest.raises(UserError, match=r"\(1, 3, 21, 14\)"):
         clip.encode_image(torch.zeros(1, 3, 21, 14))

@@ -6,7 +6,7 @@ import torch
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.training import DvaeConfig, ImageTokenizerRun, RunConfig
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.model.logit_laplace import SHARPEST, laplace_loss, mean_pixels
+from dalle_mini_impl.model.logit_laplace import MIN_LOG_SCALE, laplace_loss, mean_pixels
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.train.dvae_schedule import anneal, set_relaxation
 from dalle_mini_impl.util.errors import UserError
@@ -43,14 +43,14 @@ def test_the_density_sums_to_one(location, log_scale):
 
 
 def test_the_likeliest_pixel_by_hand():
-    log_scale = SHARPEST + math.log1p(math.exp(0.5 - SHARPEST))
+    log_scale = MIN_LOG_SCALE + math.log1p(math.exp(0.5 - MIN_LOG_SCALE))
     expected = log_scale + math.log(2) + math.log(0.25)
     assert float(laplace_loss(at(0.0, 0.5), torch.zeros(1, 3, 2, 5))) == pytest.approx(expected)
 
 
 def test_a_flat_background_has_no_endless_likelihood():
     white = torch.ones(1, 3, 2, 5)
-    assert float(laplace_loss(at(1.0, -100.0), white)) == pytest.approx(SHARPEST + math.log(2) + math.log(0.09))
+    assert float(laplace_loss(at(1.0, -100.0), white)) == pytest.approx(MIN_LOG_SCALE + math.log(2) + math.log(0.09))
     decoded = at(0.5, -10.0).requires_grad_()
     laplace_loss(decoded, white).backward()
     assert bool((decoded.grad[:, 3:] < 0).all())  # it can always become wider again
@@ -76,7 +76,7 @@ def test_it_decodes_means():
 
 
 def test_an_unknown_likelihood_is_refused():
-    with pytest.raises(UserError, match="likelihood 'gauss' was given; expected none or laplace"):
+    with pytest.raises(UserError, match="expected likelihood none or laplace, got 'gauss'"):
         ImageTokenizer(ImageTokenizerConfig(likelihood="gauss"))
 
 

@@ -1,1 +1,1 @@
-"""Networks of other projects, whose weights are imported."""
+"""Networks of other projects, for imported weights."""

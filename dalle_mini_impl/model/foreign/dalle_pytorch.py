@@ -22,14 +22,15 @@ class DiscreteVaeResidualBlock(nn.Module):
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std of pixels in [0, 1], for pixels in [-1, 1]; `back` undoes it."""
+    """(x - mean) / std of pixels in [0, 1], applied to pixels in [-1, 1]; `back` is the inverse."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        centre, spread = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
-        # With mean and std 0.5, the usual ones, this multiplies by 1 and adds 0: no rounding.
-        self.register_buffer("scale", 0.5 / spread, persistent=False)
-        self.register_buffer("shift", (0.5 - centre) / spread, persistent=False)
+        means = torch.tensor(mean).view(-1, 1, 1)
+        stds = torch.tensor(std).view(-1, 1, 1)
+        # With the usual mean and std of 0.5 this multiplies by 1 and adds 0, without any rounding.
+        self.register_buffer("scale", 0.5 / stds, persistent=False)
+        self.register_buffer("shift", (0.5 - means) / stds, persistent=False)
         self.scale: Tensor
         self.shift: Tensor
 
@@ -37,17 +38,17 @@ class Normalise(nn.Module):
         return pixels * self.scale + self.shift
 
     def back(self, x: Tensor) -> Tensor:
-        """Normalised pixels -> pixels, about in [-1, 1]."""
+        """Normalised pixels -> pixels, approximately in [-1, 1]."""
         return (x - self.shift) / self.scale
 
 
 class DiscreteVaeEncoder(nn.Module):
-    """Pixels (B, 3, H, W) in [-1, 1] -> features (B, C, h, w), whose `Logits` give the ids.
+    """Pixels (B, 3, H, W) in [-1, 1] -> features (B, C, h, w), which `quantizers.Logits` turns into ids.
 
     Args:
-        channels: width of each layer, all C; each halves the resolution.
-        blocks: residual blocks after them.
-        normalise: what the pixels go through first.
+        channels: width of each layer; each halves the resolution. All are C.
+        blocks: number of residual blocks after them.
+        normalise: applied to the pixels first.
     """
 
     def __init__(self, channels: tuple[int, ...], blocks: int, normalise: Normalise) -> None:
@@ -64,7 +65,10 @@ class DiscreteVaeEncoder(nn.Module):
 
 
 class DiscreteVaeDecoder(nn.Module):
-    """Vectors (B, D, h, w) of the ids -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `DiscreteVaeEncoder`."""
+    """Vectors (B, D, h, w) of the ids -> pixels (B, 3, H, W), approximately in [-1, 1].
+
+    Arguments as `DiscreteVaeEncoder`; `embed_dim` is D.
+    """
 
     def __init__(self, channels: tuple[int, ...], blocks: int, embed_dim: int, normalise: Normalise) -> None:
         super().__init__()

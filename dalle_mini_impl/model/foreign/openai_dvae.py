@@ -1,13 +1,14 @@
 """Encoder and decoder of DALL-E 1's dVAE (Ramesh et al. 2021, appendix A), for OpenAI's weights.
 
-Residual blocks of four convolutions, with ReLU before each and no norm; the more blocks, the less each adds.
+Residual blocks of four convolutions, with ReLU before each and no norm; each residual is divided by the squared number
+of blocks.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPSILON = 0.1
-"""The logit-Laplace distribution has no mass at 0 and 1, so pixels are kept this far away from them."""
+"""Pixels are mapped from [0, 1] to [EPSILON, 1 - EPSILON], as the logit-Laplace density is undefined at 0 and 1."""
 
 
 class OpenAIResidualBlock(nn.Module):
@@ -15,9 +16,9 @@ class OpenAIResidualBlock(nn.Module):
 
     Args:
         inputs: width before.
-        width: width after; a quarter of it within.
-        kernels: side of each of the four convolutions.
-        gain: what the residual is multiplied by.
+        width: width after; inside it is a quarter of this.
+        kernels: kernel size of each of the four convolutions.
+        gain: factor of the residual.
     """
 
     def __init__(self, inputs: int, width: int, kernels: tuple[int, ...], gain: float) -> None:
@@ -38,7 +39,7 @@ class OpenAIResidualBlock(nn.Module):
 
 
 def groups(inputs: int, widths: tuple[int, ...], blocks: int, kernels: tuple[int, ...]) -> nn.ModuleList:
-    """Blocks of each width in turn, their residuals scaled by 1/n² for n blocks in all."""
+    """A group of `blocks` residual blocks for each width; with n blocks in total residuals are scaled by 1/n²."""
     gain = 1 / (len(widths) * blocks) ** 2
     return nn.ModuleList(
         nn.Sequential(
@@ -49,7 +50,7 @@ def groups(inputs: int, widths: tuple[int, ...], blocks: int, kernels: tuple[int
 
 
 class OpenAIEncoder(nn.Module):
-    """Pixels (B, 3, H, W) in [-1, 1] -> features (B, C, h, w), whose `Logits` give the ids.
+    """Pixels (B, 3, H, W) in [-1, 1] -> features (B, C, h, w), which `quantizers.Logits` turns into ids.
 
     Args:
         channels: width of each group, finest first; each but the last halves the resolution. The last is C.
@@ -69,7 +70,7 @@ class OpenAIEncoder(nn.Module):
 
 
 class OpenAIDecoder(nn.Module):
-    """Vectors (B, D, h, w) of the ids -> (B, 6, H, W), of which `likelihood.mean_pixels` makes pixels.
+    """Vectors (B, D, h, w) of the ids -> (B, 6, H, W), which `logit_laplace.mean_pixels` turns into pixels.
 
     Args:
         channels: width of each group, finest first.

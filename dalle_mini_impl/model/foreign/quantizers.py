@@ -1,7 +1,7 @@
-"""Quantizers of imported image tokenizers: z -> ids the way the originals choose them, ids -> vectors.
+"""Quantizers of imported image tokenizers: z -> ids with the arithmetic of the originals, ids -> vectors.
 
-None of them learns. All work on flat (B, n, D) vectors in fp32, outside autocast, and on some rows at a time:
-a large codebook times a large batch fills the memory.
+None can be trained. All work on flat (B, n, D) vectors in fp32, outside autocast, and on a limited number of vectors at
+a time: distances of a large batch to a large codebook would fill the memory.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROWS = 4096
-"""Vectors compared with the codebook at a time."""
+VECTORS_AT_A_TIME = 4096
+"""Number of vectors that are compared with the codebook at a time."""
 
 
 class Nearest(nn.Module):
-    """The codebook vector nearest by squared distance (VQGAN), or by angle where both are normalised (LlamaGen)."""
+    """The nearest codebook vector by squared distance (VQGAN), or by angle if both are normalised (LlamaGen)."""
 
     def __init__(self, codebook_size: int, embed_dim: int, cosine: bool) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Nearest(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Z (B, n, D) -> vectors (B, n, D), ids (B, n), no commitment loss."""
-        return _chosen(self, z, self._nearest)
+        return _quantize(self, z, self._nearest)
 
     def lookup(self, image_ids: Tensor) -> Tensor:
         """Ids (B, n) -> vectors (B, n, D)."""
@@ -45,15 +45,15 @@ class Nearest(nn.Module):
     def _distances(self, z: Tensor) -> Tensor:
         table = self._table
         z = F.normalize(z, dim=-1) if self.cosine else z
-        # Added up in the originals' order: another rounds differently, and near ties get other ids.
+        # The originals add these terms in this order; another order rounds differently, and changes ids at near ties.
         return z.square().sum(-1, keepdim=True) + table.square().sum(-1) - 2 * (z @ table.T)
 
 
 class Logits(nn.Module):
-    """The likeliest of K ids, as the encoder's last 1×1 convolution has it, never sampled (Gumbel VQGAN, dVAE).
+    """The largest of K logits, computed by the encoder's last 1×1 convolution, not sampled (Gumbel VQGAN, dVAE).
 
     Args:
-        inputs: C, width of what comes from the encoder; another than D, the width of the ids' vectors.
+        inputs: C, width of the encoder's output; independent of D, the width of the ids' vectors.
         codebook_size: K.
         embed: ids (B, n) -> vectors (B, n, D).
     """
@@ -66,7 +66,7 @@ class Logits(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Z (B, n, C) -> vectors (B, n, D), ids (B, n), no commitment loss."""
-        return _chosen(self, z, self._likeliest)
+        return _quantize(self, z, self._likeliest)
 
     def lookup(self, image_ids: Tensor) -> Tensor:
         """Ids (B, n) -> vectors (B, n, D)."""
@@ -81,7 +81,7 @@ class Logits(nn.Module):
 
 
 class OneHotConvolution(nn.Conv2d):
-    """What a 1×1 convolution makes of one-hot ids: ids (B, n) -> vectors (B, n, D)."""
+    """A 1×1 convolution of one-hot encoded ids: ids (B, n) -> vectors (B, n, D)."""
 
     def __init__(self, codebook_size: int, embed_dim: int) -> None:
         super().__init__(codebook_size, embed_dim, 1)
@@ -90,9 +90,9 @@ class OneHotConvolution(nn.Conv2d):
         return F.embedding(image_ids, self.weight.flatten(1).T) + cast(Tensor, self.bias)
 
 
-def _chosen(
+def _quantize(
     quantizer: Nearest | Logits, z: Tensor, choose: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(z.device.type, enabled=False):
-        ids = torch.cat([choose(rows) for rows in z.flatten(0, 1).split(ROWS)]).view(z.shape[:2])
+        ids = torch.cat([choose(rows) for rows in z.flatten(0, 1).split(VECTORS_AT_A_TIME)]).view(z.shape[:2])
     return quantizer.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)

@@ -1,6 +1,6 @@
-"""Encoder and decoder of the VQGAN (Esser et al. 2021), which latent diffusion's VQ models and LlamaGen share.
+"""Encoder and decoder of the VQGAN (Esser et al. 2021), which latent diffusion's VQ models and LlamaGen also use.
 
-For imported weights: every constant is theirs.
+For imported weights: all constants are those of the originals.
 """
 
 from einops import rearrange
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """The norm used throughout; `channels` is a multiple of 32."""
+    """The norm of all layers; `channels` is a multiple of 32."""
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
@@ -30,7 +30,7 @@ class TamingResidualBlock(nn.Module):
 
 
 class TamingAttention(nn.Module):
-    """Residual attention of one head among all places. (B, C, h, w) -> same."""
+    """Residual attention with one head among all cells. (B, C, h, w) -> same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class TamingAttention(nn.Module):
 
 
 class TamingDownsample(nn.Module):
-    """(B, C, h, w) -> (B, C, h/2, w/2). Padded on the right and below only."""
+    """(B, C, h, w) -> (B, C, h/2, w/2), padded only on the right and at the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TamingUpsample(nn.Module):
 
 
 class TamingStage(nn.Module):
-    """Blocks at one resolution, each with attention after it or none, then a change of resolution."""
+    """Residual blocks at one resolution, each followed by attention if `attend`, then a change of resolution."""
 
     def __init__(self, inputs: int, width: int, blocks: int, attend: bool, resample: nn.Module) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class TamingStage(nn.Module):
 
 
 def middle(width: int, attend: bool) -> nn.Sequential:
-    """What lies between the stages and the quantizer."""
+    """The layers between the stages and the quantizer."""
     attention = TamingAttention(width) if attend else nn.Identity()
     return nn.Sequential(TamingResidualBlock(width, width), attention, TamingResidualBlock(width, width))
 
@@ -130,7 +130,10 @@ class TamingEncoder(nn.Module):
 
 
 class TamingDecoder(nn.Module):
-    """z (B, D, h, w) -> pixels (B, 3, H, W), about in [-1, 1]. Arguments as `TamingEncoder`, stages finest first."""
+    """z (B, D, h, w) -> pixels (B, 3, H, W), approximately in [-1, 1].
+
+    Arguments as `TamingEncoder`; stages are finest first here, too.
+    """
 
     def __init__(
         self,

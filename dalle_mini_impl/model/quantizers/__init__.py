@@ -1,1 +1,1 @@
-"""Image ids <-> codebook vectors: what is trained here, and the same without training code."""
+"""Vectors <-> image ids: the quantizers that are trained here, and the same without training code."""

@@ -1,7 +1,7 @@
-"""Quantizers that learn no more: what their tables alone can do, without the library, whose import takes seconds.
+"""Trained quantizers without training code, and without vector-quantize-pytorch, whose import takes seconds.
 
-Each holds its tensors under the library's names, so that what was trained with it loads. `scores` are how well each id
-fits: minus the squared distance, or something that differs from it by the same number for all ids.
+Their tensors have the names of that library, so that weights trained with it load. Their methods `scores` return minus
+the squared distance to the vector of each id, up to a constant that is the same for all ids.
 """
 
 from math import prod
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class TrainedVQ(nn.Module):
-    """A `VQ` that learns no more."""
+class FrozenVQ(nn.Module):
+    """A trained `learned.VQ`."""
 
     def __init__(self, codebook_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TrainedVQ(nn.Module):
         return self._table[image_ids]
 
     def scores(self, z: Tensor) -> Tensor:
-        """Z (N, D) -> (N, K), of z at length 1 like all entries."""
+        """Z (N, D) -> (N, K), with z scaled to length 1 like all entries."""
         return 2 * F.normalize(z.float(), dim=-1) @ self._table.T
 
     @property
@@ -45,8 +45,8 @@ class TrainedVQ(nn.Module):
         return cast(Tensor, cast(nn.Module, self.inner._codebook).embed)[0]
 
 
-class TrainedSimVQ(nn.Module):
-    """A `SimVQ` that learns no more."""
+class FrozenSimVQ(nn.Module):
+    """A trained `learned.SimVQ`."""
 
     def __init__(self, codebook_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -73,37 +73,38 @@ class TrainedSimVQ(nn.Module):
         return cast(nn.Linear, self.inner.code_transform)(self.inner.frozen_codebook)
 
 
-class TrainedFiniteScalar(nn.Module):
-    """A `FiniteScalar`, which has nothing to learn, without the gradients."""
+class FrozenFiniteScalar(nn.Module):
+    """A `learned.FiniteScalar` without gradients; it has no weights."""
 
     levels: Tensor
-    places: Tensor
+    strides: Tensor
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         self.codebook_size = prod(levels)
-        places = [prod(levels[:number]) for number in range(len(levels))]
+        strides = [prod(levels[:dimension]) for dimension in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ids = ((self._bounded(z).round().long() + self.levels // 2) * self.places).sum(-1)
+        ids = ((self._bounded(z).round().long() + self.levels // 2) * self.strides).sum(-1)
         return self.lookup(ids), ids, z.new_zeros((), dtype=torch.float32)
 
     def lookup(self, image_ids: Tensor) -> Tensor:
         return self._rounded(image_ids) / (self.levels // 2)
 
     def scores(self, z: Tensor) -> Tensor:
-        """Z (N, D) -> (N, K), with levels at a distance of 1."""
+        """Z (N, D) -> (N, K), with neighbouring levels at distance 1."""
         all_ids = torch.arange(self.codebook_size, device=z.device)
         return -torch.cdist(self._bounded(z), self._rounded(all_ids).float()).square()
 
     def _bounded(self, z: Tensor) -> Tensor:
-        """What is rounded."""
+        """Z squashed to the range of the levels, before rounding."""
         # An even number of levels has none in the middle, so they are shifted by half a level.
-        reach, offset = (self.levels - 1) * 1.001 / 2, (1 - self.levels % 2) / 2
-        return torch.tanh(z.float() + torch.atanh(offset / reach)) * reach - offset
+        limit = (self.levels - 1) * 1.001 / 2
+        offset = (1 - self.levels % 2) / 2
+        return torch.tanh(z.float() + torch.atanh(offset / limit)) * limit - offset
 
     def _rounded(self, image_ids: Tensor) -> Tensor:
-        """What rounding gave."""
-        return image_ids[..., None] // self.places % self.levels - self.levels // 2
+        """The levels of ids as integers around 0."""
+        return image_ids[..., None] // self.strides % self.levels - self.levels // 2

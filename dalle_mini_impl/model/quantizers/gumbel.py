@@ -1,4 +1,4 @@
-"""DALL-E 1's quantizer: a choice among K vectors, relaxed by Gumbel noise while it is learned."""
+"""DALL-E 1's quantizer: a choice among K vectors, relaxed with Gumbel noise in training."""
 
 import math
 
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 class Gumbel(nn.Module):
     """The encoder's K logits choose a vector (Ramesh et al. 2021, section 2.1; Jang et al. 2016).
 
-    In training it is a mixture, softmax((logits + noise) / temperature), which becomes a choice as the temperature
-    falls; in use it is the likeliest, without noise. The auxiliary loss is the divergence of the choice from
-    the uniform distribution, in nats per id, times `kl_weight`.
+    In training the result is a mixture of the vectors with weights softmax((logits + noise) / temperature), which
+    becomes a choice of one as the temperature falls. In evaluation mode it is the vector of the largest logit, without
+    noise. The auxiliary loss is the Kullback-Leibler divergence of softmax(logits) from the uniform distribution, in
+    nats per id, times `kl_weight`.
 
-    `temperature` and `kl_weight` follow a schedule that the trainer sets, in place.
+    The trainer sets the buffers `temperature` and `kl_weight` in place, following a schedule.
     """
 
     temperature: Tensor
@@ -33,8 +34,8 @@ class Gumbel(nn.Module):
             ids = logits.argmax(-1)
             if not self.training:
                 return self.lookup(ids), ids, logits.new_zeros(())
-            log_shares = logits.log_softmax(-1)
-            divergence = (log_shares.exp() * log_shares).sum(-1).mean() + math.log(self.codebook_size)
+            log_probabilities = logits.log_softmax(-1)
+            divergence = (log_probabilities.exp() * log_probabilities).sum(-1).mean() + math.log(self.codebook_size)
             noise = -torch.empty_like(logits).exponential_().log()
             mixture = ((logits + noise) / self.temperature).softmax(-1)
             return mixture @ self.codebook, ids, self.kl_weight * divergence
@@ -43,5 +44,5 @@ class Gumbel(nn.Module):
         return self.codebook[image_ids]
 
     def scores(self, z: Tensor) -> Tensor:
-        """Logits (N, K), which they are already."""
+        """The encoder's logits (N, K) as they are."""
         return z.float()

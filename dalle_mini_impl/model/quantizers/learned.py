@@ -1,7 +1,7 @@
-"""z <-> image ids, by quantizers behind one small interface; most are from vector-quantize-pytorch.
+"""Trainable quantizers, z <-> image ids, with one interface; most wrap vector-quantize-pytorch.
 
-All work on flat (B, n, D) vectors in fp32, outside autocast: half precision picks other entries, and the
-library's image-map mode transposes flat ids.
+All work on flat (B, n, D) vectors in fp32, outside autocast: half precision selects other entries, and the library's
+mode for image maps transposes flat ids.
 """
 
 from math import prod
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_mini_impl.config.model import ImageTokenizerConfig
-from dalle_mini_impl.model.quantizers.frozen import TrainedFiniteScalar, TrainedSimVQ, TrainedVQ
+from dalle_mini_impl.model.quantizers.frozen import FrozenFiniteScalar, FrozenSimVQ, FrozenVQ
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.lfq import LookupFree
 from dalle_mini_impl.util.errors import UserError
@@ -20,7 +20,7 @@ QUANTIZERS = ("vq", "fsq", "lfq", "simvq", "gumbel")
 
 
 class Quantizer(Protocol):
-    """What the image tokenizer needs of a quantizer; `codebook_size` is K."""
+    """The interface of a quantizer; `codebook_size` is K."""
 
     codebook_size: int
 
@@ -34,17 +34,23 @@ class Quantizer(Protocol):
 
 
 class VQ(nn.Module):
-    """Codebook learned by exponential moving averages, matched by cosine similarity (van den Oord 2017; Yu 2022).
+    """Codebook of exponential moving averages, matched by cosine similarity (van den Oord 2017; Yu 2022).
 
-    Entries whose average count falls below `revive` vectors per batch are restarted from the batch.
+    Args:
+        codebook_size: K.
+        embed_dim: D.
+        commitment: weight of the commitment loss.
+        min_usage: entries used less often than so many times per batch, on average, are replaced by vectors of the
+            batch.
     """
 
-    def __init__(self, codebook_size: int, embed_dim: int, commitment: float = 0.25, revive: float = 0.5) -> None:
+    def __init__(self, codebook_size: int, embed_dim: int, commitment: float = 0.25, min_usage: float = 0.5) -> None:
         super().__init__()
         from vector_quantize_pytorch import VectorQuantize
 
         self.codebook_size = codebook_size
-        # Stated in full because three library defaults hurt here: no restarts, decay 0.8, rotation trick.
+        # All settings are explicit. Three defaults of the library are bad here: no replaced entries, decay 0.8, and the
+        # rotation trick.
         self.inner = VectorQuantize(
             dim=embed_dim,
             codebook_size=codebook_size,
@@ -52,7 +58,7 @@ class VQ(nn.Module):
             decay=0.99,
             kmeans_init=True,
             kmeans_iters=10,
-            threshold_ema_dead_code=revive,
+            threshold_ema_dead_code=min_usage,
             commitment_weight=commitment,
             rotation_trick=False,
         )
@@ -67,7 +73,7 @@ class VQ(nn.Module):
 
 
 class SimVQ(nn.Module):
-    """A fixed random codebook seen through one learned matrix, which moves all entries at once (Zhu et al. 2024)."""
+    """A fixed random codebook times one learned matrix, so that all entries move together (Zhu et al. 2024)."""
 
     def __init__(self, codebook_size: int, embed_dim: int, commitment: float) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class SimVQ(nn.Module):
 
 
 class FiniteScalar(nn.Module):
-    """Each of D numbers rounded to a few levels; no codebook to collapse (Mentzer 2023)."""
+    """Finite scalar quantization: each of D channels rounded to a few levels, without a codebook (Mentzer 2023)."""
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
@@ -109,45 +115,43 @@ class FiniteScalar(nn.Module):
 
 
 def encoder_width(config: ImageTokenizerConfig) -> int:
-    """What the encoder gives for each id: the D numbers of a vector, or with `gumbel` the logits of all K."""
+    """Output channels of the encoder: D, or with `gumbel` the K logits."""
     return config.codebook_size if config.quantizer == "gumbel" else config.embed_dim
 
 
-AnyQuantizer: TypeAlias = (
-    VQ | TrainedVQ | SimVQ | TrainedSimVQ | FiniteScalar | TrainedFiniteScalar | LookupFree | Gumbel
-)
+AnyQuantizer: TypeAlias = VQ | FrozenVQ | SimVQ | FrozenSimVQ | FiniteScalar | FrozenFiniteScalar | LookupFree | Gumbel
 
 
 def build_quantizer(
     config: ImageTokenizerConfig, commitment: float | None, entropy: tuple[float, float]
 ) -> AnyQuantizer:
-    """Make the quantizer that a config names; with no commitment loss, one that only has to be filled.
+    """Build the quantizer of a config: a trainable one, or with commitment None one for trained weights.
 
     Raises:
-        UserError: its name is unknown, or the config's other numbers do not fit it.
+        UserError: its name is unknown, or other values of the config do not fit it.
     """
     name, shape = config.quantizer, (config.codebook_size, config.embed_dim)
     if name == "vq":
-        return VQ(*shape, commitment) if commitment is not None else TrainedVQ(*shape)
+        return VQ(*shape, commitment) if commitment is not None else FrozenVQ(*shape)
     if name == "simvq":
-        return SimVQ(*shape, commitment) if commitment is not None else TrainedSimVQ(*shape)
+        return SimVQ(*shape, commitment) if commitment is not None else FrozenSimVQ(*shape)
     if name == "gumbel":
         return Gumbel(*shape)
     if name == "lfq":
         if config.codebook_size != 2**config.embed_dim:
             raise UserError(
-                f"lfq has 2**embed_dim ids, but codebook_size is {config.codebook_size} and embed_dim "
-                f"{config.embed_dim}; make them agree, such as 1024 and 10"
+                f"expected codebook_size 2**embed_dim with lfq, got codebook_size {config.codebook_size} and "
+                f"embed_dim {config.embed_dim}; make them agree, such as 1024 and 10"
             )
         return LookupFree(config.embed_dim, commitment or 0.0, entropy)
     if name == "fsq":
         levels = config.fsq_levels
         if (prod(levels), len(levels)) != shape:
             raise UserError(
-                f"fsq_levels {list(levels)} give {prod(levels)} ids of width {len(levels)}, but "
-                f"codebook_size is {shape[0]} and embed_dim {shape[1]}; make them agree"
+                f"expected codebook_size {prod(levels)} and embed_dim {len(levels)} with fsq_levels {list(levels)}, "
+                f"got {shape[0]} and {shape[1]}; make them agree"
             )
         if min(levels) < 3:
-            raise UserError(f"fsq_levels {list(levels)} were given; each must be at least 3")
-        return FiniteScalar(levels) if commitment is not None else TrainedFiniteScalar(levels)
-    raise UserError(f"unknown quantizer {name!r}; expected {', '.join(QUANTIZERS)}")
+            raise UserError(f"expected fsq_levels of at least 3, got {list(levels)}; change them")
+        return FiniteScalar(levels) if commitment is not None else FrozenFiniteScalar(levels)
+    raise UserError(f"expected quantizer {', '.join(QUANTIZERS)}, got {name!r}; change it")

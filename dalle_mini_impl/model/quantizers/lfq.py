@@ -1,7 +1,7 @@
-"""Lookup-free quantization (Yu et al. 2023, MAGVIT-2): an id is the signs of D numbers, K = 2**D.
+"""Lookup-free quantization (Yu et al. 2023, MAGVIT-2): an id is made of the signs of D channels, K = 2**D.
 
-Written here rather than taken from vector-quantize-pytorch, whose entropy loss does not average over processes
-(its all-reduce drops the sum and keeps the division) and builds a table of all vectors × all K ids.
+Not taken from vector-quantize-pytorch: its entropy loss does not average over processes (it divides by their number,
+but drops the result of the all-reduce), and it needs a table of all vectors × all K ids.
 """
 
 import torch
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 
 class LookupFree(nn.Module):
-    """The sign of each of D numbers; an id's highest bit is the first number's.
+    """The sign of each of D channels; the first channel is the highest bit of the id.
 
-    Two entropies keep the ids in use. Number d is taken for a 1 with probability sigmoid(4 × sharpness × z_d).
-    The mean entropy of single vectors is made small, so that signs are sure; the entropy of the average over all
-    vectors of the batch is made large, so that all ids occur.
+    Two entropies keep all ids in use. Bit d is regarded as 1 with probability sigmoid(4 × sharpness × z_d). The mean
+    entropy of single vectors is minimised, so that signs are certain; the entropy of the average distribution over all
+    vectors of the batch is maximised, so that all ids occur.
 
     Args:
-        embed_dim: D, number of bits.
-        commitment: weight of the squared distance to the signs.
-        entropy: weights of both entropies, in nats.
+        embed_dim: D, the number of bits.
+        commitment: weight of the squared distance to the quantized vector.
+        entropy: weights of the two entropies, which are in nats.
         sharpness: inverse temperature of the probabilities.
     """
 
@@ -48,20 +48,20 @@ class LookupFree(nn.Module):
         return ((image_ids[..., None] & self.bits) != 0).float() * 2 - 1
 
     def scores(self, z: Tensor) -> Tensor:
-        """Z (N, D) -> logits (N, K) of the probabilities that the entropies are of."""
+        """Z (N, D) -> logits (N, K) of the distribution whose entropies are in the loss."""
         signs = self.lookup(torch.arange(self.codebook_size, device=z.device))
         return 2 * self.sharpness * z.float() @ signs.T
 
 
 def entropies(z: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
-    """Mean entropy of single vectors' ids, and entropy of the average over all vectors, in nats.
+    """Mean entropy of the ids of single vectors, and entropy of their average distribution, in nats.
 
     Args:
-        z: (N, D) vectors of this process; the average is over those of all processes.
+        z: (N, D) vectors of this process; the average distribution is over all processes.
         sharpness: inverse temperature.
     """
     logits = 4 * sharpness * z
-    # A vector's bits are independent of each other: their entropies add, and their probabilities multiply.
+    # The bits of a vector are independent: their entropies add, and their probabilities multiply.
     single = (F.softplus(logits) - logits * torch.sigmoid(logits)).sum(-1).mean()
     bits = torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
     half = z.shape[-1] // 2
@@ -72,7 +72,7 @@ def entropies(z: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
 
 
 def _all_ids(bits: Tensor) -> Tensor:
-    """Log-probabilities (N, d, 2) of d bits' values -> probabilities (N, 2**d) of all their ids."""
+    """Log-probabilities (N, d, 2) of the values of d bits -> probabilities (N, 2**d) of all ids of d bits."""
     total = bits.new_zeros(len(bits), 1)
     for bit in bits.unbind(1):
         total = (total[:, :, None] + bit[:, None, :]).flatten(1)

@@ -90,7 +90,7 @@ def test_bad_options_are_refused(run_import):
     assert run_import(*vae, "--std", 1, 0, 1, code=1) == (
         "expected std without 0, by which pixels would be divided, got (1.0, 0.0, 1.0); give other values"
     )
-    assert "image_size 20 is not a multiple of factor 8" in run_import(*vae, "--image-size", "20", code=1)
+    assert "expected image_size to be a multiple of factor 8, got 20" in run_import(*vae, "--image-size", "20", code=1)
     assert "0 is not in the range" in run_import(*vae, "--image-size", "0", code=2)
     assert "Missing option '--out'" in run_import("dalle-pytorch-vae", "vae.pt", code=2)
     assert "takes 2 values" in run_import("openai-dvae", "vae.pt", "--out", "part", code=2)

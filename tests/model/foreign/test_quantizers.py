@@ -15,7 +15,7 @@ def test_nearest_takes_the_first_of_equal_distances_in_any_number_of_batches(mon
     assert ids.tolist() == [[0, 1, 1], [0, 1, 0]]
     assert vectors.tolist() == quantizer.embedding.weight[ids].tolist()
     assert float(loss) == 0
-    monkeypatch.setattr(quantizers, "ROWS", 4)
+    monkeypatch.setattr(quantizers, "VECTORS_AT_A_TIME", 4)
     assert torch.equal(quantizer(z)[1], ids)
 
 

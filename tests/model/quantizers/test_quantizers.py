@@ -6,18 +6,18 @@ from helpers import reference
 from torch.nn import functional as F
 
 from dalle_mini_impl.config.model import ImageTokenizerConfig
-from dalle_mini_impl.model.quantizers.frozen import TrainedFiniteScalar, TrainedSimVQ, TrainedVQ
+from dalle_mini_impl.model.quantizers.frozen import FrozenFiniteScalar, FrozenSimVQ, FrozenVQ
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.learned import VQ, FiniteScalar, SimVQ, build_quantizer, encoder_width
 from dalle_mini_impl.model.quantizers.lfq import LookupFree, entropies
 from dalle_mini_impl.util.errors import UserError
 
-# Eight directions in the plane, 45 degrees apart
+# Eight unit vectors, 45 degrees apart.
 COMPASS = torch.tensor([[math.cos(n * math.pi / 4), math.sin(n * math.pi / 4)] for n in range(8)])
 
 
 def with_codebook(codebook, **settings):
-    """A VQ that has the given entries, as if it had learned them."""
+    """A VQ with the given entries."""
     vq = VQ(*codebook.shape, **settings)
     state = vq.state_dict()
     codebook = F.normalize(codebook, dim=-1)
@@ -50,12 +50,12 @@ def test_the_nearest_entry_is_the_one_at_the_smallest_angle():
 
 
 @pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
-def test_length_has_no_say(length):
+def test_the_length_of_z_is_irrelevant(length):
     vq = with_codebook(COMPASS).eval()
     assert vq(at(3.0, 40.0, 181.0, length=length))[1].tolist() == [[0, 1, 4]]
 
 
-def test_the_reference_agrees():
+def test_ids_equal_the_slow_reference():
     codebook = random_vectors(61, 5, seed=1)
     vq, z = with_codebook(codebook).eval(), random_vectors(3, 37, 5)
     _, ids, _ = vq(z)
@@ -109,7 +109,7 @@ def test_evaluation_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in vq.state_dict().items())
 
 
-def test_entries_move_towards_what_they_stand_for():
+def test_entries_move_towards_their_vectors():
     vq = with_codebook(COMPASS).train()
     for _ in range(400):
         vq(at(*[number * 45.0 + 10 for number in range(8)]))
@@ -117,7 +117,7 @@ def test_entries_move_towards_what_they_stand_for():
     assert float(cosines.min()) > 0.999
 
 
-def test_an_entry_that_nobody_uses_is_restarted():
+def test_unused_entries_are_replaced():
     torch.manual_seed(0)
     vq = with_codebook(COMPASS).train()
     north_east = at(*torch.linspace(10, 80, 29).tolist())
@@ -138,14 +138,14 @@ def test_the_first_batch_fills_the_codebook():
     assert len(vq.eval()(z)[1].unique()) > 9
 
 
-def test_half_precision_picks_the_same_entries():
+def test_autocast_changes_no_entry():
     vq, z = with_codebook(random_vectors(61, 5)).eval(), random_vectors(3, 37, 5)
     _, exact, _ = vq(z)
     with torch.autocast("cpu", torch.bfloat16):
         quantized, ids, loss = vq(z)
     assert torch.equal(ids, exact)
     assert quantized.dtype == loss.dtype == torch.float32
-    # already rounded vectors are compared in full precision too
+    # Vectors in bf16 are compared in fp32 as well.
     assert torch.equal(vq(z.bfloat16())[1], vq(z.bfloat16().float())[1])
 
 
@@ -154,7 +154,7 @@ def test_half_precision_picks_the_same_entries():
 LEVELS = (7, 5, 3)
 
 
-def test_fsq_has_every_id_and_no_other():
+def test_fsq_uses_every_id_and_no_other():
     fsq = FiniteScalar(LEVELS)
     assert fsq.codebook_size == 105
     quantized, ids, loss = fsq(3 * random_vectors(11, 997, 3))
@@ -172,7 +172,7 @@ def test_fsq_ids_to_vectors_to_ids():
     vectors = fsq.lookup(ids)
     assert vectors.shape == (5, 21, 3)
     assert len(vectors.flatten(0, 1).unique(dim=0)) == 105
-    # Vectors lie evenly in [-1, 1]; a tanh comes before the rounding, so its inverse leads back to each
+    # Vectors are spaced evenly in [-1, 1]; the quantizer applies tanh before rounding, so atanh leads back to each.
     z = torch.atanh(vectors * 0.999)
     quantized, again, _ = fsq(z)
     assert torch.equal(again, ids)
@@ -188,7 +188,7 @@ def test_fsq_quantizes_to_what_it_looks_up(levels):
         assert len(quantized[..., number].unique()) == level
 
 
-def test_fsq_gradient_is_that_of_the_bounded_value():
+def test_fsq_gradient_equals_that_of_the_bounded_value():
     z = random_vectors(3, 7, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(FiniteScalar(LEVELS)(z)[0].sum(), z)
     half = torch.tensor([(level - 1) * 1.001 / 2 / (level // 2) for level in LEVELS])
@@ -211,7 +211,7 @@ def simvq_with(codebook, transform, commitment=0.25):
 
 
 QUARTER_TURN = torch.tensor([[0.0, -2.0], [2.0, 0.0]])
-"""By 90 degrees, and twice as long."""
+"""A rotation by 90 degrees and a scaling by 2."""
 
 
 def test_simvq_finds_the_nearest_entry_of_the_transformed_codebook():
@@ -266,7 +266,7 @@ def test_lfq_ids_to_vectors_to_ids():
 
 
 def test_lfq_entropies_by_hand():
-    # One number: half the vectors are surely 1, half may be either; then the average is three to one
+    # One bit: half of the vectors are 1 with certainty, half are 0 or 1 with equal probability; on average 3 to 1.
     single, varied = entropies(torch.tensor([[100.0], [0.0]]), sharpness=1.0)
     assert float(single) == pytest.approx(math.log(2) / 2)
     assert float(varied) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
@@ -276,7 +276,7 @@ def test_lfq_entropies_by_hand():
 
 
 @pytest.mark.parametrize("dim", [1, 4, 7])
-def test_lfq_is_that_of_the_library(dim):
+def test_lfq_equals_the_library(dim):
     from vector_quantize_pytorch import LFQ
 
     theirs = LFQ(
@@ -287,7 +287,7 @@ def test_lfq_is_that_of_the_library(dim):
     expected, got = theirs(z, inv_temperature=0.6), ours(z)
     assert torch.equal(got[1], expected[1])
     torch.testing.assert_close(got[0], expected[0])
-    # The library cuts probabilities off at 1e-5
+    # The library clamps probabilities to at least 1e-5.
     torch.testing.assert_close(got[2], expected[2], rtol=1e-3, atol=1e-5)
     weight = random_vectors(3, 37, dim, seed=1)
     gradients = [torch.autograd.grad((out[0] * weight).mean() + out[2], z)[0] for out in (got, expected)]
@@ -305,7 +305,7 @@ def gumbel_with(codebook):
     return gumbel
 
 
-def test_gumbel_in_use_is_the_likeliest_without_noise():
+def test_gumbel_in_evaluation_mode_is_the_largest_logit_without_noise():
     gumbel = gumbel_with(COMPASS).eval()
     logits = random_vectors(3, 37, 8)
     quantized, ids, loss = gumbel(logits)
@@ -322,18 +322,18 @@ def test_gumbel_ids_to_vectors():
     assert torch.equal(gumbel(F.one_hot(ids, 8).float())[1], ids)
 
 
-def test_gumbel_draws_by_the_logits_when_cold():
+def test_gumbel_samples_from_the_logits_at_low_temperature():
     torch.manual_seed(0)
     gumbel = gumbel_with(torch.eye(3)).train()
     gumbel.temperature.fill_(1e-4)
-    shares = torch.tensor([0.2, 0.7, 0.1])
-    mixed, ids, _ = (value.detach() for value in gumbel(shares.log().expand(1, 20011, 3)))
+    probabilities = torch.tensor([0.2, 0.7, 0.1])
+    mixed, ids, _ = (value.detach() for value in gumbel(probabilities.log().expand(1, 20011, 3)))
     assert ids.unique().tolist() == [1]
-    torch.testing.assert_close(mixed.mean(1)[0], shares, atol=0.01, rtol=0)
-    assert float(mixed.max(-1).values.mean()) > 0.999  # a choice
+    torch.testing.assert_close(mixed.mean(1)[0], probabilities, atol=0.01, rtol=0)
+    assert float(mixed.max(-1).values.mean()) > 0.999  # nearly one-hot
 
 
-def test_gumbel_mixes_when_warm():
+def test_gumbel_mixes_at_high_temperature():
     torch.manual_seed(0)
     gumbel = gumbel_with(torch.eye(3)).train()
     gumbel.temperature.fill_(50)
@@ -346,9 +346,9 @@ def test_gumbel_loss_is_the_divergence_from_uniform():
     gumbel = gumbel_with(COMPASS).train()
     gumbel.kl_weight.fill_(0.3)
     assert float(gumbel(torch.full((1, 2, 8), 5.0))[2]) == pytest.approx(0, abs=1e-6)
-    sure = torch.full((1, 2, 8), -1e4)
-    sure[..., 3] = 0
-    assert float(gumbel(sure)[2]) == pytest.approx(0.3 * math.log(8))
+    certain = torch.full((1, 2, 8), -1e4)
+    certain[..., 3] = 0
+    assert float(gumbel(certain)[2]) == pytest.approx(0.3 * math.log(8))
 
 
 def test_gumbel_gives_gradients_to_logits_and_entries():
@@ -380,7 +380,7 @@ def build(name, commitment=0.3, **changes):
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_what_was_learned_serves_without_the_library(name):
+def test_trained_weights_work_without_the_library(name):
     torch.manual_seed(0)
     learned, width = build(name), encoder_width(config_for(name))
     for seed in range(3):
@@ -389,18 +389,18 @@ def test_what_was_learned_serves_without_the_library(name):
     trained.load_state_dict(learned.eval().state_dict())
     z = random_vectors(3, 137, width, seed=9)
     quantized, ids, loss = trained.eval()(z)
-    theirs = learned(z)
-    assert torch.equal(ids, theirs[1])
+    expected = learned(z)
+    assert torch.equal(ids, expected[1])
     assert ids.dtype == torch.int64
     assert len(ids.unique()) > 20
-    torch.testing.assert_close(quantized, theirs[0])
+    torch.testing.assert_close(quantized, expected[0])
     torch.testing.assert_close(trained.lookup(ids), learned.lookup(ids))
     torch.testing.assert_close(trained.lookup(ids), quantized)
     assert loss == 0
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_half_precision_changes_no_id(name):
+def test_autocast_changes_no_id_of_any_quantizer(name):
     torch.manual_seed(0)
     quantizer, z = build(name).train(), random_vectors(3, 137, encoder_width(config_for(name))).bfloat16()
     quantizer(z)
@@ -424,7 +424,7 @@ def build_filled(name, quantizer):
 
 def test_quantizers_are_built_by_name():
     kinds = {"vq": VQ, "simvq": SimVQ, "fsq": FiniteScalar, "lfq": LookupFree, "gumbel": Gumbel}
-    trained = {**kinds, "vq": TrainedVQ, "simvq": TrainedSimVQ, "fsq": TrainedFiniteScalar}
+    trained = {**kinds, "vq": FrozenVQ, "simvq": FrozenSimVQ, "fsq": FrozenFiniteScalar}
     for name in FITTING:
         assert type(build(name)) is kinds[name]
         assert type(build(name, None)) is trained[name]
@@ -436,22 +436,22 @@ def test_quantizers_are_built_by_name():
 
 
 @pytest.mark.parametrize(("codebook_size", "embed_dim"), [(104, 3), (105, 4)])
-def test_fsq_levels_must_give_the_numbers(codebook_size, embed_dim):
-    with pytest.raises(UserError, match=r"fsq_levels \[7, 5, 3\] give 105 ids of width 3, but codebook_size is"):
+def test_fsq_levels_must_fit_codebook_size_and_embed_dim(codebook_size, embed_dim):
+    with pytest.raises(UserError, match=r"expected codebook_size 105 and embed_dim 3 with fsq_levels \[7, 5, 3\]"):
         build("fsq", codebook_size=codebook_size, embed_dim=embed_dim)
 
 
 def test_fsq_levels_must_be_three_or_more():
-    with pytest.raises(UserError, match=r"fsq_levels \[5, 2\] were given; each must be at least 3"):
+    with pytest.raises(UserError, match=r"expected fsq_levels of at least 3, got \[5, 2\]"):
         build("fsq", fsq_levels=(5, 2), codebook_size=10, embed_dim=2)
 
 
 @pytest.mark.parametrize(("codebook_size", "embed_dim"), [(61, 6), (64, 5), (64, 7)])
 def test_lfq_sizes_must_agree(codebook_size, embed_dim):
-    with pytest.raises(UserError, match=f"lfq has .* codebook_size is {codebook_size} and embed_dim {embed_dim}; make"):
+    with pytest.raises(UserError, match=f"with lfq, got codebook_size {codebook_size} and embed_dim {embed_dim}; make"):
         build("lfq", codebook_size=codebook_size, embed_dim=embed_dim)
 
 
 def test_an_unknown_quantizer_is_refused():
-    with pytest.raises(UserError, match="unknown quantizer 'rq'; expected vq, fsq, lfq, simvq, gumbel"):
+    with pytest.raises(UserError, match="expected quantizer vq, fsq, lfq, simvq, gumbel, got 'rq'"):
         build_quantizer(ImageTokenizerConfig(quantizer="rq"), 0.3, (0.1, 0.1))

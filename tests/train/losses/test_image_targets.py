@@ -15,7 +15,7 @@ from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import CacheHeader, TokenCache
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
-from dalle_mini_impl.model.quantizers.frozen import TrainedFiniteScalar, TrainedSimVQ, TrainedVQ
+from dalle_mini_impl.model.quantizers.frozen import FrozenFiniteScalar, FrozenSimVQ, FrozenVQ
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.lfq import LookupFree
 from dalle_mini_impl.train.losses.image_targets import draw_ids, soft_cross_entropy
@@ -126,13 +126,13 @@ def squared_distances(quantizer, z):
 
 def test_scores_are_minus_squared_distances():
     z = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
-    for quantizer in (randomised(TrainedSimVQ(37, 5)), randomised(Nearest(37, 5, cosine=False))):
+    for quantizer in (randomised(FrozenSimVQ(37, 5)), randomised(Nearest(37, 5, cosine=False))):
         torch.testing.assert_close(quantizer.scores(z), -squared_distances(quantizer, z), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_of_vectors_that_are_compared_by_angle():
     z = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
-    vq = randomised(TrainedVQ(37, 5))
+    vq = randomised(FrozenVQ(37, 5))
     vq.inner._codebook.embed.copy_(F.normalize(vq.inner._codebook.embed, dim=-1))
     expected = -squared_distances(vq, F.normalize(z, dim=-1))
     torch.testing.assert_close(vq.scores(z) - 2, expected)
@@ -142,7 +142,7 @@ def test_scores_of_vectors_that_are_compared_by_angle():
 
 def test_scores_of_rounded_numbers():
     # Levels are -2 … 2 and -2 … 1; zeros lie at the middle one.
-    quantizer = TrainedFiniteScalar((5, 4))
+    quantizer = FrozenFiniteScalar((5, 4))
     scores = quantizer.scores(torch.zeros(1, 2))[0]
     expected = [-float((n % 5 - 2) ** 2 + (n // 5 - 2) ** 2) for n in range(20)]
     torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
@@ -191,7 +191,7 @@ def test_the_likeliest_id_is_the_one_that_encoding_chooses(name, monkeypatch):
     assert torch.equal(whole[..., :7], shares)
     flatter = tokenizer.encode_soft(pixels, 7, 100.0)[2]
     assert (flatter[..., 0] < shares[..., 0]).all()
-    monkeypatch.setattr("dalle_mini_impl.model.image_tokenizer.ROWS", 11)  # 30 places in three parts
+    monkeypatch.setattr("dalle_mini_impl.model.image_tokenizer.CELLS_AT_A_TIME", 11)  # 30 cells in three parts
     torch.testing.assert_close(tokenizer.encode_soft(pixels, 7, 10.0), (ids, likely, shares))
 
 
