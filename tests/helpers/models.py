@@ -45,13 +45,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def randomise(module: M, seed: int, scale: float = 1.0) -> M:
-    """Random weights everywhere, so that no part of a fresh model is silent because it starts at zero."""
+    """Give all parameters random values, as many are zero in a fresh model and would have no effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in module.parameters():
-            spread = scale * value.shape[-1] ** -0.5 if value.ndim > 1 else 0.1
-            centre = 1.0 if value.ndim == 1 else 0.0
-            value.copy_(centre + spread * torch.randn(value.shape, generator=generator))
+            std = scale * value.shape[-1] ** -0.5 if value.ndim > 1 else 0.1
+            mean = 1.0 if value.ndim == 1 else 0.0
+            value.copy_(mean + std * torch.randn(value.shape, generator=generator))
     return module.eval()
 
 
@@ -68,7 +68,7 @@ def make_transformer(
 
 
 def make_image_tokenizer(config: ImageTokenizerConfig = IMAGE_TOKENIZER, seed: int = 5) -> ImageTokenizer:
-    """A random image tokenizer whose codebook has seen one batch of noise."""
+    """A random image tokenizer whose codebook was initialised with one batch of noise."""
     tokenizer = randomise(ImageTokenizer(config), seed)
     torch.manual_seed(seed)
     side = config.factor * 3

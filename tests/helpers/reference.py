@@ -1,4 +1,4 @@
-"""Slow, obvious versions of what the package does fast: loops over plain numbers, no cache, no batches."""
+"""Slow reference implementations: loops over plain numbers, without cache or batches."""
 
 import cmath
 import math
@@ -13,23 +13,23 @@ def rms_norm(vector: list[float], weight: list[float], eps: float = 1e-6) -> lis
     return [w * x / size for w, x in zip(weight, vector, strict=True)]
 
 
-def rotated(vector: list[float], place: tuple[int, int], base: float) -> list[float]:
-    """Rotary embedding in the plane: pair i of the vector is entries i and i + half.
+def rotated(vector: list[float], coordinates: tuple[int, int], base: float) -> list[float]:
+    """Rotary embedding in the plane; channel pair i has entries i and i + half.
 
-    The first half of the pairs turns with the row, the second half with the column.
+    The first half of the pairs is rotated by the row, the second half by the column.
     """
     half = len(vector) // 2
     quarter = half // 2
     result = [0.0] * len(vector)
     for pair in range(half):
-        coordinate, number = place[pair // quarter], pair % quarter
-        angle = coordinate * base ** -(number / quarter)
-        turned = complex(vector[pair], vector[half + pair]) * cmath.exp(1j * angle)
-        result[pair], result[half + pair] = turned.real, turned.imag
+        coordinate, index = coordinates[pair // quarter], pair % quarter
+        angle = coordinate * base ** -(index / quarter)
+        rotated_pair = complex(vector[pair], vector[half + pair]) * cmath.exp(1j * angle)
+        result[pair], result[half + pair] = rotated_pair.real, rotated_pair.imag
     return result
 
 
-def attention(x: list[list[float]], layer, places: list[tuple[int, int]] | None, base: float) -> list[list[float]]:
+def attention(x: list[list[float]], layer, coordinates: list[tuple[int, int]] | None, base: float) -> list[list[float]]:
     """Causal attention of one sequence, one head and one position at a time."""
     width, heads = len(x[0]), layer.n_head
     size = width // heads
@@ -38,11 +38,11 @@ def attention(x: list[list[float]], layer, places: list[tuple[int, int]] | None,
     rows: list[list[float]] = [[] for _ in x]
     for head in range(heads):
         queries, keys, values = [], [], []
-        for number, row in enumerate(project):
+        for position, row in enumerate(project):
             parts = [row[part * width + head * size :][:size].tolist() for part in range(3)]
             q, k = rms_norm(parts[0], q_weight), rms_norm(parts[1], k_weight)
-            if places is not None:
-                q, k = rotated(q, places[number], base), rotated(k, places[number], base)
+            if coordinates is not None:
+                q, k = rotated(q, coordinates[position], base), rotated(k, coordinates[position], base)
             queries.append(q)
             keys.append(k)
             values.append(parts[2])
@@ -61,79 +61,79 @@ def dot(a: list[float], b: list[float]) -> float:
 
 
 def probabilities(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[tuple[int, float]]:
-    """The ids that may be drawn with their probabilities, likeliest first, lower id first among equals."""
+    """The ids that may be sampled with their probabilities, likeliest first, lower id first among equals."""
     if temperature == 0:
         return [(logits.index(max(logits)), 1.0)]
-    order = sorted(range(len(logits)), key=lambda number: (-logits[number], number))
+    order = sorted(range(len(logits)), key=lambda index: (-logits[index], index))
     order = order[: top_k or len(order)]
-    weights = [math.exp((logits[number] - logits[order[0]]) / temperature) for number in order]
-    shares = [weight / sum(weights) for weight in weights]
+    weights = [math.exp((logits[index] - logits[order[0]]) / temperature) for index in order]
+    normalised = [weight / sum(weights) for weight in weights]
     kept, total = [], 0.0
-    for number, share in zip(order, shares, strict=True):
-        kept.append((number, share))
-        total += share
+    for index, probability in zip(order, normalised, strict=True):
+        kept.append((index, probability))
+        total += probability
         if total >= top_p:
             break
-    return [(number, share / total) for number, share in kept]
+    return [(index, probability / total) for index, probability in kept]
 
 
 def next_id(logits: list[float], uniform: float, temperature: float, top_k: int, top_p: float) -> int:
-    """Walk along the allowed ids until `uniform` of the probability lies behind."""
+    """The first allowed id at which the cumulative probability exceeds `uniform`."""
     allowed = sorted(probabilities(logits, temperature, top_k, top_p))
-    passed = 0.0
-    for number, share in allowed:
-        passed += share
-        if uniform < passed:
-            return number
+    cumulative = 0.0
+    for index, probability in allowed:
+        cumulative += probability
+        if uniform < cumulative:
+            return index
     return allowed[-1][0]
 
 
 @torch.no_grad()
 def image_logits(transformer, ids: list[int], image_range: tuple[int, int]) -> Tensor:
-    """Run the whole stream so far and cut the image ids' scores out of all scores."""
+    """Run the whole stream so far and take the logits of the image ids out of all logits."""
     hidden = transformer(torch.tensor([ids]))[0, -1]
-    scores = transformer.head.weight @ hidden + (0 if transformer.head.bias is None else transformer.head.bias)
-    return scores[image_range[0] : image_range[1]]
+    logits = transformer.head.weight @ hidden + (0 if transformer.head.bias is None else transformer.head.bias)
+    return logits[image_range[0] : image_range[1]]
 
 
 def stream_ids(stream, caption: list[int]) -> list[int]:
     """BOS if there is one, caption, and each empty text position's own padding id."""
     config = stream.config
-    padding = [config.text_vocab + place for place in range(len(caption), config.text_length)]
+    padding = [config.text_vocab + position for position in range(len(caption), config.text_length)]
     return [*([config.bos_id] if config.bos_id >= 0 else []), *caption, *padding]
 
 
 def generate(
     transformer, stream, captions: tuple[list[int], list[int]], seed: int, sampling, picture=None, redraw=None
 ) -> Tensor:
-    """One candidate, id by id, the whole stream run anew each time; captions are (prompt, negative).
+    """One candidate, id by id, running the whole stream for each; captions are (prompt, negative).
 
-    Where `redraw` (h, w) is False the id is that of `picture` (h, w).
+    Where `redraw` (h, w) is False the id is taken from `picture` (h, w).
     """
     uniforms = torch.rand(stream.image_length, generator=torch.Generator().manual_seed(seed)).tolist()
-    wanted, unwanted = (stream_ids(stream, caption) for caption in captions)
-    drawn = []
-    for place, uniform in enumerate(uniforms):
-        logits = image_logits(transformer, wanted, stream.image_range)
+    conditional, unconditional = (stream_ids(stream, caption) for caption in captions)
+    sampled = []
+    for cell, uniform in enumerate(uniforms):
+        logits = image_logits(transformer, conditional, stream.image_range)
         if sampling.guidance != 1:
-            null = image_logits(transformer, unwanted, stream.image_range)
+            null = image_logits(transformer, unconditional, stream.image_range)
             logits = null + sampling.guidance * (logits - null)
-        number = next_id(logits.tolist(), uniform, sampling.temperature, sampling.top_k, sampling.top_p)
-        if redraw is not None and not redraw.flatten()[place]:
-            number = int(picture.flatten()[place])
-        drawn.append(number)
-        wanted.append(stream.image_offset + number)
-        unwanted.append(stream.image_offset + number)
-    return torch.tensor(drawn).reshape(stream.config.grid)
+        image_id = next_id(logits.tolist(), uniform, sampling.temperature, sampling.top_k, sampling.top_p)
+        if redraw is not None and not redraw.flatten()[cell]:
+            image_id = int(picture.flatten()[cell])
+        sampled.append(image_id)
+        conditional.append(stream.image_offset + image_id)
+        unconditional.append(stream.image_offset + image_id)
+    return torch.tensor(sampled).reshape(stream.config.grid)
 
 
 def log_likelihood(transformer, stream, caption: list[int], image_ids: list[int]) -> list[float]:
-    """Log-probability of each image id, each from its own run of the stream before it."""
+    """Log-probability of each image id, running the stream before it for each."""
     ids, result = stream_ids(stream, caption), []
-    for number in image_ids:
+    for image_id in image_ids:
         logits = image_logits(transformer, ids, stream.image_range).double().tolist()
-        result.append(logits[number] - math.log(sum(math.exp(value) for value in logits)))
-        ids.append(stream.image_offset + number)
+        result.append(logits[image_id] - math.log(sum(math.exp(value) for value in logits)))
+        ids.append(stream.image_offset + image_id)
     return result
 
 
@@ -165,28 +165,28 @@ def ssim(x: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def text_logits(transformer, ids: list[int], stream) -> list[float]:
-    """Run the whole stream so far and cut the scores of text ids and padding out of all scores."""
+    """Run the whole stream so far and take the logits of text ids and padding out of all logits."""
     hidden = transformer(torch.tensor([ids]))[0, -1].double()
     return (transformer.head.weight.double() @ hidden)[: stream.image_offset].tolist()
 
 
 def generate_text(transformer, stream, beginning: list[int], seed: int, sampling) -> list[int]:
-    """One caption, id by id, the stream so far run anew each time."""
+    """One caption, id by id, running the stream so far for each."""
     length, vocab = stream.config.text_length, stream.config.text_vocab
     uniforms = torch.rand(length, generator=torch.Generator().manual_seed(seed)).tolist()
     text = list(beginning)
-    for place in range(len(beginning), length):
+    for position in range(len(beginning), length):
         logits = text_logits(transformer, [stream.config.bos_id, *text], stream)
-        choices = logits[:vocab] + [logits[vocab + place]] * (place > 0)
-        number = next_id(choices, uniforms[place], sampling.temperature, sampling.top_k, sampling.top_p)
-        if number == vocab:
+        choices = logits[:vocab] + [logits[vocab + position]] * (position > 0)
+        text_id = next_id(choices, uniforms[position], sampling.temperature, sampling.top_k, sampling.top_p)
+        if text_id == vocab:
             break
-        text.append(number)
+        text.append(text_id)
     return text
 
 
 def text_log_likelihood(transformer, stream, caption: list[int]) -> list[float]:
-    """Log-probability of each text id and padding, each from its own run of the stream before it."""
+    """Log-probability of each text id and padding id, running the stream before it for each."""
     ids, result = stream_ids(stream, caption), []
     for end in range(1, len(ids)):
         logits = text_logits(transformer, ids[:end], stream)
@@ -195,10 +195,10 @@ def text_log_likelihood(transformer, stream, caption: list[int]) -> list[float]:
 
 
 def blind_log_likelihood(transformer, stream, caption: list[int], image_ids: list[int]) -> float:
-    """Log-probability of all image ids, BOS standing in for those before each."""
+    """Log-probability of all image ids, with BOS in place of the ids before each."""
     ids, total = stream_ids(stream, caption), 0.0
-    for number in image_ids:
+    for image_id in image_ids:
         logits = image_logits(transformer, ids, stream.image_range).double().tolist()
-        total += logits[number] - math.log(sum(math.exp(value) for value in logits))
+        total += logits[image_id] - math.log(sum(math.exp(value) for value in logits))
         ids.append(stream.config.bos_id)
     return total

@@ -11,7 +11,7 @@ CONFIG = StreamConfig(text_length=5, text_vocab=17, grid=(2, 3), image_vocab=11,
 STREAM = Stream(CONFIG)
 
 
-def test_the_id_space_has_three_parts_without_gap_or_overlap():
+def test_text_padding_and_image_ids_fill_the_id_space():
     assert STREAM.text_range == (0, 17 + 5)
     assert STREAM.image_range == (22, 33)
     assert STREAM.image_offset == 22
@@ -26,13 +26,13 @@ def test_each_empty_text_position_has_its_own_padding_id():
     assert prefix.dtype == torch.int64
 
 
-def test_an_id_that_stands_for_padding_becomes_that_of_its_position():
+def test_pad_id_is_replaced_by_the_padding_of_its_position():
     stream = Stream(dataclasses.replace(CONFIG, pad_id=0))
     prefix = stream.prefix([[3, 0, 4], [0], [0, 1, 2, 16, 0]])
     assert prefix.tolist() == [[13, 3, 18, 4, 20, 21], [13, 17, 18, 19, 20, 21], [13, 17, 1, 2, 16, 21]]
 
 
-def test_join_appends_the_picture_row_by_row():
+def test_join_appends_image_ids_row_by_row():
     image_ids = torch.tensor([[[0, 1, 2], [8, 9, 10]]])
     assert STREAM.join(STREAM.prefix([[7]]), image_ids).tolist() == [[13, 7, 18, 19, 20, 21, 22, 23, 24, 30, 31, 32]]
 
@@ -43,13 +43,13 @@ def test_split_is_the_inverse_of_join():
     image_ids = torch.randint(11, (7, 2, 3), generator=generator)
     ids = STREAM.join(STREAM.prefix(captions), image_ids)
     assert ids.shape == (7, STREAM.length)
-    again, pictures = STREAM.split(ids)
-    assert again == captions
-    assert torch.equal(pictures, image_ids)
-    assert torch.equal(STREAM.join(STREAM.prefix(again), pictures), ids)
+    split_captions, split_image_ids = STREAM.split(ids)
+    assert split_captions == captions
+    assert torch.equal(split_image_ids, image_ids)
+    assert torch.equal(STREAM.join(STREAM.prefix(split_captions), split_image_ids), ids)
 
 
-def test_every_id_stands_where_its_range_says():
+def test_ids_are_in_the_range_of_their_positions():
     generator = torch.Generator().manual_seed(1)
     ids = STREAM.join(STREAM.prefix([[16], [0] * 5]), torch.randint(11, (2, 2, 3), generator=generator))
     text, image = ids[:, 1:6], ids[:, 6:]
@@ -57,7 +57,7 @@ def test_every_id_stands_where_its_range_says():
     assert STREAM.image_range[0] <= int(image.min()) <= int(image.max()) < STREAM.image_range[1]
 
 
-def test_coordinates():
+def test_coordinates_of_text_and_picture():
     assert STREAM.coordinates().tolist() == [
         [0, 0],
         [1, 1],
@@ -74,12 +74,12 @@ def test_coordinates():
     ]
 
 
-def test_no_two_positions_share_a_place():
-    places = Stream(StreamConfig(text_length=7, text_vocab=17, grid=(5, 3), image_vocab=11)).coordinates()
-    assert len(places.unique(dim=0)) == len(places) == 23
+def test_coordinates_of_all_positions_differ():
+    coordinates = Stream(StreamConfig(text_length=7, text_vocab=17, grid=(5, 3), image_vocab=11)).coordinates()
+    assert len(coordinates.unique(dim=0)) == len(coordinates) == 23
 
 
-def test_joining_and_prefixing_change_no_argument():
+def test_join_and_prefix_do_not_change_their_arguments():
     captions, image_ids = [[3, 4], []], torch.zeros(2, 2, 3, dtype=torch.int64)
     prefix = STREAM.prefix(captions)
     before = prefix.clone()
@@ -89,7 +89,7 @@ def test_joining_and_prefixing_change_no_argument():
     assert not image_ids.any()
 
 
-def test_no_caption_at_all():
+def test_prefix_of_no_captions_is_empty():
     assert STREAM.prefix([]).shape == (0, 6)
 
 

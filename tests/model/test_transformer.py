@@ -19,7 +19,7 @@ STREAM = StreamConfig(text_length=3, text_vocab=17, grid=(2, 3), image_vocab=11)
 
 @pytest.fixture(params=POSITIONS)
 def model(request):
-    """In double precision, so that the tolerances below leave rounding and nothing else."""
+    """In double precision, so that tolerances can be tight."""
     return make_transformer(request.param)[0].double()
 
 
@@ -59,7 +59,7 @@ def test_recomputing_stores_less_and_gives_the_same_gradients(position):
 
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize("t", [0, 1, TEXT_LENGTH - 1, TEXT_LENGTH, TEXT_LENGTH + 1, 11, T - 2])
-def test_no_position_sees_the_future(model, t, grad):
+def test_no_position_attends_to_later_ones(model, t, grad):
     ids = random_ids(model)
     changed = ids.clone()
     changed[:, t + 1] = (ids[:, t + 1] + 1) % model.vocab_size
@@ -80,14 +80,14 @@ def test_cached_equals_uncached_at_every_position(model, sizes):
         torch.testing.assert_close(run_in_pieces(model, ids, sizes), model(ids), atol=1e-12, rtol=0)
 
 
-def test_training_and_inference_say_the_same(model):
+def test_training_and_inference_give_the_same(model):
     ids = random_ids(model)
     with torch.no_grad():
         inference = model(ids)
     torch.testing.assert_close(model(ids), inference, atol=1e-12, rtol=0)
 
 
-def test_rows_do_not_see_each_other(model):
+def test_rows_of_a_batch_are_independent(model):
     ids = random_ids(model)
     with torch.no_grad():
         together = model(ids)
@@ -113,15 +113,15 @@ def test_a_run_changes_neither_ids_nor_model(model):
     attributes = set(vars(model))
     with torch.no_grad():
         first = run_in_pieces(model, ids, [8] + [1] * 15)
-        again = run_in_pieces(model, ids, [8] + [1] * 15)
+        second = run_in_pieces(model, ids, [8] + [1] * 15)
     assert torch.equal(ids, before)
-    assert torch.equal(first, again)
+    assert torch.equal(first, second)
     assert set(vars(model)) == attributes
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_positions_matter(model):
-    # Every position has the same id; only where it stands can tell them apart (or, relatively, a different one)
+def test_outputs_depend_on_the_position(model):
+    # All positions have the same id, except the first: relative positions need something to be relative to.
     ids = torch.full((1, T), 3)
     ids[0, 0] = 5
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_logits_of_a_range_are_a_slice_of_all():
     assert model.logits(hidden[:, 0], stream.image_range).shape == (3, 61)
 
 
-def test_gradients_stay_in_the_past():
+def test_gradients_reach_earlier_positions_only():
     model, _ = make_transformer()
     embedded = []
     model.embed.register_forward_hook(lambda module, args, output: embedded.append(output) or output.retain_grad())
@@ -185,14 +185,14 @@ def test_a_whole_model_can_learn_one_batch():
     assert losses[-1] < 0.05
 
 
-def test_swiglu_is_its_formula():
+def test_swiglu_equals_its_formula():
     layer = MLP(7).double()
     x = torch.randn(5, 7, dtype=torch.float64)
     gate, value = x @ layer.up.weight[:64].T, x @ layer.up.weight[64:].T
     torch.testing.assert_close(layer(x), (gate / (1 + torch.exp(-gate)) * value) @ layer.down.weight.T)
 
 
-def test_autocast_keeps_the_residual_stream_in_one_type():
+def test_autocast_keeps_the_residual_stream_in_one_dtype():
     model, _ = make_transformer()
     ids = random_ids(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -203,7 +203,7 @@ def test_autocast_keeps_the_residual_stream_in_one_type():
     assert float((hidden - exact).abs().mean()) < 0.1 * float(exact.abs().mean())
 
 
-def test_learned_positions_are_rows_plus_columns():
+def test_learned_positions_are_embeddings_of_rows_and_columns():
     model, stream = make_transformer("learned")
     rows, columns = model.positions
     last = 1 + TEXT_LENGTH
@@ -214,17 +214,17 @@ def test_learned_positions_are_rows_plus_columns():
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-def test_what_enters_the_first_block(position):
+def test_input_of_the_first_block_is_the_sum_of_embeddings(position):
     model, stream = make_transformer(position)
-    entered = []
-    model.blocks[0].register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    block_inputs = []
+    model.blocks[0].register_forward_pre_hook(lambda module, args: block_inputs.append(args[0]))
     ids = random_ids(model)
     model(ids)
     for t, (row, column) in enumerate(stream.coordinates().tolist()):
         expected = model.embed.weight[ids[:, t]]
         if position == "learned":
             expected = expected + model.positions[0].weight[row] + model.positions[1].weight[column]
-        torch.testing.assert_close(entered[0][:, t], expected)
+        torch.testing.assert_close(block_inputs[0][:, t], expected)
 
 
 def test_a_new_cache_fits_the_model():
@@ -253,7 +253,7 @@ def test_the_model_takes_plain_arguments():
         ({"position": "alibi"}, "expected position rope, learned, absolute, got 'alibi'"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(changes, message):
+def test_values_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         Transformer(
             **{
