@@ -1,4 +1,4 @@
-"""A decoder-only transformer over ids, which knows nothing of text or images.
+"""A decoder-only transformer over ids, independent of text and images.
 
 Pre-norm blocks, rotary or learned positions given by plane coordinates, and an output head of which a caller computes
 just the rows it needs.

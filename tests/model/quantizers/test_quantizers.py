@@ -84,10 +84,10 @@ def test_the_gradient_goes_straight_through():
     vq, z = with_codebook(COMPASS).train(), random_vectors(3, 7, 2).requires_grad_()
     weight = random_vectors(3, 7, 2, seed=1)
     quantized, _, _ = vq(z)
-    (ours,) = torch.autograd.grad((quantized * weight).sum(), z)
+    (gradient,) = torch.autograd.grad((quantized * weight).sum(), z)
     (expected,) = torch.autograd.grad((F.normalize(z, dim=-1) * weight).sum(), z)
-    torch.testing.assert_close(ours, expected)
-    assert float(ours.norm()) > 0.1
+    torch.testing.assert_close(gradient, expected)
+    assert float(gradient.norm()) > 0.1
 
 
 def test_the_commitment_loss_pulls_z_towards_its_entry():
@@ -234,8 +234,8 @@ def test_simvq_ids_to_vectors_to_ids():
 def test_simvq_gradient_goes_straight_through_and_its_loss_moves_the_transform():
     sim, z = simvq_with(COMPASS, QUARTER_TURN, commitment=0.5).train(), at(92.0, length=2.5).requires_grad_()
     quantized, ids, _ = sim(z)
-    (ours,) = torch.autograd.grad((quantized * torch.tensor([3.0, 7.0])).sum(), z)
-    torch.testing.assert_close(ours, torch.tensor([[[3.0, 7.0]]]))
+    (gradient,) = torch.autograd.grad((quantized * torch.tensor([3.0, 7.0])).sum(), z)
+    torch.testing.assert_close(gradient, torch.tensor([[[3.0, 7.0]]]))
     distance = float((z - at(90.0, length=2.0)).square().mean().detach())
     assert ids.tolist() == [[0]]
     assert float(sim(z)[2].detach()) == pytest.approx(1.5 * distance, rel=1e-5)
@@ -279,12 +279,12 @@ def test_lfq_entropies_by_hand():
 def test_lfq_equals_the_library(dim):
     from vector_quantize_pytorch import LFQ
 
-    theirs = LFQ(
+    library = LFQ(
         dim=dim, codebook_size=2**dim, entropy_loss_weight=0.3, diversity_gamma=0.7, commitment_loss_weight=0.2
     ).train()
-    ours = LookupFree(dim, 0.2, (0.3, 0.3 * 0.7), sharpness=0.6).train()
+    quantizer = LookupFree(dim, 0.2, (0.3, 0.3 * 0.7), sharpness=0.6).train()
     z = random_vectors(3, 37, dim).requires_grad_()
-    expected, got = theirs(z, inv_temperature=0.6), ours(z)
+    expected, got = library(z, inv_temperature=0.6), quantizer(z)
     assert torch.equal(got[1], expected[1])
     torch.testing.assert_close(got[0], expected[0])
     # The library clamps probabilities to at least 1e-5.
@@ -293,7 +293,7 @@ def test_lfq_equals_the_library(dim):
     gradients = [torch.autograd.grad((out[0] * weight).mean() + out[2], z)[0] for out in (got, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
     ids = torch.arange(2**dim)[None]
-    torch.testing.assert_close(ours.lookup(ids), theirs.indices_to_codes(ids))
+    torch.testing.assert_close(quantizer.lookup(ids), library.indices_to_codes(ids))
 
 
 # --- Gumbel
