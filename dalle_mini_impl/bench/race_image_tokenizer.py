@@ -1,4 +1,4 @@
-"""Training race of the image tokenizer: this package and dalle-pytorch on the same data for the same minutes."""
+"""The learning race of image tokenizers: equal minutes on the same pictures, then reconstructing held-out ones."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
-from dalle_mini_impl.bench.race import HELD_OUT, SCHEDULE, run, verdict
+from dalle_mini_impl.bench.race import HELD_OUT, SCHEDULE_STEPS, race_row, train_for
 from dalle_mini_impl.bench.report import BenchRow
-from dalle_mini_impl.bench.training import finish
+from dalle_mini_impl.bench.training import apply_gradients
 from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import pixels_on_white
@@ -25,76 +25,86 @@ from dalle_mini_impl.train.image_tokenizer import batch_pixels
 from dalle_mini_impl.train.losses.pictures import reconstruction_loss
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 
-PEER_RATE, PEER_DECAY, PEER_BATCH = 1e-3, 0.98, 8
-"""Adam's rate, its factor every `PEER_EVERY` steps, and pictures per step in the peer's own training script."""
-PEER_TEMPERATURE, PEER_COLDEST, PEER_COOLING = 1.0, 0.5, 1e-6
-"""Gumbel-softmax temperature there: at first, at last, and what cools it every `PEER_EVERY` steps."""
-PEER_EVERY = 100
+PEER_RATE, PEER_RATE_DECAY, PEER_BATCH = 1e-3, 0.98, 8
+"""The peer's own training script: Adam's learning rate, its factor per period, and pictures per step."""
+PEER_TEMPERATURE, PEER_LAST_TEMPERATURE, PEER_TEMPERATURE_DECAY = 1.0, 0.5, 1e-6
+"""The same: first and last temperature of the Gumbel-softmax, and its rate of decay."""
+PEER_PERIOD = 100
+"""The same: steps after which rate and temperature change."""
+
+PSNR_BATCH = 64
 
 Side = tuple[Callable[[int, float], Any], Callable[[Tensor], Tensor]]
-"""A training step (number, share of the time), and pictures (B, 3, H, W) -> ids -> pictures."""
+"""A training step (number, share of the time), and the reconstruction of pixels (B, 3, H, W)."""
 
 
 def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Iterator[BenchRow]:
-    """Train our image tokenizer and dalle-pytorch's `DiscreteVAE` of the same grid and codebook on one set.
+    """Train this package's image tokenizer and dalle-pytorch's `DiscreteVAE` of equal grid and codebook on one set.
 
-    Ours runs at the settings of a training config, its schedule stretched over the minutes, and sees pictures augmented
-    as that says; the peer runs at the settings of its own script and sees them as they are. Validation, on held-out
-    pictures, does not count towards the minutes.
+    This package uses the settings of a training config, augmentation included, with the schedule stretched over the
+    minutes; the peer uses the settings of its own script, without augmentation. Validation, on held-out pictures, does
+    not count towards the minutes.
 
     Args:
         config_file: config of the image tokenizer stage; its data are used.
-        minutes: of training for each.
+        minutes: training time of each.
         device: to train on.
-        checks: validations on the way.
+        checks: validations, at equal distances.
 
     Raises:
         UserError: the `judge` extra is not installed.
     """
     config = load(ImageTokenizerRun, str(config_file), [])
-    train, validation = (open_store(config.data, split) for split in ("train", "validation"))
+    train = open_store(config.data, "train")
+    validation = open_store(config.data, "validation")
     pictures = validation.take(np.arange(len(validation))[:HELD_OUT])
     held_out = pixels_on_white(pictures, config.model.image_size).to(device)
-    curves, apart, distance = {}, {}, efficientnet_distance(device)
-    for name, side in (("ours", our_side), ("dalle-pytorch", peer_side)):
-        step, copy = side(config, train, device)
+    curves = {}
+    distances = {}
+    distance = efficientnet_distance(device)
+    for name, side in (("ours", own_side), ("dalle-pytorch", peer_side)):
+        step, reconstruct = side(config, train, device)
 
-        def quality(copy: Callable[[Tensor], Tensor] = copy) -> float:
+        def mean_psnr(reconstruct: Callable[[Tensor], Tensor] = reconstruct) -> float:
             with torch.inference_mode():
-                return float(torch.cat([psnr(copy(part), part) for part in held_out.split(64)]).mean())
+                parts = held_out.split(PSNR_BATCH)
+                return float(torch.cat([psnr(reconstruct(part), part) for part in parts]).mean())
 
-        curves[name] = list(run(step, quality, minutes, checks))
+        curves[name] = list(train_for(step, mean_psnr, minutes, checks))
         with torch.inference_mode():
-            parts = [distance(copy(part), part) for part in held_out.split(BATCH_SIZE)]
-        apart[name] = float(torch.cat(parts).mean())
-    yield verdict("learn/image-tokenizer", "dB", curves, minutes, higher_is_better=True)
+            per_picture = [distance(reconstruct(part), part) for part in held_out.split(BATCH_SIZE)]
+        distances[name] = float(torch.cat(per_picture).mean())
+    yield race_row("learn/image-tokenizer", "dB", curves, minutes, higher_is_better=True)
     note = f"perceptual distance (EfficientNet-Lite0) after {minutes:g} min"
-    yield BenchRow("learn/image-tokenizer/looks", apart["ours"], "dalle-pytorch", apart["dalle-pytorch"], note=note)
+    yield BenchRow(
+        "learn/image-tokenizer/looks", distances["ours"], "dalle-pytorch", distances["dalle-pytorch"], note=note
+    )
 
 
-def our_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
-    """A training step of this package, EMA included."""
+def own_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
+    """The step of the image tokenizer stage, without perceptual distance and GAN; EMA weights reconstruct."""
     model = ImageTokenizer(config.model, config.commitment).to(device)
-    average = Ema(model, config.run.ema)
+    ema = Ema(model, config.run.ema)
     optimizers = build_optimizers(model, config.optimizer)
 
     def step(number: int, share: float) -> None:
         model.train()
-        set_rate(optimizers, config.optimizer.warmup_steps + int(share * SCHEDULE), SCHEDULE, config.optimizer)
+        schedule_step = config.optimizer.warmup_steps + int(share * SCHEDULE_STEPS)
+        set_learning_rate(optimizers, schedule_step, SCHEDULE_STEPS, config.optimizer)
         target = batch_pixels(train, number, slice(0, config.run.batch_size), config).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             result = model(target)
         loss = reconstruction_loss(result.pixels, target, config.edge) + result.auxiliary
-        finish(model, optimizers, loss, config.optimizer.clip)
-        average.update(model, number)
+        apply_gradients(model, optimizers, loss, config.optimizer.clip)
+        ema.update(model, number)
 
-    def copy(pixels: Tensor) -> Tensor:
-        with average.swapped_into(model):
+    def reconstruct(pixels: Tensor) -> Tensor:
+        with ema.swapped_into(model):
             return model.decode(model.encode(pixels))
 
-    return step, copy
+    return step, reconstruct
 
 
 def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Side:
@@ -118,15 +128,16 @@ def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Si
     def step(number: int, share: float) -> None:
         nonlocal temperature
         model.train()
-        if number and number % PEER_EVERY == 0:
-            temperature = max(temperature * math.exp(-PEER_COOLING * number), PEER_COLDEST)
-            optimizer.param_groups[0]["lr"] *= PEER_DECAY
-        wanted = loop.batch_indices(number, PEER_BATCH, len(train), config.run.seed)
-        pixels = pixels_on_white(train.take(wanted), shape.image_size).to(device)
-        finish(model, [optimizer], model((pixels + 1) / 2, return_loss=True, temp=temperature), clip=float("inf"))
+        if number and number % PEER_PERIOD == 0:
+            temperature = max(temperature * math.exp(-PEER_TEMPERATURE_DECAY * number), PEER_LAST_TEMPERATURE)
+            optimizer.param_groups[0]["lr"] *= PEER_RATE_DECAY
+        indices = loop.batch_indices(number, PEER_BATCH, len(train), config.run.seed)
+        pixels = pixels_on_white(train.take(indices), shape.image_size).to(device)
+        loss = model((pixels + 1) / 2, return_loss=True, temp=temperature)
+        apply_gradients(model, [optimizer], loss, clip=float("inf"))
 
-    def copy(pixels: Tensor) -> Tensor:
-        # It takes pixels from 0 to 1 and gives them normalised to -1 to 1, as its loss wants them.
+    def reconstruct(pixels: Tensor) -> Tensor:
+        # The peer encodes pixels in [0, 1] and decodes to [-1, 1].
         return model.eval().decode(model.get_codebook_indices((pixels + 1) / 2))
 
-    return step, copy
+    return step, reconstruct

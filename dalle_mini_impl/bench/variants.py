@@ -1,4 +1,4 @@
-"""Variants of one training: the same pictures and the same minutes for each, so that what differs is what they are."""
+"""Variants of one training config, each trained on the same pictures for the same minutes."""
 
 import itertools
 import json
@@ -12,65 +12,66 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.config.training import ImageTokenizerRun
-from dalle_mini_impl.config.yaml_io import load, to_dict
+from dalle_mini_impl.config.yaml_io import from_dict, load, to_dict
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import write_json
 
 TRAINER = "dalle_mini_impl.train.image_tokenizer"
-SPARE = 10
-"""Minutes a process may take on top of twice its training: start, data, the last validation."""
+EXTRA_MINUTES = 10
+"""Time limit of a training process beyond twice its training minutes: start, decoding of data, last validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variants:
-    """What a file of variants says."""
+    """Contents of a file of variants, such as configs/compare/image_tokenizers.yaml."""
 
     base: str
-    """Config of the image tokenizer stage that all variants start from."""
+    """Config of the image tokenizer stage that the variants change."""
     axes: tuple[dict[str, tuple[str, ...]], ...]
-    """Names with `key=value` overrides, such as `vq: [model.quantizer=vq]`. Every name of the first axis is combined
-    with every name of the second, and so on; an empty name leaves no trace in the variant's."""
+    """Names with `key=value` overrides, such as `vq: [model.quantizer=vq]`. Every combination of one name per axis is a
+    variant, called by these names joined by `-`, without empty ones."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One training to be done."""
+    """One training."""
 
     name: str
     folder: Path
-    """Where all of it is kept."""
+    """Folder of everything that the training writes."""
     overrides: tuple[str, ...]
-    """What makes it a variant."""
+    """Changes of the base config."""
     arguments: tuple[str, ...]
-    """What the trainer is called with."""
+    """Arguments of the training command."""
     config: ImageTokenizerRun
+    """The resulting config."""
 
     @property
     def model(self) -> Path:
-        """Its checkpoint folder."""
+        """The checkpoint folder."""
         return self.folder / "model"
 
 
 def read_variants(path: str | Path, minutes: float, out: str | Path) -> list[Variant]:
-    """The variants of a file, each with its whole config, so that a slip shows before hours of training.
+    """Read a file of variants and build the config of each, so that mistakes show before hours of training.
 
     Args:
         path: YAML file, see `Variants`.
-        minutes: of training for each.
-        out: a folder in this folder for each.
+        minutes: training time of each.
+        out: folder with one folder for each variant.
 
     Raises:
         UserError: the file, a name or a setting is wrong.
     """
     spec = load(Variants, path)
-    found = []
+    variants = []
     for choice in itertools.product(*(axis.items() for axis in spec.axes)):
         name = "-".join(label for label, _ in choice if label)
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise UserError(f"{path}: variant {name!r}; expected letters, digits, '.', '_' and '-' in a variant's name")
         folder = Path(out) / name
         overrides = tuple(itertools.chain.from_iterable(lines for _, lines in choice))
-        # Next to nothing but training should take of its minutes.
+        # Validations and samples would take part of the minutes.
         settings = (
             f"run.minutes={minutes}",
             f"run.model_dir={folder / 'model'}",
@@ -79,52 +80,64 @@ def read_variants(path: str | Path, minutes: float, out: str | Path) -> list[Var
             "run.sample_every=0",
         )
         config = load(ImageTokenizerRun, spec.base, [*overrides, *settings])
-        found.append(Variant(name, folder, overrides, ("--config", spec.base, *overrides, *settings), config))
-    if len({variant.name for variant in found}) < len(found) or not found:
-        raise UserError(f"{path} gives {len(found)} variants; expected at least one, and names that differ")
-    return found
+        variants.append(Variant(name, folder, overrides, ("--config", spec.base, *overrides, *settings), config))
+    if len({variant.name for variant in variants}) < len(variants) or not variants:
+        raise UserError(f"{path} gives {len(variants)} variants; expected at least one, and distinct names")
+    return variants
 
 
-def train(variant: Variant, tick: Callable[[float], Any]) -> dict[str, Any]:
-    """Train a variant in a process of its own, unless that has been done with the same settings.
+def train(variant: Variant, progress: Callable[[float], Any]) -> dict[str, Any]:
+    """Train a variant in a separate process, unless it was trained before with the same settings.
 
     Args:
         variant: what to train.
-        tick: told once in a while how many seconds have passed since.
+        progress: called every fraction of a second with the seconds since the last call.
 
     Returns:
-        `steps` and `pictures_per_second` of the training; or `failed`, why there is none.
+        `steps` and `pictures_per_second` of the training; or `failed`, the reason why it failed.
     """
     done = variant.folder / "done.json"
     if done.is_file():
-        facts = json.loads(done.read_text(encoding="utf-8"))
-        if facts["config"] == to_dict(variant.config):
-            return facts["training"]
+        record = json.loads(done.read_text(encoding="utf-8"))
+        if _is_config(record["config"], variant.config):
+            return record["training"]
     for path in (done, variant.model / "image_tokenizer.safetensors"):
         path.unlink(missing_ok=True)
     variant.folder.mkdir(parents=True, exist_ok=True)
-    failed = _run([sys.executable, "-m", TRAINER, *variant.arguments], variant, tick)
+    failed = _run([sys.executable, "-m", TRAINER, *variant.arguments], variant, progress)
     if failed:
         return {"failed": failed}
     lines = [json.loads(line) for line in (variant.folder / "state" / "log.jsonl").read_text().splitlines()]
-    last = next((line for line in reversed(lines) if "loss" in line), lines[-1])  # without validation's seconds
+    # The speed at the last training step, whose seconds do not include the last validation.
+    last = next((line for line in reversed(lines) if "loss" in line), lines[-1])
     training = {"steps": last["step"] + 1, "pictures_per_second": last["pictures_per_second"]}
     write_json(done, {"config": to_dict(variant.config), "training": training})
     return training
 
 
-def _run(command: list[str], variant: Variant, tick: Callable[[float], Any]) -> str:
-    """Run a command to its end and give the reason if it failed; what it prints goes to `output.txt`."""
-    output, limit = variant.folder / "output.txt", 60 * (2 * variant.config.run.minutes + SPARE)
-    spent, last = 0.0, time.monotonic()
+def _is_config(values: Any, config: ImageTokenizerRun) -> bool:
+    """Whether plain values, which may have old names of keys, are those of a config."""
+    try:
+        return from_dict(ImageTokenizerRun, values) == config
+    except UserError:
+        return False
+
+
+def _run(command: list[str], variant: Variant, progress: Callable[[float], Any]) -> str:
+    """Run a command with its output in `output.txt`; returns the reason if it failed, otherwise an empty string."""
+    output = variant.folder / "output.txt"
+    limit = 60 * (2 * variant.config.run.minutes + EXTRA_MINUTES)
+    spent = 0.0
+    last = time.monotonic()
     with output.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
             while process.poll() is None:
                 time.sleep(0.2)
                 now = time.monotonic()
-                seconds = min(now - last, 1)  # a machine that slept took no time
-                spent, last = spent + seconds, now
-                tick(seconds)
+                seconds = min(now - last, 1)  # time in which the machine was suspended does not count
+                spent += seconds
+                last = now
+                progress(seconds)
                 if spent > limit:
                     return f"was still running after {limit / 60:.0f} minutes"
         finally:

@@ -1,4 +1,4 @@
-"""A comparison of variants as JSON, as pictures, and as the generated part of a document."""
+"""A comparison of variants: JSON, sheets of pictures, and the generated part of a Markdown document."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -21,60 +21,69 @@ from dalle_mini_impl.util.tables import markdown_table
 BEGIN, END = "<!-- begin of what dalle compare writes -->", "<!-- end of what dalle compare writes -->"
 
 
-def row(variant: Variant, training: dict[str, Any], evaluation: TokenizerEvaluation | None) -> dict[str, Any]:
-    """What is kept of a variant: its settings, its training, and what it is worth if it could be trained."""
+def variant_entry(variant: Variant, training: dict[str, Any], evaluation: TokenizerEvaluation | None) -> dict[str, Any]:
+    """The JSON entry of a variant: its settings, its training, and its evaluation unless the training failed."""
     report = asdict(evaluation.report) if evaluation else {"size": variant.config.model.image_size}
     return {"name": variant.name, "overrides": list(variant.overrides), **training, **report}
 
 
-def write(document: Path, facts: dict[str, Any], evaluations: Sequence[TokenizerEvaluation]) -> list[Path]:
+def write_comparison(
+    document: Path, comparison: dict[str, Any], evaluations: Sequence[TokenizerEvaluation]
+) -> list[Path]:
     """Write `NAME.json` and a sheet `images/NAME-SIZE.png` per picture size beside a document, and its generated part.
 
+    Args:
+        document: the Markdown file.
+        comparison: the content of the JSON.
+        evaluations: of the variants that were trained, for the sheets.
+
     Returns:
-        What was written.
+        The files written.
 
     Raises:
-        UserError: the document exists, but has no place for the generated part.
+        UserError: the document exists, but has no markers of the generated part.
     """
-    before, after = written_by_hand(document)
+    before, after = handwritten_parts(document)
     paths = []
-    for size in sizes(facts):
-        shown = [evaluation for evaluation in evaluations if evaluation.report.size == size]
-        if shown:
-            paths.append(save_png(examples_sheet(shown), document.parent / sheet_name(document.stem, size)))
-    paths.append(write_json(document.with_suffix(".json"), facts))
+    for size in sizes(comparison):
+        same_size = [evaluation for evaluation in evaluations if evaluation.report.size == size]
+        if same_size:
+            paths.append(save_png(examples_sheet(same_size), document.parent / sheet_name(document.stem, size)))
+    paths.append(write_json(document.with_suffix(".json"), comparison))
     with replace_file(document) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{section(facts, document.stem)}\n{END}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}{BEGIN}\n{section(comparison, document.stem)}\n{END}{after}", encoding="utf-8")
     return [*paths, document]
 
 
-def written_by_hand(document: Path) -> tuple[str, str]:
-    """What a document says before and after its generated part.
+def handwritten_parts(document: Path) -> tuple[str, str]:
+    """The text of a document before and after its generated part.
 
     Raises:
-        UserError: the document exists, but has no place for that part.
+        UserError: the document exists, but has no markers of that part.
     """
     text = document.read_text(encoding="utf-8") if document.is_file() else f"{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{document} has no lines {BEGIN!r} and {END!r}; add them where the table should be")
+        raise UserError(
+            f"{document} has no lines {BEGIN!r} and {END!r}; add them where the table should be, or name a new file"
+        )
     return before, after
 
 
-def section(facts: dict[str, Any], name: str) -> str:
-    """The generated part of a document, from nothing but what its JSON says.
+def section(comparison: dict[str, Any], name: str) -> str:
+    """The generated part of a document, from its JSON alone.
 
     Args:
-        facts: the content of the JSON.
-        name: the document's, without suffix.
+        comparison: the content of the JSON.
+        name: of the document, without suffix.
     """
     parts = [
-        f"{facts['minutes']:g} minutes of training each on {facts['machine']}; measured on the {facts['split']} "
-        f"pictures of `{facts['data']}`.\n\n```\n{facts['command']}\n```"
+        f"{comparison['minutes']:g} minutes of training each on {comparison['machine']}; measured on the "
+        f"{comparison['split']} pictures of `{comparison['data']}`.\n\n```\n{comparison['command']}\n```"
     ]
-    for size in sizes(facts):
-        rows = [row for row in facts["variants"] if row["size"] == size]
+    for size in sizes(comparison):
+        rows = [row for row in comparison["variants"] if row["size"] == size]
         trained = [row for row in rows if "failed" not in row]
         parts.append(f"## {size} px")
         if trained:
@@ -90,13 +99,13 @@ def section(facts: dict[str, Any], name: str) -> str:
 
 
 def sheet_name(name: str, size: int) -> str:
-    """Where a document's sheet of a picture size lies, seen from the document."""
+    """Path of the sheet of a picture size, relative to the document."""
     return f"images/{name}-{size}.png"
 
 
-def sizes(facts: dict[str, Any]) -> list[int]:
-    """The picture sizes of a comparison, in order."""
-    return sorted({row["size"] for row in facts["variants"]})
+def sizes(comparison: dict[str, Any]) -> list[int]:
+    """The picture sizes of a comparison, smallest first."""
+    return sorted({row["size"] for row in comparison["variants"]})
 
 
 def _report(row: dict[str, Any]) -> TokenizerReport:

@@ -43,41 +43,49 @@ def compare(variants: str, minutes: float, out: Path, document: str, **options: 
     from tqdm import tqdm
 
     from dalle_mini_impl.bench.variants import read_variants, train
-    from dalle_mini_impl.bench.variants_report import row, write, written_by_hand
+    from dalle_mini_impl.bench.variants_report import handwritten_parts, variant_entry, write_comparison
     from dalle_mini_impl.evaluate.reconstruction import ReconstructionMetrics
     from dalle_mini_impl.util.devices import choose_device
 
-    written_by_hand(Path(document))  # this and the next line fail now rather than after hours of training
+    # Missing markers and missing packages are reported now rather than after hours of training.
+    handwritten_parts(Path(document))
     ReconstructionMetrics("cpu")
-    device, plan, trained = choose_device(options["device"]), read_variants(variants, minutes, out), []
-    for number, variant in enumerate(plan, 1):
-        click.echo(f"{number}/{len(plan)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt")
+    device = choose_device(options["device"])
+    planned = read_variants(variants, minutes, out)
+    trainings = []
+    for number, variant in enumerate(planned, 1):
+        click.echo(
+            f"{number}/{len(planned)} {variant.name}: {minutes:g} minutes, output in {variant.folder}/output.txt"
+        )
         with tqdm(
             total=round(60 * minutes), bar_format="{l_bar}{bar}| {n:.0f} of {total} s", leave=False, disable=None
         ) as bar:  # no bar in a file
-            trained.append(train(variant, bar.update))
-        click.echo("  " + ", ".join(f"{name} {value}" for name, value in trained[-1].items()))
-    data = plan[0].config.data.store
-    found = [
+            trainings.append(train(variant, bar.update))
+        click.echo("  " + ", ".join(f"{name} {value}" for name, value in trainings[-1].items()))
+    data = planned[0].config.data.store
+    evaluations = [
         None if "failed" in training else measure(variant, data, options["split"], options["keep"], device)
-        for variant, training in zip(plan, trained, strict=True)
+        for variant, training in zip(planned, trainings, strict=True)
     ]
-    facts = {
+    comparison = {
         "command": f"dalle compare {variants} --minutes {minutes:g} --document {document}",
-        "machine": machine(), "minutes": minutes, "data": data, "split": options["split"],
-        "variants": [row(*one) for one in zip(plan, trained, found, strict=True)],
-    }  # fmt: skip
-    for path in write(Path(document), facts, [one for one in found if one]):
+        "machine": machine(),
+        "minutes": minutes,
+        "data": data,
+        "split": options["split"],
+        "variants": [variant_entry(*one) for one in zip(planned, trainings, evaluations, strict=True)],
+    }
+    for path in write_comparison(Path(document), comparison, [one for one in evaluations if one]):
         click.echo(path)
-    if failed := [variant.name for variant, training in zip(plan, trained, strict=True) if "failed" in training]:
+    if failed := [variant.name for variant, one in zip(planned, trainings, strict=True) if "failed" in one]:
         raise UserError(
-            f"{len(failed)} of {len(plan)} variants failed: {', '.join(failed)}; "
-            f"see their output.txt, and run the same command again for those alone"
+            f"{len(failed)} of {len(planned)} variants failed: {', '.join(failed)}; "
+            f"see their output.txt, and run the same command again to train only those"
         )
 
 
-def measure(variant: "Variant", data: str, split: str, shown: int, device: str) -> "TokenizerEvaluation":
-    """Evaluate what was trained of a variant."""
+def measure(variant: "Variant", data: str, split: str, examples: int, device: str) -> "TokenizerEvaluation":
+    """Evaluate the trained image tokenizer of a variant, with some example pictures."""
     from tqdm import tqdm
 
     from dalle_mini_impl.data.pair import SkipLog
@@ -88,11 +96,11 @@ def measure(variant: "Variant", data: str, split: str, shown: int, device: str) 
     tokenizer, _ = load_image_tokenizer(variant.model, device)
     batches = picture_batches(data, split, tokenizer.config.image_size, SkipLog())
     with tqdm(batches, desc=f"measuring {variant.name}", unit=" batches", delay=2, leave=False) as bar:
-        return evaluate_image_tokenizer(variant.name, tokenizer, bar, shown)
+        return evaluate_image_tokenizer(variant.name, tokenizer, bar, examples)
 
 
 def machine() -> str:
-    """What training runs on, in words."""
+    """The device that training runs on, in words."""
     import torch
 
     if torch.cuda.is_available():

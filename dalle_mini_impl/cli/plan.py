@@ -67,7 +67,7 @@ def plan(
     )
     echo_text(
         f"{needs.states / 1e9:.3g} GB of weights, gradients, moments and EMA; "
-        f"{needs.kept / 1e9:.3g} GB of activations for each picture's backward pass",
+        f"{needs.activations / 1e9:.3g} GB of activations for each picture's backward pass",
         json_file,
     )
     for way in ways:

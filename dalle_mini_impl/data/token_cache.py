@@ -4,7 +4,7 @@ A cache is a folder with `cache.json` (identity of the image tokenizer, grid, K)
 `image_ids.npy` (n, variants, h, w) uint16 and `pairs.jsonl`. Another image tokenizer decodes the same ids to other
 pictures, so a cache is opened only for the tokenizer that made it.
 
-A cache encoded with `soft` also has `likely_ids.npy` (n, variants, h, w, k) uint16, the k most probable ids of each
+A cache encoded with `soft_ids` also has `likely_ids.npy` (n, variants, h, w, k) uint16, the k most probable ids of each
 cell, and `shares.npy` of the same shape, float16, their probabilities.
 """
 

@@ -1,4 +1,4 @@
-"""The `about` section of a checkpoint, as far as the training run knows it."""
+"""The description of a transformer that its training writes into the checkpoint."""
 
 from dataclasses import replace
 
@@ -8,10 +8,13 @@ from dalle_mini_impl.data.token_cache import TokenCache
 
 
 def describe_run(config: TransformerRun, cache: TokenCache) -> AboutConfig:
-    """What the config says of the model; where it leaves them out, languages and data are those of the cache."""
+    """The config's description; languages and data that it leaves out are taken from the token cache.
+
+    Languages are those of the captions with a positive weight, the most frequently sampled first.
+    """
     found = {caption.language for entry in cache.entries for caption in entry.captions} - {""}
-    shares = {code: config.language_weights.get(code, 1.0) for code in sorted(found)}
-    languages = tuple(sorted((code for code in shares if shares[code] > 0), key=lambda code: -shares[code]))
+    weights = {code: config.language_weights.get(code, 1.0) for code in sorted(found)}
+    languages = tuple(sorted((code for code in weights if weights[code] > 0), key=lambda code: -weights[code]))
     data = (f"{cache.header.source}: {len(cache)} pictures",) if cache.header.source else ()
     about = config.about
     return replace(about, languages=about.languages or languages, data=about.data or data)

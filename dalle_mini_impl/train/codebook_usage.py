@@ -1,4 +1,4 @@
-"""How much of the codebook a run uses, counted over one epoch at a time."""
+"""How much of the codebook is used in training, counted per epoch."""
 
 import torch
 from accelerate import Accelerator
@@ -8,7 +8,8 @@ from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, usage
 from dalle_mini_impl.train.shared.loop import TrainingLog
 
-COLLAPSE = 0.1
+COLLAPSE_USAGE = 0.1
+"""Share of used ids below which the codebook counts as collapsed."""
 REMEDIES = {
     "vq": "lower optimizer.learning_rate or model.codebook_size",
     "simvq": "lower optimizer.learning_rate or raise commitment",
@@ -16,15 +17,22 @@ REMEDIES = {
     "lfq": "raise the second number of entropy or lower model.codebook_size",
     "gumbel": "raise dvae.kl_weight, or let dvae.temperature fall later",
 }
+"""What to change after a collapse, by quantizer."""
 
 
-class CodebookUse:
-    """Counts of ids, over the current epoch."""
+class CodebookUsage:
+    """Counts how often each id occurs in the current epoch.
+
+    Args:
+        accelerator: the processes of the run.
+        config: shape of the image tokenizer.
+    """
 
     def __init__(self, accelerator: Accelerator, config: ImageTokenizerConfig) -> None:
-        self.accelerator, self.config = accelerator, config
+        self.accelerator = accelerator
+        self.config = config
         self.counts = torch.zeros(config.codebook_size, dtype=torch.int64)
-        """Of this process. Part of the state of a run."""
+        """Counts of this process. Part of the resumable state."""
         self.warned = False
 
     def add(self, image_ids: Tensor) -> None:
@@ -32,16 +40,16 @@ class CodebookUse:
         self.counts += count_ids(image_ids, self.config.codebook_size)
 
     def figures(self) -> dict[str, float]:
-        """Usage (0 to 1), perplexity (1 to K) and how many ids have not occurred, over all processes."""
+        """Usage (0 to 1), perplexity (1 to K) and number of unused ids, over all processes; all must call this."""
         counts = self.accelerator.reduce(self.counts.to(self.accelerator.device), "sum").cpu()
         return {"usage": usage(counts), "perplexity": perplexity(counts), "dead": int((counts == 0).sum())}
 
     def end_epoch(self, log: TrainingLog) -> None:
-        """Reset the counts; warns, once per run, if little of the codebook was used."""
-        share = self.figures()["usage"]
-        if share < COLLAPSE and not self.warned:
+        """Reset the counts; prints a warning, once per run, if little of the codebook was used."""
+        used = self.figures()["usage"]
+        if used < COLLAPSE_USAGE and not self.warned:
             self.warned = True
-            log.say(
-                f"warning: only {share:.1%} of the codebook was used in an epoch; {REMEDIES[self.config.quantizer]}"
+            log.message(
+                f"warning: only {used:.1%} of the codebook was used in an epoch; {REMEDIES[self.config.quantizer]}"
             )
         self.counts.zero_()

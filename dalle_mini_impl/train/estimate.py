@@ -1,7 +1,6 @@
-"""Estimates what training a transformer takes from its config: nothing is allocated, nothing runs.
+"""Estimates what training a transformer takes from its config, without allocating or running anything.
 
-The model is built from fake tensors, which have shapes and no contents, and the tensors that a backward pass keeps are
-counted.
+The model is built of fake tensors, which have shapes but no storage.
 """
 
 from collections.abc import Iterator
@@ -20,38 +19,42 @@ from dalle_mini_impl.train.shared.optimizers import build_optimizers
 from dalle_mini_impl.util.errors import UserError
 
 BF16, FP32 = 2, 4
-FREE = 0.9
-"""Fraction of a GPU's memory that can be used; the rest goes to kernels, buffers and gaps."""
+"""Bytes of a number."""
+USABLE_MEMORY = 0.9
+"""Share of a GPU's memory to plan with; the rest is left to kernels, buffers and fragmentation."""
+SECONDS_PER_DAY = 86400
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a config needs, independent of the machine."""
+    """What training needs, on any machine."""
 
     parameters: int
+    """Parameters of the model."""
     in_blocks: int
-    """Of these parameters; the rest are embeddings, head and last norm."""
+    """Parameters in the blocks; the others are embeddings, head and last norm."""
     gathered: int
-    """Bytes of the largest part that is gathered at a time with sharding."""
+    """Bytes of the weights and gradients that exist unsharded at one time, with FSDP."""
     ids: int
-    """Positions that are predicted per picture, T - 1."""
+    """Positions predicted per picture, T - 1."""
     states: int
     """Bytes of weights, gradients, optimizer moments and EMA."""
-    kept: int
-    """Bytes of activations kept for the backward pass of one picture."""
+    activations: int
+    """Bytes of activations stored for one picture's backward pass."""
     flops: float
     """Operations of the forward and backward pass of one picture."""
 
 
 @dataclass(frozen=True)
 class TrainingMachine:
-    """The GPUs to train on."""
+    """The machine to train on."""
 
     gpus: int
+    """Number of GPUs."""
     memory: float
     """Bytes per GPU."""
     flops: float
-    """Operations a second that each GPU achieves in training, which is less than its data sheet says."""
+    """Operations per second that each GPU achieves in training, which is less than its peak."""
 
 
 @dataclass(frozen=True)
@@ -59,88 +62,106 @@ class Estimate:
     """Memory and time of one way of training."""
 
     sharded: bool
-    """Whether weights, gradients and moments are sharded (FSDP) or complete on each GPU (DDP)."""
+    """Whether weights, gradients and moments are sharded over the GPUs (FSDP) or replicated on each (DDP)."""
     states: float
-    """Bytes per GPU."""
+    """Bytes of states per GPU."""
     pictures_at_once: int
-    """Pictures whose activations fit beside the states, per GPU; 0 if none does."""
+    """Pictures whose activations fit into each GPU beside the states; 0 if none."""
     days: float
+    """Duration of the training."""
 
 
 def count(config: TransformerRun, stream: StreamConfig) -> Needs:
-    """Count what a transformer config needs."""
+    """Count parameters, bytes and operations of a transformer config."""
     layout = Stream(stream)
     ids = layout.length - 1
     with FakeTensorMode():
         model = StreamLoss(build_transformer(config.model, stream), layout)
-        parameters = list(model.parameters())
-        total = sum(p.numel() for p in parameters)
+        total = sum(p.numel() for p in model.parameters())
         moments = sum(
             p.numel() * (2 if isinstance(optimizer, torch.optim.AdamW) else 1)
             for optimizer in build_optimizers(model, config.optimizer)
             for group in optimizer.param_groups
             for p in group["params"]
         )
-        kept = _kept(model, layout)
+        activations = _activations(model, layout)
         if config.recompute:
             recomputing = StreamLoss(build_transformer(config.model, stream, recompute=True), layout)
-            little = _kept(recomputing, layout)
-            kept = little + (kept - little) // config.model.n_layer  # of one block after the other, all
+            always_stored = _activations(recomputing, layout)
+            # The rest is recomputed; at any time only one block's part of it is stored.
+            activations = always_stored + (activations - always_stored) // config.model.n_layer
     matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.ndim == 2)
     block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
-    rest, width = total - config.model.n_layer * block, BF16 if config.run.precision == "bf16" else FP32
+    outside = total - config.model.n_layer * block
+    width = BF16 if config.run.precision == "bf16" else FP32
     return Needs(
         parameters=total,
         in_blocks=config.model.n_layer * block,
-        # Weights and gradients of all but the blocks, of a block and the next one; some of it again as it is reduced.
-        gathered=2 * width * (rest + 2 * block) + FP32 * max(rest, block),
+        # Weights and gradients outside of the blocks, of one block and of the next, which is prefetched; and an fp32
+        # copy of the largest of these while its gradients are reduced.
+        gathered=2 * width * (outside + 2 * block) + FP32 * max(outside, block),
         ids=ids,
         states=FP32 * (2 * total + moments + (total if config.run.ema else 0)),
-        kept=kept,
+        activations=activations,
         flops=_flops(config, stream, matrices, ids),
     )
 
 
-def _kept(model: StreamLoss, layout: Stream) -> int:
-    """Bytes kept for one picture's backward pass: what one more adds, as what belongs to the weights is kept once."""
-    return _kept_of(model, layout, 3) - _kept_of(model, layout, 2)
+def _activations(model: StreamLoss, layout: Stream) -> int:
+    """Bytes stored for one picture's backward pass.
+
+    The difference between three pictures and two, because tensors that belong to the weights are stored only once.
+    """
+    return _stored_bytes(model, layout, 3) - _stored_bytes(model, layout, 2)
 
 
-def _kept_of(model: StreamLoss, layout: Stream, pictures: int) -> int:
-    """Bytes kept for several pictures; attention's scores are left out, which fused kernels do not keep."""
-    kept: dict[int, int] = {}
-    heads, ids_each = model.transformer.n_head, layout.length - 1
-    scores = ((pictures, heads, ids_each, ids_each), (pictures * heads, ids_each, ids_each))
+def _stored_bytes(model: StreamLoss, layout: Stream, pictures: int) -> int:
+    """Bytes stored for the backward pass of several pictures, without the attention scores.
 
-    def keep(x: Tensor) -> Tensor:
-        if x.shape not in scores:
-            kept[id(x.untyped_storage())] = x.untyped_storage().nbytes()
-            held.append(x)
+    Fused attention kernels do not store those.
+    """
+    bytes_by_storage: dict[int, int] = {}
+    heads = model.transformer.n_head
+    ids = layout.length - 1
+    score_shapes = ((pictures, heads, ids, ids), (pictures * heads, ids, ids))
+    stored: list[Tensor] = []  # keeps the storages alive, so that no two of them have the same id
+
+    def pack(x: Tensor) -> Tensor:
+        if x.shape not in score_shapes:
+            bytes_by_storage[id(x.untyped_storage())] = x.untyped_storage().nbytes()
+            stored.append(x)
         return x
 
-    held: list[Tensor] = []  # so that no place in memory is given to two
-    ids = layout.join(layout.prefix([[]] * pictures), torch.zeros(pictures, *layout.config.grid, dtype=torch.int64))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-        loss = model(ids[:, :-1], ids[:, 1:])
+    image_ids = torch.zeros(pictures, *layout.config.grid, dtype=torch.int64)
+    stream_ids = layout.join(layout.prefix([[]] * pictures), image_ids)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        loss = model(stream_ids[:, :-1], stream_ids[:, 1:])
     del loss
-    return sum(kept.values())
+    return sum(bytes_by_storage.values())
 
 
 def _flops(config: TransformerRun, stream: StreamConfig, matrices: int, ids: int) -> float:
-    """Two operations per weight and position forward, twice that backward (Kaplan et al. 2020); attention likewise.
+    """Operations per picture: 2 per weight and position forward, twice that backward (Kaplan et al. 2020).
 
-    Causal attention needs half of the pairs of positions, and each position only the logits of its own kind.
+    Attention is counted likewise: causal attention needs half of the pairs of positions. Each position needs the logits
+    of its own kind only, text or image.
     """
-    text = stream.text_length
-    head = config.model.n_embd * (text * (stream.text_vocab + text) + (ids - text) * stream.image_vocab)
+    text_ids = stream.text_length
+    image_ids = ids - text_ids
+    head = config.model.n_embd * (text_ids * (stream.text_vocab + text_ids) + image_ids * stream.image_vocab)
     attention = 4 * config.model.n_layer * config.model.n_embd * ids**2 / 2
     forward = 2 * (matrices * ids + head) + attention
-    again = 2 * matrices * ids + attention if config.recompute else 0
-    return 3 * forward + again
+    recomputed = 2 * matrices * ids + attention if config.recompute else 0
+    return 3 * forward + recomputed
 
 
 def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[Estimate]:
-    """Estimates for training on so many pictures: with a full copy on each GPU, and sharded.
+    """Estimate the ways to train: replicated on each GPU and, with several GPUs, sharded over them.
+
+    Args:
+        needs: of the config.
+        machine: to train on.
+        pictures: pictures to train on, repetitions counted.
 
     Raises:
         UserError: a number is not positive.
@@ -150,8 +171,8 @@ def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[E
             f"gpus {machine.gpus}, memory {machine.memory:g}, FLOP/s {machine.flops:g} and pictures "
             f"{pictures:g} were given; all must be above 0"
         )
-    days = pictures * needs.flops / (machine.gpus * machine.flops) / 86400
+    days = pictures * needs.flops / (machine.gpus * machine.flops) / SECONDS_PER_DAY
     for sharded in (False, True) if machine.gpus > 1 else (False,):
         states = needs.states / machine.gpus + needs.gathered if sharded else needs.states
-        fitting = max(0, int((FREE * machine.memory - states) // needs.kept))
+        fitting = max(0, int((USABLE_MEMORY * machine.memory - states) // needs.activations))
         yield Estimate(sharded, states, fitting, days)

@@ -1,9 +1,9 @@
 """Stage 5: train the CLIP scorer on captioned pictures.
 
-accelerate launch -m dalle_mini_impl.train.scorer --config configs/emoji/scorer.yaml
+dalle train scorer --config configs/emoji/scorer.yaml
 
-A share of the pictures is seen through the image tokenizer, because those the scorer will rank come out of
-its decoder too.
+Some training pictures are first encoded and decoded by the image tokenizer, because the pictures to be ranked come out
+of its decoder, too.
 """
 
 from pathlib import Path
@@ -30,58 +30,78 @@ from dalle_mini_impl.train.losses import grad_cache
 from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
 
 VALIDATION_PICTURES = 512
+"""Largest number of held-out pictures in a validation."""
+VALIDATION_BATCH = 64
 CHANCE_STEPS = 300
-"""Steps after which a loss still at chance level is worth a warning."""
+"""Step after which a loss still at chance level causes a warning."""
+LATEST_LOSS_WEIGHT = 0.02
+"""Weight of a step's loss in the running mean that is compared with chance level."""
 
 
-def load_through(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
-    """The image tokenizer through which some pictures are seen, and its identity.
+def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
+    """The image tokenizer that reconstructs some training pictures, and its identity.
 
     Raises:
         UserError: there is none, or its pictures have another size than the scorer's.
     """
-    through, identity = load_image_tokenizer(config.run.model_dir, device)
-    if through.config.image_size != config.model.image_size:
+    image_tokenizer, identity = load_image_tokenizer(config.run.model_dir, device)
+    if image_tokenizer.config.image_size != config.model.image_size:
         raise UserError(
             f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
-            f"{through.config.image_size} pixels; make them equal, or set reconstructed_share to 0"
+            f"{image_tokenizer.config.image_size} pixels; make them equal, or set reconstructed_share to 0"
         )
-    return through, identity
+    return image_tokenizer, identity
 
 
-def draw_batch(
+def make_batch(
     store: PictureStore,
     captions: CaptionSampler,
     tokenizer: TextTokenizer,
-    through: ImageTokenizer | None,
+    image_tokenizer: ImageTokenizer | None,
     config: ScorerRun,
     step: int,
     rows: slice,
 ) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Pixels (rows, 3, S, S), text ids (rows × captions, L) and picture numbers of one process's share of a step."""
+    """Some rows of a step's global batch.
+
+    Args:
+        store: the training pictures.
+        captions: samples their captions.
+        tokenizer: encodes the captions.
+        image_tokenizer: reconstructs some pictures; None for none.
+        config: settings of the stage.
+        step: optimizer step, from 0.
+        rows: B rows of the batch.
+
+    Returns:
+        Pixels (B, 3, S, S), text ids (B × captions, L) with the captions of a picture in a row, and the pictures'
+        indices (B,) in the store.
+    """
     run = config.run
     indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
     pixels = augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
-    text_ids, seen_through = [], []
-    for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
-        random = np.random.default_rng([run.seed, step, place])
-        seen_through.append(random.random() < config.reconstructed_share)
+    text_ids: list[list[int]] = []
+    is_reconstructed: list[bool] = []
+    for row, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
+        random = np.random.default_rng([run.seed, step, row])
+        is_reconstructed.append(random.random() < config.reconstructed_share)
         for _ in range(config.captions):
             ids = tokenizer.encode_with_dropout(captions.sample(int(index), random).text, config.bpe_dropout, random)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
-    if through is not None and any(seen_through):
-        chosen = torch.tensor(seen_through)
-        device = through.device
+    if image_tokenizer is not None and any(is_reconstructed):
+        chosen = torch.tensor(is_reconstructed)
+        device = image_tokenizer.device
         with torch.autocast(device.type, torch.bfloat16):
-            pixels[chosen] = through.decode(through.encode(pixels[chosen].to(device))).cpu()
+            image_ids = image_tokenizer.encode(pixels[chosen].to(device))
+            pixels[chosen] = image_tokenizer.decode(image_ids).cpu()
     return pixels, torch.tensor(text_ids), indices
 
 
@@ -89,90 +109,102 @@ def draw_batch(
 def validate(
     accelerator: Accelerator, model: CLIP, store: PictureStore, tokenizer: TextTokenizer, language: str
 ) -> dict[str, float]:
-    """What held-out pictures and their plain names find among each other.
+    """Retrieval between held-out pictures and their plain captions in one language.
 
     Returns:
-        Recall@1, @5 and @10 both ways, where whatever shows the same concept counts as found; and the share of pictures
-        whose concept has the nearest name of all concepts' (zero-shot classification).
+        Recall@1, @5 and @10 in both directions, where every picture or caption of the same concept is a hit; and the
+        zero-shot accuracy, the share of pictures whose nearest caption is one of their own concept.
     """
     count = min(len(store), VALIDATION_PICTURES)
-    numbers = torch.from_numpy(concept_indices(store)[:count])
+    concepts = torch.from_numpy(concept_indices(store)[:count])
     texts = [caption_in_language(entry.captions, language).text for entry in store.entries[:count]]
-    images, names = [], []
-    for start in range(0, count, 64):
-        chunk = slice(start, min(start + 64, count))
+    image_parts: list[Tensor] = []
+    text_parts: list[Tensor] = []
+    for start in range(0, count, VALIDATION_BATCH):
+        chunk = slice(start, min(start + VALIDATION_BATCH, count))
         pixels = pixels_on_white(store.take(np.arange(chunk.start, chunk.stop)), model.image_size)
         text_ids = tokenizer.encode_batch(texts[chunk], model.text_length, add_eos=True, warn=False)
         with accelerator.autocast():
-            images.append(model.encode_image(pixels.to(accelerator.device)).float())
-            names.append(model.encode_text(text_ids.to(accelerator.device)).float())
-    image_embed = torch.nn.functional.normalize(torch.cat(images), dim=-1)
-    text_embed = torch.nn.functional.normalize(torch.cat(names), dim=-1)
-    return recalls((image_embed @ text_embed.T).cpu(), numbers)
+            image_parts.append(model.encode_image(pixels.to(accelerator.device)).float())
+            text_parts.append(model.encode_text(text_ids.to(accelerator.device)).float())
+    image_embed = torch.nn.functional.normalize(torch.cat(image_parts), dim=-1)
+    text_embed = torch.nn.functional.normalize(torch.cat(text_parts), dim=-1)
+    return recalls((image_embed @ text_embed.T).cpu(), concepts)
 
 
 def main(config: ScorerRun, resume: bool = False) -> None:
-    """Train, validate, save; see `configs/emoji/scorer.yaml` for the settings."""
+    """Train, validate and save the scorer.
+
+    Args:
+        config: settings; `configs/emoji/scorer.yaml` is an example.
+        resume: continue from the last saved state.
+
+    Raises:
+        UserError: a setting is wrong, or data, tokenizers or state cannot be read.
+    """
     if config.captions < 1:
         raise UserError(f"captions is {config.captions}; expected at least 1 caption for each picture and step")
     run = config.run
-    accelerator = loop.start(run)
+    accelerator = loop.start_run(run)
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
-        train, validation = open_store(config.data, "train"), open_store(config.data, "validation")
+        train = open_store(config.data, "train")
+        validation = open_store(config.data, "validation")
     identities = {"text_tokenizer": tokenizer.identity}
-    through = None
+    image_tokenizer = None
     if config.reconstructed_share:
-        through, identities["image_tokenizer"] = load_through(config, str(accelerator.device))
-    captions, concepts = CaptionSampler(train.entries, config.language_weights), concept_indices(train)
+        image_tokenizer, identities["image_tokenizer"] = load_reconstructor(config, str(accelerator.device))
+    captions = CaptionSampler(train.entries, config.language_weights)
+    concepts = concept_indices(train)
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
-    average = Ema(clip.to(accelerator.device), run.ema)
+    ema = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
-    first = load_state(accelerator, run, model, optimizers, average) if resume else 0
+    first = load_state(accelerator, run, model, optimizers, ema) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if cut := describe_cut_captions(train.entries, tokenizer, config.model.text_length - 1):
-        log.say(f"warning: {cut}")
+        log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
-    running = 0.0
+    mean_loss = 0.0
 
     for step, run in log.steps():
         model.train()
-        set_rate(optimizers, step, run.steps, config.optimizer)
-        drawn = [
-            draw_batch(train, captions, tokenizer, through, config, step, rows)
-            for rows in loop.passes(accelerator, run)
+        set_learning_rate(optimizers, step, run.steps, config.optimizer)
+        batches = [
+            make_batch(train, captions, tokenizer, image_tokenizer, config, step, rows)
+            for rows in loop.pass_rows(accelerator, run)
         ]
-        groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in drawn])])
-        parts = [(pixels, text_ids) for pixels, text_ids, _ in drawn]
-        loss, scale = grad_cache.backward(accelerator, forward, parts, groups)
+        chunks = [(pixels, text_ids) for pixels, text_ids, _ in batches]
+        groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in batches])])
+        loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         clip.clamp_logit_scale()
-        average.update(clip, step)
+        ema.update(clip, step)
 
-        running = float(loss) if step == first else 0.98 * running + 0.02 * float(loss)
+        latest_weight = 1.0 if step == first else LATEST_LOSS_WEIGHT
+        mean_loss = (1 - latest_weight) * mean_loss + latest_weight * float(loss)
         sigmoid = config.model.sigmoid
-        if step == CHANCE_STEPS and at_chance(running, run.batch_size, sigmoid):
-            log.say(
-                f"warning: the loss is {running:.3f}, which is chance level for {run.batch_size} pairs "
+        if step == CHANCE_STEPS and at_chance(mean_loss, run.batch_size, sigmoid):
+            log.message(
+                f"warning: the loss is {mean_loss:.3f}, which is chance level for {run.batch_size} pairs "
                 f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate"
             )
-        if loop.due(step, run.log_every, run):
-            log.log(step, loss=float(loss), scale=float(scale.exp()))
-        if loop.due(step, run.validate_every, run):
-            with average.swapped_into(clip):
+        if loop.is_due(step, run.log_every, run):
+            log.record(step, loss=float(loss), scale=float(scale.exp()))
+        if loop.is_due(step, run.validate_every, run):
+            with ema.swapped_into(clip):
                 values = validate(accelerator, clip, validation, tokenizer, config.validation_language)
-            log.log(step, **values)
-            log.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
-        if loop.due(step, run.save_every, run):
-            save_state(accelerator, run, step, model, optimizers, average)
+            log.record(step, **values)
+            log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+        if loop.is_due(step, run.save_every, run):
+            save_state(accelerator, run, step, model, optimizers, ema)
 
     if accelerator.is_main_process:
-        with average.swapped_into(clip):
-            name = save_part(run.model_dir, "scorer", clip, to_dict(config.model), identities)
-        print(f"scorer {name} written to {Path(run.model_dir) / 'scorer.safetensors'}")
+        with ema.swapped_into(clip):
+            identity = save_part(run.model_dir, "scorer", clip, to_dict(config.model), identities)
+        print(f"scorer {identity} written to {Path(run.model_dir) / 'scorer.safetensors'}")
     log.close()
 
 

@@ -1,6 +1,6 @@
-"""Stage 2: learn the text tokenizer from the captions of the training pictures.
+"""Stage 1: train the text tokenizer on the captions of the training pictures.
 
-python -m dalle_mini_impl.train.text_tokenizer --config configs/emoji/text_tokenizer.yaml
+dalle train text-tokenizer --config configs/emoji/text_tokenizer.yaml
 """
 
 from dalle_mini_impl.config.training import TextTokenizerRun
@@ -11,11 +11,15 @@ from dalle_mini_impl.util.errors import UserError
 
 
 def main(config: TextTokenizerRun) -> None:
-    """Train and save; see `configs/emoji/text_tokenizer.yaml` for the settings."""
+    """Train and save the text tokenizer.
+
+    Raises:
+        UserError: a setting is wrong, or the captions support no vocabulary of that size.
+    """
     if not config.out:
         raise UserError("out is empty; name the .model file to write")
     entries = open_store(config.data, "train").entries
-    # Each distinct caption once: four vendors drawing the same thing do not make its name more frequent.
+    # Each distinct caption once, so that a name does not count more because several vendors drew the thing.
     captions = sorted({caption.text for entry in entries for caption in entry.captions})
     tokenizer = train_text_tokenizer(captions, config.out, config.vocab_size, config.normalization)
     lengths = [len(tokenizer.encode(caption)) for caption in captions]

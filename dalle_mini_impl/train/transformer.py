@@ -1,6 +1,6 @@
 """Stage 4: train the transformer on captions and image ids.
 
-accelerate launch -m dalle_mini_impl.train.transformer --config configs/emoji/transformer.yaml
+dalle train transformer --config configs/emoji/transformer.yaml
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.card import describe_run
-from dalle_mini_impl.train.losses.image_targets import check_targets, draw_ids, weighted
-from dalle_mini_impl.train.losses.stream import StreamLoss
+from dalle_mini_impl.train.losses.image_targets import check_targets, sample_ids
+from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.shared import fsdp, loop
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_rate
+from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
@@ -40,10 +40,12 @@ from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 T = TypeVar("T")
 
 VALIDATION_PICTURES = 512
+"""Largest number of held-out pictures in a validation."""
+VALIDATION_BATCH = 64
 SAMPLES_PER_PROMPT = 4
 
 
-def draw_batch(
+def make_batch(
     cache: TokenCache,
     captions: CaptionSampler,
     tokenizer: TextTokenizer,
@@ -52,31 +54,48 @@ def draw_batch(
     step: int,
     rows: slice,
 ) -> tuple[Tensor, ...]:
-    """Inputs and targets (rows, T - 1) of one process's share of a step, and what else `StreamLoss` takes."""
+    """Some rows of a step's global batch.
+
+    Args:
+        cache: image ids of the training pictures.
+        captions: samples their captions.
+        tokenizer: encodes the captions.
+        stream: layout of the stream.
+        config: settings of the stage.
+        step: optimizer step, from 0.
+        rows: B rows of the batch.
+
+    Returns:
+        The arguments of `StreamLoss`: inputs and targets (B, T - 1); with `image_targets: soft` also likely ids and
+        their probabilities (B, h × w, k).
+    """
     run = config.run
     indices = loop.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
     texts: list[list[int]] = []
-    wanted, seen, hidden, distributions = [], [], [], []
-    for place, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
-        random = np.random.default_rng([run.seed, step, place])
+    target_ids: list[np.ndarray] = []
+    input_ids: list[np.ndarray] = []
+    hidden: list[np.ndarray] = []
+    distributions: list[tuple[np.ndarray, np.ndarray]] = []
+    for row, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
+        random = np.random.default_rng([run.seed, step, row])
         variant = int(random.integers(cache.image_ids.shape[1]))
         ids = cache.image_ids[index, variant].astype(np.int64)
         if config.image_targets != "argmax":
             distributions.append(cache.distribution(index, variant))
-            # From a generator of its own, so that all else is the same whatever the targets are.
-            ids = draw_ids(*distributions[-1], np.random.default_rng([run.seed, step, place, 1]))
-        wanted.append(ids)
-        seen.append(corrupt(ids, cache, config.id_corruption, random))
-        share = random.random() * (random.random() < config.id_dropout)
-        hidden.append(random.random(ids.size) < share)
+            # From a separate generator, so that all other random numbers are the same for all kinds of targets.
+            ids = sample_ids(*distributions[-1], np.random.default_rng([run.seed, step, row, 1]))
+        target_ids.append(ids)
+        input_ids.append(corrupt(ids, cache, config.id_corruption, random))
+        hidden_share = random.random() * (random.random() < config.id_dropout)
+        hidden.append(random.random(ids.size) < hidden_share)
         if random.random() < config.caption_dropout:
             texts.append([])
         else:
             text = captions.sample(int(index), random).text
             texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random)[: config.text_length])
     prefix = stream.prefix(texts)
-    targets = stream.join(prefix, torch.from_numpy(np.stack(wanted)))
-    inputs = stream.join(prefix, torch.from_numpy(np.stack(seen)))
+    targets = stream.join(prefix, torch.from_numpy(np.stack(target_ids)))
+    inputs = stream.join(prefix, torch.from_numpy(np.stack(input_ids)))
     inputs[:, prefix.shape[1] :][torch.from_numpy(np.stack(hidden))] = stream.config.bos_id
     batch = (inputs[:, :-1], targets[:, 1:])
     if config.image_targets != "soft":
@@ -85,9 +104,9 @@ def draw_batch(
 
 
 def corrupt(image_ids: np.ndarray, cache: TokenCache, share: float, random: np.random.Generator) -> np.ndarray:
-    """Replace a share of the ids (h, w) by those of another picture: like a model's own slips when it samples."""
-    other = cache.image_ids[random.integers(len(cache)), random.integers(cache.image_ids.shape[1])]
-    return np.where(random.random(image_ids.shape) < share, other, image_ids)
+    """Replace a share of the ids (h, w) by those of another picture, which resemble a model's own sampling errors."""
+    other_ids = cache.image_ids[random.integers(len(cache)), random.integers(cache.image_ids.shape[1])]
+    return np.where(random.random(image_ids.shape) < share, other_ids, image_ids)
 
 
 @torch.inference_mode()
@@ -98,10 +117,11 @@ def validate(
     tokenizer: TextTokenizer,
     config: TransformerRun,
 ) -> dict[str, float]:
-    """Mean nats per text id and per image id on held-out pictures, first caption each, nothing corrupted."""
-    totals, count = np.zeros(2), min(len(cache), VALIDATION_PICTURES)
-    for start in range(0, count, 64):
-        rows = range(start, min(start + 64, count))
+    """Mean nats per text id and per image id on held-out pictures with their first captions, without corruption."""
+    totals = np.zeros(2)
+    count = min(len(cache), VALIDATION_PICTURES)
+    for start in range(0, count, VALIDATION_BATCH):
+        rows = range(start, min(start + VALIDATION_BATCH, count))
         texts = [tokenizer.encode(cache.entries[row].captions[0].text)[: config.text_length] for row in rows]
         ids = torch.from_numpy(np.asarray(cache.image_ids[rows.start : rows.stop, 0]).astype(np.int64))
         stream_ids = model.stream.join(model.stream.prefix(texts), ids).to(accelerator.device)
@@ -111,15 +131,16 @@ def validate(
     return {"validation_text": totals[0] / count, "validation_image": totals[1] / count}
 
 
-def draw_samples(
+def write_samples(
     image_tokenizer: ImageTokenizer,
     tokenizer: TextTokenizer,
     config: TransformerRun,
     path: Path,
     model: StreamLoss,
 ) -> None:
-    """Write a sheet of a few unranked samples for each of the config's prompts."""
-    device, pictures = image_tokenizer.device, []
+    """Write a sheet with a few unranked samples for each of the config's prompts."""
+    device = image_tokenizer.device
+    pictures = []
     model = model.to(device)
     for prompt in config.prompts:
         text_ids = tokenizer.encode(prompt)[: config.text_length]
@@ -131,15 +152,25 @@ def draw_samples(
 
 
 def main(config: TransformerRun, resume: bool = False) -> None:
-    """Train, validate, sample, save; see `configs/emoji/transformer.yaml` for the settings."""
+    """Train, validate, sample from and save the transformer.
+
+    Args:
+        config: settings; `configs/emoji/transformer.yaml` is an example.
+        resume: continue from the last saved state.
+
+    Raises:
+        UserError: a setting is wrong, or token cache, tokenizers or state cannot be read.
+    """
     run = config.run
-    accelerator = loop.start(run, can_shard=True)
+    accelerator = loop.start_run(run, can_shard=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
-    train, validation = (open_cache(config.cache, split, identity) for split in ("train", "validation"))
+    train = open_cache(config.cache, "train", identity)
+    validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)
-    captions, about = CaptionSampler(train.entries, config.language_weights), describe_run(config, train)
+    captions = CaptionSampler(train.entries, config.language_weights)
+    about = describe_run(config, train)
     layout = StreamConfig(
         text_length=config.text_length,
         text_vocab=tokenizer.vocab_size,
@@ -154,14 +185,15 @@ def main(config: TransformerRun, resume: bool = False) -> None:
 
     losses = build()
     model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)
-    average = Ema(losses, run.ema)
-    optimizers, plateau = build_optimizers(losses, config.optimizer), Plateau(config.plateau)
-    # One that waits for plateaus has nothing but its warmup.
+    ema = Ema(losses, run.ema)
+    optimizers = build_optimizers(losses, config.optimizer)
+    plateau = Plateau(config.plateau)
+    # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
-    first = load_state(accelerator, run, losses, optimizers, average, plateau=plateau.state) if resume else 0
+    first = load_state(accelerator, run, losses, optimizers, ema, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
-        log.say(f"warning: {cut}")
+        log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 
     def save(trained: StreamLoss) -> str:
@@ -170,51 +202,51 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         save_settings(run.model_dir, config.sampling, about)
         return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)
 
-    def with_average(do: Callable[[StreamLoss], T]) -> T | None:
-        """Call `do` in the main process with the EMA weights; all processes must call this."""
-        with average.swapped_into(losses):
-            trained = fsdp.gather_full(accelerator, losses, build)
-            return do(trained) if accelerator.is_main_process else None
+    def with_ema(action: Callable[[StreamLoss], T]) -> T | None:
+        """Call the action in the main process with the full EMA weights; all processes must call this."""
+        with ema.swapped_into(losses):
+            full = fsdp.gather_full(accelerator, losses, build)
+            return action(full) if accelerator.is_main_process else None
 
     for step, run in log.steps():
         model.train()
-        rate = set_rate(optimizers, step, run.steps, schedule, plateau.rate)
+        rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
         totals = np.zeros(2)
-        for rows in loop.passes(accelerator, run):
-            batch = draw_batch(train, captions, tokenizer, stream, config, step, rows)
+        for rows in loop.pass_rows(accelerator, run):
+            batch = make_batch(train, captions, tokenizer, stream, config, step, rows)
             with accelerator.autocast():
                 text, image = forward(*(part.to(accelerator.device) for part in batch))
-            loss = weighted(text, image, config.image_weight)
+            loss = weighted_loss(text, image, config.image_weight)
             accelerator.backward(loss / run.accumulation)
             totals += np.array([float(text.detach()), float(image.detach())]) / run.accumulation
         norm = accelerator.clip_grad_norm_(losses.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        average.update(losses, step)
-        plateau.add(weighted(float(totals[0]), float(totals[1]), config.image_weight))
+        ema.update(losses, step)
+        plateau.add(weighted_loss(float(totals[0]), float(totals[1]), config.image_weight))
 
-        if loop.due(step, run.log_every, run):
+        if loop.is_due(step, run.log_every, run):
             figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
             means = accelerator.reduce(figures, "mean").tolist()
-            log.log(step, text=means[0], image=means[1], gradient=float(fsdp.full_tensor(norm)), rate=rate)
-        if loop.due(step, run.validate_every, run):
-            with average.swapped_into(losses):
+            log.record(step, text=means[0], image=means[1], gradient=float(fsdp.full_tensor(norm)), rate=rate)
+        if loop.is_due(step, run.validate_every, run):
+            with ema.swapped_into(losses):
                 values = validate(accelerator, losses, validation, tokenizer, config)
-            log.log(step, **values)
-            log.say(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-            held_out = weighted(values["validation_text"], values["validation_image"], config.image_weight)
-            if news := plateau.look(accelerator, held_out):
-                log.say(f"step {step + 1}: {news}")
-        if loop.due(step, run.sample_every, run):
+            log.record(step, **values)
+            log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            held_out = weighted_loss(values["validation_text"], values["validation_image"], config.image_weight)
+            if announcement := plateau.after_validation(accelerator, held_out):
+                log.message(f"step {step + 1}: {announcement}")
+        if loop.is_due(step, run.sample_every, run):
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
-            with_average(partial(draw_samples, image_tokenizer, tokenizer, config, path))
-        if loop.due(step, run.save_every, run):
-            save_state(accelerator, run, step, losses, optimizers, average, plateau=plateau.state)
-            with_average(save)
+            with_ema(partial(write_samples, image_tokenizer, tokenizer, config, path))
+        if loop.is_due(step, run.save_every, run):
+            save_state(accelerator, run, step, losses, optimizers, ema, plateau=plateau.state)
+            with_ema(save)
 
-    if name := with_average(save):
-        print(f"transformer {name} written to {Path(run.model_dir) / 'transformer.safetensors'}")
+    if saved := with_ema(save):
+        print(f"transformer {saved} written to {Path(run.model_dir) / 'transformer.safetensors'}")
     log.close()
 
 

@@ -160,7 +160,7 @@ def test_race_runs_for_the_given_minutes_with_evenly_spaced_checks(monkeypatch):
     monkeypatch.setattr(race, "time", SteppingClock())
     steps = []
     curve = list(
-        race.run(lambda number, progress: steps.append((number, progress)), lambda: 0.5, minutes=0.1, checks=3)
+        race.train_for(lambda number, progress: steps.append((number, progress)), lambda: 0.5, minutes=0.1, checks=3)
     )
     assert [number for number, _ in steps] == list(range(6))
     assert [progress for _, progress in steps] == pytest.approx([n / 6 for n in range(6)])
@@ -174,13 +174,13 @@ def test_transformer_race_trains_both_sides_and_reports_the_best_of_each(monkeyp
     sides = []
     if importlib.util.find_spec("dalle_pytorch") is None:
         monkeypatch.setattr(race, "peer_side", lambda *rest: (lambda *step: None, lambda held_out: 2.0))
-    run_side = race.run
+    train_side = race.train_for
 
     def record_side(*arguments):
-        sides.append(list(run_side(*arguments)))
+        sides.append(list(train_side(*arguments)))
         return sides[-1]
 
-    monkeypatch.setattr(race, "run", record_side)
+    monkeypatch.setattr(race, "train_for", record_side)
     config = tmp_path / "transformer.yaml"  # the peer needs wider heads
     config.write_text((trained.folder / "transformer.yaml").read_text().replace("n_embd: 16", "n_embd: 64"))
     (row,) = race.race(config, minutes=1.0, device="cpu", checks=3, peer_batch=4)
@@ -213,7 +213,7 @@ def test_image_tokenizer_race_reports_the_best_psnr_of_each_side(monkeypatch, tr
 
 def test_image_tokenizer_race_also_compares_perceptual_distance(monkeypatch, trained):
     monkeypatch.setattr(race, "time", SteppingClock())
-    for side, factor in (("our_side", 1), ("peer_side", 0)):  # a perfect copy, and uniform grey
+    for side, factor in (("own_side", 1), ("peer_side", 0)):  # a perfect copy, and uniform grey
         copy = (lambda *step: None, lambda pixels, factor=factor: pixels * factor)
         monkeypatch.setattr(race_image_tokenizer, side, lambda *rest, copy=copy: copy)
     _, perceptual = race_image_tokenizer.race(
@@ -225,9 +225,9 @@ def test_image_tokenizer_race_also_compares_perceptual_distance(monkeypatch, tra
 
 def test_verdict_reports_when_the_peers_best_was_reached():
     curves = {"ours": [(1.0, 5.0), (2.0, 4.0), (3.0, 3.0)], "dalle-pytorch": [(1.0, 6.0), (2.0, 4.5), (3.0, 4.2)]}
-    row = race.verdict("learn/x", "nats", curves, 3)
+    row = race.race_row("learn/x", "nats", curves, 3)
     assert (row.ours, row.theirs, row.note) == (3.0, 4.2, "nats; the peer's best reached after 2.00 of 3 min")
-    row = race.verdict("learn/x", "dB", curves, 3, higher_is_better=True)
+    row = race.race_row("learn/x", "dB", curves, 3, higher_is_better=True)
     assert (row.ours, row.theirs, row.note) == (5.0, 6.0, "dB; the peer's best reached after nan of 3 min")
     assert row.ratio == 5 / 6
 

@@ -59,7 +59,7 @@ def test_axes_are_combined(untrained, tmp_path):
         ([], "variant ''; expected letters"),
         ([{"a/b": []}], "variant 'a/b'; expected letters"),
         ([{"a": []}, {}], "gives 0 variants; expected at least one"),
-        ([{"a": [], "a-b": []}, {"b-c": [], "c": []}], "gives 4 variants; .* names that differ"),
+        ([{"a": [], "a-b": []}, {"b-c": [], "c": []}], "gives 4 variants; .* distinct names"),
         ([{"a": ["modell.factor=8"]}], "unknown key 'modell'; did you mean 'model'"),
         ([{"a": "model.factor=8"}], r"axes\.a: expected .*got 'model.factor=8'"),
     ],
@@ -127,7 +127,7 @@ def test_a_failure_is_told_and_tried_again(variant, monkeypatch):
 
 
 def test_a_training_that_does_not_end_is_ended(variant, monkeypatch):
-    monkeypatch.setattr(variants, "SPARE", 0.003)
+    monkeypatch.setattr(variants, "EXTRA_MINUTES", 0.003)
     act(monkeypatch, "time.sleep(600)")
     assert train(variant, lambda seconds: None) == {"failed": "was still running after 0 minutes"}
 
@@ -168,11 +168,11 @@ def test_a_document_keeps_what_is_written_by_hand(tmp_path):
     document = tmp_path / "doc.md"
     document.write_text(f"# By hand\n\n{BEGIN}\nold\n{END}\n\nAlso by hand.\n")
     facts = facts_of({"name": "a", "size": 64})
-    paths = variants_report.write(document, facts, [])
+    paths = variants_report.write_comparison(document, facts, [])
     assert paths == [tmp_path / "doc.json", document]
     text = document.read_text()
     assert text == f"# By hand\n\n{BEGIN}\n{section(facts, 'doc')}\n{END}\n\nAlso by hand.\n"
-    variants_report.write(document, json.loads((tmp_path / "doc.json").read_text()), [])
+    variants_report.write_comparison(document, json.loads((tmp_path / "doc.json").read_text()), [])
     assert document.read_text() == text
 
 
@@ -180,7 +180,7 @@ def test_a_document_keeps_what_is_written_by_hand(tmp_path):
 def test_a_document_without_a_place_is_refused(tmp_path, text):
     (tmp_path / "doc.md").write_text(text)
     with pytest.raises(UserError, match=r"has no lines .* add them where the table should be"):
-        variants_report.write(tmp_path / "doc.md", facts_of({"name": "a", "size": 64}), [])
+        variants_report.write_comparison(tmp_path / "doc.md", facts_of({"name": "a", "size": 64}), [])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)

@@ -135,5 +135,5 @@ def test_configs_of_a_folder_build_models_that_fit_together(folder):
 def test_every_stage_documents_its_command():
     for stage in RUNS:
         source = (PACKAGE / "train" / f"{stage}.py").read_text(encoding="utf-8")
-        assert f"-m dalle_mini_impl.train.{stage} --config configs/emoji/{stage}.yaml" in source
+        assert f"\ndalle train {stage.replace('_', '-')} --config configs/emoji/{stage}.yaml\n" in source
         assert 'if __name__ == "__main__":' in source

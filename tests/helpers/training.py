@@ -291,7 +291,7 @@ class Batches:
         self.captions = CaptionSampler(self.cache.entries, {})
 
     def draw(self, step=3, rows=slice(0, 12)):
-        return transformer.draw_batch(self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows)
+        return transformer.make_batch(self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows)
 
     def draw_many(self, steps=40):
         inputs, targets = zip(*[self.draw(step) for step in range(steps)], strict=True)

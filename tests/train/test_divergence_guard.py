@@ -8,7 +8,7 @@ from torch import nn
 
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train import image_tokenizer
-from dalle_mini_impl.train.codebook_usage import REMEDIES, CodebookUse
+from dalle_mini_impl.train.codebook_usage import REMEDIES, CodebookUsage
 from dalle_mini_impl.train.divergence_guard import DivergenceGuard
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.util.errors import UserError
@@ -23,7 +23,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 0.1)
         self.average = Ema(self.model, 0.5)
         self.guard = DivergenceGuard(self.model, [self.optimizer], self.average)
-        self.guard.keep(0)
+        self.guard.save_good_state(0)
 
     def step(self, number=0):
         self.model(torch.ones(2, 3)).square().sum().backward()
@@ -83,26 +83,27 @@ def test_rolling_back_restores_the_last_good_state():
     learner = Learner()
     for number in range(3):
         learner.step(number)
-    learner.guard.keep(3)
+    learner.guard.save_good_state(3)
     good = learner.state()
     learner.step(3)
     assert not same(learner.state(), good)
-    assert learner.guard.rate == 1
+    assert learner.guard.rate_factor == 1
     told = learner.guard.roll_back(4, math.nan)
     assert told == "step 5: the loss is nan; back to the weights after step 3, learning rate × 0.5 from here"
     assert same(learner.state(), good)
-    assert learner.guard.rate == 0.5
+    assert learner.guard.rate_factor == 0.5
     learner.step(4)  # what is kept does not change with what is trained
     learner.guard.roll_back(5, 7.0)
     assert same(learner.state(), good)
-    assert learner.guard.rate == 0.25
+    assert learner.guard.rate_factor == 0.25
 
 
 def test_the_third_time_in_a_row_is_the_last():
     guard = Learner().guard
     guard.roll_back(0, math.nan)
     guard.roll_back(1, math.nan)
-    with pytest.raises(UserError, match=r"step 3: the loss is nan, the 3rd time in a row .* lower optimizer\.learning"):
+    message = r"step 3: the loss is nan, not finite or diverging for the 3rd time in a row; lower optimizer\.learning"
+    with pytest.raises(UserError, match=message):
         guard.roll_back(2, math.nan)
 
 
@@ -110,8 +111,8 @@ def test_a_good_state_in_between_gives_new_chances_but_not_the_old_rate():
     guard = Learner().guard
     for number in range(5):
         guard.roll_back(number, math.nan)
-        guard.keep(number)
-    assert guard.rate == 2**-5
+        guard.save_good_state(number)
+    assert guard.rate_factor == 2**-5
 
 
 # --- in a run
@@ -157,7 +158,7 @@ def test_a_run_survives_a_loss_that_is_no_number(trained, tmp_path, monkeypatch,
 def test_a_run_that_cannot_go_on_ends(trained, tmp_path, monkeypatch):
     poison(monkeypatch, 4, 5, 6)
     home = trained.copy(tmp_path / "home", "image_tokenizer")
-    with pytest.raises(UserError, match="step 7: the loss is nan, the 3rd time in a row"):
+    with pytest.raises(UserError, match="step 7: the loss is nan, not finite or diverging for the 3rd time in a row"):
         home.run("image_tokenizer")
 
 
@@ -179,13 +180,13 @@ class TrainingLog:
     def __init__(self):
         self.lines = []
 
-    def say(self, line):
+    def message(self, line):
         self.lines.append(line)
 
 
 def use_of(quantizer="vq"):
     alone = SimpleNamespace(device=torch.device("cpu"), reduce=lambda value, how: value)
-    return CodebookUse(alone, SimpleNamespace(codebook_size=61, quantizer=quantizer))
+    return CodebookUsage(alone, SimpleNamespace(codebook_size=61, quantizer=quantizer))
 
 
 def test_use_is_counted():

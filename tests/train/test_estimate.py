@@ -70,21 +70,21 @@ def test_two_blocks_and_what_is_outside_of_blocks_are_whole_for_a_while(precisio
 
 def test_what_is_kept_is_what_a_real_pass_keeps():
     model, _ = real(config())
-    assert plan.count(config(), STREAM).kept == plan._kept(model, Stream(STREAM))
+    assert plan.count(config(), STREAM).activations == plan._activations(model, Stream(STREAM))
 
 
 def test_a_width_like_the_length_is_not_taken_for_scores():
     layout = StreamConfig(text_length=4, text_vocab=40, grid=(6, 10), image_vocab=30, bos_id=1)  # 64 ids, as the width
     shorter = StreamConfig(text_length=4, text_vocab=40, grid=(3, 20), image_vocab=30, bos_id=1)
     other = StreamConfig(text_length=3, text_vocab=41, grid=(6, 10), image_vocab=30, bos_id=1)  # 63
-    kept = [plan.count(config(), one).kept for one in (layout, shorter, other)]
+    kept = [plan.count(config(), one).activations for one in (layout, shorter, other)]
     assert kept[0] == kept[1]
     assert kept[2] == pytest.approx(63 / 64 * kept[0], rel=0.01)
 
 
 def test_recomputing_keeps_one_block_and_little_of_the_others():
     whole, again = plan.count(config(), STREAM), plan.count(config(recompute=True), STREAM)
-    assert whole.kept / 3 < again.kept < 0.6 * whole.kept
+    assert whole.activations / 3 < again.activations < 0.6 * whole.activations
     assert whole.flops < again.flops < 4 / 3 * whole.flops
 
 
@@ -96,7 +96,7 @@ def test_operations_are_those_of_the_products():
 
 
 def test_shared_out_states_take_less_of_each():
-    needs = plan.Needs(1000, in_blocks=900, gathered=800, ids=17, states=8000, kept=50, flops=1e6)
+    needs = plan.Needs(1000, in_blocks=900, gathered=800, ids=17, states=8000, activations=50, flops=1e6)
     whole, shared = plan.plans(needs, plan.TrainingMachine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
     assert (whole.states, shared.states) == (8000, 2000 + 800)
     assert (whole.pictures_at_once, shared.pictures_at_once) == (1000 // 50, 6200 // 50)

@@ -49,7 +49,7 @@ def test_a_kill_before_the_older_state_is_removed_leaves_two_and_either_will_do(
     trained, home, monkeypatch, before, after
 ):
     before(interrupt, home, "transformer", 5, monkeypatch)
-    with mock.patch.object(state, "forget_states", side_effect=Killed), pytest.raises(Killed):
+    with mock.patch.object(state, "remove_states", side_effect=Killed), pytest.raises(Killed):
         after(home.run, "transformer", "--resume")
     if after is whole:
         assert states(home) == ["state-00000004", "state.pt"]

@@ -84,7 +84,7 @@ def test_stages_train_by_the_clock(trained, tmp_path, stage):
 
 
 def test_all_schedules_of_an_image_tokenizer_follow_the_clock(trained, tmp_path, monkeypatch):
-    seen, relax, follow = [], image_tokenizer.set_relaxation, Adversary.follow
+    seen, relax, follow = [], image_tokenizer.set_relaxation, Adversary.set_schedule
 
     def watch_relaxation(quantizer, config, *rest):
         seen.append(("relaxation", config.run.steps))
@@ -95,7 +95,7 @@ def test_all_schedules_of_an_image_tokenizer_follow_the_clock(trained, tmp_path,
         follow(adversary, run)
 
     monkeypatch.setattr(image_tokenizer, "set_relaxation", watch_relaxation)
-    monkeypatch.setattr(Adversary, "follow", watch_adversary)
+    monkeypatch.setattr(Adversary, "set_schedule", watch_adversary)
     home = trained.copy(tmp_path / "home", "image_tokenizer")
     home.run("image_tokenizer", "model.quantizer=gumbel", "gan.weight=0.5", "run.minutes=0.004", "run.steps=100000")
     steps = home.log("image_tokenizer")[-1]["step"] + 1
@@ -549,7 +549,7 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
 
     def draw(rows):
         captions = CaptionSampler(store.entries, {})
-        return scorer.draw_batch(store, captions, tokenizer, Through(), config, 3, rows)
+        return scorer.make_batch(store, captions, tokenizer, Through(), config, 3, rows)
 
     pixels, text_ids, indices = draw(slice(0, 12))
     assert pixels.shape == (12, 3, 16, 16)
@@ -572,7 +572,7 @@ def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
     config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed_share=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     captions = CaptionSampler(store.entries, {})
-    pixels, text_ids, indices = scorer.draw_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
+    pixels, text_ids, indices = scorer.make_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
     assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
     known = [
         {tuple(tokenizer.cut_or_pad(tokenizer.encode(caption.text), 11, add_eos=True)) for caption in entry.captions}
@@ -650,7 +650,7 @@ def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monk
         ("transformer", "cache=nowhere", "nowhere is no token cache"),
         ("transformer", "run.tracker=wandb", "expected none or tensorboard"),
         ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
-        ("transformer", "model.n_head=3", "got n_embd 16, n_head 3"),
+        ("transformer", "model.n_head=3", "a multiple of 4, got n_embd 16, n_head 3"),
         ("scorer", "run.model_dir=''", "both must name a folder"),
         ("scorer", "model.image_size=24", "model.image_size is 24, but the image tokenizer's pictures have 16 pixels"),
     ],

@@ -1,4 +1,4 @@
-"""The adversarial side of a VQGAN (Esser et al. 2021): a discriminator, and what the decoder learns from it."""
+"""The adversarial loss of a VQGAN (Esser et al. 2021): a discriminator, its optimizer, and the generator loss."""
 
 from typing import Any, cast
 
@@ -14,31 +14,32 @@ from dalle_mini_impl.train.losses.discriminator import Discriminator
 from dalle_mini_impl.util.errors import UserError
 
 BETAS = (0.5, 0.9)
-"""Decay rates of the discriminator's AdamW."""
-HIGHEST_WEIGHT = 1e4
-"""Limit of the adaptive weight (Esser et al. 2021)."""
+"""AdamW's moment decay rates for the discriminator; a low first one is usual for GANs."""
+MAX_ADAPTIVE_RATIO = 1e4
+"""Bound on the ratio of gradient norms in the adaptive weight (Esser et al. 2021)."""
 LECAM_DECAY = 0.99
-"""Decay of the running mean logits that LeCam regularization compares with (Tseng et al. 2021)."""
+"""Decay of the running mean logits in LeCam regularization."""
 
 
 class Adversary:
     """A discriminator and its optimizer.
 
-    The discriminator is trained from step `first` on, and the decoder gets gradients from it from step `acts_from` on.
-    In between, the decoder is trained by its other losses only, because gradients of an untrained discriminator would
-    spoil the reconstructions.
+    The discriminator learns from `first_step` on; the decoder learns from it from `generator_start` on. In between the
+    decoder only has its other losses: an untrained discriminator would ruin what it has learned.
 
     Args:
-        accelerator: of the run.
-        config: settings of the adversarial loss; `weight` is above 0.
-        last: weight of the decoder's last layer, at which the adaptive weight compares gradients.
+        accelerator: the processes of the run.
+        config: settings; `weight` is above 0.
+        last_weight: weight of the decoder's last layer.
         run: number of steps and of passes per step.
     """
 
-    def __init__(self, accelerator: Accelerator, config: GanConfig, last: nn.Parameter, run: RunConfig) -> None:
-        self.accelerator, self.config, self.last = accelerator, config, last
-        self.follow(run)
+    def __init__(self, accelerator: Accelerator, config: GanConfig, last_weight: nn.Parameter, run: RunConfig) -> None:
+        self.accelerator = accelerator
+        self.config = config
+        self.last_weight = last_weight
         self.passes = run.accumulation
+        self.set_schedule(run)
         self.discriminator = channels_last(Discriminator(config.channels)).to(accelerator.device)
         optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), lr=config.learning_rate, betas=BETAS, weight_decay=0.0
@@ -47,23 +48,23 @@ class Adversary:
             group["peak_lr"] = group["lr"]
         self.optimizer: Any
         self.network, self.optimizer = accelerator.prepare(self.discriminator, optimizer)
-        self.usual = torch.zeros(2)
-        """Running mean logits of real pictures and of reconstructions, for LeCam. Part of the state of a run."""
+        self.mean_logits = torch.zeros(2)
+        """Running mean logits of real pictures and of reconstructions, for LeCam. Part of the resumable state."""
 
-    def follow(self, run: RunConfig) -> None:
-        """Set `first` and `acts_from` from the number of steps, which changes during a run that is limited by time."""
-        self.acts_from = max(round(self.config.start * run.steps), self.config.discriminator_warmup)
-        self.first = self.acts_from - self.config.discriminator_warmup
+    def set_schedule(self, run: RunConfig) -> None:
+        """Compute `first_step` and `generator_start` from the run's steps, which change in a run by the clock."""
+        self.generator_start = max(round(self.config.start * run.steps), self.config.discriminator_warmup)
+        self.first_step = self.generator_start - self.config.discriminator_warmup
 
-    def learn(self, target: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        """Accumulate the discriminator's gradients of one pass, with the hinge loss.
+    def accumulate_gradients(self, target: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+        """Add the gradients of the discriminator's hinge loss for one pass.
 
         Args:
             target: (B, 3, H, W) real pictures.
-            pixels: (B, 3, H, W) their reconstructions.
+            pixels: (B, 3, H, W) their reconstructions; they get no gradient.
 
         Returns:
-            Figures for the log.
+            Scalars for the log.
         """
         target = target.detach().requires_grad_(self.config.r1 > 0)
         with self.accelerator.autocast():
@@ -72,50 +73,53 @@ class Adversary:
         hinge = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
         loss = hinge
         if self.config.r1:
-            loss = loss + self.config.r1 / 2 * _squared_slope(real, target)
+            loss = loss + self.config.r1 / 2 * _r1_penalty(real, target)
         if self.config.lecam:
             loss = loss + self.config.lecam * self._lecam(real, fake)
         self.accelerator.backward(loss / self.passes)
         return {"discriminator": hinge, "real_logit": real.mean(), "fake_logit": fake.mean()}
 
-    def joined(self, loss: Tensor, result: Reconstruction) -> tuple[Tensor, Tensor]:
-        """Combine the reconstruction loss and the generator loss of the discriminator.
+    def combined_loss(self, loss: Tensor, result: Reconstruction) -> tuple[Tensor, Tensor]:
+        """Combine the reconstruction loss with the generator loss, which is minus the mean logit.
 
         Returns:
-            A scalar with the gradients of `loss + weight × generator loss`, though not with its value; and the weight.
+            A scalar whose gradients are those of `loss + weight × generator loss` (its value is another), and the
+            weight.
         """
         decoded = result.decoded
         with self.accelerator.autocast():
             generator_loss = -self.discriminator(result.pixels.clamp(-1, 1)).mean()
-        # Each loss is backpropagated to the decoder's output by itself; from there on their sum is, once.
-        ours = torch.autograd.grad(loss, decoded, retain_graph=True)[0]
-        theirs = torch.autograd.grad(generator_loss, decoded, retain_graph=True)[0]
+        # Both gradients are computed at the decoder's output; from there one backward pass takes both.
+        loss_gradient = torch.autograd.grad(loss, decoded, retain_graph=True)[0]
+        generator_gradient = torch.autograd.grad(generator_loss, decoded, retain_graph=True)[0]
         weight = torch.tensor(self.config.weight, device=decoded.device)
         if self.config.adaptive:
-            norms = [self._norm_at_last(decoded, gradient) for gradient in (ours, theirs)]
-            weight = weight * (norms[0] / (norms[1] + 1e-6)).clamp(max=HIGHEST_WEIGHT)
-        return (decoded * (ours + weight * theirs).to(decoded.dtype)).sum(), weight
+            loss_norm = self._norm_at_last_layer(decoded, loss_gradient)
+            generator_norm = self._norm_at_last_layer(decoded, generator_gradient)
+            weight = weight * (loss_norm / (generator_norm + 1e-6)).clamp(max=MAX_ADAPTIVE_RATIO)
+        return (decoded * (loss_gradient + weight * generator_gradient).to(decoded.dtype)).sum(), weight
 
-    def _norm_at_last(self, decoded: Tensor, gradient: Tensor) -> Tensor:
-        (found,) = torch.autograd.grad(decoded, self.last, gradient, retain_graph=True)
-        return self.accelerator.reduce(found, "mean").norm()
+    def _norm_at_last_layer(self, decoded: Tensor, gradient: Tensor) -> Tensor:
+        """Norm of a gradient at the last layer's weight, averaged over processes."""
+        (weight_gradient,) = torch.autograd.grad(decoded, self.last_weight, gradient, retain_graph=True)
+        return self.accelerator.reduce(weight_gradient, "mean").norm()
 
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
-        """LeCam regularization: squared distance of real and fake logits from each other's running mean."""
+        """Squared distance of each kind's logits from the other kind's running mean (Tseng et al. 2021)."""
         means = self.accelerator.reduce(torch.stack([real.detach().mean(), fake.detach().mean()]), "mean")
-        self.usual.lerp_(means.cpu(), 1 - LECAM_DECAY)
-        usual = self.usual.to(real.device)
-        return F.relu(real - usual[1]).square().mean() + F.relu(usual[0] - fake).square().mean()
+        self.mean_logits.lerp_(means.cpu(), 1 - LECAM_DECAY)
+        mean_real, mean_fake = self.mean_logits.to(real.device)
+        return F.relu(real - mean_fake).square().mean() + F.relu(mean_real - fake).square().mean()
 
 
-def _squared_slope(logits: Tensor, pixels: Tensor) -> Tensor:
-    """R1 (Mescheder et al. 2018): mean squared norm of the logits' gradients by pixels."""
-    (slope,) = torch.autograd.grad(logits.mean((1, 2, 3)).sum(), pixels, create_graph=True)
-    return slope.square().sum((1, 2, 3)).mean()
+def _r1_penalty(logits: Tensor, pixels: Tensor) -> Tensor:
+    """R1 (Mescheder et al. 2018): mean squared norm of the logits' gradient with respect to the pixels."""
+    (gradient,) = torch.autograd.grad(logits.mean((1, 2, 3)).sum(), pixels, create_graph=True)
+    return gradient.square().sum((1, 2, 3)).mean()
 
 
 def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokenizer: ImageTokenizer) -> Adversary | None:
-    """The adversary of a config, or None where `gan.weight` is 0.
+    """Build the adversary of a config; None if `gan.weight` is 0.
 
     Raises:
         UserError: a setting is out of range.
@@ -132,5 +136,5 @@ def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokeniz
         )
     if not gan.weight:
         return None
-    last = [module for module in tokenizer.decoder.modules() if isinstance(module, nn.Conv2d)][-1]
-    return Adversary(accelerator, gan, cast(nn.Parameter, last.weight), config.run)
+    last_layer = [module for module in tokenizer.decoder.modules() if isinstance(module, nn.Conv2d)][-1]
+    return Adversary(accelerator, gan, cast(nn.Parameter, last_layer.weight), config.run)

@@ -1,4 +1,4 @@
-"""The contrastive loss, over one process or many."""
+"""The contrastive loss of CLIP and of SigLIP, over one process or many."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 CHANCE_MARGIN = 0.02
+"""A loss within this share below chance level counts as chance."""
 
 
 def contrastive_loss(
@@ -18,24 +19,24 @@ def contrastive_loss(
     logit_bias: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE: each picture finds its caption among the batch's, and the reverse (Radford 2021).
+    """Symmetric InfoNCE: classify each picture's caption among the batch's, and the reverse (Radford et al. 2021).
 
-    With a bias it is SigLIP's loss (Zhai et al. 2023): every pair of the batch is judged by itself, whether it belongs
-    together; summed over captions, mean over pictures.
+    With a bias it is SigLIP's loss (Zhai et al. 2023): a binary classification of every pair of the batch, match or
+    not; sum over captions, mean over pictures.
 
-    Computed in fp32 whatever the inputs are. Across processes give it gathered inputs, see
+    Computed in fp32 for inputs of any precision. With several processes it takes gathered inputs, see
     `gather_with_gradient`.
 
     Args:
-        image_embed: (B, D), any length; normalised here.
-        text_embed: (B, D), row i belongs to picture i; normalised here.
-        logit_scale: scalar, logarithm of the factor on the cosines.
-        logit_bias: scalar, added to scaled cosines.
-        groups: (B,) int64; rows with equal numbers show the same thing, so their pictures and captions all
-            fit each other and share the target evenly. None: every row is a thing of its own.
+        image_embed: (B, D), of any norm; normalised here.
+        text_embed: (B, D), of any norm, row i is a caption of picture i; normalised here.
+        logit_scale: scalar, logarithm of the factor on the cosine similarities.
+        logit_bias: scalar, added to the scaled similarities.
+        groups: (B,) int64; rows with equal values show the same concept, so all their pictures match all their
+            captions, with the target probability spread evenly. None: every row matches itself only.
 
     Returns:
-        Scalar, in nats; `chance_level(B)` when nothing is told apart.
+        Scalar, in nats; `chance_level(B)` for a model that cannot distinguish the pairs.
     """
     with torch.autocast(image_embed.device.type, enabled=False):
         image_embed = F.normalize(image_embed.float(), dim=-1)
@@ -56,14 +57,13 @@ def contrastive_loss(
 def gather_with_gradient(features: Tensor) -> Tensor:
     """Concatenate every process's rows in rank order; the identity on one process.
 
-    Backward sums the gradients that all processes' losses send to the local rows. When each of W processes
-    computes the same loss on the gathered rows, local gradients therefore come out W times as large, and the
-    averaging of DistributedDataParallel takes that factor away again: parameters get exactly the gradient of
-    one process on the whole batch, with no scaling of the loss. Averaging is what makes it exact; without
-    it, divide by W.
+    The backward pass sums the gradients of all processes' losses with respect to the local rows. If each of W processes
+    computes the same loss on the gathered rows, local gradients are W times too large, and the averaging of
+    DistributedDataParallel divides them by W: parameters get exactly the gradient of one process with the whole batch,
+    without scaling the loss. Without that averaging, divide the loss by W.
 
     Args:
-        features: (B, …) of the same shape on every process; integers (such as `groups`) carry no gradient.
+        features: (B, …), of the same shape in every process; integers (such as `groups`) have no gradient.
 
     Returns:
         (W * B, …).
@@ -74,26 +74,28 @@ def gather_with_gradient(features: Tensor) -> Tensor:
 
 
 def chance_level(batch: int, sigmoid: bool = False) -> float:
-    """Loss in nats of a model that tells nothing apart among `batch` pairs: ln(batch).
+    """Loss in nats of a model that cannot distinguish `batch` pairs: ln(batch).
 
-    With `sigmoid` it gives every pair the probability 1 / batch, which costs nearly one nat more.
+    With `sigmoid` such a model gives every pair the probability 1 / batch; the mismatched pairs add nearly one nat.
     """
-    alone = (batch - 1) * math.log(batch / (batch - 1)) if sigmoid and batch > 1 else 0.0
-    return math.log(batch) + alone
+    mismatched = (batch - 1) * math.log(batch / (batch - 1)) if sigmoid and batch > 1 else 0.0
+    return math.log(batch) + mismatched
 
 
 def at_chance(loss: float, batch: int, sigmoid: bool = False) -> bool:
-    """Whether a loss is no better than guessing, within 2 %: after the first steps, reason for a warning.
+    """Whether a loss is no better than guessing, within 2 %.
 
     Args:
         loss: value of `contrastive_loss`, in nats.
-        batch: rows it was computed over, all processes together. One row has nothing to be told from.
+        batch: rows it was computed over, all processes together.
         sigmoid: whether it was computed with a bias.
     """
     return loss >= (1 - CHANCE_MARGIN) * chance_level(batch, sigmoid)
 
 
 class _Gather(torch.autograd.Function):
+    """All-gather whose backward pass is a reduce-scatter."""
+
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.rows = len(features)
@@ -104,7 +106,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # The sum goes into a copy: the gradient that came may be shared with others.
+        # Summed in a copy: autograd may use the incoming gradient elsewhere.
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)

@@ -1,4 +1,4 @@
-"""The discriminator: classifies patches as real or reconstructed (PatchGAN, Isola et al. 2017)."""
+"""The discriminator of a VQGAN: classifies patches as real or reconstructed (PatchGAN, Isola et al. 2017)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,20 +6,21 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Discriminator(nn.Module):
-    """Pixels (B, 3, H, W) -> one logit for each patch (B, 1, H / 2**n, W / 2**n); positive means real.
+    """Pixels (B, 3, H, W) -> one logit per patch (B, 1, H / 2**n, W / 2**n); positive means real.
 
-    Spectral norm (Miyato et al. 2018) bounds its slope. There is no batch norm, so a picture's logits do not depend
-    on the pictures beside it, nor on how a batch is split over processes.
+    Spectral norm (Miyato et al. 2018) bounds each layer's Lipschitz constant. There is no batch norm, so the logits of
+    a picture depend neither on the rest of the batch nor on how it is split over processes.
 
     Args:
-        channels: width of each of its n layers, each of which halves the sides.
+        channels: width of each of the n layers, each of which halves height and width.
     """
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, width in zip((3, *channels), channels, strict=False):
-            layers += [spectral_norm(nn.Conv2d(before, width, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        for width_in, width_out in zip((3, *channels), channels, strict=False):
+            layers.append(spectral_norm(nn.Conv2d(width_in, width_out, 4, stride=2, padding=1)))
+            layers.append(nn.LeakyReLU(0.2))
         layers.append(spectral_norm(nn.Conv2d(channels[-1], 1, 3, padding=1)))
         self.layers = nn.Sequential(*layers)
 

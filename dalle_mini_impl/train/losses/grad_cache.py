@@ -1,4 +1,4 @@
-"""The gradient of a contrastive loss over batches of any size."""
+"""The gradient of a contrastive loss over batches larger than memory (Gao et al. 2021, GradCache)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,48 +11,52 @@ from dalle_mini_impl.train.losses.contrastive import contrastive_loss, gather_wi
 
 
 def backward(
-    accelerator: Accelerator, forward: Callable[..., Any], parts: Sequence[tuple[Tensor, Tensor]], groups: Tensor
+    accelerator: Accelerator, forward: Callable[..., Any], chunks: Sequence[tuple[Tensor, Tensor]], groups: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the loss over all pairs of all processes to the weights.
 
-    Of several parts, only embeddings are kept: each part is embedded once to find the loss and its gradient by every
-    embedding, and once more to follow that gradient into the weights (Gao et al. 2021, GradCache). That takes the
-    memory of one part, and a second forward pass.
+    With several chunks each is embedded twice: once without gradients, to compute the loss and its gradient with
+    respect to every embedding; once more to propagate that gradient to the weights. That takes the memory of one chunk
+    and a second forward pass.
 
-    With several captions for each picture, the loss is the mean over the first, second and further captions of all.
+    With M captions per picture, the loss is the mean of M losses, each over one caption of every picture.
 
     Args:
-        accelerator: of the run.
-        forward: pixels (b, 3, S, S) and text ids (M × b, L), each picture's M captions in a row, to embeddings
-            (b, D) and (M × b, D), the logarithm of the scale, and a bias or None; the same each time.
-        parts: what it takes, each of the same size.
-        groups: (B,) of all parts together, see `contrastive_loss`.
+        accelerator: the processes of the run.
+        forward: maps pixels (b, 3, S, S) and text ids (M × b, L), the M captions of a picture in a row, to embeddings
+            (b, D) and (M × b, D), the logarithm of the scale, and a bias or None; must be deterministic.
+        chunks: this process's batch as arguments of `forward`, all of the same size.
+        groups: (B,) of all chunks together, see `contrastive_loss`.
 
     Returns:
-        Loss and scale's logarithm, without gradients.
+        The loss and the logarithm of the scale, without gradients.
     """
 
-    def embed(part: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def embed(chunk: tuple[Tensor, Tensor]) -> list[Tensor]:
         with accelerator.autocast():
-            image, text, *numbers = forward(*(side.to(accelerator.device) for side in part))
-        return [image.float(), text.float(), *(number for number in numbers if number is not None)]
+            image, text, *scale_and_bias = forward(*(side.to(accelerator.device) for side in chunk))
+        return [image.float(), text.float(), *(scalar for scalar in scale_and_bias if scalar is not None)]
 
-    twice = len(parts) > 1
-    with torch.set_grad_enabled(not twice):
-        images, texts, *numbers = zip(*map(embed, parts), strict=True)
-        found = [torch.cat(images), torch.cat(texts), *(alike[0] for alike in numbers)]
-    if twice:
-        found = [value.detach().requires_grad_() for value in found]
-    image, text = (gather_with_gradient(value) for value in found[:2])
-    scale, bias = found[2], found[3] if len(found) > 3 else None
+    embed_twice = len(chunks) > 1
+    with torch.set_grad_enabled(not embed_twice):
+        images, texts, *scalars = zip(*map(embed, chunks), strict=True)
+        outputs = [torch.cat(images), torch.cat(texts), *(same_in_all_chunks[0] for same_in_all_chunks in scalars)]
+    if embed_twice:
+        outputs = [output.detach().requires_grad_() for output in outputs]
+    image, text = (gather_with_gradient(output) for output in outputs[:2])
+    scale = outputs[2]
+    bias = outputs[3] if len(outputs) > 3 else None
     groups = gather_with_gradient(groups.to(accelerator.device))
     captions = text.unflatten(0, (len(image), -1)).unbind(1)
-    loss = torch.stack([contrastive_loss(image, one, scale, bias, groups) for one in captions]).mean()
+    loss = torch.stack([contrastive_loss(image, caption, scale, bias, groups) for caption in captions]).mean()
     accelerator.backward(loss)
-    if twice:
-        rows = zip(*(value.grad.chunk(len(parts)) for value in found[:2]), strict=True)
-        shares = [value.grad / len(parts) for value in found[2:]]
-        for part, slopes in zip(parts, rows, strict=True):
-            followed = [(value * slope).sum() for value, slope in zip(embed(part), (*slopes, *shares), strict=True)]
-            accelerator.backward(torch.stack(followed).sum())
+    if embed_twice:
+        embedding_gradients = zip(*(output.grad.chunk(len(chunks)) for output in outputs[:2]), strict=True)
+        scalar_gradients = [output.grad / len(chunks) for output in outputs[2:]]
+        for chunk, gradients in zip(chunks, embedding_gradients, strict=True):
+            products = [
+                (output * gradient).sum()
+                for output, gradient in zip(embed(chunk), (*gradients, *scalar_gradients), strict=True)
+            ]
+            accelerator.backward(torch.stack(products).sum())
     return loss.detach(), scale.detach()

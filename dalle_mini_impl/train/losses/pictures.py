@@ -1,4 +1,4 @@
-"""What a reconstruction is held against: the picture's pixels, and how it looks."""
+"""The reconstruction loss of the image tokenizer: pixel differences, and optionally a perceptual distance."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -12,16 +12,18 @@ from dalle_mini_impl.model.image_tokenizer import Reconstruction
 from dalle_mini_impl.model.logit_laplace import laplace_loss
 
 PictureLoss: TypeAlias = Callable[[Reconstruction, Tensor], dict[str, Tensor]]
-"""A reconstruction and its target (B, 3, H, W) -> scalar terms by name, weights included; their sum is the loss."""
+"""A reconstruction and its target (B, 3, H, W) -> weighted scalar terms by name; their sum is the loss."""
 
-JITTER = 3
+MAX_CROP = 3
+"""Largest number of rows and columns cut off before the perceptual distance. It covers every phase of a distance that
+halves height and width twice."""
 
 
 def build_picture_loss(config: ImageTokenizerRun, device: torch.device) -> PictureLoss:
-    """The loss that a config asks for.
+    """Build the reconstruction loss of a config.
 
     Raises:
-        UserError: the perceptual distance is unknown, or what it needs is not installed.
+        UserError: the perceptual distance is unknown, or its package is not installed.
     """
     distance = load_distance(config.perceptual, device)
 
@@ -31,31 +33,35 @@ def build_picture_loss(config: ImageTokenizerRun, device: torch.device) -> Pictu
         else:
             terms = {"reconstruction": reconstruction_loss(result.pixels, target, config.edge)}
         if distance is not None:
-            pixels, shown = from_a_random_corner(result.pixels, target)
-            terms["perceptual"] = config.perceptual_weight * distance(pixels, shown).mean()
+            pixels, cropped_target = crop_at_random(result.pixels, target)
+            terms["perceptual"] = config.perceptual_weight * distance(pixels, cropped_target).mean()
         return terms
 
     return picture_loss
 
 
-def from_a_random_corner(*pictures: Tensor) -> list[Tensor]:
-    """Cut up to `JITTER` rows and columns off the top and left of pictures (B, 3, H, W), off all of them the same.
+def crop_at_random(*pictures: Tensor) -> list[Tensor]:
+    """Cut 0 to `MAX_CROP` rows and columns off the top and left of pictures (B, 3, H, W), the same off all of them.
 
-    Where a distance halves its sides it sees every other pixel. Decoders learn to hide errors, such as a grid, in
-    those it does not see, unless these change (random transformations: Kettunen et al. 2019, E-LPIPS).
+    A distance with strided layers weighs some pixels less than others. A decoder learns to hide errors, such as a grid
+    pattern, in those pixels unless the crop varies (random transformations as in Kettunen et al. 2019, E-LPIPS).
     """
-    top, left = torch.randint(JITTER + 1, (2,)).tolist()
+    top, left = torch.randint(MAX_CROP + 1, (2,)).tolist()
     return [picture[..., top:, left:] for picture in pictures]
 
 
 def reconstruction_loss(pixels: Tensor, target: Tensor, edge: float) -> Tensor:
-    """L1 + L2 on pixels, plus `edge` × L1 on differences between neighbours.
+    """L1 plus L2 loss on pixels, plus `edge` × L1 loss on differences between neighbouring pixels.
 
     Args:
-        pixels: (B, 3, H, W) decoded.
-        target: (B, 3, H, W) wanted.
-        edge: weight of the neighbour differences, in both directions.
+        pixels: (B, 3, H, W) decoded pixels, nominally in [-1, 1].
+        target: (B, 3, H, W) pixels of the original, in [-1, 1].
+        edge: weight of the differences between horizontal and vertical neighbours.
+
+    Returns:
+        Scalar.
     """
     error = pixels.float() - target
-    sideways, downwards = error.diff(dim=-1), error.diff(dim=-2)
-    return error.abs().mean() + error.square().mean() + edge * (sideways.abs().mean() + downwards.abs().mean())
+    horizontal = error.diff(dim=-1).abs().mean()
+    vertical = error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + error.square().mean() + edge * (horizontal + vertical)

@@ -1,5 +1,7 @@
 """The loss of the transformer over a stream."""
 
+from typing import TypeVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,32 +9,44 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.train.losses.image_targets import soft_cross_entropy
 
+Loss = TypeVar("Loss", float, Tensor)
+
 
 class StreamLoss(nn.Module):
-    """The transformer with its loss, as one module, so that distributed training sees a single forward."""
+    """The transformer and its loss as one module, because DDP and FSDP hook into the forward pass of one module."""
 
     def __init__(self, transformer: Transformer, stream: Stream) -> None:
         super().__init__()
-        self.transformer, self.stream = transformer, stream
+        self.transformer = transformer
+        self.stream = stream
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, likely_ids: Tensor | None = None, shares: Tensor | None = None
+        self, inputs: Tensor, targets: Tensor, likely_ids: Tensor | None = None, probabilities: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mean nats per text id and per image id.
+        """Mean cross-entropy per text id and per image id, in nats.
 
-        Each position is scored among the ids that may stand there: text and padding, or image ids.
+        The softmax of a position is over the ids that may occur there: text ids and padding, or image ids.
 
         Args:
-            inputs: (B, T - 1) stream without its last id, possibly corrupted.
+            inputs: (B, T - 1) stream without its last id, possibly with corrupted or hidden image ids.
             targets: (B, T - 1) stream without its first id.
-            likely_ids: (B, h × w, k) image ids of which any may be right; the targets' then do not count.
-            shares: (B, h × w, k) their probabilities, which sum to 1.
+            likely_ids: (B, h × w, k) image ids of a soft target, which replaces the image part of `targets`.
+            probabilities: (B, h × w, k) their probabilities, which sum to 1.
+
+        Returns:
+            The text loss and the image loss, both scalars.
         """
-        hidden, length = self.transformer(inputs), self.stream.prefix_length - 1
-        text = self.transformer.logits(hidden[:, :length], self.stream.text_range)
-        image = self.transformer.logits(hidden[:, length:], self.stream.image_range)
-        text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :length].flatten())
-        if likely_ids is not None and shares is not None:
-            return text_loss, soft_cross_entropy(image.float(), likely_ids, shares)
-        image_targets = targets[:, length:] - self.stream.image_offset
+        hidden = self.transformer(inputs)
+        text_length = self.stream.prefix_length - 1
+        text = self.transformer.logits(hidden[:, :text_length], self.stream.text_range)
+        image = self.transformer.logits(hidden[:, text_length:], self.stream.image_range)
+        text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :text_length].flatten())
+        if likely_ids is not None and probabilities is not None:
+            return text_loss, soft_cross_entropy(image.float(), likely_ids, probabilities)
+        image_targets = targets[:, text_length:] - self.stream.image_offset
         return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
+
+
+def weighted_loss(text: Loss, image: Loss, image_weight: float) -> Loss:
+    """Weighted mean of the text loss (weight 1) and the image loss (Ramesh et al. 2021, section 2.2)."""
+    return (text + image_weight * image) / (1 + image_weight)

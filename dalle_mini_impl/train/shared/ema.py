@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (EMA): the weights that are validated, sampled from and saved."""
+"""Exponential moving average (EMA) of the weights, which is what is validated, sampled from and saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,43 +8,47 @@ from torch import nn
 
 
 class Ema:
-    """Exponential moving average of a model's parameters; buffers are copied as they are.
+    """Exponential moving average of a model's parameters; buffers are copied.
 
-    The decay grows from 0 to its final value over the first steps, so that short runs do not average in
-    their random start. Of a model that is shared out among processes each keeps its own share of the average.
+    The decay rises from 0 to its final value over the first steps, so that the EMA of a short run does not contain the
+    random initial weights. Of a sharded model each process averages its own shards.
+
+    Args:
+        model: the model; its current weights are the EMA's initial ones.
+        decay: final decay per step, in [0, 1); 0 makes the EMA equal to the latest weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.names = {name for name, _ in model.named_parameters()}
+        self.parameter_names = {name for name, _ in model.named_parameters()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Update the EMA after optimizer step `step`."""
+        """Average in the model's weights after optimizer step `step`, which counts from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in model.state_dict().items():
-            if name in self.names:
+            if name in self.parameter_names:
                 self.state[name].lerp_(value, 1 - decay)
             else:
                 self.state[name].copy_(value)
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Put the EMA weights into the model and set it to evaluation mode; restore its own at the end of the block.
+        """Within the block the model has the EMA's weights and is in evaluation mode; afterwards its own again.
 
-        The two change places one weight at a time, so this takes no memory to speak of.
+        Weights are swapped one at a time, so this needs memory for one weight only.
         """
         training = model.training
-        self._exchange(model.eval())
+        self._swap(model.eval())
         try:
             yield
         finally:
-            self._exchange(model.train(training))
+            self._swap(model.train(training))
 
     @torch.no_grad()
-    def _exchange(self, model: nn.Module) -> None:
+    def _swap(self, model: nn.Module) -> None:
         for name, value in model.state_dict().items():
-            own = value.clone()
+            model_value = value.clone()
             value.copy_(self.state[name])
-            self.state[name].copy_(own)
+            self.state[name].copy_(model_value)

@@ -1,7 +1,8 @@
-"""One model shared out among processes (FSDP2): each holds a part of every weight, gradient, moment and average.
+"""Fully sharded data parallel training (FSDP2): each process holds a shard of every weight, gradient and moment.
 
-accelerate's own FSDP2 runs on accelerators only; on CPUs it silently trains full copies. So `fully_shard` is called
-here, the same way on both. The switch is accelerate's: `distributed_type: FSDP` in the launcher's file.
+accelerate's own FSDP2 works on accelerators only; on CPUs it silently trains unsharded copies. So PyTorch's
+`fully_shard` is called here, in the same way on both. It is switched on as accelerate does it: `distributed_type: FSDP`
+in the launcher's config file.
 """
 
 import os
@@ -19,91 +20,100 @@ from dalle_mini_impl.util.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 
-OPTIONS = {
+SUPPORTED_OPTIONS = {
     "fsdp_version": "2",
     "fsdp_offload_params": "false",
     "fsdp_reshard_after_forward": "true",
     "fsdp_activation_checkpointing": "false",
 }
-"""Settings of the launcher's file that would change what is done, and the one value of each that is known here."""
+"""Options of the launcher's config file that would change how the model is sharded -> the only supported value."""
 
 
 def fsdp_requested() -> bool:
-    """Whether the processes were launched to share a model out.
+    """Whether the processes were launched with FSDP.
 
     Raises:
-        UserError: in a way that is not known here.
+        UserError: with an option that is not supported here.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
         return False
-    for name, known in OPTIONS.items():
-        given = os.environ.get(name.upper(), known)
-        if given != known:
+    for name, supported in SUPPORTED_OPTIONS.items():
+        given = os.environ.get(name.upper(), supported)
+        if given != supported:
             raise UserError(
-                f"{name} is {given} in the launcher's file; expected {known}, as in configs/accelerate/gpus-8-fsdp.yaml"
+                f"{name} is {given} in the launcher's file; "
+                f"expected {supported}, as in configs/accelerate/gpus-8-fsdp.yaml"
             )
     return True
 
 
 def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
-    """Wrap a model for the launched processes: a full copy in each (DDP), or sharded (FSDP2) if that was requested.
+    """Wrap a model for distributed training: replicated (DDP), or sharded if the processes were launched with FSDP.
 
-    Weights stay in float32 either way. With FSDP2, complete blocks exist one or two at a time, in the precision they
-    are computed in; gradients are averaged in float32.
+    Weights stay in float32 either way. With FSDP, one or two blocks at a time are gathered, in the precision of the
+    computation; gradients are averaged in float32.
 
     Args:
-        accelerator: of the run.
-        module: the model, the same in all processes, on the CPU; moved to the device and changed in place.
-        blocks: the parts of the model that are gathered one after the other; the rest is gathered as one more part.
+        accelerator: the processes of the run.
+        module: the model, identical in all processes, on the CPU; moved to the device, and sharded in place.
+        blocks: submodules that are gathered one after the other; the rest of the model is one more unit.
 
     Returns:
-        The module to call in training. `module` holds the weights, or this process's shards of them.
+        The module to call in training. `module` still holds the weights, or this process's shards of them.
     """
     if not fsdp_requested():
         return accelerator.prepare(module)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    lower = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    policy = MixedPrecisionPolicy(param_dtype=lower, reduce_dtype=torch.float32)
+    compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for part in (*blocks, module):
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return module
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds only shards of the module's weights."""
+    """Whether this process holds shards of the module's weights instead of full weights."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """The full tensor; if it is sharded, all processes must call this."""
+    """The full tensor; a sharded one is gathered, for which all processes must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Tensor, like: Tensor | None) -> Tensor:
-    """Shard a full tensor as `like` is sharded; unchanged if that is unsharded or of another shape."""
+    """Shard a full tensor like another one, without communication.
+
+    Args:
+        value: the full tensor, identical in all processes.
+        like: the tensor to follow.
+
+    Returns:
+        This process's shard; `value` itself if `like` is not sharded or has another shape.
+    """
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_full(accelerator: Accelerator, module: M, build: Callable[[], M]) -> M:
-    """The module with all of its weights, for the main process to save or sample from; all processes must call this.
+    """The module with full weights, for the main process to save or sample with; all processes must call this.
 
-    If it is sharded, the main process gets a copy in main memory, gathered weight by weight.
+    Of a sharded module the main process gets a copy in main memory, gathered weight by weight.
 
     Args:
-        accelerator: of the run.
+        accelerator: the processes of the run.
         module: the model.
-        build: makes another one like it.
+        build: makes another module of the same shape.
 
     Returns:
-        In the main process a module with all weights; in the others the given one.
+        In the main process a module with full weights; in others `module`.
     """
     if not is_sharded(module):
         return module
     copy = module
     if accelerator.is_main_process:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # building must not change the run's random numbers
             copy = build()
     weights = copy.state_dict()
     for name, value in module.state_dict().items():

@@ -1,7 +1,7 @@
-"""What the training stages share, as plain functions. Each stage is its own explicit `main`.
+"""What the training loops have in common, as plain functions. Each stage has its own explicit `main`.
 
-Everything random about step `s` follows from `(seed, s)` alone and is drawn for the whole global batch, of
-which each process takes its rows. So a run resumes at any step exactly, and two processes do what one does.
+Everything random about step `s` follows from `(seed, s)` alone and is sampled for the whole global batch, of which each
+process takes its rows. So a run resumes exactly at any step, and two processes compute what one does.
 """
 
 import importlib.util
@@ -22,54 +22,56 @@ from tqdm import tqdm
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
-from dalle_mini_impl.train.shared.state import forget_states
+from dalle_mini_impl.train.shared.state import remove_states
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import replace_file
 
 
-def processes(**options: Any) -> Accelerator:
-    """The processes that were launched, as an Accelerator.
+def make_accelerator(**options: Any) -> Accelerator:
+    """Connect the launched processes.
+
+    Args:
+        **options: of `Accelerator`.
 
     Raises:
-        UserError: several were launched, but here each would work alone.
+        UserError: several were launched, but on this device they would not be connected.
     """
-    # Unless told so, accelerate does not connect the processes of a machine that has nothing but a CPU.
+    # Without `cpu=True`, accelerate does not connect the processes of a machine without a GPU.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
     check_connected(accelerator.num_processes)
     return accelerator
 
 
-def mixed_precision(name: str, precision: str) -> str:
-    """What accelerate calls a precision.
+def mixed_precision(key: str, precision: str) -> str:
+    """Translate a precision into accelerate's word for it.
 
     Args:
-        name: of the setting.
+        key: name of the setting, for the error message.
         precision: its value.
 
     Raises:
-        UserError: it is unknown.
+        UserError: the value is unknown.
     """
     if precision not in ("bf16", "fp32"):
-        raise UserError(f"{name} is {precision!r}; expected bf16 or fp32")
+        raise UserError(f"{key} is {precision!r}; expected bf16 or fp32")
     return "bf16" if precision == "bf16" else "no"
 
 
-def start(run: RunConfig, can_shard: bool = False) -> Accelerator:
-    """Set up the processes, precision and seeds of a run.
+def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
+    """Check the settings of a run, connect its processes, and seed torch.
 
     Args:
         run: its settings.
-        can_shard: whether this stage can shard its model.
+        can_shard: whether this stage can train with FSDP.
 
     Raises:
-        UserError: a setting of the run is missing or does not divide, or the processes cannot do what they were
-            launched for.
+        UserError: a setting is missing or out of range, or this stage cannot be launched in that way.
     """
     if fsdp.fsdp_requested() and not can_shard:
         raise UserError(
-            "the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
-            "enough for a full copy in each process: use distributed_type MULTI_GPU"
+            "the launcher's file requests FSDP, which only the transformer stage supports; this stage's model is small "
+            "enough for every process: use distributed_type MULTI_GPU"
         )
     if not run.model_dir or not run.state_dir:
         raise UserError(
@@ -82,7 +84,7 @@ def start(run: RunConfig, can_shard: bool = False) -> Accelerator:
     for name, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0), ("minutes", 0)):
         if getattr(run, name) < least:
             raise UserError(f"run.{name} is {getattr(run, name)}; it must be at least {least}")
-    accelerator = processes(
+    accelerator = make_accelerator(
         mixed_precision=mixed_precision("run.precision", run.precision),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if run.tracker == "none" else run.tracker,
@@ -98,14 +100,14 @@ def start(run: RunConfig, can_shard: bool = False) -> Accelerator:
     return accelerator
 
 
-def generator_for(*numbers: int) -> torch.Generator:
-    """A CPU generator that depends on the numbers alone."""
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+def generator_for(*seeds: int) -> torch.Generator:
+    """A CPU generator seeded with a sequence of integers."""
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
 
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """Indices of the pictures in the global batch of a step: shuffled in each epoch, none left out.
+    """Which pictures make up the global batch of a step: every epoch is a new random order of all pictures.
 
     Args:
         step: optimizer step, from 0.
@@ -116,45 +118,61 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarr
     Returns:
         (batch_size,) indices in [0, count).
     """
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
     indices = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(places // count):
+    for epoch in np.unique(positions // count):
         order = np.random.default_rng([seed, int(epoch)]).permutation(count)
-        mine = places // count == epoch
-        indices[mine] = order[places[mine] % count]
+        in_epoch = positions // count == epoch
+        indices[in_epoch] = order[positions[in_epoch] % count]
     return indices
 
 
-def passes(accelerator: Accelerator, run: RunConfig) -> list[slice]:
-    """Rows of the global batch that this process takes, one slice per accumulated pass."""
+def pass_rows(accelerator: Accelerator, run: RunConfig) -> list[slice]:
+    """Rows of the global batch that this process takes: one slice per forward and backward pass of a step."""
     size = run.batch_size // (accelerator.num_processes * run.accumulation)
     first = accelerator.process_index * run.accumulation
-    return [slice((first + number) * size, (first + number + 1) * size) for number in range(run.accumulation)]
+    return [slice((first + index) * size, (first + index + 1) * size) for index in range(run.accumulation)]
 
 
 class TrainingLog:
-    """Progress on screen, `log.jsonl` on disk, and the tracker if one is set."""
+    """Progress bar and messages on screen, `log.jsonl` and `config.yaml` in `run.state_dir`, and the tracker if any.
+
+    Only the main process prints and writes.
+
+    Args:
+        accelerator: the processes of the run.
+        run: settings of the run.
+        config: the stage's whole config, written to `config.yaml`.
+        first_step: 0, or the step that a resumed run continues with. Lines of later steps are removed from the log; at
+            0 so are all states, because `--resume` would take an earlier run's for this run's.
+    """
 
     def __init__(self, accelerator: Accelerator, run: RunConfig, config: Any, first_step: int) -> None:
-        self.accelerator, self.run, self.folder = accelerator, run, Path(run.state_dir)
-        self.started, self.first_step = time.monotonic(), first_step
+        self.accelerator = accelerator
+        self.run = run
+        self.folder = Path(run.state_dir)
+        self.started = time.monotonic()
+        self.first_step = first_step
         self.bar = tqdm(initial=first_step, total=run.steps, disable=not accelerator.is_main_process, unit=" steps")
         if run.tracker != "none":
             accelerator.init_trackers(run.tracker)
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+            with replace_file(self.folder / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
             self._drop_lines_from(first_step)
-            if first_step == 0:  # the state of an earlier run would be taken for this one's by --resume
-                forget_states(self.folder)
+            if first_step == 0:
+                remove_states(self.folder)
 
     def steps(self) -> Iterator[tuple[int, RunConfig]]:
-        """The steps still to be done, with a progress bar, and with each the run as it stands.
+        """The steps still to be done, each with the settings of the run, behind a progress bar.
 
-        With `run.minutes` its `steps` are those that the minutes allow at the speed so far. So a schedule over the
-        share of the steps follows the clock, and the step that begins when the minutes are over is the last.
+        With `run.minutes`, `steps` in the settings is an estimate of how many fit into the minutes, made anew before
+        each step. So schedules over a share of the steps follow the clock, and the step that begins after the minutes
+        are over is the last.
         """
-        step, run = self.first_step, self.run
+        step = self.first_step
+        run = self.run
         while step < run.steps:
             if run.minutes:
                 run = replace(run, steps=self._steps_by_the_clock(step))
@@ -164,33 +182,33 @@ class TrainingLog:
             step += 1
         self.bar.close()
 
-    def log(self, step: int, **values: float) -> None:
-        """Write one line of figures for a step."""
+    def record(self, step: int, **values: float) -> None:
+        """Append one line of figures for a step to the log, and send them to the tracker."""
         if not self.accelerator.is_main_process:
             return
         seconds = time.monotonic() - self.started
-        done = (step + 1 - self.first_step) * self.run.batch_size
+        pictures = (step + 1 - self.first_step) * self.run.batch_size
         line = {
             "step": step,
             **values,
             "seconds": round(seconds, 1),
-            "pictures_per_second": round(done / seconds, 1),
+            "pictures_per_second": round(pictures / seconds, 1),
         }
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
         self.accelerator.log(values, step=step)
 
-    def say(self, text: str) -> None:
-        """Print a line without breaking the progress bar."""
+    def message(self, text: str) -> None:
+        """Print a line above the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(text)
 
     def close(self) -> None:
-        """Wait for the other processes and close the tracker; all processes must call it, at the end of the run.
+        """Wait for the other processes and close the tracker; all processes must call this at the end of the run.
 
-        `Accelerator.end_training` would also destroy the process group; see `leave_process_group` for why that has to
-        wait until the model is gone.
+        `Accelerator.end_training` would also destroy the process group; see `util.command_line.leave_process_group` for
+        why that has to wait until the model is freed.
         """
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:
@@ -199,18 +217,18 @@ class TrainingLog:
     def _steps_by_the_clock(self, step: int) -> int:
         share = (time.monotonic() - self.started) / (60 * self.run.minutes)
         steps = step + 1 if share >= 1 else max(step + 2, round(step / max(share, 1e-9)))
-        # No two clocks agree, but processes have to.
+        # The clocks of processes differ, but they must make the same number of steps: that of the main process.
         return int(broadcast(torch.tensor(steps, device=self.accelerator.device)))
 
     def _drop_lines_from(self, step: int) -> None:
         path = self.folder / "log.jsonl"
         if path.is_file():
-            # A kill may have left half a line, which is then the last one and belongs to a step to be done again.
+            # A kill may leave a truncated last line; its step will be done again.
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             with replace_file(path) as temporary:
                 temporary.write_text("".join(line for line in lines if json.loads(line)["step"] < step))
 
 
-def due(step: int, every: int, run: RunConfig) -> bool:
-    """Whether something done every so many steps is due after `step`; the last step always counts."""
+def is_due(step: int, every: int, run: RunConfig) -> bool:
+    """Whether an action that is done every `every` steps (0: never) is due after `step`; the last step always is."""
     return every > 0 and ((step + 1) % every == 0 or step + 1 == run.steps)

@@ -1,4 +1,4 @@
-"""Optimizers and their learning-rate schedule."""
+"""Optimizers (AdamW, Muon) and the learning-rate schedule."""
 
 import math
 from typing import Any
@@ -8,13 +8,17 @@ from torch import Tensor, nn
 
 from dalle_mini_impl.config.training import OptimizerConfig
 
+MUON_MOMENTUM = 0.95
+"""Momentum of Muon (Jordan 2024)."""
+
 
 class Muon(torch.optim.Muon):
-    """Muon (Jordan 2024) that takes convolutions too, each as the matrix whose rows are its filters.
+    """Muon (Jordan 2024) that also takes convolutions, each as the matrix whose rows are its filters.
 
     Args:
-        weights: (out, in), or (out, in, h, w) in either memory format; they must keep their memory from here on.
-        options: what PyTorch's own takes.
+        weights: (out, in), or (out, in, h, w) in either memory format. Their storage must not change afterwards: the
+            matrices are views of it.
+        options: those of `torch.optim.Muon`.
     """
 
     def __init__(self, weights: list[nn.Parameter], **options: Any) -> None:
@@ -25,36 +29,43 @@ class Muon(torch.optim.Muon):
         super().__init__(matrices, **options)
 
     def step(self, closure: Any = None) -> Any:
-        """Make a step with the gradients of the weights that were given."""
+        """Make a step with the gradients of the weights passed to the constructor."""
         for matrix, weight in self.convolutions:
             matrix.grad = None if weight.grad is None else as_matrix(weight.grad, weight)
         return super().step(closure)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients."""
+        """Remove all gradients."""
         super().zero_grad(set_to_none)
         for _, weight in self.convolutions:
             weight.grad = None
 
 
 def as_matrix(values: Tensor, weight: Tensor) -> Tensor:
-    """A convolution's weight or gradient (out, in, h, w) -> (out, in × h × w), each row as it lies in the weight."""
+    """View a convolution's weight or gradient as a matrix, with columns in the memory order of the weight.
+
+    Args:
+        values: (out, in, h, w), the weight or its gradient.
+        weight: (out, in, h, w), the weight.
+
+    Returns:
+        (out, in × h × w).
+    """
     if weight.is_contiguous(memory_format=torch.channels_last):
         values = values.permute(0, 2, 3, 1)
     return values.reshape(len(values), -1)
 
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter lies between layers of the same width, where Muon works."""
+    """Whether Muon trains a parameter: the matrices of transformer blocks and the convolutions of residual blocks."""
     return ".blocks." in f".{name}" if parameter.ndim == 2 else parameter.ndim == 4 and ".conv" in name
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or for everything but the hidden matrices when Muon is on.
+    """AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest.
 
-    Weight decay acts on matrices only: decaying norms and biases pulls them from where they work. Muon
-    orthogonalises the update of hidden weights: the matrices of transformer blocks and the convolutions of residual
-    blocks. Embeddings, heads and convolutions that change the resolution stay with AdamW.
+    Muon orthogonalises the update of hidden weights. Embeddings, heads and convolutions that change the resolution stay
+    with AdamW. Weight decay acts on matrices only, not on norms and biases.
     """
     hidden: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
@@ -72,14 +83,16 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=1e-8, fused=True)
     ]
     if hidden:
-        optimizers.append(Muon(hidden, lr=config.muon_learning_rate, momentum=0.95, weight_decay=config.weight_decay))
+        optimizers.append(
+            Muon(hidden, lr=config.muon_learning_rate, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
 
 
-def rate(step: int, steps: int, config: OptimizerConfig) -> float:
+def rate_share(step: int, steps: int, config: OptimizerConfig) -> float:
     """Learning rate of a step as a share of the peak.
 
     Linear warmup, then constant until `decay_start`, then a cosine down to `final_rate`.
@@ -87,7 +100,7 @@ def rate(step: int, steps: int, config: OptimizerConfig) -> float:
     Args:
         step: optimizer step, from 0.
         steps: steps of the whole run.
-        config: the schedule's numbers.
+        config: the schedule.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -96,9 +109,22 @@ def rate(step: int, steps: int, config: OptimizerConfig) -> float:
     return config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_rate(optimizers: list[Any], step: int, steps: int, config: OptimizerConfig, scale: float = 1.0) -> float:
-    """Set every group's learning rate for a step and return its share of the peak, `scale` included."""
-    share = scale * rate(step, steps, config)
+def set_learning_rate(
+    optimizers: list[Any], step: int, steps: int, config: OptimizerConfig, factor: float = 1.0
+) -> float:
+    """Set every parameter group's learning rate for a step.
+
+    Args:
+        optimizers: made by `build_optimizers`.
+        step: optimizer step, from 0.
+        steps: steps of the whole run.
+        config: the schedule.
+        factor: factor on the scheduled rate.
+
+    Returns:
+        The rate as a share of the peak, `factor` included.
+    """
+    share = factor * rate_share(step, steps, config)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share

@@ -1,10 +1,10 @@
-"""The state from which a run resumes exactly. It is written completely or not at all.
+"""Resumable states: everything that is needed to continue a run exactly, written so that no kill leaves half a state.
 
-    state.pt          full state, written by the main process
-    state-00000200/   sharded state after step 200; each process writes and reads its shards
+    state.pt          a model that is not sharded; the main process writes it
+    state-00000200/   a sharded model after step 200; each process writes its own shards
 
-Either is read by any number of processes, with a full or a sharded model. The second has the format of
-torch.distributed.checkpoint, whose index is a pickle: resume only from states of your own.
+Either kind can be read by any number of processes, sharded or not. The second is in the format of
+torch.distributed.checkpoint. Its index is a pickle, so resume only from states that you trust.
 """
 
 import pickle
@@ -25,9 +25,12 @@ from dalle_mini_impl.train.shared.fsdp import is_sharded, shard_like
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
-WHOLE, SHARES = "state.pt", "state-*"
-DAMAGE = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, CheckpointException)
-"""Exceptions of reading a file that is truncated or altered."""
+STATE_FILE = "state.pt"
+"""Name of an unsharded state in `run.state_dir`."""
+SHARDED_STATES = "state-*"
+"""Names of sharded states there; `*` is the number of steps done, in eight digits."""
+READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, CheckpointException)
+"""What reading a truncated or altered state raises."""
 
 
 def save_state(
@@ -36,38 +39,46 @@ def save_state(
     step: int,
     model: nn.Module,
     optimizers: list[Any],
-    average: Ema,
-    **own: Tensor,
+    ema: Ema,
+    **process_tensors: Tensor,
 ) -> None:
-    """Write everything that `load_state` needs to continue after `step` as if nothing had happened.
+    """Write everything that `load_state` needs to continue exactly after `step`; all processes must call this.
 
-    `own` are further CPU tensors to keep, of which each process has its own.
+    Args:
+        accelerator: the processes of the run.
+        run: settings of the run.
+        step: the step just done, from 0.
+        model: all that is trained.
+        optimizers: those of the model.
+        ema: of the model.
+        **process_tensors: further CPU tensors to store, with values of each process's own.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the folder cannot be written to.
     """
     model = accelerator.unwrap_model(model)
     if accelerator.device.type == "cuda":
-        own["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
+        process_tensors["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
     if is_sharded(model):
-        mine = {"rng": torch.get_rng_state(), **own}
-        shares = _by_name(model, optimizers, average)
-        shares |= {f"own.{accelerator.process_index}.{name}": value for name, value in mine.items()}
-        _save_shares(accelerator, Path(run.state_dir) / SHARES.replace("*", f"{step + 1:08d}"), shares)
+        rank = accelerator.process_index
+        tensors = _named_tensors(model, optimizers, ema)
+        for name, value in {"rng": torch.get_rng_state(), **process_tensors}.items():
+            tensors[f"own.{rank}.{name}"] = value
+        _write_sharded(accelerator, Path(run.state_dir) / SHARDED_STATES.replace("*", f"{step + 1:08d}"), tensors)
         return
-    states = accelerator.gather_for_metrics([(torch.get_rng_state(), own)], use_gather_object=True)
+    gathered = accelerator.gather_for_metrics([(torch.get_rng_state(), process_tensors)], use_gather_object=True)
     if accelerator.is_main_process:
         state = {
             "step": step + 1,
             "model": model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "average": average.state,
-            "rng": [rng for rng, _ in states],
-            "own": [others for _, others in states],
+            "average": ema.state,
+            "rng": [rng for rng, _ in gathered],
+            "own": [others for _, others in gathered],
         }
-        with replace_file(Path(run.state_dir) / WHOLE) as temporary:
+        with replace_file(Path(run.state_dir) / STATE_FILE) as temporary:
             torch.save(state, temporary)
-        forget_states(Path(run.state_dir), but=WHOLE)
+        remove_states(Path(run.state_dir), except_for=STATE_FILE)
     accelerator.wait_for_everyone()
 
 
@@ -76,91 +87,107 @@ def load_state(
     run: RunConfig,
     model: nn.Module,
     optimizers: list[Any],
-    average: Ema,
-    **own: Tensor,
+    ema: Ema,
+    **process_tensors: Tensor,
 ) -> int:
-    """Restore the last saved state, full or sharded, in place, and return the step to continue with.
+    """Restore the last saved state, of either kind, in place.
 
-    With another number of processes, the states that each process has of its own are redistributed.
+    With another number of processes than when it was saved, process i gets the tensors and the random state of process
+    i modulo the former number.
+
+    Args:
+        accelerator: the processes of the run.
+        run: settings of the run.
+        model: all that is trained.
+        optimizers: those of the model.
+        ema: of the model.
+        **process_tensors: tensors to restore, by the names under which `save_state` got them.
+
+    Returns:
+        The step to continue with.
 
     Raises:
-        UserError: there is no state, it is damaged, or it belongs to another model; or the run is limited by time.
+        UserError: there is no state, it is damaged, it is of another model, or the run goes by the clock.
     """
     if run.minutes:
         raise UserError(
-            f"--resume was given with run.minutes={run.minutes:g}; a run that is limited by time cannot be resumed; "
-            f"start without --resume, or set run.steps instead"
+            f"--resume was given with run.minutes={run.minutes:g}; the time already spent is not recorded, "
+            f"so start without --resume, or set run.steps instead"
         )
-    folder, process, model = Path(run.state_dir), accelerator.process_index, accelerator.unwrap_model(model)
-    # A kill may leave both, the sharded one half deleted; they hold the same step.
-    path = folder / WHOLE if (folder / WHOLE).is_file() else max(folder.glob(SHARES), default=None)
+    folder = Path(run.state_dir)
+    model = accelerator.unwrap_model(model)
+    # A kill may leave both kinds, the sharded one partly removed; either leads to the same result.
+    path = folder / STATE_FILE if (folder / STATE_FILE).is_file() else max(folder.glob(SHARDED_STATES), default=None)
     if path is None:
-        raise UserError(f"--resume was given but {folder} has neither {WHOLE} nor {SHARES}; start without it")
-    load = _load_whole if path.name == WHOLE else _load_shares
-    step, others = load(path, process, model, optimizers, average)
-    torch.set_rng_state(others["rng"])
-    if accelerator.device.type == "cuda" and "cuda_rng" in others:
-        torch.cuda.set_rng_state(others["cuda_rng"], accelerator.device)
-    for name in own.keys() & others.keys():
-        own[name].copy_(others[name])
+        raise UserError(
+            f"--resume was given but {folder} has neither {STATE_FILE} nor {SHARDED_STATES}; start without it"
+        )
+    load = _load_file if path.name == STATE_FILE else _load_sharded
+    step, saved = load(path, accelerator.process_index, model, optimizers, ema)
+    torch.set_rng_state(saved["rng"])
+    if accelerator.device.type == "cuda" and "cuda_rng" in saved:
+        torch.cuda.set_rng_state(saved["cuda_rng"], accelerator.device)
+    for name in process_tensors.keys() & saved.keys():
+        process_tensors[name].copy_(saved[name])
     return step
 
 
-def forget_states(folder: Path, but: str = "") -> None:
-    """Remove all states from a folder, or all but the one of that name."""
-    if but != WHOLE:
-        (folder / WHOLE).unlink(missing_ok=True)
-    for shares in folder.glob(SHARES):
-        if shares.name != but:
-            shutil.rmtree(shares)
+def remove_states(folder: Path, except_for: str = "") -> None:
+    """Remove all states from a folder, except for the one of that name."""
+    if except_for != STATE_FILE:
+        (folder / STATE_FILE).unlink(missing_ok=True)
+    for path in folder.glob(SHARDED_STATES):
+        if path.name != except_for:
+            shutil.rmtree(path)
 
 
-def _load_whole(
-    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Ema
+def _load_file(
+    path: Path, rank: int, model: nn.Module, optimizers: list[Any], ema: Ema
 ) -> tuple[int, dict[str, Tensor]]:
+    """Restore model, optimizers and EMA from an unsharded state; returns the next step and the process's tensors."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise _damaged(path, error) from error
     weights = model.state_dict()
     try:
         model.load_state_dict({name: shard_like(value, weights.get(name)) for name, value in state["model"].items()})
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict({**saved, "state": _moments(optimizer, saved["state"])})
+            optimizer.load_state_dict({**saved, "state": _copied_moments(optimizer, saved["state"])})
     except (RuntimeError, ValueError) as error:
         raise _other_model(path, str(error).splitlines()[0]) from error
     for name, value in state["average"].items():
-        average.state[name].copy_(shard_like(value, average.state[name]))
-    process %= len(state["rng"])
-    others = state["own"][process] if "own" in state else {}
-    return int(state["step"]), {"rng": state["rng"][process], **others}
+        ema.state[name].copy_(shard_like(value, ema.state[name]))
+    rank %= len(state["rng"])
+    process_tensors = state["own"][rank] if "own" in state else {}
+    return int(state["step"]), {"rng": state["rng"][rank], **process_tensors}
 
 
-def _moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
-    """Copies of the moments in a file, or of this process's share of them, for the optimizer to take over."""
+def _copied_moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
+    """Copies of an optimizer's saved moments, sharded like its parameters; the optimizer keeps the tensors it gets."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
-        number: {
-            name: shard_like(value, parameter).to(parameter.device, copy=True) for name, value in saved[number].items()
+        index: {
+            name: shard_like(value, parameter).to(parameter.device, copy=True) for name, value in saved[index].items()
         }
-        for number, parameter in enumerate(parameters)
-        if number in saved
+        for index, parameter in enumerate(parameters)
+        if index in saved
     }
 
 
-def _by_name(model: nn.Module, optimizers: list[Any], average: Ema) -> dict[str, Tensor]:
-    """All that training changes, by names that say what it is; changing the tensors changes the run."""
+def _named_tensors(model: nn.Module, optimizers: list[Any], ema: Ema) -> dict[str, Tensor]:
+    """All tensors that training changes, by unique names. They are the run's own, so loading into them restores it."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state.items()}
+    tensors |= {f"average.{name}": value for name, value in ema.state.items()}
     for optimizer in optimizers:
-        for parameter, moments in optimizer.state.items():  # matrices that Muon made of convolutions have no name
+        for parameter, moments in optimizer.state.items():  # Muon's matrices of convolutions have no name
             tensors |= {f"moments.{names.get(parameter)}.{name}": value for name, value in moments.items()}
     return tensors
 
 
-def _make_moments(optimizers: list[Any]) -> None:
-    """Have optimizers make their moments, which they do in their first step."""
+def _create_moments(optimizers: list[Any]) -> None:
+    """Have optimizers create their moments, by a step with zero gradients."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -169,55 +196,57 @@ def _make_moments(optimizers: list[Any]) -> None:
         optimizer.zero_grad()
 
 
-def _save_shares(accelerator: Accelerator, target: Path, shares: dict[str, Tensor]) -> None:
-    """Write into a folder that gets its name when all processes have written; states before it go after that."""
+def _write_sharded(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a state into a folder that gets its name once all processes have written; then remove earlier states."""
     partial = target.with_name(".state.partial")
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     try:
-        checkpoint.save(shares, checkpoint_id=partial)
+        checkpoint.save(tensors, checkpoint_id=partial)
     except CheckpointException as error:
-        raise UserError(f"cannot write {target}: {_cause(error)}; choose a writable path") from error
+        raise UserError(f"cannot write {target}: {_first_cause(error)}; choose a writable path") from error
     if accelerator.is_main_process:
         partial.rename(target)
-        forget_states(target.parent, but=target.name)
+        remove_states(target.parent, except_for=target.name)
     accelerator.wait_for_everyone()
 
 
-def _load_shares(
-    path: Path, process: int, model: nn.Module, optimizers: list[Any], average: Ema
+def _load_sharded(
+    path: Path, rank: int, model: nn.Module, optimizers: list[Any], ema: Ema
 ) -> tuple[int, dict[str, Tensor]]:
+    """Restore model, optimizers and EMA from a sharded state; returns the next step and the process's tensors."""
     try:
         saved: dict[str, Any] = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise _damaged(path, error) from error
-    there = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
-    _make_moments(optimizers)
-    tensors = _by_name(model, optimizers, average)
-    here = {name: list(value.size()) for name, value in tensors.items()}
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            sizes = f"{there.get(name, 'nothing')}, expected {here.get(name, 'nothing')}"
-            raise _other_model(path, f"{name} is {sizes}")
+    saved_sizes = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
+    _create_moments(optimizers)
+    tensors = _named_tensors(model, optimizers, ema)
+    sizes = {name: list(value.size()) for name, value in tensors.items()}
+    for name in sorted(saved_sizes.keys() | sizes.keys()):
+        if saved_sizes.get(name) != sizes.get(name):
+            difference = f"{saved_sizes.get(name, 'nothing')}, expected {sizes.get(name, 'nothing')}"
+            raise _other_model(path, f"{name} is {difference}")
     processes = 1 + max(int(name.split(".")[1]) for name in saved if name.startswith("own."))
-    prefix = f"own.{process % processes}."
-    others = {
+    prefix = f"own.{rank % processes}."
+    process_tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in saved.items()
         if name.startswith(prefix)
     }
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is where there is one process
-            checkpoint.load({**tensors, **others}, checkpoint_id=path)
-    except DAMAGE as error:
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as expected with one process
+            checkpoint.load({**tensors, **process_tensors}, checkpoint_id=path)
+    except READ_ERRORS as error:
         raise _damaged(path, error) from error
-    return int(path.name.split("-")[1]), {name.removeprefix(prefix): value for name, value in others.items()}
+    step = int(path.name.split("-")[1])
+    return step, {name.removeprefix(prefix): value for name, value in process_tensors.items()}
 
 
 def _damaged(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path} is damaged ({type(_cause(error)).__name__}); start without --resume")
+    return UserError(f"{path} is damaged ({type(_first_cause(error)).__name__}); start without --resume")
 
 
 def _other_model(path: Path, difference: str) -> UserError:
@@ -226,6 +255,6 @@ def _other_model(path: Path, difference: str) -> UserError:
     )
 
 
-def _cause(error: BaseException) -> BaseException:
-    """The first of what went wrong in several processes."""
+def _first_cause(error: BaseException) -> BaseException:
+    """The first of the errors that a CheckpointException collects from the processes."""
     return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error

@@ -79,7 +79,7 @@ def test_spectral_norm_bounds_every_layer():
 def test_hinge_loss_by_hand():
     adversary = make()
     says(adversary, 3.0, 0.5, -2.0, -0.25)
-    found = adversary.learn(random_pixels(2, 3, 16, 16), random_pixels(2, 3, 16, 16, seed=1))
+    found = adversary.accumulate_gradients(random_pixels(2, 3, 16, 16), random_pixels(2, 3, 16, 16, seed=1))
     figures = {name: value.detach() for name, value in found.items()}
     assert float(figures["discriminator"]) == pytest.approx(((0 + 0.5) / 2 + (0 + 0.75) / 2) / 2)
     assert (float(figures["real_logit"]), float(figures["fake_logit"])) == (1.75, -1.125)
@@ -87,7 +87,7 @@ def test_hinge_loss_by_hand():
 
 def test_the_decoder_learns_nothing_from_the_discriminators_lesson():
     adversary, pixels = make(), random_pixels(2, 3, 16, 16).requires_grad_()
-    adversary.learn(random_pixels(2, 3, 16, 16, seed=1), pixels)
+    adversary.accumulate_gradients(random_pixels(2, 3, 16, 16, seed=1), pixels)
     assert pixels.grad is None
     assert bool(gradients(adversary.discriminator).any())
 
@@ -97,9 +97,9 @@ def test_passes_of_a_step_add_up():
     whole, halves = make(), make(accumulation=2)
     for adversary in (whole, halves):
         adversary.discriminator.eval()  # or each pass would sharpen the spectral norm
-    whole.learn(real, fake)
+    whole.accumulate_gradients(real, fake)
     for rows in (slice(0, 2), slice(2, 4)):
-        halves.learn(real[rows], fake[rows])
+        halves.accumulate_gradients(real[rows], fake[rows])
     torch.testing.assert_close(gradients(halves.discriminator), gradients(whole.discriminator))
 
 
@@ -109,7 +109,7 @@ def test_it_learns_to_tell_pictures_from_reconstructions():
     fake = nn.functional.avg_pool2d(real, 4).repeat_interleave(4, -1).repeat_interleave(4, -2)
     losses = []
     for _ in range(60):
-        losses.append(float(adversary.learn(real, fake)["discriminator"].detach()))
+        losses.append(float(adversary.accumulate_gradients(real, fake)["discriminator"].detach()))
         adversary.optimizer.step()
         adversary.optimizer.zero_grad()
     assert losses[-1] < 0.7 < 0.9 < losses[0]
@@ -124,7 +124,7 @@ def test_r1_is_the_squared_slope_at_real_pictures():
         adversary.network = lambda pixels, scale=scale: (scale * slopes * pixels).sum((1, 2, 3), keepdim=True)
         losses = []
         adversary.accelerator = SimpleNamespace(**{**vars(ALONE), "backward": losses.append})
-        adversary.learn(random_pixels(2, 3, 4, 4), random_pixels(2, 3, 4, 4, seed=1))
+        adversary.accumulate_gradients(random_pixels(2, 3, 4, 4), random_pixels(2, 3, 4, 4, seed=1))
         found.append((float(losses[0].detach()), float(torch.autograd.grad(losses[0], scale)[0])))
     squares = 16 * (4 + 9 + 25)
     assert found[1][0] - found[0][0] == pytest.approx(0.4 / 2 * squares, rel=1e-5)
@@ -136,10 +136,12 @@ def test_lecam_holds_each_kind_near_the_others_running_mean():
     adversary = make(lecam=0.3)
     adversary.accelerator = SimpleNamespace(**{**vars(ALONE), "backward": losses.append})
     says(adversary, 3.0, 0.5, -2.0, -0.25)
-    adversary.usual.copy_(torch.tensor([1.0, -1.0]))
-    hinge = adversary.learn(random_pixels(2, 3, 4, 4), random_pixels(2, 3, 4, 4, seed=1))["discriminator"]
+    adversary.mean_logits.copy_(torch.tensor([1.0, -1.0]))
+    hinge = adversary.accumulate_gradients(random_pixels(2, 3, 4, 4), random_pixels(2, 3, 4, 4, seed=1))[
+        "discriminator"
+    ]
     real, fake = 0.99 * 1 + 0.01 * 1.75, 0.99 * -1 + 0.01 * -1.125
-    torch.testing.assert_close(adversary.usual, torch.tensor([real, fake]))
+    torch.testing.assert_close(adversary.mean_logits, torch.tensor([real, fake]))
     expected = ((3 - fake) ** 2 + (0.5 - fake) ** 2) / 2 + ((real + 2) ** 2 + (real + 0.25) ** 2) / 2
     assert float((losses[0] - hinge).detach()) == pytest.approx(0.3 * expected, rel=1e-5)
 
@@ -151,7 +153,7 @@ def decoder_and_result(adversary):
     """A decoder of two layers, what it gives, and a loss of it."""
     torch.manual_seed(1)
     first, last = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1)
-    adversary.last = last.weight
+    adversary.last_weight = last.weight
     decoded = last(first(random_pixels(2, 2, 16, 16)).tanh())
     result = Reconstruction(decoded, decoded, torch.zeros(2, 1, 1), torch.tensor(0.0))
     return nn.Sequential(first, last), result, (decoded - random_pixels(2, 3, 16, 16, seed=2)).square().mean()
@@ -162,14 +164,16 @@ def test_joined_gradients_are_those_of_both_losses(adaptive):
     adversary = make(adaptive=adaptive)
     adversary.discriminator.eval()
     decoder, result, loss = decoder_and_result(adversary)
-    joined, weight = adversary.joined(loss, result)
+    joined, weight = adversary.combined_loss(loss, result)
     joined.backward()
     assert all(value.grad is None for value in adversary.discriminator.parameters())
     found = gradients(decoder)
 
     decoder, result, loss = decoder_and_result(adversary)
     generator_loss = -adversary.discriminator(result.pixels).mean()
-    norms = [torch.autograd.grad(term, adversary.last, retain_graph=True)[0].norm() for term in (loss, generator_loss)]
+    norms = [
+        torch.autograd.grad(term, adversary.last_weight, retain_graph=True)[0].norm() for term in (loss, generator_loss)
+    ]
     assert float(weight) == pytest.approx(float(0.5 * norms[0] / norms[1]) if adaptive else 0.5, rel=1e-3)
     (loss + weight * generator_loss).backward()
     torch.testing.assert_close(found, gradients(decoder))
@@ -179,7 +183,7 @@ def test_the_adaptive_weight_is_bounded():
     adversary = make()
     _, result, loss = decoder_and_result(adversary)
     adversary.discriminator = lambda pixels: 1e-30 * pixels
-    _, weight = adversary.joined(1e9 * loss, result)
+    _, weight = adversary.combined_loss(1e9 * loss, result)
     assert float(weight) == pytest.approx(0.5e4)
 
 
@@ -192,10 +196,10 @@ def test_the_adaptive_weight_is_bounded():
 )
 def test_it_learns_alone_before_it_acts(steps, start, warmup, first, acts_from):
     adversary = make(steps=steps, start=start, discriminator_warmup=warmup)
-    assert (adversary.first, adversary.acts_from) == (first, acts_from)
+    assert (adversary.first_step, adversary.generator_start) == (first, acts_from)
     other = make(7, start=start, discriminator_warmup=warmup)
-    other.follow(RunConfig(steps=steps))
-    assert (other.first, other.acts_from) == (first, acts_from)
+    other.set_schedule(RunConfig(steps=steps))
+    assert (other.first_step, other.generator_start) == (first, acts_from)
 
 
 def test_the_decoder_is_not_touched_before_the_warmup_is_over(trained, tmp_path):

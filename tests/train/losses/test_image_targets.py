@@ -18,7 +18,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.model.quantizers.frozen import FrozenFiniteScalar, FrozenSimVQ, FrozenVQ
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.lfq import LookupFree
-from dalle_mini_impl.train.losses.image_targets import draw_ids, soft_cross_entropy
+from dalle_mini_impl.train.losses.image_targets import sample_ids, soft_cross_entropy
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.util.errors import UserError
 
@@ -37,7 +37,7 @@ def distribution(seed=0, places=(3, 5), count=7, ids=61):
 def test_ids_are_drawn_as_often_as_they_are_likely():
     likely, shares = distribution()
     random, count = np.random.default_rng(1), 4001
-    drawn = np.stack([draw_ids(likely, shares, random) for _ in range(count)])
+    drawn = np.stack([sample_ids(likely, shares, random) for _ in range(count)])
     often = (drawn[..., None] == likely).mean(0)
     assert often.sum(-1) == pytest.approx(np.ones((3, 5)))
     assert np.abs(often - shares).max() < 4 * math.sqrt(0.25 / count)
@@ -47,7 +47,7 @@ def test_certain_ids_are_always_drawn_and_impossible_ones_never():
     likely = np.array([[[9, 4, 2], [3, 8, 1]]])
     shares = np.array([[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]], dtype=np.float32)
     random = np.random.default_rng(2)
-    drawn = np.stack([draw_ids(likely, shares, random) for _ in range(200)])[:, 0]
+    drawn = np.stack([sample_ids(likely, shares, random) for _ in range(200)])[:, 0]
     assert set(drawn[:, 0]) == {4}
     assert set(drawn[:, 1]) == {1, 3}
 
@@ -228,7 +228,7 @@ def test_encoding_says_how_sure_the_ids_are(soft, tmp_path, capsys):
     home.run("encode", *SOFT)
     shares = cache_of(home, "train").probabilities.astype(np.float64)
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"of 5 ids kept for each place, the likeliest has a probability of {shares[..., 0].mean():.3f} on average, "
+        f"of 5 ids stored for each cell, the likeliest has a probability of {shares[..., 0].mean():.3f} on average, "
         f"all together {shares.sum(-1).mean():.3f}"
     )
 

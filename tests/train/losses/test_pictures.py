@@ -5,7 +5,7 @@ from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.evaluate.perceptual import gradient_ssim
 from dalle_mini_impl.model.image_tokenizer import Reconstruction
-from dalle_mini_impl.train.losses.pictures import build_picture_loss, from_a_random_corner, reconstruction_loss
+from dalle_mini_impl.train.losses.pictures import build_picture_loss, crop_at_random, reconstruction_loss
 from dalle_mini_impl.util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_terms_are_those_that_were_asked_for():
     terms = build_picture_loss(config, CPU)(result_of(pixels), target)
     assert terms.keys() == {"reconstruction", "perceptual"}
     torch.manual_seed(0)
-    expected = 0.7 * gradient_ssim(*from_a_random_corner(pixels, target)).mean()
+    expected = 0.7 * gradient_ssim(*crop_at_random(pixels, target)).mean()
     torch.testing.assert_close(terms["perceptual"], expected)
 
 
@@ -49,7 +49,7 @@ def test_all_corners_up_to_three_pixels_away_occur_alike_for_all_pictures():
     torch.manual_seed(0)
     seen = set()
     for _ in range(200):
-        row, column = from_a_random_corner(rows[None, None], columns[None, None])
+        row, column = crop_at_random(rows[None, None], columns[None, None])
         seen.add((int(row[0, 0, 0, 0]), int(column[0, 0, 0, 0])))
         assert row.shape == column.shape == (1, 1, 7 - row[0, 0, 0, 0], 9 - column[0, 0, 0, 0])
     assert seen == {(top, left) for top in range(4) for left in range(4)}

@@ -25,8 +25,8 @@ from dalle_mini_impl.util.errors import UserError
 
 FEW = ("run.steps=6", "run.validate_every=3", "run.save_every=6", "run.sample_every=0")
 FOR_TRANSFORMERS = (
-    "the launcher's file asks for FSDP, which is for transformers; this stage's model is small "
-    "enough for a full copy in each process: use distributed_type MULTI_GPU"
+    "the launcher's file requests FSDP, which only the transformer stage supports; this stage's model is small "
+    "enough for every process: use distributed_type MULTI_GPU"
 )
 
 
@@ -219,7 +219,7 @@ def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
 
     def there_and_back():
         AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator, model = common.processes(), nn.Linear(2, 3)
+        accelerator, model = common.make_accelerator(), nn.Linear(2, 3)
         assert fsdp.wrap_model(accelerator, model, []) is model
         average = Ema(model, 0.9)
         torch.manual_seed(7)
@@ -310,9 +310,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from dalle_mini_impl.train import common
+from dalle_mini_impl.train.shared import loop as common
 
-accelerator = common.processes()
+accelerator = common.make_accelerator()
 mesh = init_device_mesh("cpu", (2,))
 for shape in ((37, 29), (29, 37)):
     gradient = torch.randn(shape, generator=common.generator_for(*shape))

@@ -14,7 +14,7 @@ from dalle_mini_impl.config.training import RunConfig, TransformerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.train.shared import loop as common
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.state import WHOLE, load_state
+from dalle_mini_impl.train.shared.state import STATE_FILE, load_state
 from dalle_mini_impl.util.errors import UserError
 
 RUN = RunConfig(model_dir="model", state_dir="state", precision="fp32", steps=29)
@@ -33,13 +33,15 @@ def process(index=0, count=1):
 
 @pytest.fixture
 def start(monkeypatch):
-    """`common.start` in a process that has not called it before, on the CPU."""
+    """`common.start_run` in a process that has not called it before, on the CPU."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
     def fresh(**settings):
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-        return common.start(RunConfig(**{"model_dir": "model", "state_dir": "state", "precision": "fp32", **settings}))
+        return common.start_run(
+            RunConfig(**{"model_dir": "model", "state_dir": "state", "precision": "fp32", **settings})
+        )
 
     return fresh
 
@@ -95,7 +97,7 @@ def test_generators_of_other_numbers_are_unrelated():
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 1), (1, 3), (2, 1), (2, 3), (5, 2)])
 def test_passes_of_all_processes_cover_the_batch_once(processes, accumulation):
     run = RunConfig(batch_size=60, accumulation=accumulation)
-    slices = [common.passes(process(index, processes), run) for index in range(processes)]
+    slices = [common.pass_rows(process(index, processes), run) for index in range(processes)]
     assert {len(own) for own in slices} == {accumulation}
     rows = [np.arange(60)[rows] for own in slices for rows in own]
     assert {len(part) for part in rows} == {60 // processes // accumulation}
@@ -175,9 +177,9 @@ def test_average_stands_in_no_longer_than_its_block_whatever_happens():
 
 
 def test_due_at_every_nth_step_and_at_the_last():
-    assert [step for step in range(29) if common.due(step, 7, RUN)] == [6, 13, 20, 27, 28]
-    assert [step for step in range(29) if common.due(step, 100, RUN)] == [28]
-    assert not any(common.due(step, 0, RUN) for step in range(29))
+    assert [step for step in range(29) if common.is_due(step, 7, RUN)] == [6, 13, 20, 27, 28]
+    assert [step for step in range(29) if common.is_due(step, 100, RUN)] == [28]
+    assert not any(common.is_due(step, 0, RUN) for step in range(29))
 
 
 # --- the journal
@@ -194,7 +196,7 @@ def logged(folder):
 
 def test_journal_writes_lines_and_the_config(tmp_path):
     book = log(tmp_path / "new" / "state")
-    book.log(3, loss=0.25, psnr=11.5)
+    book.record(3, loss=0.25, psnr=11.5)
     (line,) = logged(tmp_path / "new" / "state")
     assert {name: line[name] for name in ("step", "loss", "psnr")} == {"step": 3, "loss": 0.25, "psnr": 11.5}
     assert line["seconds"] >= 0
@@ -206,9 +208,9 @@ def test_journal_writes_lines_and_the_config(tmp_path):
 def test_journal_drops_what_will_be_done_again(tmp_path):
     book = log(tmp_path)
     for step in (0, 1, 2, 2, 3, 4):
-        book.log(step, loss=step / 2)
+        book.record(step, loss=step / 2)
     assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2, 2, 3, 4]
-    log(tmp_path, first=3).log(3, loss=7)
+    log(tmp_path, first=3).record(3, loss=7)
     assert [(line["step"], line["loss"]) for line in logged(tmp_path)] == [(0, 0), (1, 0.5), (2, 1), (2, 1), (3, 7)]
     log(tmp_path)
     assert logged(tmp_path) == []
@@ -216,18 +218,18 @@ def test_journal_drops_what_will_be_done_again(tmp_path):
 
 def test_journal_survives_half_a_line(tmp_path):
     book = log(tmp_path)
-    book.log(0, loss=1)
-    book.log(1, loss=2)
+    book.record(0, loss=1)
+    book.record(1, loss=2)
     path = tmp_path / "log.jsonl"
     path.write_text(path.read_text()[:-9])
-    log(tmp_path, first=1).log(1, loss=3)
+    log(tmp_path, first=1).record(1, loss=3)
     assert [(line["step"], line["loss"]) for line in logged(tmp_path)] == [(0, 1), (1, 3)]
 
 
 def test_only_the_main_process_writes(tmp_path, capsys):
     book = log(tmp_path / "state", accelerator=process(1, 2))
-    book.log(0, loss=1)
-    book.say("hello")
+    book.record(0, loss=1)
+    book.message("hello")
     assert not (tmp_path / "state").exists()
     assert "hello" not in capsys.readouterr().out
 
@@ -331,7 +333,7 @@ def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
 
     accelerator = start(tracker="tensorboard", state_dir=str(tmp_path))
     run = RunConfig(model_dir="model", state_dir=str(tmp_path), tracker="tensorboard")
-    common.TrainingLog(accelerator, run, TransformerRun(run=run), 0).log(3, image=2.5, text=1.25)
+    common.TrainingLog(accelerator, run, TransformerRun(run=run), 0).record(3, image=2.5, text=1.25)
     accelerator.end_training()
     (events,) = Path(tmp_path).rglob("events.out.*")
     read = EventAccumulator(str(events.parent)).Reload()
@@ -340,8 +342,8 @@ def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
 
 
 def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):
-    (tmp_path / WHOLE).write_bytes(b"earlier")
+    (tmp_path / STATE_FILE).write_bytes(b"earlier")
     log(tmp_path, first=7)
-    assert (tmp_path / WHOLE).exists()
+    assert (tmp_path / STATE_FILE).exists()
     log(tmp_path, first=0)
-    assert not (tmp_path / WHOLE).exists()
+    assert not (tmp_path / STATE_FILE).exists()

@@ -10,7 +10,7 @@ from torch import nn
 from dalle_mini_impl.config.training import OptimizerConfig
 from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.model.vqvae import ResidualBlock
-from dalle_mini_impl.train.shared.optimizers import Muon, build_optimizers, rate, set_rate
+from dalle_mini_impl.train.shared.optimizers import Muon, build_optimizers, rate_share, set_learning_rate
 
 CONFIG = OptimizerConfig(learning_rate=0.3, weight_decay=0.07, warmup_steps=4, decay_start=0.5, final_rate=0.1)
 MUON = replace(CONFIG, muon_learning_rate=0.02)
@@ -130,7 +130,7 @@ def test_weights_without_gradient_decay_at_their_own_rate():
 
 
 def test_rate_by_hand():
-    shares = [rate(step, 24, CONFIG) for step in range(25)]
+    shares = [rate_share(step, 24, CONFIG) for step in range(25)]
     assert shares[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert shares[4:13] == pytest.approx([1.0] * 9)
     assert shares[15] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
@@ -141,28 +141,28 @@ def test_rate_by_hand():
 
 def test_cosine_begins_after_the_warmup_when_that_is_later():
     config = replace(CONFIG, decay_start=0.0)
-    assert rate(4, 24, config) == pytest.approx(1)
-    assert rate(14, 24, config) == pytest.approx(0.1 + 0.9 * 0.5)
-    assert rate(24, 24, config) == pytest.approx(0.1)
+    assert rate_share(4, 24, config) == pytest.approx(1)
+    assert rate_share(14, 24, config) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rate_share(24, 24, config) == pytest.approx(0.1)
 
 
 def test_rate_without_warmup_or_decay():
-    assert rate(0, 10, replace(CONFIG, warmup_steps=0)) == 1
+    assert rate_share(0, 10, replace(CONFIG, warmup_steps=0)) == 1
     constant = replace(CONFIG, warmup_steps=0, decay_start=1.0)
-    assert [rate(step, 10, constant) for step in range(10)] == [1] * 10
+    assert [rate_share(step, 10, constant) for step in range(10)] == [1] * 10
 
 
 def test_a_run_shorter_than_its_warmup_only_warms_up():
-    assert [rate(step, 3, CONFIG) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+    assert [rate_share(step, 3, CONFIG) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
 
 
 def test_rate_stays_at_its_end():
-    assert rate(99, 24, CONFIG) == pytest.approx(0.1)
+    assert rate_share(99, 24, CONFIG) == pytest.approx(0.1)
 
 
 def test_set_rate_keeps_each_optimizers_peak():
     optimizers = build_optimizers(MODELS["transformer"](), MUON)
     for step, share in ((0, 0.25), (18, 0.55), (1, 0.5)):  # twice in a row must not multiply up
-        assert set_rate(optimizers, step, 24, MUON) == pytest.approx(share)
+        assert set_learning_rate(optimizers, step, 24, MUON) == pytest.approx(share)
         assert [group["lr"] for group in optimizers[0].param_groups] == pytest.approx([0.3 * share] * 2)
         assert [group["lr"] for group in optimizers[1].param_groups] == pytest.approx([0.02 * share])

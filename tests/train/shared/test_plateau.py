@@ -16,7 +16,7 @@ def look(losses, **settings):
     """The rate after each of some validations, and what was said."""
     usual = {"halvings": 5, "patience": 3, "min_gain": 0.01, "loss": "validation"}
     plateau = Plateau(PlateauConfig(**(usual | settings)))
-    return [(plateau.look(ALONE, loss), plateau.rate) for loss in losses]
+    return [(plateau.after_validation(ALONE, loss), plateau.rate_factor) for loss in losses]
 
 
 def rates(losses, **settings):
@@ -50,7 +50,7 @@ def test_a_halving_is_announced():
     said = [news for news, _ in look([3.0, 3.25, 3.125], patience=2)]
     assert said[:2] == ["", ""]
     assert said[2] == (
-        "in 2 validations the validation loss gained too little on 3, it is 3.125 now; learning rate × 0.5 from here"
+        "the validation loss improved too little on 3 in 2 validations, it is 3.125 now; learning rate × 0.5 from here"
     )
 
 
@@ -60,10 +60,10 @@ def test_the_training_loss_is_the_mean_of_all_steps_and_processes():
     plateau = Plateau(PlateauConfig(halvings=1, patience=1, loss="training"))
     for loss in (1.0, 2.0, 3.0):
         plateau.add(loss)
-    assert plateau.look(other, 99.0) == ""
+    assert plateau.after_validation(other, 99.0) == ""
     for loss in (3.0, 5.0):
         plateau.add(loss)
-    assert "gained too little on 2.5, it is 4.5 now" in plateau.look(other, 1.0)
+    assert "improved too little on 2.5 in 1 validations, it is 4.5 now" in plateau.after_validation(other, 1.0)
 
 
 @pytest.mark.parametrize(
