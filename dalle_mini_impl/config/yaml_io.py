@@ -110,7 +110,7 @@ def _apply_override(kind: type, values: dict[str, Any], override: str) -> None:
     """Set one key of nested values to what a `key=value` override says."""
     key, sign, text = override.partition("=")
     if not sign or not key:
-        raise UserError(f"override {override!r} was given, expected key=value such as run.steps=50")
+        raise UserError(f"expected key=value such as run.steps=50, got {override!r}; write the setting so")
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:

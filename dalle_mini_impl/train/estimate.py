@@ -168,8 +168,8 @@ def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[E
     """
     if min(machine.gpus, machine.memory, machine.flops, pictures) <= 0:
         raise UserError(
-            f"gpus {machine.gpus}, memory {machine.memory:g}, FLOP/s {machine.flops:g} and pictures "
-            f"{pictures:g} were given; all must be above 0"
+            f"expected GPUs, memory, FLOP/s and pictures above 0, got {machine.gpus}, {machine.memory:g}, "
+            f"{machine.flops:g} and {pictures:g}; change the one that is not"
         )
     days = pictures * needs.flops / (machine.gpus * machine.flops) / SECONDS_PER_DAY
     for sharded in (False, True) if machine.gpus > 1 else (False,):

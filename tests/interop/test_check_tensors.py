@@ -44,7 +44,7 @@ from dalle_mini_impl.util.errors import UserError
             {"encoder__conv_in__weight": None},
             r"expected a tensor whose name ends with encoder.conv_in.weight, got \d+ others in vqgan.pt \(decoder",
         ),
-        ({"encoder__conv_in__weight": torch.zeros(8, 3, 3, 3)}, "a width of 8 was given"),
+        ({"encoder__conv_in__weight": torch.zeros(8, 3, 3, 3)}, "multiples of 32 for network 'taming', got 8"),
         (
             {"decoder__conv_in__bias": torch.zeros(32, dtype=torch.int8)},
             r"expected floating-point tensors, got integers in vqgan.pt \(decoder.conv_in.bias\); import the",

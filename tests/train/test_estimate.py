@@ -124,8 +124,8 @@ def test_the_command_tells_it_in_words():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "0"], "gpus 0, memory 8e"),
-        (["--pictures", "0"], "all must be above 0"),
+        (["--gpus", "0"], "above 0, got 0, 8e"),
+        (["--pictures", "0"], "and 0; change the one that is not"),
         (["--grid", "0"], "expected --grid, --codebook and --text-vocab of at least 1, got 0, 8192 and 16384"),
     ],
 )

@@ -170,7 +170,9 @@ def test_each_process_gets_back_what_it_had(tmp_path):
 def test_resume_without_a_state_is_refused(trained, tmp_path):
     for stage in TRAINED:
         home = trained.copy(tmp_path / stage, stage)
-        with pytest.raises(UserError, match=rf"but .*/{stage} has neither state\.pt nor state-\*; start without it"):
+        with pytest.raises(
+            UserError, match=rf"expected state\.pt or state-\* in .*/{stage} for --resume, got neither; start without"
+        ):
             home.run(stage, "--resume")
 
 

@@ -127,12 +127,12 @@ def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokeniz
     gan, side = config.gan, config.model.image_size
     if gan.weight < 0 or not 0 <= gan.start <= 1:
         raise UserError(
-            f"gan.weight is {gan.weight} and gan.start {gan.start}; expected 0 or more, and a share from 0 to 1"
+            f"expected gan.weight of 0 or more and gan.start from 0 to 1, got {gan.weight} and {gan.start}; change one"
         )
     if not gan.channels or side < 2 ** len(gan.channels):
         raise UserError(
-            f"gan.channels {list(gan.channels)} were given; expected at least one width, and at most as "
-            f"many as {side} pixels can be halved"
+            f"expected gan.channels with at least one width, and at most as many as {side} pixels can be halved, "
+            f"got {list(gan.channels)}; change them"
         )
     if not gan.weight:
         return None

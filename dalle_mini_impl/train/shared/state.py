@@ -111,8 +111,8 @@ def load_state(
     """
     if run.minutes:
         raise UserError(
-            f"--resume was given with run.minutes={run.minutes:g}; the time already spent is not recorded, "
-            f"so start without --resume, or set run.steps instead"
+            f"expected run.steps with --resume, got run.minutes={run.minutes:g}, whose time already spent is not "
+            f"recorded; start without --resume, or set run.steps instead"
         )
     folder = Path(run.state_dir)
     model = accelerator.unwrap_model(model)
@@ -120,7 +120,7 @@ def load_state(
     path = folder / STATE_FILE if (folder / STATE_FILE).is_file() else max(folder.glob(SHARDED_STATES), default=None)
     if path is None:
         raise UserError(
-            f"--resume was given but {folder} has neither {STATE_FILE} nor {SHARDED_STATES}; start without it"
+            f"expected {STATE_FILE} or {SHARDED_STATES} in {folder} for --resume, got neither; start without --resume"
         )
     load = _load_file if path.name == STATE_FILE else _load_sharded
     step, saved = load(path, accelerator.process_index, model, optimizers, ema)

@@ -231,9 +231,9 @@ def test_no_weight_means_no_adversary():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": -1.0}, "gan.weight is -1.0 and gan.start 0.3; expected 0 or more"),
-        ({"start": 1.5}, "gan.weight is 0.5 and gan.start 1.5; expected 0 or more, and a share"),
-        ({"channels": ()}, r"gan.channels \[\] were given; expected at least one width"),
+        ({"weight": -1.0}, "expected gan.weight of 0 or more and gan.start from 0 to 1, got -1.0 and 0.3"),
+        ({"start": 1.5}, "gan.start from 0 to 1, got 0.5 and 1.5"),
+        ({"channels": ()}, r"expected gan.channels with at least one width, .* got \[\]; change them"),
         ({"channels": (5, 5, 5, 5, 5)}, r"at most as many as 16 pixels can be halved"),
     ],
 )

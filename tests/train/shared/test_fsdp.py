@@ -239,7 +239,9 @@ def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
 
 
 def test_resuming_without_a_state_is_refused(home):
-    with pytest.raises(UserError, match=r"--resume was given but .*/transformer has neither .*; start without it"):
+    with pytest.raises(
+        UserError, match=r"expected state.pt or .* in .*/transformer for --resume, got neither; start without"
+    ):
         run_sharded(home.run, "transformer", "--resume")
 
 

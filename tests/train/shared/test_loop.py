@@ -269,7 +269,9 @@ def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
 
 def test_a_run_by_the_clock_cannot_be_resumed():
     run = RunConfig(state_dir="state", minutes=1.5)
-    with pytest.raises(UserError, match=r"--resume was given with run\.minutes=1\.5; .* set run\.steps instead"):
+    with pytest.raises(
+        UserError, match=r"expected run\.steps with --resume, got run\.minutes=1\.5, .* set run\.steps instead"
+    ):
         load_state(process(), run, None, [], None)
 
 
