@@ -23,7 +23,6 @@ from torch import distributed
 
 from dalle_mini_impl.checkpoint.find import load_text_tokenizer
 from dalle_mini_impl.checkpoint.parts import read_part
-from dalle_mini_impl.config import training as runs
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.token_cache import CaptionSampler, open_cache
 from dalle_mini_impl.model.build import load_transformer
@@ -33,6 +32,7 @@ from dalle_mini_impl.train.shared.ema import Ema
 
 ROOT = Path(__file__).parents[2]
 STAGES = [stage.file_name for stage in stages.STAGES.values()]
+"""In order, with underscores as in the names of their files."""
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 180, 60),
@@ -46,10 +46,16 @@ SHAPES = ("disc", "square", "triangle", "ring", "bar", "cross")
 DEADLINE = 600
 """Seconds after which a process counts as stuck; on an idle machine each takes a few."""
 TIMINGS = ("seconds", "pictures_per_second")
+"""Figures of the log that differ from run to run."""
+ADAMW = ("optimizer.muon_learning_rate=0",)
+"""Without Muon, whose orthogonalised updates magnify rounding errors."""
+RECORD_RANKS = str(Path(__file__).parent / "record_ranks.py")
+RUNS = {stage.file_name: stage.config for stage in stages.STAGES.values()}
+"""Config class by stage."""
 
 
 def draw_shape(shape: str, colour: tuple[int, int, int], side: int = 48) -> Image.Image:
-    """One coloured shape on transparency."""
+    """One coloured shape on a transparent background."""
     image = Image.new("RGBA", (side, side))
     pen, low, high = ImageDraw.Draw(image), side // 8, side - side // 8
     middle, thick = side // 2, side // 8
@@ -67,7 +73,7 @@ def draw_shape(shape: str, colour: tuple[int, int, int], side: int = 48) -> Imag
 
 
 def make_pictures(folder: Path) -> Path:
-    """42 pictures of one shape and colour each, with captions in two wordings beside them."""
+    """Write 42 pictures of one shape and colour each, with a text file of two captions beside each."""
     folder.mkdir(parents=True)
     for name, colour in COLOURS.items():
         for shape in SHAPES:
@@ -157,12 +163,12 @@ def run_stage(stage: str, arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Home:
-    """A folder with data, configs and whatever has been trained in it."""
+    """A folder with pictures, configs, and everything that was trained in it."""
 
     folder: Path
 
     def arguments(self, stage: str, *extra: str) -> list[str]:
-        """What the stage is called with."""
+        """Command-line arguments of a stage."""
         return ["--config", str(self.folder / f"{stage}.yaml"), *extra]
 
     def run(self, stage: str, *extra: str) -> None:
@@ -173,12 +179,12 @@ class Home:
             run_stage(stage, self.arguments(stage, *extra))
 
     def log(self, stage: str) -> list[dict[str, float]]:
-        """What the stage logged, without timings."""
+        """Figures that a stage logged, without timings."""
         lines = (self.folder / stage / "log.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
 
     def copy(self, folder: Path, *without: str) -> "Home":
-        """A copy that works in its own folder, without some files or folders."""
+        """A copy, with its own paths in the configs, that leaves out some files or folders."""
         shutil.copytree(self.folder, folder, ignore=lambda at, names: without if Path(at) == self.folder else ())
         for path in (*folder.glob("*.yaml"), *folder.glob("store/store.json")):
             path.write_text(path.read_text().replace(f"{self.folder}/", f"{folder}/"))
@@ -186,18 +192,18 @@ class Home:
 
 
 def environment() -> dict[str, str]:
-    """For processes of their own: one thread, no GPU, this checkout."""
+    """Environment variables for subprocesses: one thread, no GPU, this checkout."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
 
 
 def python(*arguments: str, **options: Any) -> subprocess.Popen:
-    """Start Python in a process of its own."""
+    """Start Python in a subprocess."""
     return subprocess.Popen([sys.executable, *arguments], env=environment(), text=True, **options)
 
 
 def launch(launcher: str, processes: int, *arguments: str) -> tuple[int, str]:
-    """Run a module or script in several processes; give the exit code and what they printed."""
+    """Run a module or script in several processes; returns the exit code and the output of all."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -217,7 +223,7 @@ def launch(launcher: str, processes: int, *arguments: str) -> tuple[int, str]:
 
 
 def launch_two(*arguments: str, launcher: str = "cpu-2") -> str:
-    """Run a module or script in two processes, which must succeed, and return what they printed."""
+    """Run a module or script in two processes, which must succeed; returns their output."""
     code, output = launch(launcher, 2, *arguments)
     assert code == 0, output
     return output
@@ -225,7 +231,7 @@ def launch_two(*arguments: str, launcher: str = "cpu-2") -> str:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Pictures and configs; nothing trained. Tests copy it."""
+    """Pictures and configs, nothing trained. Tests work in a copy."""
     folder = tmp_path_factory.mktemp("untrained") / "home"
     configs = small_configs(folder, make_pictures(folder / "pictures"))
     for stage, values in configs.items():
@@ -235,7 +241,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="session")
 def trained(untrained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """All five stages, run one after the other. Tests that change anything copy it."""
+    """The results of all five stages. Tests that change anything work in a copy."""
     home = untrained.copy(tmp_path_factory.mktemp("trained") / "home")
     for stage in STAGES:
         home.run(stage)
@@ -244,44 +250,81 @@ def trained(untrained: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture
 def home(trained: Home, tmp_path: Path) -> Home:
-    """A copy of everything, to train the transformer in."""
+    """A copy of `trained` without the transformer's run."""
     return trained.copy(tmp_path / "home", "transformer")
 
 
 class Killed(BaseException):
-    """Nothing in a stage catches this, just as nothing catches a kill."""
+    """Raised to end a run as a kill would; no stage catches it."""
 
 
 def interrupt(home, stage, step, monkeypatch, *settings):
-    """Run a stage until it is cut off in the middle of a step."""
+    """Run a stage until it is killed in the middle of a step."""
     update = Ema.update
 
-    def deadly(average, model, now):
-        if now == step:
+    def killing_update(ema, model, current_step):
+        if current_step == step:
             raise Killed
-        update(average, model, now)
+        update(ema, model, current_step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Ema, "update", deadly)
+        patch.setattr(Ema, "update", killing_update)
         with pytest.raises(Killed):
             home.run(stage, *settings)
 
 
+def run_sharded(function, *arguments):
+    """Call a function in this process as if it were the only process of an FSDP launch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch_environment = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # or accelerate would change the number of threads
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+    }
+    with mock.patch.dict(os.environ, launch_environment):
+        try:
+            function(*arguments)
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+
+def identity(home, part):
+    """Identity of a part of the model."""
+    return read_part(home.folder / "model", part).identity
+
+
 def outcome(home, stage):
-    """Every figure that was logged, and the identity of the weights."""
-    return home.log(stage), read_part(home.folder / "model", stage).identity
+    """Every figure that a stage logged, and the identity of the weights it saved."""
+    return home.log(stage), identity(home, stage)
+
+
+def states(home):
+    """Names of the transformer's resumable states."""
+    return sorted(path.name for path in (home.folder / "transformer").glob("state*"))
 
 
 def config_of(home, stage, *overrides):
+    """A stage's config with overrides."""
     return load(RUNS[stage], home.folder / f"{stage}.yaml", overrides)
 
 
 def cache_of(home, split):
+    """A split of the token cache."""
     return open_cache(home.folder / "ids", split, identity(home, "image_tokenizer"))
 
 
-class Batches:
-    """Draws batches from the trained home's cache under changed settings."""
+class BatchMaker:
+    """Makes the transformer's batches from a home's token cache, with overrides of its config."""
 
     def __init__(self, home, *overrides):
         self.config = config_of(home, "transformer", *overrides)
@@ -290,49 +333,11 @@ class Batches:
         self.stream = Stream(load_transformer(home.folder / "model")[1])
         self.captions = CaptionSampler(self.cache.entries, {})
 
-    def draw(self, step=3, rows=slice(0, 12)):
+    def make(self, step=3, rows=slice(0, 12)):
+        """Some rows of the batch of one step."""
         return transformer.make_batch(self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows)
 
-    def draw_many(self, steps=40):
-        inputs, targets = zip(*[self.draw(step) for step in range(steps)], strict=True)
+    def make_many(self, steps=40):
+        """Inputs and targets of several steps, concatenated."""
+        inputs, targets = zip(*[self.make(step) for step in range(steps)], strict=True)
         return torch.cat(inputs), torch.cat(targets)
-
-
-ADAMW = ("optimizer.muon_learning_rate=0",)
-"""Orthogonalised updates magnify rounding."""
-
-
-RANKS = str(Path(__file__).parent / "ranks.py")
-
-
-def run_sharded(do, *arguments):
-    """Do something as the only process of a launch that shares models out."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    alone["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # accelerate would change how many this process has
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    with mock.patch.dict(os.environ, {**alone, **meeting, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}):
-        try:
-            do(*arguments)
-        finally:
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
-
-
-def states(home):
-    return sorted(path.name for path in (home.folder / "transformer").glob("state*"))
-
-
-RUNS = {
-    "text_tokenizer": runs.TextTokenizerRun,
-    "image_tokenizer": runs.ImageTokenizerRun,
-    "encode": runs.EncodeRun,
-    "transformer": runs.TransformerRun,
-    "scorer": runs.ScorerRun,
-}
-
-
-def identity(home, part):
-    return read_part(home.folder / "model", part).identity

@@ -65,7 +65,7 @@ def test_an_unknown_stage_is_refused(refused):
     assert "no such command 'scorers'" in refused("train", "scorers")
 
 
-def test_interrupting_says_how_to_go_on(untrained):
+def test_an_interrupted_stage_names_resume(untrained):
     def interrupt(config, resume):
         raise KeyboardInterrupt
 

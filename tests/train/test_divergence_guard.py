@@ -49,7 +49,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_no_number_is_refused_wherever_it_occurs(bad):
+def test_figures_that_are_not_finite_are_rejected(bad):
     guard = Learner().guard
     assert guard.accepts(1.0, 2.0, 3.0)
     assert not guard.accepts(bad, 2.0, 3.0)
@@ -58,7 +58,7 @@ def test_what_is_no_number_is_refused_wherever_it_occurs(bad):
     assert guard.accepts(1.0, -2.0, 3.0)
 
 
-def test_an_error_that_runs_away_is_refused():
+def test_a_diverging_error_is_rejected():
     guard = Learner().guard
     for _ in range(50):
         assert guard.accepts(1.0)
@@ -98,7 +98,7 @@ def test_rolling_back_restores_the_last_good_state():
     assert learner.guard.rate_factor == 0.25
 
 
-def test_the_third_time_in_a_row_is_the_last():
+def test_the_third_divergence_in_a_row_ends_the_run():
     guard = Learner().guard
     guard.roll_back(0, math.nan)
     guard.roll_back(1, math.nan)
@@ -107,7 +107,7 @@ def test_the_third_time_in_a_row_is_the_last():
         guard.roll_back(2, math.nan)
 
 
-def test_a_good_state_in_between_gives_new_chances_but_not_the_old_rate():
+def test_a_good_state_resets_the_count_but_not_the_rate():
     guard = Learner().guard
     for number in range(5):
         guard.roll_back(number, math.nan)
@@ -138,7 +138,7 @@ GAN = ("gan.weight=0.5", "gan.start=0.2", "gan.discriminator_warmup=1", "gan.cha
 
 
 @pytest.mark.parametrize("settings", [(), GAN])
-def test_a_run_survives_a_loss_that_is_no_number(trained, tmp_path, monkeypatch, capsys, settings):
+def test_a_run_recovers_from_a_loss_of_nan(trained, tmp_path, monkeypatch, capsys, settings):
     poison(monkeypatch, 5, 7)
     home = trained.copy(tmp_path / "home", "image_tokenizer")
     home.run("image_tokenizer", *settings)
@@ -155,7 +155,7 @@ def test_a_run_survives_a_loss_that_is_no_number(trained, tmp_path, monkeypatch,
     assert all(bool(value.isfinite().all()) for value in tokenizer.parameters())
 
 
-def test_a_run_that_cannot_go_on_ends(trained, tmp_path, monkeypatch):
+def test_a_run_that_keeps_diverging_ends(trained, tmp_path, monkeypatch):
     poison(monkeypatch, 4, 5, 6)
     home = trained.copy(tmp_path / "home", "image_tokenizer")
     with pytest.raises(UserError, match="step 7: the loss is nan, not finite or diverging for the 3rd time in a row"):

@@ -48,7 +48,7 @@ def test_the_likeliest_pixel_by_hand():
     assert float(laplace_loss(at(0.0, 0.5), torch.zeros(1, 3, 2, 5))) == pytest.approx(expected)
 
 
-def test_a_flat_background_has_no_endless_likelihood():
+def test_the_likelihood_of_a_flat_background_is_bounded():
     white = torch.ones(1, 3, 2, 5)
     assert float(laplace_loss(at(1.0, -100.0), white)) == pytest.approx(MIN_LOG_SCALE + math.log(2) + math.log(0.09))
     decoded = at(0.5, -10.0).requires_grad_()
@@ -64,7 +64,7 @@ def test_half_precision_is_accepted():
 # --- model
 
 
-def test_it_decodes_means():
+def test_decoding_gives_the_mean_pixels():
     config = ImageTokenizerConfig(image_size=16, channels=(7, 11), codebook_size=13, embed_dim=5, likelihood="laplace")
     tokenizer = ImageTokenizer(config).eval()
     pixels = torch.rand(2, 3, 16, 24) * 2 - 1
@@ -125,7 +125,7 @@ def test_other_quantizers_keep_their_noise():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_fresh_logits_are_not_drowned_by_the_noise():
+def test_initial_logits_are_larger_than_the_noise():
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(ImageTokenizerConfig(quantizer="gumbel", codebook_size=61, embed_dim=5))
     logits = tokenizer.encoder(torch.rand(3, 3, 64, 64) * 2 - 1)
@@ -133,7 +133,7 @@ def test_fresh_logits_are_not_drowned_by_the_noise():
     assert logits.std(dim=1).mean() > math.pi / 6**0.5  # the spread of Gumbel noise
 
 
-def test_it_learns(untrained, tmp_path):
+def test_the_dvae_schedule_trains_an_image_tokenizer(untrained, tmp_path):
     home = untrained.copy(tmp_path / "home")
     home.run(
         "image_tokenizer",

@@ -41,7 +41,7 @@ def real(run):
 
 @pytest.mark.parametrize("muon", [0.0, 0.02])
 @pytest.mark.parametrize("ema", [0.0, 0.999])
-def test_states_are_what_training_holds(muon, ema):
+def test_estimated_state_bytes_equal_those_of_training(muon, ema):
     run = config(muon=muon, ema=ema)
     model, optimizers = real(run)
     weights = sum(p.numel() for p in model.parameters())
@@ -59,7 +59,7 @@ def test_states_are_what_training_holds(muon, ema):
 
 
 @pytest.mark.parametrize(("precision", "width"), [("bf16", 2), ("fp32", 4)])
-def test_two_blocks_and_what_is_outside_of_blocks_are_whole_for_a_while(precision, width):
+def test_gathered_bytes_are_two_blocks_and_the_rest(precision, width):
     run = config()
     run = dataclasses.replace(run, run=dataclasses.replace(run.run, precision=precision))
     model, _ = real(run)
@@ -68,12 +68,12 @@ def test_two_blocks_and_what_is_outside_of_blocks_are_whole_for_a_while(precisio
     assert plan.count(run, STREAM).gathered == 2 * width * (outside + 2 * block) + 4 * max(outside, block)
 
 
-def test_what_is_kept_is_what_a_real_pass_keeps():
+def test_estimated_activation_bytes_equal_those_of_a_real_pass():
     model, _ = real(config())
     assert plan.count(config(), STREAM).activations == plan._activations(model, Stream(STREAM))
 
 
-def test_a_width_like_the_length_is_not_taken_for_scores():
+def test_activations_with_width_equal_to_length_are_counted():
     layout = StreamConfig(text_length=4, text_vocab=40, grid=(6, 10), image_vocab=30, bos_id=1)  # 64 ids, as the width
     shorter = StreamConfig(text_length=4, text_vocab=40, grid=(3, 20), image_vocab=30, bos_id=1)
     other = StreamConfig(text_length=3, text_vocab=41, grid=(6, 10), image_vocab=30, bos_id=1)  # 63
@@ -82,20 +82,20 @@ def test_a_width_like_the_length_is_not_taken_for_scores():
     assert kept[2] == pytest.approx(63 / 64 * kept[0], rel=0.01)
 
 
-def test_recomputing_keeps_one_block_and_little_of_the_others():
+def test_recomputation_keeps_one_block_and_the_inputs_of_the_others():
     whole, again = plan.count(config(), STREAM), plan.count(config(recompute=True), STREAM)
     assert whole.activations / 3 < again.activations < 0.6 * whole.activations
     assert whole.flops < again.flops < 4 / 3 * whole.flops
 
 
-def test_operations_are_those_of_the_products():
+def test_estimated_operations_equal_those_of_the_matrix_products():
     matrices = 3 * (3 * 64 * 64 + 64 * 64 + 2 * 64 * 192 + 192 * 64)
     head = 5 * 64 * (40 + 5) + 12 * 64 * 30
     attention = 3 * 2 * 17 * 17 * 64  # of two products, half of the pairs
     assert plan.count(config(), STREAM).flops == 3 * (2 * (17 * matrices + head) + attention)
 
 
-def test_shared_out_states_take_less_of_each():
+def test_sharded_states_take_less_memory_per_gpu():
     needs = plan.Needs(1000, in_blocks=900, gathered=800, ids=17, states=8000, activations=50, flops=1e6)
     whole, shared = plan.plans(needs, plan.TrainingMachine(gpus=4, memory=10_000, flops=1e3), pictures=86400)
     assert (whole.states, shared.states) == (8000, 2000 + 800)
@@ -114,7 +114,7 @@ def test_the_large_configs_are_of_their_size(name, weights):
     assert load(TransformerRun, f"configs/{name}.yaml", []).run.batch_size >= 1024
 
 
-def test_the_command_tells_it_in_words():
+def test_the_command_prints_the_estimate():
     result = CliRunner().invoke(dalle, ["plan", "configs/dalle1/12b.yaml", "--gpus", "8"], catch_exceptions=False)
     assert "12,295 M weights (12,095 M in the blocks), 1280 ids per picture" in result.output
     assert "8 GPUs, a full copy on each (DDP): 246 GB of 80, does not fit" in result.output
@@ -129,7 +129,7 @@ def test_the_command_tells_it_in_words():
         (["--grid", "0"], "expected --grid, --codebook and --text-vocab of at least 1, got 0, 8192 and 16384"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(arguments, message):
+def test_sizes_out_of_range_are_refused(arguments, message):
     result = CliRunner().invoke(dalle, ["plan", "configs/300m.yaml", *arguments])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.training import RANKS, launch_two
+from helpers.training import RECORD_RANKS, launch_two
 
 from dalle_mini_impl.checkpoint.parts import read_part
 
@@ -40,13 +40,13 @@ def compare(one, two, stage):
     assert (gradients(two, stage) - expected).norm() <= 1e-4 * expected.norm()
 
 
-def test_transformer(trained, tmp_path):
+def test_transformer_matches_one_process(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "transformer", *FEW, *PLAIN)
     compare(one, two, "transformer")
 
 
 @pytest.mark.slow
-def test_transformer_with_accumulation(trained, tmp_path):
+def test_transformer_with_accumulation_matches_one_process(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "transformer", *FEW, *PLAIN, "run.accumulation=3")
     compare(one, two, "transformer")
 
@@ -65,13 +65,13 @@ GAN = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [FSQ, LFQ, ("model.quantizer=simvq",), (*FSQ, *GAN)])
-def test_image_tokenizer(trained, tmp_path, settings):
+def test_image_tokenizer_matches_one_process(trained, tmp_path, settings):
     one, two = one_and_two(trained, tmp_path, "image_tokenizer", *FEW, *PLAIN, *settings)
     compare(one, two, "image_tokenizer")
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_noise_of_two_passes(trained, tmp_path):
+def test_two_processes_use_the_noise_of_two_passes(trained, tmp_path):
     # Each pass draws its own noise, whichever process makes it.
     settings = (*FEW, *PLAIN, "model.quantizer=gumbel", "model.likelihood=laplace", "dvae.kl_weight=20")
     one, two = (trained.copy(tmp_path / name, "image_tokenizer") for name in ("one", "two"))
@@ -81,13 +81,13 @@ def test_two_processes_draw_the_noise_of_two_passes(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_scorer(trained, tmp_path):
+def test_scorer_matches_one_process(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "scorer", *FEW, *PLAIN, "reconstructed_share=0")
     compare(one, two, "scorer")
 
 
 @pytest.mark.slow
-def test_scorer_in_parts(trained, tmp_path):
+def test_scorer_with_accumulation_matches_one_process(trained, tmp_path):
     settings = (*FEW, *PLAIN, "reconstructed_share=0")
     one, two = (trained.copy(tmp_path / name, "scorer") for name in ("one", "two"))
     one.run("scorer", *settings)
@@ -96,7 +96,7 @@ def test_scorer_in_parts(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_encode(trained, tmp_path):
+def test_encode_matches_one_process(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "encode")
     for name in ("cache.json", "train/pairs.jsonl", "train/image_ids.npy", "validation/image_ids.npy"):
         assert (two.folder / "ids" / name).read_bytes() == (one.folder / "ids" / name).read_bytes()
@@ -105,7 +105,7 @@ def test_encode(trained, tmp_path):
 @pytest.mark.slow
 def test_codebook_is_the_same_in_both_processes_and_resumes_bit_for_bit(trained, tmp_path):
     # A learned codebook starts from vectors that are sampled per process: two processes cannot repeat what one drew.
-    script = RANKS
+    script = RECORD_RANKS
     whole, broken = (trained.copy(tmp_path / name, "image_tokenizer") for name in ("whole", "broken"))
 
     def launch(home, stop, *extra):
@@ -127,7 +127,7 @@ def test_codebook_is_the_same_in_both_processes_and_resumes_bit_for_bit(trained,
 
 
 @pytest.mark.slow
-def test_processes_agree_on_the_clock(trained, tmp_path):
+def test_processes_agree_on_the_steps_of_a_time_limit(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "image_tokenizer")
     launch_two(
         "-m",

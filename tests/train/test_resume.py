@@ -134,7 +134,7 @@ def test_starting_again_begins_at_the_first_step(trained, tmp_path):
 # --- what a state holds
 
 
-def test_each_process_gets_back_what_it_had(tmp_path):
+def test_each_process_restores_its_own_tensors(tmp_path):
     run = RunConfig(state_dir=str(tmp_path))
     model, generators, counts = nn.Linear(2, 3), [], []
     for seed in (0, 1):

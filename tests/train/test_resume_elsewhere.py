@@ -6,14 +6,14 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers.pass_on import passing_on
-from helpers.training import ADAMW, RANKS, Killed, interrupt, launch_two, outcome, run_sharded, states
+from helpers.copy_state import copying_state
+from helpers.training import ADAMW, RECORD_RANKS, Killed, interrupt, launch_two, outcome, run_sharded, states
 
 from dalle_mini_impl.train.shared import state
 from dalle_mini_impl.util.errors import UserError
 
 STEPS = ("run.steps=6", "run.validate_every=3", "run.save_every=4", "run.sample_every=0", *ADAMW)
-PASS_ON = str(Path(__file__).parents[1] / "helpers/pass_on.py")
+COPY_STATE = str(Path(__file__).parents[1] / "helpers/copy_state.py")
 
 
 def whole(do, *arguments):
@@ -45,9 +45,7 @@ def test_resumes_bit_for_bit(trained, home, monkeypatch, before, after, step):
 
 
 @KINDS
-def test_a_kill_before_the_older_state_is_removed_leaves_two_and_either_will_do(
-    trained, home, monkeypatch, before, after
-):
+def test_a_kill_before_the_older_state_is_removed_leaves_two_usable_states(trained, home, monkeypatch, before, after):
     before(interrupt, home, "transformer", 5, monkeypatch)
     with mock.patch.object(state, "remove_states", side_effect=Killed), pytest.raises(Killed):
         after(home.run, "transformer", "--resume")
@@ -83,7 +81,7 @@ def test_a_damaged_state_is_refused(finished, tmp_path, before, after, length):
         after(home.run, "transformer", "--resume")
 
 
-def test_shares_of_another_stage_are_refused(finished, home):
+def test_a_sharded_state_of_another_stage_is_refused(finished, home):
     (home.folder / "image_tokenizer" / "state.pt").unlink()
     shutil.copytree(finished[run_sharded].folder / "transformer", home.folder / "image_tokenizer", dirs_exist_ok=True)
     with pytest.raises(UserError, match="state-00000010 is the state of another model or optimizer"):
@@ -98,7 +96,7 @@ def in_two(launcher):
 
     def run(home, step, *settings):
         launch_two(
-            RANKS,
+            RECORD_RANKS,
             str(home.folder),
             str(step),
             "transformer",
@@ -144,16 +142,16 @@ def test_resumes_with_another_number_of_processes(uninterrupted, home, before, a
 
 
 @pytest.mark.slow
-def test_from_a_file_to_two_shares_and_back_changes_no_bit(finished, tmp_path):
+def test_converting_a_state_to_two_shards_and_back_changes_no_bit(finished, tmp_path):
     home, arguments = finished[whole].copy(tmp_path / "home"), ("transformer", "--resume")
     first = home.folder / "transformer" / "state.pt"
     expected = torch.load(first, weights_only=True)
-    launch_two(PASS_ON, str(tmp_path / "shares"), *home.arguments(*arguments), launcher="gpus-8-fsdp")
+    launch_two(COPY_STATE, str(tmp_path / "shares"), *home.arguments(*arguments), launcher="gpus-8-fsdp")
     written = (tmp_path / "shares" / "state-00000010").glob("*.distcp")
     assert {path.name.split("_")[2] for path in written} == {"0", "1"}
     first.unlink()
     (tmp_path / "shares" / "state-00000010").rename(first.with_name("state-00000010"))
-    with passing_on(tmp_path / "whole"):
+    with copying_state(tmp_path / "whole"):
         home.run(*arguments)
     found = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)
     for optimizer in (*found["optimizers"], *expected["optimizers"]):

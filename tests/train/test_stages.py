@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers.models import make_transformer
-from helpers.training import RUNS, Batches, cache_of, config_of, identity
+from helpers.training import RUNS, BatchMaker, cache_of, config_of, identity
 from PIL import Image
 
 from dalle_mini_impl import DalleMini, UserError
@@ -46,7 +46,7 @@ TRAINED = ("image_tokenizer", "transformer", "scorer")
 # --- the whole path
 
 
-def test_the_stages_leave_a_whole_model(trained):
+def test_the_stages_make_a_complete_checkpoint(trained):
     files = {path.name for path in (trained.folder / "model").iterdir()}
     parts = {f"{part}.safetensors" for part in TRAINED}
     assert files == {*parts, "text_tokenizer.model", "config.yaml"}
@@ -55,7 +55,7 @@ def test_the_stages_leave_a_whole_model(trained):
     ).read_bytes()
 
 
-def test_parts_know_what_they_were_trained_with(trained):
+def test_parts_record_what_they_were_trained_with(trained):
     model = trained.folder / "model"
     words, pictures = load_text_tokenizer(model).identity, identity(trained, "image_tokenizer")
     assert read_part(model, "image_tokenizer").trained_with == {}
@@ -64,7 +64,7 @@ def test_parts_know_what_they_were_trained_with(trained):
     assert json.loads((trained.folder / "ids" / "cache.json").read_text())["image_tokenizer"] == pictures
 
 
-def test_a_scorer_that_saw_no_reconstructions_needs_no_image_tokenizer(trained, tmp_path):
+def test_a_scorer_without_reconstructions_needs_no_image_tokenizer(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "image_tokenizer.safetensors", "scorer")
     (home.folder / "model" / "image_tokenizer.safetensors").unlink()
     home.run("scorer", "reconstructed_share=0", "run.steps=1")
@@ -73,7 +73,7 @@ def test_a_scorer_that_saw_no_reconstructions_needs_no_image_tokenizer(trained, 
 
 
 @pytest.mark.parametrize("stage", TRAINED)
-def test_stages_train_by_the_clock(trained, tmp_path, stage):
+def test_stages_respect_a_time_limit(trained, tmp_path, stage):
     home = trained.copy(tmp_path / "home", stage)
     home.run(stage, "run.minutes=0.004", "run.steps=1")
     lines = [json.loads(line) for line in (home.folder / stage / "log.jsonl").read_text().splitlines()]
@@ -83,7 +83,7 @@ def test_stages_train_by_the_clock(trained, tmp_path, stage):
     assert identity(home, stage) != identity(trained, stage)
 
 
-def test_all_schedules_of_an_image_tokenizer_follow_the_clock(trained, tmp_path, monkeypatch):
+def test_all_schedules_of_an_image_tokenizer_follow_the_time_limit(trained, tmp_path, monkeypatch):
     seen, relax, follow = [], image_tokenizer.set_relaxation, Adversary.set_schedule
 
     def watch_relaxation(quantizer, config, *rest):
@@ -125,13 +125,13 @@ def test_info_describes_a_trained_model(trained):
     }
 
 
-def test_the_model_tells_what_it_was_trained_on(trained):
+def test_the_checkpoint_describes_its_training_data(trained):
     about = load_settings(trained.folder / "model").about
     source, count = config_of(trained, "encode").data.source, len(cache_of(trained, "train"))
     assert about == AboutConfig(data=(f"{Path(source).name}: {count} pictures",))
 
 
-def test_languages_are_those_that_are_drawn():
+def test_the_described_languages_are_those_with_a_weight():
     captions = [tuple(Caption("x", code) for code in codes) for codes in (("en", "sl"), ("de", "", "en", "no"))]
     entries = [PictureEntry("a", "train", False, each, {}) for each in captions]
     cache = TokenCache(CacheHeader("x", 13, (2, 2), "hearts"), np.zeros((2, 1, 2, 2)), entries)
@@ -160,7 +160,7 @@ def test_logs_hold_every_step_and_validation(trained):
         assert all(math.isfinite(value) for line in log for value in line.values())
 
 
-def test_states_configs_and_samples_lie_beside_the_logs(trained):
+def test_states_configs_and_samples_are_written_beside_the_log(trained):
     for stage in TRAINED:
         folder = trained.folder / stage
         assert load(RUNS[stage], folder / "config.yaml") == config_of(trained, stage)
@@ -189,7 +189,7 @@ def test_losses_fall(trained):
         assert values[-1] < values[0]
 
 
-def test_captions_that_do_not_fit_are_announced(trained, tmp_path, capsys):
+def test_captions_that_are_cut_are_reported(trained, tmp_path, capsys):
     home = trained.copy(tmp_path / "home", "transformer")
     home.run("transformer", "text_length=5", "run.steps=1")
     assert "of captions have more than 5 text ids and are cut" in capsys.readouterr().out
@@ -221,7 +221,7 @@ def test_a_transformer_of_another_tokenizer_is_refused(trained, changed):
         DalleMini.from_pretrained(changed.folder / "model", "cpu")
 
 
-def test_encoding_again_makes_it_whole(changed, tmp_path):
+def test_encoding_again_replaces_a_stale_cache_and_leaves_nothing_behind(changed, tmp_path):
     home = changed.copy(tmp_path / "home")
     home.run("encode", f"out={home.folder}/ids/")
     home.run("transformer", "run.steps=1")
@@ -258,7 +258,7 @@ def test_text_tokenizer_learns_each_training_caption_once(trained, tmp_path, mon
 # --- image tokenizer
 
 
-def test_a_share_of_a_step_is_the_same_as_in_the_whole(trained):
+def test_pixels_of_some_rows_equal_those_of_the_whole_batch(trained):
     config = config_of(trained, "image_tokenizer")
     store = open_store(config.data, "train")
     whole = image_tokenizer.batch_pixels(store, 3, slice(0, 12), config)
@@ -322,7 +322,7 @@ def test_a_variant_depends_on_its_number_alone(trained):
     assert not torch.equal(encode.variant_pixels(store, np.arange(11), 2, other, 16), whole)
 
 
-def test_pictures_are_encoded_in_half_precision_when_asked_to(trained, tmp_path):
+def test_encode_precision_bf16_is_used(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "ids")
     autocasts = []
     encode_pictures = ImageTokenizer.encode
@@ -390,19 +390,19 @@ def test_stream_loss_by_hand():
     assert float(image) == pytest.approx(np.mean(sums["image"]), rel=1e-5)
 
 
-def test_a_share_of_a_batch_is_the_same_as_in_the_whole(trained):
-    batches = Batches(trained, "id_corruption=0.3", "caption_dropout=0.3", "bpe_dropout=0.3")
-    inputs, targets = batches.draw()
+def test_rows_of_a_batch_equal_those_of_the_whole_batch(trained):
+    batches = BatchMaker(trained, "id_corruption=0.3", "caption_dropout=0.3", "bpe_dropout=0.3")
+    inputs, targets = batches.make()
     assert inputs.shape == targets.shape == (12, 11 + 4)
     for rows in (slice(0, 5), slice(5, 12)):
-        for part, whole in zip(batches.draw(rows=rows), (inputs, targets), strict=True):
+        for part, whole in zip(batches.make(rows=rows), (inputs, targets), strict=True):
             assert torch.equal(part, whole[rows])
-    assert not torch.equal(batches.draw(step=4)[0], inputs)
+    assert not torch.equal(batches.make(step=4)[0], inputs)
 
 
-def test_undisturbed_batches_are_captions_and_ids_of_the_same_picture(trained):
-    batches = Batches(trained, "id_corruption=0", "id_dropout=0", "caption_dropout=0", "bpe_dropout=0")
-    inputs, targets = batches.draw_many()
+def test_batches_pair_captions_and_ids_of_the_same_picture(trained):
+    batches = BatchMaker(trained, "id_corruption=0", "id_dropout=0", "caption_dropout=0", "bpe_dropout=0")
+    inputs, targets = batches.make_many()
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     texts, ids = batches.stream.split(torch.cat([inputs, targets[:, -1:]], 1))
     known = {}
@@ -418,21 +418,21 @@ def test_undisturbed_batches_are_captions_and_ids_of_the_same_picture(trained):
 
 def test_ids_are_corrupted_on_the_input_side_only(trained):
     whole = "id_dropout=0", "caption_dropout=0", "bpe_dropout=0"
-    clean = Batches(trained, "id_corruption=0", *whole).draw_many()
-    corrupted = Batches(trained, "id_corruption=0.4", *whole).draw_many()
+    clean = BatchMaker(trained, "id_corruption=0", *whole).make_many()
+    corrupted = BatchMaker(trained, "id_corruption=0.4", *whole).make_many()
     assert torch.equal(corrupted[1], clean[1])
     assert torch.equal(corrupted[0][:, :12], clean[0][:, :12])
     changed = (corrupted[0] != clean[0])[:, 12:].float().mean()
     assert 0.05 < changed < 0.4  # of the replaced ids some are equal by chance
-    every = Batches(trained, "id_corruption=1", *whole).draw_many()
+    every = BatchMaker(trained, "id_corruption=1", *whole).make_many()
     assert (every[0] != clean[0])[:, 12:].float().mean() > 2 * changed
 
 
 def test_ids_are_hidden_on_the_input_side_only(trained):
     others = "id_corruption=0", "caption_dropout=0", "bpe_dropout=0"
-    clean = Batches(trained, "id_dropout=0", *others).draw_many()
-    batches = Batches(trained, "id_dropout=0.5", *others)
-    hidden = batches.draw_many()
+    clean = BatchMaker(trained, "id_dropout=0", *others).make_many()
+    batches = BatchMaker(trained, "id_dropout=0.5", *others)
+    hidden = batches.make_many()
     assert torch.equal(hidden[1], clean[1])
     assert torch.equal(hidden[0][:, :12], clean[0][:, :12])
     gone = hidden[0] != clean[0]
@@ -455,15 +455,15 @@ def test_corruption_takes_ids_from_one_other_picture():
     assert any((replaced == np.where(taken, variant, mine)).all() for variant in ids.reshape(6, 3, 5))
 
 
-def test_captions_are_dropped_as_often_as_asked(trained):
-    batches = Batches(trained, "caption_dropout=0.25")
-    texts, _ = batches.stream.split(torch.cat([inputs := batches.draw_many(50)[0], inputs[:, -1:]], 1))
+def test_captions_are_dropped_at_the_configured_rate(trained):
+    batches = BatchMaker(trained, "caption_dropout=0.25")
+    texts, _ = batches.stream.split(torch.cat([inputs := batches.make_many(50)[0], inputs[:, -1:]], 1))
     assert sum(not text for text in texts) / len(texts) == pytest.approx(0.25, abs=3 * math.sqrt(0.25 * 0.75 / 600))
 
 
-def test_merges_are_dropped_when_asked(trained):
-    whole, split = (Batches(trained, "caption_dropout=0", f"bpe_dropout={share}") for share in (0, 0.5))
-    count = [(batches.draw_many()[1] < 300).sum() for batches in (whole, split)]
+def test_bpe_dropout_splits_captions_into_more_ids(trained):
+    whole, split = (BatchMaker(trained, "caption_dropout=0", f"bpe_dropout={share}") for share in (0, 0.5))
+    count = [(batches.make_many()[1] < 300).sum() for batches in (whole, split)]
     assert count[1] > 1.1 * count[0]
 
 
@@ -488,7 +488,7 @@ def test_accumulated_passes_equal_one(trained, tmp_path):
         assert (moment - moments[0]).norm() <= 1e-4 * moments[0].norm()
 
 
-def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
+def test_transformer_overfits_three_pictures(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "transformer", "ids")
     name = identity(home, "image_tokenizer")
     ids = np.array([[[[1, 12], [5, 0]]], [[[7, 7], [3, 11]]], [[[1, 4], [12, 5]]]], dtype=np.uint16)
@@ -528,7 +528,7 @@ def test_transformer_learns_three_pictures_by_heart(trained, tmp_path):
 
 
 @pytest.mark.parametrize("reconstructed", [0.0, 0.5, 1.0])
-def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconstructed):
+def test_scorer_batches_hold_the_configured_share_of_reconstructions(trained, reconstructed):
     config = config_of(trained, "scorer", f"reconstructed_share={reconstructed}")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     seen = []
@@ -568,7 +568,7 @@ def test_scorer_sees_its_share_of_a_step_and_of_reconstructions(trained, reconst
         assert (part[2] == indices[rows]).all()
 
 
-def test_each_picture_comes_with_as_many_captions_as_wanted(trained):
+def test_each_picture_has_the_configured_number_of_captions(trained):
     config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed_share=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     captions = CaptionSampler(store.entries, {})
@@ -602,7 +602,7 @@ def test_scorer_learns_which_caption_fits(trained, tmp_path):
     assert home.log("scorer")[-1]["image_to_text_at_5"] > 1.5 * 5 / 14
 
 
-def test_the_scorer_learns_by_sigmoid_too(trained, tmp_path):
+def test_the_sigmoid_scorer_learns(trained, tmp_path):
     home = trained.copy(tmp_path / "home", "scorer")
     home.run("scorer", "model.sigmoid=true")
     losses = [line["loss"] for line in home.log("scorer") if "loss" in line]
@@ -612,14 +612,14 @@ def test_the_scorer_learns_by_sigmoid_too(trained, tmp_path):
     assert model.logit_bias < 0
 
 
-def test_a_loss_at_chance_is_announced(trained, tmp_path, monkeypatch, capsys):
+def test_a_loss_at_chance_level_is_reported(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 2)
     home = trained.copy(tmp_path / "home", "scorer")
     home.run("scorer", "run.steps=4", "optimizer.learning_rate=0")
     assert "which is chance level for 12 pairs (2.485)" in capsys.readouterr().out
 
 
-def test_after_a_resume_the_loss_is_not_taken_for_chance(trained, tmp_path, monkeypatch):
+def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
     judged = []
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 10)
     monkeypatch.setattr(scorer, "at_chance", lambda loss, batch, sigmoid: judged.append((loss, batch)))

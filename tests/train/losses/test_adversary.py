@@ -55,7 +55,7 @@ def test_one_logit_for_each_patch(channels, grid):
     assert Discriminator(channels)(random_pixels(2, 3, 16, 24)).shape == (2, 1, *grid)
 
 
-def test_pictures_do_not_see_each_other():
+def test_logits_of_a_picture_do_not_depend_on_other_pictures():
     network, pixels = Discriminator((5, 7)).eval(), random_pixels(4, 3, 16, 24)
     torch.testing.assert_close(network(pixels)[2:3], network(pixels[2:3]))
 
@@ -85,7 +85,7 @@ def test_hinge_loss_by_hand():
     assert (float(figures["real_logit"]), float(figures["fake_logit"])) == (1.75, -1.125)
 
 
-def test_the_decoder_learns_nothing_from_the_discriminators_lesson():
+def test_the_discriminators_loss_gives_the_decoder_no_gradient():
     adversary, pixels = make(), random_pixels(2, 3, 16, 16).requires_grad_()
     adversary.accumulate_gradients(random_pixels(2, 3, 16, 16, seed=1), pixels)
     assert pixels.grad is None
@@ -103,7 +103,7 @@ def test_passes_of_a_step_add_up():
     torch.testing.assert_close(gradients(halves.discriminator), gradients(whole.discriminator))
 
 
-def test_it_learns_to_tell_pictures_from_reconstructions():
+def test_the_discriminator_learns_to_separate_real_from_reconstructed():
     adversary = make()
     real = random_pixels(8, 3, 16, 16)
     fake = nn.functional.avg_pool2d(real, 4).repeat_interleave(4, -1).repeat_interleave(4, -2)
@@ -131,7 +131,7 @@ def test_r1_is_the_squared_slope_at_real_pictures():
     assert found[1][1] - found[0][1] == pytest.approx(0.4 * squares, rel=1e-5)  # the discriminator is moved by it
 
 
-def test_lecam_holds_each_kind_near_the_others_running_mean():
+def test_lecam_penalises_distance_from_the_others_running_mean():
     losses = []
     adversary = make(lecam=0.3)
     adversary.accelerator = SimpleNamespace(**{**vars(ALONE), "backward": losses.append})
@@ -194,7 +194,7 @@ def test_the_adaptive_weight_is_bounded():
     ("steps", "start", "warmup", "first", "acts_from"),
     [(1000, 0.3, 100, 200, 300), (1000, 0.0, 100, 0, 100), (40, 0.5, 7, 13, 20), (10, 0.5, 0, 5, 5)],
 )
-def test_it_learns_alone_before_it_acts(steps, start, warmup, first, acts_from):
+def test_the_discriminator_is_trained_before_the_decoder_uses_it(steps, start, warmup, first, acts_from):
     adversary = make(steps=steps, start=start, discriminator_warmup=warmup)
     assert (adversary.first_step, adversary.generator_start) == (first, acts_from)
     other = make(7, start=start, discriminator_warmup=warmup)
@@ -237,6 +237,6 @@ def test_no_weight_means_no_adversary():
         ({"channels": (5, 5, 5, 5, 5)}, r"at most as many as 16 pixels can be halved"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes, message):
+def test_settings_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         make(**changes)

@@ -89,7 +89,7 @@ def test_chance_of_the_sigmoid_loss():
     assert not at_chance(0.9 * float(loss.detach()), 7, sigmoid=True)
 
 
-def test_one_process_gathers_itself():
+def test_gathering_in_one_process_changes_nothing():
     features = torch.randn(3, 5)
     assert gather_with_gradient(features) is features
 

@@ -16,7 +16,7 @@ def accelerator():
 
 @pytest.mark.parametrize("sigmoid", [False, True])
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_parts_give_the_gradient_of_the_whole_batch(accelerator, parts, sigmoid):
+def test_gradient_caching_gives_the_gradient_of_the_whole_batch(accelerator, parts, sigmoid):
     expected, clip = make_clip(sigmoid), make_clip(sigmoid)
     pixels, text_ids, groups = make_batch()
     whole = contrastive_loss(*expected(pixels, text_ids), groups)
@@ -30,7 +30,7 @@ def test_parts_give_the_gradient_of_the_whole_batch(accelerator, parts, sigmoid)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_several_captions_cost_the_mean_of_what_each_would(accelerator, parts):
+def test_the_loss_of_several_captions_is_the_mean_of_theirs(accelerator, parts):
     expected, clip = make_clip(), make_clip()
     pixels, text_ids, groups = make_batch()
     other = text_ids.flip(0)  # captions of other pictures

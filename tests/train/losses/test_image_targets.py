@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import IMAGE_TOKENIZER, make_image_tokenizer, make_transformer
-from helpers.training import Batches, cache_of, config_of, interrupt, outcome
+from helpers.training import BatchMaker, cache_of, config_of, interrupt, outcome
 from torch.nn import functional as F
 
 from dalle_mini_impl.config.model import ImageTokenizerConfig
@@ -75,7 +75,7 @@ def test_the_soft_loss_by_hand():
     assert float(soft_cross_entropy(logits, likely, shares)) == pytest.approx(total / 15, rel=1e-6)
 
 
-def test_the_soft_loss_is_what_drawn_ids_cost_on_average():
+def test_the_soft_loss_is_the_expected_loss_of_sampled_ids():
     logits, likely, shares = tensors(3)
     costs = torch.stack(
         [F.cross_entropy(logits.flatten(0, 1), likely[..., n].flatten(), reduction="none") for n in range(7)], -1
@@ -92,7 +92,7 @@ def test_the_gradient_of_the_soft_loss_is_prediction_less_distribution():
     torch.testing.assert_close(logits.grad, (logits.detach().softmax(-1) - wanted) / 15, atol=1e-7, rtol=0)
 
 
-def test_one_certain_id_costs_what_it_always_costs():
+def test_the_soft_loss_of_one_certain_id_is_cross_entropy():
     model, stream = make_transformer()
     image_ids = torch.randint(0, 61, (2, 3, 5), generator=torch.Generator().manual_seed(1))
     ids = stream.join(stream.prefix([[3, 5], [7]]), image_ids)
@@ -223,7 +223,7 @@ def test_a_soft_cache_has_the_same_ids_and_more(trained, soft):
     np.testing.assert_allclose(new.probabilities[:3, 0], shares.numpy(), rtol=1e-3, atol=1e-6)
 
 
-def test_encoding_says_how_sure_the_ids_are(soft, tmp_path, capsys):
+def test_encoding_reports_the_probabilities_of_the_ids(soft, tmp_path, capsys):
     home = soft.copy(tmp_path / "home", "ids")
     home.run("encode", *SOFT)
     shares = cache_of(home, "train").probabilities.astype(np.float64)
@@ -282,8 +282,8 @@ PLAIN = ("id_corruption=0", "id_dropout=0", "caption_dropout=0", "bpe_dropout=0.
 
 
 def batches(home, targets, *overrides):
-    drawn = Batches(home, f"image_targets={targets}", *overrides)
-    return drawn, [drawn.draw(step) for step in range(200)]
+    drawn = BatchMaker(home, f"image_targets={targets}", *overrides)
+    return drawn, [drawn.make(step) for step in range(200)]
 
 
 def test_a_soft_cache_changes_nothing_for_chosen_ids(trained, soft):
@@ -292,7 +292,7 @@ def test_a_soft_cache_changes_nothing_for_chosen_ids(trained, soft):
 
 
 @pytest.mark.parametrize("targets", ["sampled", "soft"])
-def test_sampled_pictures_differ_in_their_image_ids_alone(soft, targets):
+def test_sampled_targets_change_image_ids_only(soft, targets):
     _, chosen = batches(soft, "argmax", *PLAIN)
     _, drawn = batches(soft, targets, *PLAIN)
     chosen_ids, drawn_ids = (torch.cat([batch[1] for batch in some]) for some in (chosen, drawn))
@@ -329,11 +329,11 @@ def test_soft_batches_bring_the_distributions_of_their_pictures(soft):
             assert found.sum(-1) == pytest.approx(torch.ones(4), abs=1e-6)
 
 
-def test_a_share_of_a_soft_batch_is_the_same_as_in_the_whole(soft):
-    drawer = Batches(soft, "image_targets=soft")
-    whole = drawer.draw()
+def test_rows_of_a_soft_batch_equal_those_of_the_whole_batch(soft):
+    drawer = BatchMaker(soft, "image_targets=soft")
+    whole = drawer.make()
     for rows in (slice(0, 5), slice(5, 12)):
-        for part, all_rows in zip(drawer.draw(rows=rows), whole, strict=True):
+        for part, all_rows in zip(drawer.make(rows=rows), whole, strict=True):
             assert torch.equal(part, all_rows[rows])
 
 

@@ -31,7 +31,7 @@ def test_reconstruction_loss_works_in_full_precision():
     assert half == reconstruction_loss(pixels.bfloat16().float(), target, 0.5)
 
 
-def test_terms_are_those_that_were_asked_for():
+def test_the_loss_has_the_configured_terms():
     pixels, target = torch.rand(2, 3, 16, 24), torch.rand(2, 3, 16, 24)
     terms = build_picture_loss(ImageTokenizerRun(edge=0.3), CPU)(result_of(pixels), target)
     assert terms == {"reconstruction": reconstruction_loss(pixels, target, 0.3)}
@@ -44,7 +44,7 @@ def test_terms_are_those_that_were_asked_for():
     torch.testing.assert_close(terms["perceptual"], expected)
 
 
-def test_all_corners_up_to_three_pixels_away_occur_alike_for_all_pictures():
+def test_crops_at_every_offset_up_to_three_pixels_occur():
     rows, columns = torch.arange(7.0)[:, None].expand(7, 9), torch.arange(9.0).expand(7, 9)
     torch.manual_seed(0)
     seen = set()

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers.training import ADAMW, RANKS, Killed, interrupt, launch, launch_two, outcome, run_sharded, states
+from helpers.training import ADAMW, RECORD_RANKS, Killed, interrupt, launch, launch_two, outcome, run_sharded, states
 from torch import nn
 from torch.distributed import checkpoint
 
@@ -56,12 +56,17 @@ def compare_parts(one, two):
 # --- two processes
 
 
-def test_two_processes_with_a_share_each_do_what_one_does(trained, tmp_path):
+def test_two_sharded_processes_match_one_process(trained, tmp_path):
     settings = (*FEW, *ADAMW, "model.position=learned")
     one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
     one.run("transformer", *settings)
     launch_two(
-        RANKS, str(two.folder), "-1", "transformer", *two.arguments("transformer", *settings), launcher="gpus-8-fsdp"
+        RECORD_RANKS,
+        str(two.folder),
+        "-1",
+        "transformer",
+        *two.arguments("transformer", *settings),
+        launcher="gpus-8-fsdp",
     )
     compare(one, two)
     compare_parts(one, two)
@@ -69,14 +74,14 @@ def test_two_processes_with_a_share_each_do_what_one_does(trained, tmp_path):
     for rank in (0, 1):
         share = sum(weight.chunk(2)[rank].numel() for weight in weights)
         held = torch.load(two.folder / f"{rank}-5.pt")
-        assert held == {"weights": share, "gradients": share, "moments": 2 * share, "average": share}
+        assert held == {"weights": share, "gradients": share, "moments": 2 * share, "ema": share}
     assert states(two) == ["state-00000006"]
     written = (two.folder / "transformer" / "state-00000006").glob("*.distcp")
     assert {path.name.split("_")[2] for path in written} == {"0", "1"}
 
 
 @pytest.mark.slow
-def test_passes_and_recomputing_work_on_shares(trained, tmp_path):
+def test_accumulation_and_recomputation_work_with_sharding(trained, tmp_path):
     settings = (*FEW, *ADAMW, "run.accumulation=3", "recompute=true")
     one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
     one.run("transformer", *settings)
@@ -88,7 +93,7 @@ def test_passes_and_recomputing_work_on_shares(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_bf16_is_for_computing_and_weights_stay_float32(trained, tmp_path):
+def test_sharded_weights_stay_float32_under_bf16(trained, tmp_path):
     settings = (*FEW, *ADAMW, "run.precision=bf16")
     one, two = (trained.copy(tmp_path / name, "transformer") for name in ("one", "two"))
     one.run("transformer", *settings)
@@ -102,12 +107,12 @@ def test_bf16_is_for_computing_and_weights_stay_float32(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_bit_for_bit_and_one_goes_on_with_their_state(trained, tmp_path):
+def test_sharded_state_resumes_bit_for_bit_in_two_processes_and_in_one(trained, tmp_path):
     whole, broken, alone = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "broken", "alone"))
 
     def run(home, stop, *extra):
         launch_two(
-            RANKS,
+            RECORD_RANKS,
             str(home.folder),
             str(stop),
             "transformer",
@@ -137,7 +142,7 @@ def test_a_launch_that_cannot_work_ends_with_one_line(trained):
 # --- one process
 
 
-def test_sharing_out_to_one_process_changes_nothing(trained, finished):
+def test_sharding_over_one_process_changes_nothing(trained, finished):
     assert outcome(finished, "transformer") == outcome(trained, "transformer")
     samples = [home.folder / "transformer" / "samples-000010.png" for home in (finished, trained)]
     assert samples[0].read_bytes() == samples[1].read_bytes()
@@ -145,7 +150,7 @@ def test_sharing_out_to_one_process_changes_nothing(trained, finished):
 
 
 @pytest.mark.parametrize("reversible", ["false", "true"])
-def test_blocks_of_earlier_models_can_be_shared_out(trained, tmp_path, reversible):
+def test_blocks_of_imported_models_can_be_sharded(trained, tmp_path, reversible):
     settings = (*FEW, "model.n_layer=3", "model.position=learned", "model.attention_masks=[row,column]",
                 "model.mask_kernel=3", "model.last_attention_mask=conv", "model.block.norm=layer",
                 "model.block.mlp=geglu", "model.block.bias=true",
@@ -208,13 +213,13 @@ def test_a_kill_between_two_states_leaves_one(trained, home, owner, call, path, 
     assert states(home) == ["state-00000010"]
 
 
-def test_a_new_run_forgets_the_states_of_an_earlier_one(finished, tmp_path):
+def test_a_new_run_deletes_the_states_of_an_earlier_one(finished, tmp_path):
     home = finished.copy(tmp_path / "home")
     run_sharded(home.run, "transformer", "run.save_every=0", "run.steps=2")
     assert states(home) == []
 
 
-def test_each_process_gets_back_what_it_had_of_its_own(tmp_path):
+def test_each_process_restores_its_own_tensors(tmp_path):
     run, counts = RunConfig(state_dir=str(tmp_path)), torch.arange(5)
 
     def there_and_back():
@@ -281,7 +286,7 @@ def test_a_state_that_cannot_be_written_ends_the_run_with_one_line(home):
 
 
 @pytest.mark.parametrize("stage", ["image_tokenizer", "scorer"])
-def test_stages_with_small_models_are_not_shared_out(trained, monkeypatch, stage):
+def test_stages_with_small_models_refuse_sharding(trained, monkeypatch, stage):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match=FOR_TRANSFORMERS):
         trained.run(stage)
@@ -296,7 +301,7 @@ def test_stages_with_small_models_are_not_shared_out(trained, monkeypatch, stage
         ("FSDP_ACTIVATION_CHECKPOINTING", "true"),
     ],
 )
-def test_ways_of_sharing_that_are_not_known_are_refused(monkeypatch, name, value):
+def test_unsupported_fsdp_options_are_refused(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert not fsdp.fsdp_requested()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -336,6 +341,6 @@ accelerator.end_training()
 
 
 @pytest.mark.slow
-def test_muon_orthogonalises_a_shared_matrix_as_a_whole_one(tmp_path):
+def test_muon_updates_a_sharded_matrix_as_a_full_one(tmp_path):
     (tmp_path / "muon.py").write_text(MUON)
     launch_two(str(tmp_path / "muon.py"))

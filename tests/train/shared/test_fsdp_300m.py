@@ -62,7 +62,7 @@ def peak():
 
 
 @pytest.mark.slow
-def test_shares_do_what_whole_copies_do_and_take_over_from_each_other(trained, room):
+def test_fsdp_matches_ddp_and_either_resumes_the_others_state(trained, room):
     free = psutil.virtual_memory().available / 2**30
     if free < NEEDED:
         pytest.skip(f"needs {NEEDED} GB of free memory, of which there are {free:.0f}")

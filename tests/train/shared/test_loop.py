@@ -67,7 +67,7 @@ def test_epochs_steps_and_seeds_differ():
     assert (common.batch_indices(3, 23, 23, seed=0) != common.batch_indices(3, 23, 23, seed=1)).any()
 
 
-def test_a_step_is_drawn_without_those_before_it():
+def test_the_batch_of_a_step_does_not_depend_on_earlier_calls():
     assert (drawn(9, 5, 23)[8 * 5 :] == common.batch_indices(8, 5, 23, 0)).all()
 
 
@@ -117,7 +117,7 @@ class Counting(nn.Module):
         self.register_buffer("seen", torch.tensor(0))
 
 
-def test_average_by_hand():
+def test_ema_by_hand():
     model = Counting()
     average = Ema(model, decay=0.15)
     model.weight.data = torch.tensor([1.0, 4.0])
@@ -148,7 +148,7 @@ def test_buffers_are_copied():
     assert (average.state["scale"].item(), average.state["seen"].item()) == (4, 5)
 
 
-def test_average_stands_in_for_the_model_and_leaves_it_as_it_was():
+def test_ema_is_swapped_into_the_model_and_out_again():
     model = Counting()
     average = Ema(model, decay=0.5)
     model.weight.data = torch.tensor([0.1, 9.7])
@@ -163,7 +163,7 @@ def test_average_stands_in_for_the_model_and_leaves_it_as_it_was():
     assert average.state["weight"].tolist() == [0, 8]
 
 
-def test_average_stands_in_no_longer_than_its_block_whatever_happens():
+def test_ema_is_swapped_out_after_an_exception():
     model = Counting().eval()
     average = Ema(model, decay=0.5)
     model.weight.data += 1
@@ -194,7 +194,7 @@ def logged(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_journal_writes_lines_and_the_config(tmp_path):
+def test_the_log_writes_lines_and_the_config(tmp_path):
     book = log(tmp_path / "new" / "state")
     book.record(3, loss=0.25, psnr=11.5)
     (line,) = logged(tmp_path / "new" / "state")
@@ -205,7 +205,7 @@ def test_journal_writes_lines_and_the_config(tmp_path):
     assert load(TransformerRun, path) == TransformerRun(run=book.run, cache="ids")
 
 
-def test_journal_drops_what_will_be_done_again(tmp_path):
+def test_the_log_drops_lines_of_steps_that_are_repeated(tmp_path):
     book = log(tmp_path)
     for step in (0, 1, 2, 2, 3, 4):
         book.record(step, loss=step / 2)
@@ -216,7 +216,7 @@ def test_journal_drops_what_will_be_done_again(tmp_path):
     assert logged(tmp_path) == []
 
 
-def test_journal_survives_half_a_line(tmp_path):
+def test_the_log_survives_a_truncated_line(tmp_path):
     book = log(tmp_path)
     book.record(0, loss=1)
     book.record(1, loss=2)
@@ -234,14 +234,14 @@ def test_only_the_main_process_writes(tmp_path, capsys):
     assert "hello" not in capsys.readouterr().out
 
 
-def test_journal_goes_through_the_steps_left(tmp_path):
+def test_the_log_iterates_over_the_remaining_steps(tmp_path):
     book = log(tmp_path, first=25)
     assert list(book.steps()) == [(step, book.run) for step in (25, 26, 27, 28)]
     assert list(log(tmp_path, first=29).steps()) == []
 
 
 @pytest.mark.parametrize("first_seconds", [0.5, 7.0])
-def test_steps_follow_the_clock(tmp_path, monkeypatch, first_seconds):
+def test_the_number_of_steps_follows_from_the_time_limit(tmp_path, monkeypatch, first_seconds):
     """Two minutes of steps that take three seconds each, but for the first."""
     now = 1000.0
     monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
@@ -257,7 +257,7 @@ def test_steps_follow_the_clock(tmp_path, monkeypatch, first_seconds):
     assert 120 <= now - 1000 - 3 < 123
 
 
-def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
+def test_a_slow_run_with_a_time_limit_has_a_last_step(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: now))
     seen = []
@@ -267,7 +267,7 @@ def test_a_run_by_the_clock_has_a_last_step_however_slow(tmp_path, monkeypatch):
     assert seen == [(0, 2), (1, 2)]
 
 
-def test_a_run_by_the_clock_cannot_be_resumed():
+def test_a_run_with_a_time_limit_cannot_be_resumed():
     run = RunConfig(state_dir="state", minutes=1.5)
     with pytest.raises(
         UserError, match=r"expected run\.steps with --resume, got run\.minutes=1\.5, .* set run\.steps instead"
@@ -293,7 +293,7 @@ def test_start_sets_the_precision(start, precision, expected):
         assert (torch.rand(2, 3) @ torch.rand(3, 2)).dtype == expected
 
 
-def test_launched_processes_that_would_each_work_alone_are_refused(start, monkeypatch):
+def test_unconnected_processes_are_refused(start, monkeypatch):
     monkeypatch.setattr(common, "Accelerator", lambda **_: process(0, 1))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched, but on this device each would work alone"):
@@ -320,7 +320,7 @@ def test_bad_settings_are_refused(start, settings, message):
         start(**settings)
 
 
-def test_tensorboard_is_asked_for_before_anything_is_trained(start, monkeypatch):
+def test_missing_tensorboard_is_refused_before_training(start, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest)
@@ -329,7 +329,7 @@ def test_tensorboard_is_asked_for_before_anything_is_trained(start, monkeypatch)
         start(tracker="tensorboard")
 
 
-def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
+def test_tensorboard_gets_the_figures_of_the_log(start, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -343,7 +343,7 @@ def test_tensorboard_gets_what_the_log_gets(start, tmp_path):
     assert [(event.step, event.value) for event in read.Scalars("text")] == [(3, 1.25)]
 
 
-def test_a_new_run_forgets_the_state_of_an_earlier_one_and_a_resumed_one_keeps_it(tmp_path):
+def test_a_new_run_deletes_an_earlier_state_and_a_resumed_run_keeps_it(tmp_path):
     (tmp_path / STATE_FILE).write_bytes(b"earlier")
     log(tmp_path, first=7)
     assert (tmp_path / STATE_FILE).exists()

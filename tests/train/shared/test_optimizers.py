@@ -38,7 +38,7 @@ def groups(model, config):
 
 @pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_parameter_is_trained_once_and_matrices_alone_decay(kind, config):
+def test_every_parameter_is_in_one_optimizer_and_only_matrices_decay(kind, config):
     model = MODELS[kind]()
     found = groups(model, config)
     assert sorted(name for name, _, _ in found) == sorted(name for name, _ in model.named_parameters())

@@ -27,11 +27,11 @@ def test_the_rate_is_halved_after_so_many_validations_without_gain():
     assert rates([4.0, 3.0, 3.1, 3.0, 2.98, 2.99, 2.0, 2.0]) == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
 
 
-def test_it_is_halved_again_when_that_does_not_help():
+def test_the_rate_is_halved_again_after_another_plateau():
     assert rates([3.0, 3.0, 3.0, 3.0, 3.0, 3.0], patience=2) == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
-def test_it_is_halved_so_often_and_no_more():
+def test_the_number_of_halvings_is_limited():
     assert rates([3.0] * 9, patience=1, halvings=5)[-4:] == [1 / 32] * 4
     assert rates([3.0] * 9, patience=1, halvings=0) == [1] * 9
 
@@ -42,11 +42,11 @@ def test_small_gains_add_up():
     assert rates([3.0 * 0.998**n for n in range(12)])[-1] < 1
 
 
-def test_what_is_no_number_is_no_gain():
+def test_a_loss_of_nan_is_no_gain():
     assert rates([3.0, math.nan, math.nan, math.nan]) == [1, 1, 1, 0.5]
 
 
-def test_a_halving_is_announced():
+def test_a_halving_returns_a_message():
     said = [news for news, _ in look([3.0, 3.25, 3.125], patience=2)]
     assert said[:2] == ["", ""]
     assert said[2] == (
@@ -73,7 +73,7 @@ def test_the_training_loss_is_the_mean_of_all_steps_and_processes():
         ({"patience": 0}, "plateau.patience is 0; expected 1 or more"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, message):
+def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Plateau(PlateauConfig(**settings))
 
@@ -101,7 +101,7 @@ def test_a_run_warms_up_and_waits_for_plateaus(trained, tmp_path, loss):
     assert rates_of(home) == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25])
 
 
-def test_without_plateaus_the_cosine_rules(trained):
+def test_without_halvings_the_rate_follows_the_cosine(trained):
     assert rates_of(trained)[-1] < 0.15
     assert rates_of(trained)[3:] == sorted(rates_of(trained)[3:], reverse=True)
 
