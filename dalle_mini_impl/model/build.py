@@ -63,10 +63,10 @@ def build_image_networks(
         raise UserError(
             f"expected network vqvae for training, got {config.network!r}, which can only be imported; change network"
         )
-    halvings = len(config.channels) - (config.network != "dalle-pytorch")
-    if config.factor != 2**halvings:
+    downsamplings = len(config.channels) - (config.network != "dalle-pytorch")
+    if config.factor != 2**downsamplings:
         raise UserError(
-            f"expected factor {2**halvings} for network {config.network!r} with {len(config.channels)} stages, "
+            f"expected factor {2**downsamplings} for network {config.network!r} with {len(config.channels)} stages, "
             f"got {config.factor}; change factor or channels"
         )
     return IMPORTED[config.network](config)
@@ -79,7 +79,8 @@ def _vqvae(config: ImageTokenizerConfig, commitment: float | None, entropy: tupl
             f"expected a factor that is 2**(stages - 1) times a whole number, got factor {config.factor} with "
             f"{len(config.channels)} stages; change factor or channels"
         )
-    shape, out = (config.factor, config.channels), 6 if config.likelihood == "laplace" else 3
+    shape = (config.factor, config.channels)
+    out = 6 if config.likelihood == "laplace" else 3
     encoder = vqvae.VqvaeEncoder(*shape, config.encoder_blocks, encoder_width(config))
     decoder = vqvae.VqvaeDecoder(*shape, config.decoder_blocks, config.embed_dim, out)
     quantizer = build_quantizer(config, commitment, entropy)
@@ -89,16 +90,16 @@ def _vqvae(config: ImageTokenizerConfig, commitment: float | None, entropy: tupl
 
 
 def _taming(config: ImageTokenizerConfig) -> Modules:
-    extra, codebook_size, embed_dim = config.imported, config.codebook_size, config.embed_dim
-    if unfit := [width for width in (extra.stem, *config.channels) if width % 32]:
+    imported, codebook_size, embed_dim = config.imported, config.codebook_size, config.embed_dim
+    if unfit := [width for width in (imported.stem, *config.channels) if width % 32]:
         raise UserError(f"expected widths that are multiples of 32 for network 'taming', got {unfit[0]}; change it")
     if config.quantizer not in ("nearest", "cosine", "logits"):
         raise UserError(
             f"expected quantizer nearest, cosine or logits for network 'taming', got {config.quantizer!r}; change it"
         )
-    shared: Any = {name: getattr(extra, name) for name in ("z_channels", "attention", "middle_attention")}
-    encoder = taming.TamingEncoder(config.channels, config.encoder_blocks, embed_dim, stem=extra.stem, **shared)
-    decoder = taming.TamingDecoder(config.channels, config.decoder_blocks, embed_dim, **shared)
+    options: Any = {name: getattr(imported, name) for name in ("z_channels", "attention", "middle_attention")}
+    encoder = taming.TamingEncoder(config.channels, config.encoder_blocks, embed_dim, stem=imported.stem, **options)
+    decoder = taming.TamingDecoder(config.channels, config.decoder_blocks, embed_dim, **options)
     if config.quantizer == "logits":
         return encoder, decoder, Logits(embed_dim, codebook_size, nn.Embedding(codebook_size, embed_dim))
     return encoder, decoder, Nearest(codebook_size, embed_dim, cosine=config.quantizer == "cosine")
@@ -120,6 +121,7 @@ def _dalle_pytorch(config: ImageTokenizerConfig) -> Modules:
 
 
 IMPORTED = {"taming": _taming, "openai-dvae": _openai_dvae, "dalle-pytorch": _dalle_pytorch}
+"""`ImageTokenizerConfig.network` of an imported network -> its builder."""
 
 
 def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recompute: bool = False) -> Transformer:
@@ -188,12 +190,19 @@ def _attention_masks(config: TransformerConfig, layout: Stream) -> list[Attentio
 
 
 def build_clip(config: ScorerConfig, text_vocab: int, *, pad_id: int, eos_id: int) -> CLIP:
-    """The CLIP model of a config, for a text tokenizer with these ids."""
+    """The CLIP model of a config, for a text tokenizer with these ids; see `CLIP`."""
     return CLIP(**to_dict(config), text_vocab=text_vocab, pad_id=pad_id, eos_id=eos_id)
 
 
 def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer, StreamConfig]:
-    """The transformer of a checkpoint and the stream it was trained on.
+    """Load the transformer of a checkpoint.
+
+    Args:
+        name: as for `find_checkpoint`.
+        device: where the weights go.
+
+    Returns:
+        The transformer in evaluation mode, and the stream it was trained on.
 
     Raises:
         UserError: it was trained with other tokenizers than those in the same folder.

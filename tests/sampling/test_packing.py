@@ -104,13 +104,13 @@ def test_known_ids_are_shared_and_counted(options):
     first = generate(*model, PROMPT, [3], settings).image_ids[0]
     redraw = torch.zeros(first.shape, dtype=torch.bool)
     redraw[1:, 2:] = True
-    drawn = generate(*model, PROMPT, list(range(11)), settings, known=KnownIds(first, redraw), chunk=4)
-    assert torch.equal(drawn.image_ids[:, ~redraw], first[~redraw].expand(11, -1))
-    assert len(drawn.image_ids.flatten(1).unique(dim=0)) == 11
-    expected = log_likelihood(*model, PROMPT.text_ids, drawn.image_ids).sum(1)
-    torch.testing.assert_close(drawn.log_likelihood, expected, atol=0.5, rtol=0.01)
+    sampled = generate(*model, PROMPT, list(range(11)), settings, known=KnownIds(first, redraw), chunk=4)
+    assert torch.equal(sampled.image_ids[:, ~redraw], first[~redraw].expand(11, -1))
+    assert len(sampled.image_ids.flatten(1).unique(dim=0)) == 11
+    expected = log_likelihood(*model, PROMPT.text_ids, sampled.image_ids).sum(1)
+    torch.testing.assert_close(sampled.log_likelihood, expected, atol=0.5, rtol=0.01)
     assert torch.equal(
-        generate(*model, PROMPT, [7], settings, known=KnownIds(first, redraw)).image_ids[0], drawn.image_ids[7]
+        generate(*model, PROMPT, [7], settings, known=KnownIds(first, redraw)).image_ids[0], sampled.image_ids[7]
     )
 
 
@@ -119,13 +119,13 @@ def test_known_ids_are_shared_and_counted(options):
 def test_cached_equals_uncached(options):
     # Greedy ids sampled with the cache must be among the likeliest when the whole stream runs at once
     transformer, stream = packed("bf16", **options)
-    drawn = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0)).image_ids
-    ids = stream.join(stream.prefix([PROMPT.text_ids]), drawn)
+    sampled = generate(transformer, stream, PROMPT, [1], SamplingConfig(temperature=0.0, guidance=1.0)).image_ids
+    ids = stream.join(stream.prefix([PROMPT.text_ids]), sampled)
     with torch.inference_mode():
         logits = transformer.logits(
             transformer(ids[:, :-1])[:, stream.config.text_length :], stream.image_range
         ).float()
-    lost = logits.amax(-1) - logits.gather(-1, drawn.flatten(1)[..., None])[..., 0]
+    lost = logits.amax(-1) - logits.gather(-1, sampled.flatten(1)[..., None])[..., 0]
     assert float(lost.max()) < 0.1
 
 

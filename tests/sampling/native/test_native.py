@@ -152,9 +152,9 @@ def test_each_id_is_sampled_within_its_interval(machine, top_k, temperature):
     weights = torch.zeros(61, 1009, dtype=torch.float64)
     weights.scatter_(1, order, (logits.double() / temperature).exp().gather(1, order))
     ends = weights.cumsum(1) / weights.sum(1, keepdim=True)
-    wanted = order.gather(1, torch.arange(61)[:, None] * 37 % top_k)
-    middle = (ends - weights / weights.sum(1, keepdim=True) / 2).gather(1, wanted)
-    assert torch.equal(sample_top_k(logits, middle[:, 0], temperature, top_k), wanted[:, 0])
+    expected_ids = order.gather(1, torch.arange(61)[:, None] * 37 % top_k)
+    middle = (ends - weights / weights.sum(1, keepdim=True) / 2).gather(1, expected_ids)
+    assert torch.equal(sample_top_k(logits, middle[:, 0], temperature, top_k), expected_ids[:, 0])
 
 
 # --- compiling
