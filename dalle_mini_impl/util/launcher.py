@@ -13,7 +13,6 @@ import ctypes
 import functools
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -24,9 +23,7 @@ PR_SET_PDEATHSIG = 1
 MAIN_PROCESS_SECONDS = 10.0
 """How long another process leaves it to the main process to report the same mistake. Processes come to it within about
 a second of each other, unless the mistake is in this one alone."""
-REPORTING: list[socket.socket] = []
-"""Holds the name that `is_first_to_report` took until this process ends."""
-SIGNAL_SECONDS = 10.0
+SIGNAL_SECONDS = 2.0
 """How long a signal may take to end this process before it ends by itself."""
 
 
@@ -79,21 +76,6 @@ def end_with_launcher() -> None:
         os._exit(1)
 
 
-def is_first_to_report(launcher: int) -> bool:
-    """Whether this process is the first of a launcher's processes to ask; True for one of them only.
-
-    The first one takes a name in Linux's abstract socket namespace (man 7 unix), which the kernel gives to one process
-    at a time and takes back when that process ends: by then the launcher has been told to end.
-    """
-    name = socket.socket(socket.AF_UNIX)
-    try:
-        name.bind(f"\0dalle_mini_impl-launcher-{launcher}")
-    except OSError:
-        return False
-    REPORTING.append(name)
-    return True
-
-
 def exit_with(message: str, code: int) -> NoReturn:
     """Print a message to stderr and end this program; its launcher and the launcher's other processes end as well.
 
@@ -107,9 +89,6 @@ def exit_with(message: str, code: int) -> NoReturn:
     several = launcher is not None and is_one_of_several()
     if several and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(MAIN_PROCESS_SECONDS)
-    if launcher is not None and several and not is_first_to_report(launcher):
-        time.sleep(SIGNAL_SECONDS)  # the one that reports ends the launcher, and `end_with_launcher` this process
-        sys.exit(code)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         if message:
