@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check peers clean
+.PHONY: demo test test-all test-faults check peers clean
 
 demo: $(READY)  ## draw pictures with the shipped model
 	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
@@ -15,6 +15,9 @@ test: check  ## lint, types, layers, tests
 
 test-all: check  ## also the slow tests
 	$(BIN)/python -m pytest -m ""
+
+test-faults: $(READY)  ## attacks: kills, full disks, damaged and hostile files, threads; prints a table of figures
+	FAULTS=full $(BIN)/python -m pytest -m "" tests/faults
 
 check: $(READY)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .

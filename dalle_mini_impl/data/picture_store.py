@@ -24,6 +24,7 @@ from dalle_mini_impl.util.files import replace_folder
 HEADER_FILE = "store.json"
 ENTRIES_FILE = "pairs.jsonl"
 PIXELS_FILE = "pixels.npy"
+CONTENTS = (HEADER_FILE, ENTRIES_FILE, PIXELS_FILE)
 COPIED_PICTURES = 1024
 """Pictures copied at once, which bounds the memory that building a store takes."""
 
@@ -106,7 +107,7 @@ def build_store(config: DataConfig) -> None:
     """
     log = SkipLog()
     size = config.store_size
-    with replace_folder(config.store) as folder:
+    with replace_folder(config.store, CONTENTS) as folder:
         count = _decode_pictures(read_pairs(config.source, log), folder, config)
         print(log.report() or "nothing was skipped")
         if not count:

@@ -24,6 +24,8 @@ HEADER_FILE = "cache.json"
 IMAGE_IDS_FILE = "image_ids.npy"
 LIKELY_IDS_FILE = "likely_ids.npy"
 PROBABILITIES_FILE = "shares.npy"
+CONTENTS = (HEADER_FILE, "train", "validation")
+"""What a cache's folder holds."""
 
 
 @dataclass(frozen=True)

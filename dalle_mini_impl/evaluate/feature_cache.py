@@ -87,4 +87,3 @@ def write_features(path: Path, key: str, features: Tensor) -> None:
     header = {"key": key, "checksum": weights_identity({"features": features})}
     with replace_file(path) as temporary:
         save_file({"features": features}, temporary, metadata=header)
-        temporary.chmod(0o644)  # safetensors 0.8 and later writes files that only their owner can read

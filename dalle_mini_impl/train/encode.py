@@ -19,6 +19,7 @@ from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import (
+    CONTENTS,
     IMAGE_IDS_FILE,
     LIKELY_IDS_FILE,
     PROBABILITIES_FILE,
@@ -148,7 +149,7 @@ def main(config: EncodeRun) -> None:
     if accelerator.is_main_process:
         source = Path(config.data.source or config.data.store).name
         write_header(working, CacheHeader(identity, tokenizer.codebook_size, tokenizer.config.grid, source))
-        with replace_folder(config.out) as folder:
+        with replace_folder(config.out, CONTENTS) as folder:
             for path in list(working.iterdir()):
                 path.rename(folder / path.name)
         working.rmdir()

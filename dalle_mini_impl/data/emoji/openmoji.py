@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle_mini_impl.data.emoji.art import VARIATION_SELECTOR, Vendor, codepoint_key, draw_svg
-from dalle_mini_impl.data.emoji.build import SIZE, ZERO_WIDTH_JOINER, EmojiSet, art_source, write_set
+from dalle_mini_impl.data.emoji.build import CONTENTS, SIZE, ZERO_WIDTH_JOINER, EmojiSet, art_source, write_set
 from dalle_mini_impl.data.emoji.captions import LANGUAGES, Annotations
 from dalle_mini_impl.util.errors import need_extra
 from dalle_mini_impl.util.files import replace_folder
@@ -52,7 +52,7 @@ def build_openmoji(out: Path, size: int = SIZE) -> dict[str, Any]:
         flags=True,
     )
     file_of_emoji = {emoji: files[codepoint_key(emoji)] for emoji in emojis if codepoint_key(emoji) in files}
-    with replace_folder(out) as folder:
+    with replace_folder(out, CONTENTS) as folder:
         pictures: dict[tuple[str, str], Image.Image] = {}
         digest = hashlib.sha256()
         for emoji, path in tqdm(file_of_emoji.items(), desc="openmoji"):

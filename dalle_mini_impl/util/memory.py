@@ -1,0 +1,43 @@
+"""Memory that can still be used, so that a size from a file or an option is refused before anything is allocated."""
+
+from pathlib import Path
+
+import psutil
+
+from dalle_mini_impl.util.errors import UserError
+
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Limit and use of a container's memory: cgroup version 2 and 1."""
+
+
+def available_memory() -> int:
+    """Bytes that this process can still allocate without swapping: what the machine and its container leave."""
+    available = int(psutil.virtual_memory().available)
+    for limit, used in CGROUP_FILES:
+        try:
+            available = min(available, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such file, or no limit ("max")
+            continue
+    return max(available, 0)
+
+
+def check_memory(needed: int, what: str, advice: str) -> None:
+    """Refuse work that does not fit into the memory, before anything is allocated.
+
+    Args:
+        needed: bytes that the work allocates at least.
+        what: the work, for the message.
+        advice: what to do instead, for the message.
+
+    Raises:
+        UserError: more is needed than is available.
+    """
+    available = available_memory()
+    if needed > available:
+        raise UserError(
+            f"expected {what} to fit into the {available / 2**30:.1f} GiB of free memory, got a need of "
+            f"{needed / 2**30:.1f} GiB; {advice}"
+        )
