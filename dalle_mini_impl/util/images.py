@@ -4,29 +4,78 @@ Pictures are PIL images outside the models and float tensors in [-1, 1] inside t
 only conversions between the two.
 """
 
+import functools
+import importlib.util
 import json
 import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
 
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import replace_file
 
 METADATA_KEY = "dalle_mini_impl"
 """Key of the PNG text chunk that holds the metadata."""
 PICTURE_ENDINGS = frozenset(
-    (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
-)
+    (
+        ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+        ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".jp2", ".j2k", ".jpx", ".ico",
+        ".pcx", ".qoi",
+    )
+)  # fmt: skip
 """File name endings, in lower case, of the pictures that folders are searched for."""
+UNREADABLE_ENDINGS = frozenset(
+    (
+        ".svg", ".svgz", ".jxl", ".psd", ".psb", ".xcf", ".kra", ".ai", ".eps", ".ps", ".pdf", ".wmf", ".emf", ".exr",
+        ".hdr", ".bpg", ".djvu", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf",
+        ".rw2", ".raf", ".pef", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".mrw", ".rwl", ".srw",
+    )
+)  # fmt: skip
+"""File name endings, in lower case, of pictures that this program cannot read: drawings, layers, raw photos."""
+PICTURE_FEATURES = {".webp": "webp", ".avif": "avif", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".jpx": "jpg_2000"}
+"""File name ending -> Pillow's name of the library that it needs, which some builds of Pillow lack."""
+HEIF_ENDINGS = frozenset((".heic", ".heif"))
+"""File name endings of the pictures that need pillow-heif."""
+PictureKind = Literal["readable", "unreadable", "other"]
+"""What a file is by its ending: a picture that can be read here, a picture that cannot, anything else."""
 _WARNING_FILTERS = threading.Lock()
 """Held while the filters of `warnings` are changed, which all threads share."""
+
+
+def picture_kind(path: str | Path) -> PictureKind:
+    """Tell by a file's ending whether it is a picture that can be read, a picture that cannot, or anything else.
+
+    `.heic` and `.heif` are readable where pillow-heif is installed, and `.avif`, `.webp` and `.jp2` where Pillow was
+    built with their libraries. `unreadable_format` says why one is not.
+    """
+    ending = Path(path).suffix.lower()
+    if ending in UNREADABLE_ENDINGS:
+        return "unreadable"
+    if ending in PICTURE_ENDINGS:
+        return "readable" if _can_read(ending) else "unreadable"
+    return "other"
+
+
+def unreadable_format(path: str | Path) -> str:
+    """Why a picture of the kind `unreadable` cannot be read, as `category: what to do`, for a `SkipLog`."""
+    ending = Path(path).suffix.lower()
+    if ending in HEIF_ENDINGS:
+        return f"unreadable format: {ending} pictures need an extra: {need_extra('pillow-heif', 'heif')}"
+    return f"unreadable format: {ending} pictures cannot be read; save them as PNG or JPEG"
+
+
+@functools.cache
+def _can_read(ending: str) -> bool:
+    if ending in HEIF_ENDINGS:
+        return importlib.util.find_spec("pillow_heif") is not None
+    return ending not in PICTURE_FEATURES or bool(features.check(PICTURE_FEATURES[ending]))
 
 
 def decode_image(file: Path | BinaryIO) -> Image.Image:

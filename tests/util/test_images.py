@@ -14,10 +14,12 @@ from dalle_mini_impl.util.images import (
     contact_sheet,
     on_background,
     open_picture,
+    picture_kind,
     read_metadata,
     save_png,
     to_images,
     to_pixels,
+    unreadable_format,
 )
 
 
@@ -228,6 +230,38 @@ def test_metadata_that_is_no_json_is_refused(tmp_path):
     noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(UserError, match=r"a\.png"):
         read_metadata(tmp_path / "a.png")
+
+
+# --- kinds of files
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.png", "readable"),
+        ("A photo.JPE", "readable"),
+        ("scan.ppm", "readable"),
+        ("old.tga", "readable"),
+        ("icon.ico", "readable"),
+        ("IMG.001.jfif", "readable"),
+        ("drawing.svg", "unreadable"),
+        ("drawing.SVGZ", "unreadable"),
+        ("new.jxl", "unreadable"),
+        ("DSC1.NEF", "unreadable"),
+        ("layers.psd", "unreadable"),
+        ("a.txt", "other"),
+        ("png", "other"),
+        (".png", "other"),
+        ("a.png.bak", "other"),
+    ],
+)
+def test_kind_of_a_file_follows_from_its_ending(name, kind):
+    assert picture_kind(name) == kind
+
+
+def test_reason_of_an_unreadable_format_says_what_to_do():
+    assert unreadable_format("x/a.SVG") == "unreadable format: .svg pictures cannot be read; save them as PNG or JPEG"
+    assert "pip install pillow-heif" in unreadable_format("a.heic")
 
 
 # --- decoding files
