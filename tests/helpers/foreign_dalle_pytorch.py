@@ -42,6 +42,15 @@ class DalleOptions:
     stable: bool = False
     tied: bool = False
     axial_prefix: str = "image_pos_emb.weights."
+    version: str | None = "1.6.6"
+    """None for files from before it was recorded."""
+    early_rotary_table: bool = False
+    """Whether the rotary table lacks the last position and has one axis more, as before 1.1.2."""
+
+    @property
+    def centred(self) -> bool:
+        """Whether the square of `conv_like` lies around the position."""
+        return self.version is None or self.version < "1.5"
 
     @property
     def token_shift(self) -> bool:
@@ -70,9 +79,12 @@ class DalleOptions:
 OPTIONS = {
     "1.6.6": DalleOptions(("full", "axial_row", "axial_col", "conv_like")),
     "1.6.6 without token shift": DalleOptions(wrappers=(3, 2), stable=True, tied=True),
-    "before the cache was added": DalleOptions(wrappers=(3, 3), sandwich=True),
+    "before the cache was added": DalleOptions(wrappers=(3, 3), sandwich=True, version=None),
+    "1.4.2": DalleOptions(("conv_like", "axial_col"), version="1.4.2"),
+    "1.5.0": DalleOptions(("axial_row", "conv_like"), version="1.5.0"),
+    "1.1.1": DalleOptions(("conv_like", "full"), wrappers=(3, 3), version=None, early_rotary_table=True),
     "the first version": DalleOptions(
-        ("conv_like", "full"), wrappers=(2, 2), rotary=False, axial_prefix="image_pos_emb.weights_"
+        ("conv_like", "full"), wrappers=(2, 2), rotary=False, axial_prefix="image_pos_emb.weights_", version=None
     ),
     "reversible": DalleOptions(("axial_col", "full"), rotary=False, reversible=True, sandwich=True),
 }
@@ -91,7 +103,8 @@ def dalle_tensors(options: DalleOptions, seed: int = 0) -> Tensors:
     if options.rotary:
         generator = torch.Generator().manual_seed(seed)
         angles = 9 * torch.randn(1, PREFIX_LENGTH + SIDE**2, 6, generator=generator)
-        tensors["transformer.pos_emb"] = angles.repeat_interleave(2, -1)
+        angles = angles.repeat_interleave(2, -1)
+        tensors["transformer.pos_emb"] = angles[None, :, :-1] if options.early_rotary_table else angles
     if options.tied:
         for name in ("text_emb.linear", "image_emb.linear"):
             tensors |= {f"{name}.{kind}": tensors[f"to_logits.1.{kind}"] for kind in ("weight", "bias")}
@@ -130,14 +143,15 @@ def _shapes(options: DalleOptions) -> Shapes:
 def dalle_file_content(options: DalleOptions = OPTIONS["1.6.6"], vae: Tensors = VAE, **changes: Any) -> dict[str, Any]:
     """The content of a dalle.pt; `changes` replace whole keys."""
     weights = {**{f"vae.{name}": value for name, value in vae.items()}, **dalle_tensors(options)}
-    return {"hparams": options.hparams, "vae_params": None, "weights": weights, **changes}
+    version = {"version": options.version} if options.version else {}
+    return {"hparams": options.hparams, "vae_params": None, "weights": weights, **version, **changes}
 
 
 # --- the reference
 
 
-def attends(attn_type: str, position: int, other: int) -> bool:
-    """Whether a position attends to another."""
+def attends(attn_type: str, position: int, other: int, centred: bool = False) -> bool:
+    """Whether a position attends to another; `centred` is that of `DalleOptions`."""
     if other > position or position < PREFIX_LENGTH or other < PREFIX_LENGTH:
         return other <= position
     down = (position - PREFIX_LENGTH) // SIDE - (other - PREFIX_LENGTH) // SIDE
@@ -146,7 +160,7 @@ def attends(attn_type: str, position: int, other: int) -> bool:
         "full": True,
         "axial_row": down == 0,
         "axial_col": right == 0,
-        "conv_like": 0 <= down < 5 and 0 <= right < 5,
+        "conv_like": (abs(down) <= 2 and abs(right) <= 2) if centred else (0 <= down < 5 and 0 <= right < 5),
     }[attn_type]
 
 
@@ -174,17 +188,17 @@ def _rotate(vector: Tensor, angles: Tensor) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def _attention(tensors: Tensors, prefix: str, z: Tensor, attn_type: str) -> Tensor:
+def _attention(tensors: Tensors, prefix: str, z: Tensor, attn_type: str, centred: bool) -> Tensor:
     qkv = (z @ tensors[f"{prefix}to_qkv.weight"].T).view(len(z), 3, HEADS, HEAD_DIM)
     if "transformer.pos_emb" in tensors:
-        angles = tensors["transformer.pos_emb"][0]
-        for position in range(len(z)):
+        angles = tensors["transformer.pos_emb"].flatten(0, -2)
+        for position in range(min(len(z), len(angles))):  # early files have none for the last, which predicts nothing
             for part in range(3):  # values are rotated, too
                 for head in range(HEADS):
                     qkv[position, part, head] = _rotate(qkv[position, part, head], angles[position])
     out = torch.zeros(len(z), HEADS, HEAD_DIM, dtype=torch.float64)
     for position in range(len(z)):
-        others = [other for other in range(len(z)) if attends(attn_type, position, other)]
+        others = [other for other in range(len(z)) if attends(attn_type, position, other, centred)]
         for head in range(HEADS):
             q, k, v = qkv[position, 0, head], qkv[others, 1, head], qkv[others, 2, head]
             out[position, head] = torch.softmax(k @ q / math.sqrt(HEAD_DIM), 0) @ v
@@ -220,7 +234,7 @@ def dalle_logits(tensors: Tensors, options: DalleOptions, caption: list[int], im
         z = layer_norm(tensors, f"{prefix}fn.norm", x)
         z = _shift_tokens(z) if options.token_shift else z
         if sublayer == 0:
-            z = _attention(tensors, inner_prefix, z, options.attn_types[layer])
+            z = _attention(tensors, inner_prefix, z, options.attn_types[layer], options.centred)
         else:
             z = _feed_forward(tensors, inner_prefix, z)
         z = layer_norm(tensors, f"{prefix}fn.norm_out", z) if options.sandwich else z

@@ -2,11 +2,14 @@
 
 `dalle.pt` of version 1.6.6 is a dictionary: `hparams` (arguments of the class `DALLE`), `vae_params` (those of a
 `DiscreteVAE`, or None), `weights` (all tensors; the image tokenizer's begin with `vae.`), `version`, `vae_class_name`
-and the state of training. Earlier files, without `version` and `vae_class_name`, are read too, and computed as
-1.6.6 would.
+and the state of training. Earlier files, from 1.0.0, are read too, and computed as the version that wrote them did:
+
+- before 1.5.0 the square of `conv_like` lies around the position; without a `version` the file is older than that;
+- before 1.1.2 the rotary table has no row for the last position and one axis more.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ ATTENTION_TYPES = ("full", "axial_row", "axial_col", "conv_like")
 """Values of `attn_types` that can be imported; this package has attention masks of the same names."""
 MASK_KERNEL = 5
 """Side of the square of `conv_like`; DALLE-pytorch has no setting for it."""
+ATTENTION_MASKS_BEFORE_1_5 = {"conv_like": "conv_square"}
+"""Attention types that meant another mask before version 1.5.0, and that mask."""
 PROJECT = ProjectInfo(
     # Guidance is off because DALLE-pytorch's training command never trains without captions.
     sampling=SamplingConfig(guidance=1),
@@ -85,11 +90,11 @@ def load(
     else:
         tensors = find_tensors(content, str(path), ("weights",))
     normalization = dalle_pytorch_vae.normalization(content.get("vae_params") or {}, mean, std)
-    return convert(content["hparams"], tensors, normalization)
+    return convert(content["hparams"], tensors, normalization, content.get("version"))
 
 
 def convert(
-    hparams: Mapping[str, Any], weights: Weights, normalization: tuple[Colour, Colour]
+    hparams: Mapping[str, Any], weights: Weights, normalization: tuple[Colour, Colour], version: object = None
 ) -> tuple[ImportedImageTokenizer, ImportedTransformer]:
     """Import a DALLE from its settings and tensors.
 
@@ -97,6 +102,7 @@ def convert(
         hparams: arguments of the class `DALLE`.
         weights: all its tensors.
         normalization: mean and standard deviation of a DiscreteVAE.
+        version: of DALLE-pytorch, such as "1.6.6"; None for one before 1.5.0, which did not record it.
 
     Raises:
         UserError: as for `load`.
@@ -108,6 +114,8 @@ def convert(
         for name, value in model.tensors.items()
         if not name.startswith("vae.") and name != "logits_mask"  # a constant that early versions stored
     }
+    if "transformer.pos_emb" in transformer_tensors:
+        transformer_tensors["transformer.pos_emb"] = _complete_rotary_table(transformer_tensors["transformer.pos_emb"])
     transformer_weights = Weights(model.source, transformer_tensors)
     vae_weights, image_config, foreign_name = _image_tokenizer(Weights(model.source, vae_tensors), normalization)
     layout = layout_from_file(hparams, transformer_weights, image_config.codebook_size)
@@ -120,7 +128,7 @@ def convert(
         bos_id=0,
         pad_id=0,
     )
-    config = _transformer_config(hparams, layout, model.source)
+    config = _transformer_config(hparams, layout, version, model.source)
     with torch.device("meta"):
         build_transformer(config, stream)  # refuses sizes that do not fit together
     image_config = dataclasses.replace(image_config, image_size=layout.side * image_config.factor)
@@ -149,15 +157,22 @@ def _image_tokenizer(
     )
 
 
-def _transformer_config(hparams: Mapping[str, Any], layout: TensorLayout, source: str) -> TransformerConfig:
-    attention_types = hparams.get("attn_types") or ("full",)
-    attention_types = (attention_types,) if isinstance(attention_types, str) else tuple(attention_types)
-    if unknown := [kind for kind in attention_types if kind not in ATTENTION_TYPES]:
-        raise UserError(
-            f"expected attn_types among {', '.join(ATTENTION_TYPES)}, got {unknown[0]!r} in {source}; such a model "
-            f"cannot be imported (sparse attends to random blocks, which are not in the file; neither it nor mlp runs "
-            f"in a current version)"
-        )
+def _complete_rotary_table(table: Tensor) -> Tensor:
+    """The rotary table (1, T, D) of any version; those before 1.1.2 have shape (1, 1, T - 1, D).
+
+    The row that they lack belongs to the last position, which predicts nothing and to which none attends.
+    """
+    if table.ndim != 4 or table.shape[1] != 1 or not table.shape[2]:
+        return table
+    return torch.cat([table[0], table[0, :, -1:]], 1)
+
+
+def _transformer_config(
+    hparams: Mapping[str, Any], layout: TensorLayout, version: object, source: str
+) -> TransformerConfig:
+    attention_types = _attention_types(hparams, source)
+    if not _is_from_1_5(version, source):
+        attention_types = tuple(ATTENTION_MASKS_BEFORE_1_5.get(kind, kind) for kind in attention_types)
     block = BlockConfig(
         norm="layer",
         mlp="geglu",
@@ -179,6 +194,35 @@ def _transformer_config(hparams: Mapping[str, Any], layout: TensorLayout, source
         block=block,
         divide_by_max=bool(hparams.get("stable")),
     )
+
+
+def _attention_types(hparams: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    attention_types = hparams.get("attn_types") or ("full",)
+    if not isinstance(attention_types, (str, list, tuple)):
+        raise UserError(
+            f"expected attn_types to be a list of names, got {attention_types!r} in {source}; "
+            f"give the file that DALLE-pytorch saved"
+        )
+    attention_types = (attention_types,) if isinstance(attention_types, str) else tuple(attention_types)
+    if unknown := [kind for kind in attention_types if kind not in ATTENTION_TYPES]:
+        raise UserError(
+            f"expected attn_types among {', '.join(ATTENTION_TYPES)}, got {unknown[0]!r} in {source}; such a model "
+            f"cannot be imported (sparse attends to random blocks, which are not in the file; neither it nor mlp runs "
+            f"in a current version)"
+        )
+    return attention_types
+
+
+def _is_from_1_5(version: object, source: str) -> bool:
+    """Whether DALLE-pytorch 1.5.0 or a later version wrote the file."""
+    if version is None:
+        return False
+    if not (match := re.match(r"(\d{1,9})\.(\d{1,9})", str(version))):
+        raise UserError(
+            f"expected a version of DALLE-pytorch such as 1.6.6, got {version!r:.80} in {source}; "
+            f"give the file that DALLE-pytorch saved"
+        )
+    return (int(match[1]), int(match[2])) >= (1, 5)
 
 
 def rotary_channel_order(head_dim: int) -> Tensor:
