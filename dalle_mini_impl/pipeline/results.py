@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,13 +115,17 @@ class Preview:
     """In the last preview what `generate` returns, before that None."""
 
 
+MAX_GRID_ROWS = 24
+"""Most results that `grid` puts under each other."""
+
+
 def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> Image.Image:
     """One sheet of several results.
 
     Args:
         results: of one or several prompts; several are written under their pictures.
-        columns: pictures per row; 0 gives each of several results a row of its own, and makes the sheet of a single
-            one about square.
+        columns: pictures per row; 0 gives each of several results a row of its own, or a part of a row if there are
+            more than `MAX_GRID_ROWS`, and makes the sheet of a single one about square.
         scores: write each picture's score under it.
     """
     images: list[Image.Image] = []
@@ -136,4 +141,6 @@ def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> I
             ]
     if not columns and len(results) > 1:
         columns = max(len(result) + (result.source is not None) for result in results)
+        if len(results) > MAX_GRID_ROWS:
+            columns *= math.ceil(math.sqrt(len(results) / columns))  # about as many columns as rows
     return contact_sheet(images, columns, labels)

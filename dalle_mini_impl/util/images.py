@@ -6,6 +6,7 @@ only conversions between the two.
 
 import functools
 import importlib.util
+import io
 import json
 import math
 import threading
@@ -16,10 +17,11 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, features
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import replace_file
+from dalle_mini_impl.util.reading import MAX_PICTURE_BYTES, read_bytes
 
 METADATA_KEY = "dalle_mini_impl"
 """Key of the PNG text chunk that holds the metadata."""
@@ -27,7 +29,7 @@ PICTURE_ENDINGS = frozenset(
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
         ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".jp2", ".j2k", ".jpx", ".ico",
-        ".pcx", ".qoi",
+        ".pcx"
     )
 )  # fmt: skip
 """File name endings, in lower case, of the pictures that folders are searched for."""
@@ -43,6 +45,17 @@ PICTURE_FEATURES = {".webp": "webp", ".avif": "avif", ".jp2": "jpg_2000", ".j2k"
 """File name ending -> Pillow's name of the library that it needs, which some builds of Pillow lack."""
 HEIF_ENDINGS = frozenset((".heic", ".heif"))
 """File name endings of the pictures that need pillow-heif."""
+HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+"""Bytes 8 to 12 of the files that pillow-heif reads."""
+COMMON_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "PPM")
+"""Formats that are tried first, by Pillow's names."""
+OTHER_FORMATS = (
+    "WEBP", "TIFF", "AVIF", "JPEG2000", "ICO", "MPO", "PSD", "QOI", "PCX", "SGI", "ICNS", "CUR", "DDS", "DIB", "XBM",
+    "SUN", "TGA",
+)  # fmt: skip
+"""The other formats that are read, whatever a file's name; those that start other programs, such as EPS, are not."""
+WHITE_VALUES = (1.0, 255.0, 65535.0)
+"""What white may be in pictures whose values are floats."""
 PictureKind = Literal["readable", "unreadable", "other"]
 """What a file is by its ending: a picture that can be read here, a picture that cannot, anything else."""
 _WARNING_FILTERS = threading.Lock()
@@ -84,15 +97,43 @@ def decode_image(file: Path | BinaryIO) -> Image.Image:
     An animation gives its first frame.
 
     Raises:
+        UserError: it needs an extra that is not installed, or the path is no regular file of a picture's size.
         Exception: Pillow's decoders raise almost any exception on damaged data. A picture above Pillow's limit on
             pixels raises `DecompressionBombWarning` or `DecompressionBombError`.
     """
+    if isinstance(file, Path):
+        file = io.BytesIO(read_bytes(file, MAX_PICTURE_BYTES))
+    with _open(file) as image:
+        image.load()
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            # Icons say in their first bytes how large they are, and can hold a larger picture.
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
+        return to_rgb_or_rgba(ImageOps.exif_transpose(image))
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    try:
+        return _open_as(file, COMMON_FORMATS)
+    except UnidentifiedImageError:
+        Image.init()
+    file.seek(0)
+    start = file.read(12)
+    formats = [name for name in OTHER_FORMATS if name in Image.OPEN]
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        try:
+            import pillow_heif
+        except ImportError as error:
+            raise need_extra("pillow-heif", "heif") from error
+        pillow_heif.register_heif_opener()
+        formats.insert(0, "HEIF")
+    return _open_as(file, formats)
+
+
+def _open_as(file: BinaryIO, formats: list[str] | tuple[str, ...]) -> Image.Image:
+    file.seek(0)
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(file)
-    with image:
-        image.load()
-        return to_rgb_or_rgba(ImageOps.exif_transpose(image))
+        return Image.open(file, formats=formats)
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -106,16 +147,48 @@ def open_picture(path: str | Path) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is too large ({error}); make it smaller first") from error
     except Exception as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
+        reason = _reason(error, path)
         raise UserError(f"{path} is not a readable picture ({reason}); give a PNG or JPEG file") from error
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    """Why a picture cannot be decoded, in one line."""
+    if not isinstance(error, UnidentifiedImageError):
+        return " ".join((str(error) or type(error).__name__).split())
+    if picture_kind(path) == "unreadable":
+        return unreadable_format(path)
+    return "no known format, or cut off within its first bytes"
 
 
 def to_rgb_or_rgba(image: Image.Image) -> Image.Image:
     """Convert a picture of any mode to RGB, or to RGBA where it has transparency."""
-    if image.mode.startswith("I"):
-        # Greyscale with 16 bits: direct conversion would clip all values above 255 to white.
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _grey_with_8_bits(image)
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _grey_with_8_bits(image: Image.Image) -> Image.Image:
+    """Convert grey values with more than 8 bits; direct conversion would clip them to white, or to black."""
+    opaque: Any = image.info.get("transparency")
+    if image.mode == "F":
+        values = np.array(image)
+        finite = np.isfinite(values)
+        values[~finite] = np.where(values[~finite] > 0, np.inf, 0)  # not-a-number becomes black
+        largest = float(values[finite].max(initial=0))
+        # Files do not say which value is white. Twice as much leaves room for values that resizing made too large.
+        white = next((limit for limit in WHITE_VALUES if largest <= 2 * limit), largest)
+        grey = (np.clip(values / white, 0, 1) * 255).round()
+    else:
+        values = np.array(image.convert("I"))
+        # 16 bits, or 32 where a value is larger; those above half of 32 bits read as negative.
+        grey = values.view(np.uint32) >> 24 if values.max(initial=0) > 0xFFFF else np.clip(values, 0, None) >> 8
+    alpha = None
+    if isinstance(opaque, int) and image.mode != "F":
+        alpha = Image.fromarray(np.where(values == opaque, 0, 255).astype(np.uint8))
+    converted = Image.fromarray(grey.astype(np.uint8))
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def on_background(image: Image.Image, colour: str = "white") -> Image.Image:
@@ -151,6 +224,11 @@ def to_images(pixels: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
+MAX_SHEET_PIXELS = 80_000_000
+"""Pixels of the largest contact sheet without its labels; the pictures of a larger one are made smaller. Pillow opens
+pictures of up to 89 million pixels."""
+
+
 def contact_sheet(
     images: Sequence[Image.Image], columns: int = 0, labels: Sequence[str] = (), gap: int = 4
 ) -> Image.Image:
@@ -161,6 +239,9 @@ def contact_sheet(
         columns: pictures per row; 0 makes the sheet about square.
         labels: text under each picture, cut to the cell's width; empty for none.
         gap: space between cells in pixels.
+
+    Returns:
+        The sheet. If it would have more than `MAX_SHEET_PIXELS`, the pictures in it are made smaller.
 
     Raises:
         UserError: there is no picture, or `columns` is negative.
@@ -174,6 +255,12 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     width = max(image.width for image in images)
     height = max(image.height for image in images)
+    if columns * rows * (width + gap) * (height + gap) > MAX_SHEET_PIXELS:
+        while columns * rows * (width + gap) * (height + gap) > MAX_SHEET_PIXELS and max(width, height) > 1:
+            width, height = max(1, width * 9 // 10), max(1, height * 9 // 10)
+        images = [on_background(image) for image in images]
+        for image in images:
+            image.thumbnail((width, height), Image.Resampling.LANCZOS)
     font_size = max(9, min(14, width // 8))
     font = ImageFont.load_default(size=font_size)
     text_height = int(font_size * 1.4) if labels else 0
@@ -211,21 +298,31 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         UserError: the file is not a readable picture, or has no metadata of this package.
     """
     try:
-        with Image.open(path) as image:
+        with _open(io.BytesIO(read_bytes(path, MAX_PICTURE_BYTES))) as image:
             image.load()
             text = image.info.get(METADATA_KEY)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable picture ({error}); give a PNG made by dalle sample") from error
+    except Exception as error:
+        reason = _reason(error, path)
+        raise UserError(f"{path} is not a readable picture ({reason}); give a PNG made by dalle sample") from error
     if text is None:
         raise UserError(f"{path} carries no settings; give a PNG made by dalle sample")
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"the settings in {path} are damaged ({error}); give a PNG made by dalle sample") from error
 
 
 def _shorten(text: str, length: Callable[[str], float], width: int) -> str:
-    """Cut text until its `length` in pixels is at most `width`."""
-    while text and length(text) > width:
-        text = text[:-2] + "…" if len(text) > 2 else ""
-    return text
+    """Cut text until its `length` in pixels is at most `width`, in a time that does not grow with the text."""
+    text = text[: 4 * width]  # hardly a character is narrower than a pixel
+    if length(text) <= width:
+        return text
+    # Longer parts are wider, so the longest that fits lies between one that does and one that does not.
+    fits, too_long = 0, len(text) - 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if length(text[:middle] + "…") <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return text[:fits] + "…" if fits else ""

@@ -57,6 +57,14 @@ def test_a_grid_of_several_prompts_has_a_row_for_each(result, tiny_dalle):
     assert np.asarray(sheet.crop((4, 29, 44, second_row - 1))).min() < 128  # the prompt is written under each picture
 
 
+def test_grids_of_many_prompts_are_about_square(result):
+    assert grid([result] * 24).width == 4 + 5 * 44
+    sheet = grid([result] * 300)
+    assert sheet.width == 4 + 40 * 44  # eight prompts of five pictures in each row
+    assert sheet.height < 2 * sheet.width
+    assert same(sheet.crop((4 + 5 * 44, 4, 48 + 5 * 44 - 4, 28)), result[0].image)
+
+
 def test_saved_pictures_record_what_makes_them_again(result, tiny_dalle, tmp_path):
     paths = result.save(tmp_path / "out")
     assert len(set(paths)) == 5

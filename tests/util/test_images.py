@@ -1,12 +1,15 @@
 """Picture files, conversion to pixels and back, contact sheets, and metadata in PNG files."""
 
+import io
+import os
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import (
@@ -150,6 +153,40 @@ def test_any_text_can_be_a_label(label):
     assert contact_sheet([Image.new("RGB", (50, 20))], 1, [label]).width == 58
 
 
+@pytest.mark.parametrize("text", ["W", "WWW", "il.j' " * 9, "AVToWY, a" * 30, "日本é🦄a " * 9, "e\u0301a" * 50, ""])
+@pytest.mark.parametrize("width", [8, 20, 64, 112])
+def test_label_keeps_the_longest_part_that_fits(text, width):
+    picture = Image.new("RGB", (width, 5))
+    label = " ".join(text.split())
+    font = ImageFont.load_default(size=max(9, min(14, width // 8)))
+    pen = ImageDraw.Draw(picture)
+    while label and pen.textlength(label, font=font) > width:  # slow and obvious
+        label = label[:-2] + "…" if len(label) > 2 else ""
+    assert (
+        contact_sheet([picture], labels=[text]).tobytes() == contact_sheet([picture], labels=[label or " "]).tobytes()
+    )
+
+
+def test_time_of_a_label_does_not_grow_with_its_length(monkeypatch):
+    measured = []
+    length = ImageDraw.ImageDraw.textlength
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "textlength",
+        lambda self, text, **font: measured.append(len(text)) or length(self, text, **font),
+    )
+    contact_sheet([Image.new("RGB", (64, 64))], labels=["a long tale " * 100_000])
+    assert sum(measured) < 64 * 10
+
+
+def test_pictures_of_a_huge_sheet_are_made_smaller(monkeypatch):
+    monkeypatch.setattr("dalle_mini_impl.util.images.MAX_SHEET_PIXELS", 100_000)
+    sheet = contact_sheet([Image.new("RGB", (200, 100), "red"), *[Image.new("RGB", (20, 10), "lime")] * 47], 8)
+    assert 60_000 < (sheet.width - 4) * (sheet.height - 4) <= 100_000
+    assert sheet.getpixel((10, 10)) == (255, 0, 0)
+    assert sheet.getpixel((8 + sheet.width // 8, 8)) == (0, 255, 0)
+
+
 def test_sheet_without_pictures_is_refused():
     with pytest.raises(UserError, match="0 pictures"):
         contact_sheet([])
@@ -199,6 +236,15 @@ def test_failed_save_leaves_no_file(tmp_path):
 def test_picture_without_metadata_is_refused(tmp_path):
     with pytest.raises(UserError, match="carries no settings"):
         read_metadata(save_png(noise(3, 5), tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("text", ["{" * 10, "[" * 100_000, '{"a":' * 100_000, "7" * 5000])
+def test_hostile_metadata_is_refused(tmp_path, text):
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(METADATA_KEY, text)
+    noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(UserError, match="damaged"):
+        read_metadata(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
@@ -328,3 +374,108 @@ def test_unreadable_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 63)  # above it, but not twice: Pillow would only warn
     with pytest.raises(UserError, match="too large"):
         open_picture(tmp_path / "fine.png")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 0.5, 1], [0, 128, 255]),
+        ([0, 51, 255], [0, 51, 255]),
+        ([0, 32768, 65535], [0, 128, 255]),
+        ([-0.01, 0.5, 1.01], [0, 128, 255]),
+        ([np.nan, 0.2, 1], [0, 51, 255]),
+        ([np.inf, 0.2, -np.inf], [255, 51, 0]),
+        ([np.nan, np.nan, np.nan], [0, 0, 0]),
+        ([0, 5e5, 1e6], [0, 128, 255]),
+    ],
+)
+def test_floats_are_scaled_by_what_white_is(tmp_path, values, expected):
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tiff")
+    picture = open_picture(tmp_path / "a.tiff")
+    assert picture.mode == "RGB"
+    assert [picture.getpixel((x, 0))[0] for x in range(3)] == expected
+
+
+def test_grey_with_16_bits_is_scaled_the_same_whatever_the_picture_holds(tmp_path):
+    for values in ([0, 255, 1000], [0, 32768, 65535]):
+        Image.fromarray(np.array([values], np.uint16)).save(tmp_path / "a.png")
+        assert [open_picture(tmp_path / "a.png").getpixel((x, 0))[0] for x in range(3)] == [v >> 8 for v in values]
+    Image.fromarray(np.array([[0, 2**30, 2**31 - 1]], np.int32)).save(tmp_path / "a.tiff")
+    assert [open_picture(tmp_path / "a.tiff").getpixel((x, 0))[0] for x in range(3)] == [0, 64, 127]
+
+
+def test_transparent_value_of_grey_with_16_bits_is_kept(tmp_path):
+    Image.fromarray(np.array([[7, 0x8000]], np.uint16)).save(tmp_path / "a.png", transparency=7)
+    picture = open_picture(tmp_path / "a.png")
+    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0, 0), (128, 128, 128, 255)]
+
+
+@pytest.mark.parametrize(
+    "ending", ["ppm", "tga", "jp2", "ico", "jpe", "jfif", "avif", "dib", "pcx", "apng", "mpo", "psd"]
+)
+def test_rarer_formats_are_read(tmp_path, ending):
+    picture = Image.new("RGB", (32, 32), (200, 30, 40))
+    path = tmp_path / f"a.{ending}"
+    if ending == "psd":
+        pixels = b"".join(bytes([value]) * 1024 for value in (200, 30, 40))
+        path.write_bytes(b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 32, 32, 8, 3) + bytes(12) + bytes(2) + pixels)
+    else:
+        formats = {"jpe": "JPEG", "jfif": "JPEG", "jp2": "JPEG2000", "apng": "PNG"}
+        picture.save(path, formats.get(ending, ending.upper()))
+    assert all(abs(a - b) <= 3 for a, b in zip(open_picture(path).getpixel((9, 9))[:3], (200, 30, 40), strict=True))
+
+
+@pytest.mark.parametrize("ending", ["pgm", "pbm"])
+def test_grey_formats_are_read(tmp_path, ending):
+    Image.new("L" if ending == "pgm" else "1", (9, 9), 255).save(tmp_path / f"a.{ending}", "PPM")
+    assert open_picture(tmp_path / f"a.{ending}").getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_formats_that_start_other_programs_are_not_read(tmp_path):
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(UserError, match="no known format"):
+        open_picture(tmp_path / "a.png")
+
+
+def test_unreadable_formats_are_named(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    with pytest.raises(UserError, match=r"\.svg pictures cannot be read"):
+        open_picture(tmp_path / "a.svg")
+
+
+def test_missing_extra_for_heic_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(UserError, match="pip install pillow-heif"):
+        open_picture(tmp_path / "a.heic")
+
+
+def test_heic_is_read_with_its_extra(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 40))).save(tmp_path / "a.heic")
+    picture = open_picture(tmp_path / "a.heic")
+    assert picture.size == (64, 48)
+    assert all(abs(a - b) <= 4 for a, b in zip(picture.getpixel((9, 9)), (200, 30, 40), strict=True))
+
+
+def test_pipes_and_devices_are_no_pictures(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for path in (tmp_path / "x.png", tmp_path / "zero.png", "/dev/zero"):
+        with pytest.raises(UserError, match="not a readable picture"):
+            open_picture(path)
+        with pytest.raises(UserError, match="not a readable picture"):
+            read_metadata(path)
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_large_picture_inside_an_icon_is_refused(tmp_path, monkeypatch):
+    large = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(large, "PNG")
+    content = large.getvalue()
+    entry = struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 24, len(content), 22)
+    (tmp_path / "a.ico").write_bytes(struct.pack("<HHH", 0, 1, 1) + entry + content)
+    assert open_picture(tmp_path / "a.ico").size == (64, 64)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 63)
+    with pytest.raises(UserError, match="too large"):
+        open_picture(tmp_path / "a.ico")
