@@ -26,7 +26,7 @@ class Pair:
     image: Image.Image
     """RGB, or RGBA where the picture has transparent parts."""
     captions: tuple[Caption, ...]
-    """At least one."""
+    """At least one, except where the reader was told that captions are optional."""
     split: str = ""
     """`train` or `validation` where the source assigns one; if empty, `split_of` does."""
     may_flip: bool = False

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.data.sample import (
@@ -35,7 +35,14 @@ EXPECTED = "a folder of pictures with .txt captions, a .jsonl or .csv file, or .
 """The sources that can be read, for error messages."""
 
 
-def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: int = 1) -> Iterator[Pair]:
+def read_pairs(
+    source: str | Path,
+    log: SkipLog,
+    *,
+    captions: Literal["needed", "optional"] = "needed",
+    worker: int = 0,
+    workers: int = 1,
+) -> Iterator[Pair]:
     """Read every captioned picture of a source, in an order that depends on the source alone.
 
     Args:
@@ -45,6 +52,7 @@ def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: in
             and `captions`, `caption` or `text`; rows of the same picture are joined.
             WebDataset tars: a `.tar`, a folder of them, or a pattern such as `set-{000..007}.tar` or `*.tar`.
         log: receives what was skipped, and why.
+        captions: `needed` skips pictures without a caption, `optional` yields them with none.
         worker: which part to read, 0 to `workers - 1`. With several processes this is
             `rank * workers_per_rank + worker`.
         workers: number of parts. They are disjoint and together cover the source.
@@ -59,31 +67,31 @@ def read_pairs(source: str | Path, log: SkipLog, *, worker: int = 0, workers: in
         raise UserError(f"no source was named; expected {EXPECTED}; set data.source or name one")
     path = Path(source).expanduser()
     try:
-        return _reader_for(path, log, worker, workers)
+        return _reader_for(path, log, captions == "needed", worker, workers)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _reader_for(path: Path, log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+def _reader_for(path: Path, log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Choose the reader by the kind of the source."""
     if path.is_dir():
         folder_log = log if worker == 0 else SkipLog()  # one worker alone reports on the folder as a whole
         files = sorted(path.iterdir())
         tars = [file for file in files if file.suffix.lower() == ".tar"]
         if not tars:
-            return read_samples(_folder_samples(path, folder_log), log, worker, workers)
+            return read_samples(_folder_samples(path, folder_log, needed), log, worker, workers)
         for file in files:
             if file.suffix.lower() in PICTURE_ENDINGS:
                 folder_log.add(printable(str(file)), "beside tars: a folder is read as tars or as pictures")
-        return read_tars(tars, log, worker, workers)
+        return read_tars(tars, log, needed, worker, workers)
     if path.suffix.lower() == ".jsonl" and path.is_file():
-        return read_samples(_table_samples(path, _jsonl_rows(path)), log, worker, workers)
+        return read_samples(_table_samples(path, _jsonl_rows(path), needed), log, worker, workers)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
-        return read_samples(_table_samples(path, _csv_rows(path)), log, worker, workers)
-    return read_tars(_tars_of_pattern(str(path)), log, worker, workers)
+        return read_samples(_table_samples(path, _csv_rows(path, needed), needed), log, worker, workers)
+    return read_tars(tars_of_pattern(str(path)), log, needed, worker, workers)
 
 
-def _tars_of_pattern(pattern: str) -> list[Path]:
+def tars_of_pattern(pattern: str) -> list[Path]:
     """List the tars that a path or pattern names; those that braces name but are missing stay in, to be logged."""
     names = [pattern] if os.path.exists(pattern) else _expand_braces(pattern)
     paths: list[Path] = []
@@ -114,7 +122,7 @@ def _expand_braces(pattern: str) -> list[str]:
     return [name for part in parts for name in _expand_braces(head + part + tail)]
 
 
-def _folder_samples(folder: Path, log: SkipLog) -> list[PendingSample]:
+def _folder_samples(folder: Path, log: SkipLog, needed: bool) -> list[PendingSample]:
     """Match pictures and caption files by name."""
     pictures: dict[str, list[Path]] = {}
     texts: dict[str, list[Path]] = {}
@@ -131,7 +139,7 @@ def _folder_samples(folder: Path, log: SkipLog) -> list[PendingSample]:
         if first is None:
             samples += [(str(path), _refusal("no picture: none has the same name")) for path in texts[key]]
             continue
-        samples.append((str(first), _folder_sample(key, first, texts.get(key, []))))
+        samples.append((str(first), _folder_sample(key, first, texts.get(key, []), needed)))
         # The usual cause is one picture in two formats, which must not end up in both splits.
         samples += [(str(path), _refusal(f"same name: {first.name} was taken instead")) for path in others]
     return samples
@@ -144,12 +152,12 @@ def _refusal(reason: str) -> Callable[[], Pair]:
     return refuse
 
 
-def _folder_sample(key: str, picture: Path, texts: list[Path]) -> Callable[[], Pair]:
+def _folder_sample(key: str, picture: Path, texts: list[Path], needed: bool) -> Callable[[], Pair]:
     def read() -> Pair:
-        if not texts:
+        if needed and not texts:
             raise UnusableSample(f"no caption: no {picture.stem}.txt beside it")
         captions = [caption for path in texts for caption in captions_from_lines(read_bytes(path))]
-        return make_pair(key, captions, {}, lambda: read_bytes(picture))
+        return make_pair(key, captions, {}, lambda: read_bytes(picture), needed)
 
     return read
 
@@ -174,7 +182,7 @@ def _jsonl_rows(table: Path) -> Iterator[Row]:
                 yield where, fields if isinstance(fields, dict) else UnusableSample("malformed line: not a JSON object")
 
 
-def _csv_rows(table: Path) -> Iterator[Row]:
+def _csv_rows(table: Path, needed: bool) -> Iterator[Row]:
     # Bytes that are not UTF-8 become surrogates, so that they make one row unusable and not the whole file.
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t" if table.suffix.lower() == ".tsv" else ",", strict=True)
@@ -188,7 +196,7 @@ def _csv_rows(table: Path) -> Iterator[Row]:
             if row is None:
                 return
             if header is None:
-                header = _check_header(table, row)
+                header = _check_header(table, row, needed)
             elif row:
                 yield f"{table}:{rows.line_num}", _csv_row(header, row)
 
@@ -199,9 +207,9 @@ def _csv_row(header: list[str], row: list[str]) -> dict[str, Any] | UnusableSamp
     return {name: text for name, text in zip(header, row, strict=False) if text}
 
 
-def _check_header(table: Path, row: list[str]) -> list[str]:
+def _check_header(table: Path, row: list[str], needed: bool) -> list[str]:
     header = [name.strip().lower() for name in row]
-    if not set(header) & set(PATH_FIELDS) or not set(header) & set(CAPTION_FIELDS):
+    if not set(header) & set(PATH_FIELDS) or (needed and not set(header) & set(CAPTION_FIELDS)):
         raise UserError(
             f"{table} starts with the columns {', '.join(header) or '(none)'}; expected a first line "
             f"naming one of {', '.join(PATH_FIELDS)} and one of {', '.join(CAPTION_FIELDS)}; add it"
@@ -209,7 +217,7 @@ def _check_header(table: Path, row: list[str]) -> list[str]:
     return header
 
 
-def _table_samples(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
+def _table_samples(table: Path, rows: Iterable[Row], needed: bool) -> list[PendingSample]:
     """Join the rows of each picture."""
     pictures: dict[str, tuple[str, dict[str, Any], list[Caption]]] = {}
     samples: list[PendingSample] = []
@@ -217,8 +225,8 @@ def _table_samples(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
         try:
             if isinstance(fields, UnusableSample):
                 raise fields
-            name = next((fields[field] for field in PATH_FIELDS if fields.get(field)), None)
-            if not isinstance(name, str):
+            name = _path_in(fields)
+            if name is None:
                 raise UnusableSample(f"no path: expected one of {', '.join(PATH_FIELDS)}")
             captions, details = captions_from_fields(fields)
         except UnusableSample as reason:
@@ -228,7 +236,7 @@ def _table_samples(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
             details = {field: value for field, value in details.items() if field not in PATH_FIELDS}
             pictures.setdefault(name, (where, details, []))[2].extend(captions)
     samples += [
-        (f"{where} ({name})", _table_sample(table.parent / name, name, captions, details))
+        (f"{where} ({name})", _table_sample(table.parent / name, name, captions, details, needed))
         for name, (where, details, captions) in pictures.items()
     ]
     if not samples:
@@ -236,5 +244,20 @@ def _table_samples(table: Path, rows: Iterable[Row]) -> list[PendingSample]:
     return samples
 
 
-def _table_sample(path: Path, key: str, captions: list[Caption], details: dict[str, Any]) -> Callable[[], Pair]:
-    return lambda: make_pair(key, captions, details, lambda: read_bytes(path))
+def _path_in(fields: dict[str, Any]) -> str | None:
+    """The picture's path in a row, None if it names none."""
+    name = next((fields[field] for field in PATH_FIELDS if fields.get(field)), None)
+    return name if isinstance(name, str) else None
+
+
+def _table_sample(
+    path: Path, key: str, captions: list[Caption], details: dict[str, Any], needed: bool
+) -> Callable[[], Pair]:
+    return lambda: make_pair(key, captions, details, lambda: read_bytes(path), needed)
+
+
+def pictures_of_table(table: Path) -> list[str]:
+    """Paths of the pictures that a `.jsonl`, `.csv` or `.tsv` file names, as they stand there, each once."""
+    rows = _jsonl_rows(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table, needed=False)
+    names = (_path_in(fields) for _, fields in rows if isinstance(fields, dict))
+    return list(dict.fromkeys(name for name in names if name is not None))

@@ -149,7 +149,9 @@ def captions_from_fields(fields: dict[str, Any]) -> tuple[list[Caption], dict[st
     return captions, {name: value for name, value in fields.items() if name not in caption_fields}
 
 
-def make_pair(key: str, captions: list[Caption], details: dict[str, Any], read: Callable[[], bytes]) -> Pair:
+def make_pair(
+    key: str, captions: list[Caption], details: dict[str, Any], read: Callable[[], bytes], needed: bool = True
+) -> Pair:
     """Build a pair; the picture is read and decoded only when everything else is valid.
 
     Args:
@@ -157,13 +159,14 @@ def make_pair(key: str, captions: list[Caption], details: dict[str, Any], read: 
         captions: white space in them is collapsed, repeated and blank ones are dropped.
         details: fields besides the captions; `split` and `may_flip` are removed from them and interpreted.
         read: returns the bytes of the picture file.
+        needed: whether a pair must have a caption.
 
     Raises:
-        UnusableSample: no caption has text, a field is invalid, or the picture cannot be read.
+        UnusableSample: no caption has text though one is needed, a field is invalid, or the picture cannot be read.
     """
     texts = [Caption(" ".join(caption.text.split()), caption.language) for caption in captions]
     texts = [caption for caption in dict.fromkeys(texts) if caption.text]
-    if not texts:
+    if needed and not texts:
         raise UnusableSample("empty caption: no text in it")
     details = dict(details)
     split = _split(details.pop("split", None))

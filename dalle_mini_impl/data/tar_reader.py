@@ -27,12 +27,13 @@ Members = dict[str, tarfile.TarInfo]
 """Ending in lower case, with its dot -> member of the tar, for one sample."""
 
 
-def read_tars(tars: list[Path], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+def read_tars(tars: list[Path], log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Read one worker's part: whole tars if there are at least as many as workers, else samples of every tar.
 
     Args:
         tars: the archives.
         log: receives what was skipped, and why.
+        needed: whether pictures without a caption are skipped.
         worker: which part to read, 0 to `workers - 1`.
         workers: number of parts.
     """
@@ -41,17 +42,19 @@ def read_tars(tars: list[Path], log: SkipLog, worker: int, workers: int) -> Iter
         is_own = number % workers == worker
         tar_log = log if is_own else SkipLog()  # one worker alone reports on a tar as a whole
         if not by_tar:
-            yield from _read_tar(tar, log, tar_log, worker, workers)
+            yield from _read_tar(tar, log, tar_log, needed, worker, workers)
         elif is_own:
-            yield from _read_tar(tar, log, tar_log, 0, 1)
+            yield from _read_tar(tar, log, tar_log, needed, 0, 1)
 
 
-def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
+def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Read every `workers`-th sample of a tar; `tar_log` receives faults of the tar, `log` those of samples."""
     try:
         with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
             members_of_key = _group(_list_members(archive, tar, tar_log), tar, tar_log)
-            samples = [(f"{tar}:{key}", _tar_sample(archive, key, members)) for key, members in members_of_key.items()]
+            samples = [
+                (f"{tar}:{key}", _tar_sample(archive, key, members, needed)) for key, members in members_of_key.items()
+            ]
             yield from read_samples(samples, log, worker, workers)
     except TAR_ERRORS as error:
         tar_log.add(printable(str(tar)), printable(f"unreadable tar: {error}"))
@@ -117,12 +120,12 @@ def _group(members: list[tarfile.TarInfo], tar: Path, log: SkipLog) -> dict[str,
     return {key: sample for key, sample in samples.items() if sample}
 
 
-def _tar_sample(archive: tarfile.TarFile, key: str, members: Members) -> Callable[[], Pair]:
+def _tar_sample(archive: tarfile.TarFile, key: str, members: Members, needed: bool) -> Callable[[], Pair]:
     def read() -> Pair:
         picture = next((member for ending, member in members.items() if ending in PICTURE_ENDINGS), None)
         if picture is None:
             raise UnusableSample(f"no picture: only {', '.join(members)}")
-        if not members.keys() & {".txt", ".json"}:
+        if needed and not members.keys() & {".txt", ".json"}:
             raise UnusableSample("no caption: neither .txt nor .json beside it")
         captions: list[Caption] = []
         details: dict[str, Any] = {}
@@ -131,7 +134,7 @@ def _tar_sample(archive: tarfile.TarFile, key: str, members: Members) -> Callabl
         if ".json" in members:
             more, details = captions_from_fields(fields_from_json(_content(archive, members[".json"])))
             captions += more
-        return make_pair(key, captions, details, lambda: _content(archive, picture))
+        return make_pair(key, captions, details, lambda: _content(archive, picture), needed)
 
     return read
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dalle_mini_impl.data.pair import Caption, SkipLog
-from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.data.readers import pictures_of_table, read_pairs
 from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_samples
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
@@ -600,3 +600,43 @@ def test_skip_report_counts_categories_and_lists_the_first_entries():
 
 def test_picture_endings_are_lower_case():
     assert all(ending == ending.lower() and ending.startswith(".") for ending in PICTURE_ENDINGS)
+
+
+# --- pictures without captions
+
+
+def captionless_source(path, kind):
+    """A picture with a caption, one with none and one with an empty one."""
+    path.mkdir()
+    for name in "abc":
+        Image.new("RGB", (5, 4)).save(path / f"{name}.png")
+    (path / "a.txt").write_text("black")
+    (path / "c.txt").write_text(" \n")
+    if kind == "tar":
+        with tarfile.open(path / "set.tar", "w") as archive:
+            for file in sorted(path.glob("?.*")):
+                archive.add(file, file.name)
+        return path / "set.tar"
+    if kind == "csv":
+        (path / "list.csv").write_text("path,caption\na.png,black\nb.png,\nc.png,\n")
+        return path / "list.csv"
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "csv"])
+def test_pictures_without_captions_are_read_where_captions_are_optional(tmp_path, kind):
+    source = captionless_source(tmp_path / "set", kind)
+    log = SkipLog()
+    pairs = list(read_pairs(source, log, captions="optional"))
+    assert [[caption.text for caption in pair.captions] for pair in pairs] == [["black"], [], []]
+    assert log.report() == ""
+    assert len(list(read_pairs(source, log, captions="needed"))) == 1
+    assert len(log.entries) == 2
+
+
+def test_a_table_without_a_column_of_captions_is_read_where_they_are_optional(tmp_path):
+    captionless_source(tmp_path / "set", "folder")
+    table = tmp_path / "set" / "list.csv"
+    table.write_text("path\nb.png\na.png\nb.png\n")
+    assert [pair.key for pair in read_pairs(table, SkipLog(), captions="optional")] == ["b.png", "a.png"]
+    assert pictures_of_table(table) == ["b.png", "a.png"]
