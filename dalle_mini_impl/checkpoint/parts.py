@@ -71,6 +71,10 @@ def save_part(
         config: plain values that the part's builder needs.
         trained_with: identities of the parts it was trained with, by name.
         dtype: type that floating-point weights are stored in.
+
+    Raises:
+        UserError: a weight is not finite, another part needs the one that would be replaced, or the file cannot be
+            written; what is there stays as it is.
     """
     tensors = {
         name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
@@ -83,11 +87,46 @@ def save_tensors(
     model_dir: str | Path, part: str, tensors: dict[str, Tensor], config: dict[str, Any], trained_with: dict[str, str]
 ) -> str:
     """As `save_part`, but from tensors on the CPU, stored in the types they have."""
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"expected finite weights for {part}, got infinite ones or NaN in {name}, so nothing was written; "
+                f"train with a lower learning rate, or import another file"
+            )
     identity = weights_identity(tensors)
+    check_not_needed(model_dir, part, identity)
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
-    with replace_file(Path(model_dir) / f"{part}.safetensors") as temporary:
-        save_file(tensors, temporary, metadata=header)
+    path = Path(model_dir) / f"{part}.safetensors"
+    with replace_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:  # the library's word for errors of the operating system
+            raise UserError(f"cannot write {path}: {error}; make space or choose a writable path") from error
     return identity
+
+
+def check_not_needed(model_dir: str | Path, part: str, identity: str = "") -> None:
+    """Refuse to replace a part that other parts in the folder were trained with.
+
+    Args:
+        model_dir: the checkpoint folder.
+        part: name of the part to be written.
+        identity: of the new part; empty before it is trained.
+
+    Raises:
+        UserError: the folder's present part has another identity and is needed.
+    """
+    folder = Path(model_dir)
+    others = [other for other in PARTS if other != part and (folder / f"{other}.safetensors").is_file()]
+    if not others or not (folder / f"{part}.safetensors").is_file():
+        return
+    present = read_part(folder, part, weights=False).identity
+    needing = [other for other in others if read_part(folder, other, weights=False).trained_with.get(part) == present]
+    if needing and present != identity:
+        raise UserError(
+            f"expected {folder} without parts that need its {part} {present}, got {' and '.join(needing)}; "
+            f"move them away, or write to another folder"
+        )
 
 
 def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.parts import check_not_needed, save_part
 from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
@@ -26,6 +26,7 @@ from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_los
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
@@ -130,6 +131,8 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         validation = open_store(config.data, "validation")
     # Built after the Accelerator, because codebooks decide at construction whether to synchronise over processes.
     tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device)
+    if not resume:
+        check_not_needed(run.model_dir, "image_tokenizer")
     ema = Ema(tokenizer, run.ema)
     model, *optimizers = accelerator.prepare(tokenizer, *build_optimizers(tokenizer, config.optimizer))
     forward = torch.compile(model) if run.compile else model
@@ -144,7 +147,8 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
     guard = DivergenceGuard(everything, optimizers, ema)
     process_tensors["guard"] = guard.state
-    first = load_state(accelerator, run, everything, optimizers, ema, **process_tensors) if resume else 0
+    record = make_record(config, {})
+    first = load_state(accelerator, run, everything, optimizers, ema, record, **process_tensors) if resume else 0
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)
 
@@ -188,7 +192,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         if loop.is_due(step, run.save_every, run):
             if accepted:
                 guard.save_good_state(step + 1)
-            save_state(accelerator, run, step, everything, optimizers, ema, **process_tensors)
+            save_state(accelerator, run, step, everything, optimizers, ema, record, **process_tensors)
 
     if accelerator.is_main_process:
         with ema.swapped_into(tokenizer):

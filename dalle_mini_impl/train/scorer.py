@@ -31,6 +31,7 @@ from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
@@ -159,7 +160,8 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
     ema = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
-    first = load_state(accelerator, run, model, optimizers, ema) if resume else 0
+    record = make_record(config, identities)
+    first = load_state(accelerator, run, model, optimizers, ema, record) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if cut := describe_cut_captions(train.entries, tokenizer, config.model.text_length - 1):
         log.message(f"warning: {cut}")
@@ -199,7 +201,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
             log.record(step, **values)
             log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if loop.is_due(step, run.save_every, run):
-            save_state(accelerator, run, step, model, optimizers, ema)
+            save_state(accelerator, run, step, model, optimizers, ema, record)
 
     if accelerator.is_main_process:
         with ema.swapped_into(clip):

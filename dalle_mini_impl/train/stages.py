@@ -4,11 +4,14 @@
 command. Reading the config comes before importing the stage, so that a slip in it shows at once.
 """
 
+import contextlib
 import importlib
+import os
 import shutil
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +20,7 @@ from dalle_mini_impl.config.keys import ConfigSection, config_sections
 from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun, ScorerRun, TextTokenizerRun, TransformerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.util.command_line import run_program
+from dalle_mini_impl.util.files import check_folder_output, only_writer
 
 MAX_WIDTH = 120
 """Characters in a line of help, where the terminal has more."""
@@ -88,14 +92,18 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
 
     def run(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
         settings: Any = load(stage.config, config, overrides)
-        stage_main = main or importlib.import_module(stage.module_name).main
-        if not stage.can_resume:
-            stage_main(settings)
-            return
-        try:
-            stage_main(settings, resume)
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt("--resume continues from the last saved state") from error
+        with contextlib.ExitStack() as stack:
+            if os.environ.get("RANK", "0") == "0":  # of several processes one holds the right to write for all
+                for path in written_paths(stage, settings):
+                    stack.enter_context(only_writer(path))
+            stage_main = main or importlib.import_module(stage.module_name).main
+            if not stage.can_resume:
+                stage_main(settings)
+                return
+            try:
+                stage_main(settings, resume)
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt("--resume continues from the last saved state") from error
 
     resume_help = "Continue from the last saved state." if stage.can_resume else "No effect: this stage starts anew."
     return StageCommand(
@@ -112,6 +120,21 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
             click.Option(["--resume"], is_flag=True, help=resume_help),
         ],
     )
+
+
+def written_paths(stage: Stage, settings: Any) -> list[Path]:
+    """The files and folders that a stage writes, in which nothing else may write at the same time.
+
+    Raises:
+        UserError: a folder cannot be written.
+    """
+    if not stage.can_resume:
+        return [Path(settings.out)] if settings.out else []
+    run = settings.run
+    for folder in filter(None, (run.state_dir, run.model_dir)):
+        check_folder_output(folder)
+    paths = [Path(run.state_dir)] if run.state_dir else []
+    return [*paths, Path(run.model_dir) / f"{stage.file_name}.safetensors"] if run.model_dir else paths
 
 
 def run_stage(name: str, main: Callable[..., None]) -> None:

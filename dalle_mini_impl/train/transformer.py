@@ -33,6 +33,7 @@ from dalle_mini_impl.train.shared import fsdp, loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
+from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
@@ -190,7 +191,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     plateau = Plateau(config.plateau)
     # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
-    first = load_state(accelerator, run, losses, optimizers, ema, plateau=plateau.state) if resume else 0
+    record = make_record(config, {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity})
+    first = load_state(accelerator, run, losses, optimizers, ema, record, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
         log.message(f"warning: {cut}")
@@ -242,7 +244,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
             with_ema(partial(write_samples, image_tokenizer, tokenizer, config, path))
         if loop.is_due(step, run.save_every, run):
-            save_state(accelerator, run, step, losses, optimizers, ema, plateau=plateau.state)
+            save_state(accelerator, run, step, losses, optimizers, ema, record, plateau=plateau.state)
             with_ema(save)
 
     if saved := with_ema(save):

@@ -2,10 +2,11 @@
 
 import contextlib
 import gc
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -20,13 +21,15 @@ def run_program(command: click.Command, name: str) -> None:
     """Run a command with the arguments of this process.
 
     Bad input ends it with one line on stderr and exit code 2, and with it the `accelerate launch` that started it
-    (`util/launcher.py`); an interruption ends it with code 130. Leaves the process group, if the command joined one.
+    (`util/launcher.py`); an interruption, by Ctrl-C or SIGTERM, ends it with code 130. Leaves the process group, if the
+    command joined one.
 
     Args:
         command: the command.
         name: what its usage line calls the program.
     """
     end_with_launcher()
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         with one_line_warnings():
             command.main(prog_name=name, standalone_mode=False)
@@ -42,6 +45,12 @@ def run_program(command: click.Command, name: str) -> None:
         sys.exit(1)
     except UserError as error:
         exit_with(f"error: {error}", BAD_INPUT)
+
+
+def _interrupt(number: int, _: Any) -> NoReturn:
+    """Have SIGTERM, which job schedulers send, remove what is half written, as Ctrl-C does."""
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

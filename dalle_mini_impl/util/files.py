@@ -26,6 +26,8 @@ except ImportError:  # Windows
 
 PACKAGE = Path(__file__).parent.parent
 """Folder of the installed package."""
+READ_BYTES = 2**22
+"""Bytes hashed at a time, which bounds memory."""
 
 
 def find_shipped(path: Path | str) -> Path:
@@ -206,7 +208,7 @@ def _open_locked(lock: Path, path: Path) -> int:
 
 
 def check_file_output(path: Path | str, endings: Collection[str] = ()) -> None:
-    """Check before work begins that a file can be written; creates its folder.
+    """Check before work begins that a file can be written.
 
     Args:
         path: of the file.
@@ -230,7 +232,7 @@ def check_file_output(path: Path | str, endings: Collection[str] = ()) -> None:
 
 
 def check_folder_output(folder: Path | str, shown: Path | str = "") -> None:
-    """Check before work begins that files can be made in a folder, which is created if it is absent.
+    """Check before work begins that files can be made in a folder, or in the one that it will be created in.
 
     Args:
         folder: to write to.
@@ -239,11 +241,20 @@ def check_folder_output(folder: Path | str, shown: Path | str = "") -> None:
     Raises:
         UserError: they cannot.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     with os_errors_for_user(Path(shown or folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        present = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=present):
             pass
+
+
+def file_digest(path: Path | str) -> str:
+    """Hash (BLAKE2b, 32 hexadecimal digits) of a file's content, read piece by piece."""
+    digest = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -186,6 +186,9 @@ class Home:
     def copy(self, folder: Path, *without: str) -> "Home":
         """A copy, with its own paths in the configs, that leaves out some files or folders."""
         shutil.copytree(self.folder, folder, ignore=lambda at, names: without if Path(at) == self.folder else ())
+        if "image_tokenizer" in without:  # one that other parts need is not replaced
+            for part in ("transformer", "scorer"):
+                (folder / "model" / f"{part}.safetensors").unlink(missing_ok=True)
         for path in (*folder.glob("*.yaml"), *folder.glob("store/store.json")):
             path.write_text(path.read_text().replace(f"{self.folder}/", f"{folder}/"))
         return Home(folder)

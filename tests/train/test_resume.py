@@ -1,20 +1,28 @@
 import json
+import math
+import os
+import pickle
 import signal
 import subprocess
 import time
+import zipfile
 from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.training import DEADLINE, Killed, interrupt, outcome, python
+from helpers.training import ADAMW, DEADLINE, Killed, interrupt, outcome, python, run_sharded
 from torch import nn
 
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.model.build import load_transformer
+from dalle_mini_impl.train.shared import state
 from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.shared.run_record import RunRecord
+from dalle_mini_impl.train.shared.saved_tensors import DamagedState
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import only_writer
 
 TRAINED = ("image_tokenizer", "transformer", "scorer")
 
@@ -149,17 +157,18 @@ def test_each_process_restores_its_own_tensors(tmp_path):
             device=torch.device("cpu"),
             unwrap_model=lambda model: model,
             wait_for_everyone=lambda: None,
+            reduce=lambda value, kind: value,
             gather_for_metrics=lambda own, use_gather_object: list(
                 zip(generators, [{"counts": c} for c in counts], strict=True)
             ),
         )
 
     average = Ema(model, 0.9)
-    save_state(accelerator(0), run, 3, model, [], average, counts=counts[0])
+    save_state(accelerator(0), run, 3, model, [], average, RunRecord(), counts=counts[0])
     for index in (0, 1, 2, 3):  # with more processes than before, the numbers are dealt out again
         torch.manual_seed(99)
         found = torch.zeros(5, dtype=torch.int64)
-        assert load_state(accelerator(index), run, model, [], average, counts=found) == 4
+        assert load_state(accelerator(index), run, model, [], average, RunRecord(), counts=found) == 4
         assert torch.equal(torch.get_rng_state(), generators[index % 2])
         assert torch.equal(found, counts[index % 2])
 
@@ -189,15 +198,169 @@ def test_resume_without_a_state_is_refused(trained, tmp_path):
 )
 def test_resume_with_another_model_is_refused(trained, stage, override):
     before = trained.log(stage)
-    with pytest.raises(UserError, match=r"state\.pt is the state of another model or optimizer .* it was started with"):
+    message = r"expected the settings with which \S+ was started, got model|is the state of another model or optimizer"
+    with pytest.raises(UserError, match=message):
         trained.run(stage, "--resume", override)
     assert trained.log(stage) == before
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000])
-def test_resume_from_a_damaged_state_is_refused(trained, tmp_path, length):
+def test_a_damaged_state_is_passed_over(trained, tmp_path, length):
     home = trained.copy(tmp_path / "home")
     path = home.folder / "transformer" / "state.pt"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"state\.pt is damaged .*; start without --resume"):
+    with pytest.warns(UserWarning, match=r"state\.pt is damaged .*; going on from previous-state\.pt, after step 8"):
         home.run("transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+    for damaged in (path, path.with_name("previous-state.pt")):
+        damaged.write_bytes(damaged.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"state\.pt is damaged .*state\.pt is damaged .*; start without --resume"):
+        home.run("transformer", "--resume")
+
+
+# --- settings that change
+
+
+CHANGES = ("optimizer.learning_rate=0.0005", "optimizer.betas=[0.5, 0.6]", "optimizer.weight_decay=0.7", "run.ema=0.1")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("launch", [lambda do, *rest: do(*rest), run_sharded], ids=["whole", "sharded"])
+def test_a_changed_setting_is_applied_and_told(trained, tmp_path, monkeypatch, capsys, change, launch):
+    settings = ("run.steps=6", "run.save_every=3", *ADAMW)
+    homes = [trained.copy(tmp_path / name, "transformer") for name in ("same", "changed")]
+    for home, override in zip(homes, ((), (change,)), strict=True):
+        launch(interrupt, home, "transformer", 4, monkeypatch, *settings)
+        launch(home.run, "transformer", "--resume", *settings, *override)
+    name = change.partition("=")[0]
+    assert f"resumed with other settings from here on: {name} " in capsys.readouterr().out
+    written = [(home.folder / "transformer" / "config.yaml").read_text() for home in homes]
+    assert written[0] != written[1]
+    assert outcome(homes[0], "transformer") != outcome(homes[1], "transformer")
+
+
+@pytest.mark.parametrize("change", ["run.seed=3", "run.batch_size=2", "model.n_head=1"])
+def test_a_changed_setting_that_cannot_be_applied_is_refused(trained, change):
+    before = trained.log("transformer")
+    name, _, value = change.partition("=")
+    message = rf"expected the settings with which \S+state\.pt was started, got {name} \d+ -> {value}; change them back"
+    with pytest.raises(UserError, match=message):
+        trained.run("transformer", "--resume", change)
+    assert trained.log("transformer") == before
+
+
+# --- states that are altered
+
+
+def test_every_flipped_bit_of_a_tensor_is_found(trained, tmp_path):
+    path = tmp_path / "state.pt"
+    whole = (trained.folder / "transformer" / "state.pt").read_bytes()
+    with zipfile.ZipFile(trained.folder / "transformer" / "state.pt") as archive:
+        entries = [entry for entry in archive.infolist() if entry.file_size]
+    for entry in entries:
+        start = whole.index(entry.filename.encode(), entry.header_offset) + len(entry.filename)
+        start += int.from_bytes(whole[entry.header_offset + 28 : entry.header_offset + 30], "little")
+        for place in (start, start + entry.file_size // 2, start + entry.file_size - 1):
+            broken = bytearray(whole)
+            broken[place] ^= 16
+            path.write_bytes(broken)
+            with pytest.raises(DamagedState):
+                state.read_file(path)
+    path.write_bytes(whole)
+    assert state.read_file(path)["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda saved: [],
+        lambda saved: {**saved, "step": "ten"},
+        lambda saved: {**saved, "step": -1},
+        lambda saved: {**saved, "model": None},
+        lambda saved: {**saved, "model": dict.fromkeys(saved["model"], 3)},
+        lambda saved: {**saved, "model": {name: value * math.nan for name, value in saved["model"].items()}},
+        lambda saved: {**saved, "average": []},
+        lambda saved: {**saved, "rng": []},
+        lambda saved: {**saved, "rng": [torch.zeros(3)]},
+        lambda saved: {**saved, "optimizers": [{}]},
+        lambda saved: {**saved, "record": "{}"},
+        lambda saved: {**saved, "record": 7},
+        lambda saved: {name: value for name, value in saved.items() if name != "rng"},
+    ],
+)
+def test_a_state_of_another_form_is_named(trained, tmp_path, alter):
+    home = trained.copy(tmp_path / "home")
+    path = home.folder / "transformer" / "state.pt"
+    torch.save(alter(torch.load(path, weights_only=True)), path)
+    path.with_name("previous-state.pt").unlink()
+    with pytest.raises(UserError, match=r"state\.pt is damaged \(.+\); start without --resume"):
+        home.run("transformer", "--resume")
+
+
+def test_an_index_that_calls_something_else_is_not_obeyed(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "transformer")
+    run_sharded(home.run, "transformer")
+    for folder in (home.folder / "transformer").glob("state-*"):
+        (folder / "run.json").unlink()  # as in states of old versions, which have no checksums
+        (folder / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(UserError, match=r"state-00000010 is damaged \(UnpicklingError\)"):
+        home.run("transformer", "--resume")
+    assert not (tmp_path / "exploded").exists()
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+# --- runs that diverge
+
+
+@pytest.mark.parametrize("stage", ["transformer", "scorer"])
+def test_a_diverging_run_keeps_the_last_good_state_and_part(trained, tmp_path, stage):
+    home = trained.copy(tmp_path / "home")
+    part = (home.folder / "model" / f"{stage}.safetensors").read_bytes()
+    settings = ("run.steps=12", "run.save_every=1", "run.log_every=1", "optimizer.clip=1e30")
+    with pytest.raises(UserError, match=r"expected finite .*, got .*(nan|inf|NaN).*; lower optimizer\.learning_rate"):
+        home.run(stage, *settings, "optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=0")
+    assert (home.folder / "model" / f"{stage}.safetensors").read_bytes() == part or stage == "transformer"
+    for path in (home.folder / stage).glob("*state.pt"):
+        saved = torch.load(path, weights_only=True)
+        assert all(bool(torch.isfinite(value).all()) for value in saved["model"].values() if value.is_floating_point())
+
+
+# --- two runs
+
+
+def test_a_second_run_in_the_same_folder_is_refused(trained, tmp_path):
+    home = trained.copy(tmp_path / "home")
+    with only_writer(home.folder / "transformer"), pytest.raises(UserError, match="got another run that is writing it"):
+        home.run("transformer")
+    with (
+        only_writer(home.folder / "model" / "scorer.safetensors"),
+        pytest.raises(UserError, match="got another run that is writing it"),
+    ):
+        home.run("scorer", f"run.state_dir={tmp_path}/elsewhere")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+
+
+def test_a_garbled_log_is_repaired(trained, tmp_path, monkeypatch):
+    home = trained.copy(tmp_path / "home", "transformer")
+    interrupt(home, "transformer", 9, monkeypatch)
+    path = home.folder / "transformer" / "log.jsonl"
+    path.write_bytes(path.read_bytes() + b"\0\0\0\n" + b"\xff{\n" + b"[1]\n" + b'{"step": 3')
+    home.run("transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+
+
+def test_an_earlier_run_is_set_aside_until_the_next(trained, tmp_path, capsys):
+    home = trained.copy(tmp_path / "home")
+    old = (home.folder / "transformer" / "state.pt").read_bytes()
+    home.run("transformer", "run.steps=3", "run.save_every=0")
+    assert f"the state and log of an earlier run in {home.folder}/transformer were moved to" in capsys.readouterr().out
+    assert (home.folder / "transformer" / "earlier" / "state.pt").read_bytes() == old
+    home.run("transformer", "run.steps=3", "run.save_every=0")
+    assert (home.folder / "transformer" / "earlier" / "state.pt").read_bytes() == old

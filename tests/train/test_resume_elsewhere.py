@@ -41,13 +41,13 @@ def test_resumes_bit_for_bit(trained, home, monkeypatch, before, after, step):
     before(interrupt, home, "transformer", step, monkeypatch)
     after(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
-    assert states(home) == ["state.pt" if after is whole else "state-00000010"]
+    assert ("state.pt" if after is whole else "state-00000010") in states(home)
 
 
 @KINDS
 def test_a_kill_before_the_older_state_is_removed_leaves_two_usable_states(trained, home, monkeypatch, before, after):
     before(interrupt, home, "transformer", 5, monkeypatch)
-    with mock.patch.object(state, "remove_states", side_effect=Killed), pytest.raises(Killed):
+    with mock.patch.object(state, "remove_old_states", side_effect=Killed), pytest.raises(Killed):
         after(home.run, "transformer", "--resume")
     if after is whole:
         assert states(home) == ["state-00000004", "state.pt"]
@@ -56,35 +56,42 @@ def test_a_kill_before_the_older_state_is_removed_leaves_two_usable_states(train
         assert states(home) == ["state-00000008", "state.pt"]
     before(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
-    assert states(home) == ["state.pt" if before is whole else "state-00000010"]
 
 
 @KINDS
 @pytest.mark.parametrize(
-    "override", ["model.n_embd=24", "model.n_layer=3", "model.n_layer=1", "optimizer.muon_learning_rate=0"]
+    "override",
+    ["model.n_embd=24", "model.n_layer=3", "run.seed=5", "run.batch_size=2", "optimizer.muon_learning_rate=0"],
 )
 def test_another_config_is_refused(finished, before, after, override):
     home = finished[before]
     log = home.log("transformer")
-    with pytest.raises(UserError, match=r"state\S+ is the state of another model or optimizer \(.+\); resume with the"):
+    name, _, value = override.partition("=")
+    message = rf"with which \S+state\S+ was started, got {name} \d+ -> {value}; change"
+    if name == "optimizer.muon_learning_rate":
+        message = r"state\S+ is the state of another model or optimizer \(.+\); resume with the"
+    with pytest.raises(UserError, match=message):
         after(home.run, "transformer", "--resume", override)
     assert home.log("transformer") == log
 
 
 @KINDS
 @pytest.mark.parametrize("length", [0, 100, 5000])
-def test_a_damaged_state_is_refused(finished, tmp_path, before, after, length):
+def test_a_damaged_state_is_passed_over(trained, finished, tmp_path, before, after, length):
     home = finished[before].copy(tmp_path / "home")
     path = home.folder / "transformer" / ("state.pt" if before is whole else "state-00000010/__0_0.distcp")
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"state\S+ is damaged \(\w+\); start without --resume"):
+    with pytest.warns(UserWarning, match=r"state\S+ is damaged \(.+\); going on from \S+, after step 8"):
         after(home.run, "transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
 
 
 def test_a_sharded_state_of_another_stage_is_refused(finished, home):
     (home.folder / "image_tokenizer" / "state.pt").unlink()
     shutil.copytree(finished[run_sharded].folder / "transformer", home.folder / "image_tokenizer", dirs_exist_ok=True)
-    with pytest.raises(UserError, match="state-00000010 is the state of another model or optimizer"):
+    with pytest.raises(
+        UserError, match=r"expected a state of ImageTokenizerRun in \S+, got one of TransformerRun; check run.state_dir"
+    ):
         home.run("image_tokenizer", "--resume", "optimizer.muon_learning_rate=0.02")
 
 
@@ -133,9 +140,9 @@ def uninterrupted(trained, tmp_path_factory):
 def test_resumes_with_another_number_of_processes(uninterrupted, home, before, after):
     LAUNCHES[before](home, 5, *STEPS)
     assert home.log("transformer")[-1]["step"] == 4
-    assert states(home) == ["state-00000004" if before == "shares" else "state.pt"]
+    assert states(home)[-1] == ("state-00000004" if before == "shares" else "state.pt")
     LAUNCHES[after](home, -1, *STEPS, "--resume")
-    assert states(home) == ["state-00000006" if after == "shares" else "state.pt"]
+    assert ("state-00000006" if after == "shares" else "state.pt") in states(home)
     assert len(home.log("transformer")) == 8
     for line, expected in zip(home.log("transformer"), uninterrupted.log("transformer"), strict=True):
         assert line == pytest.approx(expected, rel=1e-5)

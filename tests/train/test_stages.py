@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from PIL import Image
 
 from dalle_mini_impl import DalleMini, UserError
 from dalle_mini_impl.checkpoint.find import load_text_tokenizer
-from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.checkpoint.parts import read_part, save_part
 from dalle_mini_impl.checkpoint.settings import load_settings
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config import training as runs
@@ -164,7 +165,7 @@ def test_states_configs_and_samples_are_written_beside_the_log(trained):
     for stage in TRAINED:
         folder = trained.folder / stage
         assert load(RUNS[stage], folder / "config.yaml") == config_of(trained, stage)
-        expected = {"config.yaml", "log.jsonl", "state.pt"}
+        expected = {"config.yaml", "log.jsonl", "state.pt", "previous-state.pt"}
         if stage != "scorer":
             expected |= {"samples-000005.png", "samples-000010.png"}
         assert {path.name for path in folder.iterdir()} == expected
@@ -205,7 +206,36 @@ def changed(trained, tmp_path_factory):
     home = trained.copy(tmp_path_factory.mktemp("changed") / "home", "image_tokenizer", "transformer", "scorer")
     home.run("image_tokenizer", "run.seed=1", "run.steps=2")
     assert identity(home, "image_tokenizer") != identity(trained, "image_tokenizer")
+    for part in ("transformer", "scorer"):
+        shutil.copy(trained.folder / "model" / f"{part}.safetensors", home.folder / "model")
     return home
+
+
+def test_an_image_tokenizer_that_other_parts_need_is_not_replaced(trained, tmp_path):
+    home = trained.copy(tmp_path / "home")
+    before, name = states_of(home, "image_tokenizer"), identity(home, "image_tokenizer")
+    message = (
+        rf"without parts that need its image_tokenizer {name}, got transformer and scorer; move them away, or write"
+    )
+    with pytest.raises(UserError, match=message):
+        home.run("image_tokenizer", "run.seed=1")
+    assert states_of(home, "image_tokenizer") == before
+    with pytest.raises(UserError, match=message):  # the same when the part is written, after a resumed run
+        save_part(home.folder / "model", "image_tokenizer", torch.nn.Linear(2, 2), {}, {})
+    assert identity(home, "image_tokenizer") == name
+
+
+def states_of(home, stage):
+    return {path.name: path.read_bytes() for path in (home.folder / stage).glob("*.pt")}
+
+
+def test_a_resumed_transformer_keeps_to_the_ids_it_was_trained_on(trained, changed, tmp_path):
+    home = changed.copy(tmp_path / "home")
+    home.run("encode")
+    shutil.copytree(trained.folder / "transformer", home.folder / "transformer")
+    old, new = identity(trained, "image_tokenizer"), identity(changed, "image_tokenizer")
+    with pytest.raises(UserError, match=rf"expected image_tokenizer {old}, with which \S+ was trained, got {new}; put"):
+        home.run("transformer", "--resume")
 
 
 def test_a_cache_of_another_tokenizer_is_refused(trained, changed):

@@ -6,6 +6,7 @@ process takes its rows. So a run resumes exactly at any step, and two processes 
 
 import importlib.util
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,10 +23,10 @@ from tqdm import tqdm
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
-from dalle_mini_impl.train.shared.state import remove_states
+from dalle_mini_impl.train.shared.state import set_earlier_run_aside
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
-from dalle_mini_impl.util.files import replace_file
+from dalle_mini_impl.util.files import os_errors_for_user, replace_file
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -144,7 +145,7 @@ class TrainingLog:
         run: settings of the run.
         config: the stage's whole config, written to `config.yaml`.
         first_step: 0, or the step that a resumed run continues with. Lines of later steps are removed from the log; at
-            0 so are all states, because `--resume` would take an earlier run's for this run's.
+            0 an earlier run's states and log are moved aside, because `--resume` would take them for this run's.
     """
 
     def __init__(self, accelerator: Accelerator, run: RunConfig, config: Any, first_step: int) -> None:
@@ -157,12 +158,13 @@ class TrainingLog:
         if run.tracker != "none":
             accelerator.init_trackers(run.tracker)
         if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with os_errors_for_user(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if first_step == 0 and (notice := set_earlier_run_aside(self.folder)):
+                    self.message(notice)
             with replace_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
             self._drop_lines_from(first_step)
-            if first_step == 0:
-                remove_states(self.folder)
 
     def steps(self) -> Iterator[tuple[int, RunConfig]]:
         """The steps still to be done, each with the settings of the run, behind a progress bar.
@@ -183,7 +185,16 @@ class TrainingLog:
         self.bar.close()
 
     def record(self, step: int, **values: float) -> None:
-        """Append one line of figures for a step to the log, and send them to the tracker."""
+        """Append one line of figures for a step to the log, and send them to the tracker.
+
+        Raises:
+            UserError: a figure is not finite; in all processes, if they pass the same figures.
+        """
+        if broken := [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"expected finite figures at step {step + 1}, got {', '.join(broken)}: the training has diverged; "
+                f"lower optimizer.learning_rate or set run.precision to fp32, and --resume from the last state"
+            )
         if not self.accelerator.is_main_process:
             return
         seconds = time.monotonic() - self.started
@@ -194,7 +205,7 @@ class TrainingLog:
             "seconds": round(seconds, 1),
             "pictures_per_second": round(pictures / seconds, 1),
         }
-        with (self.folder / "log.jsonl").open("a") as file:
+        with os_errors_for_user(self.folder / "log.jsonl"), (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
         self.accelerator.log(values, step=step)
@@ -223,10 +234,18 @@ class TrainingLog:
     def _drop_lines_from(self, step: int) -> None:
         path = self.folder / "log.jsonl"
         if path.is_file():
-            # A kill may leave a truncated last line; its step will be done again.
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            with path.open("rb") as lines:
+                kept = [line for line in lines if _step_of_line(line) < step]
             with replace_file(path) as temporary:
-                temporary.write_text("".join(line for line in lines if json.loads(line)["step"] < step))
+                temporary.write_bytes(b"".join(kept))
+
+
+def _step_of_line(line: bytes) -> float:
+    """The step of a line of the log; infinity if a kill or a crash of the machine left it cut off or garbled."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return math.inf
 
 
 def is_due(step: int, every: int, run: RunConfig) -> bool:

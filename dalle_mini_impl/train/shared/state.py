@@ -1,36 +1,42 @@
 """Resumable states: everything that is needed to continue a run exactly, written so that no kill leaves half a state.
 
-    state.pt          a model that is not sharded; the main process writes it
-    state-00000200/   a sharded model after step 200; each process writes its own shards
+    state.pt            a model that is not sharded; the main process writes it
+    previous-state.pt   the one before
+    state-00000200/     a sharded model after step 200; each process writes its own shards (`sharded_state.py`)
 
-Either kind can be read by any number of processes, sharded or not. The second is in the format of
-torch.distributed.checkpoint. Its index is a pickle, so resume only from states that you trust.
+The newest state and the one before it are kept. Each carries checksums and a record of its run. A state that is damaged
+is named and passed over. Either kind can be read by any number of processes, sharded or not. No pickle in them can name
+code that is run.
 """
 
-import pickle
+import os
 import shutil
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint.api import CheckpointException
 
 from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.train.shared import sharded_state
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.fsdp import is_sharded, shard_like
+from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, read_record
+from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_sizes, errors_as_damage
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
 STATE_FILE = "state.pt"
 """Name of an unsharded state in `run.state_dir`."""
+PREVIOUS_FILE = "previous-state.pt"
+"""Name of the unsharded state before it."""
 SHARDED_STATES = "state-*"
 """Names of sharded states there; `*` is the number of steps done, in eight digits."""
-READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, CheckpointException)
-"""What reading a truncated or altered state raises."""
+EARLIER = "earlier"
+"""Folder in `run.state_dir` for the states of an earlier run, when a new one starts there."""
 
 
 def save_state(
@@ -40,6 +46,7 @@ def save_state(
     model: nn.Module,
     optimizers: list[Any],
     ema: Ema,
+    record: RunRecord,
     **process_tensors: Tensor,
 ) -> None:
     """Write everything that `load_state` needs to continue exactly after `step`; all processes must call this.
@@ -51,20 +58,27 @@ def save_state(
         model: all that is trained.
         optimizers: those of the model.
         ema: of the model.
+        record: what the state belongs to.
         **process_tensors: further CPU tensors to store, with values of each process's own.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or weights are not finite; earlier states stay as they are.
     """
     model = accelerator.unwrap_model(model)
+    folder = Path(run.state_dir)
+    check_finite_weights(accelerator, model, step)
     if accelerator.device.type == "cuda":
         process_tensors["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
     if is_sharded(model):
         rank = accelerator.process_index
-        tensors = _named_tensors(model, optimizers, ema)
+        tensors = sharded_state.named_tensors(model, optimizers, ema)
         for name, value in {"rng": torch.get_rng_state(), **process_tensors}.items():
             tensors[f"own.{rank}.{name}"] = value
-        _write_sharded(accelerator, Path(run.state_dir) / SHARDED_STATES.replace("*", f"{step + 1:08d}"), tensors)
+        target = folder / SHARDED_STATES.replace("*", f"{step + 1:08d}")
+        sharded_state.write(accelerator, target, tensors, record)
+        if accelerator.is_main_process:
+            remove_old_states(folder, target)
+        accelerator.wait_for_everyone()
         return
     gathered = accelerator.gather_for_metrics([(torch.get_rng_state(), process_tensors)], use_gather_object=True)
     if accelerator.is_main_process:
@@ -75,10 +89,10 @@ def save_state(
             "average": ema.state,
             "rng": [rng for rng, _ in gathered],
             "own": [others for _, others in gathered],
+            "record": record.as_json(),
         }
-        with replace_file(Path(run.state_dir) / STATE_FILE) as temporary:
-            torch.save(state, temporary)
-        remove_states(Path(run.state_dir), except_for=STATE_FILE)
+        _write_file(folder / STATE_FILE, state)
+        remove_old_states(folder, folder / STATE_FILE)
     accelerator.wait_for_everyone()
 
 
@@ -88,12 +102,13 @@ def load_state(
     model: nn.Module,
     optimizers: list[Any],
     ema: Ema,
+    record: RunRecord,
     **process_tensors: Tensor,
 ) -> int:
-    """Restore the last saved state, of either kind, in place.
+    """Restore the last saved state, of either kind, in place; if it is damaged, the one before it.
 
-    With another number of processes than when it was saved, process i gets the tensors and the random state of process
-    i modulo the former number.
+    The settings of the optimizers are those of this run, not of the state. With another number of processes than when
+    it was saved, process i gets the tensors and the random state of process i modulo the former number.
 
     Args:
         accelerator: the processes of the run.
@@ -101,13 +116,14 @@ def load_state(
         model: all that is trained.
         optimizers: those of the model.
         ema: of the model.
+        record: of this run; what may not differ from the state's is refused, what else differs is printed.
         **process_tensors: tensors to restore, by the names under which `save_state` got them.
 
     Returns:
         The step to continue with.
 
     Raises:
-        UserError: there is no state, it is damaged, it is of another model, or the run goes by the clock.
+        UserError: there is no state, all are damaged, it is of another model or run, or the run goes by the clock.
     """
     if run.minutes:
         raise UserError(
@@ -116,14 +132,24 @@ def load_state(
         )
     folder = Path(run.state_dir)
     model = accelerator.unwrap_model(model)
-    # A kill may leave both kinds, the sharded one partly removed; either leads to the same result.
-    path = folder / STATE_FILE if (folder / STATE_FILE).is_file() else max(folder.glob(SHARDED_STATES), default=None)
-    if path is None:
+    paths = find_states(folder)
+    if not paths:
         raise UserError(
             f"expected {STATE_FILE} or {SHARDED_STATES} in {folder} for --resume, got neither; start without --resume"
         )
-    load = _load_file if path.name == STATE_FILE else _load_sharded
-    step, saved = load(path, accelerator.process_index, model, optimizers, ema)
+    damages = []
+    for path in paths:
+        load = _load_file if path.suffix == ".pt" else sharded_state.load
+        try:
+            step, saved = load(path, accelerator, model, optimizers, ema, record)
+            break
+        except DamagedState as damage:
+            damages.append(f"{path} is damaged ({damage})")
+    else:
+        raise UserError(f"{'; '.join(damages)}; start without --resume")
+    if accelerator.is_main_process:
+        for damage_text in damages:
+            warnings.warn(f"{damage_text}; going on from {path.name}, after step {step}", stacklevel=1)
     torch.set_rng_state(saved["rng"])
     if accelerator.device.type == "cuda" and "cuda_rng" in saved:
         torch.cuda.set_rng_state(saved["cuda_rng"], accelerator.device)
@@ -132,40 +158,140 @@ def load_state(
     return step
 
 
-def remove_states(folder: Path, except_for: str = "") -> None:
-    """Remove all states from a folder, except for the one of that name."""
-    if except_for != STATE_FILE:
-        (folder / STATE_FILE).unlink(missing_ok=True)
-    for path in folder.glob(SHARDED_STATES):
-        if path.name != except_for:
-            shutil.rmtree(path)
+def check_finite_weights(accelerator: Accelerator, model: nn.Module, step: int) -> None:
+    """Refuse to save weights that are not finite; all processes must call this, and all raise.
+
+    Raises:
+        UserError: a weight is infinite or not a number.
+    """
+    tensors = [value.to_local() if hasattr(value, "to_local") else value for value in model.state_dict().values()]
+    broken = not all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
+    if float(accelerator.reduce(torch.tensor(float(broken), device=accelerator.device), "sum")):
+        raise UserError(
+            f"expected finite weights after step {step + 1}, got infinite ones or NaN, so nothing was saved; lower "
+            f"optimizer.learning_rate or set run.precision to fp32, and --resume from the last state"
+        )
+
+
+def find_states(folder: Path) -> list[Path]:
+    """The states in a folder, newest first."""
+    files = [path for path in (folder / STATE_FILE, folder / PREVIOUS_FILE) if path.is_file()]
+    folders = [path for path in folder.glob(SHARDED_STATES) if path.is_dir() and path.name.split("-")[1].isdecimal()]
+    return sorted(files + folders, key=lambda path: (_step_of(path), path.name == STATE_FILE), reverse=True)
+
+
+def remove_old_states(folder: Path, newest: Path) -> None:
+    """Remove all states from a folder but the newest one and the one before it."""
+    for path in [path for path in find_states(folder) if path != newest][1:]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def set_earlier_run_aside(folder: Path) -> str:
+    """Move what an earlier run left to a subfolder, which `--resume` does not read.
+
+    Returns:
+        A line that says so; empty if there was no state.
+    """
+    states = find_states(folder)
+    if not states:
+        return ""
+    aside = folder / EARLIER
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for path in [*states, folder / "log.jsonl", folder / "config.yaml"]:
+        if path.exists():
+            path.rename(aside / path.name)
+    return f"the state and log of an earlier run in {folder} were moved to {aside}; --resume will continue the new run"
+
+
+def _step_of(path: Path) -> float:
+    """Steps done in a state; infinity if it cannot be read, so that its damage is found and told."""
+    if path.is_dir():
+        return int(path.name.split("-")[1])
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
+    except Exception:
+        return float("inf")
+
+
+def _write_file(path: Path, state: dict[str, Any]) -> None:
+    with replace_file(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch reports that the disk is full
+            raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; make space") from error
+        if path.is_file():
+            os.replace(path, path.with_name(PREVIOUS_FILE))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read an unsharded state and check that it is whole and has the right form.
+
+    Raises:
+        DamagedState: it is not.
+    """
+    with errors_as_damage():
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():  # compares checksums, which torch.load does not
+                raise DamagedState(f"wrong checksum of {broken}")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        moments = [value for optimizer in state["optimizers"] for value in optimizer["state"].values()]
+        trained = [value for table in (state["model"], state["average"], *moments) for value in table.values()]
+        own = [value for table in state.get("own", []) for value in table.values()]
+        groups = [group["params"] for optimizer in state["optimizers"] for group in optimizer["param_groups"]]
+        is_right = all(isinstance(value, Tensor) for value in (*trained, *own, *state["rng"]))
+        is_right &= bool(state["rng"]) and all(value.dtype == torch.uint8 for value in state["rng"])
+        is_right &= isinstance(state["step"], int) and state["step"] >= 0
+        if not is_right or not all(isinstance(group, list) for group in groups):
+            raise DamagedState("not the form of a state")
+        if not all(bool(torch.isfinite(value).all()) for value in trained if value.is_floating_point()):
+            raise DamagedState("values that are not finite")
+        state["record"] = read_record(state["record"]) if "record" in state else RunRecord()
+        return {**state, "step": int(state["step"])}
 
 
 def _load_file(
-    path: Path, rank: int, model: nn.Module, optimizers: list[Any], ema: Ema
+    path: Path, accelerator: Accelerator, model: nn.Module, optimizers: list[Any], ema: Ema, record: RunRecord
 ) -> tuple[int, dict[str, Tensor]]:
     """Restore model, optimizers and EMA from an unsharded state; returns the next step and the process's tensors."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except READ_ERRORS as error:
-        raise _damaged(path, error) from error
+    state = read_file(path)
+    changes = changed_settings(state["record"], record, str(path))
     weights = model.state_dict()
-    try:
+    check_sizes(
+        path,
+        _sizes(state["model"], state["average"], [saved["param_groups"] for saved in state["optimizers"]]),
+        _sizes(weights, ema.state, [optimizer.param_groups for optimizer in optimizers]),
+    )
+    with errors_as_damage():
         model.load_state_dict({name: shard_like(value, weights.get(name)) for name, value in state["model"].items()})
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict({**saved, "state": _copied_moments(optimizer, saved["state"])})
-    except (RuntimeError, ValueError) as error:
-        raise _other_model(path, str(error).splitlines()[0]) from error
-    for name, value in state["average"].items():
-        ema.state[name].copy_(shard_like(value, ema.state[name]))
-    rank %= len(state["rng"])
-    process_tensors = state["own"][rank] if "own" in state else {}
-    return int(state["step"]), {"rng": state["rng"][rank], **process_tensors}
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            groups = optimizer.state_dict()["param_groups"]  # with the settings of this run
+            moments = _copied_moments(optimizer, saved_state["state"])
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for name, value in state["average"].items():
+            ema.state[name].copy_(shard_like(value, ema.state[name]))
+        rank = accelerator.process_index % len(state["rng"])
+        process_tensors = state["own"][rank] if "own" in state else {}
+    if changes and accelerator.is_main_process:
+        print(f"resumed with other settings from here on: {', '.join(changes)}")
+    return state["step"], {"rng": state["rng"][rank], **process_tensors}
+
+
+def _sizes(model: dict[str, Tensor], average: dict[str, Tensor], optimizers: list[Any]) -> dict[str, list[int]]:
+    """Sizes of weights and averages, and the number of weights in each group of each optimizer."""
+    sizes = {f"model.{name}": list(value.shape) for name, value in model.items()}
+    sizes |= {f"average.{name}": list(value.shape) for name, value in average.items()}
+    groups = {number: [len(group["params"]) for group in groups] for number, groups in enumerate(optimizers)}
+    return sizes | {f"optimizer {number}, weights per group": counts for number, counts in groups.items()}
 
 
 def _copied_moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, Tensor]]:
     """Copies of an optimizer's saved moments, sharded like its parameters; the optimizer keeps the tensors it gets."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if any(
+        value.ndim and value.shape != parameters[index].shape for index, row in saved.items() for value in row.values()
+    ):
+        raise DamagedState("moments of other sizes than the weights")
     return {
         index: {
             name: shard_like(value, parameter).to(parameter.device, copy=True) for name, value in saved[index].items()
@@ -173,88 +299,3 @@ def _copied_moments(optimizer: Any, saved: dict[int, dict[str, Tensor]]) -> dict
         for index, parameter in enumerate(parameters)
         if index in saved
     }
-
-
-def _named_tensors(model: nn.Module, optimizers: list[Any], ema: Ema) -> dict[str, Tensor]:
-    """All tensors that training changes, by unique names. They are the run's own, so loading into them restores it."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in ema.state.items()}
-    for optimizer in optimizers:
-        for parameter, moments in optimizer.state.items():  # Muon's matrices of convolutions have no name
-            tensors |= {f"moments.{names.get(parameter)}.{name}": value for name, value in moments.items()}
-    return tensors
-
-
-def _create_moments(optimizers: list[Any]) -> None:
-    """Have optimizers create their moments, by a step with zero gradients."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def _write_sharded(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a state into a folder that gets its name once all processes have written; then remove earlier states."""
-    partial = target.with_name(".state.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        checkpoint.save(tensors, checkpoint_id=partial)
-    except CheckpointException as error:
-        raise UserError(f"cannot write {target}: {_first_cause(error)}; choose a writable path") from error
-    if accelerator.is_main_process:
-        partial.rename(target)
-        remove_states(target.parent, except_for=target.name)
-    accelerator.wait_for_everyone()
-
-
-def _load_sharded(
-    path: Path, rank: int, model: nn.Module, optimizers: list[Any], ema: Ema
-) -> tuple[int, dict[str, Tensor]]:
-    """Restore model, optimizers and EMA from a sharded state; returns the next step and the process's tensors."""
-    try:
-        saved: dict[str, Any] = checkpoint.FileSystemReader(path).read_metadata().state_dict_metadata
-    except READ_ERRORS as error:
-        raise _damaged(path, error) from error
-    saved_sizes = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
-    _create_moments(optimizers)
-    tensors = _named_tensors(model, optimizers, ema)
-    sizes = {name: list(value.size()) for name, value in tensors.items()}
-    for name in sorted(saved_sizes.keys() | sizes.keys()):
-        if saved_sizes.get(name) != sizes.get(name):
-            difference = f"{saved_sizes.get(name, 'nothing')}, expected {sizes.get(name, 'nothing')}"
-            raise _other_model(path, f"{name} is {difference}")
-    processes = 1 + max(int(name.split(".")[1]) for name in saved if name.startswith("own."))
-    prefix = f"own.{rank % processes}."
-    process_tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in saved.items()
-        if name.startswith(prefix)
-    }
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as expected with one process
-            checkpoint.load({**tensors, **process_tensors}, checkpoint_id=path)
-    except READ_ERRORS as error:
-        raise _damaged(path, error) from error
-    step = int(path.name.split("-")[1])
-    return step, {name.removeprefix(prefix): value for name, value in process_tensors.items()}
-
-
-def _damaged(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path} is damaged ({type(_first_cause(error)).__name__}); start without --resume")
-
-
-def _other_model(path: Path, difference: str) -> UserError:
-    return UserError(
-        f"{path} is the state of another model or optimizer ({difference}); resume with the config it was started with"
-    )
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """The first of the errors that a CheckpointException collects from the processes."""
-    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error

@@ -14,6 +14,7 @@ from dalle_mini_impl.config.training import RunConfig, TransformerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.train.shared import loop as common
 from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.shared.run_record import RunRecord
 from dalle_mini_impl.train.shared.state import STATE_FILE, load_state
 from dalle_mini_impl.util.errors import UserError
 
@@ -272,7 +273,7 @@ def test_a_run_with_a_time_limit_cannot_be_resumed():
     with pytest.raises(
         UserError, match=r"expected run\.steps with --resume, got run\.minutes=1\.5, .* set run\.steps instead"
     ):
-        load_state(process(), run, None, [], None)
+        load_state(process(), run, None, [], None, RunRecord())
 
 
 # --- starting

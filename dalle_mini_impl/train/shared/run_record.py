@@ -1,0 +1,103 @@
+"""What a state belongs to: the stage, its settings and the parts it trains with; compared when a run is resumed."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from dalle_mini_impl.config.yaml_io import to_dict
+from dalle_mini_impl.util.errors import UserError
+
+FIXED = ("model", "run.seed", "run.batch_size")
+"""Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
+come in an epoch are others."""
+UNCOMPARED = ("run.model_dir", "run.state_dir")
+"""Settings that may differ unsaid: a run's folders may be moved."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a state belongs to."""
+
+    stage: str = ""
+    """Name of the class of the stage's config; empty in states of old versions."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The whole config, as plain values by dotted key."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """Identities of the other parts that the run trains with, by name."""
+
+    def as_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps({"stage": self.stage, "settings": self.settings, "parts": self.parts})
+
+
+def make_record(config: Any, parts: dict[str, str]) -> RunRecord:
+    """The record of a run.
+
+    Args:
+        config: the stage's config.
+        parts: identities of the other parts that the run trains with, by name.
+    """
+    # Through JSON, so that tuples equal the lists that are read back.
+    return RunRecord(type(config).__name__, json.loads(json.dumps(dict(_flat(to_dict(config))))), parts)
+
+
+def read_record(text: str) -> RunRecord:
+    """Read what `RunRecord.as_json` wrote.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    values = json.loads(text)
+    tables = (values["settings"], values["parts"]) if isinstance(values, dict) and len(values) == 3 else (None,)
+    if not all(isinstance(table, dict) for table in tables) or not isinstance(values["stage"], str):
+        raise ValueError("no record of a run")
+    return RunRecord(**values)
+
+
+def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
+    """Compare the run that is to continue with the one that a state belongs to.
+
+    Args:
+        saved: the record in the state.
+        run: the record of the run that is to continue.
+        where: path of the state, for the message.
+
+    Returns:
+        One text for each other setting that differs and is applied from here on, such as `run.steps 10 -> 20`.
+
+    Raises:
+        UserError: the stage, a part or one of `FIXED` differs; the message names the differences.
+    """
+    if not saved.stage:  # written by an old version
+        return []
+    if saved.stage != run.stage:
+        raise UserError(f"expected a state of {run.stage} in {where}, got one of {saved.stage}; check run.state_dir")
+    for name in sorted(saved.parts.keys() | run.parts.keys()):
+        if saved.parts.get(name) != run.parts.get(name):
+            raise UserError(
+                f"expected {name} {saved.parts.get(name, 'none')}, with which {where} was trained, got "
+                f"{run.parts.get(name, 'none')}; put that part back, or start without --resume"
+            )
+    changes = {
+        name: f"{name} {_shown(saved, name)} -> {_shown(run, name)}"
+        for name in sorted(saved.settings.keys() | run.settings.keys())
+        if saved.settings.get(name) != run.settings.get(name) and name not in UNCOMPARED
+    }
+    refused = [text for name, text in changes.items() if any(f"{name}.".startswith(f"{key}.") for key in FIXED)]
+    if refused:
+        raise UserError(
+            f"expected the settings with which {where} was started, got {', '.join(refused)}; "
+            f"change them back, or start without --resume"
+        )
+    return list(changes.values())
+
+
+def _shown(record: RunRecord, name: str) -> str:
+    return json.dumps(record.settings[name]) if name in record.settings else "default"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return rows

@@ -1,0 +1,197 @@
+"""States of a sharded model, in the format of torch.distributed.checkpoint: each process writes and reads its shards.
+
+The format's index, `.metadata`, is a pickle. It is read with a list of the classes that it needs, so that no code of
+the file is run. `run.json` holds checksums of all files and the record of the run.
+"""
+
+import json
+import pickle
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, read_record
+from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_sizes, errors_as_damage
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import file_digest, flush_to_disk, write_json
+
+METADATA_FILE = ".metadata"
+RUN_FILE = "run.json"
+SHARD = re.compile(r"__([0-9]+)_[0-9]+\.distcp")
+"""Names of the files with shards; the number is that of the process."""
+CLASSES = {
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("torch", "Size"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "Metadata"),
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("torch.serialization", "_get_layout"),
+}
+"""Module and name of everything that an index may call besides torch's number types."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not is_type and (module, name) not in CLASSES:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return super().find_class(module, name)
+
+
+class _Reader(checkpoint.FileSystemReader):
+    """Reads an index without running code, and shards from its own folder only."""
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        if options.get("rank") is not None:  # one index for each process, which is not what `write` makes
+            raise DamagedState("no index of all processes")
+        with (Path(self.path) / METADATA_FILE).open("rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata) or not all(
+            isinstance(entry, TensorStorageMetadata) for entry in metadata.state_dict_metadata.values()
+        ):
+            raise DamagedState("an index of something else than tensors")
+        if not all(SHARD.fullmatch(info.relative_path) for info in metadata.storage_data.values()):
+            raise DamagedState("an index of other files")
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def named_tensors(model: nn.Module, optimizers: list[Any], ema: Ema) -> dict[str, Tensor]:
+    """All tensors that training changes, by unique names. They are the run's own, so loading into them restores it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in ema.state.items()}
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():  # Muon's matrices of convolutions have no name
+            tensors |= {f"moments.{names.get(parameter)}.{name}": value for name, value in moments.items()}
+    return tensors
+
+
+def write(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor], record: RunRecord) -> None:
+    """Write a state into a folder that gets its name once all processes have written; all must call this.
+
+    Args:
+        accelerator: the processes of the run.
+        target: the folder.
+        tensors: this process's shards, by name.
+        record: what the state belongs to.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    partial = target.with_name(".state.partial")  # one run writes here at a time, see `TrainingLog`
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        checkpoint.save(tensors, checkpoint_id=partial)
+        own = [path for path in partial.iterdir() if _writer_of(path) == accelerator.process_index]
+        for path in own:
+            flush_to_disk(path)
+        digests = dict(gather_object([(path.name, file_digest(path)) for path in own]))
+        if accelerator.is_main_process:
+            write_json(partial / RUN_FILE, {"digests": digests, "record": record.as_json()})
+            shutil.rmtree(target, ignore_errors=True)  # of a run that was resumed at an earlier step
+            partial.rename(target)
+            flush_to_disk(target.parent)
+    except (CheckpointException, OSError) as error:
+        cause = first_cause(error)
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause).splitlines()[0]
+        raise UserError(f"cannot write {target}: {reason}; make space, or choose a writable path") from error
+    accelerator.wait_for_everyone()
+
+
+def load(
+    path: Path, accelerator: Accelerator, model: nn.Module, optimizers: list[Any], ema: Ema, record: RunRecord
+) -> tuple[int, dict[str, Tensor]]:
+    """Restore model, optimizers and EMA from a sharded state; returns the next step and the process's tensors.
+
+    Raises:
+        DamagedState: a file is missing or altered.
+        UserError: it is of another model or run.
+    """
+    saved_record = _check_files(path, accelerator)
+    changes = changed_settings(saved_record, record, str(path))
+    reader = _Reader(path)
+    with errors_as_damage():
+        saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
+        saved_sizes = {name: list(entry.size) for name, entry in saved.items() if not name.startswith("own.")}
+        processes = 1 + max(int(name.split(".")[1]) for name in saved if name.startswith("own."))
+    create_moments(optimizers)
+    tensors = named_tensors(model, optimizers, ema)
+    check_sizes(path, saved_sizes, {name: list(value.size()) for name, value in tensors.items()})
+    prefix = f"own.{accelerator.process_index % processes}."
+    with errors_as_damage():
+        process_tensors = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in saved.items()
+            if name.startswith(prefix)
+        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as expected with one process
+            checkpoint.load({**tensors, **process_tensors}, storage_reader=reader)
+    if changes and accelerator.is_main_process:
+        print(f"resumed with other settings from here on: {', '.join(changes)}")
+    return int(path.name.split("-")[1]), {name.removeprefix(prefix): value for name, value in process_tensors.items()}
+
+
+def create_moments(optimizers: list[Any]) -> None:
+    """Have optimizers create their moments, by a step with zero gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The first of the errors that a CheckpointException collects from the processes."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def _check_files(path: Path, accelerator: Accelerator) -> RunRecord:
+    """Compare the files of a state with their checksums, shared out among the processes; returns the record.
+
+    Raises:
+        DamagedState: a file is missing or altered; in all processes.
+    """
+    with errors_as_damage():
+        if not (path / RUN_FILE).is_file() and (path / METADATA_FILE).is_file():  # written by an old version
+            return RunRecord()
+        run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        record = read_record(run["record"])
+        names = sorted(run["digests"])
+        if not all(name == METADATA_FILE or SHARD.fullmatch(name) for name in names) or METADATA_FILE not in names:
+            raise DamagedState("checksums of other files")
+        own = names[accelerator.process_index :: accelerator.num_processes]
+        broken = [
+            name for name in own if not (path / name).is_file() or file_digest(path / name) != run["digests"][name]
+        ]
+        if everywhere := gather_object(broken):
+            raise DamagedState(f"wrong checksum of {everywhere[0]}")
+        return record
+
+
+def _writer_of(path: Path) -> int:
+    """Number of the process that wrote a file."""
+    match = SHARD.fullmatch(path.name)
+    return int(match[1]) if match else 0
