@@ -21,6 +21,7 @@ from dalle_mini_impl.painting.targets import Target
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.images import to_pixels
+from dalle_mini_impl.util.ranking import best_first
 
 RANDOM = "random latents"
 PAINTED = "painted from random"
@@ -135,7 +136,7 @@ def measure_pictures(
 
 def best_by_guide(measured: Measured, name: str) -> Measured:
     """Of each prompt's pictures the one with the highest cosine by the guide."""
-    best = measured.guide.argmax(1, keepdim=True)
+    best = best_first(measured.guide)[:, :1]
     ranks = {judge: values.gather(1, best) for judge, values in measured.ranks.items()}
     return Measured(name, measured.guide.gather(1, best), measured.second.gather(1, best), ranks)
 

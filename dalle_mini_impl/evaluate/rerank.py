@@ -22,6 +22,7 @@ from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.generate import candidates_to_keep
 from dalle_mini_impl.util.plots import new_figure, save_figure
 from dalle_mini_impl.util.tables import aligned_table
+from dalle_mini_impl.util.ranking import best_first
 
 TIMED_PROMPTS = 3
 """Prompts timed for each method and number of candidates, of which the median counts."""
@@ -111,7 +112,7 @@ def hit_rate_of_best(hits: Tensor, scores: Tensor | None, count: int) -> Tensor:
     grouped_hits = _groups(hits, count).double()
     if scores is None:
         return grouped_hits.mean((1, 2))
-    best = _groups(scores, count).argmax(2, keepdim=True)
+    best = best_first(_groups(scores, count))[..., :1]
     return grouped_hits.gather(2, best).mean((1, 2))
 
 

@@ -1,9 +1,9 @@
 """The image tokenizer: pixels (B, 3, H, W) in [-1, 1] <-> image ids (B, h, w)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -17,9 +17,11 @@ from dalle_mini_impl.model.build import build_image_networks
 from dalle_mini_impl.model.logit_laplace import mean_pixels
 from dalle_mini_impl.model.stream import check_ids
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.pixels import check_pixels
 
 CELLS_AT_A_TIME = 4096
 """`encode_soft` computes the probabilities of all ids for so many cells at a time, which bounds memory."""
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,13 @@ class ImageTokenizer(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> image ids (B, h, w) int64. Never changes the codebook.
 
+        Args:
+            pixels: of any floating-point type, or uint8 values from 0 to 255, on any device.
+
         Raises:
-            UserError: the size is not a multiple of `factor`.
+            UserError: these are no such pixels, or the size is not a multiple of `factor`.
         """
-        z = self._encode(pixels)
+        z = self._encode(self._checked(pixels))
         return rearrange(self._quantize(z), "B (h w) -> B h w", h=z.shape[-2])
 
     @torch.inference_mode()
@@ -118,7 +123,7 @@ class ImageTokenizer(nn.Module):
             The ids (B, h, w) as `encode` returns them; the k likeliest ids (B, h, w, k) int64, likeliest first; and
             their probabilities (B, h, w, k) float32, which sum to less than 1 if k < K.
         """
-        z = self._encode(pixels)
+        z = self._encode(self._checked(pixels))
         ids = self._quantize(z)
         top = []
         with torch.autocast(z.device.type, enabled=False):
@@ -133,22 +138,29 @@ class ImageTokenizer(nn.Module):
         """Image ids (B, h, w) in [0, K) -> pixels (B, 3, H, W) clamped to [-1, 1].
 
         Args:
-            image_ids: the ids.
+            image_ids: the ids, of any integer type, on any device.
             tile: pad with the opposite edge instead of zeros in all convolutions, so that copies of the picture fit
                 together without seams.
 
         Raises:
-            UserError: an id is out of range, or `tile` is not supported by this decoder.
+            UserError: these are no such ids, one is out of range, or `tile` is not supported by this decoder.
         """
-        check_ids(image_ids, self.codebook_size, "image")
+        image_ids = check_ids(image_ids, self.codebook_size, "image").to(self.device)
+        if image_ids.ndim != 3:
+            raise UserError(
+                f"expected image ids of shape (B, h, w), got {tuple(image_ids.shape)}; write image_ids[None] for one "
+                f"picture"
+            )
         vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
         z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
-        with circular_padding(self.decoder) if tile else nullcontext():
-            return self.decode_z(z).clamp(-1, 1)
+        return self._decode(with_circular_padding(self.decoder) if tile else self.decoder, z).clamp(-1, 1)
 
     def decode_z(self, z: Tensor) -> Tensor:
         """Decode vectors (B, D, h, w), as in `table`, to pixels (B, 3, H, W) with gradients, not clamped."""
-        return self._pixels(self.decoder(z.contiguous(memory_format=self.memory_format))).float()
+        return self._decode(self.decoder, z)
+
+    def _decode(self, decoder: nn.Module, z: Tensor) -> Tensor:
+        return self._pixels(decoder(z.contiguous(memory_format=self.memory_format))).float()
 
     @torch.no_grad()
     def table(self) -> Tensor:
@@ -161,11 +173,15 @@ class ImageTokenizer(nn.Module):
 
     def _quantize(self, z: Tensor) -> Tensor:
         """Z (B, D, h, w) -> ids (B, h × w), in evaluation mode: no noise, and the codebook does not change."""
-        was_training = self.quantizer.training
-        self.quantizer.eval()
-        ids = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))[1]
-        self.quantizer.train(was_training)
-        return ids
+        quantizer = copy_sharing_weights(self.quantizer).eval() if self.quantizer.training else self.quantizer
+        return quantizer(rearrange(z, "B D h w -> B (h w) D"))[1]
+
+    def _checked(self, pixels: Tensor) -> Tensor:
+        """Pixels in the type and on the device of the weights."""
+        check_pixels(pixels)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels / 127.5 - 1
+        return pixels.to(next(self.parameters()))
 
     def _encode(self, pixels: Tensor) -> Tensor:
         factor = self.config.factor
@@ -184,23 +200,25 @@ def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTo
     return load_weights(module, part, device), part.identity
 
 
-@contextmanager
-def circular_padding(network: nn.Module) -> Iterator[None]:
-    """Context in which every padded convolution of a network pads with the opposite edge instead of zeros.
+def with_circular_padding(network: M) -> M:
+    """A network with the same weights in which every padded convolution pads with the opposite edge, not with zeros.
 
     All other layers (norms over all cells, attention without positions) treat all cells alike. So rolling the input
-    rolls the output.
+    rolls the output. The network itself stays as it is, because other threads may be using it.
 
     Raises:
         UserError: the network has transposed convolutions, for which PyTorch has no circular padding.
     """
     if any(isinstance(layer, nn.ConvTranspose2d) for layer in network.modules()):
         raise UserError("expected a decoder without transposed convolutions for tile, got one with; leave tile out")
-    padded = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0)]
-    for layer in padded:
-        layer.padding_mode = "circular"
-    try:
-        yield
-    finally:
-        for layer in padded:
-            layer.padding_mode = "zeros"
+    circular = copy_sharing_weights(network)
+    for layer in circular.modules():
+        if isinstance(layer, nn.Conv2d) and layer.padding != (0, 0):
+            layer.padding_mode = "circular"
+    return circular
+
+
+def copy_sharing_weights(module: M) -> M:
+    """A copy of a module whose parameters and buffers are those of the module itself."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)  # type: ignore[arg-type]  # the copies that it need not make

@@ -15,23 +15,36 @@ from torch import Tensor
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.util.errors import UserError
 
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+"""Types of tensors that can hold ids."""
 
-def check_ids(ids: Tensor, vocab: int, kind: str) -> None:
-    """Refuse ids outside of [0, vocab).
+
+def check_ids(ids: Tensor, vocab: int, kind: str) -> Tensor:
+    """Refuse ids outside of [0, vocab), and tensors that are no ids.
 
     Args:
-        ids: integers of any shape; empty ones are accepted.
+        ids: integers of any type and shape; empty ones are accepted.
         vocab: number of ids of this kind.
         kind: `image` or `text`, for the message.
 
+    Returns:
+        The ids as int64: torch looks up no rows by some integer types, and takes uint8 for a mask.
+
     Raises:
-        UserError: naming the smallest and the largest id that was given, and the range.
+        UserError: they are no integers, or one is out of range; naming the smallest and the largest one.
     """
+    if not isinstance(ids, Tensor) or ids.dtype not in INTEGERS:
+        got = f"a tensor of type {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise UserError(f"expected a tensor of integer {kind} ids, got {got}; convert it, such as with .long()")
+    ids = ids.long()
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
         raise UserError(
             f"expected {kind} ids from 0 to {vocab - 1}, got ids from {int(ids.min())} to {int(ids.max())}; "
             f"encode with this model's own {kind} tokenizer"
         )
+    return ids
 
 
 class Stream:

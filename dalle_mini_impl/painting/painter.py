@@ -170,8 +170,17 @@ class Painter:
         return Painting(self.image, self._ids[0].cpu(), {**self._metadata, "steps": self.done})
 
     def _step(self) -> Step:
-        """Move the latent once, and quantize it."""
+        """Move the latent once, and quantize it.
+
+        Raises:
+            UserError: the loss or its gradient is not a number; the picture stays as it was.
+        """
         loss, losses = self._compute_gradient()
+        if not (math.isfinite(loss) and bool(self._z.grad.isfinite().all())):  # type: ignore[union-attr]
+            raise UserError(
+                f"expected a finite loss and gradient, got loss {loss} at step {self.done + 1}; use smaller weights, or "
+                f"another scorer or image tokenizer if it comes with every prompt"
+            )
         cosine = (1 + math.cos(math.pi * self.done / self.settings.steps)) / 2
         decay = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine
         self._optimizer.param_groups[0]["lr"] = self.settings.learning_rate * self._codebook_std * decay

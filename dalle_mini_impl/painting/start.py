@@ -31,8 +31,7 @@ def start_ids(
             range.
     """
     if isinstance(start, Tensor):
-        _check_start(tokenizer, start, size)
-        return start[None].clone()
+        return _checked_start(tokenizer, start, size)[None].clone()
     height, width = _pixel_size(tokenizer, size)
     if start is not None:
         return tokenizer.encode(to_pixels([start], (height, width)).to(tokenizer.device)).clone()
@@ -50,8 +49,8 @@ def _pixel_size(tokenizer: ImageTokenizer, size: int | tuple[int, int]) -> tuple
     return height, width
 
 
-def _check_start(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, int]) -> None:
-    """Check that ids are integers (h, w) in range, and of the size, if one is given."""
+def _checked_start(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """The ids as int64, if they are integers (h, w) in range, and of the size, if one is given."""
     grid = tuple(ids.shape)
     if size:
         grid = tuple(side // tokenizer.config.factor for side in _pixel_size(tokenizer, size))
@@ -60,4 +59,4 @@ def _check_start(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int, 
             f"expected integer image ids of shape {grid if size else '(h, w)'} to start from, "
             f"got shape {tuple(ids.shape)} and type {ids.dtype}; encode a picture of the size"
         )
-    check_ids(ids, tokenizer.codebook_size, "image")
+    return check_ids(ids, tokenizer.codebook_size, "image")

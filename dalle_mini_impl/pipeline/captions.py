@@ -20,9 +20,12 @@ from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.sampling.texts import generate_texts
 from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.ranking import best_first, check_finite
 
 UNDECODABLE = "\ufffd\u2047"
 """Characters that tokenizers decode bytes of invalid UTF-8 and ids without text to."""
+DAMAGED = "the transformer's weights are damaged: copy or train it again"
+"""Advice where log-probabilities are not numbers."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ class CaptionModel:
         texts = [text for text in texts if text and not set(UNDECODABLE) & set(text) and self._fits(text)]
         if not texts:
             return []
-        pairs = zip(texts, self.text_nats(texts).tolist(), strict=True)
-        return sorted(pairs, key=lambda pair: -pair[1])[:keep]
+        nats = check_finite(self.text_nats(texts), "log-probabilities of captions", DAMAGED)
+        return [(texts[i], float(nats[i])) for i in best_first(nats)[:keep].tolist()]
 
     def rank(
         self,
@@ -134,6 +137,8 @@ class CaptionModel:
             UserError: a number is out of range, or there is no caption.
         """
         check_counts(candidates, keep, seed)
+        if isinstance(captions, str):
+            raise UserError(f"expected a list of captions, got the single text {captions!r}; put it into a list")
         if captions is None:
             captions = [text for text, _ in self.complete(beginning, candidates, candidates, seed, **sampling)]
         texts = list(dict.fromkeys(captions))
@@ -143,7 +148,8 @@ class CaptionModel:
         table = likelihood_table(self.transformer, self.stream, ids, image_ids[None], blind=blind)[0].cpu()
         gains = table[:-1] - table[-1]
         nats = text_log_likelihood(self.transformer, self.stream, ids[:-1]).sum(1).cpu()
-        order = (gains + nats * prior).argsort(descending=True, stable=True)[:keep].tolist()
+        scores = check_finite(gains + nats, "log-probabilities of captions and of the picture", DAMAGED)
+        order = best_first(scores if prior else gains)[:keep].tolist()
         return [RankedCaption(texts[i], float(gains[i]), float(nats[i])) for i in order]
 
     def likelihood_table(self, captions: Sequence[str], image_ids: Tensor, **options: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Orders candidates by likelihood, by the CLIP scorer or by both, and decodes those that are kept."""
 
+import math
 from collections.abc import Callable
 
 from PIL import Image
@@ -8,6 +9,7 @@ from torch import Tensor
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Candidate
 from dalle_mini_impl.sampling.generate import GeneratedIds
+from dalle_mini_impl.util.ranking import best_first, check_finite
 
 
 def rank_candidates(
@@ -15,10 +17,15 @@ def rank_candidates(
 ) -> tuple[Candidate, ...]:
     """The candidates to keep, best first; equally good ones stay in the order of their seeds.
 
+    Candidates whose score is not a number come last, and have none.
+
     Args:
         request: gives the ranking, the scorer and how many to keep.
         generated: all candidates.
         decode: image ids (n, h, w) -> RGB pictures.
+
+    Raises:
+        UserError: no candidate has a score that is a number.
     """
 
     def pictures(image_ids: Tensor) -> list[Image.Image]:
@@ -31,8 +38,10 @@ def rank_candidates(
     scores: list[float | None] = [None] * len(order)
     if request.sampling.rank != "none":
         values = _ranking_scores(request, generated, images)
-        order = values.argsort(descending=True, stable=True).tolist()
-        scores = values.tolist()
+        if not values.isfinite().any():
+            check_finite(values, "scores of candidates", "the model's weights are damaged: copy or train it again")
+        order = best_first(values).tolist()
+        scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
     kept_images = [images[i] for i in order] if images else pictures(generated.image_ids[order])
     image_ids = generated.image_ids.cpu()

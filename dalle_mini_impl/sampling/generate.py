@@ -16,6 +16,7 @@ from dalle_mini_impl.sampling.native.next_id import sample_top_k
 from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
 from dalle_mini_impl.sampling.seeds import uniform_rows
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.ranking import best_first
 
 CHUNK = 64
 """Candidates decoded at a time by default. Memory grows with it; the ids do not depend on it."""
@@ -135,7 +136,7 @@ def generate_rows(
     captions = [prompt.text_ids] if sampling.guidance == 1 else [prompt.text_ids, prompt.negative_ids]
     start = _run_start(transformer, stream, captions, known.shared_prefix)
     device = start.prompts.hidden.device
-    known_ids = known.image_ids.to(device).flatten(-2).expand(len(seeds), -1)
+    known_ids = known.image_ids.to(device, torch.int64).flatten(-2).expand(len(seeds), -1)
     parts = []
     for first in range(0, len(seeds), chunk):
         rows = [uniform_rows(seed, stream.image_length, 2) for seed in seeds[first : first + chunk]]
@@ -235,7 +236,7 @@ def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: in
     count = max(prune_to, -(-len(log_likelihood) // 2))
     if count >= len(log_likelihood):
         return None
-    return log_likelihood.argsort(descending=True, stable=True)[:count].sort().values
+    return best_first(log_likelihood)[:count].sort().values
 
 
 def sample_ids(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:

@@ -31,7 +31,7 @@ class KnownIds:
         """(n,) ids before the first cell to redraw, in raster order, if all candidates share the picture; else none."""
         if self.image_ids.ndim > 2:
             return self.image_ids.new_empty(0)
-        return self.image_ids.flatten()[: int(self.redraw.flatten().int().argmax())]
+        return self.image_ids.long().flatten()[: int(self.redraw.flatten().int().argmax())]
 
     def validate(self, stream: Stream, candidates: int) -> None:
         """Check shapes and ranges against the stream.

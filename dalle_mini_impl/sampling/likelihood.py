@@ -31,7 +31,7 @@ def image_logits(transformer: Decoder, stream: Stream, text_ids: Sequence[int], 
     Raises:
         UserError: the image ids have another grid, or one is out of range.
     """
-    _check(stream, image_ids)
+    image_ids = _checked(stream, image_ids)
     device = transformer.device
     prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
     ids = stream.join(prefix, image_ids.to(device))
@@ -55,7 +55,8 @@ def log_likelihood(transformer: Decoder, stream: Stream, text_ids: Sequence[int]
         UserError: see `image_logits`.
     """
     log_probabilities = F.log_softmax(image_logits(transformer, stream, text_ids, image_ids), -1)
-    return log_probabilities.gather(-1, image_ids.to(log_probabilities.device).flatten(1)[..., None])[..., 0]
+    ids = image_ids.to(log_probabilities.device, torch.int64)
+    return log_probabilities.gather(-1, ids.flatten(1)[..., None])[..., 0]
 
 
 @torch.inference_mode()
@@ -112,7 +113,7 @@ def likelihood_table(
         UserError: the image ids have another grid, an id is out of range, a caption is too long, or `blind` is given
             for a stream without BOS.
     """
-    _check(stream, image_ids)
+    image_ids = _checked(stream, image_ids)
     if blind and stream.config.bos_id < 0:
         raise UserError("expected a stream with BOS, which stands for hidden ids, got one without; leave blind out")
     device = transformer.device
@@ -148,11 +149,11 @@ def _blind_pairs(transformer: Decoder, stream: Stream, prefix: Tensor, pictures:
     return logits.log_softmax(-1).gather(-1, pictures.T.expand(len(prefix), -1, -1)).sum(1)
 
 
-def _check(stream: Stream, image_ids: Tensor) -> None:
-    """Refuse image ids that do not fit this stream."""
+def _checked(stream: Stream, image_ids: Tensor) -> Tensor:
+    """Image ids as int64; those that do not fit this stream are refused."""
     if image_ids.shape[1:] != stream.config.grid:
         raise UserError(
             f"expected image ids of grid {stream.config.grid}, got shape {tuple(image_ids.shape)}; "
             f"encode the pictures at the model's size"
         )
-    check_ids(image_ids, stream.config.image_vocab, "image")
+    return check_ids(image_ids, stream.config.image_vocab, "image")

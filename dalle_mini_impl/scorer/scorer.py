@@ -4,6 +4,7 @@ Models with a softmax over texts are as in CLIP (Radford et al. 2021), those wit
 `logit_bias`, as in SigLIP (Zhai et al. 2023).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from dalle_mini_impl.scorer.adapters import ADAPTERS
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.pixels import check_pixels
+from dalle_mini_impl.util.ranking import best_first, check_finite
 
 Images: TypeAlias = Sequence[Image.Image] | Tensor
 """PIL pictures of any size, or pixels (N, 3, H, W) in [-1, 1] of any size."""
@@ -105,6 +108,11 @@ class Scorer:
                 f"{'has no' if self._bias is None else 'has a'} bias, got {self.preprocess.activation}; "
                 f"give the preprocess the model was trained with"
             )
+        if not math.isfinite(self.scale) or (self._bias is not None and not math.isfinite(self._bias)):
+            raise UserError(
+                f"expected a scorer with a finite logit scale and bias, got {self.scale} and {self._bias}; its weights "
+                f"are damaged: copy or train it again"
+            )
         self.model.to(self.device).eval()
 
     @classmethod
@@ -151,15 +159,16 @@ class Scorer:
         """Embed pictures.
 
         Args:
-            images: N PIL pictures of any size and mode, or pixels (N, 3, H, W) in [-1, 1].
+            images: N PIL pictures of any size and mode, or pixels (N, 3, H, W): floating point in [-1, 1], or uint8
+                from 0 to 255.
 
         Returns:
             (N, D), L2-normalised.
 
         Raises:
-            UserError: a tensor is not (N, 3, H, W) floating point, or the argument is neither.
+            UserError: a tensor has no such pixels, or the argument is neither.
         """
-        _check_images(images)
+        images = _checked(images)
 
         def encode(chunk: slice) -> Tensor:
             part = images[chunk]
@@ -183,7 +192,9 @@ class Scorer:
         Raises:
             UserError: the tensor is not (N, 3, H, W) floating point.
         """
-        _check_images(pixels)
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            check_pixels(pixels)
+            raise UserError(f"expected floating-point pixels in [-1, 1], got {pixels.dtype}; convert them")
         return F.normalize(self.model.encode_image(self.preprocess.from_pixels(pixels.to(self.device))).float(), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -251,8 +262,9 @@ class Scorer:
             scores: (N,) as from `score`, in that order: `scores[0]` belongs to `images[order[0]]`.
         """
         # Sorted by cosines, because probabilities round to 1 where cosines still differ.
-        cosines, order = torch.sort(self.cosines(images, text), descending=True, stable=True)
-        return order, self._to_scores(cosines)
+        cosines = self.cosines(images, text)
+        order = best_first(cosines)
+        return order, self._to_scores(cosines[order])
 
     def classify(self, images: Images, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """Probability of each label for each picture (zero-shot classification, Radford et al. 2021).
@@ -281,7 +293,8 @@ class Scorer:
         Returns:
             (N, number of labels); rows sum to 1, except those of a sigmoid model.
         """
-        cosines = image_embed @ label_embed.T
+        advice = "embed them with embed_images and embed_labels"
+        cosines = check_finite(image_embed @ label_embed.T, "cosines of embeddings", advice)
         return self._to_scores(cosines) if self._bias is not None else (self.scale * cosines).softmax(dim=-1)
 
     def _to_scores(self, cosines: Tensor) -> Tensor:
@@ -295,7 +308,7 @@ class Scorer:
             for start in range(0, count, self.chunk_size):
                 chunk = slice(start, min(start + self.chunk_size, count))
                 embed[chunk] = F.normalize(encode(chunk).float(), dim=-1).cpu()
-        return embed
+        return check_finite(embed, "embeddings", "the scorer's weights are damaged: copy or train it again")
 
 
 def _check_texts(texts: Sequence[str]) -> None:
@@ -303,15 +316,14 @@ def _check_texts(texts: Sequence[str]) -> None:
         raise UserError(f"expected a list of texts, got the single text {texts!r}; write [{texts!r}]")
 
 
-def _check_images(images: Images) -> None:
+def _checked(images: Images) -> Images:
+    """Pictures, or floating-point pixels."""
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UserError(
-                f"expected floating-point pixels (N, 3, H, W) in [-1, 1], got a tensor of shape {tuple(images.shape)} "
-                f"and type {images.dtype}; convert pictures with util.images.to_pixels"
-            )
-    elif isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
+        check_pixels(images)
+        return images if images.is_floating_point() else images / 127.5 - 1
+    if isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
         raise UserError(
             f"expected a list of PIL pictures or pixels (N, 3, H, W), got {type(images).__name__}; "
             f"put pictures into a list"
         )
+    return images

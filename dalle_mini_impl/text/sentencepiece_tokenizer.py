@@ -104,7 +104,12 @@ class TextTokenizer:
 
         Returns:
             (B, length) int64.
+
+        Raises:
+            UserError: `texts` is a single text.
         """
+        if isinstance(texts, str):
+            raise UserError(f"expected a list of texts, got the single text {texts!r}; put it into a list")
         rows = [self.cut_or_pad(self.encode(text), length, add_eos, text if warn else "") for text in texts]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, length)
 

@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -93,13 +94,31 @@ def write_json(path: Path | str, values: Any) -> Path:
 
 
 def format_json(values: Any) -> str:
-    """Values as indented JSON, in which only text that UTF-8 cannot encode (some file names) is escaped."""
-    text = json.dumps(values, ensure_ascii=False, indent=1)
+    """Values as indented JSON, in which only text that UTF-8 cannot encode (some file names) is escaped.
+
+    JSON has no infinite numbers and no not-a-number: they become null.
+    """
+    return dump_json(values, indent=1)
+
+
+def dump_json(values: Any, indent: int | None = None) -> str:
+    """As `format_json`; without `indent` in one line."""
+    values = _with_null(values)
+    text = json.dumps(values, ensure_ascii=False, indent=indent, allow_nan=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(values, indent=1)
+        return json.dumps(values, indent=indent, allow_nan=False)
     return text
+
+
+def _with_null(values: Any) -> Any:
+    """Nested values with None for each number that JSON does not have."""
+    if isinstance(values, dict):
+        return {key: _with_null(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_with_null(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 @contextmanager

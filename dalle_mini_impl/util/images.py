@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from dalle_mini_impl.util.errors import UserError, need_extra
-from dalle_mini_impl.util.files import replace_file
+from dalle_mini_impl.util.files import dump_json, replace_file
 from dalle_mini_impl.util.reading import MAX_PICTURE_BYTES, read_bytes
 
 METADATA_KEY = "dalle_mini_impl"
@@ -285,7 +285,7 @@ def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | No
     """
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
-        info.add_itxt(METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+        info.add_itxt(METADATA_KEY, dump_json(metadata))
     with replace_file(path) as temporary:
         image.save(temporary, "PNG", pnginfo=info)
     return Path(path)

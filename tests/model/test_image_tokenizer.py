@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -277,3 +278,72 @@ def test_from_pretrained_loads_the_part(tiny_model, tiny_dalle):
     assert not tokenizer.training
     ids = torch.arange(60).reshape(4, 3, 5)
     assert torch.equal(tokenizer.decode(ids), tiny_dalle.image_tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pixels_of_any_floating_point_type_are_encoded(tokenizer, dtype):
+    pixels = (torch.rand(2, 3, 16, 24) * 2 - 1).to(dtype)
+    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels.float()))
+
+
+def test_uint8_pixels_are_values_from_0_to_255(tokenizer):
+    pixels = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels.float() / 127.5 - 1))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(3, 16, 16), r"expected pixels of shape \(B, 3, H, W\), got \(3, 16, 16\); write pixels\[None\]"),
+        (torch.zeros(2, 1, 16, 16), r"got \(2, 1, 16, 16\); repeat the channel"),
+        (torch.zeros(2, 16, 16, 3), r"got \(2, 16, 16, 3\)"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.int64), "expected floating-point pixels .* got torch.int64"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.bool), "expected floating-point pixels .* got torch.bool"),
+        (torch.full((1, 3, 16, 16), 255.0), r"expected pixels in \[-1, 1\], got values from 255 to 255"),
+        (torch.full((1, 3, 16, 16), math.nan), r"expected pixels in \[-1, 1\], got values from nan"),
+        (torch.full((1, 3, 16, 16), math.inf), r"expected pixels in \[-1, 1\], got values from inf"),
+        ([[0.0]], "expected a tensor of pixels .* got list"),
+    ],
+)
+def test_what_is_no_batch_of_pixels_is_refused(tokenizer, pixels, message):
+    with pytest.raises(UserError, match=message):
+        tokenizer.encode(pixels)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.uint64]
+)
+def test_ids_of_any_integer_type_are_decoded(tokenizer, dtype):
+    ids = torch.arange(15).view(1, 3, 5)
+    assert torch.equal(tokenizer.decode(ids.to(dtype)), tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(3, 5), "expected a tensor of integer image ids, got a tensor of type torch.float32"),
+        (torch.zeros(1, 3, 5, dtype=torch.bool), "got a tensor of type torch.bool"),
+        (torch.zeros(3, 5, dtype=torch.int64), r"expected image ids of shape \(B, h, w\), got \(3, 5\)"),
+        ([[[1, 2]]], "expected a tensor of integer image ids, got list"),
+    ],
+)
+def test_what_are_no_ids_is_refused(tokenizer, ids, message):
+    with pytest.raises(UserError, match=message):
+        tokenizer.decode(ids)
+
+
+def test_a_plain_picture_decoded_while_a_tile_is_being_decoded_is_plain(tokenizer):
+    ids = torch.randint(61, (1, 3, 5), generator=torch.Generator().manual_seed(0))
+    plain, tiled = tokenizer.decode(ids), tokenizer.decode(ids, tile=True)
+    assert not torch.equal(plain, tiled)
+    during = []
+
+    def decode_once(*_):
+        handle.remove()
+        during.append(None)  # stands for the picture until it is decoded, as the hook of a copy is not removed
+        if len(during) == 1:
+            during[0] = tokenizer.decode(ids)
+
+    handle = tokenizer.decoder.register_forward_pre_hook(decode_once)
+    assert torch.equal(tokenizer.decode(ids, tile=True), tiled)
+    assert torch.equal(during[0], plain)

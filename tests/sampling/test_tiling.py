@@ -11,7 +11,7 @@ from dalle_mini_impl.checkpoint.find import SHIPPED_MODELS
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, circular_padding
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, with_circular_padding
 from dalle_mini_impl.sampling.generate import GeneratedIds, no_progress
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
@@ -51,13 +51,12 @@ def test_with_tile_rolled_ids_decode_to_the_rolled_picture(network):
     assert torch.equal(plain, tokenizer.decode(ids, tile=False))
 
 
-def test_circular_padding_ends_after_errors_too():
+def test_circular_padding_is_that_of_a_copy_with_the_same_weights():
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.Conv2d(5, 3, 1))
-    with circular_padding(layers):
-        assert [layer.padding_mode for layer in layers] == ["circular", "zeros"]
-    with pytest.raises(RuntimeError), circular_padding(layers):
-        layers(torch.zeros(1, 1, 1))
+    circular = with_circular_padding(layers)
+    assert [layer.padding_mode for layer in circular] == ["circular", "zeros"]
     assert [layer.padding_mode for layer in layers] == ["zeros", "zeros"]
+    assert all(ours is theirs for ours, theirs in zip(circular.parameters(), layers.parameters(), strict=True))
 
 
 def test_transposed_convolutions_are_refused():
