@@ -21,8 +21,8 @@ from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.generate import candidates_to_keep
 from dalle_mini_impl.util.plots import new_figure, save_figure
-from dalle_mini_impl.util.tables import aligned_table
 from dalle_mini_impl.util.ranking import best_first
+from dalle_mini_impl.util.tables import aligned_table
 
 TIMED_PROMPTS = 3
 """Prompts timed for each method and number of candidates, of which the median counts."""

@@ -178,8 +178,8 @@ class Painter:
         loss, losses = self._compute_gradient()
         if not (math.isfinite(loss) and bool(self._z.grad.isfinite().all())):  # type: ignore[union-attr]
             raise UserError(
-                f"expected a finite loss and gradient, got loss {loss} at step {self.done + 1}; use smaller weights, or "
-                f"another scorer or image tokenizer if it comes with every prompt"
+                f"expected a finite loss and gradient, got loss {loss} at step {self.done + 1}; use smaller weights, "
+                f"or another scorer or image tokenizer if it comes with every prompt"
             )
         cosine = (1 + math.cos(math.pi * self.done / self.settings.steps)) / 2
         decay = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine

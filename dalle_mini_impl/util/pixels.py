@@ -29,7 +29,7 @@ def check_pixels(pixels: torch.Tensor) -> None:
         advice = (
             "repeat the channel with pixels.expand(-1, 3, -1, -1)" if grey else "write pixels[None] for one picture"
         )
-        raise UserError(f"expected pixels of shape (B, 3, H, W), got {tuple(pixels.shape)}; {advice}")
+        raise UserError(f"expected pixels of shape (B, 3, H, W), got a tensor of shape {tuple(pixels.shape)}; {advice}")
     if pixels.is_floating_point() and pixels.numel():
         low, high = (float(bound) for bound in pixels.detach().aminmax())
         if not -MAX_PIXEL <= low <= high <= MAX_PIXEL:

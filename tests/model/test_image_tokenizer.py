@@ -294,9 +294,12 @@ def test_uint8_pixels_are_values_from_0_to_255(tokenizer):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (torch.zeros(3, 16, 16), r"expected pixels of shape \(B, 3, H, W\), got \(3, 16, 16\); write pixels\[None\]"),
-        (torch.zeros(2, 1, 16, 16), r"got \(2, 1, 16, 16\); repeat the channel"),
-        (torch.zeros(2, 16, 16, 3), r"got \(2, 16, 16, 3\)"),
+        (
+            torch.zeros(3, 16, 16),
+            r"expected pixels of shape \(B, 3, H, W\), got a tensor of shape \(3, 16, 16\); write pixels\[None\]",
+        ),
+        (torch.zeros(2, 1, 16, 16), r"shape \(2, 1, 16, 16\); repeat the channel"),
+        (torch.zeros(2, 16, 16, 3), r"shape \(2, 16, 16, 3\)"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.int64), "expected floating-point pixels .* got torch.int64"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.bool), "expected floating-point pixels .* got torch.bool"),
         (torch.full((1, 3, 16, 16), 255.0), r"expected pixels in \[-1, 1\], got values from 255 to 255"),

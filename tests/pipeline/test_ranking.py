@@ -1,5 +1,7 @@
 """Which candidates `DalleMini.generate` keeps, and in which order."""
 
+import json
+import math
 import shutil
 
 import numpy as np
@@ -140,3 +142,31 @@ def test_only_candidates_that_are_kept_or_scored_are_decoded(tiny_dalle, monkeyp
 @pytest.mark.parametrize(("candidates", "keep", "expected"), [(1, 1, 1), (3, 8, 3), (5, 2, 2)])
 def test_at_most_all_candidates_are_kept(tiny_dalle, candidates, keep, expected):
     assert len(tiny_dalle.generate("a cat", candidates=candidates, keep=keep)) == expected
+
+
+class FailingScorer(RedScorer):
+    """A scorer whose cosine of some pictures is not a number."""
+
+    def __init__(self, failing):
+        super().__init__()
+        self.failing = failing
+
+    def cosines(self, images, text):
+        cosines = super().cosines(images, text)
+        cosines[list(self.failing)] = math.nan
+        return cosines
+
+
+@pytest.mark.parametrize("rank", ["clip", "both"])
+def test_a_candidate_whose_score_is_not_a_number_comes_last_without_a_score(tiny_dalle, rank):
+    dalle = with_scorer(tiny_dalle, FailingScorer({0, 3}))
+    ranked = dalle.generate("a red heart", candidates=5, keep=5, rank=rank)
+    assert [candidate.seed for candidate in ranked[3:]] == [candidate_seed(0, 0), candidate_seed(0, 3)]
+    assert [candidate.score is None for candidate in ranked] == [False, False, False, True, True]
+    json.dumps(ranked.metadata(), allow_nan=False)
+
+
+def test_candidates_without_any_score_are_refused(tiny_dalle):
+    dalle = with_scorer(tiny_dalle, FailingScorer(range(5)))
+    with pytest.raises(UserError, match="expected finite scores of candidates, got 5 of 5 that are not"):
+        dalle.generate("a red heart", candidates=5, rank="clip")

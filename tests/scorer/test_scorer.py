@@ -329,9 +329,39 @@ def test_inputs_of_wrong_types_are_refused():
         scorer.classify(make_pictures(2), [])
     with pytest.raises(UserError, match=r"got a tensor of shape \(3, 21, 21\)"):
         scorer.embed_images(torch.zeros(3, SIZE, SIZE))
-    with pytest.raises(UserError, match="uint8"):
-        scorer.embed_images(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"got torch.int64"):
+        scorer.embed_images(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"got torch.uint8"):
+        scorer.embed_pixels(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
     with pytest.raises(UserError, match="list of PIL pictures"):
         scorer.embed_images(make_pictures(1)[0])
     with pytest.raises(UserError, match="list of PIL pictures"):
         scorer.embed_images(["picture.png"])
+
+
+def test_uint8_pixels_are_values_from_0_to_255():
+    pixels = torch.randint(256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    scorer = make_scorer()
+    assert torch.equal(scorer.embed_images(pixels), scorer.embed_images(pixels.float() / 127.5 - 1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 255.0])
+def test_pixels_that_are_no_pixels_are_refused(value):
+    pixels = torch.zeros(2, 3, SIZE, SIZE)
+    pixels[1, 0, 0, 0] = value
+    with pytest.raises(UserError, match=r"expected pixels in \[-1, 1\], got values from"):
+        make_scorer().rank(pixels, "a")
+
+
+@pytest.mark.parametrize("weight", ["image_tower.project.weight", "text_tower.project.weight", "logit_scale"])
+def test_a_scorer_with_a_weight_that_is_not_a_number_ranks_nothing(weight):
+    clip = make_clip()
+    with torch.no_grad():
+        dict(clip.named_parameters())[weight].view(-1)[0] = math.nan
+    with pytest.raises(UserError, match=r"expected .*finite .*damaged"):
+        make_scorer(clip).classify(make_pictures(2), ["a", "b"])
+
+
+def test_probabilities_of_embeddings_that_are_not_numbers_are_refused():
+    with pytest.raises(UserError, match="expected finite cosines of embeddings, got 2 of 4"):
+        make_scorer().probabilities(torch.tensor([[math.nan, 0], [1, 0]]), torch.eye(2))

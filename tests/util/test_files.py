@@ -1,6 +1,7 @@
 """Writing files and folders whole or not at all, and finding shipped files."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -346,3 +347,10 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path):
         check_file_output(tmp_path / "file" / "inside.png")
     with pytest.raises(UserError, match=r"cannot write .*file: .*; choose a writable path"):
         check_folder_output(tmp_path / "file")
+
+
+def test_json_has_null_for_numbers_that_it_does_not_have(tmp_path):
+    values = {"a": math.nan, "b": [1.5, -math.inf, (math.inf,)], "c": "NaN", 3: float("1e300")}
+    text = write_json(tmp_path / "a.json", values).read_text()
+    parsed = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert parsed == {"a": None, "b": [1.5, None, [None]], "c": "NaN", "3": 1e300}
