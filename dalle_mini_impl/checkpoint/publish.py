@@ -12,9 +12,12 @@ from dalle_mini_impl.checkpoint.parts import CARD_FILES, CHECKPOINT_FILES, finge
 from dalle_mini_impl.checkpoint.settings import load_settings
 from dalle_mini_impl.config.yaml_io import read_yaml
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.read_files import read_file
 
 CARD_HEADER = re.compile(r"---\n(.*?)^---\n+", re.DOTALL | re.MULTILINE)
 """The YAML between two lines `---` at the top of a hub's model card."""
+MAX_CARD_BYTES = 2**20
+"""Largest model card that is read."""
 TAGS = ("dall-e", "vq-vae", "clip")
 """Tags that every pushed checkpoint gets on the hub."""
 
@@ -85,8 +88,9 @@ def _generated_card(folder: Path, title: str, name: str) -> str:
 
 def _split_card(path: Path) -> tuple[dict[str, Any], str]:
     """Split a card into its header, empty if it has none, and its text."""
+    content = read_file(path, MAX_CARD_BYTES, "model card", "shorten it")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         match = CARD_HEADER.match(text)
         header = (read_yaml(match[1]) or {}) if match else {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:

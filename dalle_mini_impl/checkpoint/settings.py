@@ -6,8 +6,7 @@ import yaml
 
 from dalle_mini_impl.config.checkpoint import AboutConfig, CheckpointConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.config.yaml_io import from_dict, read_yaml, to_dict
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.config.yaml_io import from_dict, read_yaml_file, to_dict
 from dalle_mini_impl.util.files import replace_file
 
 SETTINGS_FILE = "config.yaml"
@@ -27,8 +26,5 @@ def load_settings(folder: Path) -> CheckpointConfig:
         UserError: it is missing or damaged.
     """
     path = folder / SETTINGS_FILE
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}); copy it again, or train the transformer") from error
+    values = read_yaml_file(path, "settings", "copy the file again, or train the transformer")
     return from_dict(CheckpointConfig, values, str(path))

@@ -5,13 +5,16 @@ A file holds only what differs from the defaults. Unknown keys and wrong types a
 (`config/renamed.py`).
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import re
+import reprlib
 import types
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,23 +23,49 @@ import yaml
 from dalle_mini_impl.config import renamed
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped
+from dalle_mini_impl.util.read_files import read_file
 
 C = TypeVar("C")
+
+
+MAX_YAML_BYTES = 2**18
+"""Largest YAML text that is read; the parser takes seconds for so much."""
+MAX_YAML_DEPTH = 20
+"""Deepest nesting of lists and mappings in a YAML text."""
+MAX_INTEGER = 2**63 - 1
+"""Largest whole number of a setting."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML in which only `true` and `false` are booleans, so that the language code `no` stays text (as in YAML 1.2).
 
-    A key that occurs twice in one mapping is refused; plain YAML silently takes the last.
+    A key that occurs twice in one mapping is refused; plain YAML silently takes the last. Aliases, with which a few
+    lines can stand for gigabytes, and deep nesting are refused, too.
     """
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark: Any = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
+        if self.depth > MAX_YAML_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_YAML_DEPTH} levels deep", mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a list or mapping as a key", key_node.start_mark)
             if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
-            keys.append(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -48,8 +77,38 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|Tru
 
 
 def read_yaml(text: str) -> Any:
-    """Parse a YAML text into plain values; raises `yaml.YAMLError` if it is not valid."""
-    return yaml.load(text, _Loader)
+    """Parse a YAML text into plain values, in time and memory that its length bounds.
+
+    Raises:
+        yaml.YAMLError: it is not valid, has aliases or duplicate keys, or is longer or more deeply nested than configs
+            are.
+    """
+    if len(text) > MAX_YAML_BYTES:
+        raise yaml.YAMLError(f"{len(text):,} characters; expected up to {MAX_YAML_BYTES:,}")
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, TypeError, OverflowError, LookupError, AttributeError, RecursionError) as error:
+        # Such as a date with a month 13, a number of 5,000 digits, or a tag on a value of another kind.
+        raise yaml.YAMLError(f"a value that cannot be read ({error})") from error
+
+
+def read_yaml_file(path: str | Path, what: str, advice: str) -> Any:
+    """Parse a YAML file into plain values; see `read_yaml`.
+
+    Args:
+        path: of the file.
+        what: what the file is, for error messages.
+        advice: what to do where it cannot be read, for error messages.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML in UTF-8.
+    """
+    content = read_file(path, MAX_YAML_BYTES, what, advice)
+    try:
+        return read_yaml(content.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{what} {path} is not YAML in UTF-8: {reason}; {advice}") from error
 
 
 def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
@@ -65,14 +124,9 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     Raises:
         UserError: the file cannot be read, or a key or value is wrong; the message names it.
     """
-    try:
-        values = read_yaml(find_shipped(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+    values = read_yaml_file(find_shipped(path), "config", "give an existing YAML file") or {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected keys and values, got {values!r}")
+        raise UserError(f"{path}: expected keys and values, got {shown(values)}")
     # Renamed before they are merged, so that file and overrides may differ in which names they use.
     values = _with_new_names(kind, values, str(path), warn=True)
     for override in overrides:
@@ -153,7 +207,7 @@ def _with_new_names(kind: type, values: Any, where: str, warn: bool) -> Any:
 def _build(kind: type[C], values: Any, where: str) -> C:
     """Build a config from nested values with current names."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected keys and values, got {values!r}")
+        raise UserError(f"{where}: expected keys and values, got {shown(values)}")
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in hints:
@@ -177,19 +231,26 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise UserError(f"{where}: expected {len(arguments)} values, got {value!r}")
+            raise UserError(f"{where}: expected {len(arguments)} values, got {shown(value)}")
         item_hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(_convert(item_hint, item, where) for item_hint, item in zip(item_hints, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, which has no dot, as a string
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if type(value) is int and hint in (int, float) and abs(value) > MAX_INTEGER:
+        raise UserError(f"{where}: expected a number of at most {MAX_INTEGER}, got one with {len(str(value))} digits")
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-3, which has no dot, as a string.
+        with contextlib.suppress(ValueError):
+            if math.isfinite(number := float(value)):
+                return number
+        raise UserError(f"{where}: expected float, got {shown(value)}")
     if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", None) if origin is None else str(hint)
-    raise UserError(f"{where}: expected {name or hint}, got {value!r}")
+    raise UserError(f"{where}: expected {name or hint}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, in one line that is not too long."""
+    text = reprlib.repr(value) if isinstance(value, (dict, list)) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

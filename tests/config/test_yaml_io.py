@@ -1,11 +1,13 @@
 import dataclasses
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dalle_mini_impl.config.data import AugmentConfig
-from dalle_mini_impl.config.model import ImageTokenizerConfig, StreamConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, load, read_yaml, to_dict
 from dalle_mini_impl.util.errors import UserError
@@ -165,3 +167,71 @@ def test_a_file_in_another_encoding_is_refused(tmp_path):
 def test_required_keys_are_named():
     with pytest.raises(UserError, match="grid"):
         from_dict(StreamConfig, {"text_length": 3, "text_vocab": 5, "image_vocab": 7})
+
+
+# --- hostile texts
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &a [1, 1]\nb: [*a, *a]", "aliases are not supported"),
+        ("&a [*a]", "aliases are not supported"),
+        ("a: &a {x: 1}\nb: {<<: *a}", "aliases are not supported"),
+        ("[" * 5000 + "]" * 5000, "nested more than 20 levels deep"),
+        ("".join(" " * level + "a:\n" for level in range(60)), "nested more than 20 levels deep"),
+        ("a: 1\nb: 2\na: 3", "key 'a' is there twice"),
+        ("a: 2001-13-45", "a value that cannot be read"),
+        ("a: " + "9" * 5000, "a value that cannot be read"),
+        ("? [1]\n: 2", "a list or mapping as a key"),
+        ("!!python/object/apply:os.mkdir [hacked]", "could not determine a constructor"),
+        ("!!int {}", "expected a scalar node"),
+        ("!!timestamp x", "a value that cannot be read"),
+        ("# " + "x" * 300_000, "expected up to 262,144"),
+    ],
+)
+def test_yaml_that_is_large_deep_or_ambiguous_is_refused_in_one_line(tmp_path, monkeypatch, text, reason):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(yaml.YAMLError, match=reason):
+        read_yaml(text)
+    Path("config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml") as caught:
+        load(TransformerConfig, "config.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_many_keys_take_time_linear_in_their_number():
+    text = "".join(f"a{number}: 1\n" for number in range(20_000))
+    assert len(read_yaml(text)) == 20_000
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "nan", "1e999"])
+def test_a_setting_that_is_no_finite_number_is_refused(value):
+    with pytest.raises(UserError, match=r"temperature: expected float, got '?-?(nan|inf|1e999)"):
+        from_dict(SamplingConfig, read_yaml(f"temperature: {value}"))
+
+
+@pytest.mark.parametrize("key", ["top_k", "temperature"])
+def test_a_number_that_no_machine_can_count_is_refused(key):
+    with pytest.raises(
+        UserError, match=rf"{key}: expected a number of at most 9223372036854775807, got one with 31 dig"
+    ):
+        from_dict(SamplingConfig, {key: 10**30})
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(UserError, match="top_k: expected int, got 'xxx") as caught:
+        from_dict(SamplingConfig, {"top_k": "x" * 100_000})
+    assert len(str(caught.value)) < 300
+
+
+def test_a_device_or_a_pipe_is_no_config(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "link.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.yaml", "link.yaml"):
+        with pytest.raises(UserError, match=rf"expected config, got .*{name}, which is a device or a pipe; give"):
+            load(TransformerConfig, tmp_path / name)
+    with pytest.raises(UserError, match="which is a folder"):
+        load(TransformerConfig, tmp_path)

@@ -8,16 +8,14 @@ have separate embeddings (`tok_emb_txt`, `tok_emb_img`), positions (`pos_emb_…
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.model import BlockConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.config.yaml_io import read_yaml
+from dalle_mini_impl.config.yaml_io import read_yaml_file
 from dalle_mini_impl.interop.check_tensors import check_tensors, weight_and_bias
 from dalle_mini_impl.interop.read_weights import Weights, find_tensors, read_file, select_network
 from dalle_mini_impl.interop.result import ImportedTransformer, ProjectInfo
@@ -72,13 +70,7 @@ def read_head_count(folder: Path) -> int:
         UserError: the file cannot be read, or has a setting that cannot be imported.
     """
     path = folder / CONFIG_FILE
-    try:
-        values: Any = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"expected minDALL-E's settings, got {path}, which is missing or damaged ({' '.join(str(error).split())}); "
-            f"name the folder that minDALL-E's archive unpacks to"
-        ) from error
+    values = read_yaml_file(path, "minDALL-E's settings", "name the folder that minDALL-E's archive unpacks to")
     for key in ("stage2", "hparams"):
         values = values.get(key) if isinstance(values, Mapping) else None
     hparams = values if isinstance(values, Mapping) else {}
