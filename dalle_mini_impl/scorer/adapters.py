@@ -5,6 +5,8 @@ Both libraries are optional and large, so each is imported when one of its model
 place on a hub, or by an open_clip tag, use the network; a folder or file is never looked up there.
 """
 
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +16,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dalle_mini_impl.scorer.preprocess import Preprocess
+from dalle_mini_impl.text.caption_tokenizer import MAX_QUOTED_CHARACTERS
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.text import without_surrogates
+
+MAX_VOCAB_DIFFERENCE = 0.1
+"""By how much the sizes of a tokenizer and its model may differ, as a fraction: some models pad their embeddings."""
 
 
 class ForeignClipModel(nn.Module):
@@ -59,15 +65,29 @@ class ForeignTokenizer:
     """A text tokenizer of another library with the interface of `scorer.TextEncoder`.
 
     Args:
-        encode: function from texts and a length to text ids (B, length), cut or padded, with end-of-text ids.
+        encode: function from texts and a length to text ids (B, length), cut or padded on the right, with end-of-text
+            ids.
     """
 
     def __init__(self, encode: Callable[[list[str], int], Tensor]) -> None:
         self._encode = encode
+        self._lock = threading.Lock()
 
     def encode_batch(self, texts: Sequence[str], length: int, add_eos: bool = True) -> Tensor:
-        """Texts -> text ids (B, length) int64; they always end with an end-of-text id."""
-        return self._encode([without_surrogates(text) for text in texts], length)
+        """Texts -> text ids (B, length) int64; they always end with an end-of-text id. Warns of texts that are cut."""
+        texts = [without_surrogates(text) for text in texts]
+        with self._lock:  # the tokenizers library keeps the length in the tokenizer, and fails if two threads set it
+            text_ids = self._encode(texts, length)
+            longer_ids = self._encode(texts, length + 1)
+        # A text that fits has the same ids and more padding; of a text that is cut, the last id is end-of-text.
+        cut = (text_ids != longer_ids[:, :length]).any(1).nonzero()[:, 0].tolist()
+        if cut:
+            warnings.warn(
+                f"{len(cut)} of {len(texts)} texts have more than the scorer's {length} text ids and are cut, such as "
+                f"{texts[cut[0]][:MAX_QUOTED_CHARACTERS]!r}",
+                stacklevel=2,
+            )
+        return text_ids
 
 
 class LoadedScorer(NamedTuple):
@@ -88,7 +108,7 @@ def load_transformers(name: str) -> LoadedScorer:
 
     Raises:
         UserError: transformers is not installed, there is no such model, it is of another kind or lacks weights, or its
-            image processor does something unsupported.
+            image processor does something unsupported, or its tokenizer is another model's.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
@@ -115,6 +135,12 @@ def load_transformers(name: str) -> LoadedScorer:
         raise _unloadable(f"hf:{name}", error) from error
     if missing := loading["missing_keys"]:
         raise UserError(f"hf:{name} lacks {len(missing)} of its weights, such as {min(missing)}; copy it again")
+    vocab = config.text_config.vocab_size
+    if abs(len(tokenizer) - vocab) > MAX_VOCAB_DIFFERENCE * vocab:
+        raise UserError(
+            f"expected hf:{name} to have a tokenizer of about {vocab} text ids, as its model has, got one of "
+            f"{len(tokenizer)}; copy the model's tokenizer files into the folder"
+        )
 
     def encode(texts: list[str], length: int) -> Tensor:
         settings = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
@@ -153,8 +179,13 @@ def load_open_clip(name: str) -> LoadedScorer:
     weights: str | None = pretrained
     if model_name in ("local-dir", "hf-hub"):
         model_name, weights = name, None
+    # Most names of models build GELU, and weights such as those of OpenAI were trained with QuickGELU.
+    quick_gelu = bool(open_clip.get_pretrained_cfg(model_name, pretrained).get("quick_gelu"))
+    options = {"precision": "fp32", "require_pretrained": True, "force_quick_gelu": quick_gelu}
     try:
-        model = open_clip.create_model(model_name, weights, precision="fp32", require_pretrained=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            model = open_clip.create_model(model_name, weights, **options)
         tokenizer = open_clip.get_tokenizer(model_name)
         sigmoid = getattr(model, "logit_bias", None) is not None
         activation = "sigmoid" if sigmoid else "softmax"

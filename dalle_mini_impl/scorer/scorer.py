@@ -28,6 +28,8 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.pixels import check_pixels
 from dalle_mini_impl.util.ranking import best_first, check_finite
 
+DIFFERENT_TEXTS = ("a cat", "two dogs")
+"""Every CLIP model that can be used embeds these differently."""
 Images: TypeAlias = Sequence[Image.Image] | Tensor
 """PIL pictures of any size, or pixels (N, 3, H, W) in [-1, 1] of any size."""
 
@@ -125,11 +127,20 @@ class Scorer:
             device: where to compute.
 
         Raises:
-            UserError: there is no such scorer, or the library for it is not installed.
+            UserError: there is no such scorer, the library for it is not installed, or its model and tokenizer do not
+                belong together.
         """
         library, _, rest = str(name).partition(":")
         if library in ADAPTERS:
-            return cls(*ADAPTERS[library](rest), device)
+            scorer = cls(*ADAPTERS[library](rest), device)
+            first, second = scorer.embed_texts(DIFFERENT_TEXTS)
+            if torch.allclose(first, second, rtol=0, atol=1e-6):
+                raise UserError(
+                    f"expected {name} to embed different texts differently, got equal embeddings of "
+                    f"{' and '.join(map(repr, DIFFERENT_TEXTS))}; its tokenizer is missing or another model's, or the "
+                    f"eos_token_id of its config is not that of its tokenizer: copy all of its files again"
+                )
+            return scorer
         folder = find_checkpoint(name)
         part = read_part(folder, "scorer")
         text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER_FILE)

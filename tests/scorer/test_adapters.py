@@ -4,6 +4,8 @@ import json
 import socket
 import sys
 import types
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,16 +235,22 @@ def open_clip(monkeypatch):
     settings |= {"interpolation": "bilinear", "resize_mode": "shortest"}
     created = []
 
-    def create_model(name, pretrained, *, precision, require_pretrained):
+    def create_model(name, pretrained, *, precision, require_pretrained, force_quick_gelu):
         assert precision == "fp32"
         assert require_pretrained
         created.append((name, pretrained))
         if pretrained == "absent":
             raise RuntimeError("no such\ntag")
-        return StandIn(bias="SigLIP" in name)
+        quick = force_quick_gelu or "quickgelu" in name
+        if quick != (pretrained == "openai"):
+            warnings.warn(f"QuickGELU mismatch between final model config (quick_gelu={quick}) and …", stacklevel=2)
+        model = StandIn(bias="SigLIP" in name)
+        model.quick_gelu = quick
+        return model
 
     module = types.SimpleNamespace(
         create_model=create_model,
+        get_pretrained_cfg=lambda name, tag: {"quick_gelu": tag == "openai"} if tag != "absent" else {},
         get_tokenizer=lambda name: StandInTokenizer(),
         get_model_preprocess_cfg=lambda model: settings,
     )
@@ -284,6 +292,19 @@ def test_open_clip_errors_are_one_line(open_clip):
         open_clip.settings[name] = original
 
 
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-32-quickgelu"])
+def test_weights_trained_with_quick_gelu_get_it_under_every_name(open_clip, name):
+    trained_with: Any = Scorer.from_pretrained(f"open_clip:{name}:openai").model
+    trained_without: Any = Scorer.from_pretrained("open_clip:ViT-B-32:laion2b").model
+    assert trained_with.model.quick_gelu
+    assert not trained_without.model.quick_gelu
+
+
+def test_quick_gelu_for_weights_trained_without_it_is_refused(open_clip):
+    with pytest.raises(UserError, match="QuickGELU mismatch"):
+        Scorer.from_pretrained("open_clip:ViT-B-32-quickgelu:laion2b")
+
+
 def test_models_of_the_installed_open_clip_load_from_a_file(tmp_path):
     library = pytest.importorskip("open_clip")
     model = library.create_model("ViT-S-32-alt")
@@ -294,3 +315,95 @@ def test_models_of_the_installed_open_clip_load_from_a_file(tmp_path):
     with torch.inference_mode():
         logits = model.eval().get_logits(pixels, library.get_tokenizer("ViT-S-32-alt")(["a", "b"]))[0]
     torch.testing.assert_close(scorer.classify(pictures()[:2], ["a", "b"]), logits.softmax(dim=-1))
+
+
+# --- a tokenizer that does not belong to the model
+
+
+class LetterIds:
+    """The used part of a tokenizer of transformers; without `knows_letters` one that was made without its files."""
+
+    def __init__(self, size=131, eos=130, knows_letters=True):
+        self.size, self.eos, self.knows_letters = size, eos, knows_letters
+
+    def __len__(self):
+        return self.size
+
+    def __call__(self, texts, *, max_length, **settings):
+        rows = [[ord(letter) % 97 for letter in text if self.knows_letters][: max_length - 1] for text in texts]
+        ids = [[*row, self.eos, *[0] * (max_length - 1 - len(row))] for row in rows]
+        return {"input_ids": torch.tensor(ids)}
+
+
+class PooledAtEnd(nn.Module):
+    """Sums the embeddings up to the first end-of-text id, or up to the first id if there is none."""
+
+    def __init__(self, eos):
+        super().__init__()
+        torch.manual_seed(0)
+        self.text, self.eos = nn.Embedding(131, 17), eos
+        self.logit_scale = nn.Parameter(torch.tensor(1.3))
+
+    def get_text_features(self, input_ids):
+        ends = (input_ids == self.eos).int().argmax(1)
+        first = torch.full((len(ends), 17), 0.1)
+        pairs = zip(input_ids, ends, strict=True)
+        rows = [self.text(ids[:end]).sum(0) if end else first[0] for ids, end in pairs]
+        return types.SimpleNamespace(pooler_output=torch.stack(rows))
+
+
+@pytest.fixture
+def stand_in_transformers(monkeypatch, tmp_path):
+    """Put a model and a tokenizer in place of those that transformers would load; returns the scorer's name."""
+    side = types.SimpleNamespace(height=SIZE, width=SIZE)
+    processor = types.SimpleNamespace(
+        do_resize=True, do_rescale=True, rescale_factor=1 / 255, do_center_crop=True, crop_size=side, resample=3,
+        size=types.SimpleNamespace(shortest_edge=SIZE), do_normalize=False,
+    )  # fmt: skip
+
+    def put(tokenizer, model):
+        config = types.SimpleNamespace(
+            model_type="clip", projection_dim=17, vision_config=types.SimpleNamespace(image_size=SIZE),
+            text_config=types.SimpleNamespace(vocab_size=131, max_position_embeddings=TEXT_LENGTH),
+        )  # fmt: skip
+        loaded = {
+            "AutoConfig": config, "AutoTokenizer": tokenizer, "AutoImageProcessor": processor,
+            "AutoModel": (model, {"missing_keys": []}),
+        }  # fmt: skip
+        library = types.SimpleNamespace(
+            **{
+                name: types.SimpleNamespace(from_pretrained=lambda *_, value=value, **__: value)
+                for name, value in loaded.items()
+            }
+        )
+        monkeypatch.setitem(sys.modules, "transformers", library)
+        return f"hf:{tmp_path}"
+
+    return put
+
+
+def test_texts_that_are_cut_are_named_once(stand_in_transformers):
+    scorer = Scorer.from_pretrained(stand_in_transformers(LetterIds(), PooledAtEnd(eos=130)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scorer.embed_texts(["a cat", "b" * (TEXT_LENGTH - 1)])
+    with pytest.warns(UserWarning, match="^2 of 3 texts have more than .* 13 text ids and are cut, such as 'cc"):
+        scorer.embed_texts(["a cat", "c" * TEXT_LENGTH, "d" * 30000])
+
+
+@pytest.mark.parametrize("size", [49, 100, 160, 49408])
+def test_a_tokenizer_of_another_size_is_refused(stand_in_transformers, size):
+    name = stand_in_transformers(LetterIds(size), PooledAtEnd(eos=130))
+    with pytest.raises(UserError, match=f"a tokenizer of about 131 text ids, as its model has, got one of {size}"):
+        Scorer.from_pretrained(name)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "model"),
+    [(LetterIds(knows_letters=False), PooledAtEnd(eos=130)), (LetterIds(), PooledAtEnd(eos=1))],
+    ids=["without its files", "with another end-of-text id"],
+)
+def test_a_model_that_embeds_all_texts_alike_is_refused(stand_in_transformers, tokenizer, model):
+    name = stand_in_transformers(tokenizer, model)
+    with pytest.raises(UserError, match="to embed different texts differently, got equal embeddings of 'a cat' and"):
+        Scorer.from_pretrained(name)
