@@ -1,10 +1,18 @@
-"""What both kinds of states have in common: their errors, and the comparison of saved sizes with those of a run."""
+"""What states have in common: their errors, the checksum of a file, and the comparison of sizes with those of a run."""
 
 import contextlib
+import hashlib
+import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import READ_BYTES
+
+SEAL = b"blake2b "
+"""Beginning of the comment that holds the checksum of a file of `torch.save`."""
+SEAL_LENGTH = len(SEAL) + 32
 
 
 class DamagedState(Exception):
@@ -35,3 +43,46 @@ def check_sizes(path: Path, saved: dict[str, list[int]], expected: dict[str, lis
                 f"{path} is the state of another model or optimizer ({difference}); "
                 f"resume with the config it was started with"
             )
+
+
+def seal(path: Path) -> None:
+    """Write the checksum of a file of `torch.save` into it: as the comment of the zip archive that such a file is.
+
+    The archive's own checksums would not do: they leave out its headers and the gaps between its members.
+    """
+    digest = _digest(path, path.stat().st_size - 2)
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)  # the length of the comment, which was 0
+        file.write(struct.pack("<H", SEAL_LENGTH) + SEAL + digest)
+
+
+def check_seal(path: Path) -> bool:
+    """Compare a file of `torch.save` with the checksum in it.
+
+    Returns:
+        Whether it has one; files of old versions have none.
+
+    Raises:
+        DamagedState: the checksum is wrong.
+    """
+    size = path.stat().st_size - SEAL_LENGTH - 2
+    if size < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(size)
+        length, comment = file.read(2), file.read()
+    if length != struct.pack("<H", SEAL_LENGTH) or not comment.startswith(SEAL):
+        return False
+    if comment != SEAL + _digest(path, size):
+        raise DamagedState("wrong checksum")
+    return True
+
+
+def _digest(path: Path, size: int) -> bytes:
+    """Hash of the first bytes of a file, as hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(READ_BYTES, size))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest().encode()

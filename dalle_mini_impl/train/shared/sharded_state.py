@@ -4,6 +4,7 @@ The format's index, `.metadata`, is a pickle. It is read with a list of the clas
 the file is run. `run.json` holds checksums of all files and the record of the run.
 """
 
+import hashlib
 import json
 import pickle
 import re
@@ -108,7 +109,8 @@ def write(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor], re
             flush_to_disk(path)
         digests = dict(gather_object([(path.name, file_digest(path)) for path in own]))
         if accelerator.is_main_process:
-            write_json(partial / RUN_FILE, {"digests": digests, "record": record.as_json()})
+            content = {"digests": digests, "record": record.as_json()}
+            write_json(partial / RUN_FILE, {**content, "checksum": _checksum(content)})
             shutil.rmtree(target, ignore_errors=True)  # of a run that was resumed at an earlier step
             partial.rename(target)
             flush_to_disk(target.parent)
@@ -178,6 +180,8 @@ def _check_files(path: Path, accelerator: Accelerator) -> RunRecord:
         if not (path / RUN_FILE).is_file() and (path / METADATA_FILE).is_file():  # written by an old version
             return RunRecord()
         run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        if run.pop("checksum") != _checksum(run):
+            raise DamagedState(f"wrong checksum of {RUN_FILE}")
         record = read_record(run["record"])
         names = sorted(run["digests"])
         if not all(name == METADATA_FILE or SHARD.fullmatch(name) for name in names) or METADATA_FILE not in names:
@@ -189,6 +193,11 @@ def _check_files(path: Path, accelerator: Accelerator) -> RunRecord:
         if everywhere := gather_object(broken):
             raise DamagedState(f"wrong checksum of {everywhere[0]}")
         return record
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Hash of JSON values."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _writer_of(path: Path) -> int:

@@ -12,7 +12,6 @@ code that is run.
 import os
 import shutil
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dalle_mini_impl.train.shared import sharded_state
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.fsdp import is_sharded, shard_like
 from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, read_record
-from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_sizes, errors_as_damage
+from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_seal, check_sizes, errors_as_damage, seal
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
@@ -220,6 +219,7 @@ def _write_file(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, temporary)
         except RuntimeError as error:  # how torch reports that the disk is full
             raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; make space") from error
+        seal(temporary)
         if path.is_file():
             os.replace(path, path.with_name(PREVIOUS_FILE))
 
@@ -231,9 +231,7 @@ def read_file(path: Path) -> dict[str, Any]:
         DamagedState: it is not.
     """
     with errors_as_damage():
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():  # compares checksums, which torch.load does not
-                raise DamagedState(f"wrong checksum of {broken}")
+        is_sealed = check_seal(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         moments = [value for optimizer in state["optimizers"] for value in optimizer["state"].values()]
         trained = [value for table in (state["model"], state["average"], *moments) for value in table.values()]
@@ -242,6 +240,8 @@ def read_file(path: Path) -> dict[str, Any]:
         is_right = all(isinstance(value, Tensor) for value in (*trained, *own, *state["rng"]))
         is_right &= bool(state["rng"]) and all(value.dtype == torch.uint8 for value in state["rng"])
         is_right &= isinstance(state["step"], int) and state["step"] >= 0
+        if "record" in state and not is_sealed:
+            raise DamagedState("no checksum")
         if not is_right or not all(isinstance(group, list) for group in groups):
             raise DamagedState("not the form of a state")
         if not all(bool(torch.isfinite(value).all()) for value in trained if value.is_floating_point()):
