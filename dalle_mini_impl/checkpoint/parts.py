@@ -8,12 +8,16 @@
     MODEL_CARD.md
 
 Weights are stored in bfloat16, imported ones in their original precision, and used in float32. The header of a part's
-file holds its config, its identity (a hash of its weights) and the identities of the parts it was trained with. So a
-part is written by one rename and always agrees with its description. No pickle is read.
+file holds its config, its identity (a hash of its weights), the identities of the parts it was trained with, and a
+digest of these three. So a part is written by one rename and always agrees with its description. Identity and digest
+are checked whenever a part is loaded, so that damage is noticed; files of early versions have no digest. No pickle is
+read.
 """
 
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +27,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dalle_mini_impl.checkpoint.check_weights import limited_numbers, non_finite
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
+from dalle_mini_impl.util.memory import check_memory
+from dalle_mini_impl.util.read_files import is_file, open_regular_file, unreadable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -38,6 +45,11 @@ PART_FILES = (*TEXT_TOKENIZER_FILES, *(f"{part}.safetensors" for part in PARTS))
 CARD_FILES = ("MODEL_CARD.md", "README.md")
 CHECKPOINT_FILES = (SETTINGS_FILE, *PART_FILES, *CARD_FILES)
 """Files of a checkpoint; nothing else in a folder is read, uploaded or downloaded."""
+
+HEADER_KEYS = ("config", "identity", "trained_with")
+"""Entries of the header of a part's file; `digest` is added to them."""
+MAX_HEADER_BYTES = 2**24
+"""Longest header of a part's file, names and shapes of the tensors included; that of the included model has 6,000."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +99,15 @@ def save_tensors(
     model_dir: str | Path, part: str, tensors: dict[str, Tensor], config: dict[str, Any], trained_with: dict[str, str]
 ) -> str:
     """As `save_part`, but from tensors on the CPU, stored in the types they have."""
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(
-                f"expected finite weights for {part}, got infinite ones or NaN in {name}, so nothing was written; "
-                f"train with a lower learning rate, or import another file"
-            )
+    if broken := non_finite(tensors):
+        raise UserError(
+            f"expected finite weights for {part}, got infinite ones or NaN in {broken[0]}, so nothing was written; "
+            f"train with a lower learning rate, or import another file"
+        )
     identity = weights_identity(tensors)
     check_not_needed(model_dir, part, identity)
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
+    header["digest"] = _digest(header)
     path = Path(model_dir) / f"{part}.safetensors"
     with replace_file(path) as temporary:
         try:
@@ -130,33 +142,67 @@ def check_not_needed(model_dir: str | Path, part: str, identity: str = "") -> No
 
 
 def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
-    """Read the file of one part.
+    """Read the file of one part, and check that it is not damaged.
 
     Args:
         model_dir: the checkpoint folder.
         part: `image_tokenizer`, `transformer` or `scorer`.
-        weights: read the tensors too; without them `Part.tensors` is empty.
+        weights: read the tensors too; without them `Part.tensors` is empty, and only the header is checked.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or cannot be read.
     """
     path = model_dir / f"{part}.safetensors"
-    if not path.is_file():
+    if not os.path.lexists(path) and (os.access(model_dir, os.X_OK) or not os.path.lexists(model_dir)):
         raise UserError(f"{model_dir} has no {path.name}; train that part first, or name another model")
+    with open_regular_file(path, "part", "copy or train it again") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if weights and header_bytes <= MAX_HEADER_BYTES:
+            check_memory(os.fstat(file.fileno()).st_size, f"the weights in {path}", "use a machine with more memory")
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
-        config = json.loads(header["config"])
-        trained_with = json.loads(header["trained_with"])
-        identity = header["identity"]
-        if not (isinstance(config, dict) and isinstance(trained_with, dict)):
-            raise ValueError("config or trained_with is no table")
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header_bytes:,} bytes")
+        with safe_open(path, "pt") as tensor_file:
+            header = tensor_file.metadata() or {}
+            tensors = {name: tensor_file.get_tensor(name) for name in (tensor_file.keys() if weights else ())}
+        config, identity, trained_with = _checked_header(header)
+        if weights and weights_identity(tensors) != identity:
+            raise ValueError("its weights are not those that were written")
+        if broken := non_finite(tensors):
+            raise ValueError(f"NaN or infinity in {broken[0]}")
+    except PermissionError as error:
+        raise unreadable(path, error, "part", "") from error
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{path} is damaged or was not written by this package ({error}); copy or train it again"
+            f"{path} is damaged or was not written by this package ({reason}); copy or train it again"
         ) from error
     return Part(path, identity, config, trained_with, tensors)
+
+
+def _checked_header(header: dict[str, str]) -> tuple[dict[str, Any], str, dict[str, str]]:
+    """Config, identity and `trained_with` of a part.
+
+    Raises:
+        ValueError: an entry is missing or has another form, or the header is not the one that was written.
+    """
+    if not {*HEADER_KEYS} <= header.keys() <= {*HEADER_KEYS, "digest"}:
+        raise ValueError(
+            f"expected the header entries {', '.join(HEADER_KEYS)}, got {', '.join(header)[:100] or 'none'}"
+        )
+    if "digest" in header and header["digest"] != _digest(header):
+        raise ValueError("its header is not the one that was written")
+    config = json.loads(header["config"])
+    trained_with = json.loads(header["trained_with"])
+    if not (isinstance(config, dict) and isinstance(trained_with, dict)):
+        raise ValueError("config or trained_with is no table")
+    if not all(isinstance(value, str) for value in trained_with.values()):
+        raise ValueError("trained_with has a value that is no identity")
+    return config, header["identity"], trained_with
+
+
+def _digest(header: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([header[key] for key in HEADER_KEYS]).encode()).hexdigest()[:16]
 
 
 def check_trained_with(part: Part, other: str, identity: str) -> None:
@@ -182,7 +228,7 @@ def fingerprint(folder: Path) -> str:
     """Hash over the identities of all parts in a folder; every generated picture records it."""
     identities = [read_text_tokenizer(folder).identity]
     for part in PARTS:
-        if (folder / f"{part}.safetensors").is_file():
+        if is_file(folder / f"{part}.safetensors"):
             identities.append(read_part(folder, part, weights=False).identity)
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
 
@@ -192,19 +238,26 @@ def weights_identity(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def load_weights(module: M, part: Part, device: str) -> M:
-    """Load a part's weights into a module, move it to its device, and set it to eval mode.
+def load_module(build: Callable[[], M], part: Part, device: str) -> M:
+    """Build a module from a part's config, load the part's weights into it, move it to its device, set it to eval mode.
+
+    Args:
+        build: builds the module; what it allocates is bounded by the size of the part.
+        part: config and weights.
+        device: where the module goes.
 
     Raises:
-        UserError: the weights do not fit the module.
+        UserError: the config describes no module, or a larger one, or the weights do not fit it.
     """
     try:
+        with limited_numbers(4 * sum(tensor.numel() for tensor in part.tensors.values())):
+            module = build()
         module.load_state_dict(part.tensors)  # converts to float32 tensor by tensor
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # a config with any values can make networks raise any exception
+        reason = " ".join(str(error).split())[:1000]
         raise UserError(f"{part.path} does not fit its own config: {reason}; copy or train it again") from error
     return module.to(device).eval()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
-from dalle_mini_impl.checkpoint.parts import check_trained_with, load_weights, read_part
+from dalle_mini_impl.checkpoint.parts import check_trained_with, load_module, read_part
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.model import vqvae
@@ -213,4 +213,4 @@ def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer
     check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).identity)
     stream = from_dict(StreamConfig, part.config.get("stream"), f"{part.path}: stream")
     config = from_dict(TransformerConfig, part.config.get("transformer"), f"{part.path}: transformer")
-    return load_weights(build_transformer(config, stream), part, device), stream
+    return load_module(lambda: build_transformer(config, stream), part, device), stream

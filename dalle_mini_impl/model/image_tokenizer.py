@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint
-from dalle_mini_impl.checkpoint.parts import load_weights, read_part
+from dalle_mini_impl.checkpoint.parts import load_module, read_part
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.yaml_io import from_dict
 from dalle_mini_impl.model.build import build_image_networks
@@ -196,8 +196,8 @@ class ImageTokenizer(nn.Module):
 def load_image_tokenizer(name: str | Path, device: str = "cpu") -> tuple[ImageTokenizer, str]:
     """The image tokenizer of a model, which cannot be trained, and its identity."""
     part = read_part(find_checkpoint(name), "image_tokenizer")
-    module = ImageTokenizer(from_dict(ImageTokenizerConfig, part.config, str(part.path)), commitment=None)
-    return load_weights(module, part, device), part.identity
+    config = from_dict(ImageTokenizerConfig, part.config, str(part.path))
+    return load_module(lambda: ImageTokenizer(config, commitment=None), part, device), part.identity
 
 
 def with_circular_padding(network: M) -> M:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint
-from dalle_mini_impl.checkpoint.parts import check_trained_with, load_weights, read_part
+from dalle_mini_impl.checkpoint.parts import check_trained_with, load_module, read_part
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
 from dalle_mini_impl.config.model import ScorerConfig
 from dalle_mini_impl.config.yaml_io import from_dict
@@ -146,9 +146,10 @@ class Scorer:
         text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER_FILE)
         check_trained_with(part, "text_tokenizer", text_tokenizer.identity)
         config = from_dict(ScorerConfig, part.config, str(part.path))
-        clip = build_clip(config, text_tokenizer.vocab_size, pad_id=text_tokenizer.pad_id, eos_id=text_tokenizer.eos_id)
+        special = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
+        clip = load_module(lambda: build_clip(config, text_tokenizer.vocab_size, **special), part, device)
         preprocess = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
-        return cls(load_weights(clip, part, device), text_tokenizer, preprocess, config.text_length, device)
+        return cls(clip, text_tokenizer, preprocess, config.text_length, device)
 
     @property
     def image_size(self) -> int:

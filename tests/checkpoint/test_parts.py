@@ -1,6 +1,7 @@
 """Part files of checkpoints: content, identity, damage, and which parts fit together."""
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -35,8 +36,10 @@ def folder(tiny_model, tmp_path):
 
 
 def write_part_with(path, tensors=None, **header):
-    """Rewrite a part file with other tensors or header entries (None removes one)."""
+    """Rewrite a part file, as early versions did, with other tensors or header entries (None removes one)."""
     part = checkpoint.read_part(path.parent, path.stem)
+    if tensors is not None:
+        header.setdefault("identity", checkpoint.weights_identity(tensors))
     old = {"config": json.dumps(part.config), "identity": part.identity, "trained_with": json.dumps(part.trained_with)}
     metadata = {name: value for name, value in {**old, **header}.items() if value is not None}
     save_file(tensors if tensors is not None else part.tensors, path, metadata=metadata)
@@ -183,6 +186,117 @@ def test_weights_that_do_not_fit_their_config_are_refused(folder):
         load_image_tokenizer(folder)
 
 
+# --- damage
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_weights_that_are_not_those_that_were_written_are_refused(folder, part):
+    path = folder / f"{part}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{part}\.safetensors is damaged .*\(its weights are not those that were wri"):
+        PARTS[part](folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"n_layer", b"n_lager", "its header is not the one that was written"),
+        (b'"identity":"', b'"identify":"', "expected the header entries config, identity, trained_with, got"),
+        (b'"digest":', b'"divest":', "expected the header entries config, identity, trained_with, got"),
+    ],
+)
+def test_header_that_is_not_the_one_that_was_written_is_refused(folder, old, new, reason):
+    path = folder / "transformer.safetensors"
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    for weights in (True, False):
+        with pytest.raises(UserError, match=rf"transformer\.safetensors is damaged .*({reason})"):
+            checkpoint.read_part(folder, "transformer", weights=weights)
+
+
+def test_part_of_an_early_version_has_no_digest(folder):
+    path = folder / "transformer.safetensors"
+    before = checkpoint.read_part(folder, "transformer")
+    write_part_with(path)
+    assert b"digest" not in path.read_bytes()
+    after = checkpoint.read_part(folder, "transformer")
+    assert (before.identity, before.config, before.trained_with) == (after.identity, after.config, after.trained_with)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_numbers_are_neither_written_nor_read(folder, value):
+    path = folder / "scorer.safetensors"
+    before = path.read_bytes()
+    tensors = checkpoint.read_part(folder, "scorer").tensors
+    name = sorted(tensors)[3]
+    tensors[name].flatten()[-1] = value
+    with pytest.raises(UserError, match=rf"expected finite weights for scorer, got infinite ones or NaN in {name}"):
+        checkpoint.save_tensors(folder, "scorer", tensors, {}, {})
+    assert path.read_bytes() == before
+    write_part_with(path, tensors)
+    with pytest.raises(UserError, match=rf"scorer\.safetensors is damaged .*\(NaN or infinity in {name}\)"):
+        Scorer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("transformer", {"n_layer": 1_000_000}),
+        ("transformer", {"n_embd": 2**30}),
+        ("transformer", {"n_head": 0}),
+        ("transformer", {"n_layer": -1}),
+        ("transformer", {"block": {"hidden": 2**40}}),
+        ("image_tokenizer", {"encoder_blocks": 1_000_000}),
+        ("image_tokenizer", {"codebook_size": 2**40}),
+        ("image_tokenizer", {"channels": [32] * 10_000}),
+        ("image_tokenizer", {"factor": 0}),
+        ("scorer", {"text_layers": 1_000_000}),
+        ("scorer", {"image_size": 2**31}),
+        ("scorer", {"patch_size": 0}),
+    ],
+)
+def test_config_of_a_larger_network_is_refused_before_it_is_built(folder, part, changes):
+    config = checkpoint.read_part(folder, part).config
+    config = (
+        {**config, "transformer": {**config["transformer"], **changes}}
+        if part == "transformer"
+        else {**config, **changes}
+    )
+    write_part_with(folder / f"{part}.safetensors", config=json.dumps(config))
+    with pytest.raises(UserError, match=rf"{part}\.safetensors does not fit its own config: ") as caught:
+        PARTS[part](folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_part_that_is_no_regular_file_is_refused(folder):
+    path = folder / "scorer.safetensors"
+    for replace in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir):
+        path.unlink()
+        replace(path)
+        with pytest.raises(UserError, match=r"expected part, got .*scorer\.safetensors, which is a (device|folder)"):
+            checkpoint.read_part(folder, "scorer")
+
+
+def test_denied_access_is_not_taken_for_damage(folder, monkeypatch):
+    def deny(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", deny)
+    with pytest.raises(
+        UserError, match=r"cannot read part .*scorer\.safetensors: permission denied; change its access"
+    ):
+        checkpoint.read_part(folder, "scorer")
+
+
+def test_part_has_the_access_rights_of_any_new_file(folder):
+    (folder / "other").touch()
+    checkpoint.save_part(folder, "transformer", make_transformer(seed=5)[0], {}, {})
+    assert (folder / "transformer.safetensors").stat().st_mode == (folder / "other").stat().st_mode
+
+
 # --- written whole or not at all
 
 
@@ -235,6 +349,7 @@ def test_part_of_another_text_tokenizer_is_refused_naming_both(folder, part):
 
 def test_transformer_of_another_image_tokenizer_is_refused_naming_both(folder):
     old = checkpoint.read_part(folder, "image_tokenizer").identity
+    (folder / "image_tokenizer.safetensors").unlink()
     new = checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
     with pytest.raises(UserError) as caught:
         load_transformer(folder)

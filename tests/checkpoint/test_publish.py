@@ -140,6 +140,7 @@ def test_only_files_of_a_checkpoint_are_downloaded(standin, folder):
 def test_revision_after_the_at_sign_is_downloaded(standin, folder):
     repository = put_into_repository(standin, folder)
     (first,) = set(repository.revisions()[0]) - {"main"}
+    (folder / "image_tokenizer.safetensors").unlink()
     checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
     repository.commit("second", {path.name: path.read_bytes() for path in folder.iterdir()})
     newest, older = (load_image_tokenizer(f"hf:me/hearts{at}")[1] for at in ("", f"@{first}"))
@@ -285,6 +286,7 @@ def test_push_deletes_files_of_the_previous_checkpoint(standin, login, folder):
 
 def test_mixed_or_incomplete_checkpoint_is_not_sent(standin, login, folder, refused):
     whole = shutil.copytree(folder, folder.parent / "whole")
+    (folder / "image_tokenizer.safetensors").unlink()
     checkpoint.save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
     assert "was trained with image_tokenizer" in error_line(refused("push", folder, "hf:me/hearts"))
     for name in PARTS - {"scorer.safetensors"}:
