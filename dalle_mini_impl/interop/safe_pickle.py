@@ -51,7 +51,7 @@ class PlaceholderObject:
         """Discard the items of a pickled list."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _TENSOR_BUILDERS.get((module, name), PlaceholderObject)
 
@@ -59,11 +59,11 @@ class _Unpickler(pickle.Unpickler):
 class _PickleModule:
     """The attributes that `torch.load` uses of its `pickle_module`."""
 
-    Unpickler = _Unpickler
+    Unpickler = _TensorUnpickler
 
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
-        return _Unpickler(file, **options).load()
+        return _TensorUnpickler(file, **options).load()
 
 
 def load(path: str | Path) -> Any:
