@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from dalle_mini_impl.util.text import printable
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -53,22 +55,31 @@ class SkipLog:
     entries: list[tuple[str, str]] = field(default_factory=list)
     """(path or tar member, reason); the reason's part before the first colon is its category."""
 
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """In the same form, what was left out of samples that are used."""
+
     def add(self, name: str, reason: str) -> None:
         """Record that `name` (a path or a tar member) was skipped."""
-        self.entries.append((name, reason))
+        self.entries.append((printable(name), printable(reason)))
+
+    def note(self, name: str, reason: str) -> None:
+        """Record that a part of `name` was left out, though the rest is used."""
+        self.notes.append((printable(name), printable(reason)))
 
     def report(self, limit: int = 20) -> str:
-        """Counts by category, then the first `limit` entries; empty when nothing was skipped."""
-        if not self.entries:
-            return ""
-        counts = Counter(reason.split(":")[0] for _, reason in self.entries)
-        lines = [
-            f"skipped {len(self.entries)}: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        ]
-        lines += [f"  {name}: {reason}" for name, reason in self.entries[:limit]]
-        if len(self.entries) > limit:
-            lines.append(f"  … and {len(self.entries) - limit} more")
-        return "\n".join(lines)
+        """Counts by category, then the first `limit` entries; empty when nothing was skipped or left out."""
+        return "\n".join([*_listing("skipped", self.entries, limit), *_listing("left out in part", self.notes, limit)])
+
+
+def _listing(title: str, entries: list[tuple[str, str]], limit: int) -> list[str]:
+    if not entries:
+        return []
+    counts = Counter(reason.split(":")[0] for _, reason in entries)
+    lines = [f"{title} {len(entries)}: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())]
+    lines += [f"  {name}: {reason}" for name, reason in entries[:limit]]
+    if len(entries) > limit:
+        lines.append(f"  … and {len(entries) - limit} more")
+    return lines
 
 
 def caption_in_language(captions: tuple[Caption, ...], language: str) -> Caption:

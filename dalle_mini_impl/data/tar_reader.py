@@ -1,27 +1,39 @@
 """Reads WebDataset tars: members with the same name and different endings make one sample.
 
 All headers of a tar are read first, so the members of a sample need not be neighbours, and a damaged header makes one
-sample unusable instead of the rest of the tar.
+sample unusable instead of the rest of the tar. Nothing is unpacked to disk by its name, and links are not followed.
 """
 
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
+from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.sample import (
+    MAX_CAPTION_BYTES,
+    MAX_JSON_BYTES,
     UnusableSample,
-    captions_from_fields,
-    captions_from_lines,
-    fields_from_json,
     make_pair,
+    read_captions,
     read_samples,
 )
-from dalle_mini_impl.util.images import PICTURE_ENDINGS
-from dalle_mini_impl.util.text import printable
+from dalle_mini_impl.data.tar_file import TarFileObject, open_tar
+from dalle_mini_impl.util.images import picture_kind, unreadable_format
+from dalle_mini_impl.util.reading import MAX_PICTURE_BYTES
 
-TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, LookupError)
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""File name endings of tars, in lower case. Whether a tar is compressed follows from its first bytes."""
+PICTURE_NAMES = (".img", ".image")
+"""Endings that some writers of tars give to pictures of any format."""
+CAPTION_ENDINGS = (".txt", ".text", ".caption", ".cap")
+"""Endings of members with one caption per line; of several kinds in a sample the first counts."""
+PARTS_LISTED = 8
+"""Most endings of a sample that a message lists."""
+TAR_ERRORS = (
+    tarfile.TarError, OSError, EOFError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError,
+)  # fmt: skip
 """What tarfile raises on damaged archives."""
 Members = dict[str, tarfile.TarInfo]
 """Ending in lower case, with its dot -> member of the tar, for one sample."""
@@ -47,99 +59,161 @@ def read_tars(tars: list[Path], log: SkipLog, needed: bool, worker: int, workers
             yield from _read_tar(tar, log, tar_log, needed, 0, 1)
 
 
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar by its name."""
+    return path.name.lower().endswith(TAR_ENDINGS)
+
+
 def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Read every `workers`-th sample of a tar; `tar_log` receives faults of the tar, `log` those of samples."""
-    try:
-        with tarfile.open(tar, "r:", ignore_zeros=True) as archive:
-            members_of_key = _group(_list_members(archive, tar, tar_log), tar, tar_log)
-            samples = [
-                (f"{tar}:{key}", _tar_sample(archive, key, members, needed)) for key, members in members_of_key.items()
-            ]
-            yield from read_samples(samples, log, worker, workers)
-    except TAR_ERRORS as error:
-        tar_log.add(printable(str(tar)), printable(f"unreadable tar: {error}"))
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(open_tar(tar, tar_log))
+            archive = opened.enter_context(tarfile.open(fileobj=file, mode="r:", ignore_zeros=True))
+            members_of_key = _group(_list_members(archive, file, tar, tar_log), tar, tar_log)
+        except TAR_ERRORS as error:
+            tar_log.add(str(tar), f"unreadable tar: {error}")
+            return
+        samples = [
+            (f"{tar}:{key}", _tar_sample(archive, f"{tar}:{key}", key, members, log, needed))
+            for key, members in members_of_key.items()
+        ]
+        yield from read_samples(samples, log, worker, workers)
 
 
-def _list_members(archive: tarfile.TarFile, tar: Path, log: SkipLog) -> list[tarfile.TarInfo]:
+def _list_members(archive: tarfile.TarFile, file: TarFileObject, tar: Path, log: SkipLog) -> list[tarfile.TarInfo]:
     """List the members of a tar, and log gaps between them.
 
     tarfile skips damaged headers without an error; they show as bytes between members that are not zero.
     """
     members: list[tarfile.TarInfo] = []
-    name = printable(str(tar))
+    name = str(tar)
     end = 0
     try:
         while (member := archive.next()) is not None:
-            if not _all_zero(tar, end, member.offset):
+            if not file.all_zero(end, member.offset):
                 log.add(name, f"damaged tar: no member can be read at bytes {end} to {member.offset}")
             members.append(member)
             end = archive.offset
     except TAR_ERRORS as error:
-        log.add(name, printable(f"truncated tar: {error}"))
+        log.add(name, f"truncated tar: {error}")
         return members
-    size = tar.stat().st_size
-    if size <= end:
+    if file.size <= end:
         log.add(name, "truncated tar: it has no end marker, so members may be missing")
-    elif not _all_zero(tar, end, size):
-        log.add(name, f"damaged tar: no member can be read at bytes {end} to {size}")
+    elif not file.all_zero(end, file.size):
+        log.add(name, f"damaged tar: no member can be read at bytes {end} to {file.size}")
     return members
 
 
-def _all_zero(path: Path, start: int, stop: int) -> bool:
-    """Whether bytes `start` to `stop` of a file are zero; an empty range is."""
-    if start >= stop:
-        return True
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < stop:
-            block = file.read(min(1 << 20, stop - start))
-            if not block:
-                return True
-            if any(block):
-                return False
-            start += len(block)
-    return True
-
-
 def _group(members: list[tarfile.TarInfo], tar: Path, log: SkipLog) -> dict[str, Members]:
-    """Group members into samples by their name up to its first dot; hidden ones are left out."""
-    samples: dict[str, Members] = {}
+    """Group members into samples; hidden ones are left out.
+
+    Members with the same name up to its first dot are one sample, as in WebDataset, unless the rest of their names
+    shows that they are several: in `IMG.001.png`, `IMG.001.txt`, `IMG.002.png` … only what follows the last dot is an
+    ending.
+    """
+    names: dict[str, dict[str, Members]] = {}
     for member in members:
         folder, _, name = member.name.removeprefix("./").rpartition("/")
         if member.isdir() or name.startswith("."):
             continue
-        stem, dot, ending = name.partition(".")
-        sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-        where = printable(f"{tar}:{member.name}")
-        if not member.isreg():
-            log.add(where, "unreadable tar member: a link or device, not a file")
-        elif dot + ending.lower() in sample:
+        stem, _, rest = name.partition(".")
+        middle, _, ending = rest.rpartition(".")
+        sample = names.setdefault(f"{folder}/{stem}" if folder else stem, {}).setdefault(middle, {})
+        where = f"{tar}:{member.name}"
+        if not member.isreg() or member.issparse():
+            log.add(where, "unreadable tar member: a link, a device or a sparse file")
+        elif f".{ending.lower()}" in sample:
             log.add(where, "same name: an earlier member was taken instead")
         else:
-            sample[dot + ending.lower()] = member
-    return {key: sample for key, sample in samples.items() if sample}
+            sample[f".{ending.lower()}"] = member
+    samples: dict[str, Members] = {}
+    for key, parts in names.items():
+        samples |= _divide(key, {middle: part for middle, part in parts.items() if part})
+    return samples
 
 
-def _tar_sample(archive: tarfile.TarFile, key: str, members: Members, needed: bool) -> Callable[[], Pair]:
+def _divide(key: str, parts: dict[str, Members]) -> dict[str, Members]:
+    """Divide the members of a name into samples.
+
+    Args:
+        key: the name up to its first dot.
+        parts: what is between the first and the last dot (empty where there is only one) -> members by last ending.
+    """
+    plain = dict(parts.get("", {}))
+    for middle, part in list(parts.items()):
+        # A caption named after the whole file of the picture: `a.jpg.txt`.
+        if f".{middle.lower()}" in plain and not _pictures(part) and not _captions(plain):
+            plain |= {ending: member for ending, member in part.items() if ending in _captions(part)}
+            del parts[middle]
+    others = {middle: part for middle, part in parts.items() if middle}
+    own = {middle: part for middle, part in others.items() if _pictures(part) and _captions(part)}
+    if not plain and not own:  # names such as IMG.001.png, all without captions or all without pictures
+        own = others
+    samples = {key: plain} if plain else {}
+    samples |= {f"{key}.{middle}": part for middle, part in own.items()}
+    extra = {f".{middle}{e}": m for middle, part in others.items() if middle not in own for e, m in part.items()}
+    if plain:
+        samples[key] = plain | extra
+    return samples
+
+
+def _pictures(members: Members) -> list[str]:
+    """Endings of the pictures among members, those that can be read first."""
+    kinds = {ending: "readable" if ending in PICTURE_NAMES else picture_kind(f"a{ending}") for ending in members}
+    return [ending for kind in ("readable", "unreadable") for ending in kinds if kinds[ending] == kind]
+
+
+def _captions(members: Members) -> list[str]:
+    """Endings of the members that hold captions: those of the first kind with one caption per line, and JSON."""
+    lines = [ending for ending in CAPTION_ENDINGS if ending in members]
+    return [*lines[:1], *([".json"] if ".json" in members else [])]
+
+
+def _picture_of(members: Members) -> str:
+    """Ending of a sample's picture.
+
+    Raises:
+        UnusableSample: there is none, or several of which none is the picture by its name.
+    """
+    pictures = _pictures(members)
+    shown = ", ".join([*list(members)[:PARTS_LISTED], *["…"] * (len(members) > PARTS_LISTED)])
+    plain = [ending for ending in pictures if ending.count(".") == 1]
+    if len(plain or pictures) != 1 and not plain:
+        if pictures:
+            raise UnusableSample(f"no picture: which of {shown} is it? Only one may be a picture, or one has no dot")
+        raise UnusableSample(f"no picture: only {shown}")
+    ending = (plain or pictures)[0]
+    if ending not in PICTURE_NAMES and picture_kind(f"a{ending}") == "unreadable":
+        raise UnusableSample(unreadable_format(f"a{ending}"))
+    return ending
+
+
+def _tar_sample(
+    archive: tarfile.TarFile, name: str, key: str, members: Members, log: SkipLog, needed: bool
+) -> Callable[[], Pair]:
     def read() -> Pair:
-        picture = next((member for ending, member in members.items() if ending in PICTURE_ENDINGS), None)
-        if picture is None:
-            raise UnusableSample(f"no picture: only {', '.join(members)}")
-        if needed and not members.keys() & {".txt", ".json"}:
-            raise UnusableSample("no caption: neither .txt nor .json beside it")
-        captions: list[Caption] = []
-        details: dict[str, Any] = {}
-        if ".txt" in members:
-            captions += captions_from_lines(_content(archive, members[".txt"]))
-        if ".json" in members:
-            more, details = captions_from_fields(fields_from_json(_content(archive, members[".json"])))
-            captions += more
-        return make_pair(key, captions, details, lambda: _content(archive, picture), needed)
+        picture = members[_picture_of(members)]
+        endings = _captions(members)
+        if needed and not endings:
+            shown = ", ".join([*list(members)[:PARTS_LISTED], *["…"] * (len(members) > PARTS_LISTED)])
+            raise UnusableSample(f"no caption: neither .txt nor .json beside it, only {shown}")
+        captions, details = read_captions(
+            [partial(_content, archive, members[endings[0]], MAX_CAPTION_BYTES)]
+            if endings and endings[0] != ".json"
+            else [],
+            [partial(_content, archive, members[".json"], MAX_JSON_BYTES)] if ".json" in members else [],
+            partial(log.note, name),
+            needed,
+        )
+        return make_pair(key, captions, details, partial(_content, archive, picture, MAX_PICTURE_BYTES), needed)
 
     return read
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+    if member.size > limit:
+        raise UnusableSample(f"unreadable tar member: {member.size} bytes, more than {limit}")
     try:
         file = archive.extractfile(member)
         content = file.read() if file else b""

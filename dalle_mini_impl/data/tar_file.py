@@ -1,0 +1,96 @@
+"""Opens a tar, compressed or not, as a file that can be read at any place and never gives more bytes than it has."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.reading import open_regular
+
+COMPRESSIONS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
+"""First bytes of a compressed file, and what opens it."""
+FREE_UNPACKED_BYTES = 1 << 30
+"""What a compressed tar may unpack to, however small it is."""
+MAX_EXPANSION = 20
+"""How many times its size a larger one may unpack to. Pictures hardly shrink; only an attack grows more."""
+BLOCK_BYTES = 1 << 20
+"""Bytes copied at once."""
+
+
+class TarFileObject(io.RawIOBase):
+    """A file for tarfile, which asks for as many bytes as a header claims, and would get that much memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.size = file.seek(0, io.SEEK_END)
+        """In bytes."""
+        file.seek(0)
+
+    def read(self, count: int = -1) -> bytes:
+        """Read at most `count` bytes; all that are left if it is negative."""
+        left = max(0, self.size - self._file.tell())
+        return self._file.read(left if count < 0 else min(count, left))
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Set the place of the next read."""
+        return self._file.seek(position, whence)
+
+    def tell(self) -> int:
+        """The place of the next read."""
+        return self._file.tell()
+
+    def all_zero(self, start: int, stop: int) -> bool:
+        """Whether bytes `start` to `stop` are zero; an empty range is. Leaves the place of the next read as it is."""
+        place = self.tell()
+        self.seek(start)
+        try:
+            while start < stop and (block := self.read(min(BLOCK_BYTES, stop - start))):
+                if any(block):
+                    return False
+                start += len(block)
+            return True
+        finally:
+            self.seek(place)
+
+
+@contextmanager
+def open_tar(tar: Path, log: SkipLog) -> Iterator[TarFileObject]:
+    """Open a tar; a compressed one is first unpacked into a temporary file without a name.
+
+    Args:
+        tar: path of the file.
+        log: receives the fault if a compressed tar is damaged; what lies before it can be read.
+
+    Raises:
+        OSError: it cannot be read, or there is no space to unpack it.
+        UserError: it is no regular file, or unpacks to far more bytes than pictures would.
+    """
+    with open_regular(tar) as file:
+        start = file.read(6)
+        file.seek(0)
+        unpack = next((opener for mark, opener in COMPRESSIONS if start.startswith(mark)), None)
+        if unpack is None:
+            yield TarFileObject(file)
+            return
+        limit = max(FREE_UNPACKED_BYTES, MAX_EXPANSION * os.fstat(file.fileno()).st_size)
+        with tempfile.TemporaryFile() as unpacked:
+            try:
+                with unpack(file) as content:
+                    while block := content.read(BLOCK_BYTES):
+                        unpacked.write(block)
+                        if unpacked.tell() > limit:
+                            raise UserError(
+                                f"it unpacks to more than {limit} bytes; unpack it first if it is no attack"
+                            )
+            except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+                log.add(str(tar), f"truncated tar: {error}")
+            yield TarFileObject(unpacked)
