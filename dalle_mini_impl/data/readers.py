@@ -160,7 +160,7 @@ def _table_samples(table: Path, log: SkipLog, needed: bool) -> list[PendingSampl
                 raise fields
             field, name = path_of_row(fields)
             fields = {name: value for name, value in fields.items() if name not in (field, *PATH_FIELDS[:3])}
-            captions, details = captions_from_fields(fields, note=partial(log.note, where))
+            captions, details = _captions_of_row(fields, partial(log.note, where), needed)
         except UnusableSample as reason:
             samples.append((where, refusal(str(reason))))
         else:
@@ -173,6 +173,18 @@ def _table_samples(table: Path, log: SkipLog, needed: bool) -> list[PendingSampl
     if not samples:
         raise UserError(f"{table} has no rows; expected one per picture with its path and caption; fill it")
     return samples
+
+
+def _captions_of_row(
+    fields: dict[str, Any], note: Callable[[str], object], needed: bool
+) -> tuple[list[Caption], dict[str, Any]]:
+    try:
+        return captions_from_fields(fields, note=note)
+    except UnusableSample as reason:
+        if needed:
+            raise
+        note(str(reason))
+        return [], {}
 
 
 def _table_sample(

@@ -364,7 +364,7 @@ def test_names_of_scorers_become_absolute(tmp_path, monkeypatch):
 
 def test_folders_without_pictures_are_refused(pictures, scorer, tmp_path, refused):
     (tmp_path / "empty").mkdir()
-    assert "got none; give a folder with files that end in .avif, .bmp" in refused("index", tmp_path / "empty")
+    assert "got none; give a folder with files that end in .apng, .avif, .bmp" in refused("index", tmp_path / "empty")
     assert "got none; fill it with: dalle index" in refused("search", tmp_path / "empty", "a cat")
     assert "expected a folder of pictures, got" in refused("index", tmp_path / "nowhere")
     assert "expected a folder of pictures, got" in refused("index", pictures / "red.png")
