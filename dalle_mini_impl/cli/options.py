@@ -13,6 +13,8 @@ import click
 from dalle_mini_impl.config.sampling import PRECISIONS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import format_json, write_json
+from dalle_mini_impl.util.reading import MAX_TEXT_BYTES, read_bytes
+from dalle_mini_impl.util.text import decode_text, escape_controls, split_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -160,11 +162,11 @@ def read_texts_file(path: Path) -> list[str]:
     """Texts of a file with one per line, without the spaces around them and without empty ones.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8.
+        UserError: the file cannot be read, or is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = split_lines(decode_text(read_bytes(path, MAX_TEXT_BYTES, allow_pipe=True)))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"expected a UTF-8 file with one text per line, got {path} ({error}); give --texts-file another file"
         ) from error
@@ -218,8 +220,11 @@ class CommaSeparated(click.ParamType):
 
 
 def echo_text(text: object, json_file: str | None) -> None:
-    """Print a line for a human reader: to standard error where standard output is to hold JSON and nothing else."""
-    click.echo(text, err=json_file == STANDARD_OUTPUT)
+    """Print text for a human reader: to standard error where standard output is to hold JSON and nothing else.
+
+    Control characters, as names and texts from files may have, are shown as escapes.
+    """
+    click.echo(escape_controls(str(text)), err=json_file == STANDARD_OUTPUT)
 
 
 def write_json_file(json_file: str | None, values: Any, *, err: bool = False) -> None:
@@ -234,6 +239,6 @@ def write_json_file(json_file: str | None, values: Any, *, err: bool = False) ->
         UserError: the file cannot be written.
     """
     if json_file == STANDARD_OUTPUT:
-        click.echo(format_json(values))
+        click.echo(escape_controls(format_json(values)))
     elif json_file is not None:
         click.echo(write_json(json_file, values), err=err)

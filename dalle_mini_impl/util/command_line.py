@@ -12,6 +12,7 @@ import click
 
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.launcher import end_with_launcher, exit_with
+from dalle_mini_impl.util.text import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit codes: what shells use for wrong arguments, and for a program that Ctrl-C ended."""
@@ -44,7 +45,7 @@ def run_program(command: click.Command, name: str) -> None:
     except BrokenPipeError:  # the program that reads our output, such as head, has ended
         sys.exit(1)
     except UserError as error:
-        exit_with(f"error: {error}", BAD_INPUT)
+        exit_with(f"error: {printable(str(error))}", BAD_INPUT)
 
 
 def _interrupt(number: int, _: Any) -> NoReturn:
@@ -58,7 +59,7 @@ def one_line_warnings() -> Iterator[None]:
     """Print each warning as one line on standard error, without the file and line of code that it came from."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        click.echo(f"warning: {message}", err=True)
+        click.echo(f"warning: {printable(str(message))}", err=True)
 
     original = warnings.showwarning
     warnings.showwarning = show
@@ -70,7 +71,7 @@ def one_line_warnings() -> Iterator[None]:
 
 def usage_error(error: click.ClickException, program: str) -> str:
     """The message of click's error in one line that ends with what to do, as those of `UserError` do."""
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = printable(error.format_message()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context else program
     return f"{message[:1].lower()}{message[1:]}; see {command} --help"

@@ -3,9 +3,9 @@
 import codecs
 import re
 
-CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
-"""Characters that steer a terminal instead of being shown, and those that reverse the order of the text around them;
-line ends and tabs are not among them."""
+CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)")
+"""Characters that steer a terminal instead of being shown, those that reverse the order of the text around them, and
+lone surrogates, which cannot be encoded; line ends and tabs are not among them."""
 LINE_END = re.compile("\r\n|\n|\r")
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16, so it is looked for first

@@ -1,6 +1,7 @@
 """Options that all commands share: what they read and write."""
 
 import json
+import os
 
 import click
 import pytest
@@ -94,6 +95,33 @@ def test_json_files_that_cannot_be_written_are_refused(tiny_model, refused):
 def test_json_on_standard_output_is_all_there_is(run_dalle, tiny_model, arguments):
     result = run_dalle(*(str(tiny_model) if word == "MODEL" else word for word in arguments), "--json", "-")
     assert json.loads(result.stdout)
+
+
+def test_texts_from_files_cannot_steer_the_terminal(capsys):
+    text = "a\x1b[2Jb\x9b\x7f\u202e\udcff"
+    options.echo_text(f"one\ttwo\n{text}", None)
+    assert capsys.readouterr().out == "one\ttwo\na\\u001b[2Jb\\u009b\\u007f\\u202e\\udcff\n"
+    options.write_json_file("-", {"key": text})
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"key": text}
+    assert printed.isascii()
+    assert printed.replace("\n", "").isprintable()
+
+
+def test_texts_files_of_every_encoding_are_split_at_line_ends_only(tmp_path):
+    path = tmp_path / "texts.txt"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
+        path.write_bytes("ein Herz\u2028rot\rzwei\x85drei\r\n\x0bvier\x1cfünf\n".encode(encoding))
+        assert options.read_texts_file(path) == ["ein Herz\u2028rot", "zwei\x85drei", "vier\x1cfünf"]
+
+
+def test_texts_files_that_never_end_or_hold_nul_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "wide.txt").write_bytes("ein Herz".encode("utf-16-le"))
+    for name, message in (("pipe.txt", "a pipe"), ("zero.txt", "a device"), ("wide.txt", "NUL character")):
+        with pytest.raises(UserError, match=message):
+            options.read_texts_file(tmp_path / name)
 
 
 def test_texts_files_have_one_text_per_line(tmp_path):

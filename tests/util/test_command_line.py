@@ -1,4 +1,5 @@
 import sys
+import warnings
 
 import click
 import pytest
@@ -29,6 +30,24 @@ def raising(error):
 
 def test_bad_input_ends_with_one_line(run):
     assert run(raising(UserError("got this, expected that"))) == (2, "error: got this, expected that\n")
+
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2J\x9b1mb\r\nc\u202ed\udcff"
+"""Clears a terminal, renames it, returns to the start of the line, and turns the text that follows around."""
+
+
+def test_messages_cannot_steer_the_terminal(run):
+    shown = r"a\u001b]0;title\u0007\u001b[2J\u009b1mb c\u202ed\udcff"
+
+    def warn_and_fail():
+        warnings.warn(HOSTILE, stacklevel=1)
+        raise UserError(HOSTILE)
+
+    assert run(warn_and_fail) == (2, f"warning: {shown}\nerror: {shown}\n")
+    code, errors = run(lambda: None, "\x1b[2Jb")
+    assert code == 2
+    assert r"\u001b[2Jb" in errors
+    assert "\x1b" not in errors
 
 
 def test_wrong_arguments_end_with_one_line(run):
