@@ -16,6 +16,7 @@ from dalle_mini_impl.cli.options import (
     json_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import PlotFile
 from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ QUICK_SEARCH_VECTORS = 4096
     show_default=True,
     help="Learning races: folder of training configs.",
 )
-@click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="PNG for --only growth (extra: bench).")
+@click.option("--plot", "plot_file", type=PlotFile("bench"), help="PNG for --only growth (extra: bench).")
 @json_option("Write the rows as JSON to FILE; - is standard output.")
 @device_option()
 def bench(
@@ -95,7 +96,7 @@ def bench(
     repeats: int,
     minutes: float,
     configs: Path,
-    plot_file: str | None,
+    plot_file: Path | None,
     json_file: str | None,
     device: str,
 ) -> None:
@@ -135,7 +136,7 @@ def bench(
     if plot_file:
         from dalle_mini_impl.bench.growth import plot_growth
 
-        plot_growth(rows, Path(plot_file))
+        plot_growth(rows, plot_file)
         echo(plot_file)
     write_json_file(json_file, [row.as_json() for row in rows])
 

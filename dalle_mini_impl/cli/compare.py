@@ -7,7 +7,9 @@ import click
 
 from dalle_mini_impl.cli.evaluate.common import split_option
 from dalle_mini_impl.cli.options import device_option, examples, keep_option, out_option
+from dalle_mini_impl.cli.outputs import OutputFile
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import check_folder_output
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.variants import Variant
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 @out_option("Folder for the trained variants.", "runs/compare", folder=True)
 @click.option(
     "--document",
-    type=click.Path(dir_okay=False),
+    type=OutputFile(".md"),
     default="compare.md",
     show_default=True,
     help="Markdown file to write; its JSON and pictures are written beside it.",
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 @split_option(("validation", "train", "all"))
 @keep_option(12, "Example pictures on each sheet.")
 @device_option("Where to measure: auto, cpu, cuda, cuda:1 or mps.")
-def compare(variants: str, minutes: float, out: Path, document: str, **options: Any) -> None:
+def compare(variants: str, minutes: float, out: Path, document: Path, **options: Any) -> None:
     """Train image tokenizers for equal time and measure them.
 
     VARIANTS is a file such as configs/compare/image_tokenizers.yaml. Variants that were trained before with the same
@@ -48,7 +50,8 @@ def compare(variants: str, minutes: float, out: Path, document: str, **options: 
     from dalle_mini_impl.util.devices import choose_device
 
     # Missing markers and missing packages are reported now rather than after hours of training.
-    handwritten_parts(Path(document))
+    handwritten_parts(document)
+    check_folder_output(out)
     ReconstructionMetrics("cpu")
     device = choose_device(options["device"])
     planned = read_variants(variants, minutes, out)
@@ -75,7 +78,7 @@ def compare(variants: str, minutes: float, out: Path, document: str, **options: 
         "split": options["split"],
         "variants": [variant_entry(*one) for one in zip(planned, trainings, evaluations, strict=True)],
     }
-    for path in write_comparison(Path(document), comparison, [one for one in evaluations if one]):
+    for path in write_comparison(document, comparison, [one for one in evaluations if one]):
         click.echo(path)
     if failed := [variant.name for variant, one in zip(planned, trainings, strict=True) if "failed" in one]:
         raise UserError(

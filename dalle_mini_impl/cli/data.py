@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from dalle_mini_impl.cli.options import echo_text, examples, json_option, out_option, write_json_file
+from dalle_mini_impl.cli.outputs import PNG_FILE
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.util.errors import UserError
 
@@ -80,8 +81,8 @@ def store(source: str, out: Path, size: int, validation: float) -> None:
 @click.argument("source")
 @click.option(
     "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("inspect.png"),
+    type=PNG_FILE,
+    default="inspect.png",
     show_default=True,
     help="Where to write the contact sheet.",
 )

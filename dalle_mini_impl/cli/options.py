@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dalle_mini_impl.cli.outputs import STANDARD_OUTPUT, OutputFile, is_special
 from dalle_mini_impl.config.sampling import PRECISIONS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import format_json, write_json
@@ -17,9 +18,6 @@ from dalle_mini_impl.util.reading import MAX_TEXT_BYTES, read_bytes
 from dalle_mini_impl.util.text import decode_text, escape_controls, split_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-STANDARD_OUTPUT = "-"
-"""File name that means standard output, as in other command-line programs."""
 
 
 def examples(*commands: str) -> str:
@@ -38,15 +36,24 @@ def add_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
-def check_json_file(context: click.Context, option: click.Parameter, path: str | None) -> str | None:
-    """Refuse other file names: in `dalle sample --json "a red heart"`, FILE would be the prompt.
+class JsonFile(OutputFile):
+    """The value of `--json`; with other endings, the prompt in `dalle sample --json "a red heart"` would be a file."""
 
-    Raises:
-        UserError: the name is neither `-` nor ends in `.json`.
-    """
-    if path not in (None, STANDARD_OUTPUT) and not path.endswith(".json"):
-        raise UserError(f"expected a file that ends in .json, got --json {path}; give --json - for standard output")
-    return path
+    def __init__(self) -> None:
+        super().__init__(".json", allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the path.
+
+        Raises:
+            UserError: it is neither `-` nor the path of a `.json` file that can be written.
+        """
+        path = Path(value)
+        if value != STANDARD_OUTPUT and path.suffix.lower() != ".json" and not is_special(path):
+            raise UserError(
+                f"expected a file that ends in .json, got --json {value}; give --json - for standard output"
+            )
+        return str(super().convert(value, param, ctx))
 
 
 def json_option(help: str = "Write the results as JSON to FILE; - is standard output.") -> Callable[[F], F]:
@@ -54,10 +61,9 @@ def json_option(help: str = "Write the results as JSON to FILE; - is standard ou
     return click.option(
         "--json",
         "json_file",
-        type=click.Path(dir_okay=False, allow_dash=True),
+        type=JsonFile(),
         is_flag=False,
         flag_value=STANDARD_OUTPUT,
-        callback=check_json_file,
         metavar="FILE",
         help=help,
     )
@@ -100,15 +106,23 @@ def keep_option(default: int, help: str) -> Callable[[F], F]:
 
 
 def out_option(
-    help: str, default: str | None = None, *, required: bool = False, folder: bool = False
+    help: str,
+    default: str | None = None,
+    *,
+    required: bool = False,
+    folder: bool = False,
+    endings: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
-    """`--out PATH`, `-o PATH`, passed on as a `Path`: the file, or the folder, that the command writes."""
+    """`--out PATH`, `-o PATH`, passed on as a `Path`: the file, or the folder, that the command writes.
+
+    A file is checked before the command runs; a folder, which may replace another one, is checked by the command.
+    """
     # click 8.3 takes `default=None` for a given value, and would not miss a required option.
     defaults: dict[str, Any] = {} if required else {"default": default, "show_default": True}
     return click.option(
         "--out",
         "-o",
-        type=click.Path(path_type=Path, file_okay=not folder, dir_okay=folder),
+        type=click.Path(path_type=Path, file_okay=False) if folder else OutputFile(*endings),
         **defaults,
         required=required,
         metavar="FOLDER" if folder else "FILE",

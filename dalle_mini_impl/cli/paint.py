@@ -17,6 +17,7 @@ from dalle_mini_impl.cli.options import (
     seed_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import OutputFile
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.text import without_surrogates
 
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 @click.option("--init-weight", default=0.0, show_default=True, help="How strongly to stay near --init-image.")
 @click.option("--noise-prompt", multiple=True, metavar="SEED:WEIGHT", help="Random target; may be repeated.")
 @seed_option()
-@out_option("PNG for the picture.", "painting.png")
+@out_option("PNG for the picture.", "painting.png", endings=(".png",))
 @click.option(
     "--preview-every",
     type=click.IntRange(0),
@@ -73,7 +74,10 @@ if TYPE_CHECKING:
     help="Write …-preview.png beside --out every so many steps; 0 writes none.",
 )
 @click.option(
-    "--frames", type=click.Path(), metavar="FILE", help="Write the progress as an animation to this .gif or .mp4."
+    "--frames",
+    type=OutputFile(".gif", ".mp4"),
+    metavar="FILE",
+    help="Write the progress as an animation to this .gif or .mp4.",
 )
 @click.option("--frame-count", default=50, show_default=True, metavar="N", help="Pictures in --frames.")
 @device_option()

@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from dalle_mini_impl.cli.options import (
+    CommaSeparated,
     add_options,
     candidates_option,
     device_option,
@@ -17,7 +19,10 @@ from dalle_mini_impl.cli.options import (
     seed_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import OutputFolder
 from dalle_mini_impl.config.sampling import RANKS
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +34,12 @@ sampling_options = add_options(
         candidates_option(32, "Pictures to sample per prompt."),
         keep_option(8, "Best pictures to keep per prompt."),
         seed_option(),
+        click.option(
+            "--seeds",
+            type=CommaSeparated(click.IntRange(0, 2**63 - 1), minimum=1),
+            metavar="A,B,…",
+            help="Draw the candidates with these seeds alone, such as those that an earlier run printed.",
+        ),
         click.option("--temperature", type=float, help="0 takes the likeliest id.  [default: the model's]"),
         click.option("--top-k", type=int, help="Sample among this many image ids; 0 is all.  [default: the model's]"),
         click.option("--top-p", type=float, help="Sample among ids of this total probability.  [default: the model's]"),
@@ -43,10 +54,8 @@ sampling_options = add_options(
             "--columns", type=click.IntRange(0), default=0, metavar="N", help="Pictures per row of the grid; 0 chooses."
         ),
         click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
-        out_option("PNG for the grid of pictures.", "grid.png"),
-        click.option(
-            "--save-dir", type=click.Path(file_okay=False), metavar="FOLDER", help="Folder for the separate pictures."
-        ),
+        out_option("PNG for the grid of pictures.", "grid.png", endings=(".png",)),
+        click.option("--save-dir", type=OutputFolder(), metavar="FOLDER", help="Folder for the separate pictures."),
         device_option(),
         click.option(
             "--chunk",
@@ -77,9 +86,40 @@ text_sampling_options = add_options(
 
 
 def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that `DalleMini.generate` takes under the same name."""
+    """The options that `DalleMini.generate` takes under the same name.
+
+    Raises:
+        UserError: more is to be kept than drawn, or --seeds contradicts another option.
+    """
     sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "prune", "tile")
-    return {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
+    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
+    if seeds := options["seeds"]:
+        if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:
+            raise UserError(
+                f"expected --seeds alone, which says how many candidates there are and how each is drawn, got "
+                f"{' and '.join(others)} as well; leave one out"
+            )
+        arguments |= {"seeds": list(seeds), "candidates": len(seeds)}
+        arguments["keep"] = arguments["keep"] if is_given("keep") else len(seeds)
+    check_keep(arguments["keep"], arguments["candidates"])
+    return arguments
+
+
+def check_keep(keep: int, candidates: int) -> None:
+    """Refuse a --keep that was given and is more than there will be.
+
+    Raises:
+        UserError: it is.
+    """
+    if is_given("keep") and keep > candidates:
+        raise UserError(
+            f"expected --keep of at most the {candidates} candidates, got --keep {keep}; raise --candidates or lower it"
+        )
+
+
+def is_given(option: str) -> bool:
+    """Whether an option of the running command is on its command line."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def complete_text_arguments(options: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +157,8 @@ def write_results(
     for result in results:
         echo_text(summary(result), json_file)
     write_json_file(json_file, [result.metadata() for result in results])
-    echo_text(save_png(grid, options["out"], metadata), json_file)
+    replaced = " (replaced)" if options["out"].is_file() else ""
+    echo_text(f"{save_png(grid, options['out'], metadata)}{replaced}", json_file)
     if options["save_dir"]:
         for result in results:
             result.save(options["save_dir"])
@@ -128,4 +169,4 @@ def summary(result: "Result") -> str:
     """One line about the pictures of a prompt."""
     best = result[0]
     score = "not ranked" if best.score is None else f"best score {best.score:.3f}"
-    return f"{result.prompt or 'no prompt'}: {score}, seed {best.seed}"
+    return f"{printable(result.prompt) or 'no prompt'}: {score}, drawn again by --seeds {best.seed}"

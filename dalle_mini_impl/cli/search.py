@@ -14,6 +14,7 @@ from dalle_mini_impl.cli.options import (
     scorer_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import PNG_FILE
 
 
 @click.command(
@@ -27,7 +28,7 @@ from dalle_mini_impl.cli.options import (
 @click.argument("query", nargs=-1, required=True, metavar="QUERY…")
 @keep_option(10, "Most pictures to find.")
 @click.option("--threshold", type=float, default=-1.0, help="Least score of a hit, a cosine.  [default: none]")
-@click.option("--sheet", "sheet_file", type=click.Path(path_type=Path), help="PNG with the pictures found.")
+@click.option("--sheet", "sheet_file", type=PNG_FILE, help="PNG with the pictures found.")
 @scorer_option("New place of the index's scorer, if it was moved.", default=None)
 @json_option("Write the hits as JSON to FILE; - is standard output.")
 @device_option()

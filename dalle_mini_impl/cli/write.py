@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.options import candidates_option, echo_text, examples, keep_option, write_json_file
-from dalle_mini_impl.cli.sampling_options import complete_text_arguments, text_sampling_options
+from dalle_mini_impl.cli.sampling_options import check_keep, complete_text_arguments, text_sampling_options
 
 
 @click.command(epilog=examples('dalle write "a red" -n 64 -k 5'))
@@ -19,6 +19,8 @@ def write(beginning: str, keep: int, json_file: str | None, **options: Any) -> N
     They begin with BEGINNING and are listed likeliest first, with their log-probability in nats, each different one
     once.
     """
+    check_keep(keep, options["candidates"])
+
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.util.text import printable
 

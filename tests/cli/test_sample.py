@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def sample(tiny_model):
 
     def run(*arguments, model=tiny_model):
         fixed = ["--device", "cpu", *(["--model", str(model)] if model else [])]
-        if "--candidates" not in arguments and "--from" not in arguments:
+        if not {"--candidates", "--from", "--seeds"} & set(arguments):
             fixed += ["--candidates", "3"]
         result = CliRunner().invoke(dalle, ["sample", *fixed, *map(str, arguments)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -65,6 +66,38 @@ def test_the_command_gives_the_pictures_of_the_api(sample, tiny_dalle):
     assert metadata["pictures"] == expected.metadata()["pictures"]
     assert metadata["checkpoint"] == tiny_dalle.source["checkpoint"]
     assert metadata["sampling"] == expected.settings["sampling"]
+
+
+def test_printed_seeds_draw_the_same_candidates_again(sample):
+    printed = sample("a cat", "--candidates", 7, "--keep", 3, "--seed", 5, "--out", "first.png").stdout
+    first = read_metadata("first.png")
+    seeds = [picture["seed"] for picture in first["pictures"]]
+    assert f"drawn again by --seeds {seeds[0]}" in printed
+    sample("a cat", "--seeds", ",".join(map(str, reversed(seeds))), "--out", "second.png")
+    assert read_metadata("second.png")["pictures"] == first["pictures"]
+    assert np.array_equal(pixels("first.png"), pixels("second.png"))
+    sample("a cat", "--seeds", seeds[2], "--out", "third.png")
+    assert [picture["seed"] for picture in read_metadata("third.png")["pictures"]] == seeds[2:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--candidates", "4", "--keep", "9"), "expected --keep of at most the 4 candidates, got --keep 9"),
+        (("--keep", "33"), "expected --keep of at most the 32 candidates, got --keep 33"),
+        (("--seeds", "1,2", "--keep", "3"), "expected --keep of at most the 2 candidates"),
+        (("--seeds", "1", "--seed", "1"), "expected --seeds alone, .* got --seed as well"),
+        (("--seeds", "1", "-n", "1"), "expected --seeds alone, .* got --candidates as well"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(options, message, tiny_model):
+    result = CliRunner().invoke(dalle, ["sample", "a cat", "--model", str(tiny_model), *options])
+    assert re.search(message, str(result.exception))
+
+
+def test_the_output_line_says_that_a_file_was_replaced(sample):
+    assert sample("a cat").stdout.splitlines()[-1] == "grid.png"
+    assert sample("a cat").stdout.splitlines()[-1] == "grid.png (replaced)"
 
 
 def test_every_sampling_setting_reaches_the_model(sample):

@@ -10,6 +10,7 @@ import click
 
 from dalle_mini_impl.cli.evaluate.common import heading, load_context, reference_options
 from dalle_mini_impl.cli.options import CommaSeparated, candidates_option, echo_text, examples, write_json_file
+from dalle_mini_impl.cli.outputs import PNG_FILE
 
 if TYPE_CHECKING:
     from dalle_mini_impl.pipeline.results import Result
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
     help="Of the sweep.",
 )
 @click.option("--sweep-pairs", type=click.IntRange(1), default=40, show_default=True, help="Pairs of the sweep.")
-@click.option("--sheet", type=click.Path(dir_okay=False), help="PNG for the best pictures of held-out pairs.")
-def generation(model: str, json_file: str | None, sheet: str | None, **options: Any) -> None:
+@click.option("--sheet", type=PNG_FILE, help="PNG for the best pictures of held-out pairs.")
+def generation(model: str, json_file: str | None, sheet: Path | None, **options: Any) -> None:
     """Measure the R-precision of MODEL's pictures.
 
     A picture for "a red heart, noto" is right at top-5 if real art of a red heart is among the five concepts it
@@ -90,7 +91,7 @@ def generation(model: str, json_file: str | None, sheet: str | None, **options: 
         echo(write_sheet(held_out.results, sheet))
 
 
-def write_sheet(results: "list[Result]", path: str) -> Path:
+def write_sheet(results: "list[Result]", path: Path) -> Path:
     """Write the best picture of each prompt, at twice its size, with the prompt underneath."""
     from PIL import Image
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -14,6 +15,7 @@ from dalle_mini_impl.cli.options import (
     keep_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import PNG_FILE
 
 
 @click.command(
@@ -28,9 +30,7 @@ from dalle_mini_impl.cli.options import (
 @split_option(("validation", "train", "all"))
 @click.option("--size", type=click.IntRange(11), help="Side of the pictures in pixels.  [default: each model's own]")
 @keep_option(24, "Example pictures on the sheet.")
-@click.option(
-    "--sheet", type=click.Path(dir_okay=False), default="before-after.png", show_default=True, help="PNG of examples."
-)
+@click.option("--sheet", type=PNG_FILE, default="before-after.png", show_default=True, help="PNG of examples.")
 @json_option(FIGURES)
 @device_option()
 def image_tokenizer(
@@ -39,7 +39,7 @@ def image_tokenizer(
     split: str,
     size: int | None,
     keep: int,
-    sheet: str,
+    sheet: Path,
     json_file: str | None,
     device: str,
 ) -> None:

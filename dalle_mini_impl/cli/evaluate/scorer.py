@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import click
 
@@ -14,6 +15,7 @@ from dalle_mini_impl.cli.options import (
     json_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import PlotFile
 
 
 @click.command(epilog=examples("dalle evaluate scorer emoji --languages en,de --plot recall.png"))
@@ -28,7 +30,7 @@ from dalle_mini_impl.cli.options import (
     help="Languages to measure.  [default: all]",
 )
 @skip_kinds_option()
-@click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="PNG for bars of recall (extra: eval).")
+@click.option("--plot", "plot_file", type=PlotFile("eval"), help="PNG for bars of recall (extra: eval).")
 @json_option(FIGURES)
 @device_option()
 def scorer(
@@ -37,7 +39,7 @@ def scorer(
     split: str,
     languages: tuple[str, ...],
     skip_kinds: tuple[str, ...],
-    plot_file: str | None,
+    plot_file: Path | None,
     json_file: str | None,
     device: str,
 ) -> None:

@@ -1,6 +1,7 @@
 """`dalle evaluate zero-shot`: accuracy of a scorer on a folder with one subfolder of pictures per class."""
 
 from functools import partial
+from pathlib import Path
 
 import click
 
@@ -14,6 +15,7 @@ from dalle_mini_impl.cli.options import (
     templates_option,
     write_json_file,
 )
+from dalle_mini_impl.cli.outputs import PNG_FILE
 
 
 @click.command(
@@ -29,7 +31,7 @@ from dalle_mini_impl.cli.options import (
 @device_option()
 @click.option(
     "--confusion",
-    type=click.Path(dir_okay=False),
+    type=PNG_FILE,
     default="confusion.png",
     show_default=True,
     help="PNG of the confusion matrix.",
@@ -40,7 +42,7 @@ def zero_shot(
     scorer: str,
     templates: tuple[str, ...],
     device: str,
-    confusion: str,
+    confusion: Path,
     json_file: str | None,
 ) -> None:
     """Measure how often a scorer finds the class of the pictures in FOLDER.
