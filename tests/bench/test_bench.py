@@ -317,7 +317,11 @@ def test_plotting_growth_needs_its_extra_and_its_rows(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"\[bench\]"):
         growth.plot_growth([], tmp_path / "growth.png")
-    result = CliRunner().invoke(dalle, ["bench", "--quick", "--plot", str(tmp_path / "growth.png")])
+    plot = ["bench", "--quick", "--plot", str(tmp_path / "growth.png")]
+    result = CliRunner().invoke(dalle, [*plot, "--only", "growth"])
+    assert "matplotlib is not installed" in str(result.exception)
+    monkeypatch.undo()
+    result = CliRunner().invoke(dalle, plot)
     assert isinstance(result.exception, UserError)
     assert "--only growth" in str(result.exception)
 
