@@ -1,0 +1,64 @@
+"""Two runs in one folder: the second is refused in one line, and the first is not disturbed."""
+
+import shutil
+
+import pytest
+from helpers.processes import Forked
+from helpers.training import launch, outcome
+
+from dalle_mini_impl.util.errors import UserError
+
+ROW = "a second run in the folder of the first, refused"
+STAGES = ("image_tokenizer", "transformer", "scorer")
+ENDLESS = ("run.steps=1000000", "run.sample_every=0", "run.validate_every=0")
+
+
+@pytest.fixture
+def running(trained, tmp_path):
+    """Start a stage in a copy of what was trained, and wait until it trains; it is killed in the end."""
+    started = []
+
+    def start(stage):
+        home = trained.copy(tmp_path / "home", stage)
+        (home.folder / "model" / f"{stage}.safetensors").unlink()
+        process = Forked(tmp_path / "output", home.run, stage, *ENDLESS)
+        started.append(process)
+        process.wait_until(lambda: (home.folder / stage / "log.jsonl").is_file() and home.log(stage)[3:])
+        return home, process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("shared", ["state_dir", "model_dir"])
+def test_the_second_run_is_refused(trained, running, tmp_path, report, stage, shared):
+    home, process = running(stage)
+    for folder in ("state_dir", "model_dir"):
+        if folder != shared:
+            shutil.copytree(trained.folder / "model", tmp_path / folder)
+            elsewhere = f"run.{folder}={tmp_path / folder}"
+    with pytest.raises(UserError, match=r"expected to write \S+ alone, got another run that is writing it; wait") as e:
+        home.run(stage, elsewhere)
+    assert str(home.folder) in str(e.value)
+    assert "\n" not in str(e.value)
+    process.wait_until(lambda: home.log(stage)[5:])  # the first goes on
+    report(ROW, f"{stage} {shared}")
+
+
+def test_a_run_after_a_killed_one_is_not_refused(trained, running):
+    home, process = running("transformer")
+    process.kill()
+    process.kill = lambda: None
+    home.run("transformer")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_second_run_end_with_one_line(running):
+    home, _ = running("transformer")
+    code, output = launch("cpu-2", 2, "-m", "dalle_mini_impl.train.transformer", *home.arguments("transformer"))
+    assert code != 0
+    assert output.startswith("error: expected to write ")
+    assert output.count("\n") == 1
