@@ -6,6 +6,7 @@ Lines end in `\n`, `\r\n` or `\r`. The encoding is UTF-8, or UTF-16 with a byte 
 import csv
 import io
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -164,7 +165,10 @@ class _TableFormat:
 
 
 def _detect_format(table: Path, first: str, captions_needed: bool) -> _TableFormat:
-    names = {delimiter: [name.strip().lower() for name in _header(first, delimiter)] for delimiter in DELIMITERS}
+    names = {
+        delimiter: [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in _header(first, delimiter)]
+        for delimiter in DELIMITERS
+    }
     usable = [delimiter for delimiter in DELIMITERS if _has_path(names[delimiter])]
     complete = [delimiter for delimiter in usable if not captions_needed or _has_caption(names[delimiter])]
     if not complete:
@@ -260,8 +264,11 @@ def _row(header: list[str], row: list[str]) -> dict[str, Any] | UnusableSample:
         return UnusableSample("malformed line: more fields than columns; a caption with the separator needs quotes")
     fields: dict[str, Any] = {}
     for name, text in zip(header, row, strict=False):
-        if text:
-            fields.setdefault(name, text)
+        if text and name in fields:  # several columns of one name, as of captions
+            known = fields[name]
+            fields[name] = [*(known if isinstance(known, list) else [known]), text]
+        elif text:
+            fields[name] = text
     return fields
 
 
