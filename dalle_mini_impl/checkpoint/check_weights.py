@@ -36,7 +36,9 @@ INFINITY = {
 
 def non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors on the CPU that have a NaN or an infinity, also after conversion to float32."""
-    return [name for name, tensor in tensors.items() if tensor.numel() and not _is_finite(tensor)]
+    return [
+        name for name, tensor in tensors.items() if tensor.numel() and not tensor.is_meta and not _is_finite(tensor)
+    ]
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from dalle_mini_impl.checkpoint.check_weights import non_finite
 from dalle_mini_impl.interop.read_weights import Weights, abbreviate
 from dalle_mini_impl.util.errors import UserError
 
@@ -14,7 +15,7 @@ def check_tensors(weights: Weights, expected: Mapping[str, tuple[int, ...]]) -> 
         expected: names and shapes.
 
     Raises:
-        UserError: tensors are missing, unknown, of another shape or not floating-point; some are named.
+        UserError: tensors are missing, unknown, of another shape, not floating-point or not finite; some are named.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.tensors.items()}
     differences = {
@@ -36,6 +37,11 @@ def check_tensors(weights: Weights, expected: Mapping[str, tuple[int, ...]]) -> 
         raise UserError(
             f"expected floating-point tensors, got integers in {weights.source} ({abbreviate(integers)}); "
             f"import the weights as they were before they were quantized"
+        )
+    if broken := non_finite(weights.tensors):
+        raise UserError(
+            f"expected finite weights, got NaN or infinity in {weights.source} ({abbreviate(broken)}); "
+            f"the file is damaged or its training diverged: take an earlier one"
         )
 
 

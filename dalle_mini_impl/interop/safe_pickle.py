@@ -23,6 +23,8 @@ _TENSOR_BUILDERS = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
 }
 """The only classes and functions that a pickle may call, by module and name."""
+MAX_DEPTH = 50
+"""How deep modules lie inside each other; a pickle can have one that lies inside itself."""
 
 
 class PlaceholderObject:
@@ -81,13 +83,13 @@ def load(path: str | Path) -> Any:
     return torch.load(path, map_location="cpu", pickle_module=_PickleModule, weights_only=False, mmap=is_archive)
 
 
-def module_tensors(module: PlaceholderObject, prefix: str = "") -> dict[str, Tensor]:
-    """The state dict of a pickled `nn.Module`; empty if the object is no module."""
+def module_tensors(module: PlaceholderObject, prefix: str = "", depth: int = MAX_DEPTH) -> dict[str, Tensor]:
+    """The state dict of a pickled `nn.Module`, of modules up to `depth` below it; empty if the object is no module."""
     tensors: dict[str, Tensor] = {}
     tables = [vars(module).get(key) for key in ("_parameters", "_buffers", "_modules")]
     for name, value in (entry for table in tables if isinstance(table, dict) for entry in table.items()):
         if isinstance(value, Tensor):
             tensors[f"{prefix}{name}"] = value
-        elif isinstance(value, PlaceholderObject):
-            tensors |= module_tensors(value, f"{prefix}{name}.")
+        elif isinstance(value, PlaceholderObject) and depth:
+            tensors |= module_tensors(value, f"{prefix}{name}.", depth - 1)
     return tensors

@@ -100,3 +100,13 @@ def test_dvae_needs_one_encoder_and_one_decoder():
     torch.save({name: value for name, value in DVAE_ENCODER.items() if "group" not in name}, "encoder.pt")
     with pytest.raises(UserError, match=r"expected a tensor encoder.blocks.group_1.block_1.res_path.conv_4.w, which"):
         openai_dvae.load(["decoder.pt", "encoder.pt"])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_numbers_are_refused(value):
+    broken = VQGAN["encoder.conv_out.weight"].clone()
+    broken[-1] = value
+    torch.save({**VQGAN, "encoder.conv_out.weight": broken}, "vqgan.pt")
+    message = r"expected finite weights, got NaN or infinity in vqgan\.pt \(encoder\.conv_out\.weight\); the file is"
+    with pytest.raises(UserError, match=message):
+        taming_vqgan.load("vqgan.pt")

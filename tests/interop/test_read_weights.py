@@ -3,6 +3,9 @@
 import argparse
 import os
 import pickle
+import tarfile
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,7 +103,99 @@ def test_mixed_precisions_are_promoted():
     assert dalle_pytorch_vae.load("vae.pt").dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [("model",), ("ema",), ("params_ema",), ("state_dict",), ("net",), ("model", "state_dict")],
+    ids=".".join,
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "net.", "model.module.", "_orig_mod.", "net._orig_mod."])
+def test_tensors_are_found_under_the_usual_keys_and_prefixes(keys, prefix):
+    content = {prefix + name: value for name, value in VQGAN.items()}
+    for key in reversed(keys):
+        content = {key: content, "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(content, "model.pt")
+    assert has_weights(taming_vqgan.load("model.pt"), VQGAN)
+
+
+def test_compiled_layers_inside_a_network_are_found():
+    content = {name.replace("encoder.", "encoder._orig_mod.", 1): value for name, value in VQGAN.items()}
+    torch.save(content, "model.pt")
+    assert has_weights(taming_vqgan.load("model.pt"), VQGAN)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_averaged_weights_are_preferred(wrap):
+    latest = {name: value + 1 for name, value in VQGAN.items()}
+    if wrap:
+        content = {"params": latest, "params_ema": VQGAN}
+    else:
+        content = {f"net.{name}": value for name, value in latest.items()}
+        content |= {f"net_ema.{name}": value for name, value in VQGAN.items()}
+    torch.save(content, "model.pt")
+    assert has_weights(taming_vqgan.load("model.pt"), VQGAN)
+
+
+@pytest.mark.parametrize("name", ["A.SAFETENSORS", "a.SafeTensors", "weights", "model.ckpt"])
+def test_safetensors_are_recognised_whatever_their_suffix(name):
+    save_file(VQGAN, name)
+    assert has_weights(taming_vqgan.load(name), VQGAN)
+
+
 # --- files that cannot be read
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(2**31), torch.zeros(4000).as_strided((2000, 2000), (1, 1)), torch.eye(3).to_sparse()],
+    ids=["stride 0", "overlapping", "sparse"],
+)
+def test_tensors_that_make_many_numbers_of_few_are_refused(tensor):
+    torch.save({**VQGAN, "decoder.conv_in.bias": tensor}, "a.pt")
+    with pytest.raises(UserError, match=r"expected tensors that hold all their numbers, got decoder\.conv_in\.bias of"):
+        taming_vqgan.load("a.pt")
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_tensors_without_numbers_are_refused(trust):
+    torch.save({"state_dict": {**VQGAN, "decoder.conv_in.bias": torch.zeros(3, device="meta")}}, "a.pt")
+    with pytest.raises(UserError, match=r"is damaged or neither|hold all their numbers"):
+        taming_vqgan.load("a.pt", trust_pickle=trust)
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_archives_that_unpack_to_more_than_their_size_are_refused(trust):
+    torch.save(VQGAN, "plain.pt")
+    with zipfile.ZipFile("plain.pt") as plain, zipfile.ZipFile("bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+        bomb.writestr("archive/data/999", bytes(2**22))
+    with pytest.raises(UserError, match=r"got bomb\.pt, which is damaged or neither"):
+        read_file("bomb.pt", trust)
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_tars_are_not_unpacked(trust):
+    Path("storages").write_bytes(pickle.dumps(3))
+    with tarfile.open("a.pt", "w") as tar:
+        tar.add("storages")
+    with pytest.raises(UserError, match=r"got a\.pt, which is damaged or neither"):
+        read_file("a.pt", trust)
+
+
+def test_devices_and_pipes_are_refused():
+    os.mkfifo("pipe.pt")
+    Path("zero.safetensors").symlink_to("/dev/zero")
+    for name in ("pipe.pt", "zero.safetensors"):
+        with pytest.raises(
+            UserError, match=f"expected a file to import, got {name}, which is a device or a pipe; give"
+        ):
+            read_file(name)
+
+
+def test_long_safetensors_header_is_refused():
+    Path("a.safetensors").write_bytes((2**25).to_bytes(8, "little") + b"{" + bytes(99))
+    with pytest.raises(UserError, match="is damaged or neither"):
+        read_file("a.safetensors")
 
 
 @pytest.mark.parametrize("trust", [True, False])

@@ -113,12 +113,14 @@ def test_missing_files_folders_and_files_without_tensors_are_refused(run_import,
     for name in ("nowhere.pt", "nowhere.safetensors"):
         message = run_import("taming-vqgan", name, "--out", "part", code=1)
         assert message == f"expected a file to import, got {name}, which does not exist; check the path"
-    assert "is damaged or neither" in run_import("taming-vqgan", tmp_path, "--out", "part", code=1)
-    torch.save({"epoch": 3}, "empty.pt")
+    assert "which is a folder" in run_import("taming-vqgan", tmp_path, "--out", "part", code=1)
+    torch.save({"epoch": 3, "note\x1b[2J": "x"}, "empty.pt")
     torch.save([1, 2], "list.pt")
-    for name in ("empty.pt", "list.pt"):
+    for name, found in (("empty.pt", "the keys epoch, note\\u001b[2J"), ("list.pt", "a list")):
         message = run_import("taming-vqgan", name, "--out", "part", code=1)
-        assert message == f"expected a dictionary of tensors, got {name}, which has none; give a file of weights"
+        assert message == (
+            f"expected a dictionary of tensors, got {name}, which has none but {found}; give a file of weights"
+        )
     assert not (tmp_path / "part").exists()
 
 
