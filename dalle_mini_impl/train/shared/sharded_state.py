@@ -115,6 +115,8 @@ def write(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor], re
             partial.rename(target)
             flush_to_disk(target.parent)
     except (CheckpointException, OSError) as error:
+        if accelerator.is_main_process:  # what was written takes the space that is missing
+            shutil.rmtree(partial, ignore_errors=True)
         cause = first_cause(error)
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause).splitlines()[0]
         raise UserError(f"cannot write {target}: {reason}; make space, or choose a writable path") from error
