@@ -1,15 +1,17 @@
 """What a checkpoint consists of and says about itself, as plain values and as lines of text."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.checkpoint.parts import PART_FILES, PARTS, fingerprint, read_part
+from dalle_mini_impl.checkpoint.parts import PART_FILES, PARTS, UNKNOWN_IDENTITY, fingerprint, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.read_files import is_file
 
 
 def checkpoint_info(folder: Path) -> dict[str, Any]:
@@ -17,7 +19,8 @@ def checkpoint_info(folder: Path) -> dict[str, Any]:
 
     Returns:
         For each part by name: `identity`, `megabytes`, and for all but the text tokenizer `parameters` (their number),
-        `trained_with` and `config`. Beside them `checkpoint` (hash of the whole), `sampling` and `about`.
+        `trained_with` and `config`, and `mismatched`, if it was trained with another part than the one beside it: the
+        names of such parts. Beside them `checkpoint` (hash of the whole), `sampling` and `about`.
 
     Raises:
         UserError: there is no part, or one is damaged.
@@ -32,7 +35,7 @@ def checkpoint_info(folder: Path) -> dict[str, Any]:
             "megabytes": _megabytes(text_files[0]),
         }
     for name in PARTS:
-        if (folder / f"{name}.safetensors").is_file():
+        if os.path.lexists(folder / f"{name}.safetensors"):
             part = read_part(folder, name)
             info[name] = {
                 "identity": part.identity,
@@ -41,7 +44,11 @@ def checkpoint_info(folder: Path) -> dict[str, Any]:
                 "trained_with": part.trained_with,
                 "config": part.config,
             }
-    if (folder / SETTINGS_FILE).is_file():
+    for name in PARTS:
+        trained_with = info.get(name, {}).get("trained_with", {})
+        if others := [other for other in trained_with if other in info and not _fits(info[other], trained_with[other])]:
+            info[name]["mismatched"] = others
+    if is_file(folder / SETTINGS_FILE):
         settings = load_settings(folder)
         info |= {"sampling": to_dict(settings.sampling), "about": to_dict(settings.about)}
     elif not info:
@@ -77,8 +84,16 @@ def _part_line(name: str, part: dict[str, Any]) -> str:
         part = {"parameters": part["numbers"], **part}
     if "parameters" in part:
         size = f"{part['parameters']:,} weights, {size}"
-    trained_with = [f"{other.replace('_', ' ')} {identity}" for other, identity in part.get("trained_with", {}).items()]
+    warning = ", not the one here: the two cannot be used together"
+    trained_with = [
+        f"{other.replace('_', ' ')} {identity}{warning if other in part.get('mismatched', ()) else ''}"
+        for other, identity in part.get("trained_with", {}).items()
+    ]
     return f"{shape(part)}; {size}" + (f"; trained with {' and '.join(trained_with)}" if trained_with else "")
+
+
+def _fits(part: dict[str, Any], identity: str) -> bool:
+    return identity in (part["identity"], UNKNOWN_IDENTITY)
 
 
 def _text_tokenizer_shape(part: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dalle_mini_impl.text.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import PACKAGE
+from dalle_mini_impl.util.read_files import is_file
 
 SHIPPED_MODELS = PACKAGE / "pretrained"
 """Folder of the checkpoints inside the package."""
@@ -26,12 +27,21 @@ def find_checkpoint(name: str | Path) -> Path:
     if str(name).startswith(hub.PREFIX):
         return hub.download(str(name), CHECKPOINT_FILES, PART_FILES)
     shipped = SHIPPED_MODELS / str(name)
-    if "/" not in str(name) and (shipped / "config.yaml").is_file():
+    if "/" not in str(name) and is_file(shipped / "config.yaml"):
         return shipped  # a folder of the same name in the current folder is named ./emoji
-    if Path(name).is_dir():
-        return Path(name)
+    try:
+        if Path(name).is_dir():
+            return Path(name)
+    except PermissionError as error:
+        raise UserError(
+            f"cannot read model {name}: permission denied; change the access rights of its folder"
+        ) from error
+    except (OSError, ValueError):  # a name that no folder can have
+        pass
     known = ", ".join(sorted(path.parent.name for path in SHIPPED_MODELS.glob("*/config.yaml")))
-    raise UserError(f"no model {str(name)!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})")
+    raise UserError(
+        f"no model {str(name)[:200]!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})"
+    )
 
 
 def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:

@@ -116,9 +116,12 @@ def _one_line_errors(name: str, library: Any) -> Iterator[None]:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         cache = library.constants.HF_HUB_CACHE
-        raise UserError(
-            f"{name} is not complete in {cache}, and {hub} cannot be reached; download it once without HF_HUB_OFFLINE"
-        ) from error
+        tried = (
+            "HF_HUB_OFFLINE is set; download it once without"
+            if library.constants.HF_HUB_OFFLINE
+            else f"{hub} cannot be reached; check the connection"
+        )
+        raise UserError(f"{name} is not complete in {cache}, and {tried}") from error
     except Exception as error:  # the library and those it uses raise many other exceptions
         reason = " ".join((getattr(error, "server_message", None) or str(error)).split())
         raise UserError(f"{name}: {hub} failed ({reason[:300]}); check the connection and your rights") from error

@@ -1,6 +1,7 @@
 """The text tokenizer of a checkpoint folder: trained by this package, or imported with a model."""
 
 import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from dalle_mini_impl.text.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped, replace_file
+from dalle_mini_impl.util.read_files import is_file
 
 TEXT_TOKENIZER_FILE = "text_tokenizer.model"
 """A SentencePiece model trained by this package."""
@@ -18,7 +20,7 @@ TEXT_TOKENIZER_FILES = (TEXT_TOKENIZER_FILE, JSON_TOKENIZER_FILE)
 
 def has_text_tokenizer(folder: Path) -> bool:
     """Whether a folder has a text tokenizer of either kind."""
-    return any((folder / name).is_file() for name in TEXT_TOKENIZER_FILES)
+    return any(is_file(folder / name) for name in TEXT_TOKENIZER_FILES)
 
 
 def read_text_tokenizer(folder: Path) -> TextTokenizer | JsonTokenizer:
@@ -29,13 +31,18 @@ def read_text_tokenizer(folder: Path) -> TextTokenizer | JsonTokenizer:
     """
     trained = folder / TEXT_TOKENIZER_FILE
     imported = folder / JSON_TOKENIZER_FILE
-    if trained.is_file() and imported.is_file():
+    if is_file(trained) and is_file(imported):
         raise UserError(
             f"expected one text tokenizer, got {trained} and {imported.name}; "
             f"remove the one that the model was not trained with"
         )
-    path = imported if imported.is_file() else trained
-    stat = path.stat() if path.is_file() else None
+    path = imported if is_file(imported) else trained
+    if not os.path.lexists(path) and os.access(folder, os.X_OK):
+        raise UserError(
+            f"expected {' or '.join(TEXT_TOKENIZER_FILES)} in {folder}, got neither; train a text tokenizer, or add "
+            f"the one that an imported model was trained with: dalle import text-tokenizer FILE --out {folder}"
+        )
+    stat = path.stat() if is_file(path) else None
     return _read_cached(path, (stat.st_mtime_ns, stat.st_size) if stat else None)
 
 
@@ -78,7 +85,7 @@ def save_text_tokenizer(model_dir: str | Path, tokenizer: JsonTokenizer) -> Path
 
 
 def _refuse_different(folder: Path, identity: str, new: str) -> None:
-    present = [folder / name for name in TEXT_TOKENIZER_FILES if (folder / name).is_file()]
+    present = [folder / name for name in TEXT_TOKENIZER_FILES if is_file(folder / name)]
     if present and (old := read_text_tokenizer(folder).identity) != identity:
         raise UserError(
             f"{present[0]} is text tokenizer {old}, but {new} ({identity}); use another model_dir or the same tokenizer"

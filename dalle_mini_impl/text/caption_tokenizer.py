@@ -6,6 +6,8 @@ from typing import Protocol
 
 MAX_QUOTED_CHARACTERS = 200
 """A warning quotes no more of a caption, so that it stays readable."""
+MAX_TOKENIZER_BYTES = 2**26
+"""Largest file of a text tokenizer that is read; those of a million ids have about 40 MB."""
 
 
 class CaptionTokenizer(Protocol):

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle_mini_impl.config.yaml_io import from_dict
-from dalle_mini_impl.text.caption_tokenizer import truncate_ids
+from dalle_mini_impl.text.caption_tokenizer import MAX_TOKENIZER_BYTES, truncate_ids
 from dalle_mini_impl.util.errors import UserError, need_extra
-from dalle_mini_impl.util.text import without_surrogates
+from dalle_mini_impl.util.read_files import read_file
+from dalle_mini_impl.util.text import printable, without_surrogates
 
 SETTINGS_KEY = "dalle_mini_impl"
 
@@ -56,11 +57,11 @@ class JsonTokenizer:
                 raise ValueError("not a JSON object")
             self.settings = from_dict(JsonSettings, values.pop(SETTINGS_KEY, {}), f"{source}: {SETTINGS_KEY}")
             self._tokenizer = Tokenizer.from_str(json.dumps(values))
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:  # the library raises plain Exception, and PanicException for some damage
             # The position refers to the JSON as it was passed on, not to the user's file.
-            reason = re.sub(r" at line 1 column \d+$", "", str(error))
+            reason = printable(re.sub(r" at line 1 column \d+$", "", str(error))[:300])
             raise UserError(f"{source} is no tokenizer of the tokenizers library: {reason}; import it again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -79,10 +80,7 @@ class JsonTokenizer:
         Raises:
             UserError: the file cannot be read or is damaged.
         """
-        try:
-            return cls(path.read_bytes(), str(path))
-        except OSError as error:
-            raise UserError(f"cannot read text tokenizer {path}: {error.strerror}; import it again") from error
+        return cls(read_file(path, MAX_TOKENIZER_BYTES, "text tokenizer", "import it again"), str(path))
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids without padding, with BOS and EOS where the file says so.

@@ -14,9 +14,10 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.text.caption_tokenizer import truncate_ids
+from dalle_mini_impl.text.caption_tokenizer import MAX_TOKENIZER_BYTES, truncate_ids
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped, replace_file
+from dalle_mini_impl.util.read_files import read_file
 from dalle_mini_impl.util.text import without_surrogates
 
 NORMALIZATIONS = ("nfkc", "nfkc_cf")
@@ -35,12 +36,13 @@ class TextTokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
+        advice = "give a trained .model file"
+        content = read_file(find_shipped(path), MAX_TOKENIZER_BYTES, "text tokenizer", advice)
         try:
-            content = find_shipped(path).read_bytes()
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a SentencePiece model"
-            raise UserError(f"cannot read text tokenizer {path}: {reason}; give a trained .model file") from error
+            pieces = [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
+        except (RuntimeError, UnicodeDecodeError, ValueError) as error:
+            raise UserError(f"cannot read text tokenizer {path}: not a SentencePiece model; {advice}") from error
         self.identity = hashlib.sha256(content).hexdigest()[:16]
         self.vocab_size: int = self._model.vocab_size()
         self.pad_id: int = self._model.pad_id()
@@ -52,7 +54,7 @@ class TextTokenizer:
                 f"(-1 is missing); train it with dalle_mini_impl.train.text_tokenizer"
             )
         self._score_and_id = {
-            self._model.id_to_piece(i): (self._model.get_score(i), i)
+            pieces[i]: (self._model.get_score(i), i)
             for i in range(self.vocab_size)
             if not (self._model.is_control(i) or self._model.is_unknown(i) or self._model.is_byte(i))
         }

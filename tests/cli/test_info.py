@@ -5,9 +5,11 @@ import shutil
 
 from click.testing import CliRunner
 from helpers.commands import one_line
+from helpers.models import IMAGE_TOKENIZER, make_image_tokenizer
 
-from dalle_mini_impl.checkpoint.parts import PARTS, read_part
+from dalle_mini_impl.checkpoint.parts import PARTS, read_part, save_part
 from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.config.yaml_io import to_dict
 
 
 def run_info(*arguments):
@@ -45,3 +47,17 @@ def test_missing_empty_and_damaged_checkpoints_are_refused(tiny_model, refused, 
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "scorer.safetensors").write_bytes(b"damaged")
     assert "scorer.safetensors is damaged" in one_line(refused("info", folder))
+
+
+def test_parts_that_do_not_belong_together_are_marked(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "image_tokenizer.safetensors").unlink()
+    new = save_part(folder, "image_tokenizer", make_image_tokenizer(seed=11), to_dict(IMAGE_TOKENIZER), {})
+    info = json.loads(run_info(folder, "--json", "-"))
+    assert info["transformer"]["mismatched"] == ["image_tokenizer"]
+    assert "mismatched" not in info["scorer"]
+    old = info["transformer"]["trained_with"]["image_tokenizer"]
+    (line,) = [line for line in run_info(folder).splitlines() if "not the one here" in line]
+    assert f"image tokenizer {old}, not the one here: the two cannot be used together" in line
+    assert f"identity {new}" in run_info(folder)
+    assert "not the one here" not in run_info(tiny_model)

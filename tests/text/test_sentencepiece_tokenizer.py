@@ -251,7 +251,7 @@ def test_unknown_normalization_is_refused(tmp_path):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.model: No such file or directory; give a trained"):
         TextTokenizer(tmp_path / "nothing.model")
-    with pytest.raises(UserError, match="cannot read text tokenizer"):
+    with pytest.raises(UserError, match=r"expected text tokenizer, got .*, which is a folder"):
         TextTokenizer(tmp_path)
 
 

@@ -1,13 +1,17 @@
 """What the readers of all formats share: reading a file, and the JSON format of the tokenizers library."""
 
 import gzip
+import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle_mini_impl.text.caption_tokenizer import MAX_TOKENIZER_BYTES
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.read_files import read_file
 
 TokenizerJson = dict[str, Any]
 """The content of a `text_tokenizer.json`, or of a part of it."""
@@ -26,10 +30,17 @@ def read_text(path: str | Path) -> str:
     Raises:
         UserError: the file cannot be read.
     """
+    if not os.path.lexists(path):
+        raise UserError(f"expected the file of a text tokenizer, got {path}: No such file or directory; check the path")
+    content = read_file(path, MAX_TOKENIZER_BYTES, "the file of a text tokenizer", "check the path")
     try:
-        content = Path(path).read_bytes()
-        is_gzip = content[:2] == b"\x1f\x8b"
-        return (gzip.decompress(content) if is_gzip else content).decode()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_TOKENIZER_BYTES + 1)
+            if len(content) > MAX_TOKENIZER_BYTES:
+                raise UserError(
+                    f"expected text of up to {MAX_TOKENIZER_BYTES:,} bytes in {path}, got more; give a text tokenizer"
+                )
+        return content.decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"expected text in UTF-8, got byte {error.start} of {path}, which is none; if it is a SentencePiece model, "
@@ -37,10 +48,6 @@ def read_text(path: str | Path) -> str:
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"expected a gzip file, got {path}, which is damaged ({error}); download it again") from error
-    except OSError as error:
-        raise UserError(
-            f"expected the file of a text tokenizer, got {path}: {error.strerror}; check the path"
-        ) from error
 
 
 def read_json(path: str | Path) -> TokenizerJson:
@@ -51,7 +58,9 @@ def read_json(path: str | Path) -> TokenizerJson:
     """
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"expected JSON, got {path}, which is not: {error}; download it again") from error
     if not isinstance(content, dict):
         raise UserError(
