@@ -6,8 +6,9 @@ import click
 
 from dalle_mini_impl.cli.options import echo_text, examples, json_option, out_option, write_json_file
 from dalle_mini_impl.cli.outputs import PNG_FILE
-from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.config.data import SMALLEST_STORE_SIZE, DataConfig
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import check_replaceable
 
 
 @click.group()
@@ -28,12 +29,14 @@ def data() -> None:
 )
 def emoji(out: Path, size: int, art: str) -> None:
     """Build the captioned emoji set as WebDataset tars."""
+    from dalle_mini_impl.data.emoji.build import CONTENTS
+
     if art == "openmoji":
         from dalle_mini_impl.data.emoji.openmoji import build_openmoji as build
     else:
         from dalle_mini_impl.data.emoji.build import build
 
-    refuse_other_folder(out, "manifest.json", "emoji set")
+    check_replaceable(out, CONTENTS)
     click.echo(f"building the emoji set ({art}) at {size} px")
     manifest = build(out, size)
     counts = manifest["counts"]
@@ -52,7 +55,7 @@ def emoji(out: Path, size: int, art: str) -> None:
 @click.option(
     "--size",
     type=click.IntRange(1),
-    default=DataConfig.store_size,
+    default=SMALLEST_STORE_SIZE,
     show_default=True,
     help="Side in pixels; about twice that of the models.",
 )
@@ -69,9 +72,9 @@ def store(source: str, out: Path, size: int, validation: float) -> None:
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. Training and
     `dalle evaluate` read the store; training builds it by itself where it is missing.
     """
-    from dalle_mini_impl.data.picture_store import HEADER_FILE, build_store
+    from dalle_mini_impl.data.picture_store import CONTENTS, build_store
 
-    refuse_other_folder(out, HEADER_FILE, "picture store")
+    check_replaceable(out, CONTENTS)
     click.echo(f"reading {source}")
     build_store(DataConfig(source=source, store=str(out), store_size=size, validation=validation))
     click.echo(out)
@@ -114,13 +117,3 @@ def inspect(source: str, sheet: Path, json_file: str | None) -> None:
     skipped = [{"name": name, "reason": reason} for name, reason in log.entries]
     write_json_file(json_file, {**asdict(report), "skipped": skipped, "sheet": str(sheet)})
     echo_text(sheet, json_file)
-
-
-def refuse_other_folder(out: Path, marker: str, kind: str) -> None:
-    """Refuse to replace anything but an empty folder or a folder of the same kind, known by the file `marker`.
-
-    Raises:
-        UserError: the folder holds something else.
-    """
-    if out.exists() and not (out / marker).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no {kind}; building would delete it; name a new folder")

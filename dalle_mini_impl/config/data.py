@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+from dalle_mini_impl.util.errors import UserError
+
+SMALLEST_STORE_SIZE = 128
+"""Side in pixels of stored pictures where nothing asks for more."""
+LARGEST_STORE_SIZE = 16384
+"""Side in pixels above which one stored picture takes more than a gigabyte."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -10,13 +17,46 @@ class DataConfig:
     source: str = ""
     """A folder of pictures with captions, a JSONL or CSV file, or WebDataset tars (a folder or a glob)."""
     store: str = ""
-    """Folder of decoded pictures; built from `source` if it does not exist yet."""
-    store_size: int = 128
-    """Side of the stored pictures in pixels; about twice the model's picture size leaves room for random crops."""
+    """Folder of decoded pictures; built from `source` if it does not exist yet. If the source has changed since, the
+    store is refused; without a source it is used as it is."""
+    store_size: int = 0
+    """Side of the stored pictures in pixels. 0 takes a store of any size that is not below the model's picture size,
+    and builds one of twice that size, which leaves room for random crops, but at least 128."""
     validation: float = 0.05
-    """Share of pictures held out for validation, if the source does not say which."""
+    """Share of pictures held out for validation, if the source does not say which; of two pictures or more at least
+    one."""
     skip_kinds: tuple[str, ...] = ()
     """Leave out pictures with these values of the detail `kind` (emoji: `flag`, `person-variant`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if not 0 <= self.store_size <= LARGEST_STORE_SIZE:
+            raise UserError(
+                f"data.store_size is {self.store_size}; expected 1 to {LARGEST_STORE_SIZE} pixels, or 0 for a size "
+                f"that follows from the model"
+            )
+        if not 0 <= self.validation <= 1:
+            raise UserError(f"data.validation is {self.validation:g}; expected a share from 0 to 1")
+
+    def size_for(self, picture_size: int) -> int:
+        """Side in pixels of the stored pictures of a new store.
+
+        Args:
+            picture_size: side of the model's pictures; 0 where the stage uses no pixels.
+
+        Raises:
+            UserError: `store_size` is given and is smaller.
+        """
+        if 0 < self.store_size < picture_size:
+            raise UserError(
+                f"data.store_size is {self.store_size}, expected at least the {picture_size} pixels of the model's "
+                f"pictures; set data.store_size={2 * picture_size}, or 0 for a size that follows from the model"
+            )
+        return self.store_size or max(SMALLEST_STORE_SIZE, 2 * picture_size)
 
 
 @dataclass(frozen=True, kw_only=True)

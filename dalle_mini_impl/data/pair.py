@@ -44,8 +44,12 @@ def split_of(key: str, validation: float) -> str:
         key: the picture's key.
         validation: fraction of the pictures that go to validation, 0 to 1.
     """
-    hash_value = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
-    return "validation" if hash_value / 2**64 < validation else "train"
+    return "validation" if hash_position(key) < validation else "train"
+
+
+def hash_position(key: str) -> float:
+    """A number in [0, 1) that follows from a picture's key; those of many keys are evenly distributed."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 @dataclass

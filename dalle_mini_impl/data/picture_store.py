@@ -1,32 +1,44 @@
 """Decoded pictures in one memory-mapped file, so that training reads any picture in microseconds.
 
 A store is a folder with `pixels.npy` (n, S, S, 4) uint8 RGBA, `pairs.jsonl` (one line per picture: key, split,
-captions, …) and `store.json` (what it was built from). Because pictures are read by number, a run can shuffle them,
-resume at any step and divide them among processes exactly.
+captions, …), `sources.json` (the files that it was built from, with sizes and times) and `store.json` (its settings,
+and checksums of the other files). Because pictures are read by number, a run can shuffle them, resume at any step and
+divide them among processes exactly.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from dalle_mini_impl.config.data import DataConfig
-from dalle_mini_impl.data.pair import Caption, Pair, SkipLog, split_of
+from dalle_mini_impl.data.checksums import (
+    VERIFIED_FILE,
+    check_checksums,
+    checksum,
+    read_header_file,
+    verify_once,
+    write_header_file,
+)
+from dalle_mini_impl.data.pair import Caption, SkipLog, hash_position, split_of
 from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.data.source_files import describe_changes, source_states
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import replace_folder
+from dalle_mini_impl.util.files import check_replaceable, only_writer, replace_folder
 
 HEADER_FILE = "store.json"
 ENTRIES_FILE = "pairs.jsonl"
 PIXELS_FILE = "pixels.npy"
-CONTENTS = (HEADER_FILE, ENTRIES_FILE, PIXELS_FILE)
-COPIED_PICTURES = 1024
-"""Pictures copied at once, which bounds the memory that building a store takes."""
+SOURCES_FILE = "sources.json"
+CONTENTS = (PIXELS_FILE, HEADER_FILE, ENTRIES_FILE, SOURCES_FILE, VERIFIED_FILE)
+"""What a store's folder holds; the first marks it."""
 
 
 @dataclass(frozen=True)
@@ -59,102 +71,262 @@ class PictureStore:
         return self.pixels[self.rows[indices]]
 
 
-def open_store(config: DataConfig, split: str) -> PictureStore:
+def open_store(
+    config: DataConfig, split: str, *, captions: Literal["needed", "optional"] = "needed", picture_size: int = 0
+) -> PictureStore:
     """Open the store that a config names; if it is missing, build it from the source first.
 
     Args:
         config: names the store and its source, and the kinds of pictures to leave out.
         split: `train` or `validation`.
+        captions: `needed` leaves out pictures without a caption.
+        picture_size: side in pixels of the pictures that the model needs; 0 if it needs none.
 
     Raises:
-        UserError: neither store nor source exists, the store was built with other settings, or no picture is left.
+        UserError: neither store nor source exists; the store was built with other settings, from files that have
+            changed since, or with smaller pictures than needed; it is damaged; or no picture is left.
     """
     if not config.store:
         raise UserError("data.store is empty; expected a folder for decoded pictures; set it")
+    size = config.size_for(picture_size)
     folder = Path(config.store)
     if not folder.exists():
-        build_store(config)
-    try:
-        identity = json.loads((folder / HEADER_FILE).read_text())["identity"]
-        lines = (folder / ENTRIES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
-        pixels = np.load(folder / PIXELS_FILE, mmap_mode="r")
-        entries = [entry_from_json(json.loads(line)) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder} is not a picture store ({type(error).__name__}: {error}); "
-            f"let data.store name a folder that does not exist yet, or one that was built from data.source"
-        ) from error
-    expected = _identity(config)
-    if config.source and identity != expected:
-        raise UserError(
-            f"store {folder} was built with {identity}, the config says {expected}; delete the store or name another"
+        build_store(config, picture_size)
+    header, pixels, entries = _read_store(folder)
+    if config.source:
+        _check_settings(folder, header, config)
+        if changes := source_changes(folder, config.source):
+            raise UserError(
+                f"expected {config.source} to be as it was when the store {folder} was built, got {changes}; rebuild "
+                f"with `{_command(replace(config, store_size=pixels.shape[1]))}`, or set data.source='' to use the "
+                f"store as it is"
+            )
+    if pixels.shape[1] < picture_size:
+        advice = (
+            f"rebuild with `{_command(replace(config, store_size=size))}`, or name another"
+            if config.source
+            else "name another"
         )
-    chosen = [
+        raise UserError(
+            f"store {folder} holds pictures of {pixels.shape[1]} pixels, expected at least the {picture_size} of the "
+            f"model's pictures; {advice}"
+        )
+    of_split = [
         (row, entry)
         for row, entry in enumerate(entries)
         if entry.split == split and entry.details.get("kind") not in config.skip_kinds
     ]
+    chosen = [(row, entry) for row, entry in of_split if entry.captions or captions == "optional"]
+    if not chosen and of_split:
+        raise UserError(
+            f"none of the {len(of_split)} {split} pictures of store {folder} has a caption, which this needs; add a "
+            f".txt file beside each picture and rebuild the store"
+        )
     if not chosen:
         raise UserError(f"store {folder} has no {split} pictures; check data.validation and data.skip_kinds")
     return PictureStore(pixels, np.array([row for row, _ in chosen]), [entry for _, entry in chosen])
 
 
-def build_store(config: DataConfig) -> None:
+def build_store(config: DataConfig, picture_size: int = 0) -> None:
     """Decode every picture of `config.source` into `config.store`, and print what was skipped.
 
+    Args:
+        config: names source and store.
+        picture_size: side in pixels of the model's pictures, from which the size of the stored ones follows where the
+            config does not set it; 0 if there is no model.
+
     Raises:
-        UserError: the source cannot be read, or has no usable picture, or the store cannot be written.
+        UserError: the source cannot be read, or has no usable picture; the store cannot be written, is being written
+            by another run, or its folder holds anything else.
     """
+    size = config.size_for(picture_size)
+    check_replaceable(config.store, CONTENTS)
     log = SkipLog()
-    size = config.store_size
-    with replace_folder(config.store, CONTENTS) as folder:
-        count = _decode_pictures(read_pairs(config.source, log), folder, config)
+    pairs = read_pairs(config.source, log, captions="optional")
+    with only_writer(config.store), replace_folder(config.store, CONTENTS) as folder:
+        # Listed before the pictures are read: what changes meanwhile is noticed when the store is opened.
+        (folder / SOURCES_FILE).write_text(json.dumps(source_states(config.source)))
+        builder = _Builder(folder, size)
+        with builder:
+            for pair in tqdm(pairs, desc="decoding", unit=" pictures"):
+                split = pair.split or split_of(pair.key, config.validation)
+                entry = PictureEntry(pair.key, split, pair.may_flip, pair.captions, pair.details)
+                builder.add(pair.image, entry, may_move=not pair.split)
         print(log.report() or "nothing was skipped")
+        count = len(builder.entries)
         if not count:
-            raise UserError(f"{config.source} has no readable picture with a caption; see the list above")
-        header = {"identity": _identity(config), "size": size, "count": count}
-        (folder / HEADER_FILE).write_text(json.dumps(header))
+            raise UserError(f"{config.source} has no readable picture; see the list above")
+        _fill_splits(builder.entries, builder.movable, config.validation)
+        with (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in builder.entries)
+        header = {
+            "identity": {"source": config.source, "store_size": size, "validation": config.validation},
+            "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
+            "size": size,
+            "count": count,
+            "checksums": {name: checksum(folder / name) for name in (PIXELS_FILE, ENTRIES_FILE, SOURCES_FILE)},
+        }
+        write_header_file(folder / HEADER_FILE, header)
+    if without := sum(not entry.captions for entry in builder.entries):
+        print(f"{without} of {count} pictures have no caption: only the image tokenizer learns from them")
+    if builder.enlarged:
+        print(f"{builder.enlarged} of {count} pictures are smaller than {size} pixels and were enlarged")
     print(f"decoded {count} pictures at {size} px into {config.store}")
 
 
+class _Builder:
+    """Appends pictures to the pixels of a new store; a context manager."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.size = size
+        self.entries: list[PictureEntry] = []
+        self.movable: list[int] = []
+        """Indices of entries whose split the source does not say."""
+        self.enlarged = 0
+        """Pictures that are smaller than `size`."""
+        self._file = (folder / PIXELS_FILE).open("wb")
+
+    def __enter__(self) -> None:
+        # The number of pictures is unknown at first. The format leaves room in the header to write it in the end.
+        self._write_header()
+
+    def __exit__(self, *error: object) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+
+    def add(self, image: Image.Image, entry: PictureEntry, may_move: bool) -> None:
+        """Append a picture."""
+        self.enlarged += min(image.size) < self.size
+        # Cropping to a square keeps proportions; captions usually describe the middle of a picture.
+        square = ImageOps.fit(image.convert("RGBA"), (self.size, self.size), Image.Resampling.LANCZOS)
+        self._file.write(square.tobytes())
+        if may_move:
+            self.movable.append(len(self.entries))
+        self.entries.append(entry)
+
+    def _write_header(self) -> None:
+        shape = (len(self.entries), self.size, self.size, 4)
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _fill_splits(entries: list[PictureEntry], movable: Sequence[int], validation: float) -> None:
+    """Move a picture into a split that the hashes of a small set left empty: the one whose hash is nearest to it."""
+    if not 0 < validation < 1:
+        return
+    # Stages that need captions need both splits, too, so pictures with captions come first.
+    group = {index for index, entry in enumerate(entries) if entry.captions} or set(range(len(entries)))
+    for split, nearest in (("validation", min), ("train", max)):
+        candidates = [index for index in movable if index in group]
+        if len(group) > 1 and candidates and all(entries[index].split != split for index in group):
+            moved = nearest(candidates, key=lambda index: hash_position(entries[index].key))
+            entries[moved] = replace(entries[moved], split=split)
+
+
+def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureEntry]]:
+    """Header, memory-mapped pixels and entries of a store, verified.
+
+    Raises:
+        UserError: the folder is no store, or is damaged.
+    """
+    try:
+        header = read_header_file(folder / HEADER_FILE)
+        settings = header["identity"]["source"], header["identity"]["store_size"], header["identity"]["validation"]
+        if list(map(type, settings)) not in ([str, int, float], [str, int, int]):
+            raise ValueError(f"{HEADER_FILE} has the settings {settings}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is not a picture store ({type(error).__name__}: {error}); "
+            f"let data.store name a folder that does not exist yet, or one that was built from data.source"
+        ) from error
+    try:
+        checksums = header.get("checksums", {})  # stores of old versions have none
+        names = [name for name in (ENTRIES_FILE, PIXELS_FILE, SOURCES_FILE) if name in checksums]
+        verify_once(folder, names, lambda: check_checksums(folder, names, checksums))
+        lines = (folder / ENTRIES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
+        entries = [entry_from_json(json.loads(line)) for line in lines]
+        pixels = np.lib.format.open_memmap(folder / PIXELS_FILE, mode="r")
+        size = header["identity"]["store_size"]
+        if pixels.dtype != np.uint8 or pixels.shape != (len(entries), size, size, 4):
+            raise ValueError(
+                f"{PIXELS_FILE} holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(entries), size, size, 4)}"
+            )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"store {folder} is damaged ({type(error).__name__}: {error}); delete it, so that it is built anew from "
+            f"{header['identity']['source'] or 'its source'}"
+        ) from error
+    return header, pixels, entries
+
+
+def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) -> None:
+    """Refuse a store that was built from another source or with other settings."""
+    built = header["identity"]
+    same_path = header.get("source_from_here") == os.path.relpath(_real(config.source), _real(folder))
+    expected = {
+        "source": built["source"] if same_path else config.source,
+        "store_size": config.store_size or built["store_size"],
+        "validation": config.validation,
+    }
+    if built != expected:
+        raise UserError(
+            f"store {folder} was built with {built}, the config says {expected}; delete the store or name another"
+        )
+
+
+def source_changes(folder: Path, source: str = "") -> str:
+    """What was added to, changed in or removed from the source of a store since it was built; empty if nothing was.
+
+    Nothing counts as changed where the source is gone, or where an old version built the store.
+
+    Args:
+        folder: the store.
+        source: as the config names it; empty for the one that the store was built from.
+    """
+    try:
+        before = json.loads((folder / SOURCES_FILE).read_text())
+        source = source or str(folder / read_header_file(folder / HEADER_FILE)["source_from_here"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    now = source_states(source, known=before)
+    return describe_changes(before, now) if any(now.values()) else ""
+
+
+def store_version(folder: Path) -> str:
+    """A text that is equal for stores of equal content; empty for a missing store, or one of an old version."""
+    try:
+        checksums = read_header_file(folder / HEADER_FILE)["checksums"]
+        return f"{checksums[PIXELS_FILE]}-{checksums[ENTRIES_FILE]}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def entry_from_json(values: dict[str, Any]) -> PictureEntry:
-    """Rebuild an entry from one line of `pairs.jsonl`."""
+    """Rebuild an entry from one line of `pairs.jsonl`.
+
+    Raises:
+        TypeError: a field has the wrong type.
+        KeyError: a field is missing.
+    """
     captions = tuple(Caption(**caption) for caption in values["captions"])
-    return PictureEntry(values["key"], values["split"], values["may_flip"], captions, values["details"])
-
-
-def _identity(config: DataConfig) -> dict[str, Any]:
-    """The settings that determine the content of a store."""
-    return {"source": config.source, "store_size": config.store_size, "validation": config.validation}
-
-
-def _decode_pictures(pairs: Iterable[Pair], folder: Path, config: DataConfig) -> int:
-    """Write pixels and entries of all pairs, and return their number."""
-    size = config.store_size
-    count = 0
-    # The number of pictures is unknown at first, so pixels are appended to a plain file and copied to the .npy later.
-    raw = folder / "pixels.raw"
-    with raw.open("wb") as pixels, (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
-        for pair in tqdm(pairs, desc="decoding", unit=" pictures"):
-            # Cropping to a square keeps proportions; captions usually describe the middle of a picture.
-            picture = ImageOps.fit(pair.image.convert("RGBA"), (size, size), Image.Resampling.LANCZOS)
-            pixels.write(picture.tobytes())
-            split = pair.split or split_of(pair.key, config.validation)
-            entry = PictureEntry(pair.key, split, pair.may_flip, pair.captions, pair.details)
-            lines.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
-            count += 1
-    shape = (count, size, size, 4)
-    if count:
-        array = np.lib.format.open_memmap(folder / PIXELS_FILE, mode="w+", dtype=np.uint8, shape=shape)
-        source = np.memmap(raw, dtype=np.uint8, mode="r", shape=shape)
-        for start in range(0, count, COPIED_PICTURES):
-            array[start : start + COPIED_PICTURES] = source[start : start + COPIED_PICTURES]
-        array.flush()
-    raw.unlink()
-    return count
+    entry = PictureEntry(values["key"], values["split"], values["may_flip"], captions, values["details"])
+    texts = [entry.key, entry.split, *(text for caption in captions for text in (caption.text, caption.language))]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(entry.details, dict):
+        raise TypeError(f"{ENTRIES_FILE} describes a picture as {values}")
+    return entry
 
 
 def concept_indices(store: PictureStore) -> np.ndarray:
     """An index (n,) int64 for each picture, equal for pictures of the same concept (detail `concept`, else the key)."""
     concepts = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
     return np.unique(concepts, return_inverse=True)[1]
+
+
+def _command(config: DataConfig) -> str:
+    """The command that builds the store of a config."""
+    paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"
+    return f"dalle data store {paths} --size {config.store_size} --validation {config.validation:g}"
+
+
+def _real(path: str | Path) -> str:
+    return os.path.realpath(Path(path).expanduser())

@@ -9,23 +9,46 @@ cell, and `shares.npy` of the same shape, float16, their probabilities.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dalle_mini_impl.data.checksums import (
+    VERIFIED_FILE,
+    check_checksums,
+    read_header_file,
+    verify_once,
+    write_header_file,
+)
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PictureEntry, entry_from_json
+from dalle_mini_impl.data.picture_store import (
+    ENTRIES_FILE,
+    PictureEntry,
+    entry_from_json,
+    source_changes,
+    store_version,
+)
+from dalle_mini_impl.text.caption_tokenizer import shorten
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import check_replaceable
 
 HEADER_FILE = "cache.json"
 IMAGE_IDS_FILE = "image_ids.npy"
 LIKELY_IDS_FILE = "likely_ids.npy"
 PROBABILITIES_FILE = "shares.npy"
-CONTENTS = (HEADER_FILE, "train", "validation")
-"""What a cache's folder holds."""
+CONTENTS = (HEADER_FILE, "train", "validation", VERIFIED_FILE)
+"""What a cache's folder holds; the first marks it."""
+SPLIT_CONTENTS = (IMAGE_IDS_FILE, ENTRIES_FILE, LIKELY_IDS_FILE, PROBABILITIES_FILE)
+"""What the folder of a split holds."""
+MAX_IDS = 2**16
+"""Largest codebook whose ids fit into uint16."""
+CHECKED_NUMBERS = 2**22
+"""Ids whose range is checked at a time, which bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +63,12 @@ class CacheHeader:
     """Token grid (h, w)."""
     source: str = ""
     """Name of the folder or file that the pictures came from; empty in caches of old versions."""
+    store: str = ""
+    """The picture store that was encoded, as a path from the cache; empty in caches of old versions."""
+    store_version: str = ""
+    """Tells whether that store has still the same content."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """Of the other files, by their path in the cache; empty in caches of old versions."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +106,7 @@ class TokenCache:
 
 
 def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCache:
-    """Open one split of a token cache.
+    """Open one split of a token cache; warns if the pictures have changed since they were encoded.
 
     Args:
         folder: the cache.
@@ -88,38 +117,117 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         UserError: there is no cache, it is damaged, or it was made with another image tokenizer.
     """
     folder = Path(folder)
+    names = [f"{split}/{name}" for name in (ENTRIES_FILE, IMAGE_IDS_FILE)]
+    if (folder / split / LIKELY_IDS_FILE).is_file():
+        names += [f"{split}/{name}" for name in (LIKELY_IDS_FILE, PROBABILITIES_FILE)]
     if not (folder / HEADER_FILE).is_file():
         raise UserError(f"{folder} is no token cache; make one with dalle_mini_impl.train.encode")
     try:
         header = read_header(folder)
         with (folder / split / ENTRIES_FILE).open(encoding="utf-8") as lines:
             entries = [entry_from_json(json.loads(line)) for line in lines]
-        image_ids = np.load(folder / split / IMAGE_IDS_FILE, mmap_mode="r")
-        distribution = [
-            np.load(folder / split / name, mmap_mode="r")
-            for name in (LIKELY_IDS_FILE, PROBABILITIES_FILE)
-            if (folder / split / LIKELY_IDS_FILE).is_file()
-        ]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        image_ids, *distribution = (np.lib.format.open_memmap(folder / name, mode="r") for name in names[1:])
+        _check_shapes(header, entries, image_ids, distribution)
+
+        def verify() -> None:
+            check_checksums(folder, names, header.checksums)
+            _check_ranges(header.codebook_size, image_ids, distribution)
+
+        verify_once(folder, [HEADER_FILE, *names], verify)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"token cache {folder} is damaged or has no {split} split ({error}); encode again") from error
     if header.image_tokenizer != image_tokenizer:
         raise UserError(
             f"token cache {folder} was made with image tokenizer {header.image_tokenizer}, but the model "
             f"has {image_tokenizer}; encode again with this tokenizer"
         )
+    if split == "train" and (changes := describe_newer_store(folder, header)):
+        warnings.warn(f"token cache {folder} lacks the latest pictures: {changes}; encode again", stacklevel=2)
     return TokenCache(header, image_ids, entries, *distribution)
 
 
+def _check_shapes(
+    header: CacheHeader, entries: list[PictureEntry], image_ids: np.ndarray, distribution: Sequence[np.ndarray]
+) -> None:
+    """Refuse ids that do not fit the header or the captions, with a ValueError."""
+    expected = (len(entries), *image_ids.shape[1:2], *header.grid)
+    if image_ids.dtype != np.uint16 or image_ids.shape != expected or 0 in expected:
+        shape = f"({len(entries)}, variants, {header.grid[0]}, {header.grid[1]})"
+        raise ValueError(f"{IMAGE_IDS_FILE} holds {image_ids.dtype} {image_ids.shape}, expected uint16 {shape}")
+    for array, kind in zip(distribution, (np.uint16, np.float16), strict=False):
+        if array.dtype != kind or array.shape[:-1] != image_ids.shape or array.shape != distribution[0].shape:
+            raise ValueError(f"likely ids or their probabilities are {array.dtype} {array.shape}")
+
+
+def _check_ranges(codebook_size: int, image_ids: np.ndarray, distribution: Sequence[np.ndarray]) -> None:
+    """Refuse ids above K and what is no probability, with a ValueError."""
+    for ids in (image_ids, *distribution[:1]):
+        if (largest := max(int(part.max()) for part in _parts(ids))) >= codebook_size:
+            raise ValueError(f"it holds the image id {largest}, expected less than {codebook_size}")
+    for shares in distribution[1:]:
+        if not all(((part >= 0) & (part <= 1)).all() for part in _parts(shares)):
+            raise ValueError(f"{PROBABILITIES_FILE} holds a number that is not between 0 and 1")
+
+
+def _parts(array: np.ndarray) -> list[np.ndarray]:
+    numbers = array.reshape(-1)  # a view, as the file is contiguous
+    return [numbers[start : start + CHECKED_NUMBERS] for start in range(0, len(numbers), CHECKED_NUMBERS)]
+
+
+def check_codebook_size(count: int) -> None:
+    """Refuse a codebook whose ids a token cache cannot hold.
+
+    Raises:
+        UserError: `count` is not from 1 to `MAX_IDS`.
+    """
+    if not 1 <= count <= MAX_IDS:
+        raise UserError(
+            f"expected an image tokenizer with 1 to {MAX_IDS} ids, as many as a token cache can hold, got {count}; "
+            f"set model.codebook_size"
+        )
+
+
+def check_cache_replaceable(folder: str | Path) -> None:
+    """Check, before work begins, that a cache can be written to a folder and replaces nothing but another cache.
+
+    Raises:
+        UserError: the folder holds anything else.
+    """
+    check_replaceable(folder, CONTENTS)
+    for split in ("train", "validation"):
+        check_replaceable(Path(folder) / split, SPLIT_CONTENTS)
+    if (Path(folder) / HEADER_FILE).exists() and not (Path(folder) / "train").exists():
+        raise UserError(f"expected {folder} to be a token cache, got a {HEADER_FILE} alone; name another folder")
+
+
+def describe_newer_store(folder: Path, header: CacheHeader) -> str:
+    """What changed in the pictures that were encoded; empty if nothing did, or if they are gone."""
+    store = Path(os.path.normpath(folder / header.store))
+    if not header.store or not (version := store_version(store)):
+        return ""
+    if version != header.store_version:
+        return f"picture store {store} was built anew"
+    return source_changes(store)
+
+
 def read_header(folder: Path) -> CacheHeader:
-    """Read what a cache was made with."""
-    values: dict[str, Any] = json.loads((folder / HEADER_FILE).read_text())
+    """Read what a cache was made with.
+
+    Raises:
+        OSError, ValueError, LookupError or TypeError: there is no header, or it is damaged.
+    """
+    values = read_header_file(folder / HEADER_FILE)
     height, width = values["grid"][:2]
-    return CacheHeader(values["image_tokenizer"], values["codebook_size"], (height, width), values.get("source", ""))
+    header = CacheHeader(**{**values, "grid": (height, width)})
+    numbers = (header.codebook_size, height, width)
+    if not all(type(number) is int for number in numbers) or not isinstance(header.checksums, dict):
+        raise TypeError(f"{HEADER_FILE} holds {values}")
+    return header
 
 
 def write_header(folder: Path, header: CacheHeader) -> None:
     """Write what a cache was made with."""
-    (folder / HEADER_FILE).write_text(json.dumps(asdict(header)))
+    write_header_file(folder / HEADER_FILE, asdict(header))
 
 
 def write_entries(folder: Path, entries: list[PictureEntry]) -> None:
@@ -144,10 +252,11 @@ def describe_cut_captions(
     too_long = [text for text in examined if len(tokenizer.encode(text)) > max_ids]
     if not too_long:
         return ""
-    cut_off = tokenizer.decode(tokenizer.encode(too_long[0])[max_ids:])
+    cut_off = shorten(tokenizer.decode(tokenizer.encode(too_long[0])[max_ids:]))
     percent = 100 * len(too_long) / len(examined)
     return (
-        f"{percent:.1f} % of captions have more than {max_ids} text ids and are cut: {too_long[0]!r} loses {cut_off!r}"
+        f"{percent:.1f} % of captions have more than {max_ids} text ids and are cut: "
+        f"{shorten(too_long[0])!r} loses {cut_off!r}"
     )
 
 

@@ -40,11 +40,12 @@ def truncate_ids(decode: Callable[[list[int]], str], text_ids: list[int], max_id
         text: the whole caption, for a warning that quotes what was cut off; empty for no warning.
     """
     if len(text_ids) > max_ids and text:
-        cut_off = _shorten(decode(text_ids[max_ids:]))
-        message = f"caption {_shorten(text)!r} has {len(text_ids)} text ids, {max_ids} fit; cut off: {cut_off!r}"
+        cut_off = shorten(decode(text_ids[max_ids:]))
+        message = f"caption {shorten(text)!r} has {len(text_ids)} text ids, {max_ids} fit; cut off: {cut_off!r}"
         warnings.warn(message, stacklevel=3)
     return text_ids[:max_ids]
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """The text with no more than `MAX_QUOTED_CHARACTERS`, to be quoted in a message."""
     return text if len(text) <= MAX_QUOTED_CHARACTERS else text[:MAX_QUOTED_CHARACTERS] + "…"

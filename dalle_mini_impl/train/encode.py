@@ -6,24 +6,31 @@ Each training picture is encoded in several augmented variants, or once without 
 per picture a transformer memorises it, which small sets may want (docs/log.md). Validation pictures are not augmented.
 """
 
-import shutil
+import contextlib
+import math
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
-from dalle_mini_impl.data.picture_store import PictureStore, open_store
+from dalle_mini_impl.data.checksums import checksum
+from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PictureStore, open_store, store_version
 from dalle_mini_impl.data.token_cache import (
     CONTENTS,
     IMAGE_IDS_FILE,
     LIKELY_IDS_FILE,
     PROBABILITIES_FILE,
     CacheHeader,
+    check_cache_replaceable,
+    check_codebook_size,
     write_entries,
     write_header,
 )
@@ -31,12 +38,12 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import replace_folder
+from dalle_mini_impl.util.files import only_writer, replace_folder
 
 NOT_AUGMENTED = -1
 """Variant number of a picture without augmentation."""
-MAX_IDS = 2**16
-"""Largest codebook whose ids fit into the cache's uint16."""
+ZEROS = bytes(2**20)
+"""Written at a time where the operating system cannot reserve space."""
 
 
 def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: EncodeRun, size: int) -> Tensor:
@@ -67,7 +74,8 @@ def encode_split(
     files = [np.load(folder / name, mmap_mode="r+") for name, _ in file_types(config)]
     own_rows = np.arange(len(store))[accelerator.process_index :: accelerator.num_processes]
     augment = folder.name == "train"
-    chunks = np.array_split(own_rows, max(1, -(-len(own_rows) // config.batch_size)))
+    # A split may have fewer pictures than there are processes; then some have none.
+    chunks = np.array_split(own_rows, -(-len(own_rows) // config.batch_size)) if len(own_rows) else []
     for rows in tqdm(chunks, desc=folder.name, disable=not accelerator.is_main_process):
         for variant in range(files[0].shape[1]):
             size = tokenizer.config.image_size
@@ -95,12 +103,35 @@ def file_types(config: EncodeRun) -> list[tuple[str, str]]:
 
 
 def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int]) -> None:
-    """Create the files of a split at their full size, to be filled by `encode_split`."""
-    folder.mkdir(parents=True)
+    """Create the files of a split at their full size, to be filled by `encode_split`.
+
+    Their space on the disk is reserved: on a full disk, writing to a memory map would kill the process.
+
+    Raises:
+        OSError: there is not enough space.
+    """
+    folder.mkdir()
     variants = max(1, config.variants) if folder.name == "train" else 1
     for name, number_type in file_types(config):
         shape = (pictures, variants, *grid, *([] if name == IMAGE_IDS_FILE else [config.soft_ids]))
-        np.lib.format.open_memmap(folder / name, mode="w+", dtype=number_type, shape=shape)
+        with (folder / name).open("wb") as file:
+            header = {"descr": np.dtype(number_type).str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            reserve_space(file, int(np.prod(shape)) * np.dtype(number_type).itemsize)
+
+
+def reserve_space(file: BinaryIO, size: int) -> None:
+    """Append `size` zero bytes to a file, in space that is reserved on the disk.
+
+    Raises:
+        OSError: there is not enough space.
+    """
+    file.flush()
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), file.tell(), size)
+        return
+    for start in range(0, size, len(ZEROS)):  # macOS, Windows
+        file.write(ZEROS[: size - start])
 
 
 def describe_certainty(folder: Path) -> str:
@@ -115,44 +146,72 @@ def describe_certainty(folder: Path) -> str:
     )
 
 
+def check_settings(config: EncodeRun) -> None:
+    """Refuse settings that are out of range, and an output that is no cache, before anything is loaded.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not config.out:
+        raise UserError("out is empty; name the folder of the token cache")
+    for name, least in (("batch_size", 1), ("variants", 0), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"{name} is {getattr(config, name)}; expected at least {least}")
+    if not 0 < config.soft_temperature < math.inf:
+        raise UserError(f"soft_temperature is {config.soft_temperature:g}; expected more than 0")
+    check_cache_replaceable(config.out)
+
+
+def describe_cache(folder: Path, config: EncodeRun, tokenizer: ImageTokenizer, identity: str) -> CacheHeader:
+    """Header of a cache whose other files are complete in `folder`."""
+    names = [ENTRIES_FILE, *(name for name, _ in file_types(config))]
+    paths = [f"{split}/{name}" for split in ("train", "validation") for name in names]
+    return CacheHeader(
+        image_tokenizer=identity,
+        codebook_size=tokenizer.codebook_size,
+        grid=tokenizer.config.grid,
+        source=Path(config.data.source or config.data.store).name,
+        store=os.path.relpath(os.path.realpath(config.data.store), os.path.realpath(config.out)),
+        store_version=store_version(Path(config.data.store)),
+        checksums={path: checksum(folder / path) for path in paths},
+    )
+
+
 def main(config: EncodeRun) -> None:
     """Encode both splits and write the token cache.
 
     Raises:
-        UserError: a setting is wrong, or pictures or image tokenizer cannot be read.
+        UserError: a setting is wrong, pictures or image tokenizer cannot be read, or the cache cannot be written, would
+            replace anything but a cache, or is being written by another run.
     """
-    if not config.out:
-        raise UserError("out is empty; name the folder of the token cache")
+    check_settings(config)
     accelerator = loop.make_accelerator(mixed_precision=loop.mixed_precision("precision", config.precision))
     tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
-    if tokenizer.codebook_size > MAX_IDS:
-        raise UserError(f"the image tokenizer has {tokenizer.codebook_size} ids; a token cache holds at most {MAX_IDS}")
+    check_codebook_size(tokenizer.codebook_size)
     if not 0 <= config.soft_ids <= tokenizer.codebook_size:
         raise UserError(
             f"soft_ids is {config.soft_ids}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids"
         )
-    if config.soft_temperature <= 0:
-        raise UserError(f"soft_temperature is {config.soft_temperature:g}; expected more than 0")
+    picture_size = tokenizer.config.image_size
     with accelerator.main_process_first():
-        stores = {split: open_store(config.data, split) for split in ("train", "validation")}
-    # All processes write into one folder, which only the main process creates and, once it is complete, renames.
-    working = Path(f"{Path(config.out)}.partial")
-    if accelerator.is_main_process:
-        shutil.rmtree(working, ignore_errors=True)
+        stores = {split: open_store(config.data, split, picture_size=picture_size) for split in ("train", "validation")}
+    with contextlib.ExitStack() as outputs:
+        # All processes write into one folder, which only the main process creates and, once it is complete, renames.
+        folder_name = [""]
+        if accelerator.is_main_process:
+            outputs.enter_context(only_writer(config.out))
+            folder_name = [str(outputs.enter_context(replace_folder(config.out, CONTENTS)))]
+            for split, store in stores.items():
+                create_files(Path(folder_name[0], split), config, len(store), tokenizer.config.grid)
+                write_entries(Path(folder_name[0], split), store.entries)
+        broadcast_object_list(folder_name)
+        folder = Path(folder_name[0])
         for split, store in stores.items():
-            create_files(working / split, config, len(store), tokenizer.config.grid)
-            write_entries(working / split, store.entries)
-    accelerator.wait_for_everyone()
-    for split, store in stores.items():
-        encode_split(accelerator, tokenizer, store, working / split, config)
-    accelerator.wait_for_everyone()
+            encode_split(accelerator, tokenizer, store, folder / split, config)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_header(folder, describe_cache(folder, config, tokenizer, identity))
     if accelerator.is_main_process:
-        source = Path(config.data.source or config.data.store).name
-        write_header(working, CacheHeader(identity, tokenizer.codebook_size, tokenizer.config.grid, source))
-        with replace_folder(config.out, CONTENTS) as folder:
-            for path in list(working.iterdir()):
-                path.rename(folder / path.name)
-        working.rmdir()
         counts = ", ".join(f"{len(store)} {split}" for split, store in stores.items())
         print(f"encoded {counts} pictures with image tokenizer {identity} into {config.out}")
         if config.soft_ids:

@@ -16,6 +16,7 @@ from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
+from dalle_mini_impl.data.token_cache import check_codebook_size
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, Reconstruction
 from dalle_mini_impl.train.codebook_usage import CodebookUsage
@@ -125,10 +126,12 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         UserError: a setting is wrong, data or state cannot be read, or the training keeps diverging.
     """
     run = config.run
+    check_codebook_size(config.model.codebook_size)
     accelerator = loop.start_run(run)
     with accelerator.main_process_first():
-        train = open_store(config.data, "train")
-        validation = open_store(config.data, "validation")
+        size = config.model.image_size
+        train = open_store(config.data, "train", captions="optional", picture_size=size)
+        validation = open_store(config.data, "validation", captions="optional", picture_size=size)
     # Built after the Accelerator, because codebooks decide at construction whether to synchronise over processes.
     tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device)
     if not resume:

@@ -149,8 +149,8 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     accelerator = loop.start_run(run)
     with accelerator.main_process_first():
         tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
-        train = open_store(config.data, "train")
-        validation = open_store(config.data, "validation")
+        train = open_store(config.data, "train", picture_size=config.model.image_size)
+        validation = open_store(config.data, "validation", picture_size=config.model.image_size)
     identities = {"text_tokenizer": tokenizer.identity}
     image_tokenizer = None
     if config.reconstructed_share:

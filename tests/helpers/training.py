@@ -189,7 +189,7 @@ class Home:
         if "image_tokenizer" in without:  # one that other parts need is not replaced
             for part in ("transformer", "scorer"):
                 (folder / "model" / f"{part}.safetensors").unlink(missing_ok=True)
-        for path in (*folder.glob("*.yaml"), *folder.glob("store/store.json")):
+        for path in folder.glob("*.yaml"):
             path.write_text(path.read_text().replace(f"{self.folder}/", f"{folder}/"))
         return Home(folder)
 

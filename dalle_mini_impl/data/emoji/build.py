@@ -26,8 +26,8 @@ PICTURES_PER_TAR = 1000
 ZERO_WIDTH_JOINER = "\u200d"
 
 
-CONTENTS = ("manifest.json", "emoji-*.tar")
-"""What a set's folder holds; the manifest marks it."""
+CONTENTS = ("emoji-*.tar", "manifest.json")
+"""What a set's folder holds; the tars mark it, as other programs write manifests, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -469,7 +469,7 @@ def test_bad_options_are_refused(tmp_path):
 
 def test_a_file_or_a_folder_of_something_else_is_not_replaced(tmp_path, packages, refused):
     (tmp_path / "thesis.txt").write_text("precious")
-    assert "name a new folder" in refused("data", "emoji", "--art", "openmoji", "--out", tmp_path)
+    assert "name another folder" in refused("data", "emoji", "--art", "openmoji", "--out", tmp_path)
     assert "thesis.txt' is a file" in refused("data", "emoji", "--art", "openmoji", "--out", tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 

@@ -1,0 +1,71 @@
+"""The files that a source of captioned pictures consists of, with sizes and times, to notice when they change."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.readers import pictures_of_table, tars_of_pattern
+from dalle_mini_impl.data.sample import list_files
+from dalle_mini_impl.util.images import PICTURE_ENDINGS
+from dalle_mini_impl.util.text import printable
+
+CAPTION_ENDINGS = (".txt",)
+"""Endings, in lower case, of files beside pictures that may hold captions."""
+TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
+"""Endings, in lower case, of tables of pictures and captions."""
+FileStates = dict[str, list[int]]
+"""Name of each file -> size in bytes and time of modification in nanoseconds; an empty list for a missing file."""
+
+
+def source_states(source: str, known: Collection[str] = ()) -> FileStates:
+    """The present state of every file of a source; nothing is opened but a table.
+
+    Args:
+        source: as for `read_pairs`.
+        known: names of an earlier call. With a table only these are looked up, which saves reading it: what it names
+            changes only if the table itself does.
+
+    Returns:
+        Empty where the source is missing or cannot be listed.
+    """
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            tars = [name for name in sorted(os.listdir(path)) if name.lower().endswith(".tar")]
+            return _states(path, tars or _folder_names(path))
+        if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
+            return _states(path.parent, known or (path.name, *pictures_of_table(path)))
+        found = [os.path.realpath(tar) for tar in tars_of_pattern(str(path))]
+        folder = os.path.commonpath([os.path.dirname(tar) for tar in found])
+        return _states(Path(folder), [os.path.relpath(tar, folder) for tar in found])
+    except (OSError, ValueError):  # UserError, or paths on two drives of Windows
+        return {}
+
+
+def describe_changes(before: Mapping[str, list[int]], now: Mapping[str, list[int]]) -> str:
+    """How many files were added, changed and removed, with the name of one of each; empty if none."""
+    changes = {
+        "added": [name for name, state in now.items() if state and not before.get(name)],
+        "changed": [name for name, state in now.items() if state and before.get(name) and state != before[name]],
+        "removed": [name for name, state in before.items() if state and not now.get(name)],
+    }
+    return ", ".join(f"{len(names)} {kind} ({printable(names[0])})" for kind, names in changes.items() if names)
+
+
+def _folder_names(folder: Path) -> list[str]:
+    start = len(os.path.join(folder, ""))
+    relevant = (*PICTURE_ENDINGS, *CAPTION_ENDINGS)
+    return [str(path)[start:] for path in list_files(folder, SkipLog()) if path.suffix.lower() in relevant]
+
+
+def _states(folder: Path, names: Collection[str]) -> FileStates:
+    states: FileStates = {}
+    for name in names:
+        try:
+            status = os.stat(os.path.join(folder, name))
+        except (OSError, ValueError):  # a table may name anything
+            states[name] = []
+        else:
+            states[name] = [status.st_size, status.st_mtime_ns]
+    return states
