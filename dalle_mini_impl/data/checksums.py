@@ -1,29 +1,18 @@
 """Checksums of the files of a store or token cache, so that damage is found before anything is trained on it."""
 
 import contextlib
+import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import write_json
+from dalle_mini_impl.util.files import file_digest, write_json
 
 VERIFIED_FILE = "verified.json"
 """Name of the file in a store or cache that remembers which files were verified, with their sizes and times."""
-READ_BYTES = 2**22
-"""Bytes read at a time, which bounds memory."""
-
-
-def checksum(path: Path) -> str:
-    """CRC-32 of a file, in eight hexadecimal digits; about a second per gigabyte."""
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"
 
 
 def write_header_file(path: Path, values: dict[str, Any]) -> None:
@@ -47,7 +36,7 @@ def read_header_file(path: Path) -> dict[str, Any]:
 
 
 def _checksum_of_values(values: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_checksums(folder: Path, names: Sequence[str], expected: Mapping[str, str]) -> None:
@@ -57,7 +46,7 @@ def check_checksums(folder: Path, names: Sequence[str], expected: Mapping[str, s
         ValueError: a file differs; the message names it.
     """
     for name in names:
-        if name in expected and (found := checksum(folder / name)) != expected[name]:
+        if name in expected and (found := file_digest(folder / name)) != expected[name]:
             raise ValueError(f"{name} has the checksum {found}, expected {expected[name]}")
 
 

@@ -22,7 +22,6 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.checksums import (
     VERIFIED_FILE,
     check_checksums,
-    checksum,
     read_header_file,
     verify_once,
     write_header_file,
@@ -31,7 +30,7 @@ from dalle_mini_impl.data.pair import Caption, SkipLog, hash_position, split_of
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.source_files import describe_changes, source_states
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import check_replaceable, only_writer, replace_folder
+from dalle_mini_impl.util.files import check_replaceable, file_digest, only_writer, replace_folder
 
 HEADER_FILE = "store.json"
 ENTRIES_FILE = "pairs.jsonl"
@@ -62,6 +61,8 @@ class PictureStore:
     """(len(self),) rows of `pixels` that belong to this split."""
     entries: list[PictureEntry]
     """One for each of `rows`."""
+    version: str = ""
+    """From `store_version`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,7 +125,9 @@ def open_store(
         )
     if not chosen:
         raise UserError(f"store {folder} has no {split} pictures; check data.validation and data.skip_kinds")
-    return PictureStore(pixels, np.array([row for row, _ in chosen]), [entry for _, entry in chosen])
+    return PictureStore(
+        pixels, np.array([row for row, _ in chosen]), [entry for _, entry in chosen], store_version(folder)
+    )
 
 
 def build_store(config: DataConfig, picture_size: int = 0) -> None:
@@ -164,7 +167,7 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
             "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
             "size": size,
             "count": count,
-            "checksums": {name: checksum(folder / name) for name in (PIXELS_FILE, ENTRIES_FILE, SOURCES_FILE)},
+            "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, ENTRIES_FILE, SOURCES_FILE)},
         }
         write_header_file(folder / HEADER_FILE, header)
     if without := sum(not entry.captions for entry in builder.entries):
@@ -296,7 +299,7 @@ def store_version(folder: Path) -> str:
     """A text that is equal for stores of equal content; empty for a missing store, or one of an old version."""
     try:
         checksums = read_header_file(folder / HEADER_FILE)["checksums"]
-        return f"{checksums[PIXELS_FILE]}-{checksums[ENTRIES_FILE]}"
+        return f"{checksums[PIXELS_FILE][:8]}{checksums[ENTRIES_FILE][:8]}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 

@@ -8,6 +8,7 @@ A cache encoded with `soft_ids` also has `likely_ids.npy` (n, variants, h, w, k)
 cell, and `shares.npy` of the same shape, float16, their probabilities.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -87,6 +88,12 @@ class TokenCache:
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    @property
+    def version(self) -> str:
+        """Tells caches of other ids or captions apart; empty in caches of old versions."""
+        text = json.dumps(self.header.checksums, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest() if self.header.checksums else ""
 
     def distribution(self, index: int, variant: int) -> tuple[np.ndarray, np.ndarray]:
         """The most probable ids (h, w, k) int64 of one picture, and their probabilities (h, w, k) float32.

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
-from dalle_mini_impl.data.checksums import checksum
 from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PictureStore, open_store, store_version
 from dalle_mini_impl.data.token_cache import (
     CONTENTS,
@@ -38,7 +37,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import only_writer, replace_folder
+from dalle_mini_impl.util.files import file_digest, replace_folder
 
 NOT_AUGMENTED = -1
 """Variant number of a picture without augmentation."""
@@ -173,7 +172,7 @@ def describe_cache(folder: Path, config: EncodeRun, tokenizer: ImageTokenizer, i
         source=Path(config.data.source or config.data.store).name,
         store=os.path.relpath(os.path.realpath(config.data.store), os.path.realpath(config.out)),
         store_version=store_version(Path(config.data.store)),
-        checksums={path: checksum(folder / path) for path in paths},
+        checksums={path: file_digest(folder / path) for path in paths},
     )
 
 
@@ -181,8 +180,8 @@ def main(config: EncodeRun) -> None:
     """Encode both splits and write the token cache.
 
     Raises:
-        UserError: a setting is wrong, pictures or image tokenizer cannot be read, or the cache cannot be written, would
-            replace anything but a cache, or is being written by another run.
+        UserError: a setting is wrong, pictures or image tokenizer cannot be read, or the cache cannot be written, or
+            would replace anything but a cache.
     """
     check_settings(config)
     accelerator = loop.make_accelerator(mixed_precision=loop.mixed_precision("precision", config.precision))
@@ -199,7 +198,6 @@ def main(config: EncodeRun) -> None:
         # All processes write into one folder, which only the main process creates and, once it is complete, renames.
         folder_name = [""]
         if accelerator.is_main_process:
-            outputs.enter_context(only_writer(config.out))
             folder_name = [str(outputs.enter_context(replace_folder(config.out, CONTENTS)))]
             for split, store in stores.items():
                 create_files(Path(folder_name[0], split), config, len(store), tokenizer.config.grid)

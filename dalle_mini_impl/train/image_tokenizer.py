@@ -150,7 +150,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
     guard = DivergenceGuard(everything, optimizers, ema)
     process_tensors["guard"] = guard.state
-    record = make_record(config, {})
+    record = make_record(config, {}, train.version)
     first = load_state(accelerator, run, everything, optimizers, ema, record, **process_tensors) if resume else 0
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)

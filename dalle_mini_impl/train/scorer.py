@@ -160,7 +160,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
     ema = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
-    record = make_record(config, identities)
+    record = make_record(config, identities, train.version)
     first = load_state(accelerator, run, model, optimizers, ema, record) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if cut := describe_cut_captions(train.entries, tokenizer, config.model.text_length - 1):

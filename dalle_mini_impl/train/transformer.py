@@ -191,7 +191,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     plateau = Plateau(config.plateau)
     # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
-    record = make_record(config, {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity})
+    record = make_record(config, {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}, train.version)
     first = load_state(accelerator, run, losses, optimizers, ema, record, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):

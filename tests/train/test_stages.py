@@ -700,7 +700,7 @@ def test_bad_settings_are_refused(trained, stage, override, message):
 def test_a_tokenizer_with_too_many_ids_for_a_cache_is_refused(trained, tmp_path, monkeypatch):
     home = trained.copy(tmp_path / "home")
     monkeypatch.setattr(encode, "load_image_tokenizer", lambda *_: (SimpleNamespace(codebook_size=2**16 + 1), "x"))
-    with pytest.raises(UserError, match="expected an image tokenizer with 1 to 65536 ids, .*, got 65537"):
+    with pytest.raises(UserError, match=r"expected an image tokenizer with 1 to 65536 ids, .*, got 65537"):
         home.run("encode")
 
 

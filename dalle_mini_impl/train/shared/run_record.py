@@ -30,15 +30,18 @@ class RunRecord:
         return json.dumps({"stage": self.stage, "settings": self.settings, "parts": self.parts})
 
 
-def make_record(config: Any, parts: dict[str, str]) -> RunRecord:
+def make_record(config: Any, parts: dict[str, str], pictures: str = "") -> RunRecord:
     """The record of a run.
 
     Args:
         config: the stage's config.
         parts: identities of the other parts that the run trains with, by name.
+        pictures: version of the picture store or token cache, empty if it has none. It is compared like a setting that
+            may change: a run may go on with more pictures, but not unsaid.
     """
     # Through JSON, so that tuples equal the lists that are read back.
-    return RunRecord(type(config).__name__, json.loads(json.dumps(dict(_flat(to_dict(config))))), parts)
+    settings = json.loads(json.dumps(dict(_flat(to_dict(config)))))
+    return RunRecord(type(config).__name__, settings | ({"pictures": pictures} if pictures else {}), parts)
 
 
 def read_record(text: str) -> RunRecord:
