@@ -81,8 +81,14 @@ def _open_text(table: Path) -> Iterator[TextIO]:
         if size > MAX_TABLE_BYTES:
             raise UserError(f"expected {table} to have at most {MAX_TABLE_BYTES} bytes, got {size}; divide it")
         file.seek(0)
-        encoding = encoding_of(file.read(4))
+        start = file.read(4096)
         file.seek(0)
+        encoding = encoding_of(start[:4])
+        if encoding == "utf-8" and start.count(0) > len(start) // 4:
+            raise UserError(
+                f"expected {table} to be text in UTF-8, or UTF-16 with a byte order mark, got NUL bytes; "
+                "save it as UTF-8"
+            )
         # Bytes that are not UTF-8 become surrogates, which make one row unusable and not the whole file.
         errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
         yield io.TextIOWrapper(file, encoding, errors, newline="")

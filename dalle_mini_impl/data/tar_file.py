@@ -1,10 +1,12 @@
 """Opens a tar, compressed or not, as a file that can be read at any place and never gives more bytes than it has."""
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -22,8 +24,8 @@ FREE_UNPACKED_BYTES = 1 << 30
 """What a compressed tar may unpack to, however small it is."""
 MAX_EXPANSION = 20
 """How many times its size a larger one may unpack to. Pictures hardly shrink; only an attack grows more."""
-BLOCK_BYTES = 1 << 20
-"""Bytes copied at once."""
+COPIED_BYTES = 1 << 20
+"""Bytes read at once."""
 
 
 class TarFileObject(io.RawIOBase):
@@ -48,18 +50,41 @@ class TarFileObject(io.RawIOBase):
         """The place of the next read."""
         return self._file.tell()
 
-    def all_zero(self, start: int, stop: int) -> bool:
-        """Whether bytes `start` to `stop` are zero; an empty range is. Leaves the place of the next read as it is."""
+    def skip_zeros(self, start: int) -> int:
+        """The first block of a tar (512 bytes) from `start` on that is not all zero, or the end of the file.
+
+        Holes of sparse files, which can be far larger than the disk, are passed over without being read. Leaves the
+        place of the next read as it is.
+        """
         place = self.tell()
-        self.seek(start)
         try:
-            while start < stop and (block := self.read(min(BLOCK_BYTES, stop - start))):
-                if any(block):
-                    return False
-                start += len(block)
-            return True
+            while start < self.size:
+                start = max(start, self._next_data(start) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE)
+                self.seek(start)
+                block = self.read(COPIED_BYTES)
+                zeros = len(block) - len(block.lstrip(b"\0"))
+                if zeros < len(block):
+                    return start + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+                start += max(len(block), 1)
+            return self.size
         finally:
             self.seek(place)
+
+    def _next_data(self, start: int) -> int:
+        """The first byte from `start` on that is not in a hole, as far as the operating system tells."""
+        try:
+            descriptor = self._file.fileno()
+        except io.UnsupportedOperation:  # in memory
+            return start
+        if not hasattr(os, "SEEK_DATA"):
+            return start
+        place = os.lseek(descriptor, 0, os.SEEK_CUR)  # the buffer of `_file` relies on it
+        try:
+            return os.lseek(descriptor, start, os.SEEK_DATA)
+        except OSError as error:
+            return self.size if error.errno == errno.ENXIO else start  # ENXIO: no data up to the end
+        finally:
+            os.lseek(descriptor, place, os.SEEK_SET)
 
 
 @contextmanager
@@ -85,7 +110,7 @@ def open_tar(tar: Path, log: SkipLog) -> Iterator[TarFileObject]:
         with tempfile.TemporaryFile() as unpacked:
             try:
                 with unpack(file) as content:
-                    while block := content.read(BLOCK_BYTES):
+                    while block := content.read(COPIED_BYTES):
                         unpacked.write(block)
                         if unpacked.tell() > limit:
                             raise UserError(

@@ -69,6 +69,7 @@ def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, needed: bool, worker: i
     with ExitStack() as opened:
         try:
             file = opened.enter_context(open_tar(tar, tar_log))
+            file.seek(file.skip_zeros(0))
             archive = opened.enter_context(tarfile.open(fileobj=file, mode="r:", ignore_zeros=True))
             members_of_key = _group(_list_members(archive, file, tar, tar_log), tar, tar_log)
         except TAR_ERRORS as error:
@@ -91,16 +92,17 @@ def _list_members(archive: tarfile.TarFile, file: TarFileObject, tar: Path, log:
     end = 0
     try:
         while (member := archive.next()) is not None:
-            if not file.all_zero(end, member.offset):
+            if file.skip_zeros(end) < member.offset:
                 log.add(name, f"damaged tar: no member can be read at bytes {end} to {member.offset}")
             members.append(member)
             end = archive.offset
+            archive.offset = file.skip_zeros(end)  # tarfile itself would take minutes for each GB of zeros
     except TAR_ERRORS as error:
         log.add(name, f"truncated tar: {error}")
         return members
     if file.size <= end:
         log.add(name, "truncated tar: it has no end marker, so members may be missing")
-    elif not file.all_zero(end, file.size):
+    elif file.skip_zeros(end) < file.size:
         log.add(name, f"damaged tar: no member can be read at bytes {end} to {file.size}")
     return members
 
