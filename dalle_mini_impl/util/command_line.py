@@ -12,6 +12,7 @@ import click
 
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.launcher import end_with_launcher, exit_with
+from dalle_mini_impl.util.terminal import escaped_output
 from dalle_mini_impl.util.text import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -23,12 +24,17 @@ def run_program(command: click.Command, name: str) -> None:
 
     Bad input ends it with one line on stderr and exit code 2, and with it the `accelerate launch` that started it
     (`util/launcher.py`); an interruption, by Ctrl-C or SIGTERM, ends it with code 130. Leaves the process group, if the
-    command joined one.
+    command joined one. Control characters in what it prints are shown as escapes (`util/terminal.py`).
 
     Args:
         command: the command.
         name: what its usage line calls the program.
     """
+    with escaped_output():
+        _run(command, name)
+
+
+def _run(command: click.Command, name: str) -> None:
     end_with_launcher()
     signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -1,8 +1,10 @@
+import json
 import sys
 import warnings
 
 import click
 import pytest
+from tqdm import tqdm
 
 from dalle_mini_impl.util.command_line import run_program
 from dalle_mini_impl.util.errors import UserError
@@ -72,3 +74,53 @@ def test_a_closed_pipe_ends_without_a_word(run):
 def test_other_errors_keep_their_traceback(run):
     with pytest.raises(ZeroDivisionError):
         run(lambda: 1 / 0)
+
+
+def test_names_cannot_steer_the_terminal_or_add_lines(run):
+    name = "a\x1b]0;title\x07\x1b[2J\nerror: all is lost\r\x9bA.png"
+    assert run(raising(UserError(f"{name} is missing"))) == (
+        2,
+        "error: a\\u001b]0;title\\u0007\\u001b[2J error: all is lost \\u009bA.png is missing\n",
+    )
+
+    def printing():
+        click.echo(f"one {name}")
+        print(name)
+        tqdm.write(name)
+        warnings.warn(name, stacklevel=1)
+        with tqdm(total=1, desc=name, mininterval=0) as bar:
+            bar.update()
+        raise UserError("end")
+
+    code, errors = run(printing)
+    assert code == 2
+    assert "\x1b" not in errors
+    assert "\x9b" not in errors
+    assert "warning: a\\u001b]0;title" in errors
+
+
+def test_output_is_escaped_and_json_stays_json(monkeypatch, capsys):
+    value = {"caption": "\x9b2J red \u202e \x7f", "lines": "one\ntwo"}
+
+    def printing():
+        click.echo(json.dumps(value, ensure_ascii=False))
+        print("one\n\ttwo\x1b[31m\rthree")
+        click.echo(b"bytes \x1b")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    run_program(click.command()(printing), "program")
+    first, rest = capsys.readouterr().out.split("\n", 1)
+    assert json.loads(first) == value
+    assert "\x9b" not in first
+    assert rest == "one\n\ttwo\\u001b[31m\\u000dthree\nbytes \x1b\n"
+
+
+def test_progress_bars_still_move_the_cursor(run):
+    def drawing():
+        with tqdm(total=2, position=1, mininterval=0) as bar:
+            bar.update()
+        raise UserError("end")
+
+    _, errors = run(drawing)
+    assert "\r" in errors
+    assert "\x1b[A" in errors
