@@ -17,6 +17,7 @@ read.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.read_files import is_file, open_regular_file, unreadable
+from dalle_mini_impl.util.text import printable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,6 +50,8 @@ CHECKPOINT_FILES = (SETTINGS_FILE, *PART_FILES, *CARD_FILES)
 
 HEADER_KEYS = ("config", "identity", "trained_with")
 """Entries of the header of a part's file; `digest` is added to them."""
+NAME = re.compile(r"\w{1,64}")
+"""What identities and names of parts consist of."""
 MAX_HEADER_BYTES = 2**24
 """Longest header of a part's file, names and shapes of the tensors included; that of the included model has 6,000."""
 
@@ -173,7 +177,7 @@ def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
     except PermissionError as error:
         raise unreadable(path, error, "part", "") from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = printable(str(error)[:300])
         raise UserError(
             f"{path} is damaged or was not written by this package ({reason}); copy or train it again"
         ) from error
@@ -196,8 +200,12 @@ def _checked_header(header: dict[str, str]) -> tuple[dict[str, Any], str, dict[s
     trained_with = json.loads(header["trained_with"])
     if not (isinstance(config, dict) and isinstance(trained_with, dict)):
         raise ValueError("config or trained_with is no table")
-    if not all(isinstance(value, str) for value in trained_with.values()):
-        raise ValueError("trained_with has a value that is no identity")
+    if not all(
+        isinstance(value, str) and NAME.fullmatch(value) for value in (header["identity"], *trained_with.values())
+    ):
+        raise ValueError("identity or trained_with has a value that is no identity")
+    if not all(map(NAME.fullmatch, trained_with)):
+        raise ValueError("trained_with has a name that is no part's")
     return config, header["identity"], trained_with
 
 
@@ -258,6 +266,6 @@ def load_module(build: Callable[[], M], part: Part, device: str) -> M:
             module = build()
         module.load_state_dict(part.tensors)  # converts to float32 tensor by tensor
     except Exception as error:  # a config with any values can make networks raise any exception
-        reason = " ".join(str(error).split())[:1000]
+        reason = printable(str(error)[:1000])
         raise UserError(f"{part.path} does not fit its own config: {reason}; copy or train it again") from error
     return module.to(device).eval()

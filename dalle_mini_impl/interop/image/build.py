@@ -10,6 +10,8 @@ from dalle_mini_impl.interop.check_tensors import check_tensors
 from dalle_mini_impl.interop.read_weights import Weights
 from dalle_mini_impl.interop.result import ImportedImageTokenizer
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.text import printable
 
 
 def expected_shapes(config: ImageTokenizerConfig, foreign_name: Callable[[str], str]) -> dict[str, tuple[int, ...]]:
@@ -18,9 +20,20 @@ def expected_shapes(config: ImageTokenizerConfig, foreign_name: Callable[[str], 
     Args:
         config: shape of the image tokenizer.
         foreign_name: maps the name of a tensor in this package to its name in the other project.
+
+    Raises:
+        UserError: there is no such network.
     """
-    with torch.device("meta"):
-        tensors = ImageTokenizer(config, commitment=None).state_dict()
+    try:
+        with torch.device("meta"):
+            tensors = ImageTokenizer(config, commitment=None).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # sizes from a file can make networks raise any exception
+        raise UserError(
+            f"expected the tensors of an image tokenizer, got sizes that no network has "
+            f"({printable(str(error)[:200])}); download the file again or import it as another format"
+        ) from error
     return {foreign_name(name): tuple(value.shape) for name, value in tensors.items()}
 
 

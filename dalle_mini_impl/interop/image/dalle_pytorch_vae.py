@@ -4,6 +4,7 @@
 and its tensors, with names that begin with `vae.`, under `weights`. A plain dictionary of tensors is read as well.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -87,21 +88,34 @@ def foreign_names(config: ImageTokenizerConfig) -> Callable[[str], str]:
     return foreign_name
 
 
-def normalization(settings: Mapping[str, Any], mean: Colour | None, std: Colour | None) -> tuple[Colour, Colour]:
+def normalization(settings: Any, mean: Colour | None, std: Colour | None) -> tuple[Colour, Colour]:
     """Mean and standard deviation: as given, or else as in the settings of a DiscreteVAE, or else the defaults.
 
     Args:
-        settings: `vae_params` of a `dalle.pt`; a `normalization` of None there means no normalization.
+        settings: `vae_params` of a `dalle.pt`, if it has some; a `normalization` of None there means no normalization.
         mean: None for that of the settings.
         std: None for that of the settings.
+
+    Raises:
+        UserError: the settings hold something else.
     """
-    stored = settings.get("normalization", (DEFAULT_MEAN, DEFAULT_STD)) or ((0.0,) * 3, (1.0,) * 3)
-    # Models for pictures with transparency have a fourth number; only the colours are used.
-    stored_mean, stored_std = (cast(Colour, tuple(channels[:3])) for channels in stored)
-    return mean or stored_mean, std or stored_std
+    default = (DEFAULT_MEAN, DEFAULT_STD)
+    stored = settings.get("normalization", default) if isinstance(settings, Mapping) else default
+    stored = ((0.0,) * 3, (1.0,) * 3) if stored is None else stored
+    try:
+        # Models for pictures with transparency have a fourth number; only the colours are used.
+        stored_mean, stored_std = (tuple(float(number) for number in channels[:3]) for channels in stored)
+        if not len(stored_mean) == len(stored_std) == 3 or not all(map(math.isfinite, (*stored_mean, *stored_std))):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"expected a normalization of three means and three standard deviations, got {stored!r:.100}; "
+            f"give --mean and --std"
+        ) from error
+    return mean or cast(Colour, stored_mean), std or cast(Colour, stored_std)
 
 
 def _image_size_in_file(content: object) -> int:
     settings = (content.get("vae_params") or content.get("hparams")) if isinstance(content, Mapping) else None
     size = settings.get("image_size") if isinstance(settings, Mapping) else None
-    return size if isinstance(size, int) else DEFAULT_IMAGE_SIZE
+    return size if type(size) is int and 0 < size < 2**16 else DEFAULT_IMAGE_SIZE

@@ -89,7 +89,7 @@ def load(
         raise UserError(f"expected weights, got none in {path}: DeepSpeed stored them apart; {DEEPSPEED_REMEDY}")
     else:
         tensors = find_tensors(content, str(path), ("weights",))
-    normalization = dalle_pytorch_vae.normalization(content.get("vae_params") or {}, mean, std)
+    normalization = dalle_pytorch_vae.normalization(content.get("vae_params"), mean, std)
     return convert(content["hparams"], tensors, normalization, content.get("version"))
 
 

@@ -20,6 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 DEFAULT_HPARAMS = {"num_text_tokens": 10000, "text_seq_len": 256, "heads": 8, "dim_head": 64}
 """The defaults of the class `DALLE`, used where `hparams` in the file do not set them."""
+LARGEST_SETTING = 2**31
 WRAPPERS = {True: ("fn.fn.fn.fn.fn.", "fn.fn.fn.fn."), False: ("fn.fn.fn.", "fn.fn.")}
 """Prefixes of the wrappers of attention and of the feed-forward layer in 1.6.6, with token shift and without."""
 
@@ -119,6 +120,11 @@ def layout_from_file(hparams: Mapping[str, Any], weights: Weights, image_vocab: 
         UserError: a setting or a tensor that determines the layout is missing.
     """
     settings = {name: _setting(hparams, name, weights.source) for name in ("dim", "depth", *DEFAULT_HPARAMS)}
+    if settings["depth"] > len(weights.tensors):
+        raise UserError(
+            f"expected depth in hparams to be the number of layers, got {settings['depth']} for "
+            f"{len(weights.tensors)} tensors in {weights.source}; give the file that DALLE-pytorch saved"
+        )
     axial_prefix = TensorLayout.axial_prefix
     if "image_pos_emb.weights_0" in weights.tensors:
         axial_prefix = "image_pos_emb.weights_"
@@ -148,9 +154,9 @@ def layout_from_file(hparams: Mapping[str, Any], weights: Weights, image_vocab: 
 
 def _setting(hparams: Mapping[str, Any], name: str, source: str) -> int:
     value = hparams.get(name, DEFAULT_HPARAMS.get(name))
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or not 1 <= value <= LARGEST_SETTING:
         raise UserError(
-            f"expected {name} in hparams to be a whole number of 1 or more, got {value!r} in {source}; "
+            f"expected {name} in hparams to be a whole number of 1 or more, got {value!r:.100} in {source}; "
             f"give the file that DALLE-pytorch saved"
         )
     return value
