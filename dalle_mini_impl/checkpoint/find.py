@@ -26,9 +26,8 @@ def find_checkpoint(name: str | Path) -> Path:
     """
     if str(name).startswith(hub.PREFIX):
         return hub.download(str(name), CHECKPOINT_FILES, PART_FILES)
-    shipped = SHIPPED_MODELS / str(name)
-    if "/" not in str(name) and is_file(shipped / "config.yaml"):
-        return shipped  # a folder of the same name in the current folder is named ./emoji
+    if is_shipped(name):
+        return SHIPPED_MODELS / str(name)  # a folder of the same name in the current folder is named ./emoji
     try:
         if Path(name).is_dir():
             return Path(name)
@@ -42,6 +41,11 @@ def find_checkpoint(name: str | Path) -> Path:
     raise UserError(
         f"no model {str(name)[:200]!r}; expected a checkpoint folder, hf:USER/REPO or a shipped name ({known})"
     )
+
+
+def is_shipped(name: str | Path) -> bool:
+    """Whether a name is that of a checkpoint inside the package."""
+    return str(name) != "" and "/" not in str(name) and is_file(SHIPPED_MODELS / str(name) / "config.yaml")
 
 
 def load_text_tokenizer(name: str | Path) -> TextTokenizer | JsonTokenizer:

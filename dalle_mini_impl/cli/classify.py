@@ -23,13 +23,12 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.text import printable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dalle_mini_impl.scorer.scorer import Scorer
-
-CHUNK = 64
-"""Pictures that are embedded at a time."""
-
 
 class Classified(NamedTuple):
     """A picture and its likeliest labels."""
@@ -69,6 +68,8 @@ def classify(
 
     Labels may be in any language that the scorer knows. Probabilities assume that exactly one label fits, so give at
     least two. A scorer with independent probabilities (SigLIP) may find that several labels fit, or none.
+
+    Pictures that cannot be read are listed and left out; only if none can be read is that an error.
     """
     if as_csv and json_file == STANDARD_OUTPUT:
         raise UserError("expected --csv or --json -, got both for standard output; give --json a file")
@@ -78,8 +79,9 @@ def classify(
     from dalle_mini_impl.util.devices import choose_device
 
     click.echo(f"classifying {len(images)} pictures among {len(texts)} labels with {scorer}", err=True)
+    skipped: list[str] = []
     classified: Iterable[Classified] = classify_pictures(
-        Scorer.from_pretrained(scorer, choose_device(device)), images, texts, templates, keep
+        Scorer.from_pretrained(scorer, choose_device(device)), images, texts, templates, keep, skipped
     )
     if json_file is not None:
         classified = list(classified)
@@ -87,6 +89,12 @@ def classify(
         print_csv(classified)
     else:
         print_tables(classified, json_file)
+    for reason in skipped:
+        click.echo(f"skipped: {reason}", err=True)
+    if len(skipped) == len(images):
+        raise UserError(
+            f"expected pictures, got none among the {len(images)} files that can be read; give PNG or JPEG files"
+        )
     if json_file is not None:
         entries = [
             {"image": str(path), "labels": [{"label": label, "probability": value} for label, value in best]}
@@ -96,23 +104,42 @@ def classify(
 
 
 def classify_pictures(
-    scorer: "Scorer", images: tuple[Path, ...], labels: list[str], templates: tuple[str, ...], keep: int
+    scorer: "Scorer",
+    images: tuple[Path, ...],
+    labels: list[str],
+    templates: tuple[str, ...],
+    keep: int,
+    skipped: list[str],
 ) -> Iterator[Classified]:
     """The likeliest labels of each picture; equally likely ones keep the given order.
 
+    Why a picture cannot be used is appended to `skipped`, and the next one is classified.
+
     Raises:
-        UserError: a picture is unreadable, a template has no `{}`, or one label would get the probability 1 always.
+        UserError: a template has no `{}`, or one label would get the probability 1 always.
     """
-    from dalle_mini_impl.util.images import open_picture
+    from dalle_mini_impl.scorer.picture_files import embed_picture_files
 
     if len(labels) == 1 and scorer.preprocess.activation == "softmax":
         raise UserError(f"expected at least two labels, got only {labels[0]!r}, which would fit any picture; add one")
     label_embed = scorer.embed_labels(labels, templates)
-    for start in range(0, len(images), CHUNK):
-        paths = images[start : start + CHUNK]
-        image_embed = scorer.embed_images([open_picture(path) for path in paths])
-        for path, row in zip(paths, scorer.probabilities(image_embed, label_embed).tolist(), strict=True):
+    for group in equal_labels(labels, label_embed):
+        names = ", ".join(map(repr, group))
+        click.echo(printable(f"note: {names} are the same to the scorer, and share their probability"), err=True)
+    for batch in embed_picture_files(scorer, images, lambda path: path):
+        skipped.extend(printable(f"{picture.item}: {picture.reason}") for picture in batch if picture.reason)
+        usable = [(picture.item, picture.embedding) for picture in batch if picture.embedding is not None]
+        for path, embedding in usable:
+            (row,) = scorer.probabilities(embedding[None], label_embed).tolist()
             yield Classified(path, sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1])[:keep])
+
+
+def equal_labels(labels: list[str], label_embed: "Tensor") -> list[list[str]]:
+    """Groups of labels that have the same embedding: a scorer cannot tell them apart."""
+    groups: dict[bytes, list[str]] = {}
+    for label, row in zip(labels, label_embed, strict=True):
+        groups.setdefault(row.numpy().tobytes(), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def print_tables(classified: Iterable[Classified], json_file: str | None) -> None:

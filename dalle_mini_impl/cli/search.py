@@ -29,7 +29,7 @@ from dalle_mini_impl.cli.outputs import PNG_FILE
 @keep_option(10, "Most pictures to find.")
 @click.option("--threshold", type=float, default=-1.0, help="Least score of a hit, a cosine.  [default: none]")
 @click.option("--sheet", "sheet_file", type=PNG_FILE, help="PNG with the pictures found.")
-@scorer_option("New place of the index's scorer, if it was moved.", default=None)
+@scorer_option("The scorer that made the index.  [default: the one it names, if included]", default=None)
 @json_option("Write the hits as JSON to FILE; - is standard output.")
 @device_option()
 def search(
@@ -53,6 +53,7 @@ def search(
     from dalle_mini_impl.search.query import parse_query
     from dalle_mini_impl.util.devices import choose_device
     from dalle_mini_impl.util.images import save_png
+    from dalle_mini_impl.util.text import without_controls
 
     terms = parse_query(query)
     image_index = ImageIndex.open(index, scorer or "", choose_device(device))
@@ -60,7 +61,8 @@ def search(
     if json_file != STANDARD_OUTPUT:
         for hit in hits:
             # Bytes, because file names may not be valid UTF-8.
-            click.echo(os.fsencode("\t".join([f"{hit.score:.4f}", *map(str, [hit.path, *hit.copies])])))
+            paths = [without_controls(str(path)) for path in (hit.path, *hit.copies)]
+            click.echo(os.fsencode("\t".join([f"{hit.score:.4f}", *paths])))
     entries = [
         {"score": hit.score, "path": str(hit.path), "copies": [str(path) for path in hit.copies]} for hit in hits
     ]

@@ -75,17 +75,28 @@ def refusal(reason: str) -> Callable[[], Pair]:
     return refuse
 
 
-def list_files(folder: Path, log: SkipLog) -> list[Path]:
-    """List all files below a folder, sorted, without hidden ones; links are followed, unreadable folders logged."""
+def list_files(folder: Path, log: SkipLog, unlisted: list[Path] | None = None) -> list[Path]:
+    """List all files below a folder, sorted, without hidden ones; links are followed.
+
+    Args:
+        folder: to be listed.
+        log: records folders that cannot be listed, and links to folders that were listed already.
+        unlisted: to which folders that cannot be listed are appended.
+    """
 
     def log_unreadable(error: OSError) -> None:
-        log.add(printable(str(error.filename)), f"unreadable folder: {error.strerror}")
+        # An error in the middle of a listing names no folder.
+        name = Path(error.filename or folder)
+        log.add(printable(str(name)), f"unreadable folder: {error.strerror}")
+        if unlisted is not None:
+            unlisted.append(name)
 
     files: list[Path] = []
     visited = set()
     for root, folders, names in os.walk(folder, onerror=log_unreadable, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if os.path.realpath(root) in visited:  # a link can lead back to a folder above it
+            log.add(printable(root), "link to a folder listed already: its pictures count once")
             folders.clear()
             continue
         visited.add(os.path.realpath(root))

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -44,15 +45,15 @@ def picture_batches(data: str, split: str, size: int, log: SkipLog) -> Iterator[
                 indices = np.arange(start, min(start + BATCH_SIZE, len(store)))
                 yield pixels_on_white(store.take(indices), size)
         return
-    images: list[Image.Image] = []
+    rows: list[Tensor] = []  # resized at once, so that no more than one picture is held in its own size
     for pair in read_pairs(data, log):
         if split in ("all", pair.split or split_of(pair.key, DataConfig.validation)):
-            images.append(pair.image)
-        if len(images) == BATCH_SIZE:
-            yield to_pixels(images, size)
-            images = []
-    if images:
-        yield to_pixels(images, size)
+            rows.append(to_pixels([pair.image], size))
+        if len(rows) == BATCH_SIZE:
+            yield torch.cat(rows)
+            rows = []
+    if rows:
+        yield torch.cat(rows)
 
 
 class ReservoirSample:

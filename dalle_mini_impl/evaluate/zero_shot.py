@@ -9,14 +9,18 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.sample import SPLITS, list_files
 from dalle_mini_impl.evaluate.intervals import TOP_K, Share, format_share, mean_share
+from dalle_mini_impl.scorer.picture_files import embed_picture_files
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import PICTURE_ENDINGS, open_picture
+from dalle_mini_impl.util.images import picture_kind
 from dalle_mini_impl.util.tables import markdown_table
 from dalle_mini_impl.util.text import printable
 
-BATCH_SIZE = 64
+SPLIT_NAMES = frozenset((*SPLITS, "test", "testing"))
+"""Names of folders, in lower case, that hold parts of a data set and not a class."""
 MATRIX_SIDE = 1200
 """Pixels along each side of the confusion matrix; more only where that leaves less than 3 pixels per class."""
 MAX_NAME_LENGTH = 24
@@ -57,14 +61,21 @@ def find_classes(folder: str | Path) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     if not folder.is_dir():
         raise UserError(f"expected a folder with a folder of pictures for each class, got {folder}; check the path")
-    for subfolder in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        paths = sorted(
-            path
-            for path in subfolder.rglob("*")
-            if path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".")
-        )
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    splits = []
+    for subfolder in subfolders:
+        files = list_files(subfolder, SkipLog())
+        paths = [path for path in files if picture_kind(path) == "readable"]
         if paths:
-            classes.setdefault(printable(subfolder.name.replace("_", " ")), []).extend(paths)
+            label = printable(subfolder.name.replace("_", " ")) or printable(subfolder.name)
+            classes.setdefault(label, []).extend(paths)
+            if subfolder.name.lower() in SPLIT_NAMES and any(path.parent != subfolder for path in paths):
+                splits.append(subfolder)
+    if splits and len(splits) == len(classes):
+        raise UserError(
+            f"expected a folder for each class in {folder}, got the splits {', '.join(path.name for path in splits)}; "
+            f"give one of them, such as {splits[-1]}"
+        )
     if len(classes) < 2:
         raise UserError(
             f"expected at least two folders with pictures in {folder}, got {len(classes)}; give one for each class"
@@ -95,23 +106,18 @@ def measure_zero_shot(
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
     hits = torch.zeros(len(labels), len(TOP_K), dtype=torch.int64)
     files = [(class_id, path) for class_id, paths in enumerate(classes.values()) for path in paths]
-    for start in range(0, len(files), BATCH_SIZE):
-        batch = files[start : start + BATCH_SIZE]
-        images = []
-        readable = []
-        for class_id, path in batch:
-            try:
-                images.append(open_picture(path))
-                readable.append(class_id)
-            except UserError as error:
-                skipped.append(printable(str(error)))
-        class_ids = torch.tensor(readable, dtype=torch.int64)
-        cosines = scorer.embed_images(images) @ label_embed.T
+    for batch in embed_picture_files(scorer, files, lambda file: file[1]):
+        skipped += [printable(f"{picture.item[1]}: {picture.reason}") for picture in batch if picture.reason]
+        progress(len(batch))
+        readable = [(picture.item[0], picture.embedding) for picture in batch if picture.embedding is not None]
+        if not readable:
+            continue
+        class_ids = torch.tensor([class_id for class_id, _ in readable], dtype=torch.int64)
+        cosines = torch.stack([embedding for _, embedding in readable]) @ label_embed.T
         order = cosines.sort(dim=1, descending=True, stable=True).indices
         confusion.index_put_((class_ids, order[:, 0]), torch.ones_like(class_ids), accumulate=True)
         correct = order == class_ids[:, None]
         hits.index_add_(0, class_ids, torch.stack([correct[:, :k].any(dim=1) for k in TOP_K], dim=1).long())
-        progress(len(batch))
     if not confusion.any():
         raise UserError(
             f"none of the {len(skipped)} pictures is readable; give PNG or JPEG files; the first: {skipped[0]}"

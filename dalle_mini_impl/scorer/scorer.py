@@ -192,6 +192,17 @@ class Scorer:
 
         return self._embed(len(images), encode)
 
+    def embed_prepared(self, pixels: Tensor) -> Tensor:
+        """Embed pictures that `preprocess` has prepared, which may have been done elsewhere, a few at a time.
+
+        Args:
+            pixels: (N, 3, S, S), from `preprocess.from_images`.
+
+        Returns:
+            (N, D), L2-normalised.
+        """
+        return self._embed(len(pixels), lambda chunk: self.model.encode_image(pixels[chunk].to(self.device)))
+
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Embed pixels with gradients, in one pass; the result stays on `device`.
 

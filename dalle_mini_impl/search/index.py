@@ -3,7 +3,9 @@
 import hashlib
 import math
 import os
+import shlex
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeAlias
@@ -12,13 +14,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.find import find_checkpoint, is_shipped
 from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.search.integrity import DATABASE
+from dalle_mini_impl.search.listing import list_pictures
 from dalle_mini_impl.search.nearest import nearest
-from dalle_mini_impl.search.store import DATABASE, DEFAULT_FOLDER, IndexFiles, create_files, one_line_errors, write_lock
-from dalle_mini_impl.search.update import Changes, update_index
+from dalle_mini_impl.search.store import (
+    DEFAULT_FOLDER,
+    IndexFiles,
+    check_is_ours,
+    create_files,
+    one_line_errors,
+    replacing_files,
+    write_lock,
+)
+from dalle_mini_impl.search.update import Changes, check_has_pictures, update_index
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, open_picture
 from dalle_mini_impl.util.text import printable
@@ -29,6 +41,8 @@ Query: TypeAlias = Term | Sequence[tuple[Term, float]]
 """One term, or several with weights; a negative weight searches away from its term."""
 MIN_NORM = 1e-3
 """Least norm of a sum of terms; a smaller one is rounding error without a direction."""
+ROOT_SAMPLE = 16
+"""Pictures that are looked for to find out where the indexed folder is."""
 SHEET_SIZE = 160
 """Largest side in pixels of a picture on a sheet of hits."""
 
@@ -52,22 +66,30 @@ class ImageIndex:
         scorer: the one that the index was made with.
 
     Raises:
-        UserError: another scorer made the index.
+        UserError: another scorer made the index, or the index is damaged.
     """
 
     def __init__(self, files: IndexFiles, scorer: Scorer) -> None:
         self.scorer = scorer
+        self._load(files)
+
+    def _load(self, files: IndexFiles) -> None:
         self._files = files
         with one_line_errors(files.folder):
             expected = files.metadata("identity")
-            identity = scorer_identity(scorer)
+            identity = scorer_identity(self.scorer)
             if expected != identity:
-                name = files.metadata("scorer") or "passed from Python"
+                name = printable(files.metadata("scorer")) or "passed from Python"
                 raise UserError(
-                    f"expected scorer {expected} ({name}), which made the index in {files.folder}, got {identity}; "
-                    f"use that scorer, or make the index again with --rebuild"
+                    f"expected scorer {printable(expected)} ({name}), which made the index in {files.folder}, got "
+                    f"{identity}; use that scorer, or make the index again with --rebuild"
                 )
-            self.vectors, self._used = files.vectors()
+            if files.dim != self.scorer.model.embed_dim:
+                raise ValueError(f"its vectors are {files.dim} wide, those of its scorer {self.scorer.model.embed_dim}")
+            self._load_vectors()
+
+    def _load_vectors(self) -> None:
+        self.vectors, self._used, self._damaged = self._files.vectors()
 
     @classmethod
     def open(cls, folder: str | Path, scorer: Scorer | str = "", device: str = "cpu") -> "ImageIndex":
@@ -75,43 +97,74 @@ class ImageIndex:
 
         Args:
             folder: of the index, or of pictures with the index in `.dalle-index`.
-            scorer: the one it was made with, or its name; by default the name it was made with.
+            scorer: the one it was made with, or its name. By default the one that the index names, if that ships with
+                this package: an index may be a stranger's, and no other scorer is loaded only because it says so.
             device: where a scorer given by name computes.
 
         Raises:
-            UserError: there is no index, it cannot be read, or another scorer made it.
+            UserError: there is no index, it cannot be read, another scorer made it, or its scorer has to be given.
         """
         files = IndexFiles(find_index_folder(folder))
         if isinstance(scorer, str):
             with one_line_errors(files.folder):
-                name = scorer or files.metadata("scorer")
-            if not name:
-                raise UserError(
-                    f"expected the scorer that made the index in {files.folder}, got none; it was passed from Python "
-                    f"without a name, so pass it again"
-                )
-            scorer = Scorer.from_pretrained(name, device)
+                scorer = Scorer.from_pretrained(scorer or _shipped_scorer(files), device)
         return cls(files, scorer)
 
     @classmethod
-    def create(cls, folder: str | Path, scorer: Scorer | str, device: str = "cpu") -> "ImageIndex":
-        """Make an empty index, replacing one that exists.
+    def create(
+        cls, folder: str | Path, scorer: Scorer | str, device: str = "cpu", *, replace: bool = True
+    ) -> "ImageIndex":
+        """Make an empty index.
 
         Args:
             folder: of the index; made if missing.
-            scorer: embeds the pictures; a name is remembered, so that `open` needs no scorer.
+            scorer: embeds the pictures; its name is remembered.
+            device: where a scorer given by name computes.
+            replace: whether to replace an index that exists; else that one is opened.
+
+        Raises:
+            UserError: the folder cannot be written to, holds something else, or another process writes the index.
+        """
+        folder = Path(folder)
+        scorer, metadata = _load_for_new_index(scorer, device)
+        with one_line_errors(folder), write_lock(folder):
+            if replace or not (folder / DATABASE).is_file():
+                check_is_ours(folder)
+                create_files(folder, metadata)
+            return cls(IndexFiles(folder), scorer)
+
+    @classmethod
+    def rebuild(
+        cls,
+        folder: str | Path,
+        scorer: Scorer | str,
+        pictures: str | Path,
+        log: SkipLog | None = None,
+        device: str = "cpu",
+    ) -> tuple["ImageIndex", Changes]:
+        """Index a folder of pictures anew. An existing index is replaced when the new one is whole, not before.
+
+        Args:
+            folder: of the index; made if missing.
+            scorer: embeds the pictures; its name is remembered.
+            pictures: as for `update`.
+            log: as for `update`.
             device: where a scorer given by name computes.
 
         Raises:
-            UserError: the folder cannot be written to, or another process writes the index.
+            UserError: as for `create` and `update`.
         """
-        name = ""
-        if isinstance(scorer, str):
-            name = absolute_scorer_name(scorer)
-            scorer = Scorer.from_pretrained(scorer, device)
-        metadata = {"dim": str(scorer.model.embed_dim), "identity": scorer_identity(scorer), "scorer": name}
-        create_files(Path(folder), metadata)
-        return cls(IndexFiles(Path(folder)), scorer)
+        folder = Path(folder)
+        log = SkipLog() if log is None else log
+        root = _folder_of_pictures(pictures)
+        scorer, metadata = _load_for_new_index(scorer, device)
+        with one_line_errors(folder), write_lock(folder):
+            check_is_ours(folder)
+            listing = list_pictures(root, log)
+            check_has_pictures(listing)
+            with replacing_files(folder, metadata) as files:
+                changes = update_index(files, scorer, listing, log)
+            return cls(IndexFiles(folder), scorer), changes
 
     def __len__(self) -> int:
         """Number of different contents."""
@@ -121,15 +174,23 @@ class ImageIndex:
     def root(self) -> Path:
         """The folder that is indexed; the index's own folder until the first update.
 
-        It is stored relative to the index, so that both can be moved together.
+        It is recorded relative to the index, so that both can be moved together, and absolutely, so that the index can
+        be moved alone. The one under which more of the pictures are found counts.
         """
-        return (self._files.folder.resolve() / self._files.metadata("root")).resolve()
+        with one_line_errors(self._files.folder):
+            here = (self._files.folder.resolve() / self._files.metadata("root")).resolve()
+            absolute = Path(self._files.metadata("absolute_root") or here)
+            if absolute == here:
+                return here
+            sample = [os.fsdecode(path) for path in self._files.some_paths(ROOT_SAMPLE)]
+            return max((here, absolute), key=lambda root: sum((root / path).exists() for path in sample))
 
     def pictures(self) -> list[tuple[Path, int]]:
         """Every picture that can be found, with the row of its vector, ordered by path."""
+        self._check_whole()
         with one_line_errors(self._files.folder):
             root = self.root
-            return [(root / os.fsdecode(path), row) for path, row in self._files.pictures()]
+            return [(_inside(root, path), row) for path, row in self._files.pictures()]
 
     def update(self, pictures: str | Path, log: SkipLog | None = None) -> Changes:
         """Update the index from a folder of pictures. An update that was killed continues after its last commit.
@@ -144,17 +205,20 @@ class ImageIndex:
         Raises:
             UserError: it is no folder, has no pictures, or is not the indexed folder, which still exists.
         """
-        root = Path(pictures).resolve()
-        if not root.is_dir():
-            raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
+        root = _folder_of_pictures(pictures)
+        log = SkipLog() if log is None else log
         with one_line_errors(self._files.folder), write_lock(self._files.folder):
+            self._load(IndexFiles(self._files.folder))  # another process may have replaced it since it was opened
             if self._files.metadata("root") and self.root != root and self.root.is_dir():
                 raise UserError(
                     f"expected {self.root}, the folder of the index in {self._files.folder}, got {root}; "
                     f"give that folder an index of its own, or replace this one with --rebuild"
                 )
-            changes = update_index(self._files, self.scorer, root, SkipLog() if log is None else log)
-            self.vectors, self._used = self._files.vectors()
+            listing = list_pictures(root, log)
+            check_has_pictures(listing)
+            with self._files.writing():
+                changes = update_index(self._files, self.scorer, listing, log)
+            self._load_vectors()
         return changes
 
     def search(self, query: Query, keep: int = 10, threshold: float = -1.0) -> list[Hit]:
@@ -171,16 +235,19 @@ class ImageIndex:
         """
         if keep < 1:
             raise UserError(f"expected keep of at least 1, got {keep}; ask for one hit or more")
-        if not len(self):
+        if not len(self) and not self._damaged:
             raise UserError(
                 f"expected pictures in the index in {self._files.folder}, got none; fill it with: dalle index DIR"
             )
+        self._check_whole()
+        if math.isnan(threshold):
+            raise UserError("expected a number as threshold, got nan; leave it out to see every hit")
         scores, rows = nearest(self.vectors, self.embed(query), keep, self._used)
         hits = []
         with one_line_errors(self._files.folder):
             root = self.root
             for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-                paths = [root / os.fsdecode(path) for path in self._files.paths(row)]
+                paths = [_inside(root, path) for path in self._files.paths(row)]
                 if score >= threshold and paths:
                     hits.append(Hit(paths[0], score, tuple(paths[1:])))
         return hits
@@ -197,12 +264,24 @@ class ImageIndex:
             if not math.isfinite(weight):
                 raise UserError(f"expected a number as weight of {term}, got {weight}; correct it")
             total += weight * self._embed_term(term)
-        if not total.norm() > MIN_NORM:
+        if not total.isfinite().all():
+            raise UserError(
+                "expected a query with a direction, got an embedding that is not finite from the scorer, or weights "
+                "that are too large; choose others"
+            )
+        if total.norm() <= MIN_NORM:
             raise UserError(
                 "expected a query with a direction, got no terms, or terms that cancel each other out; "
                 "give a text or a picture, or other weights"
             )
         return total / total.norm()
+
+    def _check_whole(self) -> None:
+        if self._damaged:
+            raise UserError(
+                f"expected the vectors of {len(self)} different pictures in the index in {self._files.folder}, got "
+                f"{len(self._damaged)} of them lost or damaged; restore them with: dalle index DIR"
+            )
 
     def _embed_term(self, term: Term) -> Tensor:
         if isinstance(term, str):
@@ -232,9 +311,68 @@ def scorer_identity(scorer: Scorer) -> str:
 def absolute_scorer_name(name: str) -> str:
     """The name of a scorer with an absolute path, if it has a path: valid in any working directory."""
     library, _, folder = name.partition(":")
+    if is_shipped(name):
+        return name
     if Path(name).is_dir():
         return str(find_checkpoint(name).resolve())
     return f"{library}:{Path(folder).resolve()}" if folder and Path(folder).is_dir() else name
+
+
+def recorded_scorer(folder: Path) -> str:
+    """The scorer that an index names, if that ships with this package.
+
+    Args:
+        folder: of the index.
+
+    Raises:
+        UserError: it names another one, which has to be given, or the index cannot be read.
+    """
+    files = IndexFiles(folder)
+    with closing(files.database), one_line_errors(folder):
+        return _shipped_scorer(files)
+
+
+def _shipped_scorer(files: IndexFiles) -> str:
+    name = files.metadata("scorer")
+    if is_shipped(name):
+        return name
+    if not name:
+        raise UserError(
+            f"expected the scorer that made the index in {files.folder}, got none; it was passed from Python "
+            f"without a name, so pass it again"
+        )
+    raise UserError(
+        f"expected --scorer for the index in {files.folder}, got none; if you trust the scorer that made it, "
+        f"add --scorer {shlex.quote(printable(name))}"
+    )
+
+
+def _load_for_new_index(scorer: Scorer | str, device: str) -> tuple[Scorer, dict[str, str]]:
+    """A scorer, and the metadata of an index that it makes."""
+    name = ""
+    if isinstance(scorer, str):
+        name = absolute_scorer_name(scorer)
+        scorer = Scorer.from_pretrained(scorer, device)
+    return scorer, {"dim": str(scorer.model.embed_dim), "identity": scorer_identity(scorer), "scorer": name}
+
+
+def _folder_of_pictures(pictures: str | Path) -> Path:
+    root = Path(pictures).resolve()
+    if not root.is_dir():
+        raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
+    return root
+
+
+def _inside(root: Path, path: bytes) -> Path:
+    """The path of a picture of an index, which may be a stranger's.
+
+    Raises:
+        ValueError: it leads out of the indexed folder.
+    """
+    parts = os.fsdecode(path).split("/")
+    if ".." in parts or not parts[0]:
+        raise ValueError(f"the path {printable(os.fsdecode(path))} leads out of its folder")
+    return root / os.fsdecode(path)
 
 
 def find_index_folder(folder: str | Path) -> Path:

@@ -1,34 +1,20 @@
 """Update of an index from its folder: new and changed files are read and embedded, missing ones removed."""
 
-import hashlib
+import json
 import os
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
 
-from PIL import Image
 from tqdm import tqdm
 
 from dalle_mini_impl.data.pair import SkipLog
-from dalle_mini_impl.data.sample import UnusableSample, decode_picture, list_files, read_bytes
+from dalle_mini_impl.scorer.picture_files import EmbeddedPicture, embed_picture_files
 from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.search.listing import Listing
 from dalle_mini_impl.search.store import IndexEntry, IndexFiles, PictureFile, free_rows
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
-
-READERS = min(4, os.cpu_count() or 1)
-"""Threads that read and decode files."""
-BATCH_FILES = 1024
-"""Most files per commit: no more work is lost when a run is stopped."""
-BATCH_PIXELS = 2**26
-"""Most pixels of decoded pictures per commit, which bounds memory."""
-
-ReadPicture: TypeAlias = tuple[IndexEntry, Image.Image | None]
-"""A file that was read, and the decoded picture if it can be used and its content is new."""
 
 
 @dataclass(frozen=True)
@@ -45,124 +31,150 @@ class Changes:
     """All pictures that cannot be used, those of earlier updates included."""
     removed: int
     """No longer in the folder."""
+    kept: int = 0
+    """Could not be looked at: in a folder that cannot be listed, on a drive that is away, without permission."""
+    restored: int = 0
+    """Embedded again, because their vectors were lost or damaged."""
+    lost: int = 0
+    """Vectors still lost, because their pictures could not be read."""
+    unsupported: Mapping[str, int] = field(default_factory=dict)
+    """Number of pictures by the file name endings of formats that cannot be read."""
 
 
-def update_index(index: IndexFiles, scorer: Scorer, root: Path, log: SkipLog) -> Changes:
+def update_index(index: IndexFiles, scorer: Scorer, listing: Listing, log: SkipLog) -> Changes:
     """Update an index from its folder. Work is committed in batches, which a later run does not repeat.
 
     Args:
         index: its files; no other process may write them.
         scorer: embeds the pictures.
-        root: the folder.
-        log: records every picture and folder that cannot be read, those of earlier updates included.
-
-    Raises:
-        UserError: the folder holds no pictures at all; the index is left unchanged.
+        listing: of the folder.
+        log: records every picture that cannot be read, those of earlier updates included.
     """
-    files = list_pictures(root, log)
-    if not files:
-        raise UserError(
-            f"expected pictures in {root}, got none; give a folder with files that end in "
-            f"{', '.join(sorted(PICTURE_ENDINGS))}"
-        )
-    index.set_metadata("root", os.path.relpath(root, index.folder.resolve()))
+    _repair(index)
+    former_mounts = _read_mounts(index)
+    _write_folders(index, listing, former_mounts | listing.mounts)  # now, because this run may be killed
     before = index.files()
     rows = index.contents()
-    changed = [file for file in files if file.mtime_ns is None or before.get(file.path) != (file.mtime_ns, file.size)]
-    free = free_rows(rows)
-    embedded = 0
-    failed = 0
+    lost = index.contents(lost=True)
+    changed = [
+        file
+        for file in listing.files
+        if file.mtime_ns is None or before.get(file.path, (None, 0, False))[:2] != (file.mtime_ns, file.size)
+    ]
+    free = free_rows(rows | lost)
+    counts = {"embedded": 0, "restored": 0, "failed": 0, "kept": 0}
     with tqdm(total=len(changed), unit=" pictures", disable=None, leave=False) as bar:
-        for batch in batches(read_ahead(root, changed, rows), scorer.chunk_size):
-            new = {entry.hash: image for entry, image in batch if image is not None and entry.hash not in rows}
-            vectors = dict(zip(new, scorer.embed_images(list(new.values())), strict=True))
-            rows.update(zip(new, free, strict=False))
-            index.add([entry for entry, _ in batch], vectors, rows)
-            embedded += len(new)
-            failed += sum(bool(entry.reason) for entry, _ in batch)
+        for batch in embed_picture_files(scorer, changed, lambda file: _path(listing.root, file), rows):
+            _record(index, listing.root, batch, before, rows, lost, free, counts)
             bar.update(len(batch))
-    removed = sorted(before.keys() - {file.path for file in files})
+    missing = sorted(before.keys() - {file.path for file in listing.files})
+    removed = [path for path in missing if listing.is_gone(path, former_mounts)]
     index.remove(removed)
+    kept = set(missing) - set(removed)
+    away = {mount for mount in former_mounts if any(path.startswith(mount + b"/") for path in kept)}
+    _write_folders(index, listing, listing.mounts | away)
     unreadable = index.unreadable()
     for path, reason in unreadable:
         log.add(printable(os.fsdecode(path)), printable(reason))
+    old_failures = len(set(dict(unreadable)) - {file.path for file in changed} - kept)
     return Changes(
-        unchanged=len(files) - len(changed) - (len(unreadable) - failed),
-        embedded=embedded,
-        reused=len(changed) - embedded - failed,
+        unchanged=len(listing.files) - len(changed) - old_failures,
+        embedded=counts["embedded"],
+        reused=len(changed) - counts["embedded"] - counts["restored"] - counts["failed"] - counts["kept"],
         unreadable=len(unreadable),
         removed=len(removed),
+        kept=counts["kept"] + len(kept),
+        restored=counts["restored"],
+        lost=len(index.contents(lost=True)),
+        unsupported=dict(listing.unsupported),
     )
 
 
-def list_pictures(root: Path, log: SkipLog) -> list[PictureFile]:
-    """All picture files below a folder, recognised by their suffixes."""
-    files = []
-    for path in list_files(root, log):
-        if path.suffix.lower() in PICTURE_ENDINGS:
-            name = os.fsencode(path.relative_to(root))
-            try:
-                status = path.stat()
-            except OSError:  # a broken link; reading it will report that
-                files.append(PictureFile(name, None, 0))
+def check_has_pictures(listing: Listing) -> None:
+    """Refuse a folder without pictures, such as that of a disk that is not mounted.
+
+    Raises:
+        UserError: the folder holds no pictures at all, or could not be listed.
+    """
+    if listing.files:
+        return
+    if listing.unsupported:
+        endings = ", ".join(sorted(listing.unsupported))
+        raise UserError(f"expected pictures in {listing.root}, got only {endings}, which cannot be read; convert them")
+    if listing.unlisted:
+        raise UserError(
+            f"expected pictures in {listing.root}, got folders that cannot be listed; check their permissions and "
+            f"whether their drive is there"
+        )
+    raise UserError(
+        f"expected pictures in {listing.root}, got none; give a folder with PNG, JPEG or other picture files"
+    )
+
+
+def _record(
+    index: IndexFiles,
+    root: Path,
+    batch: list[EmbeddedPicture[PictureFile]],
+    before: Mapping[bytes, tuple[int | None, int, bool]],
+    rows: dict[bytes, int],
+    lost: dict[bytes, int],
+    free: Iterator[int],
+    counts: dict[str, int],
+) -> None:
+    """Commit one batch, and count what was done."""
+    entries = []
+    vectors = {}
+    for picture in batch:
+        file = picture.item
+        if not picture.digest:
+            # Repaired permissions and links change neither time nor size, so the next update tries again.
+            if before.get(file.path, (None, 0, False))[2]:
+                counts["kept"] += 1
             else:
-                files.append(PictureFile(name, status.st_mtime_ns, status.st_size))
-    return files
+                entries.append(IndexEntry(replace(file, mtime_ns=None), reason=picture.reason))
+                counts["failed"] += 1
+            continue
+        if _has_changed(root, file):
+            file = replace(file, mtime_ns=None)
+        if picture.reason:
+            entries.append(IndexEntry(file, reason=picture.reason))
+            counts["failed"] += 1
+            continue
+        entries.append(IndexEntry(file, picture.digest))
+        if picture.embedding is not None and picture.digest not in rows:
+            vectors[picture.digest] = picture.embedding
+            counts["restored" if picture.digest in lost else "embedded"] += 1
+            row = lost.pop(picture.digest, None)
+            rows[picture.digest] = next(free) if row is None else row
+    index.add(entries, vectors, rows)
 
 
-def read_ahead(root: Path, files: Sequence[PictureFile], known: Collection[bytes]) -> Iterator[ReadPicture]:
-    """Read files in order, some of them ahead in threads.
-
-    Args:
-        root: the folder.
-        files: of the folder.
-        known: hashes of contents that need not be decoded; may grow during the iteration.
-    """
-    started: deque[Future[ReadPicture]] = deque()
-    with ThreadPoolExecutor(READERS) as readers:
-        for file in files:
-            started.append(readers.submit(read_picture, root, file, known))
-            if len(started) > 2 * READERS:
-                yield started.popleft().result()
-        while started:
-            yield started.popleft().result()
+def _repair(index: IndexFiles) -> None:
+    """Have the pictures whose vectors are lost or damaged read again."""
+    damaged = index.vectors().damaged
+    if damaged or index.is_old:
+        index.mark_lost(damaged)
 
 
-def read_picture(root: Path, file: PictureFile, known: Collection[bytes]) -> ReadPicture:
-    """Read one file, and decode it unless the hash of its content is in `known`."""
+def _has_changed(root: Path, file: PictureFile) -> bool:
+    """Whether a file was written between its listing and now, so that what was read may belong to another time."""
     try:
-        data = read_bytes(root / os.fsdecode(file.path))
-    except UnusableSample as error:
-        # Repaired permissions and links change neither time nor size, so the next update tries again.
-        return IndexEntry(replace(file, mtime_ns=None), reason=str(error)), None
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    if digest in known:
-        return IndexEntry(file, digest), None
-    try:
-        return IndexEntry(file, digest), decode_picture(data)
-    except UnusableSample as error:
-        return IndexEntry(file, reason=str(error)), None
+        status = _path(root, file).stat()
+    except OSError:
+        return True
+    return (status.st_mtime_ns, status.st_size) != (file.mtime_ns, file.size)
 
 
-def batches(pictures: Iterable[ReadPicture], max_images: int) -> Iterator[list[ReadPicture]]:
-    """Group read files into batches, each of which is committed at once.
+def _read_mounts(index: IndexFiles) -> set[bytes]:
+    mounts = json.loads(index.metadata("mounts") or "[]")
+    return {os.fsencode(mount) for mount in mounts if isinstance(mount, str)} if isinstance(mounts, list) else set()
 
-    Args:
-        pictures: from `read_ahead`.
-        max_images: most decoded pictures per batch; see also `BATCH_FILES` and `BATCH_PIXELS`.
-    """
-    batch: list[ReadPicture] = []
-    images = 0
-    pixels = 0
-    for entry, image in pictures:
-        batch.append((entry, image))
-        if image is not None:
-            images += 1
-            pixels += image.width * image.height
-        if images >= max_images or pixels >= BATCH_PIXELS or len(batch) >= BATCH_FILES:
-            yield batch
-            batch = []
-            images = 0
-            pixels = 0
-    if batch:
-        yield batch
+
+def _write_folders(index: IndexFiles, listing: Listing, mounts: set[bytes]) -> None:
+    names = json.dumps(sorted(map(os.fsdecode, mounts)))
+    root = os.path.relpath(listing.root, index.folder.resolve())
+    index.set_metadata({"root": root, "absolute_root": str(listing.root), "mounts": names})
+
+
+def _path(root: Path, file: PictureFile) -> Path:
+    return root / os.fsdecode(file.path)

@@ -15,3 +15,9 @@ def block_picture(seed: int = 0, width: int = 24, height: int = 24) -> Image.Ima
 def random_pixels(height: int, width: int, seed: int = 0) -> Tensor:
     """(1, 3, H, W), uniform in [-1, 1)."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def random_picture(seed: int, width: int = 23, height: int = 17) -> Image.Image:
+    """An RGB picture of 3 × 4 random blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)

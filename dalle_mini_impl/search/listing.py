@@ -1,0 +1,114 @@
+"""Lists the pictures of a folder, and tells those that are gone from those that cannot be looked at now."""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.sample import list_files
+from dalle_mini_impl.search.store import PictureFile
+from dalle_mini_impl.util.images import picture_kind
+
+
+@dataclass
+class Listing:
+    """What a folder holds."""
+
+    root: Path
+    files: list[PictureFile] = field(default_factory=list)
+    unlisted: set[bytes] = field(default_factory=set)
+    """Folders, relative to the root (`b""`), whose content could not be listed."""
+    mounts: set[bytes] = field(default_factory=set)
+    """Folders with pictures that are on another file system than the folder above them."""
+    unsupported: Counter[str] = field(default_factory=Counter)
+    """Number of pictures by the file name endings of formats that cannot be read."""
+    _away: dict[bytes, bool | None] = field(default_factory=dict)
+
+    def is_gone(self, path: bytes, former_mounts: Collection[bytes]) -> bool:
+        """Whether a picture that is not listed is absent, which only the folder that would hold it can tell.
+
+        Args:
+            path: of the picture, relative to the root.
+            former_mounts: folders that were on file systems of their own when the pictures were listed before.
+        """
+        folder = os.path.dirname(path)
+        folders = [folder]
+        while folder:
+            folder = os.path.dirname(folder)
+            folders.append(folder)
+        for folder in reversed(folders):
+            if folder not in self._away:
+                self._away[folder] = self._is_away(folder, former_mounts)
+            away = self._away[folder]
+            if away is not None:
+                return not away
+        return True
+
+    def _is_away(self, folder: bytes, former_mounts: Collection[bytes]) -> bool | None:
+        """Whether a folder is there but cannot be looked at; False if it is absent, None if it can be looked at."""
+        path = os.path.join(os.fsencode(self.root), folder)
+        if folder in self.unlisted:
+            return True
+        if folder in former_mounts and folder not in self.mounts and not self._has_files(folder):
+            return True
+        try:
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+            os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return os.path.islink(path)  # a link that leads nowhere: its target may come back
+        except OSError:
+            return True
+        return False if not os.path.isdir(path) and not is_link else None
+
+    def _has_files(self, folder: bytes) -> bool:
+        return any(file.path.startswith(folder + b"/") for file in self.files)
+
+
+def list_pictures(root: Path, log: SkipLog) -> Listing:
+    """All picture files below a folder, recognised by their suffixes; links are followed.
+
+    Args:
+        root: the folder.
+        log: records folders that cannot be listed.
+    """
+    listing = Listing(root)
+    unlisted: list[Path] = []
+    for path in list_files(root, log, unlisted):
+        kind = picture_kind(path)
+        if kind == "unreadable":
+            listing.unsupported[path.suffix.lower()] += 1
+        elif kind == "readable":
+            name = os.fsencode(path.relative_to(root))
+            try:
+                status = path.stat()
+            except OSError:  # a broken link, or no access; reading it will report that
+                listing.files.append(PictureFile(name, None, 0))
+            else:
+                listing.files.append(PictureFile(name, status.st_mtime_ns, status.st_size))
+    listing.unlisted = {os.fsencode(os.path.relpath(folder, root)) for folder in unlisted}
+    if b"." in listing.unlisted:
+        listing.unlisted.add(b"")
+    listing.mounts = _mounts(root, {os.path.dirname(file.path) for file in listing.files})
+    return listing
+
+
+def _mounts(root: Path, folders: Collection[bytes]) -> set[bytes]:
+    """Those of some folders, and of the folders above them, that are on another file system than the one above."""
+    with_parents = set()
+    for folder in folders:
+        while folder and folder not in with_parents:
+            with_parents.add(folder)
+            folder = os.path.dirname(folder)
+    base = os.fsencode(root)
+    mounts = set()
+    for folder in with_parents:
+        try:
+            device = os.stat(os.path.join(base, folder)).st_dev
+            if device != os.stat(os.path.join(base, os.path.dirname(folder))).st_dev:
+                mounts.add(folder)
+        except OSError:  # it vanished since it was listed
+            continue
+    return mounts
