@@ -49,8 +49,9 @@ def index(
 
     from dalle_mini_impl.data.pair import SkipLog
     from dalle_mini_impl.search.export import check_export, export_clip_retrieval, export_faiss
-    from dalle_mini_impl.search.index import ImageIndex, recorded_scorer
+    from dalle_mini_impl.search.index import ImageIndex
     from dalle_mini_impl.search.integrity import DATABASE
+    from dalle_mini_impl.search.scorers import recorded_scorer
     from dalle_mini_impl.search.store import DEFAULT_FOLDER, DamagedIndexError
     from dalle_mini_impl.util.devices import choose_device
 

@@ -1,6 +1,7 @@
 """`dalle search`: find pictures by texts and pictures."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.util.text import escape_controls
 
 
 @click.command(
@@ -53,7 +55,6 @@ def search(
     from dalle_mini_impl.search.query import parse_query
     from dalle_mini_impl.util.devices import choose_device
     from dalle_mini_impl.util.images import save_png
-    from dalle_mini_impl.util.text import without_controls
 
     terms = parse_query(query)
     image_index = ImageIndex.open(index, scorer or "", choose_device(device))
@@ -61,7 +62,7 @@ def search(
     if json_file != STANDARD_OUTPUT:
         for hit in hits:
             # Bytes, because file names may not be valid UTF-8.
-            paths = [without_controls(str(path)) for path in (hit.path, *hit.copies)]
+            paths = [one_column(str(path)) for path in (hit.path, *hit.copies)]
             click.echo(os.fsencode("\t".join([f"{hit.score:.4f}", *paths])))
     entries = [
         {"score": hit.score, "path": str(hit.path), "copies": [str(path) for path in hit.copies]} for hit in hits
@@ -71,3 +72,12 @@ def search(
         click.echo(f"none of {len(image_index)} pictures scores {threshold} or more", err=True)
     elif sheet_file:
         click.echo(str(save_png(hits_sheet(hits), sheet_file)), err=True)
+
+
+def one_column(path: str) -> str:
+    r"""A path without the separators of the output, which are shown as `\n` and `\t`.
+
+    On a terminal, characters that steer it are shown as escapes too.
+    """
+    path = path.replace("\n", "\\n").replace("\t", "\\t")
+    return escape_controls(path) if sys.stdout.isatty() else path

@@ -80,8 +80,9 @@ def list_files(folder: Path, log: SkipLog, unlisted: list[Path] | None = None) -
 
     Args:
         folder: to be listed.
-        log: records folders that cannot be listed, and links to folders that were listed already.
-        unlisted: to which folders that cannot be listed are appended.
+        log: records folders that cannot be listed.
+        unlisted: to which folders that cannot be listed are appended; then links to folders that were listed already
+            are recorded in `log` too.
     """
 
     def log_unreadable(error: OSError) -> None:
@@ -96,7 +97,8 @@ def list_files(folder: Path, log: SkipLog, unlisted: list[Path] | None = None) -
     for root, folders, names in os.walk(folder, onerror=log_unreadable, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if os.path.realpath(root) in visited:  # a link can lead back to a folder above it
-            log.add(printable(root), "link to a folder listed already: its pictures count once")
+            if unlisted is not None:
+                log.add(printable(root), "link to a folder listed already: its pictures count once")
             folders.clear()
             continue
         visited.add(os.path.realpath(root))

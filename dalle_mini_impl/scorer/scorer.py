@@ -190,7 +190,7 @@ class Scorer:
                 pixels = self.preprocess.from_images(part)
             return self.model.encode_image(pixels.to(self.device))
 
-        return self._embed(len(images), encode)
+        return _check_embeddings(self._embed(len(images), encode))
 
     def embed_prepared(self, pixels: Tensor) -> Tensor:
         """Embed pictures that `preprocess` has prepared, which may have been done elsewhere, a few at a time.
@@ -199,7 +199,7 @@ class Scorer:
             pixels: (N, 3, S, S), from `preprocess.from_images`.
 
         Returns:
-            (N, D), L2-normalised.
+            (N, D), L2-normalised; rows that are not finite are left to the caller.
         """
         return self._embed(len(pixels), lambda chunk: self.model.encode_image(pixels[chunk].to(self.device)))
 
@@ -235,7 +235,7 @@ class Scorer:
             text_ids = self.text_tokenizer.encode_batch(list(texts[chunk]), self.text_length, add_eos=True)
             return self.model.encode_text(text_ids.to(self.device))
 
-        return self._embed(len(texts), encode)
+        return _check_embeddings(self._embed(len(texts), encode))
 
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """Embed labels, each put into one or more templates (prompt ensembling, Radford et al. 2021, section 3.1.4).
@@ -331,7 +331,11 @@ class Scorer:
             for start in range(0, count, self.chunk_size):
                 chunk = slice(start, min(start + self.chunk_size, count))
                 embed[chunk] = F.normalize(encode(chunk).float(), dim=-1).cpu()
-        return check_finite(embed, "embeddings", "the scorer's weights are damaged: copy or train it again")
+        return embed
+
+
+def _check_embeddings(embed: Tensor) -> Tensor:
+    return check_finite(embed, "embeddings", "the scorer's weights are damaged: copy or train it again")
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -1,12 +1,9 @@
 """The index of a folder's pictures: create, update and search it."""
 
-import hashlib
 import math
 import os
-import shlex
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint.find import find_checkpoint, is_shipped
-from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.integrity import DATABASE
 from dalle_mini_impl.search.listing import list_pictures
 from dalle_mini_impl.search.nearest import nearest
+from dalle_mini_impl.search.scorers import load_for_new_index, scorer_identity, shipped_scorer
 from dalle_mini_impl.search.store import (
     DEFAULT_FOLDER,
     IndexFiles,
@@ -107,7 +103,7 @@ class ImageIndex:
         files = IndexFiles(find_index_folder(folder))
         if isinstance(scorer, str):
             with one_line_errors(files.folder):
-                scorer = Scorer.from_pretrained(scorer or _shipped_scorer(files), device)
+                scorer = Scorer.from_pretrained(scorer or shipped_scorer(files), device)
         return cls(files, scorer)
 
     @classmethod
@@ -126,7 +122,7 @@ class ImageIndex:
             UserError: the folder cannot be written to, holds something else, or another process writes the index.
         """
         folder = Path(folder)
-        scorer, metadata = _load_for_new_index(scorer, device)
+        scorer, metadata = load_for_new_index(scorer, device)
         with one_line_errors(folder), write_lock(folder):
             if replace or not (folder / DATABASE).is_file():
                 check_is_ours(folder)
@@ -157,7 +153,7 @@ class ImageIndex:
         folder = Path(folder)
         log = SkipLog() if log is None else log
         root = _folder_of_pictures(pictures)
-        scorer, metadata = _load_for_new_index(scorer, device)
+        scorer, metadata = load_for_new_index(scorer, device)
         with one_line_errors(folder), write_lock(folder):
             check_is_ours(folder)
             listing = list_pictures(root, log)
@@ -289,71 +285,6 @@ class ImageIndex:
                 raise UserError("expected a text, got an empty one; describe what to search for")
             return self.scorer.embed_texts([term])[0]
         return self.scorer.embed_images([open_picture(term) if isinstance(term, Path) else term])[0]
-
-
-def scorer_identity(scorer: Scorer) -> str:
-    """Hash of everything that an embedding depends on: weights, text ids, and how pictures and texts are prepared.
-
-    It includes the names of the fields of `Scorer` and `Preprocess`: renaming one makes existing indexes unusable.
-    """
-    weights = weights_identity({name: value.cpu() for name, value in scorer.model.state_dict().items()})
-    text_tokenizer = getattr(scorer.text_tokenizer, "identity", "")
-    without_influence = ("device", "chunk_size")
-    hashed_above = ("model", "text_tokenizer")
-    settings = {
-        field.name: getattr(scorer, field.name)
-        for field in fields(scorer)
-        if field.name not in (*hashed_above, *without_influence)
-    }
-    return hashlib.sha256(f"{weights} {text_tokenizer} {settings}".encode()).hexdigest()[:16]
-
-
-def absolute_scorer_name(name: str) -> str:
-    """The name of a scorer with an absolute path, if it has a path: valid in any working directory."""
-    library, _, folder = name.partition(":")
-    if is_shipped(name):
-        return name
-    if Path(name).is_dir():
-        return str(find_checkpoint(name).resolve())
-    return f"{library}:{Path(folder).resolve()}" if folder and Path(folder).is_dir() else name
-
-
-def recorded_scorer(folder: Path) -> str:
-    """The scorer that an index names, if that ships with this package.
-
-    Args:
-        folder: of the index.
-
-    Raises:
-        UserError: it names another one, which has to be given, or the index cannot be read.
-    """
-    files = IndexFiles(folder)
-    with closing(files.database), one_line_errors(folder):
-        return _shipped_scorer(files)
-
-
-def _shipped_scorer(files: IndexFiles) -> str:
-    name = files.metadata("scorer")
-    if is_shipped(name):
-        return name
-    if not name:
-        raise UserError(
-            f"expected the scorer that made the index in {files.folder}, got none; it was passed from Python "
-            f"without a name, so pass it again"
-        )
-    raise UserError(
-        f"expected --scorer for the index in {files.folder}, got none; if you trust the scorer that made it, "
-        f"add --scorer {shlex.quote(printable(name))}"
-    )
-
-
-def _load_for_new_index(scorer: Scorer | str, device: str) -> tuple[Scorer, dict[str, str]]:
-    """A scorer, and the metadata of an index that it makes."""
-    name = ""
-    if isinstance(scorer, str):
-        name = absolute_scorer_name(scorer)
-        scorer = Scorer.from_pretrained(scorer, device)
-    return scorer, {"dim": str(scorer.model.embed_dim), "identity": scorer_identity(scorer), "scorer": name}
 
 
 def _folder_of_pictures(pictures: str | Path) -> Path:

@@ -139,10 +139,8 @@ def _open_as(file: BinaryIO, formats: list[str] | tuple[str, ...]) -> Image.Imag
 def pixel_count(file: BinaryIO) -> int:
     """Pixels of a picture according to its first bytes; 0 where these cannot be understood, or name too many."""
     try:
-        with _WARNING_FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return image.width * image.height
+        with _open(file) as image:
+            return image.width * image.height
     except Exception:  # decoding raises it again, and has it reported
         return 0
 

@@ -172,14 +172,16 @@ def test_queries_that_are_not_finite_are_refused(folder, scorer, monkeypatch):
     with pytest.raises(UserError, match="expected a number as threshold, got nan"):
         index.search("a cat", threshold=float("nan"))
     monkeypatch.setattr(scorer.model, "encode_text", lambda text_ids: torch.full((len(text_ids), 19), torch.nan))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="expected finite embeddings, got 19 of 19 that are not"):
         index.search("a cat")
 
 
 # --- scorers that an index names
 
 
-@pytest.mark.parametrize("name", ["hf:a/b", "open_clip:ViT-B-32:/tmp/weights.pt", "/tmp/checkpoint", "../x", "\x1b[2Jhf:"])
+@pytest.mark.parametrize(
+    "name", ["hf:a/b", "open_clip:ViT-B-32:/tmp/weights.pt", "/tmp/checkpoint", "../x", "\x1b[2Jhf:"]
+)
 def test_scorer_that_a_strangers_index_names_is_not_loaded(folder, name, monkeypatch):
     with closing(sqlite3.connect(folder / integrity.DATABASE)) as database:
         database.execute("UPDATE facts SET value = ? WHERE name = 'scorer'", (name.encode(),))

@@ -27,10 +27,9 @@ from dalle_mini_impl.search import integrity, nearest, query, store, update
 from dalle_mini_impl.search.export import export_clip_retrieval, export_faiss
 from dalle_mini_impl.search.index import (
     ImageIndex,
-    absolute_scorer_name,
     hits_sheet,
-    scorer_identity,
 )
+from dalle_mini_impl.search.scorers import absolute_scorer_name, scorer_identity
 from dalle_mini_impl.util.errors import UserError
 
 DIM = 19
