@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dalle_mini_impl.scorer.scorer import Scorer
 
+
 class Classified(NamedTuple):
     """A picture and its likeliest labels."""
 

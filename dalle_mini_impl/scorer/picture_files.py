@@ -27,8 +27,8 @@ MAX_PIXELS = 2**26
 MAX_FILES = 1024
 """Most files per batch, those that need no embedding included."""
 MIN_PASS = 8
-"""Least pictures per pass through the model; fewer are padded. Kernels for one to three rows round differently, and a
-picture's embedding must not depend on the pictures beside it."""
+"""Least pictures per pass through the model; fewer are padded. Kernels for one to three rows round differently, which
+would show in the half precision of an index: it would depend on how many pictures an update found."""
 MAX_NORM_ERROR = 0.01
 """How far the length of an embedding may be from 1."""
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from helpers.scorers import LENGTH, SIZE, AngleModel, CertainSigmoidModel, Lette
 from PIL import Image
 
 from dalle_mini_impl.cli.classify import classify
+from dalle_mini_impl.data.sample import decode_picture
+from dalle_mini_impl.scorer import picture_files
+from dalle_mini_impl.scorer.picture_files import embed_picture_files
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
@@ -105,7 +110,7 @@ def test_scorers_with_independent_probabilities_accept_one_label(run, pictures):
 
 
 def test_many_pictures_are_embedded_in_chunks(run, pictures, monkeypatch):
-    monkeypatch.setattr("dalle_mini_impl.cli.classify.CHUNK", 2)
+    monkeypatch.setattr("dalle_mini_impl.scorer.picture_files.MAX_FILES", 2)
     result = run(*pictures, *pictures, pictures[0], "--labels", "a,b", "--json", "-")
     assert [entry["labels"][0]["label"] for entry in json.loads(result.stdout)] == ["b", "a", "b", "a", "b"]
 
@@ -120,8 +125,8 @@ def test_bad_input_is_refused(run, pictures, tmp_path):
     (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:40])
     (tmp_path / "latin.txt").write_bytes(b"\xe5")
     for words, message in (
-        ((tmp_path / "absent.png", "--labels", "a,b"), "absent.png is not a readable picture"),
-        ((tmp_path / "broken.png", "--labels", "a,b"), "broken.png is not a readable picture"),
+        ((tmp_path / "absent.png", "--labels", "a,b"), "got none among the 1 files that can be read"),
+        ((tmp_path / "broken.png", tmp_path, "--labels", "a,b"), "got none among the 2 files that can be read"),
         ((pictures[0], "--labels", " ,"), "expected at least one text, got none"),
         ((pictures[0],), "expected at least one text, got none"),
         ((pictures[0], "--labels", "a,b", "--csv", "--json", "-"), "expected --csv or --json -, got both"),
@@ -133,3 +138,46 @@ def test_bad_input_is_refused(run, pictures, tmp_path):
         result = run(*words)
         assert isinstance(result.exception, UserError), words
         assert message in str(result.exception)
+
+
+def test_pictures_that_cannot_be_read_are_listed_and_the_others_classified(run, pictures, tmp_path):
+    (tmp_path / "cut.png").write_bytes(pictures[0].read_bytes()[:60])
+    os.mkfifo(tmp_path / "pipe.png")
+    files = (tmp_path / "cut.png", pictures[0], tmp_path / "pipe.png", tmp_path, pictures[1], tmp_path / "absent.png")
+    result = run(*files, "--labels", "a,b", "--json", "-")
+    assert result.exit_code == 0
+    assert [entry["labels"][0]["label"] for entry in json.loads(result.stdout)] == ["b", "a"]
+    skipped = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [line.split(": ")[1] for line in skipped] == [str(files[index]) for index in (0, 2, 3, 5)]
+
+
+def test_labels_that_are_the_same_to_the_scorer_are_named(run, pictures):
+    result = run(pictures[0], "--labels", "a,b,c")
+    assert "note: 'a', 'c' are the same to the scorer" in result.stderr
+    assert "note" not in run(pictures[0], "--labels", "a,b").stderr
+
+
+def test_pixels_decoded_at_the_same_time_are_bounded(tmp_path, monkeypatch):
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def decode(data):
+        image = decode_picture(data)
+        pixels = image.width * image.height
+        with lock:
+            now[0] += pixels
+            most[0] = max(most[0], now[0])
+        image.resize((64, 64)).resize(image.size)
+        with lock:
+            now[0] -= pixels
+        return image
+
+    monkeypatch.setattr(picture_files, "decode_picture", decode)
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 300 * 300)
+    for number in range(12):
+        Image.new("RGB", (200, 200), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    Image.new("RGB", (400, 400)).save(tmp_path / "large.png")
+    paths = sorted(tmp_path.iterdir())
+    embedded = [picture for batch in embed_picture_files(make_scorer(), paths, lambda path: path) for picture in batch]
+    assert [picture.item for picture in embedded] == paths
+    assert all(picture.embedding is not None for picture in embedded)
+    assert most[0] <= 400 * 400

@@ -1,6 +1,7 @@
 """`dalle evaluate zero-shot`, with a scorer whose embeddings are directions in the plane."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_zero_shot_counts_hits_and_mistakes(invoke, folder, tmp_path):
     files = ("--json", tmp_path / "out.json", "--confusion", tmp_path / "out.png")
     result = invoke(evaluate, "zero-shot", folder, *files)
     assert result.exit_code == 0, result.output
-    assert "broken.jpg is not a readable picture" in result.stderr
+    assert "broken.jpg: not a picture: no known format" in result.stderr
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["confusion"] == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
     assert written["top_1"]["value"] == pytest.approx(4 / 6)
@@ -116,3 +117,20 @@ def test_folders_without_classes_are_refused(invoke, tmp_path):
     (tmp_path / "one" / "dogs" / "dog.png").write_bytes(b"")
     result = invoke(evaluate, "zero-shot", tmp_path / "one")
     assert "none of the 2 pictures is readable" in str(result.exception)
+
+
+def test_hidden_folders_are_no_pictures_of_a_class(folder):
+    before = find_classes(folder)
+    (folder / "a/deep/.ipynb_checkpoints").mkdir()
+    (folder / "a/deep/0.png").rename(folder / "a/deep/.ipynb_checkpoints/0-checkpoint.png")
+    after = find_classes(folder)
+    assert len(after["a"]) == len(before["a"]) - 1
+    assert list(after) == list(before)
+
+
+def test_splits_are_no_classes(folder, tmp_path):
+    for split in ("train", "val", "test"):
+        shutil.copytree(folder, tmp_path / "data" / split)
+    with pytest.raises(UserError, match=r"got the splits test, train, val; give one of them, such as .*/data/val$"):
+        find_classes(tmp_path / "data")
+    assert list(find_classes(tmp_path / "data/val")) == ["a", "b b", "c"]
