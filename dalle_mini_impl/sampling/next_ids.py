@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import RANKS, SamplingConfig
+from dalle_mini_impl.sampling.native.next_id import SMALLEST_TEMPERATURE
 from dalle_mini_impl.util.errors import UserError
+
+LARGEST = torch.finfo(torch.float32).max
+"""The largest number in fp32."""
 
 
 def validate_sampling(config: SamplingConfig, vocab: int) -> None:
@@ -53,7 +57,8 @@ def next_ids(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor
     """Sample the next id of each row: temperature, then top-k, then top-p (nucleus sampling, Holtzman et al. 2020).
 
     Of equal logits the lower id counts as the likelier one, so that exactly `top_k` ids are kept and results do not
-    depend on a sorting algorithm.
+    depend on a sorting algorithm. NaN counts as minus infinity, infinity as the largest number; if all logits of a row
+    are minus infinity, id 0 is sampled.
 
     Args:
         logits: (N, K); not changed.
@@ -63,10 +68,16 @@ def next_ids(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor
     Returns:
         (N,) int64 ids in [0, K).
     """
+    logits = torch.where(logits.isnan(), -math.inf, logits)
+    top = logits.amax(-1, keepdim=True)
     if config.temperature == 0:
         # argmax may return any of several maxima; this returns the first.
-        return (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
-    scaled = logits.float() / config.temperature
+        return (logits == top).int().argmax(-1)
+    logits, top = (values.float().clamp(max=LARGEST) for values in (logits, top))
+    temperature = min(max(config.temperature, SMALLEST_TEMPERATURE), LARGEST)
+    scaled = logits / temperature
+    # Differences overflow to minus infinity, which is harmless, where quotients would to infinity.
+    scaled = torch.where((top / temperature).isinf(), (logits - top) / temperature, scaled)
     if 0 < config.top_k < scaled.shape[-1]:
         scaled = _mask_all_but_top_k(scaled, config.top_k)
     if config.top_p < 1:
@@ -77,7 +88,8 @@ def next_ids(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor
     total = cumulative[:, -1:].contiguous()
     ids = torch.searchsorted(cumulative, uniforms[:, None].to(cumulative.dtype) * total, right=True)
     # Rounding may put a number just below 1 behind the last interval.
-    return torch.minimum(ids, torch.searchsorted(cumulative, total))[:, 0]
+    ids = torch.minimum(ids, torch.searchsorted(cumulative, total))[:, 0]
+    return ids.masked_fill(top[:, 0] == -math.inf, 0)
 
 
 def _mask_all_but_top_k(logits: Tensor, k: int) -> Tensor:

@@ -23,39 +23,40 @@ static size_t head_start(const Cache *cache, const Blocks *blocks, int layer, in
 // Writes one key and value into the slot of their head.
 static void store(
     uint16_t *head_keys, uint16_t *values, int slot, int size, const uint16_t *key, const uint16_t *value) {
-    uint32_t *keys = (uint32_t *)head_keys + slot / LANES * (size / 2) * LANES + slot % LANES;
+    uint32_t *keys = (uint32_t *)head_keys + (size_t)(slot / LANES) * (size / 2) * LANES + slot % LANES;
     for (int i = 0; i < size / 2; i++) keys[i * LANES] = pair_at(key + 2 * i);
-    values += slot / 2 * size * 2;
+    values += (size_t)(slot / 2) * size * 2;
     for (int i = 0; i < size; i += LANES) {
         pairs new = __builtin_convertvector(*(const halves *)(value + i), pairs), *both = (pairs *)(values + 2 * i);
         *both = slot % 2 ? (*both & 0xffff) | (new << 16) : (*both & 0xffff0000u) | new;
     }
 }
 
-void store_keys_values(const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q) {
+void store_keys_values(
+    Team *team, const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q) {
     const int size = blocks->size, heads = blocks->heads, inner = heads * size;
     const int before = cache->length + (cache->prompt ? cache->prompt->length : 0);
     const int rotary_size = (blocks->rotate_values ? 3 : 2) * 2 * size, unit = blocks->qk_norm;
     const AttentionMask *mask = cache->attention_masks ? cache->attention_masks[layer] : NULL;
     uint16_t key[LARGEST_HEAD], value[LARGEST_HEAD];
-    int first, last;
-    thread_range(cache->rows * heads, &first, &last);
-    for (int item = first; item < last; item++) {
-        int row = item / heads, head = item % heads;
-        size_t start = head_start(cache, blocks, layer, row, head);
-        for (int token = 0; token < tokens; token++) {
-            const size_t at = (size_t)row * tokens + token;
-            const float *from = qkv + at * 3 * inner + head * size;
-            const float *rotary = blocks->layers[layer].rotary + (size_t)(before + token) * rotary_size;
-            const int position = cache->length + token, slot = mask ? mask->slots[position] : position;
-            rotate(from, rotary, size, unit, q + at * inner + head * size);
-            rotate(from + inner, rotary + 2 * size, size, unit, key);
-            from += 2 * inner;
-            if (blocks->rotate_values) rotate(from, rotary + 4 * size, size, 0, value);
-            else for (int i = 0; i < size; i += LANES) *(halves *)(value + i) = to_bf16(*(const floats *)(from + i));
-            store(cache->keys + start, cache->values + start, slot, size, key, value);
+    int64_t first, last;
+    while (next_piece(team, (int64_t)cache->rows * heads, &first, &last))
+        for (int64_t item = first; item < last; item++) {
+            int row = (int)(item / heads), head = (int)(item % heads);
+            size_t start = head_start(cache, blocks, layer, row, head);
+            for (int token = 0; token < tokens; token++) {
+                const size_t at = (size_t)row * tokens + token;
+                const float *from = qkv + at * 3 * inner + head * size;
+                const float *rotary = blocks->layers[layer].rotary + (size_t)(before + token) * rotary_size;
+                const int position = cache->length + token, slot = mask ? mask->slots[position] : position;
+                rotate(from, rotary, size, unit, q + at * inner + head * size);
+                rotate(from + inner, rotary + 2 * size, size, unit, key);
+                from += 2 * inner;
+                if (blocks->rotate_values) rotate(from, rotary + 4 * size, size, 0, value);
+                else for (int i = 0; i < size; i += LANES) *(halves *)(value + i) = to_bf16(*(const floats *)(from + i));
+                store(cache->keys + start, cache->values + start, slot, size, key, value);
+            }
         }
-    }
 }
 
 // Rounded up to whole vectors.
@@ -110,6 +111,7 @@ static inline __attribute__((always_inline)) void add_vectors(
 
 // The same for a whole head and the values of a run; weights are laid out as the scores were.
 static void add_values(const uint16_t *weights, const uint16_t *values, Run run, int size, floats *y) {
+    if (run.end == 0) return;  // of a cache without a prompt, which has no values to point to
     const int start = run.first / 2 * 2, count = run.end - start;
     const uint32_t *from = (const uint32_t *)values + (size_t)start / 2 * size;
     weights += start - start_of(run);
@@ -155,22 +157,24 @@ static void attend_runs(
 }
 
 void attend(
-    const Blocks *blocks, const Cache *cache, int layer, const uint16_t *q, int tokens, float *scores, uint16_t *y) {
+    Team *team, const Blocks *blocks, const Cache *cache, int layer, const uint16_t *q, int tokens, float *scores,
+    uint16_t *y) {
     const int size = blocks->size, heads = blocks->heads, rows = cache->rows * tokens;
     const AttentionMask *mask = cache->attention_masks ? cache->attention_masks[layer] : NULL;
-    int first, last;
-    thread_range(rows * heads, &first, &last);
-    for (int item = first; item < last; item++) {  // all rows of one head, then the next head: rows share the prompt
-        const int number = item / rows, row = item % rows, position = cache->length + row % tokens;
-        const size_t at = ((size_t)row * heads + number) * size;
-        const Head head = head_of(blocks, cache, layer, row / tokens, number);
-        if (mask) {
-            const int32_t *starts = mask->starts + 2 * position;
-            attend_runs(q + at, &head, mask->runs + starts[0], starts[1] - starts[0], starts[2] - starts[0], size,
-                        scores, y + at);
-        } else {
-            const Run runs[] = {{0, cache->prompt ? cache->prompt->length : 0}, {0, position + 1}};
-            attend_runs(q + at, &head, runs, 1, 2, size, scores, y + at);
+    int64_t first, last;
+    while (next_piece(team, (int64_t)rows * heads, &first, &last))
+        // All rows of one head, then the next head: rows share the prompt.
+        for (int64_t item = first; item < last; item++) {
+            const int number = (int)(item / rows), row = (int)(item % rows), position = cache->length + row % tokens;
+            const size_t at = ((size_t)row * heads + number) * size;
+            const Head head = head_of(blocks, cache, layer, row / tokens, number);
+            if (mask) {
+                const int32_t *starts = mask->starts + 2 * position;
+                attend_runs(q + at, &head, mask->runs + starts[0], starts[1] - starts[0], starts[2] - starts[0], size,
+                            scores, y + at);
+            } else {
+                const Run runs[] = {{0, cache->prompt ? cache->prompt->length : 0}, {0, position + 1}};
+                attend_runs(q + at, &head, runs, 1, 2, size, scores, y + at);
+            }
         }
-    }
 }

@@ -6,6 +6,7 @@
 //   values of a head    [slots / 2][size] pairs along the slots
 // A slot is where the key and the value of a position lie in a cache. Without attention masks it is the position.
 
+#include "team.h"
 #include "vectors.h"
 
 enum { OUTPUTS = 2 * LANES, LARGEST_HEAD = 256 };
@@ -72,22 +73,25 @@ float inverse_length(const float *x, int width, float mean, float eps);
 // How many floats a thread needs for the scores of a query.
 int score_count(const Blocks *blocks, const Cache *cache, int tokens);
 
-// The following functions are called by all threads of a parallel region; each does its part.
+// The following functions are called by all threads of a parallel region, and are one phase of their work.
 
 // y (rows, outputs) from x (rows, width) in bf16.
-void product(const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y);
+void product(
+    Team *team, const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y);
 
 // Normalised rows of x (rows × tokens, width) in bf16, their channels shifted if there is a token shift; `slot` is
 // 2 × layer before attention, 2 × layer + 1 before the MLP.
 void normalise(
-    const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y);
+    Team *team, const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y);
 
 // x += normalised rows of `added`, both (rows, width).
-void add_normalised(const float *added, int rows, int width, Norm norm, float *x);
+void add_normalised(Team *team, const float *added, int rows, int width, Norm norm, float *x);
 
 // Splits queries, keys and values (rows × tokens, 3, heads, size): queries to `q`, keys and values into the cache.
-void store_keys_values(const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q);
+void store_keys_values(
+    Team *team, const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q);
 
 // Attention of queries (rows × tokens, heads, size) to the prompt and to the cache up to their own position.
 void attend(
-    const Blocks *blocks, const Cache *cache, int layer, const uint16_t *q, int tokens, float *scores, uint16_t *y);
+    Team *team, const Blocks *blocks, const Cache *cache, int layer, const uint16_t *q, int tokens, float *scores,
+    uint16_t *y);

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.sampling.native.cache import CacheShape, NativeCache
-from dalle_mini_impl.sampling.native.library import EPILOGUES, BlocksStruct, LayerStruct, NormStruct
+from dalle_mini_impl.sampling.native.library import EPILOGUES, MAX_LANES, BlocksStruct, LayerStruct, NormStruct
 from dalle_mini_impl.sampling.native.linear import NativeMatrix, WeightAndBias, interleave_gates
-from dalle_mini_impl.sampling.native.masks import MAX_LANES, NativeMasks
+from dalle_mini_impl.sampling.native.masks import NativeMasks
 from dalle_mini_impl.util.errors import UserError
 
 LARGEST_HEAD = 256
@@ -101,9 +101,20 @@ class NativeBlocks:
 
         Raises:
             UserError: the cache has another number of rows, or no room for T more positions.
+            ValueError: x has another shape, or the cache is of another model.
         """
         B, T, _ = x.shape[-3:]
+        streams = (2,) if self._struct.reversible else ()
+        if x.shape != (*streams, B, T, self._struct.width):
+            raise ValueError(
+                f"expected x of shape {(*streams, B, T, self._struct.width)}, got {tuple(x.shape)}; "
+                "embed the ids with this model's weights"
+            )
         cache = cache or self.new_cache(B, T)
+        if cache.shape != self._cache_shape:
+            raise ValueError(
+                f"expected a cache of {self._cache_shape}, got one of {cache.shape}; make it with this model's new_cache"
+            )
         if cache.struct.rows != B:
             raise UserError(f"expected {cache.struct.rows} rows, as the cache has, got {B}; make a cache of {B} rows")
         if cache.free < T:

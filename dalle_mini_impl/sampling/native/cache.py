@@ -47,7 +47,7 @@ class NativeCache:
         capacity = -(-capacity // MAX_LANES) * MAX_LANES
         self._memory = torch.zeros(2, n_layer, rows, n_head, capacity * head_dim, dtype=torch.bfloat16)
         self._channels = torch.zeros(2 * n_layer, rows, capacity * shifted, dtype=torch.bfloat16)
-        self._shape = shape
+        self.shape = shape
         self._attention_masks = attention_masks
         self._prompt = prompt
         begin = prompt.length if prompt else 0
@@ -75,7 +75,7 @@ class NativeCache:
     @property
     def free(self) -> int:
         """Positions that can still be added."""
-        return min(self.struct.capacity - self.struct.length, self._shape.length - self.length)
+        return min(self.struct.capacity - self.struct.length, self.shape.length - self.length)
 
     def branch(self, count: int, capacity: int) -> "NativeCache":
         """As `Cache.branch`. The prompt's keys and values are not copied, so the prompt must not grow afterwards.
@@ -87,13 +87,27 @@ class NativeCache:
             raise UserError(
                 "expected the cache of a prompt, got one that continues a prompt; branch the prompt's cache"
             )
-        return NativeCache(self._shape, self.struct.rows * count, capacity - self.length, self._attention_masks, self)
+        return NativeCache(self.shape, self.struct.rows * count, capacity - self.length, self._attention_masks, self)
 
     def keep(self, rows: Tensor) -> None:
-        """As `Cache.keep`."""
+        """As `Cache.keep`.
+
+        Raises:
+            ValueError: the rows of the prompt would be left with unequal numbers of rows.
+        """
+        branches = self.struct.branches
+        if self._prompt is not None:
+            prompts = self._prompt.struct.rows
+            kept = len(rows) // prompts
+            if not torch.equal(rows.cpu() // branches, torch.arange(prompts).repeat_interleave(kept)):
+                raise ValueError(
+                    f"expected as many rows for each of {prompts} prompts, in their order, got rows {rows.tolist()}; "
+                    "keep the same candidates of each prompt"
+                )
+            branches = kept
         self._memory = self._memory[:, :, rows]
         self._channels = self._channels[:, rows]
-        self.struct.branches = self.struct.branches * len(rows) // self.struct.rows
+        self.struct.branches = branches
         self.struct.rows = len(rows)
         self._set_addresses()
 

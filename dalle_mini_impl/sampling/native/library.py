@@ -4,23 +4,28 @@ Compiled where it runs, it uses all instructions of this CPU, and the package st
 result is stored in the user's cache folder.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import shlex
+import stat
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
-NAMES = ("step.c", "product.c", "norms.c", "attention.c", "next_id.c", "blocks.h", "vectors.h")
+NAMES = ("step.c", "product.c", "norms.c", "attention.c", "next_id.c", "blocks.h", "team.h", "vectors.h")
 SOURCES = tuple(Path(__file__).with_name(name) for name in NAMES)
 FLAGS = ("-O2", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 COMPILER_TIMEOUT = 120
 """Seconds; compiling takes a few."""
+MAX_LANES = 16
+"""The largest `LANES` in `vectors.h`."""
 
 
 class MatrixStruct(ctypes.Structure):
@@ -77,27 +82,93 @@ class CacheStruct(ctypes.Structure):
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled functions, or None if there is no C compiler with OpenMP (`$CC`, else `cc`)."""
-    with tempfile.TemporaryDirectory() as temporary:
-        for folder in (_cache_folder(), Path(temporary)):
-            try:
-                return _declare(ctypes.CDLL(str(_compile(folder))))
-            except subprocess.TimeoutExpired:
-                return None
-            # No compiler, one that fails, or a folder that cannot be written to or loaded from: try the next folder.
-            except (subprocess.CalledProcessError, UserError, OSError, ValueError):
-                continue
+    try:
+        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
+    except ValueError:
+        return None
+    folder = _cache_folder()
+    return (_load_stored(folder, _key(command)) if folder else None) or _compile(command, folder)
+
+
+def _compile(command: list[str], folder: Path | None) -> ctypes.CDLL | None:
+    """Compile in a temporary folder, store the result in the cache folder if that is possible, and load it."""
+    sources = [str(source) for source in SOURCES if source.suffix == ".c"]
+    for place in (None, folder):  # the cache folder, if there is no place for temporary files
+        try:
+            with tempfile.TemporaryDirectory(dir=place) as temporary:
+                path = Path(temporary, "native.so")
+                subprocess.run(
+                    [*command, "-o", str(path), *sources, "-lm"],
+                    check=True,
+                    capture_output=True,
+                    timeout=COMPILER_TIMEOUT,
+                    env={**os.environ, "TMPDIR": temporary},
+                )
+                library = folder and _store(folder, _key(command), path.read_bytes())
+                return library or _declare(ctypes.CDLL(str(path)))
+        except subprocess.SubprocessError:  # a compiler that fails, or never ends
+            return None
+        except OSError:  # no compiler, no space, or a place that nothing can be loaded from
+            continue
     return None
 
 
-def _compile(folder: Path) -> Path:
-    """Path of the compiled functions in a folder; compiles them if they are not there."""
-    command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
-    path = folder / f"native-{_key(command)}.so"
-    if not path.is_file():
+def _store(folder: Path, key: str, content: bytes) -> ctypes.CDLL | None:
+    """Store compiled functions in the cache folder and load them from there; None if that is impossible."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if not _is_private(os.stat(folder, follow_symlinks=False)):
+            warnings.warn(
+                f"expected {folder} to be a folder of yours that nobody else can write to, got another; compiled code "
+                "is not kept there, so each run compiles it again",
+                stacklevel=2,
+            )
+            return None
+        path = folder / _file_name(key, content)
         with replace_file(path) as temporary:
-            command += ["-o", str(temporary), *(str(source) for source in SOURCES if source.suffix == ".c"), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=COMPILER_TIMEOUT)
-    return path
+            temporary.write_bytes(content)
+        path.chmod(0o600)
+    except (OSError, UserError):
+        return None
+    return _load_stored(folder, key)
+
+
+def _load_stored(folder: Path, key: str) -> ctypes.CDLL | None:
+    """Load the compiled functions of this key from a folder that only this user can write to, or None.
+
+    Their file has the digest of its content in its name, so that a damaged one is never loaded: that would end the
+    process without a message. What was checked is what is loaded, even if the path leads elsewhere meanwhile.
+    """
+    try:
+        if not _is_private(os.stat(folder, follow_symlinks=False)):
+            return None
+        for path in sorted(folder.glob(f"native-{key}-*.so")):
+            file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            with open(file, "rb", closefd=False) as content:
+                state = os.fstat(file)
+                good = stat.S_ISREG(state.st_mode) and _is_private(state)
+                good = good and path.name == _file_name(key, content.read())
+            link = Path(f"/proc/self/fd/{file}")
+            if good:
+                # The descriptor stays open, as the loader knows libraries by their paths.
+                return _declare(ctypes.CDLL(str(link if link.exists() else path)))
+            os.close(file)
+    except OSError:
+        pass
+    return None
+
+
+def _is_private(state: os.stat_result) -> bool:
+    """Whether a file or folder is no link, belongs to this user and can be written by nobody else."""
+    if stat.S_ISLNK(state.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (state.st_uid == os.geteuid() and not state.st_mode & 0o022)
+
+
+def _file_name(key: str, content: bytes) -> str:
+    return f"native-{key}-{hashlib.blake2b(content, digest_size=16).hexdigest()}.so"
 
 
 def _key(command: list[str]) -> str:
@@ -109,8 +180,10 @@ def _key(command: list[str]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "dalle-mini-impl"
+def _cache_folder() -> Path | None:
+    """`dalle-mini-impl` in the user's cache folder; None for a user without one, or if its path is not absolute."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return path / "dalle-mini-impl" if path.is_absolute() else None
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -123,8 +196,12 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.workspace_size.restype = ctypes.c_int64
     library.step.argtypes = [blocks, cache, pointer, number, pointer, number]
     library.step.restype = None
+    library.linear_workspace_size.argtypes = [number, number, number]
+    library.linear_workspace_size.restype = ctypes.c_int64
     library.linear.argtypes = [matrix, pointer, number, number, number, pointer, pointer, number]
     library.linear.restype = None
+    library.sampling_workspace_size.argtypes = [number, number]
+    library.sampling_workspace_size.restype = ctypes.c_int64
     library.sample_ids.argtypes = [pointer, number, number, ctypes.c_float, number, pointer, pointer, pointer, number]
     library.sample_ids.restype = None
     return library

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.sampling.native.library import MatrixStruct
+from dalle_mini_impl.sampling.native.library import MAX_LANES, MatrixStruct
 
 
 class WeightAndBias(NamedTuple):
@@ -42,27 +42,38 @@ class NativeMatrix:
 
 
 class NativeLinear:
-    """A linear layer, (…, in) -> (…, out) in fp32; `in` is a multiple of 16. Arguments as `NativeMatrix`."""
+    """A linear layer, (…, in) -> (…, out) in fp32. Arguments as `NativeMatrix`.
+
+    Raises:
+        ValueError: `in` is no multiple of `MAX_LANES`.
+    """
 
     def __init__(self, library: Any, pair: WeightAndBias, int8: bool = False) -> None:
         self._library = library
-        self._outputs = len(pair.weight)
+        self._outputs, self._width = pair.weight.shape
+        if self._width % MAX_LANES:
+            raise ValueError(f"expected a width in multiples of {MAX_LANES}, got {self._width}; use torch.nn.Linear")
         self._matrix = NativeMatrix(library, pair, int8)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self._width:
+            raise ValueError(f"expected vectors of width {self._width}, got {x.shape[-1]}; give the hidden states")
         x = x.float().contiguous()
-        width = x.shape[-1]
+        rows = x.numel() // self._width
         y = torch.empty(*x.shape[:-1], self._matrix.outputs)
-        x_bf16 = torch.empty(x.numel(), dtype=torch.bfloat16)
+        threads = torch.get_num_threads()
+        workspace = torch.empty(
+            self._library.linear_workspace_size(rows, self._width, threads), dtype=torch.uint8
+        )
         self._library.linear(
             self._matrix.struct,
             x.data_ptr(),
-            x.numel() // width,
-            width,
+            rows,
+            self._width,
             self._matrix.outputs,
             y.data_ptr(),
-            x_bf16.data_ptr(),
-            torch.get_num_threads(),
+            workspace.data_ptr(),
+            threads,
         )
         return y[..., : self._outputs]
 

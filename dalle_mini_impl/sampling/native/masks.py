@@ -10,10 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.model.masks import AttentionMask
-from dalle_mini_impl.sampling.native.library import MaskStruct
-
-MAX_LANES = 16
-"""The largest `LANES` in `vectors.h`."""
+from dalle_mini_impl.sampling.native.library import MAX_LANES, MaskStruct
 
 
 class SlotRuns(NamedTuple):

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from dalle_mini_impl.sampling.native.library import load
 
+SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Lower temperatures count as this one: its inverse is still a number in fp32."""
+
 
 def sample_top_k(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Tensor | None:
     """As `sampling.next_ids.next_ids` without top-p, or None if there is no compiled code.
@@ -17,21 +20,29 @@ def sample_top_k(logits: Tensor, uniform: Tensor, temperature: float, top_k: int
 
     Returns:
         (N,) int64 ids in [0, K).
+
+    Raises:
+        ValueError: there is no id to choose from, or not one number for each row.
     """
     library = load()
     if library is None:
         return None
+    rows, vocab = logits.shape
+    if vocab == 0 or uniform.shape != (rows,):
+        raise ValueError(
+            f"expected logits (N, K) with K at least 1 and N uniform numbers, got {tuple(logits.shape)} and "
+            f"{tuple(uniform.shape)}; give one number per row"
+        )
     logits = logits.float().contiguous()
     uniform = uniform.float().contiguous()
-    rows, vocab = logits.shape
     threads = torch.get_num_threads()
     ids = torch.empty(rows, dtype=torch.int64)
-    workspace = torch.empty(threads, vocab + library.lanes())
+    workspace = torch.empty(library.sampling_workspace_size(vocab, threads), dtype=torch.uint8)
     library.sample_ids(
         logits.data_ptr(),
         rows,
         vocab,
-        1 / temperature,
+        1 / max(temperature, SMALLEST_TEMPERATURE),
         top_k,
         uniform.data_ptr(),
         ids.data_ptr(),

@@ -55,26 +55,25 @@ static void shift_tokens(const Blocks *blocks, const Cache *cache, int slot, int
 }
 
 void normalise(
-    const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y) {
+    Team *team, const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y) {
     // With token shift one thread does all tokens of a row, as later ones need the channels of earlier ones.
     const int width = blocks->width, per_item = blocks->sources ? tokens : 1;
-    int first, last;
-    thread_range(cache->rows * tokens / per_item, &first, &last);
-    for (int at = first * per_item; at < last * per_item; at++) {
-        const float *from = x + (size_t)at * width;
-        uint16_t *to = y + (size_t)at * width;
-        const RowNorm row = row_norm(from, width, norm);
-        for (int i = 0; i < width; i += LANES) *(halves *)(to + i) = to_bf16(apply_norm(from, i, &row));
-        if (blocks->sources) shift_tokens(blocks, cache, slot, at / tokens, at % tokens, to);
-    }
+    int64_t first, last;
+    while (next_piece(team, (int64_t)cache->rows * tokens / per_item, &first, &last))
+        for (int64_t at = first * per_item; at < last * per_item; at++) {
+            const float *from = x + at * width;
+            uint16_t *to = y + at * width;
+            const RowNorm row = row_norm(from, width, norm);
+            for (int i = 0; i < width; i += LANES) *(halves *)(to + i) = to_bf16(apply_norm(from, i, &row));
+            if (blocks->sources) shift_tokens(blocks, cache, slot, (int)(at / tokens), (int)(at % tokens), to);
+        }
 }
 
-void add_normalised(const float *added, int rows, int width, Norm norm, float *x) {
-    int first, last;
-    thread_range(rows, &first, &last);
-    for (int at = first; at < last; at++) {
-        const size_t start = (size_t)at * width;
-        const RowNorm row = row_norm(added + start, width, norm);
-        for (int i = 0; i < width; i += LANES) *(floats *)(x + start + i) += apply_norm(added + start, i, &row);
-    }
+void add_normalised(Team *team, const float *added, int rows, int width, Norm norm, float *x) {
+    int64_t first, last;
+    while (next_piece(team, rows, &first, &last))
+        for (int64_t start = first * width; start < last * width; start += width) {
+            const RowNorm row = row_norm(added + start, width, norm);
+            for (int i = 0; i < width; i += LANES) *(floats *)(x + start + i) += apply_norm(added + start, i, &row);
+        }
 }

@@ -39,7 +39,7 @@ static inline pairs weights_at(const char *weight, int index, int int8) {
 
 // Scales the sums of some rows, adds the bias, and writes them to y as `epilogue` says.
 static void write_sums(
-    floats (*sum)[2], int rows, const float *scale, const float *bias, Epilogue epilogue, char *y, int stride) {
+    floats (*sum)[2], int rows, const float *scale, const float *bias, Epilogue epilogue, char *y, int64_t stride) {
     for (int r = 0; r < rows; r++, y += stride) {
         floats *s = sum[r], *to = (floats *)y;
         for (int i = 0; i < 2 && scale; i++) s[i] *= *(const floats *)(scale + i * LANES);
@@ -60,7 +60,7 @@ typedef struct {
     Matrix matrix;  // beginning with the block's first output
     int width;
     Epilogue epilogue;
-    int stride;  // bytes between rows of results
+    int64_t stride;  // bytes between rows of results
 } Task;
 
 // `rows` rows of x times a block of outputs. `rows` is known at compile time, so the sums stay in registers.
@@ -84,7 +84,7 @@ static inline __attribute__((always_inline)) void tile(
 
 // All rows of x times a block of outputs, TILE rows at a time.
 static void tiles(const uint16_t *x, int rows, const Task *task, char *y) {
-    for (; rows > 0; rows -= TILE, x += (size_t)TILE * task->width, y += (size_t)TILE * task->stride) {
+    for (; rows > 0; rows -= TILE, x += (size_t)TILE * task->width, y += TILE * task->stride) {
 #define CASE(n) \
     case n: \
         if (task->matrix.scale) tile(n, 1, x, task, y); \
@@ -106,18 +106,20 @@ static int result_size(Epilogue epilogue) {
     return (epilogue == SWIGLU || epilogue == GEGLU ? LANES : OUTPUTS) * sizeof(uint16_t);
 }
 
-void product(const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y) {
-    const int each = result_size(epilogue), stride = outputs / OUTPUTS * each;
+void product(
+    Team *team, const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y) {
+    const int each = result_size(epilogue);
+    const int64_t stride = outputs / OUTPUTS * each;
     const size_t weights = (size_t)OUTPUTS * width * (matrix.scale ? 1 : 2);
-    int first, last;
-    thread_range(outputs / OUTPUTS, &first, &last);
-    for (int block = first; block < last; block++) {
-        const Matrix part = {
-            matrix.weight + block * weights,
-            matrix.scale ? matrix.scale + block * OUTPUTS : NULL,
-            matrix.bias ? matrix.bias + block * OUTPUTS : NULL,
-        };
-        const Task task = {part, width, epilogue, stride};
-        tiles(x, rows, &task, (char *)y + (size_t)block * each);
-    }
+    int64_t first, last;
+    while (next_piece(team, outputs / OUTPUTS, &first, &last))
+        for (int64_t block = first; block < last; block++) {
+            const Matrix part = {
+                matrix.weight + block * weights,
+                matrix.scale ? matrix.scale + block * OUTPUTS : NULL,
+                matrix.bias ? matrix.bias + block * OUTPUTS : NULL,
+            };
+            const Task task = {part, width, epilogue, stride};
+            tiles(x, rows, &task, (char *)y + block * each);
+        }
 }

@@ -7,48 +7,55 @@
 
 int lanes(void) { return LANES; }
 
-// The buffers of a step, all with `rows` rows except the scores.
+// Where the buffers of a step begin, in bytes; all have `rows` rows except the counters and the scores.
 typedef struct {
-    float *qkv, *added, *scores;
-    uint16_t *z, *q, *h;
-} Workspace;
+    int64_t counters, qkv, added, scores, z, q, h, end;
+} Layout;
 
-// Lays the buffers out from `start` on; returns their size in bytes.
-static int64_t lay_out(
-    const Blocks *blocks, const Cache *cache, int tokens, int threads, char *start, Workspace *workspace) {
-    const int64_t rows = (int64_t)cache->rows * tokens, inner = blocks->heads * blocks->size, width = blocks->width;
-    workspace->qkv = (float *)start;
-    workspace->added = workspace->qkv + rows * 3 * inner;
-    workspace->scores = workspace->added + (blocks->layers[0].attention_post.weight ? rows * width : 0);
-    workspace->z = (uint16_t *)(workspace->scores + (int64_t)threads * score_count(blocks, cache, tokens));
-    workspace->q = workspace->z + rows * (inner > width ? inner : width);
-    workspace->h = workspace->q + rows * inner;
-    return (char *)(workspace->h + rows * blocks->hidden) - start;
+// Phases of a step.
+static int phase_count(const Blocks *blocks) { return 10 * blocks->count + 1; }
+
+static int has_post_norms(const Blocks *blocks) {
+    int found = 0;
+    for (int i = 0; i < blocks->count; i++)
+        found |= blocks->layers[i].attention_post.weight || blocks->layers[i].mlp_post.weight;
+    return found;
+}
+
+static Layout lay_out(const Blocks *blocks, const Cache *cache, int tokens, int threads) {
+    const int64_t rows = (int64_t)cache->rows * tokens, width = blocks->width, wide = sizeof(float), half = wide / 2;
+    const int64_t inner = (int64_t)blocks->heads * blocks->size;
+    Layout at = {0};
+    at.qkv = counters_size(phase_count(blocks), threads);
+    at.added = at.qkv + rows * 3 * inner * wide;
+    at.scores = at.added + (has_post_norms(blocks) ? rows * width * wide : 0);
+    at.z = at.scores + (int64_t)threads * score_count(blocks, cache, tokens) * wide;
+    at.q = at.z + rows * (inner > width ? inner : width) * half;
+    at.h = at.q + rows * inner * half;
+    at.end = at.h + rows * blocks->hidden * half;
+    return at;
 }
 
 // Bytes that `step` needs as its workspace.
 int64_t workspace_size(const Blocks *blocks, const Cache *cache, int tokens, int threads) {
-    Workspace workspace;
-    return lay_out(blocks, cache, tokens, threads, NULL, &workspace);
+    return lay_out(blocks, cache, tokens, threads).end;
 }
 
 // x += z times a matrix, normalised first if `post` is a norm; `added` is a buffer for that.
 static void add_product(
-    const uint16_t *z, int rows, int inner, Matrix matrix, Norm post, int width, float *added, float *x) {
-    product(z, rows, inner, matrix, width, post.weight ? STORE : ADD, post.weight ? added : x);
-    if (!post.weight) return;
-#pragma omp barrier
-    add_normalised(added, rows, width, post, x);
+    Team *team, const uint16_t *z, int rows, int inner, Matrix matrix, Norm post, int width, float *added, float *x) {
+    product(team, z, rows, inner, matrix, width, post.weight ? STORE : ADD, post.weight ? added : x);
+    if (post.weight) add_normalised(team, added, rows, width, post, x);
 }
 
 // Scales rows of x to length 1.
-static void scale_to_unit(float *x, int rows, int width) {
-    int first, last;
-    thread_range(rows, &first, &last);
-    for (int at = first; at < last; at++) {
-        float *row = x + (size_t)at * width, scale = inverse_length(row, width, 0, EPS);
-        for (int k = 0; k < width; k += LANES) *(floats *)(row + k) *= scale;
-    }
+static void scale_to_unit(Team *team, float *x, int rows, int width) {
+    int64_t first, last;
+    while (next_piece(team, rows, &first, &last))
+        for (float *row = x + first * width; row < x + last * width; row += width) {
+            const float scale = inverse_length(row, width, 0, EPS);
+            for (int k = 0; k < width; k += LANES) *(floats *)(row + k) *= scale;
+        }
 }
 
 // Runs x (rows × tokens, width) through all blocks in place; of reversible blocks both residual streams, one after the
@@ -58,44 +65,47 @@ void step(const Blocks *blocks, const Cache *cache, float *x, int tokens, char *
     const int rows = cache->rows * tokens, width = blocks->width, hidden = blocks->hidden;
     const int inner = blocks->heads * blocks->size, gates = blocks->activation <= GEGLU ? 2 : 1;
     float *const other = blocks->reversible ? x + (size_t)rows * width : x;
-    Workspace space;
-    lay_out(blocks, cache, tokens, threads, start, &space);
+    const Layout at = lay_out(blocks, cache, tokens, threads);
+    float *const qkv = (float *)(start + at.qkv), *const added = (float *)(start + at.added);
+    uint16_t *const z = (uint16_t *)(start + at.z), *const q = (uint16_t *)(start + at.q);
+    uint16_t *const h = (uint16_t *)(start + at.h);
+    memset(start + at.counters, 0, at.qkv - at.counters);
 #pragma omp parallel num_threads(threads)
     {
-        float *scores = space.scores + (size_t)omp_get_thread_num() * score_count(blocks, cache, tokens);
+        Team team = join_team(start + at.counters);
+        float *scores = (float *)(start + at.scores) + (size_t)team.thread * score_count(blocks, cache, tokens);
         for (int i = 0; i < blocks->count; i++) {
             const Layer *layer = blocks->layers + i;
-            normalise(blocks, cache, 2 * i, layer->attention_norm, other, tokens, space.z);
-#pragma omp barrier
-            product(space.z, rows, width, layer->qkv, 3 * inner, STORE, space.qkv);
-#pragma omp barrier
-            store_keys_values(blocks, cache, i, space.qkv, tokens, space.q);
-#pragma omp barrier
-            attend(blocks, cache, i, space.q, tokens, scores, space.z);
-#pragma omp barrier
-            add_product(space.z, rows, inner, layer->out, layer->attention_post, width, space.added, x);
-#pragma omp barrier
-            normalise(blocks, cache, 2 * i + 1, layer->mlp_norm, x, tokens, space.z);
-#pragma omp barrier
-            product(space.z, rows, width, layer->up, gates * hidden, blocks->activation, space.h);
-#pragma omp barrier
-            add_product(space.h, rows, hidden, layer->down, layer->mlp_post, width, space.added, other);
-#pragma omp barrier
+            normalise(&team, blocks, cache, 2 * i, layer->attention_norm, other, tokens, z);
+            product(&team, z, rows, width, layer->qkv, 3 * inner, STORE, qkv);
+            store_keys_values(&team, blocks, cache, i, qkv, tokens, q);
+            attend(&team, blocks, cache, i, q, tokens, scores, z);
+            add_product(&team, z, rows, inner, layer->out, layer->attention_post, width, added, x);
+            normalise(&team, blocks, cache, 2 * i + 1, layer->mlp_norm, x, tokens, z);
+            product(&team, z, rows, width, layer->up, gates * hidden, blocks->activation, h);
+            add_product(&team, h, rows, hidden, layer->down, layer->mlp_post, width, added, other);
         }
-        if (blocks->unit_output) scale_to_unit(x, rows, width);
+        if (blocks->unit_output) scale_to_unit(&team, x, rows, width);
     }
 }
 
-// y (rows, outputs) = x (rows, width) times a matrix; `x_bf16` is a buffer for x in bf16.
+// Bytes that `linear` needs as its workspace.
+int64_t linear_workspace_size(int rows, int width, int threads) {
+    return counters_size(2, threads) + (int64_t)rows * width * (int64_t)sizeof(uint16_t);
+}
+
+// y (rows, outputs) = x (rows, width) times a matrix. `start` points to `linear_workspace_size` bytes.
 void linear(
-    const Matrix *matrix, const float *x, int rows, int width, int outputs, float *y, uint16_t *x_bf16, int threads) {
+    const Matrix *matrix, const float *x, int rows, int width, int outputs, float *y, char *start, int threads) {
+    memset(start, 0, counters_size(2, threads));
+    uint16_t *x_bf16 = (uint16_t *)(start + counters_size(2, threads));
 #pragma omp parallel num_threads(threads)
     {
-        int first, last;
-        thread_range(rows, &first, &last);
-        for (size_t i = (size_t)first * width; i < (size_t)last * width; i += LANES)
-            *(halves *)(x_bf16 + i) = to_bf16(*(const floats *)(x + i));
-#pragma omp barrier
-        product(x_bf16, rows, width, *matrix, outputs, STORE, y);
+        Team team = join_team(start);
+        int64_t first, last;
+        while (next_piece(&team, rows, &first, &last))
+            for (int64_t i = first * width; i < last * width; i += LANES)
+                *(halves *)(x_bf16 + i) = to_bf16(*(const floats *)(x + i));
+        product(&team, x_bf16, rows, width, *matrix, outputs, STORE, y);
     }
 }

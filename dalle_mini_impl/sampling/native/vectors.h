@@ -1,7 +1,6 @@
 // SIMD vectors as long as this CPU's registers, and the operations on them that all of the compiled code uses.
 
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef __AVX512BF16__
@@ -54,13 +53,6 @@ static inline floats exponential(floats x) {
     y = y * rest + 5.0000001201e-1f;
     y = y * rest * rest + rest + 1.0f;
     return (floats)((pairs)y + shift);
-}
-
-// The range of `count` items that this thread of a parallel region works on: from `first` to before `last`.
-static void thread_range(int count, int *first, int *last) {
-    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    *first = (int)((int64_t)count * thread / threads);
-    *last = (int)((int64_t)count * (thread + 1) / threads);
 }
 
 // Rounded to the nearest bf16 value, ties to even.
