@@ -11,6 +11,9 @@ Example:
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dalle_mini_impl.util.threads import limit_spinning
+
+limit_spinning()
 __version__ = "0.2.0"
 
 # Each public name is imported on its first use, so that `import dalle_mini_impl` and `dalle --help` do not load torch.

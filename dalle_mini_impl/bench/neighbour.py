@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -14,6 +14,52 @@ from dalle_mini_impl.bench.report import BenchRow
 BUSY_LOOP = "while True: pass"
 TRAINING_STEPS = 2
 SCORINGS = 8
+"""Of 64 pictures each."""
+SPINNING = "300000"
+"""GNU's default of `GOMP_SPINCOUNT`."""
+
+
+def neighbour_rows(shape: str, repeats: int) -> Iterator[BenchRow]:
+    """Time work alone and beside a busy loop that is pinned to one core, all settings in turn.
+
+    Each setting has processes of its own, because threads and waiting are read when a process starts.
+
+    Args:
+        shape: key of `bench.shapes.SHAPES`, for training; sampling and scoring use the included model.
+        repeats: rounds of which the median counts.
+
+    Yields:
+        Rows named `neighbour/WORK/THREADS` and `neighbour/WORK/THREADS/spinning`: `ours` are the seconds beside the
+        busy loop, `theirs` those of one thread alone. The last setting is how OpenMP waits by default.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings: dict[str, dict[str, str | None]] = {
+        "1": {"OMP_NUM_THREADS": "1"},
+        f"{cores}": {"OMP_NUM_THREADS": f"{cores}", "GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None},
+        f"{cores}/spinning": {"OMP_NUM_THREADS": f"{cores}", "GOMP_SPINCOUNT": SPINNING},
+    }
+    for work in WORK:
+        with contextlib.ExitStack() as stack:
+            workers = {
+                name: stack.enter_context(contextlib.closing(Worker(work, shape, environment)))
+                for name, environment in settings.items()
+            }
+            alone = _medians(workers, repeats)
+            with busy_core():
+                beside = _medians(workers, repeats)
+        for name in settings:
+            ratio = beside[name] / alone["1"]
+            note = f"alone {alone[name]:.4g} s, beside {ratio:.2f} x one thread alone"
+            details = {"alone": alone[name], "beside_to_one_thread_alone": ratio, "shape": shape}
+            yield BenchRow(
+                f"neighbour/{work}/{name}", beside[name], "1 thread alone", alone["1"], note=note, details=details
+            )
+
+
+def _medians(workers: Mapping[str, "Worker"], repeats: int) -> dict[str, float]:
+    """Median seconds of each worker; rounds ask one after the other."""
+    rounds = [{name: worker.seconds() for name, worker in workers.items()} for _ in range(repeats)]
+    return {name: median(seconds[name] for seconds in rounds) for name in workers}
 
 
 class Worker:
@@ -27,6 +73,7 @@ class Worker:
     """
 
     def __init__(self, work: str, shape: str, environment: dict[str, str | None]) -> None:
+        self._work = work
         variables = {**os.environ, **{name: value for name, value in environment.items() if value is not None}}
         for name, value in environment.items():
             if value is None:
@@ -46,7 +93,11 @@ class Worker:
 
     def _read(self) -> float:
         assert self._process.stdout is not None
-        return float(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            raise RuntimeError(f"the process for {self._work} ended; its message is above")
+        return float(line)
 
     def close(self) -> None:
         """End the process."""
@@ -66,13 +117,13 @@ def serve(work: str, shape: str) -> None:
 
 
 @contextlib.contextmanager
-def busy_core() -> Iterator[None]:
+def busy_core() -> Iterator[subprocess.Popen[bytes]]:
     """Keep one core busy with another process."""
     with subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) as process:
         try:
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
-            yield
+            yield process
         finally:
             process.kill()
 

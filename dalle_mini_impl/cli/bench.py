@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PARTS = ("sample", "train", "parts", "startup")
 """What is measured unless `--only` is given."""
-MORE_PARTS = ("imported", "growth", "masks", "search")
+MORE_PARTS = ("imported", "growth", "masks", "search", "neighbour")
 """What `--only` can add; these take minutes each, or need a peer."""
 SHAPE_NAMES = ("R", "emoji", "gpu", "quick")
 """Keys of `bench.shapes.SHAPES`, repeated here because that module imports torch."""
@@ -210,5 +210,9 @@ def all_rows(
         yield from growth_rows(shape, machine, repeats)
     if "masks" in parts:
         yield from mask_rows(shape, machine, repeats, counts)
+    if "neighbour" in parts:
+        from dalle_mini_impl.bench.neighbour import neighbour_rows
+
+        yield from neighbour_rows(shape_name, repeats)
     if "search" in parts:
         yield from search_rows(machine, faiss, repeats, QUICK_SEARCH_VECTORS if quick else SEARCH_VECTORS)

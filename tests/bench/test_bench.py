@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from dalle_mini_impl.bench import growth, peers, race, race_image_tokenizer
+from dalle_mini_impl.bench import growth, neighbour, peers, race, race_image_tokenizer
 from dalle_mini_impl.bench.machine import MachineSpeed, measure_machine
 from dalle_mini_impl.bench.masks import mask_rows
 from dalle_mini_impl.bench.report import BenchRow, bench_table
@@ -358,3 +358,30 @@ def test_imported_rows_time_both_models():
         ("imported/2/plain", "dalle-pytorch"),
     ]
     assert all(row.ours > 0 and row.theirs > 0 for row in rows)
+
+
+# --- beside another program
+
+
+def test_work_is_timed_alone_and_beside_a_busy_core():
+    rows = list(neighbour.neighbour_rows("quick", repeats=1))
+    works = {"sampling", "training", "scoring"}
+    assert {row.name.split("/")[1] for row in rows} == works
+    assert len(rows) == 3 * len(works)
+    for row in rows:
+        (alone,) = {other.theirs for other in rows if other.name.startswith(row.name.rsplit("/", 1)[0])} & {row.theirs}
+        assert row.ours > 0
+        assert row.details["beside_to_one_thread_alone"] == pytest.approx(row.ours / alone)
+    assert [row.details["alone"] for row in rows if row.name.endswith("/1")] == [row.theirs for row in rows[::3]]
+
+
+def test_the_busy_core_is_idle_again_afterwards():
+    with neighbour.busy_core() as process:
+        assert process.poll() is None
+    assert process.poll() is not None
+
+
+def test_a_worker_that_ends_early_is_reported(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="the process for sampling ended"):
+        neighbour.Worker("sampling", "quick", {})

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 import torch
 from helpers import reference
+from hypothesis import given, strategies
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling.generate import sample_ids
@@ -155,6 +156,55 @@ def test_ids_of_probability_0_are_never_sampled(uniform):
 
 def test_a_single_id_is_always_sampled():
     assert sample([-3], [0.0, 0.7]) == [0, 0]
+
+
+# --- logits that are no numbers
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9, 1e-300, 1e300])
+@pytest.mark.parametrize("top_k", [0, 1, 5, 23])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_if_no_id_is_possible_it_is_0(temperature, top_k, top_p):
+    for value in (math.nan, -math.inf):
+        assert (
+            sample([value] * 23, [0.0, 0.5, ALMOST_ONE], temperature=temperature, top_k=top_k, top_p=top_p) == [0] * 3
+        )
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 15, 16, 17, 18, 19])
+def test_not_a_number_counts_as_impossible(top_k):
+    logits = [math.nan, 3, -math.inf, 3, math.nan, *[-math.inf] * 9, 1e-3, math.nan, math.nan, -math.inf, math.nan]
+    possible = [[1, 3, 14], [1], [1, 3]][top_k] if top_k < 3 else [1, 3, 14]
+    ids = sample(logits, [step / 100 for step in range(100)] + [ALMOST_ONE], top_k=top_k)
+    assert sorted(set(ids)) == possible
+    assert sample(logits, [0.5], temperature=0.0) == [1]
+
+
+def test_infinite_logits_share_all_probability():
+    logits = [1, math.inf, math.nan, 5, math.inf, -math.inf, 3e38]
+    assert frequencies(logits, count=100) == [0, 0.5, 0, 0, 0.5, 0, 0]
+    assert frequencies(logits, count=100, top_k=1) == [0, 1, 0, 0, 0, 0, 0]
+    assert sample(logits, [0.9], temperature=0.0) == [1]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-4, 0.5])
+def test_quotients_too_large_for_a_number_are_greedy(temperature):
+    assert sample([-3e38, 2e38, 1.9e38], [0.0, 0.5, ALMOST_ONE], temperature=temperature) == [1, 1, 1]
+    assert sample([-3e38, -2e38, -2e38], [0.0, 0.4, 0.6, ALMOST_ONE], temperature=temperature) == [1, 1, 2, 2]
+
+
+@given(data=strategies.data(), vocab=strategies.integers(1, 70))
+def test_ids_are_possible_whatever_the_logits_are(data, vocab):
+    values = strategies.sampled_from([math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 0.0, -0.0, 1.0, -2.0, 0.5])
+    row = data.draw(strategies.lists(values, min_size=vocab, max_size=vocab))
+    top_k = data.draw(strategies.integers(0, vocab))
+    temperature = data.draw(strategies.sampled_from([1e-300, 0.1, 1.0, 50.0]))
+    uniform = data.draw(strategies.sampled_from([0.0, 0.3, ALMOST_ONE]))
+    cleaned = [-math.inf if math.isnan(value) else min(value, torch.finfo(torch.float32).max) for value in row]
+    likeliest = sorted(range(vocab), key=lambda index: (-cleaned[index], index))[: top_k or vocab]
+    (sampled,) = sample(row, [uniform], temperature=temperature, top_k=top_k)
+    assert sampled in likeliest
+    assert cleaned[sampled] > -math.inf or (sampled == 0 and max(cleaned) == -math.inf)
 
 
 # --- against the reference

@@ -113,7 +113,7 @@ class NativeBlocks:
         cache = cache or self.new_cache(B, T)
         if cache.shape != self._cache_shape:
             raise ValueError(
-                f"expected a cache of {self._cache_shape}, got one of {cache.shape}; make it with this model's new_cache"
+                f"expected a cache of {self._cache_shape}, got one of {cache.shape}; use this model's new_cache"
             )
         if cache.struct.rows != B:
             raise UserError(f"expected {cache.struct.rows} rows, as the cache has, got {B}; make a cache of {B} rows")

@@ -93,6 +93,10 @@ def load() -> ctypes.CDLL | None:
 def _compile(command: list[str], folder: Path | None) -> ctypes.CDLL | None:
     """Compile in a temporary folder, store the result in the cache folder if that is possible, and load it."""
     sources = [str(source) for source in SOURCES if source.suffix == ".c"]
+    if folder:
+        with contextlib.suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
     for place in (None, folder):  # the cache folder, if there is no place for temporary files
         try:
             with tempfile.TemporaryDirectory(dir=place) as temporary:
@@ -116,9 +120,6 @@ def _compile(command: list[str], folder: Path | None) -> ctypes.CDLL | None:
 def _store(folder: Path, key: str, content: bytes) -> ctypes.CDLL | None:
     """Store compiled functions in the cache folder and load them from there; None if that is impossible."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
         if not _is_private(os.stat(folder, follow_symlinks=False)):
             warnings.warn(
                 f"expected {folder} to be a folder of yours that nobody else can write to, got another; compiled code "
@@ -127,6 +128,7 @@ def _store(folder: Path, key: str, content: bytes) -> ctypes.CDLL | None:
             )
             return None
         path = folder / _file_name(key, content)
+        path.unlink(missing_ok=True)  # a damaged file, or a pipe, which would not be replaced
         with replace_file(path) as temporary:
             temporary.write_bytes(content)
         path.chmod(0o600)

@@ -62,9 +62,7 @@ class NativeLinear:
         rows = x.numel() // self._width
         y = torch.empty(*x.shape[:-1], self._matrix.outputs)
         threads = torch.get_num_threads()
-        workspace = torch.empty(
-            self._library.linear_workspace_size(rows, self._width, threads), dtype=torch.uint8
-        )
+        workspace = torch.empty(self._library.linear_workspace_size(rows, self._width, threads), dtype=torch.uint8)
         self._library.linear(
             self._matrix.struct,
             x.data_ptr(),

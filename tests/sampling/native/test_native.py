@@ -1,8 +1,6 @@
-"""The compiled code against matrix products and models in full precision, and its compilation."""
+"""The compiled code against matrix products and models in full precision."""
 
 import copy
-import ctypes
-import subprocess
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from helpers.models import check_rows_and_threads, randomise
 from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.sampling.native import library
 from dalle_mini_impl.sampling.native.blocks import fits
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
 from dalle_mini_impl.sampling.native.next_id import sample_top_k
@@ -21,15 +18,6 @@ from dalle_mini_impl.util.errors import UserError
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture
-def empty_cache(monkeypatch, tmp_path):
-    """An empty cache folder; nothing is compiled or loaded yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library.load.cache_clear()
-    yield tmp_path
-    library.load.cache_clear()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13, 33])
@@ -141,7 +129,58 @@ def test_only_whole_vectors_and_small_heads_fit():
         assert not fits(width, heads, size)
 
 
+def test_shapes_that_do_not_fit_are_refused(machine):
+    _, native, _stream = models(64, 2)
+    other = models(96, 2)[1]
+    with pytest.raises(ValueError, match=r"expected x of shape \(2, 3, 64\), got \(2, 3, 96\)"):
+        native.blocks(torch.zeros(2, 3, 96))
+    with pytest.raises(ValueError, match=r"expected a cache of .*, got one of"):
+        native(torch.zeros(2, 3, dtype=torch.int64), other.new_cache(2))
+    linear = NativeLinear(machine, WeightAndBias(noise(70, 96)))
+    with pytest.raises(ValueError, match="expected vectors of width 96, got 80"):
+        linear(noise(3, 80))
+    with pytest.raises(ValueError, match="expected a width in multiples of 16, got 24"):
+        NativeLinear(machine, WeightAndBias(noise(70, 24)))
+
+
+def test_nothing_to_compute_is_nothing(machine):
+    _, native, _ = models(64, 2)
+    linear = NativeLinear(machine, WeightAndBias(noise(70, 96)))
+    assert linear(torch.empty(0, 96)).shape == (0, 70)
+    assert NativeLinear(machine, WeightAndBias(torch.empty(0, 96)))(noise(3, 96)).shape == (3, 0)
+    assert native(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, 64)
+    assert native(torch.zeros(3, 0, dtype=torch.int64)).shape == (3, 0, 64)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1, 2], [0, 0, 1, 5], [3, 0], [0, 1, 2, 3, 4]])
+def test_candidates_are_dropped_for_all_prompts_alike(machine, rows):
+    _, native, stream = models(64, 2)
+    prompt = native.new_cache(2, 4)
+    native(torch.zeros(2, 4, dtype=torch.int64), prompt)
+    cache = prompt.branch(3, stream.length)
+    with pytest.raises(ValueError, match="expected as many rows for each of 2 prompts, in their order"):
+        cache.keep(torch.tensor(rows))
+    cache.keep(torch.tensor([2, 0, 5, 3]))
+    assert native(torch.zeros(4, 1, dtype=torch.int64), cache).shape == (4, 1, 64)
+
+
 # --- sampling
+
+
+@pytest.mark.parametrize("top_k", [-(2**31), -1, 0, 38, 2**31 - 1])
+def test_ids_are_in_range_whatever_the_settings_are(machine, top_k):
+    logits = noise(29, 37).round()
+    logits[::2, ::3] = float("nan")
+    for uniform in (-1.0, 0.0, 1.0, 7.0, float("nan"), float("inf")):
+        ids = sample_top_k(logits, torch.full((29,), uniform), 0.7, top_k)
+        assert bool(((ids >= 0) & (ids < 37)).all())
+
+
+def test_rows_without_ids_or_numbers_are_refused(machine):
+    for logits, uniform in ((noise(3, 0), noise(3)), (noise(3, 5), noise(2)), (noise(3, 5), noise(3, 1))):
+        with pytest.raises(ValueError, match=r"expected logits \(N, K\) with K at least 1 and N uniform numbers"):
+            sample_top_k(logits, uniform, 1.0, 1)
+    assert sample_top_k(noise(0, 5), noise(0), 1.0, 1).shape == (0,)
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 255, 1009])
@@ -155,59 +194,3 @@ def test_each_id_is_sampled_within_its_interval(machine, top_k, temperature):
     expected_ids = order.gather(1, torch.arange(61)[:, None] * 37 % top_k)
     middle = (ends - weights / weights.sum(1, keepdim=True) / 2).gather(1, expected_ids)
     assert torch.equal(sample_top_k(logits, middle[:, 0], temperature, top_k), expected_ids[:, 0])
-
-
-# --- compiling
-
-
-def test_it_is_compiled_once(empty_cache, monkeypatch):
-    if library.load() is None:
-        pytest.skip("there is no C compiler with OpenMP")
-    (path,) = (empty_cache / "dalle-mini-impl").iterdir()
-    assert ctypes.CDLL(str(path)).lanes() in (8, 16)
-    library.load.cache_clear()
-    monkeypatch.setattr(subprocess, "run", None)
-    assert library.load() is not None
-
-
-def test_other_sources_or_commands_get_files_of_their_own(monkeypatch, tmp_path):
-    before = library._key(["cc"])
-    assert before == library._key(["cc"])
-    assert before != library._key(["gcc"])
-    other = tmp_path / "step.c"
-    other.write_text("int lanes(void) { return 16; }")
-    monkeypatch.setattr(library, "SOURCES", (other, *library.SOURCES[1:]))
-    assert before != library._key(["cc"])
-
-
-def test_an_unwritable_cache_folder_is_not_needed(empty_cache, monkeypatch):
-    if library.load() is None:
-        pytest.skip("there is no C compiler with OpenMP")
-    library.load.cache_clear()
-    (empty_cache / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
-    assert library.load() is not None
-
-
-def test_a_cache_folder_where_the_compiler_fails_is_not_needed(empty_cache, monkeypatch):
-    if library.load() is None:
-        pytest.skip("there is no C compiler with OpenMP")
-    library.load.cache_clear()
-    folder, run = str(empty_cache / "dalle-mini-impl"), subprocess.run
-
-    def disk_full(command, **rest):
-        if any(part.startswith(folder) for part in command):
-            raise subprocess.CalledProcessError(1, command)
-        return run(command, **rest)
-
-    for path in (empty_cache / "dalle-mini-impl").iterdir():
-        path.unlink()
-    monkeypatch.setattr(subprocess, "run", disk_full)
-    assert library.load() is not None
-
-
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "'unfinished"])
-def test_without_a_compiler_nothing_is_loaded(empty_cache, monkeypatch, compiler):
-    monkeypatch.setenv("CC", compiler)
-    assert library.load() is None
-    assert not list(empty_cache.rglob("*.so"))
