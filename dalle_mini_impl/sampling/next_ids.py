@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import RANKS, SamplingConfig
-from dalle_mini_impl.sampling.native.next_id import SMALLEST_TEMPERATURE
 from dalle_mini_impl.util.errors import UserError
 
 LARGEST = torch.finfo(torch.float32).max
 """The largest number in fp32."""
+SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Lower temperatures count as this one: its inverse is still a number in fp32."""
 
 
 def validate_sampling(config: SamplingConfig, vocab: int) -> None:

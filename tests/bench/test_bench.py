@@ -363,6 +363,7 @@ def test_imported_rows_time_both_models():
 # --- beside another program
 
 
+@pytest.mark.slow
 def test_work_is_timed_alone_and_beside_a_busy_core():
     rows = list(neighbour.neighbour_rows("quick", repeats=1))
     works = {"sampling", "training", "scoring"}

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.sampling.native.library import load
-
-SMALLEST_TEMPERATURE = torch.finfo(torch.float32).tiny
-"""Lower temperatures count as this one: its inverse is still a number in fp32."""
+from dalle_mini_impl.sampling.next_ids import SMALLEST_TEMPERATURE
 
 
 def sample_top_k(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> Tensor | None:
