@@ -110,7 +110,7 @@ def open_tar(tar: Path, log: SkipLog) -> Iterator[TarFileObject]:
         with tempfile.TemporaryFile() as unpacked:
             try:
                 with unpack(file) as content:
-                    while block := content.read(COPIED_BYTES):
+                    while block := content.read1(COPIED_BYTES):  # unlike read, gives what lies before damage
                         unpacked.write(block)
                         if unpacked.tell() > limit:
                             raise UserError(

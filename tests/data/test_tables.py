@@ -1,5 +1,6 @@
 """Reading tables: quotes, delimiters, encodings, line ends and names of columns."""
 
+import json
 import time
 
 import pytest
@@ -174,3 +175,46 @@ def test_rows_with_addresses_are_skipped_with_what_to_do(folder):
 def test_json_bombs_cost_their_own_row(folder, number):
     rows = [f'{{"path": "p0.png", "caption": {number}}}', '{"path": "p1.png", "caption": "blue"}']
     assert captions_of(put(folder, "list.jsonl", "\n".join(rows))) == ({"p1.png": ["blue"]}, [1])
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "captions"),
+    [
+        ("filepath,title", "p0.png,red", [("red", "")]),
+        ("FILENAME,TEXT", "p0.png,red", [("red", "")]),
+        ("file,description", "p0.png,red", [("red", "")]),
+        ("image_path,caption_en,caption_de", "p0.png,red,rot", [("red", "en"), ("rot", "de")]),
+        ("path,caption,caption_de,title", "p0.png,red,rot,IMG", [("red", "")]),
+        ("path,caption_id,text", "p0.png,17,red", [("red", "")]),
+        ("path,caption_id,title", "p0.png,17,red", [("red", "")]),
+        ("path,caption,language", "p0.png,rot,de", [("rot", "de")]),
+        ("sep=,\npath,caption", "p0.png,red", [("red", "")]),
+    ],
+)
+def test_columns_of_other_programs_are_known(tmp_path, header, row, captions):
+    put(tmp_path, "p0.png", encode())
+    (pair,), _ = read(put(tmp_path, "list.csv", f"{header}\n{row}\n"))
+    assert [(caption.text, caption.language) for caption in pair.captions] == captions
+    if not header.startswith("sep"):
+        line = json.dumps(dict(zip(header.split(","), row.split(","), strict=True)))
+        (pair,), _ = read(put(tmp_path, "list.jsonl", line))
+        assert [(caption.text, caption.language) for caption in pair.captions] == captions
+
+
+def test_hostile_rows_cost_only_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr("dalle_mini_impl.data.tables.MAX_LINE_CHARACTERS", 20_000)
+    for name in ("p0.png", "p1.png"):
+        put(tmp_path, name, encode())
+    lines = [
+        '{"path": "p0.png", "caption": "red\\u0000\\u001b[2J", "n": 1e999}',
+        '{"path": "p1.png", "caption": "red", "n": ' + "9" * 5000 + "}",
+        '{"path": "p1.png", "caption": "red", "n": ' + "[" * 400 + "]" * 400 + "}",
+        '{"path": "p1.png", "caption": ' + "[" * 400 + '"red"' + "]" * 400 + "}",
+        '{"path": "p1.png", "caption": "' + "red " * 10_000 + '"}',
+        '{"path": "p0.png", "caption": ["blue", 5, null, NaN]}',
+    ]
+    pairs, log = read(put(tmp_path, "list.jsonl", "\n".join(lines)))
+    assert [(pair.key, texts(pair)) for pair in pairs] == [("p0.png", ["red [2J", "blue"])]
+    assert len(log.entries) == 4
+    assert [reason.split(":")[0] for _, reason in log.notes] == ["malformed caption"]
+    assert "left out in part 1: 1 malformed caption" in log.report()
