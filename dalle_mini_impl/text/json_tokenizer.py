@@ -19,6 +19,8 @@ from dalle_mini_impl.util.read_files import read_file
 from dalle_mini_impl.util.text import printable, without_surrogates
 
 SETTINGS_KEY = "dalle_mini_impl"
+MAX_UNESCAPES = 8
+"""Times that HTML entities are replaced, as in `&amp;amp;`; without a limit, a long chain would take quadratic time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,8 @@ class JsonTokenizer:
             UserError: part of the text has no id, and the tokenizer has no id for unknown text.
         """
         text = without_surrogates(text)
-        while self.settings.unescape_html and (plain := html.unescape(text)) != text:
-            text = plain
+        for _ in range(MAX_UNESCAPES if self.settings.unescape_html else 0):
+            text = html.unescape(text)
         try:
             return self._tokenizer.encode(text).ids
         except Exception as error:  # the library raises plain Exception

@@ -1,8 +1,8 @@
 """str <-> text ids: SentencePiece BPE with byte fallback, so every Unicode text has ids and none is unknown.
 
-Text is normalised (NFKC, by default with case folding) before it is split. BPE dropout (Provilkov et al. 2020,
-https://arxiv.org/abs/1910.13267) is implemented here: the library's own random generator cannot be seeded a second
-time, and a training run must resume exactly.
+Text is normalised (NFKC, by default with case folding) before it is split. BPE dropout is implemented in
+`bpe_dropout.py`: the library's own random generator cannot be seeded a second time, and a training run must resume
+exactly.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
+from dalle_mini_impl.text.bpe_dropout import skip_undrawn, split_with_dropout
 from dalle_mini_impl.text.caption_tokenizer import MAX_TOKENIZER_BYTES, truncate_ids
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped, replace_file
@@ -23,6 +24,8 @@ from dalle_mini_impl.util.text import without_surrogates
 NORMALIZATIONS = ("nfkc", "nfkc_cf")
 SPACE = "\u2581"
 """SentencePiece's symbol for a space inside its pieces."""
+SPLIT_CHARACTERS = 256
+"""Characters at the beginning of a text that BPE dropout always takes into account, whatever is cut off."""
 
 
 class TextTokenizer:
@@ -53,11 +56,16 @@ class TextTokenizer:
                 f"{path} has the ids pad {self.pad_id}, BOS {self.bos_id}, EOS {self.eos_id}; expected all three "
                 f"(-1 is missing); train it with dalle_mini_impl.train.text_tokenizer"
             )
-        self._score_and_id = {
-            pieces[i]: (self._model.get_score(i), i)
-            for i in range(self.vocab_size)
-            if not (self._model.is_control(i) or self._model.is_unknown(i) or self._model.is_byte(i))
-        }
+        model = self._model
+        mergeable = [
+            i for i in range(len(pieces)) if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i))
+        ]
+        self._ids = {pieces[i]: i for i in mergeable}
+        self._scores = {pieces[i]: model.get_score(i) for i in mergeable}
+        self._byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        self._continuation_ids = frozenset(self._byte_ids[0x80:0xC0]) - {model.unk_id()}
+        self._longest_piece = max(map(len, self._ids), default=1)
+        self._pieces_cross_words = any(SPACE in piece.strip(SPACE) for piece in self._ids)
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, without BOS, EOS or padding. Empty text has no ids."""
@@ -68,32 +76,43 @@ class TextTokenizer:
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._model.decode([int(i) for i in text_ids if int(i) not in special])
 
-    def encode_with_dropout(self, text: str, dropout: float, random: np.random.Generator) -> list[int]:
+    def encode_with_dropout(
+        self, text: str, dropout: float, random: np.random.Generator, max_ids: int | None = None
+    ) -> list[int]:
         """Text -> ids with BPE dropout: possible merges are skipped at random, which trains rare pieces too.
 
         Args:
             text: any text.
             dropout: probability of skipping a possible merge in a round, 0 to 1; 0 gives the same ids as `encode`.
-            random: source of randomness.
+            random: source of randomness, of NumPy's default kind.
+            max_ids: how many ids to return at most; None for all. A text that is much longer than these is cut before
+                it is split. As in a round only one merge is done, its rest may then be merged a little less.
         """
-        pieces = list(self._model.normalize(without_surrogates(text)).replace(" ", SPACE))
-        while len(pieces) > 1:
-            best = -1
-            best_score = -np.inf
-            skip = random.random(len(pieces) - 1) < dropout
-            for left in range(len(pieces) - 1):
-                merged = self._score_and_id.get(pieces[left] + pieces[left + 1])
-                if merged is not None and not skip[left] and merged[0] > best_score:
-                    best = left
-                    best_score = merged[0]
-            if best < 0:
-                break
-            pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
-        ids: list[int] = []
-        for piece in pieces:
-            known = self._score_and_id.get(piece)
-            ids += [known[1]] if known else [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in piece.encode()]
-        return ids
+        normal = self._model.normalize(without_surrogates(text)).replace(" ", SPACE)
+        if dropout <= 0:
+            ids = self.encode(text)
+            # A character without an id has several, one for each of its bytes.
+            skip_undrawn(len(normal), sum(number not in self._continuation_ids for number in ids), random)
+            return ids[:max_ids]
+        if max_ids is not None:
+            normal = self._beginning(normal, max_ids)
+        ids = []
+        for piece in split_with_dropout(normal, self._scores, dropout, random):
+            number = self._ids.get(piece)
+            ids += [number] if number is not None else [self._byte_ids[byte] for byte in piece.encode()]
+        return ids[:max_ids]
+
+    def _beginning(self, text: str, max_ids: int) -> str:
+        """The part of a normalised text that its first `max_ids` ids depend on, and some more."""
+        text = text[: max(SPLIT_CHARACTERS, 2 * self._longest_piece * max_ids)]
+        if self._pieces_cross_words:
+            return text
+        end = -1
+        for _ in range(max_ids + 1):  # a word has at least one id
+            end = text.find(SPACE, end + 1)
+            if end < 0:
+                return text
+        return text[: max(SPLIT_CHARACTERS, end)]
 
     def encode_batch(self, texts: Iterable[str], length: int, add_eos: bool = False, warn: bool = True) -> Tensor:
         """Texts -> ids of one length, cut or padded on the right.

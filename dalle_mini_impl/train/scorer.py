@@ -95,7 +95,8 @@ def make_batch(
         random = np.random.default_rng([run.seed, step, row])
         is_reconstructed.append(random.random() < config.reconstructed_share)
         for _ in range(config.captions):
-            ids = tokenizer.encode_with_dropout(captions.sample(int(index), random).text, config.bpe_dropout, random)
+            text = captions.sample(int(index), random).text
+            ids = tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.model.text_length)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
     if image_tokenizer is not None and any(is_reconstructed):
         chosen = torch.tensor(is_reconstructed)

@@ -93,7 +93,7 @@ def make_batch(
             texts.append([])
         else:
             text = captions.sample(int(index), random).text
-            texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random)[: config.text_length])
+            texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.text_length))
     prefix = stream.prefix(texts)
     targets = stream.join(prefix, torch.from_numpy(np.stack(target_ids)))
     inputs = stream.join(prefix, torch.from_numpy(np.stack(input_ids)))

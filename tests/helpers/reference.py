@@ -202,3 +202,21 @@ def blind_log_likelihood(transformer, stream, caption: list[int], image_ids: lis
         total += logits[image_id] - math.log(sum(math.exp(value) for value in logits))
         ids.append(stream.config.bos_id)
     return total
+
+
+def split_with_dropout(text: str, scores: dict[str, float], dropout: float, random) -> list[str]:
+    """BPE with dropout: in each round every place draws a number, and the best merge not skipped is done."""
+    pieces = list(text)
+    while len(pieces) > 1:
+        best = -1
+        best_score = -math.inf
+        skip = random.random(len(pieces) - 1) < dropout
+        for left in range(len(pieces) - 1):
+            score = scores.get(pieces[left] + pieces[left + 1])
+            if score is not None and not skip[left] and score > best_score:
+                best = left
+                best_score = score
+        if best < 0:
+            break
+        pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]
+    return pieces

@@ -63,3 +63,10 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"tokenizers is not installed; .*\.\[tokenizers\]"):
         JsonTokenizer(b"{}", "t.json")
+
+
+def test_a_long_chain_of_html_entities_is_replaced_a_few_times():
+    model = tokenizers.models.WordLevel({"?": 0, "&" + "amp;" * 92: 1}, unk_token="?")
+    values = json.loads(tokenizers.Tokenizer(model).to_str()) | {SETTINGS_KEY: {"unescape_html": True}}
+    tokenizer = JsonTokenizer(json.dumps(values).encode(), "chain.json")
+    assert tokenizer.encode("&" + "amp;" * 100) == [1]

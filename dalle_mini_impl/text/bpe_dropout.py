@@ -1,0 +1,117 @@
+"""BPE dropout: merging the characters of a text into pieces, with possible merges skipped at random.
+
+Provilkov et al. 2020, https://arxiv.org/abs/1910.13267. In each round every place draws a random number, and the best
+merge whose place is not skipped is done. All of these numbers would be a quadratic amount; only those of merges that
+are considered are computed, by moving the generator to them. So the time is linear in the length of the text, but for a
+logarithm, while the pieces are those of the definition, number by number.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+
+WRAP = 2**128
+"""Period of the generator; moving by `WRAP - n` moves back by n."""
+
+
+def split_with_dropout(
+    text: str, scores: Mapping[str, float], dropout: float, random: np.random.Generator
+) -> list[str]:
+    """Split a normalised text into pieces.
+
+    Args:
+        text: its characters are the first pieces.
+        scores: of every piece that a merge may give; higher ones are merged first, equal ones from the left.
+        dropout: probability of skipping a possible merge in a round.
+        random: a generator of NumPy's default kind (PCG64). It ends as if each round had drawn a number for each two
+            neighbouring pieces.
+
+    Returns:
+        The pieces, which joined give the text.
+    """
+    draws = _Draws(random)
+    starts = list(range(len(text)))
+    """Where the pieces start, in order."""
+    ends = list(range(1, len(text) + 1))
+    """Where the piece that starts at each place ends; 0 where none starts."""
+    before = list(range(-1, len(text) - 1))
+    """Start of the piece before the one that starts at each place."""
+
+    def candidate(left: int, middle: int, end: int) -> tuple[float, int, int, int] | None:
+        score = scores.get(text[left:end])
+        return None if score is None else (-score, left, middle, end)
+
+    candidates = [merge for left in starts[:-1] if (merge := candidate(left, left + 1, left + 2)) is not None]
+    heapify(candidates)
+    round_start = 0
+    while len(starts) > 1:
+        skipped = []
+        chosen = None
+        while candidates and chosen is None:
+            merge = heappop(candidates)
+            _, left, middle, end = merge
+            if ends[left] != middle or middle == len(text) or ends[middle] != end:
+                continue  # one of the two pieces has been merged with another one
+            if draws.at(round_start + bisect_left(starts, left)) < dropout:
+                skipped.append(merge)
+            else:
+                chosen = left, middle, end
+        round_start += len(starts) - 1
+        if chosen is None:
+            break
+        for merge in skipped:
+            heappush(candidates, merge)
+        left, middle, end = chosen
+        ends[left], ends[middle] = end, 0
+        del starts[bisect_left(starts, middle)]
+        if end < len(text):
+            before[end] = left
+            if merge := candidate(left, end, ends[end]):
+                heappush(candidates, merge)
+        if left > 0 and (merge := candidate(before[left], left, end)):
+            heappush(candidates, merge)
+    draws.finish(round_start)
+    return [text[start : ends[start]] for start in starts]
+
+
+def skip_undrawn(characters: int, pieces: int, random: np.random.Generator) -> None:
+    """Move a generator to where `split_with_dropout` without dropout leaves it.
+
+    Args:
+        characters: of the text.
+        pieces: that it was split into.
+        random: a generator of NumPy's default kind (PCG64).
+    """
+    # Rounds of n characters, n - 1 pieces, ..., and a last one without a merge unless a single piece is left.
+    drawn = (characters * (characters - 1) - (pieces - 1) * (pieces - 2)) // 2 if characters else 0
+    _Draws(random).finish(drawn)
+
+
+class _Draws:
+    """The numbers that a generator would draw, in any order."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self._random = random
+        self._source = random.bit_generator
+        self._half_used = self._source.state
+        """Moving the generator forgets the half of a number that a draw of 32 bits has left; restored at the end."""
+        self._position = 0
+
+    def at(self, position: int) -> float:
+        """The number that would be drawn after `position` others."""
+        self._move(position)
+        self._position += 1
+        return self._random.random()
+
+    def finish(self, drawn: int) -> None:
+        """Leave the generator as if `drawn` numbers had been drawn."""
+        self._move(drawn)
+        if self._half_used["has_uint32"]:
+            self._source.state = {**self._half_used, "state": self._source.state["state"]}
+
+    def _move(self, position: int) -> None:
+        if position != self._position:
+            self._source.advance((position - self._position) % WRAP)  # type: ignore[attr-defined]
+            self._position = position
