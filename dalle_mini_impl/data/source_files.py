@@ -4,16 +4,15 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from dalle_mini_impl.data.folder_reader import CAPTION_ENDINGS
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import pictures_of_table, tars_of_pattern
 from dalle_mini_impl.data.sample import list_files
+from dalle_mini_impl.data.tables import TABLE_ENDINGS
+from dalle_mini_impl.data.tar_reader import is_tar
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
 
-CAPTION_ENDINGS = (".txt",)
-"""Endings, in lower case, of files beside pictures that may hold captions."""
-TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
-"""Endings, in lower case, of tables of pictures and captions."""
 FileStates = dict[str, list[int]]
 """Name of each file -> size in bytes and time of modification in nanoseconds; an empty list for a missing file."""
 
@@ -32,7 +31,7 @@ def source_states(source: str, known: Collection[str] = ()) -> FileStates:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            tars = [name for name in sorted(os.listdir(path)) if name.lower().endswith(".tar")]
+            tars = [name for name in sorted(os.listdir(path)) if is_tar(Path(name)) and not name.startswith(".")]
             return _states(path, tars or _folder_names(path))
         if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
             return _states(path.parent, known or (path.name, *pictures_of_table(path)))
@@ -55,7 +54,7 @@ def describe_changes(before: Mapping[str, list[int]], now: Mapping[str, list[int
 
 def _folder_names(folder: Path) -> list[str]:
     start = len(os.path.join(folder, ""))
-    relevant = (*PICTURE_ENDINGS, *CAPTION_ENDINGS)
+    relevant = (*PICTURE_ENDINGS, *CAPTION_ENDINGS, ".json")
     return [str(path)[start:] for path in list_files(folder, SkipLog()) if path.suffix.lower() in relevant]
 
 

@@ -219,6 +219,8 @@ def _header(line: str, delimiter: str) -> list[str]:
 
 def _split_quoted(line: str, delimiter: str) -> list[str] | UnusableSample:
     """Divide a line, or lines that a quoted field joins, as CSV."""
+    if '"' not in line:
+        return line.split(delimiter)
     try:
         rows = list(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
