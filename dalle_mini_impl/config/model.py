@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from dalle_mini_impl.util.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedNetworkConfig:
@@ -55,7 +57,13 @@ class ImageTokenizerConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Token grid `(h, w)` at the training size."""
+        """Token grid `(h, w)` at the training size.
+
+        Raises:
+            UserError: `factor` is not positive.
+        """
+        if self.factor < 1:
+            raise UserError(f"expected factor of 1 or more, got {self.factor}; change it")
         return self.image_size // self.factor, self.image_size // self.factor
 
 

@@ -52,11 +52,23 @@ class Stream:
 
     Args:
         config: lengths and vocabulary sizes.
+
+    Raises:
+        UserError: a size is not positive, or BOS or padding is no text id.
     """
 
     def __init__(self, config: StreamConfig) -> None:
         self.config = config
         h, w = config.grid
+        if min(config.text_length, config.text_vocab, config.image_vocab, h, w) < 1:
+            raise UserError(
+                f"expected a stream whose lengths and numbers of ids are 1 or more, got {config}; change them"
+            )
+        if max(config.bos_id, config.pad_id) >= config.text_vocab:
+            raise UserError(
+                f"expected bos_id and pad_id below the {config.text_vocab} text ids, got {config.bos_id} and "
+                f"{config.pad_id}; change them"
+            )
         self.image_length = h * w
         self.image_offset = config.text_vocab + config.text_length
         self.vocab_size = self.image_offset + config.image_vocab

@@ -14,8 +14,10 @@ from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.settings import load_settings, save_settings
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.checkpoint import AboutConfig, Figure
+from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.training import TransformerRun
-from dalle_mini_impl.config.yaml_io import load
+from dalle_mini_impl.config.yaml_io import load, to_dict
+from dalle_mini_impl.util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 FIGURES = (Figure(what="hearts that look like hearts", value=0.75, command="dalle evaluate hearts"),)
@@ -157,3 +159,9 @@ def test_training_config_has_the_shipped_about_section(shipped):
     about, trained = load_settings(shipped).about, load(TransformerRun, "configs/emoji/transformer.yaml")
     assert (trained.about.licence, trained.about.data) == (about.licence, about.data)
     assert set(trained.language_weights) == set(about.languages)
+
+
+def test_an_image_tokenizer_without_a_token_grid_is_refused():
+    part = {"config": to_dict(ImageTokenizerConfig()) | {"factor": 0}, "identity": "a", "megabytes": 1.0}
+    with pytest.raises(UserError, match="expected factor of 1 or more, got 0"):
+        info_lines({"image_tokenizer": part})

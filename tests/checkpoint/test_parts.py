@@ -271,6 +271,18 @@ def test_config_of_a_larger_network_is_refused_before_it_is_built(folder, part, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"bos_id": 367}, {"pad_id": 2**40}, {"text_length": 0}, {"grid": [0, 5]}, {"image_vocab": -1}]
+)
+def test_stream_that_no_model_can_have_is_refused(folder, changes):
+    config = checkpoint.read_part(folder, "transformer").config
+    config["stream"] |= changes
+    write_part_with(folder / "transformer.safetensors", config=json.dumps(config))
+    message = r"transformer\.safetensors does not fit its own config: expected (a stream whose|bos_id and pad_id below)"
+    with pytest.raises(UserError, match=message):
+        load_transformer(folder)
+
+
 def test_part_that_is_no_regular_file_is_refused(folder):
     path = folder / "scorer.safetensors"
     for replace in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir):
