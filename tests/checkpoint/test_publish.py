@@ -229,8 +229,15 @@ def test_missing_library_is_refused_naming_the_extra(monkeypatch, refused):
 
 
 def test_scorer_named_hf_is_one_of_transformers(standin, monkeypatch):
-    monkeypatch.setitem(ADAPTERS, "hf", lambda name: (make_clip(), LetterTokenizer(), Preprocess(SIZE), name))
-    assert Scorer.from_pretrained("hf:me/hearts", "cpu").text_length == "me/hearts"
+    names = []
+
+    def load_scorer(name):
+        names.append(name)
+        return make_clip(), LetterTokenizer(), Preprocess(SIZE), 7
+
+    monkeypatch.setitem(ADAPTERS, "hf", load_scorer)
+    assert Scorer.from_pretrained("hf:me/hearts", "cpu").text_length == 7
+    assert names == ["me/hearts"]
     assert standin.requests == []
 
 
