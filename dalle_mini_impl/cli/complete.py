@@ -1,6 +1,9 @@
 """`dalle complete`: redraws parts of a picture, or draws variations of it."""
 
-from typing import Any
+import math
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +17,11 @@ from dalle_mini_impl.cli.sampling_options import (
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.text import without_surrogates
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EDGE = re.compile(r"-?[0-9]{1,9}|[0-9]{1,9}(\.[0-9]{1,9})?%")
+"""An edge of `--box`."""
 REGIONS = {
     "keep_rows": "--keep-rows",
     "box": "--box",
@@ -27,14 +35,18 @@ REGIONS = {
 @click.command(
     epilog=examples(
         'dalle complete photo.png "a red heart" --keep-rows 8',
-        'dalle complete photo.png "a hat" --box 0,0,64,32 -n 128',
+        'dalle complete photo.png "a hat" --box 0,0,100%,40% -n 128',
         "dalle complete photo.png --variations --strength 0.3",
     )
 )
 @click.argument("image", type=click.Path())
 @click.argument("prompt", default="")
 @click.option("--keep-rows", type=int, help="Keep this many rows of the token grid; redraw all below.")
-@click.option("--box", metavar="LEFT,TOP,RIGHT,BOTTOM", help="Redraw this rectangle, in pixels of IMAGE.")
+@click.option(
+    "--box",
+    metavar="LEFT,TOP,RIGHT,BOTTOM",
+    help="Redraw this rectangle of IMAGE: pixels, or 25%.",
+)
 @click.option("--mask", type=click.Path(), help="Redraw what is white in this picture, as large as IMAGE.")
 @click.option("--panel", is_flag=True, help="Squeeze IMAGE into the upper half and draw the lower one.")
 @click.option("--variations", is_flag=True, help="Redraw random cells of the token grid, other ones per candidate.")
@@ -59,58 +71,71 @@ def complete(image: str, prompt: str, **options: Any) -> None:
         raise UserError(
             f"expected one of {', '.join(REGIONS.values())}, got {' and '.join(given) or 'none'}; choose what to redraw"
         )
-    box = read_box(options["box"])
+    edges = read_box(options["box"])
 
     from tqdm import tqdm
 
+    from dalle_mini_impl.pipeline.canvas import Region
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.util.images import open_picture
 
     text = without_surrogates(prompt)
     picture = open_picture(image)
+    box = box_in_pixels(edges, picture.size) if edges else None
     mask = open_picture(options["mask"]) if options["mask"] else None
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     arguments = generate_arguments(options)
     id_count = sampled_id_count(arguments, dalle.stream.image_length)
+    region = {"rows": options["keep_rows"], "box": box, "mask": mask, "panel": options["panel"]}
+    if not options["variations"]:
+        cells = Region(**region).cells(picture.size, dalle.stream.config.grid, dalle.image_tokenizer.config.factor)
+        click.echo(describe_region(cells), err=True)
     with tqdm(total=id_count, unit=" ids", disable=None, leave=False) as bar:  # None: only on a terminal
         arguments |= {"chunk": options["chunk"], "progress": bar.update}
         if options["variations"]:
             result = dalle.variations(picture, text, strength=options["strength"], **arguments)
         else:
-            region = {"rows": options["keep_rows"], "box": box, "mask": mask, "panel": options["panel"]}
             result = dalle.complete(picture, text, paste=options["paste"], **region, **arguments)
-    if not options["variations"]:
-        click.echo(describe_region(result.settings["canvas"]["redrawn"]), err=True)
     layout = {"columns": options["columns"], "scores": options["scores"]}
     write_results([result], result.grid(**layout), {**result.metadata(), "layout": layout}, options)
 
 
-def read_box(text: str | None) -> tuple[int, ...] | None:
-    """The four whole numbers of `--box`.
+def read_box(text: str | None) -> list[str] | None:
+    """The four edges of `--box`: whole numbers of pixels, or numbers with `%`.
 
     Raises:
         UserError: it is anything else.
     """
     if text is None:
         return None
-    try:
-        left, top, right, bottom = (int(part) for part in text.split(","))
-    except ValueError as error:
+    edges = [edge.strip() for edge in text.split(",")]
+    if len(edges) != 4 or not all(EDGE.fullmatch(edge) for edge in edges):
         raise UserError(
-            f"expected four whole numbers LEFT,TOP,RIGHT,BOTTOM, got --box {text}; try --box 0,0,32,32"
-        ) from error
-    return left, top, right, bottom
+            f"expected four whole numbers LEFT,TOP,RIGHT,BOTTOM, got --box {text}; try --box 0,0,32,32, or percentages "
+            f"such as --box 0,0,100%,40%"
+        )
+    return edges
 
 
-def describe_region(redrawn: list[str]) -> str:
-    """One line on how many cells were redrawn, and how many kept ones could not influence all of them.
+def box_in_pixels(edges: list[str], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The smallest box in pixels of a picture of `size` (width, height) that holds the box with these edges."""
+    left, top, right, bottom = (
+        Fraction(edge[:-1]) * side / 100 if edge.endswith("%") else Fraction(edge)
+        for edge, side in zip(edges, size * 2, strict=True)
+    )
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def describe_region(cells: "Tensor") -> str:
+    """One line on how many cells are redrawn, and how many kept ones cannot influence all of them.
 
     Args:
-        redrawn: rows of the token grid, `#` for a redrawn cell and `.` for a kept one.
+        cells: (h, w) bool, the cells to redraw.
     """
-    cells = "".join(redrawn)
-    kept_later = cells.lstrip(".").count(".")
-    line = f"redrew {cells.count('#')} of {len(cells)} cells"
+    flat = cells.flatten()
+    redrawn = int(flat.sum())
+    kept_later = int((~flat[int(flat.int().argmax()) :]).sum())
+    line = f"redrawing {redrawn} of {flat.numel()} cells"
     if kept_later:
-        line += f"; {kept_later} kept cells come after the first redrawn one and did not influence all of them"
+        line += f"; {kept_later} kept cells come after the first redrawn one and do not influence all of them"
     return line

@@ -26,12 +26,16 @@ from dalle_mini_impl.painting.gradients import (
     stop_gradient_below,
     straight_through,
 )
-from dalle_mini_impl.painting.start import Start, start_ids
+from dalle_mini_impl.painting.start import Start, pixel_size, start_ids
 from dalle_mini_impl.painting.targets import EmbeddedTargets, Target, embed_targets, parse_targets
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import save_png, to_images
+from dalle_mini_impl.util.memory import check_memory
 
+DECODED_BYTES, CUT_BYTES = 600, 60
+"""Bytes that a pixel of the picture, and of each cut, takes in a step of the included model, gradients included;
+measured as 656 and 66. Larger image tokenizers take more."""
 FINAL_LEARNING_RATE = 0.1
 """Fraction of the learning rate that is left at the end of its cosine decay."""
 
@@ -146,6 +150,7 @@ class Painter:
             "prompts": [target.metadata() for target in targets],
             "paint": dataclasses.asdict(settings),
         }
+        self._check_memory(start)
         self._table = tokenizer.table()
         self._codebook_std = float(self._table.std())
         self._low, self._high = (bound[:, None, None] for bound in self._table.aminmax(dim=0))
@@ -168,6 +173,22 @@ class Painter:
     def result(self) -> Painting:
         """The picture so far, with its ids and all settings."""
         return Painting(self.image, self._ids[0].cpu(), {**self._metadata, "steps": self.done})
+
+    def _check_memory(self, start: Start | None) -> None:
+        """Refuse a size, or as many cuts at a time, as cannot fit into the memory, before anything is allocated.
+
+        Raises:
+            UserError: it needs more than there is, at the least.
+        """
+        cuts = self.settings.cuts
+        factor = self.tokenizer.config.factor
+        if isinstance(start, Tensor) and start.ndim == 2:
+            height, width = (side * factor for side in start.shape)
+        else:
+            height, width = pixel_size(self.tokenizer, self.settings.size)
+        views = min(cuts.count, cuts.chunk) * min(height, width) ** 2
+        needed = height * width * DECODED_BYTES + views * CUT_BYTES
+        check_memory(needed, f"a painting of {width}×{height} pixels", "choose a smaller size, or fewer cuts at a time")
 
     def _step(self) -> Step:
         """Move the latent once, and quantize it.

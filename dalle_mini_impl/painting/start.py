@@ -32,14 +32,14 @@ def start_ids(
     """
     if isinstance(start, Tensor):
         return _checked_start(tokenizer, start, size)[None].clone()
-    height, width = _pixel_size(tokenizer, size)
+    height, width = pixel_size(tokenizer, size)
     if start is not None:
         return tokenizer.encode(to_pixels([start], (height, width)).to(tokenizer.device)).clone()
     factor = tokenizer.config.factor
     return torch.randint(tokenizer.codebook_size, (1, height // factor, width // factor), generator=generator)
 
 
-def _pixel_size(tokenizer: ImageTokenizer, size: int | tuple[int, int]) -> tuple[int, int]:
+def pixel_size(tokenizer: ImageTokenizer, size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels."""
     factor = tokenizer.config.factor
     size = size or tokenizer.config.image_size
@@ -53,7 +53,7 @@ def _checked_start(tokenizer: ImageTokenizer, ids: Tensor, size: int | tuple[int
     """The ids as int64, if they are integers (h, w) in range, and of the size, if one is given."""
     grid = tuple(ids.shape)
     if size:
-        grid = tuple(side // tokenizer.config.factor for side in _pixel_size(tokenizer, size))
+        grid = tuple(side // tokenizer.config.factor for side in pixel_size(tokenizer, size))
     if ids.ndim != 2 or ids.is_floating_point() or not ids.numel() or tuple(ids.shape) != grid:
         raise UserError(
             f"expected integer image ids of shape {grid if size else '(h, w)'} to start from, "

@@ -13,7 +13,10 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import on_background, to_images, to_pixels
+from dalle_mini_impl.util.memory import check_memory
 
+CANVAS_BYTES = 12
+"""Bytes per pixel that a picture takes besides itself: as RGB, and as a mask of bytes and of floats."""
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
@@ -131,6 +134,8 @@ def completion_canvas(
     Raises:
         UserError: the region does not fit the picture, or is empty.
     """
+    width, height = picture.size
+    check_memory(width * height * CANVAS_BYTES, f"a picture of {width}×{height} pixels", "make it smaller")
     redraw = region.cells(picture.size, grid, tokenizer.config.factor)
     rows = ["".join(".#"[cell] for cell in row) for row in redraw.int().tolist()]
     flat = on_background(picture)

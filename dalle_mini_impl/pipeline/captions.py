@@ -20,6 +20,7 @@ from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.sampling.texts import generate_texts
 from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.ranking import best_first, check_finite
 
 UNDECODABLE = "\ufffd\u2047"
@@ -90,6 +91,8 @@ class CaptionModel:
             UserError: a number is out of range, or the beginning fills all text positions.
         """
         check_counts(candidates, keep, seed)
+        stored = candidates * self.stream.config.text_length * 8
+        check_memory(stored, f"{candidates} captions", "ask for fewer")
         seeds = [candidate_seed(seed, index) for index in range(candidates)]
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
         first_ids = self.text_tokenizer.encode(beginning)

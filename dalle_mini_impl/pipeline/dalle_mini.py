@@ -34,6 +34,12 @@ from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.devices import choose_device
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
+from dalle_mini_impl.util.memory import check_memory
+
+ID_BYTES = 8
+"""Of an image id."""
+PIXEL_BYTES = 4
+"""Of a colour value while a picture is decoded."""
 
 
 class DalleMini:
@@ -270,9 +276,23 @@ class DalleMini:
             recommended = dataclasses.replace(recommended, rank="likelihood")
         bound = inspect.signature(self.generate).bind(prompt, **options)
         bound.apply_defaults()
+        given = bound.arguments
+        self._check_memory(len(given["seeds"]) if given["seeds"] else given["candidates"], given["chunk"])
         request = make_request(encode=self.encode, recommended=recommended, **bound.arguments)
         needs_scorer = request.sampling.rank in ("clip", "both")
         return dataclasses.replace(request, scorer=self.scorer) if needs_scorer else request
+
+    def _check_memory(self, candidates: int, chunk: int) -> None:
+        """Refuse more candidates than fit into the memory, before any of them has a seed.
+
+        Raises:
+            UserError: they need more than there is, at the least: ids and pictures, and the pixels of one chunk.
+        """
+        h, w = self.stream.config.grid
+        pixels = h * w * self.image_tokenizer.config.factor**2
+        each = h * w * ID_BYTES + (3 * pixels if self._scorer else 0)
+        needed = candidates * each + min(candidates, chunk) * 3 * pixels * PIXEL_BYTES
+        check_memory(needed, f"{candidates} candidates", "ask for fewer, or for a smaller chunk")
 
     def _finish(self, request: GenerationRequest, generated: GeneratedIds) -> Result:
         """Close the seams of tiles, rank, and decode."""

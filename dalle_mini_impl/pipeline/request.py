@@ -12,6 +12,7 @@ from dalle_mini_impl.sampling.generate import Progress, Prompt
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.text import without_surrogates
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,6 +91,12 @@ def make_request(
         UserError: a number is out of range, or a sampling setting is unknown.
     """
     check_counts(candidates, keep, seed)
+    if not isinstance(prompt, str) or not isinstance(negative, str):
+        raise UserError(
+            f"expected texts as prompt and negative, got {type(prompt).__name__} and {type(negative).__name__}; call "
+            f"generate once for each prompt"
+        )
+    prompt, negative = without_surrogates(prompt), without_surrogates(negative)
     if seeds is None:
         seeds = [candidate_seed(seed, index) for index in range(candidates)]
     if not seeds or not all(0 <= one < 2**63 for one in seeds):

@@ -9,6 +9,8 @@ from helpers.commands import one_line
 from PIL import Image
 
 from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.cli.complete import box_in_pixels, read_box
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import read_metadata
 
 SIZE = (40, 24)
@@ -48,7 +50,7 @@ def test_the_command_gives_the_pictures_of_the_api(run, tiny_dalle, picture):
     assert read_metadata("grid.png")["canvas"] == expected.settings["canvas"]
     assert done.stdout.startswith("a cat: best score ")
     assert done.stdout.splitlines()[-2:] == ["grid.png", "out"]
-    assert "redrew 5 of 15 cells\n" in done.stderr
+    assert "redrawing 5 of 15 cells\n" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -117,3 +119,11 @@ def test_sample_refuses_to_repeat_a_completed_picture(run, refused):
     run("in.png", "--keep-rows", 1)
     error = refused("sample", "--from", "grid.png")
     assert "got grid.png, which was made from another picture; run dalle complete on that one again" in error
+
+
+def test_a_box_in_percent_is_that_part_of_a_picture_of_any_size():
+    assert box_in_pixels(read_box("25%, 0%,75%,50%") or [], (1000, 300)) == (250, 0, 750, 150)
+    assert box_in_pixels(read_box("0,33.5%,100%,100%") or [], (7, 9)) == (0, 3, 7, 9)
+    assert box_in_pixels(read_box("1,2,3,4") or [], (7, 9)) == (1, 2, 3, 4)
+    with pytest.raises(UserError, match=r"got --box 1%%,0,2,3; try --box 0,0,32,32, or percentages"):
+        read_box("1%%,0,2,3")

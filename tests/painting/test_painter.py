@@ -252,3 +252,17 @@ def test_settings_of_a_painting_are_json(tokenizer, scorer):
     targets = [Target("a"), Target(block_picture()), Target(3, 0.5)]
     settings = paint(tokenizer, {"tiny": scorer}, targets, PaintSettings(steps=0)).settings
     assert json.loads(json.dumps(settings, allow_nan=False))["prompts"][2] == {"noise": 3, "weight": 0.5}
+
+
+def test_sizes_and_cuts_that_cannot_fit_into_the_memory_are_refused_first(tokenizer, scorer):
+    for settings in (PaintSettings(size=8_000_000), PaintSettings(cuts=Cuts(count=10**12, chunk=10**12))):
+        with pytest.raises(UserError, match=r"expected a painting of .* pixels to fit into .* choose a smaller size"):
+            Painter(tokenizer, {"a": scorer}, "a cat", settings)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_painting_and_leaves_the_picture(tokenizer, scorer):
+    painter = Painter(tokenizer, {"a": scorer}, [Target("a cat", 1e38), Target("a dog", 1e38)], SHORT)
+    before = painter.result().image_ids
+    with pytest.raises(UserError, match=r"expected a finite loss and gradient, got loss .* at step 1; use smaller"):
+        next(iter(painter))
+    assert torch.equal(painter.result().image_ids, before)

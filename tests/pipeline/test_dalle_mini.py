@@ -10,6 +10,7 @@ import dalle_mini_impl
 from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.sampling.seeds import candidate_seed
+from dalle_mini_impl.util.images import read_metadata
 
 
 def same(image, other):
@@ -192,3 +193,22 @@ def test_missing_models_are_refused(tmp_path):
         DalleMini.from_pretrained("nothing")
     with pytest.raises(UserError, match=r"has no transformer\.safetensors"):
         DalleMini.from_pretrained(tmp_path)
+
+
+def test_more_candidates_than_fit_into_the_memory_are_refused_at_once(tiny_dalle):
+    with pytest.raises(UserError, match=r"expected 1000000000000 candidates to fit into .* ask for fewer"):
+        tiny_dalle.generate("a cat", candidates=10**12)
+    with pytest.raises(UserError, match="expected 1000000000000 captions to fit into"):
+        tiny_dalle.complete_text("a", candidates=10**12)
+
+
+def test_prompts_that_are_no_text_are_refused(tiny_dalle):
+    with pytest.raises(UserError, match="expected texts as prompt and negative, got list and str"):
+        tiny_dalle.generate(["a cat", "a dog"])
+
+
+def test_a_prompt_with_lone_surrogates_can_be_saved_and_read_back(tiny_dalle, tmp_path):
+    result = tiny_dalle.generate("a \ud800cat\udcff", candidates=1, negative="\udc80")
+    (path,) = result.save(tmp_path)
+    recorded = read_metadata(path)["pictures"][0]
+    assert (recorded["prompt"], recorded["negative"]) == ("a ?cat?", "?")
