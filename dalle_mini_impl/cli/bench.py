@@ -10,6 +10,7 @@ import click
 
 from dalle_mini_impl.cli.options import (
     CommaSeparated,
+    FiniteFloat,
     device_option,
     echo_text,
     examples,
@@ -72,7 +73,7 @@ QUICK_SEARCH_VECTORS = 4096
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     default=0.0,
     show_default=True,
     help="Learning races: minutes for each side; 0 runs none.",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dalle_mini_impl.cli.options import echo_text, examples, json_option, out_option, write_json_file
+from dalle_mini_impl.cli.options import FiniteFloat, echo_text, examples, json_option, out_option, write_json_file
 from dalle_mini_impl.cli.outputs import PNG_FILE
 from dalle_mini_impl.config.data import SMALLEST_STORE_SIZE, DataConfig
 from dalle_mini_impl.util.errors import UserError
@@ -61,7 +61,7 @@ def emoji(out: Path, size: int, art: str) -> None:
 )
 @click.option(
     "--validation",
-    type=click.FloatRange(0, 1),
+    type=FiniteFloat(0, 1),
     default=DataConfig.validation,
     show_default=True,
     help="Fraction to hold out, where SOURCE has no splits.",

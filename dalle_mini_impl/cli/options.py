@@ -4,6 +4,7 @@ The words of a choice come from modules that do not import torch, such as `confi
 wait for torch.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -208,6 +209,17 @@ def read_labels(labels: Sequence[str], texts_file: Path | None) -> list[str]:
 def split_list(text: str) -> tuple[str, ...]:
     """Parts of a comma-separated list, without the spaces around them and without empty ones."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+class FiniteFloat(click.FloatRange):
+    """A number in a range; click itself takes `nan` and `inf` for numbers in any range that has no end there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert the text, and refuse what is not finite."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number, got {value}; give another", param, ctx)
+        return number
 
 
 class CommaSeparated(click.ParamType):

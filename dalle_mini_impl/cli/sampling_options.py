@@ -7,6 +7,7 @@ from click.core import ParameterSource
 
 from dalle_mini_impl.cli.options import (
     CommaSeparated,
+    FiniteFloat,
     add_options,
     candidates_option,
     device_option,
@@ -40,11 +41,15 @@ sampling_options = add_options(
             metavar="A,B,…",
             help="Draw the candidates with these seeds alone, such as those that an earlier run printed.",
         ),
-        click.option("--temperature", type=float, help="0 takes the likeliest id.  [default: the model's]"),
+        click.option("--temperature", type=FiniteFloat(), help="0 takes the likeliest id.  [default: the model's]"),
         click.option("--top-k", type=int, help="Sample among this many image ids; 0 is all.  [default: the model's]"),
-        click.option("--top-p", type=float, help="Sample among ids of this total probability.  [default: the model's]"),
         click.option(
-            "--guidance", type=float, help="How strongly to follow the prompt; 1 is off.  [default: the model's]"
+            "--top-p", type=FiniteFloat(), help="Sample among ids of this total probability.  [default: the model's]"
+        ),
+        click.option(
+            "--guidance",
+            type=FiniteFloat(),
+            help="How strongly to follow the prompt; 1 is off.  [default: the model's]",
         ),
         click.option("--negative", default="", help="What the pictures should not show."),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),

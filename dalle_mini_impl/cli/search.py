@@ -8,6 +8,7 @@ import click
 
 from dalle_mini_impl.cli.options import (
     STANDARD_OUTPUT,
+    FiniteFloat,
     device_option,
     examples,
     json_option,
@@ -29,7 +30,7 @@ from dalle_mini_impl.util.text import escape_controls
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("query", nargs=-1, required=True, metavar="QUERY…")
 @keep_option(10, "Most pictures to find.")
-@click.option("--threshold", type=float, default=-1.0, help="Least score of a hit, a cosine.  [default: none]")
+@click.option("--threshold", type=FiniteFloat(), default=-1.0, help="Least score of a hit, a cosine.  [default: none]")
 @click.option("--sheet", "sheet_file", type=PNG_FILE, help="PNG with the pictures found.")
 @scorer_option("The scorer that made the index.  [default: the one it names, if included]", default=None)
 @json_option("Write the hits as JSON to FILE; - is standard output.")

@@ -68,7 +68,7 @@ def check_database(folder: Path) -> None:
         OSError: it cannot be read.
     """
     expected = _read_digest(folder)
-    if expected:
+    if expected is not None:
         # A run that writes the database removes the hash first.
         if _digest(folder) != expected and _read_digest(folder) == expected:
             raise ValueError(f"the content of {DATABASE} is not what was written")
@@ -90,11 +90,11 @@ def remove_digest(folder: Path) -> None:
     (folder / DIGEST).unlink(missing_ok=True)
 
 
-def _read_digest(folder: Path) -> str:
+def _read_digest(folder: Path) -> str | None:
     try:
         return (folder / DIGEST).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return ""
+        return None
 
 
 def _digest(folder: Path) -> str:

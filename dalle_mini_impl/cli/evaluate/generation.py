@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.evaluate.common import heading, load_context, reference_options
-from dalle_mini_impl.cli.options import CommaSeparated, candidates_option, echo_text, examples, write_json_file
+from dalle_mini_impl.cli.options import (
+    CommaSeparated,
+    FiniteFloat,
+    candidates_option,
+    echo_text,
+    examples,
+    write_json_file,
+)
 from dalle_mini_impl.cli.outputs import PNG_FILE
 
 if TYPE_CHECKING:
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--sweep", is_flag=True, help="Also try every temperature with every guidance.")
 @click.option(
     "--temperatures",
-    type=CommaSeparated(click.FLOAT, minimum=1),
+    type=CommaSeparated(FiniteFloat(), minimum=1),
     default="0.5,0.7,0.9,1.1",
     show_default=True,
     metavar="A,B",
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--guidances",
-    type=CommaSeparated(click.FLOAT, minimum=1),
+    type=CommaSeparated(FiniteFloat(), minimum=1),
     default="1,2,3,5",
     show_default=True,
     metavar="A,B",

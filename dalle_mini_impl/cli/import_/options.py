@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import click
 
-from dalle_mini_impl.cli.options import F, add_options, out_option
+from dalle_mini_impl.cli.options import F, FiniteFloat, add_options, out_option
 
 out_folder_option = out_option("Checkpoint folder to write to.", required=True, folder=True)
 """`--out FOLDER`, passed on as a `Path`."""
@@ -34,7 +34,7 @@ def normalization_options(
     options = [
         click.option(
             name,
-            type=float,
+            type=FiniteFloat(),
             nargs=3,
             default=default,
             show_default="that in the file, or 0.5" if default is None else True,
