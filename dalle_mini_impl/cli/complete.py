@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.options import examples, model_option, precision_option
+from dalle_mini_impl.cli.options import FiniteFloat, examples, model_option, precision_option
 from dalle_mini_impl.cli.sampling_options import (
     generate_arguments,
     sampled_id_count,
@@ -51,7 +51,11 @@ REGIONS = {
 @click.option("--panel", is_flag=True, help="Squeeze IMAGE into the upper half and draw the lower one.")
 @click.option("--variations", is_flag=True, help="Redraw random cells of the token grid, other ones per candidate.")
 @click.option(
-    "--strength", default=0.5, show_default=True, help="With --variations: fraction of the cells that is redrawn."
+    "--strength",
+    type=FiniteFloat(),
+    default=0.5,
+    show_default=True,
+    help="With --variations: fraction of the cells that is redrawn.",
 )
 @click.option(
     "--paste/--no-paste", default=True, show_default=True, help="Put the original pixels back into the kept cells."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.options import (
+    FiniteFloat,
     device_option,
     echo_text,
     examples,
@@ -58,11 +59,19 @@ if TYPE_CHECKING:
     metavar="N",
     help="Cuts to score at a time; fewer need less memory.",
 )
-@click.option("--learning-rate", default=0.2, show_default=True, help="In standard deviations of the codebook.")
+@click.option(
+    "--learning-rate",
+    type=FiniteFloat(),
+    default=0.2,
+    show_default=True,
+    help="In standard deviations of the codebook.",
+)
 @click.option(
     "--init-image", type=click.Path(), metavar="FILE", help="Picture to start from.  [default: random image ids]"
 )
-@click.option("--init-weight", default=0.0, show_default=True, help="How strongly to stay near --init-image.")
+@click.option(
+    "--init-weight", type=FiniteFloat(), default=0.0, show_default=True, help="How strongly to stay near --init-image."
+)
 @click.option("--noise-prompt", multiple=True, metavar="SEED:WEIGHT", help="Random target; may be repeated.")
 @seed_option()
 @out_option("PNG for the picture.", "painting.png", endings=(".png",))

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from dalle_mini_impl.cli.options import echo_text, examples, json_option, write_json_file
+from dalle_mini_impl.cli.options import FiniteFloat, echo_text, examples, json_option, write_json_file
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -19,11 +19,17 @@ from dalle_mini_impl.util.errors import UserError
 @click.option("--grid", default=32, show_default=True, help="Side of the token grid.")
 @click.option("--codebook", default=8192, show_default=True, help="Codebook size K, the number of image ids.")
 @click.option("--text-vocab", default=16384, show_default=True, help="Number of text ids.")
-@click.option("--pictures", default=1e8, show_default=True, help="Pictures to train on, repetitions counted.")
-@click.option("--gpus", default=8, show_default=True, help="Number of GPUs.")
-@click.option("--memory", default=80.0, show_default=True, help="Memory of each GPU in GB.")
 @click.option(
-    "--flops", default=4e14, show_default=True, help="Operations per second that each GPU achieves in training."
+    "--pictures", type=FiniteFloat(), default=1e8, show_default=True, help="Pictures to train on, repetitions counted."
+)
+@click.option("--gpus", default=8, show_default=True, help="Number of GPUs.")
+@click.option("--memory", type=FiniteFloat(), default=80.0, show_default=True, help="Memory of each GPU in GB.")
+@click.option(
+    "--flops",
+    type=FiniteFloat(),
+    default=4e14,
+    show_default=True,
+    help="Operations per second that each GPU achieves in training.",
 )
 @json_option()
 def plan(

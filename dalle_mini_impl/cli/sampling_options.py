@@ -44,12 +44,12 @@ sampling_options = add_options(
         click.option("--temperature", type=FiniteFloat(), help="0 takes the likeliest id.  [default: the model's]"),
         click.option("--top-k", type=int, help="Sample among this many image ids; 0 is all.  [default: the model's]"),
         click.option(
-            "--top-p", type=FiniteFloat(), help="Sample among ids of this total probability.  [default: the model's]"
+            "--top-p", type=FiniteFloat(), help="Sample ids of this total probability.  [default: the model's]"
         ),
         click.option(
             "--guidance",
             type=FiniteFloat(),
-            help="How strongly to follow the prompt; 1 is off.  [default: the model's]",
+            help="How much to follow the prompt; 1 is off.  [default: the model's]",
         ),
         click.option("--negative", default="", help="What the pictures should not show."),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
@@ -78,9 +78,17 @@ sampling_options = add_options(
 text_sampling_options = add_options(
     [
         seed_option(),
-        click.option("--temperature", default=1.0, show_default=True, help="0 takes the likeliest text id."),
+        click.option(
+            "--temperature", type=FiniteFloat(), default=1.0, show_default=True, help="0 takes the likeliest text id."
+        ),
         click.option("--top-k", default=0, show_default=True, help="Sample among this many text ids; 0 is all."),
-        click.option("--top-p", default=1.0, show_default=True, help="Sample among ids of this total probability."),
+        click.option(
+            "--top-p",
+            type=FiniteFloat(),
+            default=1.0,
+            show_default=True,
+            help="Sample among ids of this total probability.",
+        ),
         model_option(),
         precision_option(),
         device_option(),
