@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dalle_mini_impl.config.ranges import NonNegative, Positive, Share
 from dalle_mini_impl.util.errors import UserError
 
 SMALLEST_STORE_SIZE = 128
@@ -22,7 +23,7 @@ class DataConfig:
     store_size: int = 0
     """Side of the stored pictures in pixels. 0 takes a store of any size that is not below the model's picture size,
     and builds one of twice that size, which leaves room for random crops, but at least 128."""
-    validation: float = 0.05
+    validation: Share = 0.05
     """Share of pictures held out for validation, if the source does not say which; of two pictures or more at least
     one."""
     skip_kinds: tuple[str, ...] = ()
@@ -63,13 +64,13 @@ class DataConfig:
 class AugmentConfig:
     """Random augmentation of pictures."""
 
-    scale: tuple[float, float] = (0.85, 1.0)
+    scale: tuple[Positive, Positive] = (0.85, 1.0)
     """Range of the picture's size relative to the frame."""
-    shift: float = 0.06
+    shift: NonNegative = 0.06
     """Largest shift in each direction, as a share of the frame."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of mirroring a picture that may be mirrored."""
-    background: float = 0.25
+    background: Share = 0.25
     """Probability of a random colour instead of white behind transparent pictures."""
     crop: bool = False
     """Place pictures larger than the frame (`scale` above 1) at random instead of centred."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.data import AugmentConfig, DataConfig
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, TransformerConfig
+from dalle_mini_impl.config.ranges import Count, Decay, Natural, NonNegative, Positive, Share
 from dalle_mini_impl.config.sampling import SamplingConfig
 
 
@@ -15,21 +16,21 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 class OptimizerConfig:
     """AdamW, optionally with Muon on the hidden matrices; linear warmup, constant rate, cosine decay."""
 
-    learning_rate: float = 1e-3
+    learning_rate: NonNegative = 1e-3
     """Peak learning rate of AdamW."""
-    muon_learning_rate: float = 0.0
+    muon_learning_rate: NonNegative = 0.0
     """Peak learning rate of Muon on hidden matrices and convolutions; 0 trains all weights with AdamW."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """Decoupled weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    warmup_steps: int = 100
+    warmup_steps: Natural = 100
     """Steps in which the rate rises linearly to its peak."""
-    decay_start: float = 0.0
+    decay_start: Share = 0.0
     """Share of the steps after which the cosine decay begins; between warmup and decay the rate is constant."""
-    final_rate: float = 0.02
+    final_rate: NonNegative = 0.02
     """Learning rate at the last step, as a share of the peak."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Largest gradient norm; larger gradients are scaled down to it."""
 
 
@@ -41,29 +42,29 @@ class RunConfig:
     """Checkpoint folder; each stage adds its part to it."""
     state_dir: str = ""
     """Folder for the log, sample pictures and resumable states."""
-    steps: int = 1000
+    steps: Count = 1000
     """Optimizer steps."""
-    minutes: float = 0.0
+    minutes: NonNegative = 0.0
     """If above 0, train for this many minutes, validation included, instead of for `steps`; schedules then follow the
     clock."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Pictures per optimizer step, over all processes."""
-    accumulation: int = 1
+    accumulation: Count = 1
     """Forward and backward passes per optimizer step, each over an equal part of the batch."""
-    seed: int = 0
+    seed: Natural = 0
     """Seed of everything random."""
     precision: str = "bf16"
     """`bf16` (autocast) or `fp32`."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the exponential moving average of the weights (EMA), which is what is validated and saved; 0 uses the
     latest weights."""
-    log_every: int = 20
-    """Steps between lines of the log."""
-    validate_every: int = 500
-    """Steps between validations."""
-    save_every: int = 200
+    log_every: Natural = 20
+    """Steps between lines of the log; 0 writes none."""
+    validate_every: Natural = 500
+    """Steps between validations; 0 makes none."""
+    save_every: Natural = 200
     """Steps between resumable states. An image tokenizer whose loss diverges also returns to the last one."""
-    sample_every: int = 1000
+    sample_every: Natural = 1000
     """Steps between sheets of sample pictures; 0 writes none."""
     tracker: str = "none"
     """`none` or `tensorboard` (needs the extra); log.jsonl is always written."""
@@ -75,22 +76,22 @@ class RunConfig:
 class GanConfig:
     """The discriminator that turns the VQ-VAE into a VQGAN (Esser et al. 2021); off by default."""
 
-    weight: float = 0.0
+    weight: NonNegative = 0.0
     """Weight of the generator loss, with which the decoder learns from the discriminator; 0 trains without one."""
     adaptive: bool = True
     """Multiply the weight, in every step, by the ratio of the gradient norms of the reconstruction loss and of the
     generator loss at the decoder's last layer."""
-    start: float = 0.3
+    start: Share = 0.3
     """Share of the steps after which the decoder learns from the discriminator."""
-    discriminator_warmup: int = 100
+    discriminator_warmup: Natural = 100
     """Steps before `start` in which only the discriminator learns."""
-    learning_rate: float = 5e-4
+    learning_rate: NonNegative = 5e-4
     """Peak learning rate of the discriminator; same schedule as the image tokenizer's."""
-    channels: tuple[int, ...] = (64, 128, 256)
+    channels: tuple[Count, ...] = (64, 128, 256)
     """Width of each layer of the discriminator; each layer halves height and width."""
-    r1: float = 0.0
+    r1: NonNegative = 0.0
     """Weight of the R1 penalty: squared gradient of the logits at real pictures (Mescheder et al. 2018)."""
-    lecam: float = 0.0
+    lecam: NonNegative = 0.0
     """Weight of LeCam regularization, for small sets (Tseng et al. 2021)."""
 
 
@@ -98,14 +99,14 @@ class GanConfig:
 class DvaeConfig:
     """Schedule of DALL-E 1's dVAE (Ramesh et al. 2021, appendix A.2); used by the `gumbel` quantizer only."""
 
-    temperature: tuple[float, float] = (1.0, 0.0625)
+    temperature: tuple[Positive, Positive] = (1.0, 0.0625)
     """First and last temperature of the Gumbel-softmax relaxation."""
-    temperature_share: float = 0.05
+    temperature_share: Share = 0.05
     """Share of the steps over which the temperature falls."""
-    kl_weight: float = 6.6
+    kl_weight: NonNegative = 6.6
     """Final weight of the KL divergence from the uniform distribution over ids, with both losses summed over a picture
     as in the paper."""
-    kl_share: float = 0.0017
+    kl_share: Share = 0.0017
     """Share of the steps over which the weight rises from 0."""
 
 
@@ -116,7 +117,7 @@ class TextTokenizerRun:
     data: DataConfig = field(default_factory=DataConfig)
     out: str = ""
     """The SentencePiece model file to write."""
-    vocab_size: int = 8192
+    vocab_size: Count = 8192
     """Largest number of text ids, special and byte ids included; a small set may support fewer."""
     normalization: str = "nfkc_cf"
     """Unicode normalization: `nfkc`, or `nfkc_cf`, which also folds case."""
@@ -131,19 +132,19 @@ class ImageTokenizerRun:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    commitment: float = 0.25
+    commitment: NonNegative = 0.25
     """Weight of the commitment loss, which pulls z towards its codebook vector (`vq`, `simvq`, `lfq`)."""
-    entropy: tuple[float, float] = (0.1, 0.1)
+    entropy: tuple[NonNegative, NonNegative] = (0.1, 0.1)
     """Weights of low entropy per picture (each id is certain) and of high entropy over the batch (ids are varied), with
     the `lfq` quantizer."""
-    edge: float = 0.5
+    edge: NonNegative = 0.5
     """Weight of the L1 loss on differences between neighbouring pixels, which keeps outlines sharp. Not used with
     `likelihood: laplace`."""
     dvae: DvaeConfig = field(default_factory=DvaeConfig)
     perceptual: str = "none"
     """Perceptual distance in the loss: `none`, `gradient-ssim` (needs no weights), `efficientnet-lite0` (extra `judge`)
     or `lpips` (extra `lpips`)."""
-    perceptual_weight: float = 1.0
+    perceptual_weight: NonNegative = 1.0
     """Weight of the perceptual distance."""
     gan: GanConfig = field(default_factory=GanConfig)
 
@@ -158,19 +159,19 @@ class EncodeRun:
     """Checkpoint folder with the image tokenizer."""
     out: str = ""
     """Folder of the token cache to write."""
-    variants: int = 16
+    variants: Natural = 16
     """Augmented variants of each training picture; 0 encodes it once, unchanged. Validation pictures are never
     augmented."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pictures per forward pass."""
     precision: str = "bf16"
     """`bf16` (autocast), which changes about one id in a hundred with no visible effect, or `fp32`."""
-    seed: int = 0
+    seed: Natural = 0
     """Seed of the augmentation."""
-    soft_ids: int = 0
+    soft_ids: Natural = 0
     """Number of likeliest ids to store for each cell with their probabilities, for `image_targets` of the transformer;
     0 stores the chosen id alone."""
-    soft_temperature: float = 1.0
+    soft_temperature: Positive = 1.0
     """Divides the quantizer's scores before the softmax that gives those probabilities. With `gumbel` 1 is its own
     distribution; the codebook vectors of `vq` lie close together, so about 0.02 fits. Used with `soft_ids` only."""
 
@@ -182,13 +183,13 @@ class PlateauConfig:
     Replaces the cosine decay: after the warmup, `optimizer.decay_start` and `optimizer.final_rate` are not used.
     """
 
-    halvings: int = 0
+    halvings: Natural = 0
     """Largest number of halvings; 0 uses the cosine decay."""
     loss: str = "training"
     """Which loss is compared: the mean `training` loss since the last validation, or the `validation` loss."""
-    patience: int = 4
+    patience: Count = 4
     """Validations in a row without enough improvement after which the rate is halved."""
-    min_gain: float = 0.002
+    min_gain: NonNegative = 0.002
     """Smallest improvement, as a share of the lowest loss so far."""
 
 
@@ -207,19 +208,19 @@ class TransformerRun:
     """Folder of the token cache."""
     text_tokenizer: str = ""
     """SentencePiece model file."""
-    text_length: int = 24
+    text_length: Count = 24
     """Text positions of the stream, without BOS; longer captions are cut."""
-    language_weights: dict[str, float] = field(default_factory=dict)
+    language_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Relative frequency of captions by language code; languages not named have weight 1."""
-    image_weight: float = 7.0
+    image_weight: NonNegative = 7.0
     """Weight of the image loss; the text loss has weight 1 (Ramesh et al. 2021, section 2.2)."""
-    caption_dropout: float = 0.1
+    caption_dropout: Share = 0.1
     """Probability of training on an empty caption, which classifier-free guidance needs."""
-    bpe_dropout: float = 0.1
+    bpe_dropout: Share = 0.1
     """Probability of skipping a BPE merge in training captions (Provilkov et al. 2020)."""
-    id_corruption: float = 0.05
+    id_corruption: Share = 0.05
     """Share of input image ids that are replaced by those of another picture; reduces memorising."""
-    id_dropout: float = 0.5
+    id_dropout: Share = 0.5
     """Share of pictures in which a random share (0 to 1) of the input image ids is hidden. The targets there can only
     be predicted from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
     image_targets: str = "argmax"
@@ -245,14 +246,14 @@ class ScorerRun:
     run: RunConfig = field(default_factory=RunConfig)
     text_tokenizer: str = ""
     """SentencePiece model file."""
-    language_weights: dict[str, float] = field(default_factory=dict)
+    language_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Relative frequency of captions by language code; languages not named have weight 1."""
-    captions: int = 1
+    captions: Count = 1
     """Captions per picture and step. With a small text tower further captions cost little beside the picture."""
-    bpe_dropout: float = 0.1
+    bpe_dropout: Share = 0.1
     """Probability of skipping a BPE merge in training captions (Provilkov et al. 2020)."""
     validation_language: str = "en"
     """Language of the captions in validation, for pictures that have it."""
-    reconstructed_share: float = 0.0
+    reconstructed_share: Share = 0.0
     """Share of training pictures that are encoded and decoded by the image tokenizer first, as the pictures to be
     ranked are decoded by it too."""

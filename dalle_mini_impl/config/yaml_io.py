@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from dalle_mini_impl.config import renamed
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped
 from dalle_mini_impl.util.read_files import read_file
@@ -122,7 +123,8 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         overrides: such as `run.steps=50`; the value is read as YAML.
 
     Raises:
-        UserError: the file cannot be read, or a key or value is wrong; the message names it.
+        UserError: the file cannot be read, a key or value is wrong, or a number is out of its range; the message names
+            it.
     """
     values = read_yaml_file(find_shipped(path), "config", "give an existing YAML file") or {}
     if not isinstance(values, dict):
@@ -131,7 +133,9 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     values = _with_new_names(kind, values, str(path), warn=True)
     for override in overrides:
         _apply_override(kind, values, override)
-    return _build(kind, values, str(path))
+    config = _build(kind, values, str(path))
+    check_ranges(config)
+    return config
 
 
 def from_dict(kind: type[C], values: Any, where: str = "config", *, warn: bool = False) -> C:

@@ -79,6 +79,11 @@ def _vqvae(config: ImageTokenizerConfig, commitment: float | None, entropy: tupl
             f"expected a factor that is 2**(stages - 1) times a whole number, got factor {config.factor} with "
             f"{len(config.channels)} stages; change factor or channels"
         )
+    if unfit := [width for width in config.channels if width % min(width, vqvae.GROUPS)]:
+        raise UserError(
+            f"expected channels below {vqvae.GROUPS} or multiples of it, which norms divide into groups, "
+            f"got {unfit[0]}; change it"
+        )
     shape = (config.factor, config.channels)
     out = 6 if config.likelihood == "laplace" else 3
     encoder = vqvae.VqvaeEncoder(*shape, config.encoder_blocks, encoder_width(config))

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dalle_mini_impl.checkpoint.parts import check_not_needed, save_part
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
@@ -30,6 +31,7 @@ from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learni
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
 VALIDATION_PICTURES = 512
@@ -126,8 +128,14 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         UserError: a setting is wrong, data or state cannot be read, or the training keeps diverging.
     """
     run = config.run
+    check_ranges(config)
     check_codebook_size(config.model.codebook_size)
     accelerator = loop.start_run(run)
+    if config.model.grid == (1, 1) and run.batch_size == accelerator.num_processes * run.accumulation:
+        raise UserError(
+            f"expected passes of two or more cells, whose spread norms divide by, got one picture of one cell; "
+            f"raise run.batch_size, or model.image_size above model.factor {config.model.factor}"
+        )
     with accelerator.main_process_first():
         size = config.model.image_size
         train = open_store(config.data, "train", captions="optional", picture_size=size)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import ScorerRun
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
@@ -144,8 +145,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     Raises:
         UserError: a setting is wrong, or data, tokenizers or state cannot be read.
     """
-    if config.captions < 1:
-        raise UserError(f"captions is {config.captions}; expected at least 1 caption for each picture and step")
+    check_ranges(config)
     run = config.run
     accelerator = loop.start_run(run)
     with accelerator.main_process_first():

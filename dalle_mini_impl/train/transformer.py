@@ -18,6 +18,7 @@ from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.checkpoint.settings import save_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
 from dalle_mini_impl.config.model import StreamConfig
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, describe_cut_captions, open_cache
@@ -36,6 +37,7 @@ from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
 T = TypeVar("T")
@@ -163,6 +165,9 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         UserError: a setting is wrong, or token cache, tokenizers or state cannot be read.
     """
     run = config.run
+    check_ranges(config)
+    if run.sample_every and not config.prompts:
+        raise UserError("expected at least one of prompts, got none; add one, or set run.sample_every=0")
     accelerator = loop.start_run(run, can_shard=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():

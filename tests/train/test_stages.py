@@ -675,7 +675,7 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
         ("text_tokenizer", "data.store=''", "data.store is empty"),
         ("text_tokenizer", "data.validation=1.0", "was built with .* the config says"),
         ("text_tokenizer", "vocab_size=100", "no vocabulary of 100 could be learned"),
-        ("scorer", "captions=0", "captions is 0; expected at least 1"),
+        ("scorer", "captions=0", "expected captions of at least 1, got 0; change it"),
         ("image_tokenizer", "run.precision=fp16", "run.precision is 'fp16'; expected bf16 or fp32"),
         ("image_tokenizer", "run.model_dir=''", "both must name a folder"),
         ("image_tokenizer", "run.accumulation=5", "make it a multiple of 5"),

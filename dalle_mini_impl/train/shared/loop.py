@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast
 from tqdm import tqdm
 
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
@@ -82,9 +83,7 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
         raise UserError(f"run.tracker is {run.tracker!r}; expected none or tensorboard")
     if run.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise need_extra("tensorboard", "tensorboard")
-    for name, least in (("steps", 1), ("batch_size", 1), ("accumulation", 1), ("seed", 0), ("minutes", 0)):
-        if getattr(run, name) < least:
-            raise UserError(f"run.{name} is {getattr(run, name)}; it must be at least {least}")
+    check_ranges(run, "run")
     accelerator = make_accelerator(
         mixed_precision=mixed_precision("run.precision", run.precision),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),

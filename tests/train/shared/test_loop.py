@@ -309,11 +309,11 @@ def test_unconnected_processes_are_refused(start, monkeypatch):
         ({"precision": "fp16"}, r"run\.precision is 'fp16'; expected bf16 or fp32"),
         ({"tracker": "wandb"}, r"run\.tracker is 'wandb'; expected none or tensorboard"),
         ({"batch_size": 10, "accumulation": 3}, r"run\.batch_size 10 cannot be split .* a multiple of 3"),
-        ({"batch_size": 0}, r"run\.batch_size is 0; it must be at least 1"),
-        ({"accumulation": 0}, r"run\.accumulation is 0; it must be at least 1"),
-        ({"steps": 0}, r"run\.steps is 0; it must be at least 1"),
-        ({"minutes": -1.0}, r"run\.minutes is -1\.0; it must be at least 0"),
-        ({"seed": -1}, r"run\.seed is -1; it must be at least 0"),
+        ({"batch_size": 0}, r"expected run\.batch_size of at least 1, got 0; change it"),
+        ({"accumulation": 0}, r"expected run\.accumulation of at least 1, got 0; change it"),
+        ({"steps": 0}, r"expected run\.steps of at least 1, got 0; change it"),
+        ({"minutes": -1.0}, r"expected run\.minutes of at least 0, got -1\.0; change it"),
+        ({"seed": -1}, r"expected run\.seed of at least 0, got -1; change it"),
     ],
 )
 def test_bad_settings_are_refused(start, settings, message):
