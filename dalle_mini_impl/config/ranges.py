@@ -1,4 +1,4 @@
-"""Ranges of the numbers in configs, as annotations of their fields, and the check of a whole config. Imports no torch."""
+"""Ranges of the numbers in configs, as annotations of their fields, and the check of a config. Imports no torch."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from dalle_mini_impl.util.errors import UserError
 
 
 @dataclass(frozen=True)
-class Range:
+class Interval:
     """The values that a number of a config may have."""
 
     least: float = -math.inf
@@ -35,12 +35,12 @@ class NotEmpty:
     """Marks a list that needs at least one item."""
 
 
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-NonNegative = Annotated[float, Range(0)]
-Positive = Annotated[float, Range(0, above=True)]
-Share = Annotated[float, Range(0, 1)]
-Decay = Annotated[float, Range(0, 1, below=True)]
+Count = Annotated[int, Interval(1)]
+Natural = Annotated[int, Interval(0)]
+NonNegative = Annotated[float, Interval(0)]
+Positive = Annotated[float, Interval(0, above=True)]
+Share = Annotated[float, Interval(0, 1)]
+Decay = Annotated[float, Interval(0, 1, below=True)]
 
 
 def check_ranges(config: Any, name: str = "") -> None:
@@ -76,7 +76,7 @@ def _check(hint: Any, value: Any, name: str) -> None:
         for key, item in value.items():
             _check(arguments[1], item, f"{name}.{key}")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        ranges = [mark for mark in marks if isinstance(mark, Range)]
+        ranges = [mark for mark in marks if isinstance(mark, Interval)]
         if not math.isfinite(value):
             raise UserError(f"expected a finite {name}, got {value}; change it")
         if ranges and value not in ranges[0]:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from dalle_mini_impl.config.ranges import Range, check_ranges
+from dalle_mini_impl.config.ranges import Interval, check_ranges
 from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun, ScorerRun, TextTokenizerRun, TransformerRun
 from dalle_mini_impl.config.yaml_io import from_dict, load
 from dalle_mini_impl.util.errors import UserError
@@ -69,8 +69,8 @@ def test_headers_of_checkpoints_are_not_restricted():
 
 
 def test_a_range_in_words():
-    assert str(Range(0, above=True)) == "more than 0"
-    assert str(Range(0, 1, below=True)) == "at least 0 and less than 1"
-    assert 0 not in Range(0, above=True)
-    assert 1 not in Range(0, 1, below=True)
-    assert 1 in Range(0, 1)
+    assert str(Interval(0, above=True)) == "more than 0"
+    assert str(Interval(0, 1, below=True)) == "at least 0 and less than 1"
+    assert 0 not in Interval(0, above=True)
+    assert 1 not in Interval(0, 1, below=True)
+    assert 1 in Interval(0, 1)

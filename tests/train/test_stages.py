@@ -679,6 +679,9 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
         ("image_tokenizer", "run.precision=fp16", "run.precision is 'fp16'; expected bf16 or fp32"),
         ("image_tokenizer", "run.model_dir=''", "both must name a folder"),
         ("image_tokenizer", "run.accumulation=5", "make it a multiple of 5"),
+        ("image_tokenizer", "model.channels=[33]", "expected channels below 32 or multiples of it, .* got 33"),
+        ("image_tokenizer", "run.steps=0", "expected run.steps of at least 1, got 0"),
+        ("transformer", "prompts=[]", "expected at least one of prompts, got none; add one, or set run.sample_every=0"),
         ("image_tokenizer", "model.factor=5", "expected image_size to be a multiple of factor 5, got 16"),
         ("image_tokenizer", "model.quantizer=rq", "expected quantizer vq, fsq, lfq, simvq, gumbel, got 'rq'"),
         ("encode", "out=''", "out is empty; name the folder"),
@@ -695,6 +698,12 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
 def test_bad_settings_are_refused(trained, stage, override, message):
     with pytest.raises(UserError, match=message):
         trained.run(stage, override)
+
+
+def test_a_pass_of_one_cell_is_refused(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "image_tokenizer")
+    with pytest.raises(UserError, match="expected passes of two or more cells"):
+        home.run("image_tokenizer", "model.image_size=8", "run.batch_size=1")
 
 
 def test_a_tokenizer_with_too_many_ids_for_a_cache_is_refused(trained, tmp_path, monkeypatch):
