@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from dalle_mini_impl.config.ranges import Count, Natural, NotEmpty
-
 from dalle_mini_impl.util.errors import UserError
 
 
