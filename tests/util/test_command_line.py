@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import sys
 import warnings
 
@@ -8,6 +10,7 @@ from tqdm import tqdm
 
 from dalle_mini_impl.util.command_line import run_program
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file
 
 
 @pytest.fixture
@@ -65,6 +68,21 @@ def test_wrong_arguments_end_with_one_line(run):
 )
 def test_an_interrupted_program_ends_with_one_line(run, interrupt, line):
     assert run(raising(interrupt)) == (130, f"\n{line}\n")  # click ends the terminal's line, which shows ^C
+
+
+def test_sigterm_ends_as_an_interruption_does_and_leaves_nothing_behind(run, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def stopped_while_writing():
+        with replace_file(tmp_path / "result") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        assert run(stopped_while_writing) == (130, "\nstopped\n")
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_ends_without_a_word(run):
