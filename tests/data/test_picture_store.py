@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.data import picture_store
 from dalle_mini_impl.data.pair import Caption, split_of
 from dalle_mini_impl.data.picture_store import build_store, open_store
 from dalle_mini_impl.util.errors import UserError
@@ -232,3 +233,197 @@ def test_command_refuses_bad_input_in_one_line(tmp_path, refused, source, option
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith("error: ")]) == 1
     assert not (tmp_path / "store").exists()
+
+
+# --- sources that change, sizes, small sets, damage
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A store setting for seven pictures in a folder."""
+    source = folder_of_pictures(tmp_path / "set")
+    return DataConfig(source=str(source), store=str(tmp_path / "store"), store_size=SIZE, validation=0.3)
+
+
+def recaption(source):
+    (source / "3.txt").write_text("another caption")
+
+
+def retouch(source):
+    Image.new("RGB", (19, 13), (200, 2, 3)).save(source / "3.png")
+
+
+def add(source):
+    Image.new("RGB", (17, 13)).save(source / "more.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (recaption, r"got 1 changed \(3\.txt\)"),
+        (retouch, r"got 1 changed \(3\.png\)"),
+        (add, r"got 1 added \(more\.png\)"),
+        (lambda source: (source / "3.png").unlink(), r"got 1 removed \(3\.png\)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_a_store_whose_source_has_changed_is_refused(pictures, tmp_path, change, message, kind):
+    source = tmp_path / "set"
+    if kind == "table":
+        names = [*(f"{number}.png" for number in range(7)), "more.png"]
+        lines = [json.dumps({"path": name, "text": (source / f"{name[0]}.txt").name}) for name in names]
+        (source / "list.jsonl").write_text("\n".join(lines))
+        pictures = dataclasses.replace(pictures, source=str(source / "list.jsonl"))
+        message = message.replace("3.txt", "list.jsonl")
+        if change is recaption:
+            message = r"got 1 changed \(list\.jsonl\)"
+            change = lambda source: (source / "list.jsonl").write_text("\n".join(lines[1:]))  # noqa: E731
+    open_store(pictures, "train")
+    change(source)
+    with pytest.raises(UserError, match=message + r"; rebuild with `dalle data store .* --size 11 --validation 0\.3`"):
+        open_store(pictures, "train")
+    assert len(open_store(dataclasses.replace(pictures, source=""), "train")) > 0
+    build_store(pictures)
+    assert len(open_store(pictures, "train")) > 0
+
+
+def test_a_changed_tar_is_noticed(pictures, tmp_path):
+    tar = tar_of(tmp_path / "set")
+    config = dataclasses.replace(pictures, source=str(tar))
+    open_store(config, "train")
+    retouch(tmp_path / "set")
+    tar_of(tmp_path / "set")
+    with pytest.raises(UserError, match=r"got 1 changed \(set\.tar\)"):
+        open_store(config, "train")
+
+
+def test_other_files_beside_the_pictures_and_a_source_that_is_away_change_nothing(pictures, tmp_path):
+    open_store(pictures, "train")
+    (tmp_path / "set" / "notes.log").write_text("mine")
+    open_store(pictures, "train")
+    (tmp_path / "set").rename(tmp_path / "away")
+    open_store(pictures, "train")
+    (tmp_path / "set").mkdir()  # the place where a drive is not mounted
+    open_store(pictures, "train")
+
+
+def test_paths_to_the_same_source_are_the_same_source(pictures, tmp_path, monkeypatch):
+    open_store(pictures, "train")
+    monkeypatch.chdir(tmp_path)
+    for source in ("set", "set/", "./set", str(tmp_path / "set")):
+        open_store(dataclasses.replace(pictures, source=source), "train")
+    with pytest.raises(UserError, match="was built with"):
+        open_store(dataclasses.replace(pictures, source="away"), "train")
+
+
+def test_the_size_follows_from_the_model_unless_it_is_set(pictures):
+    config = dataclasses.replace(pictures, store_size=0)
+    assert [config.size_for(size) for size in (0, 16, 64, 256)] == [128, 128, 128, 512]
+    with pytest.raises(UserError, match=r"data\.store_size is 11, expected at least the 16 pixels"):
+        open_store(pictures, "train", picture_size=16)
+    assert open_store(config, "train", picture_size=80).pixels.shape[1] == 160
+    assert open_store(config, "train", picture_size=160).pixels.shape[1] == 160
+    with pytest.raises(UserError, match=r"holds pictures of 160 pixels, expected at least the 256 .* --size 512"):
+        open_store(config, "train", picture_size=256)
+
+
+@pytest.mark.parametrize("values", [{"store_size": -1}, {"store_size": 10**6}, {"validation": float("nan")}])
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(UserError, match=rf"data\.{next(iter(values))} is"):
+        DataConfig(**values)
+
+
+def test_enlarged_pictures_are_counted(pictures, capsys):
+    build_store(dataclasses.replace(pictures, store_size=14))
+    assert "7 of 7 pictures are smaller than 14 pixels and were enlarged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+@pytest.mark.parametrize("validation", [0.0001, 0.05, 0.9999])
+def test_small_sets_have_both_splits(tmp_path, count, validation):
+    source = folder_of_pictures(tmp_path / "set", count)
+    config = DataConfig(source=str(source), store=str(tmp_path / "s"), store_size=3, validation=validation)
+    train, held_out = open_store(config, "train"), open_store(config, "validation")
+    assert len(train) + len(held_out) == count
+    moved = [e for s in (train, held_out) for e in s.entries if e.split != split_of(e.key, validation)]
+    assert len(moved) <= 1
+
+
+def test_a_set_with_both_splits_and_one_without_validation_stay_as_they_are(tmp_path):
+    source = folder_of_pictures(tmp_path / "set", 40)
+    config = DataConfig(source=str(source), store=str(tmp_path / "s"), store_size=3, validation=0.3)
+    for split in ("train", "validation"):
+        assert all(split_of(entry.key, 0.3) == split for entry in open_store(config, split).entries)
+    config = dataclasses.replace(config, store=str(tmp_path / "t"), validation=0)
+    assert len(open_store(config, "train")) == 40
+
+
+def test_pictures_without_captions_are_for_stages_that_need_none(pictures, tmp_path, capsys):
+    for number in range(5):
+        (tmp_path / "set" / f"{number}.txt").unlink()
+    counts = [
+        [len(open_store(pictures, s, captions=c)) for s in ("train", "validation")] for c in ("needed", "optional")
+    ]
+    assert sum(counts[0]) == 2
+    assert sum(counts[1]) == 7
+    assert min(counts[0]) == 1  # pictures with captions are in both splits
+    assert "5 of 7 pictures have no caption: only the image tokenizer learns from them" in capsys.readouterr().out
+
+
+def test_a_store_without_captions_says_so(pictures, tmp_path):
+    for path in (tmp_path / "set").glob("*.txt"):
+        path.unlink()
+    assert len(open_store(pictures, "train", captions="optional")) > 0
+    with pytest.raises(UserError, match=r"none of the \d train pictures of store .* has a caption"):
+        open_store(pictures, "train")
+
+
+def test_a_store_of_an_old_version_is_read(pictures, tmp_path):
+    open_store(pictures, "train")
+    header = json.loads((tmp_path / "store" / "store.json").read_text())
+    (tmp_path / "store" / "store.json").write_text(json.dumps({"identity": header["identity"], "size": 11, "count": 7}))
+    for name in ("sources.json", "verified.json"):
+        (tmp_path / "store" / name).unlink()
+    add(tmp_path / "set")
+    assert len(open_store(pictures, "train")) > 0
+
+
+def test_damage_is_looked_for_once_and_found_after_each_change(pictures, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(picture_store, "check_checksums", lambda *_: calls.append(1))
+    for _ in range(3):
+        open_store(pictures, "train")
+    assert len(calls) == 1
+    (tmp_path / "store" / "pixels.npy").touch()
+    open_store(pictures, "train")
+    assert len(calls) == 2
+
+
+# --- what is replaced
+
+
+@pytest.mark.parametrize(
+    "what", ["trained model", "pictures", "cache", "store.json of another program", "file", "link"]
+)
+def test_folders_of_other_things_are_refused_before_the_work(pictures, tmp_path, what):
+    out = tmp_path / "store"
+    target = tmp_path / "target"
+    target.mkdir()
+    names = {
+        "trained model": ["config.yaml", "transformer.safetensors"],
+        "pictures": ["a.png", "a.txt"],
+        "cache": ["cache.json"],
+        "store.json of another program": ["store.json"],
+    }.get(what, ["x"])
+    for name in names:
+        (target / name).write_text("mine")
+    if what == "file":
+        out.write_text("mine")
+    elif what == "link":
+        out.symlink_to(target)
+    else:
+        target.rename(out)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"expected .*store to be"):
+        build_store(pictures)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
