@@ -4,9 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import file_digest, write_json
@@ -72,6 +75,18 @@ def verify_once(folder: Path, names: Sequence[str], verify: Callable[[], None]) 
     verify()
     with contextlib.suppress(UserError):  # a folder that cannot be written is verified each time
         write_json(folder / VERIFIED_FILE, {**known, **states})
+
+
+def open_array(path: Path) -> np.ndarray:
+    """Memory-map a `.npy` file for reading.
+
+    Raises:
+        OSError or ValueError: it cannot be read, or is damaged.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (SyntaxError, tokenize.TokenError) as error:  # the header is a Python literal
+        raise ValueError(f"{path.name} has no header of an array") from error
 
 
 def _state(path: Path) -> list[int]:

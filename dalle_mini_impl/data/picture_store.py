@@ -22,6 +22,7 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.checksums import (
     VERIFIED_FILE,
     check_checksums,
+    open_array,
     read_header_file,
     verify_once,
     write_header_file,
@@ -248,7 +249,7 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
         verify_once(folder, names, lambda: check_checksums(folder, names, checksums))
         lines = (folder / ENTRIES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
         entries = [entry_from_json(json.loads(line)) for line in lines]
-        pixels = np.lib.format.open_memmap(folder / PIXELS_FILE, mode="r")
+        pixels = open_array(folder / PIXELS_FILE)
         size = header["identity"]["store_size"]
         if pixels.dtype != np.uint8 or pixels.shape != (len(entries), size, size, 4):
             raise ValueError(

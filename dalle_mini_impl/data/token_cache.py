@@ -21,6 +21,7 @@ import numpy as np
 from dalle_mini_impl.data.checksums import (
     VERIFIED_FILE,
     check_checksums,
+    open_array,
     read_header_file,
     verify_once,
     write_header_file,
@@ -133,7 +134,7 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         header = read_header(folder)
         with (folder / split / ENTRIES_FILE).open(encoding="utf-8") as lines:
             entries = [entry_from_json(json.loads(line)) for line in lines]
-        image_ids, *distribution = (np.lib.format.open_memmap(folder / name, mode="r") for name in names[1:])
+        image_ids, *distribution = (open_array(folder / name) for name in names[1:])
         _check_shapes(header, entries, image_ids, distribution)
 
         def verify() -> None:
