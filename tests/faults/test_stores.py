@@ -117,7 +117,7 @@ def test_a_cache_of_pictures_that_have_changed_is_told(home):
 
 @pytest.mark.parametrize("setting", ["batch_size=0", "variants=-1", "seed=-1"])
 def test_numbers_out_of_range_are_refused(home, setting):
-    with pytest.raises(UserError, match="expected at least"):
+    with pytest.raises(UserError, match=setting.split("=")[0]):
         home.run("encode", setting)
 
 
