@@ -153,9 +153,6 @@ def check_settings(config: EncodeRun) -> None:
     """
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
-    for name, least in (("batch_size", 1), ("variants", 0), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"{name} is {getattr(config, name)}; expected at least {least}")
     if not 0 < config.soft_temperature < math.inf:
         raise UserError(f"soft_temperature is {config.soft_temperature:g}; expected more than 0")
     check_cache_replaceable(config.out)
