@@ -6,7 +6,7 @@ exactly.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from dalle_mini_impl.util.text import without_surrogates
 NORMALIZATIONS = ("nfkc", "nfkc_cf")
 SPACE = "\u2581"
 """SentencePiece's symbol for a space inside its pieces."""
+MAX_TRAINING_BYTES = 4192
+"""Longest text that the library learns from."""
 SPLIT_CHARACTERS = 256
 """Characters at the beginning of a text that BPE dropout always takes into account, whatever is cut off."""
 
@@ -151,6 +153,20 @@ class TextTokenizer:
         return truncate_ids(self.decode, text_ids, max_ids, text)
 
 
+def _parts(caption: str) -> Iterator[str]:
+    """The caption in parts that the library takes: it drops longer ones unsaid. Cut at a space where there is one."""
+    if len(caption.encode("utf-8", "replace")) <= MAX_TRAINING_BYTES:
+        yield caption
+        return
+    longest = MAX_TRAINING_BYTES // 4  # a character has at most four bytes
+    start = 0
+    while start < len(caption):
+        space = caption.rfind(" ", start + 1, start + longest) if start + longest < len(caption) else -1
+        end = space if space > 0 else start + longest
+        yield caption[start:end]
+        start = end
+
+
 def train_text_tokenizer(
     captions: Iterable[str], out: str | Path, vocab_size: int, normalization: str = "nfkc_cf"
 ) -> TextTokenizer:
@@ -171,7 +187,7 @@ def train_text_tokenizer(
         try:
             with temporary.open("wb") as file:
                 sentencepiece.SentencePieceTrainer.train(
-                    sentence_iterator=iter(captions),
+                    sentence_iterator=(part for caption in captions for part in _parts(caption)),
                     model_writer=file,
                     model_type="bpe",
                     vocab_size=vocab_size,

@@ -280,3 +280,9 @@ def test_model_without_padding_id_is_refused(tmp_path):
         )
     with pytest.raises(UserError, match=r"has the ids pad -1, BOS 1, EOS 2; expected all three .*; train it"):
         TextTokenizer(path)
+
+
+def test_captions_that_the_library_would_drop_are_learned_in_parts(tmp_path):
+    long = "zebra " * 1500
+    tokenizer = train_text_tokenizer([long, *CAPTIONS], tmp_path / "a.model", 367)
+    assert len(tokenizer.encode("zebra")) == 1
