@@ -6,6 +6,7 @@ exactly.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -203,8 +204,11 @@ def train_text_tokenizer(
                 )
         except RuntimeError as error:
             reason = str(error).splitlines()[-1]
-            raise UserError(
-                f"no vocabulary of {vocab_size} could be learned: {reason}; "
-                f"give more captions, or a vocab_size from 300 upwards"
-            ) from error
+            needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+            advice = (
+                f"the characters of these captions alone need {needed[1]} ids: set vocab_size to more than that"
+                if needed
+                else "give more captions, or a vocab_size from 300 upwards"
+            )
+            raise UserError(f"no vocabulary of {vocab_size} could be learned: {reason}; {advice}") from error
     return TextTokenizer(out)

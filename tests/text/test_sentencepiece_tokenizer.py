@@ -286,3 +286,11 @@ def test_captions_that_the_library_would_drop_are_learned_in_parts(tmp_path):
     long = "zebra " * 1500
     tokenizer = train_text_tokenizer([long, *CAPTIONS], tmp_path / "a.model", 367)
     assert len(tokenizer.encode("zebra")) == 1
+
+
+def test_a_vocabulary_too_small_for_the_characters_says_which_would_do(tmp_path):
+    captions = [chr(0x4E00 + number) * 2 for number in range(3000)]
+    with pytest.raises(UserError, match=r"alone need \d+ ids: set vocab_size to more than that") as caught:
+        train_text_tokenizer(captions, tmp_path / "a.model", 2048)
+    enough = int(re.search(r"need (\d+) ids", str(caught.value))[1]) + 1
+    assert train_text_tokenizer(captions, tmp_path / "a.model", enough).vocab_size <= enough
