@@ -331,8 +331,8 @@ def test_hostile_names_and_special_files(tmp_path, report):
             with open(os.path.join(os.fsencode(folder), name + ending), "wb") as file:
                 file.write(content)
     for number, target in enumerate(("/dev/zero", "/dev/random", "/dev/tty", "/proc/self/mem", "loop", ".")):
-        for ending in (".png", ".txt", ".json"):
-            (folder / f"link{number}{ending}").symlink_to(target)
+        for suffix in (".png", ".txt", ".json"):
+            (folder / f"link{number}{suffix}").symlink_to(target)
     (folder / "loop").symlink_to("loop")
     for name in ("pipe.png", "pipe.txt", "pipe.json", "good.json"):
         os.mkfifo(folder / name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from helpers.processes import fork
 
 from dalle_mini_impl.util.errors import UserError
 
@@ -26,7 +27,7 @@ JSON_VALUES = (
 def in_small_child(cases: Iterable[tuple[str, Callable[[], object]]]) -> tuple[int, int, list[str]]:
     """Run cases in a child process: how many worked, how many were refused in one line, and what else happened."""
     reading, writing = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             os.close(reading)
