@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from helpers.processes import fork
 
 from dalle_mini_impl.util.errors import UserError
+from helpers.processes import fork
 
 MEMORY = 3 * 2**30
 """Bytes that the child process can allocate in addition to what it has."""

@@ -14,9 +14,9 @@ from helpers.training import DEADLINE
 
 
 def fork() -> int:
-    """`os.fork`, whose child never frees what it has inherited: the threads that some of it would wait for are not there.
+    """`os.fork`, whose child never frees what it has inherited.
 
-    A process group of torch is an example.
+    Some of it, such as a process group of torch, would wait for threads that a forked process does not have.
     """
     gc.collect()
     process = os.fork()
