@@ -3,8 +3,8 @@
 import os
 import sys
 
-SPIN_COUNT = "2000"
-"""Some 30 microseconds; GNU's OpenMP takes 300,000 by default, several milliseconds. Its threads look this often for
+SPIN_COUNT = "3000"
+"""Some 50 microseconds; GNU's OpenMP takes 300,000 by default, several milliseconds. Its threads look this often for
 the others before they leave their core to another program. Waits within a step of training are mostly shorter, so alone
 it is as fast; beside a busy program, threads that spin for long keep the one that they wait for from running."""
 
