@@ -15,7 +15,7 @@ from dalle_mini_impl.cli.outputs import STANDARD_OUTPUT, OutputFile, is_special
 from dalle_mini_impl.config.sampling import PRECISIONS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import format_json, write_json
-from dalle_mini_impl.util.reading import MAX_TEXT_BYTES, read_bytes
+from dalle_mini_impl.util.read_files import MAX_TEXT_BYTES, read_bytes
 from dalle_mini_impl.util.text import decode_text, escape_controls, split_lines
 
 F = TypeVar("F", bound=Callable[..., Any])

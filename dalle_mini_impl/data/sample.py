@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
-from dalle_mini_impl.util import reading
+from dalle_mini_impl.util import read_files
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import decode_image
-from dalle_mini_impl.util.reading import MAX_PICTURE_BYTES
+from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES
 from dalle_mini_impl.util.text import decode_text, printable, split_lines
 
 CAPTION_FIELDS = ("captions", "caption", "text")
@@ -117,7 +117,7 @@ def read_bytes(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
         UnusableSample: the file is missing, cannot be read, is a pipe or a device, or is too large.
     """
     try:
-        return reading.read_bytes(path, limit)
+        return read_files.read_bytes(path, limit)
     except FileNotFoundError as error:
         raise UnusableSample(f"missing file: {path}") from error
     except (OSError, ValueError, MemoryError) as error:

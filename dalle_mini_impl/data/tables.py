@@ -23,7 +23,7 @@ from dalle_mini_impl.data.sample import (
 )
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind
-from dalle_mini_impl.util.reading import open_regular
+from dalle_mini_impl.util.read_files import open_regular
 from dalle_mini_impl.util.text import encoding_of
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")

@@ -16,7 +16,7 @@ from typing import IO
 
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.reading import open_regular
+from dalle_mini_impl.util.read_files import open_regular
 
 COMPRESSIONS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 """First bytes of a compressed file, and what opens it."""

@@ -21,7 +21,7 @@ from dalle_mini_impl.data.sample import (
 )
 from dalle_mini_impl.data.tar_file import TarFileObject, open_tar
 from dalle_mini_impl.util.images import picture_kind, unreadable_format
-from dalle_mini_impl.util.reading import MAX_PICTURE_BYTES
+from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """File name endings of tars, in lower case. Whether a tar is compressed follows from its first bytes."""

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import dump_json, replace_file
-from dalle_mini_impl.util.reading import MAX_PICTURE_BYTES, read_bytes
+from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES, read_bytes
 
 METADATA_KEY = "dalle_mini_impl"
 """Key of the PNG text chunk that holds the metadata."""

@@ -10,7 +10,7 @@ SHOW = "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
 @pytest.mark.parametrize(
     ("before", "chosen", "expected"),
     [
-        ("", {}, "2000"),
+        ("", {}, "3000"),
         ("import torch; ", {}, "None"),  # too late
         ("", {"GOMP_SPINCOUNT": "7"}, "7"),
         ("", {"OMP_WAIT_POLICY": "active"}, "None"),

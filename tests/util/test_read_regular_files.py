@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.reading import open_regular, read_bytes
+from dalle_mini_impl.util.read_files import open_regular, read_bytes
 
 
 def test_file_and_link_are_read(tmp_path):
