@@ -45,6 +45,7 @@ def test_denied_access_is_named_as_such(tmp_path, monkeypatch):
     def deny(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    (tmp_path / "a").touch()
     monkeypatch.setattr(os, "open", deny)
     with pytest.raises(UserError, match=r"cannot read list .*a: permission denied; change its access rights or"):
         open_regular_file(tmp_path / "a", "list", "make one")
