@@ -288,7 +288,9 @@ def test_part_that_is_no_regular_file_is_refused(folder):
     for replace in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir):
         path.unlink()
         replace(path)
-        with pytest.raises(UserError, match=r"expected part, got .*scorer\.safetensors, which is a (device|folder|pipe)"):
+        with pytest.raises(
+            UserError, match=r"expected part, got .*scorer\.safetensors, which is a (device|folder|pipe)"
+        ):
             checkpoint.read_part(folder, "scorer")
 
 

@@ -231,7 +231,9 @@ def test_a_device_or_a_pipe_is_no_config(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "link.yaml").symlink_to("/dev/zero")
     for name in ("pipe.yaml", "link.yaml"):
-        with pytest.raises(UserError, match=rf"expected config, got .*{name}, which is a (device or socket|pipe); give"):
+        with pytest.raises(
+            UserError, match=rf"expected config, got .*{name}, which is a (device or socket|pipe); give"
+        ):
             load(TransformerConfig, tmp_path / name)
     with pytest.raises(UserError, match="which is a folder"):
         load(TransformerConfig, tmp_path)

@@ -4,11 +4,14 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from helpers.training import DEADLINE
 
@@ -22,6 +25,7 @@ def fork() -> int:
     process = os.fork()
     if process == 0:
         gc.freeze()
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, and a killed process may hold it
     return process
 
 
