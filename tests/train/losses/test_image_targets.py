@@ -262,8 +262,8 @@ def test_a_cache_without_all_of_its_files_is_damaged(soft, tmp_path):
     ("stage", "override", "message"),
     [
         ("encode", "soft_ids=14", "soft_ids is 14; expected 0 to 13, the image tokenizer's ids"),
-        ("encode", "soft_ids=-1", "soft_ids is -1; expected 0 to 13"),
-        ("encode", "soft_temperature=0", "soft_temperature is 0; expected more than 0"),
+        ("encode", "soft_ids=-1", "expected soft_ids of at least 0, got -1; change it"),
+        ("encode", "soft_temperature=0", "expected soft_temperature of more than 0, got 0.0; change it"),
         ("transformer", "image_targets=hard", "image_targets is 'hard'; expected argmax, sampled, soft"),
         ("transformer", "image_targets=soft", "the token cache has only the chosen ids"),
     ],
