@@ -1,7 +1,6 @@
 """Checksums of the files of a store or token cache, so that damage is found before anything is trained on it."""
 
 import contextlib
-import hashlib
 import json
 import os
 import tokenize
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import file_digest, write_json
+from dalle_mini_impl.util.files import file_digest, values_digest, write_json
 
 VERIFIED_FILE = "verified.json"
 """Name of the file in a store or cache that remembers which files were verified, with their sizes and times."""
@@ -20,7 +19,7 @@ VERIFIED_FILE = "verified.json"
 
 def write_header_file(path: Path, values: dict[str, Any]) -> None:
     """Write a header as JSON with a checksum of itself, which `read_header_file` compares."""
-    path.write_text(json.dumps({**values, "checksum": _checksum_of_values(values)}))
+    path.write_text(json.dumps({**values, "checksum": values_digest(values)}))
 
 
 def read_header_file(path: Path) -> dict[str, Any]:
@@ -33,13 +32,9 @@ def read_header_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     expected = values.pop("checksum", None)
-    if expected is not None and expected != _checksum_of_values(values):
-        raise ValueError(f"{path.name} has the checksum {_checksum_of_values(values)}, expected {expected}")
+    if expected is not None and expected != values_digest(values):
+        raise ValueError(f"{path.name} has the checksum {values_digest(values)}, expected {expected}")
     return values
-
-
-def _checksum_of_values(values: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_checksums(folder: Path, names: Sequence[str], expected: Mapping[str, str]) -> None:

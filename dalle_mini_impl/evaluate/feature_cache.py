@@ -4,7 +4,6 @@ The file is `STORE.JUDGE-SIZEpx.safetensors`. Its header holds the key, which na
 and a checksum of the features. A file with another key or checksum is ignored and replaced.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,10 +14,7 @@ from torch import Tensor
 
 from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PIXELS_FILE
-from dalle_mini_impl.util.files import replace_file
-
-READ_BYTES = 2**22
-"""Bytes hashed at a time, which bounds memory."""
+from dalle_mini_impl.util.files import file_digest, replace_file
 
 
 def store_fingerprint(store: Path) -> str:
@@ -26,12 +22,7 @@ def store_fingerprint(store: Path) -> str:
 
     The whole content is read: about a second per gigabyte, against minutes for the features of as many pictures.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for name in (ENTRIES_FILE, PIXELS_FILE):
-        with (store / name).open("rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
+    return file_digest(store / ENTRIES_FILE, store / PIXELS_FILE)
 
 
 def cache_path(store: Path, judge: str, size: int) -> Path:

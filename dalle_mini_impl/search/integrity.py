@@ -1,6 +1,5 @@
 """Finds damage in the files of an index, so that a search never answers from damaged ones."""
 
-import hashlib
 import math
 import sqlite3
 import zlib
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.util.files import replace_file
+from dalle_mini_impl.util.files import file_digest, replace_file
 
 DATABASE = "index.sqlite"
 DIGEST = f"{DATABASE}.blake2b"
@@ -70,7 +69,7 @@ def check_database(folder: Path) -> None:
     expected = _read_digest(folder)
     if expected is not None:
         # A run that writes the database removes the hash first.
-        if _digest(folder) != expected and _read_digest(folder) == expected:
+        if file_digest(folder / DATABASE) != expected and _read_digest(folder) == expected:
             raise ValueError(f"the content of {DATABASE} is not what was written")
         return
     with closing(sqlite3.connect(folder / DATABASE)) as database:
@@ -82,7 +81,7 @@ def check_database(folder: Path) -> None:
 def write_digest(folder: Path) -> None:
     """Write the hash of the database beside it."""
     with replace_file(folder / DIGEST) as temporary:
-        temporary.write_text(_digest(folder), encoding="utf-8")
+        temporary.write_text(file_digest(folder / DATABASE), encoding="utf-8")
 
 
 def remove_digest(folder: Path) -> None:
@@ -95,14 +94,6 @@ def _read_digest(folder: Path) -> str | None:
         return (folder / DIGEST).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with (folder / DATABASE).open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def vector_checksum(data: bytes | memoryview) -> int:

@@ -12,6 +12,7 @@ import platform
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -267,13 +268,26 @@ def check_folder_output(folder: Path | str, shown: Path | str = "") -> None:
             pass
 
 
-def file_digest(path: Path | str) -> str:
-    """Hash (BLAKE2b, 32 hexadecimal digits) of a file's content, read piece by piece."""
+def file_digest(*paths: Path | str, length: int | None = None) -> str:
+    """Hash (BLAKE2b, 32 hexadecimal digits) of the contents of files, one after the other, read piece by piece.
+
+    Args:
+        *paths: of the files.
+        length: number of bytes that count in each file, from its start; None for all.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    with Path(path).open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
+    for path in paths:
+        left = sys.maxsize if length is None else length
+        with Path(path).open("rb") as file:
+            while block := file.read(min(READ_BYTES, left)):
+                digest.update(block)
+                left -= len(block)
     return digest.hexdigest()
+
+
+def values_digest(values: Any) -> str:
+    """Hash (BLAKE2b, 32 hexadecimal digits) of JSON values; the order of keys does not count."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

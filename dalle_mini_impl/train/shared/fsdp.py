@@ -81,6 +81,11 @@ def full_tensor(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local_shard(value: Tensor) -> Tensor:
+    """Part of a tensor that this process holds; the tensor itself if it is not sharded."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def shard_like(value: Tensor, like: Tensor | None) -> Tensor:
     """Shard a full tensor like another one, without communication.
 

@@ -1,14 +1,13 @@
 """What states have in common: their errors, the checksum of a file, and the comparison of sizes with those of a run."""
 
 import contextlib
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import READ_BYTES
+from dalle_mini_impl.util.files import file_digest
 
 SEAL = b"blake2b "
 """Beginning of the comment that holds the checksum of a file of `torch.save`."""
@@ -50,7 +49,7 @@ def seal(path: Path) -> None:
 
     The archive's own checksums would not do: they leave out its headers and the gaps between its members.
     """
-    digest = _digest(path, path.stat().st_size - 2)
+    digest = file_digest(path, length=path.stat().st_size - 2).encode()
     with path.open("r+b") as file:
         file.seek(-2, os.SEEK_END)  # the length of the comment, which was 0
         file.write(struct.pack("<H", SEAL_LENGTH) + SEAL + digest)
@@ -73,16 +72,6 @@ def check_seal(path: Path) -> bool:
         length, comment = file.read(2), file.read()
     if length != struct.pack("<H", SEAL_LENGTH) or not comment.startswith(SEAL):
         return False
-    if comment != SEAL + _digest(path, size):
+    if comment != SEAL + file_digest(path, length=size).encode():
         raise DamagedState("wrong checksum")
     return True
-
-
-def _digest(path: Path, size: int) -> bytes:
-    """Hash of the first bytes of a file, as hexadecimal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while size > 0 and (block := file.read(min(READ_BYTES, size))):
-            digest.update(block)
-            size -= len(block)
-    return digest.hexdigest().encode()

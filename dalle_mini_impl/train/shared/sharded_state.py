@@ -4,7 +4,6 @@ The format's index, `.metadata`, is a pickle. It is read with a list of the clas
 the file is run. `run.json` holds checksums of all files and the record of the run.
 """
 
-import hashlib
 import json
 import pickle
 import re
@@ -25,7 +24,7 @@ from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, read_record
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_sizes, errors_as_damage
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import file_digest, flush_to_disk, write_json
+from dalle_mini_impl.util.files import file_digest, flush_to_disk, values_digest, write_json
 
 METADATA_FILE = ".metadata"
 RUN_FILE = "run.json"
@@ -110,7 +109,7 @@ def write(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor], re
         digests = dict(gather_object([(path.name, file_digest(path)) for path in own]))
         if accelerator.is_main_process:
             content = {"digests": digests, "record": record.as_json()}
-            write_json(partial / RUN_FILE, {**content, "checksum": _checksum(content)})
+            write_json(partial / RUN_FILE, {**content, "checksum": values_digest(content)})
             shutil.rmtree(target, ignore_errors=True)  # of a run that was resumed at an earlier step
             partial.rename(target)
             flush_to_disk(target.parent)
@@ -125,8 +124,12 @@ def write(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor], re
 
 def load(
     path: Path, accelerator: Accelerator, model: nn.Module, optimizers: list[Any], ema: Ema, record: RunRecord
-) -> tuple[int, dict[str, Tensor]]:
-    """Restore model, optimizers and EMA from a sharded state; returns the next step and the process's tensors.
+) -> tuple[int, dict[str, Tensor], list[str]]:
+    """Restore model, optimizers and EMA from a sharded state.
+
+    Returns:
+        The next step, the process's own tensors by name, and the settings that differ from the state's, as
+        `changed_settings` describes them.
 
     Raises:
         DamagedState: a file is missing or altered.
@@ -152,9 +155,8 @@ def load(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as expected with one process
             checkpoint.load({**tensors, **process_tensors}, storage_reader=reader)
-    if changes and accelerator.is_main_process:
-        print(f"resumed with other settings from here on: {', '.join(changes)}")
-    return int(path.name.split("-")[1]), {name.removeprefix(prefix): value for name, value in process_tensors.items()}
+    own = {name.removeprefix(prefix): value for name, value in process_tensors.items()}
+    return int(path.name.split("-")[1]), own, changes
 
 
 def create_moments(optimizers: list[Any]) -> None:
@@ -182,7 +184,7 @@ def _check_files(path: Path, accelerator: Accelerator) -> RunRecord:
         if not (path / RUN_FILE).is_file() and (path / METADATA_FILE).is_file():  # written by an old version
             return RunRecord()
         run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-        if run.pop("checksum") != _checksum(run):
+        if run.pop("checksum") != values_digest(run):
             raise DamagedState(f"wrong checksum of {RUN_FILE}")
         record = read_record(run["record"])
         names = sorted(run["digests"])
@@ -195,11 +197,6 @@ def _check_files(path: Path, accelerator: Accelerator) -> RunRecord:
         if everywhere := gather_object(broken):
             raise DamagedState(f"wrong checksum of {everywhere[0]}")
         return record
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    """Hash of JSON values."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _writer_of(path: Path) -> int:

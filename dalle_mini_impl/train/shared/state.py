@@ -19,10 +19,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from dalle_mini_impl.checkpoint.check_weights import non_finite
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.train.shared import sharded_state
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.fsdp import is_sharded, shard_like
+from dalle_mini_impl.train.shared.fsdp import is_sharded, local_shard, shard_like
 from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, read_record
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_seal, check_sizes, errors_as_damage, seal
 from dalle_mini_impl.util.errors import UserError
@@ -140,7 +141,7 @@ def load_state(
     for path in paths:
         load = _load_file if path.suffix == ".pt" else sharded_state.load
         try:
-            step, saved = load(path, accelerator, model, optimizers, ema, record)
+            step, saved, changes = load(path, accelerator, model, optimizers, ema, record)
             break
         except DamagedState as damage:
             damages.append(f"{path} is damaged ({damage})")
@@ -149,6 +150,8 @@ def load_state(
     if accelerator.is_main_process:
         for damage_text in damages:
             warnings.warn(f"{damage_text}; going on from {path.name}, after step {step}", stacklevel=1)
+        if changes:
+            print(f"resumed with other settings from here on: {', '.join(changes)}")
     torch.set_rng_state(saved["rng"])
     if accelerator.device.type == "cuda" and "cuda_rng" in saved:
         torch.cuda.set_rng_state(saved["cuda_rng"], accelerator.device)
@@ -163,9 +166,9 @@ def check_finite_weights(accelerator: Accelerator, model: nn.Module, step: int) 
     Raises:
         UserError: a weight is infinite or not a number.
     """
-    tensors = [value.to_local() if hasattr(value, "to_local") else value for value in model.state_dict().values()]
-    broken = not all(bool(torch.isfinite(value).all()) for value in tensors if value.is_floating_point())
-    if float(accelerator.reduce(torch.tensor(float(broken), device=accelerator.device), "sum")):
+    weights = model.state_dict()
+    broken = non_finite({name: local_shard(value).cpu() for name, value in weights.items()})
+    if float(accelerator.reduce(torch.tensor(float(bool(broken)), device=accelerator.device), "sum")):
         raise UserError(
             f"expected finite weights after step {step + 1}, got infinite ones or NaN, so nothing was saved; lower "
             f"optimizer.learning_rate or set run.precision to fp32, and --resume from the last state"
@@ -244,7 +247,7 @@ def read_file(path: Path) -> dict[str, Any]:
             raise DamagedState("no checksum")
         if not is_right or not all(isinstance(group, list) for group in groups):
             raise DamagedState("not the form of a state")
-        if not all(bool(torch.isfinite(value).all()) for value in trained if value.is_floating_point()):
+        if non_finite({str(number): value for number, value in enumerate(trained)}):
             raise DamagedState("values that are not finite")
         state["record"] = read_record(state["record"]) if "record" in state else RunRecord()
         return {**state, "step": int(state["step"])}
@@ -252,8 +255,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def _load_file(
     path: Path, accelerator: Accelerator, model: nn.Module, optimizers: list[Any], ema: Ema, record: RunRecord
-) -> tuple[int, dict[str, Tensor]]:
-    """Restore model, optimizers and EMA from an unsharded state; returns the next step and the process's tensors."""
+) -> tuple[int, dict[str, Tensor], list[str]]:
+    """Restore model, optimizers and EMA from an unsharded state; returns what `sharded_state.load` does."""
     state = read_file(path)
     changes = changed_settings(state["record"], record, str(path))
     weights = model.state_dict()
@@ -272,9 +275,7 @@ def _load_file(
             ema.state[name].copy_(shard_like(value, ema.state[name]))
         rank = accelerator.process_index % len(state["rng"])
         process_tensors = state["own"][rank] if "own" in state else {}
-    if changes and accelerator.is_main_process:
-        print(f"resumed with other settings from here on: {', '.join(changes)}")
-    return state["step"], {"rng": state["rng"][rank], **process_tensors}
+    return state["step"], {"rng": state["rng"][rank], **process_tensors}, changes
 
 
 def _sizes(model: dict[str, Tensor], average: dict[str, Tensor], optimizers: list[Any]) -> dict[str, list[int]]:
