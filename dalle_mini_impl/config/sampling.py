@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-RANKS = ("likelihood", "clip", "both", "none")
-"""What can order candidates."""
+RANKS = ("auto", "likelihood", "clip", "both", "none")
+"""What can order candidates; `auto` is `both` where there is a scorer, otherwise `likelihood`."""
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 """Number formats that a transformer can compute in; `auto` is the fastest whose pictures are as good."""
 
@@ -20,8 +20,9 @@ class SamplingConfig:
     """Sample from the smallest set of ids that together have at least this probability, in (0, 1]."""
     guidance: float = 3.0
     """Classifier-free guidance scale; 1 switches it off."""
-    rank: str = "likelihood"
-    """What orders candidates: `clip`, `likelihood`, `both` or `none`."""
+    rank: str = "auto"
+    """What orders candidates: `likelihood`, `clip`, `both`, `none`, or `auto`, which is `both` where there is a scorer
+    and `likelihood` otherwise."""
     prune: bool = False
     """Drop the less likely candidates while sampling, so that only a quarter of them, or `keep`, is finished."""
     tile: bool = False

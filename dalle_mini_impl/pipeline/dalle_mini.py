@@ -141,7 +141,7 @@ class DalleMini:
         `rank` says which are best: with `likelihood` those to which the transformer itself gives the highest
         log-probability given the prompt, with `clip` those whose CLIP embedding has the highest cosine with the
         prompt's, with `both` those with the highest sum of log-probability and scaled cosine; `none` keeps the order of
-        the seeds. A model without scorer ranks by likelihood.
+        the seeds. `auto` is `both` where the model has a scorer. A model without scorer ranks by likelihood.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is finished: the less likely
         half is dropped after 3/16 of the ids to sample, and again after 7/16.
         With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the ids at the edges
@@ -279,6 +279,9 @@ class DalleMini:
         given = bound.arguments
         self._check_memory(len(given["seeds"]) if given["seeds"] else given["candidates"], given["chunk"])
         request = make_request(encode=self.encode, recommended=recommended, **bound.arguments)
+        if request.sampling.rank == "auto":
+            rank = "likelihood" if self._scorer is None else "both"
+            request = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, rank=rank))
         needs_scorer = request.sampling.rank in ("clip", "both")
         return dataclasses.replace(request, scorer=self.scorer) if needs_scorer else request
 

@@ -397,7 +397,7 @@ def test_unknown_precisions_are_refused(refused, tiny_model):
         (["a cat", "--guidance", "inf"], "got inf"),
         (["a cat", "--chunk", "0"], "'--chunk': 0 is not in the range x>=1"),
         (["a cat", "--columns", "-1"], "'--columns': -1 is not in the range x>=0"),
-        (["a cat", "--rank", "beauty"], "'beauty' is not one of 'likelihood', 'clip', 'both', 'none'"),
+        (["a cat", "--rank", "beauty"], "'beauty' is not one of 'auto', 'likelihood', 'clip', 'both', 'none'"),
         (["a cat", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["a cat", "--candidates", "1", "--out", "/proc/nothing/grid.png"], "cannot write /proc/nothing/grid.png"),
     ],

@@ -35,7 +35,7 @@ SCORER = ScorerConfig(
 )
 
 
-SAMPLING = SamplingConfig(temperature=0.9, top_k=53, top_p=0.98, guidance=2.5)
+SAMPLING = SamplingConfig(temperature=0.9, top_k=53, top_p=0.98, guidance=2.5, rank="likelihood")
 
 
 TEXT_VOCAB, TEXT_LENGTH, GRID = 367, 7, (3, 5)

@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dalle_mini_impl import DalleMini, UserError
+from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling.generate import generate
 from dalle_mini_impl.sampling.seeds import candidate_seed
 
@@ -80,7 +82,7 @@ def test_rank_both_is_the_sum_of_log_likelihood_and_scaled_cosine(tiny_dalle):
 
     cosines, likelihoods, both = scores("clip"), scores("likelihood"), scores("both")
     assert both == pytest.approx({seed: likelihoods[seed] + 1000 * cosines[seed] for seed in cosines})
-    assert likelihoods == scores(None)  # the default
+    assert likelihoods == scores(None)  # what the tiny model recommends
     assert list(both) == sorted(both, key=lambda seed: both[seed], reverse=True)
 
 
@@ -104,6 +106,26 @@ def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
             dalle.generate("a cat", candidates=5, rank=rank)
     with pytest.raises(UserError, match=r"got .*bare, which has none; train one with dalle_mini_impl\.train\.scorer"):
         _ = dalle.scorer
+
+
+@pytest.mark.parametrize("recommended", ["auto", "likelihood", "clip", "none"])
+def test_the_ranking_is_the_one_that_the_checkpoint_recommends(tiny_dalle, recommended):
+    dalle = with_scorer(tiny_dalle, RedScorer())
+    dalle.sampling = replace(tiny_dalle.sampling, rank=recommended)
+    result = dalle.generate("a red heart", candidates=5, keep=5, seed=3)
+    expected = "both" if recommended == "auto" else recommended
+    assert result.settings["sampling"]["rank"] == expected
+    asked_for = dalle.generate("a red heart", candidates=5, keep=5, seed=3, rank=expected)
+    assert result.metadata() == asked_for.metadata()
+
+
+def test_rank_auto_uses_the_scorer_where_there_is_one(tiny_dalle):
+    assert SamplingConfig().rank == "auto"  # what a training run without a choice of its own writes
+    for scorer, expected in ((RedScorer(), "both"), (None, "likelihood")):
+        result = with_scorer(tiny_dalle, scorer).generate("a cat", candidates=5, rank="auto")
+        assert result.settings["sampling"]["rank"] == expected
+        again = with_scorer(tiny_dalle, scorer).generate("a cat", candidates=5, rank=expected)
+        assert result.metadata() == again.metadata()
 
 
 @pytest.mark.parametrize(

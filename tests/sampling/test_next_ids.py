@@ -280,7 +280,7 @@ def test_guidance_extrapolates_from_unconditional_to_conditional_logits():
         ({"guidance": -1.0}, r"guidance of 0 or more, got -1\.0"),
         ({"guidance": math.nan}, "guidance .* got nan"),
         ({"guidance": math.inf}, "guidance .* got inf"),
-        ({"rank": "best"}, "rank likelihood, clip, both or none, got 'best'"),
+        ({"rank": "best"}, "rank auto, likelihood, clip, both or none, got 'best'"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
