@@ -6,9 +6,18 @@ import click
 
 from dalle_mini_impl.cli.options import FiniteFloat, echo_text, examples, json_option, out_option, write_json_file
 from dalle_mini_impl.cli.outputs import PNG_FILE
-from dalle_mini_impl.config.data import SMALLEST_STORE_SIZE, DataConfig
+from dalle_mini_impl.config.data import FITS, SMALLEST_STORE_SIZE, DataConfig
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable
+
+fit_option = click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    default=DataConfig.fit,
+    show_default=True,
+    help="How pictures of other proportions are fitted: padded, cropped, stretched, or auto: pictures on transparency "
+    "or on one plain colour are padded, others cropped.",
+)
 
 
 @click.group()
@@ -66,7 +75,8 @@ def emoji(out: Path, size: int, art: str) -> None:
     show_default=True,
     help="Fraction to hold out, where SOURCE has no splits.",
 )
-def store(source: str, out: Path, size: int, validation: float) -> None:
+@fit_option
+def store(source: str, out: Path, size: int, validation: float, fit: str) -> None:
     """Decode the pictures of SOURCE into a picture store.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. Training and
@@ -76,7 +86,7 @@ def store(source: str, out: Path, size: int, validation: float) -> None:
 
     check_replaceable(out, CONTENTS)
     click.echo(f"reading {source}")
-    build_store(DataConfig(source=source, store=str(out), store_size=size, validation=validation))
+    build_store(DataConfig(source=source, store=str(out), store_size=size, validation=validation, fit=fit))
     click.echo(out)
 
 

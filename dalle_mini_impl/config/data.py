@@ -9,6 +9,8 @@ SMALLEST_STORE_SIZE = 128
 """Side in pixels of stored pictures where nothing asks for more."""
 LARGEST_STORE_SIZE = 16384
 """Side in pixels above which one stored picture takes more than a gigabyte."""
+FITS = ("auto", "pad", "crop", "stretch")
+"""Ways to fit pictures of other proportions into the frame; `data/fit.py` tells what they do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,15 @@ class DataConfig:
     validation: Share = 0.05
     """Share of pictures held out for validation, if the source does not say which; of two pictures or more at least
     one."""
+    fit: str = "auto"
+    """How pictures of other proportions are fitted into the model's frame: `pad` (keep the whole picture and continue
+    its ground), `crop` (cut out its middle), `stretch`, or `auto`: pad where the ground is transparent or of one plain
+    colour, without needlessly wide empty margins, and crop photographs."""
     skip_kinds: tuple[str, ...] = ()
     """Leave out pictures with these values of the detail `kind` (emoji: `flag`, `person-variant`)."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range.
+        """Refuse values out of range.
 
         Raises:
             UserError: naming the setting.
@@ -42,6 +48,8 @@ class DataConfig:
             )
         if not 0 <= self.validation <= 1:
             raise UserError(f"data.validation is {self.validation:g}; expected a share from 0 to 1")
+        if self.fit not in FITS:
+            raise UserError(f"expected data.fit of {', '.join(FITS)}, got {self.fit!r}; change it")
 
     def size_for(self, picture_size: int) -> int:
         """Side in pixels of the stored pictures of a new store.

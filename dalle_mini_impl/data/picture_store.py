@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from dalle_mini_impl.config.data import DataConfig
@@ -27,6 +27,7 @@ from dalle_mini_impl.data.checksums import (
     verify_once,
     write_header_file,
 )
+from dalle_mini_impl.data.fit import FitCounts, fit_picture
 from dalle_mini_impl.data.pair import Caption, SkipLog, hash_position, split_of
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.source_files import describe_changes, source_states
@@ -150,7 +151,7 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
     with only_writer(config.store), replace_folder(config.store, CONTENTS) as folder:
         # Listed before the pictures are read: what changes meanwhile is noticed when the store is opened.
         (folder / SOURCES_FILE).write_text(json.dumps(source_states(config.source)))
-        builder = _Builder(folder, size)
+        builder = _Builder(folder, size, config.fit)
         with builder:
             for pair in tqdm(pairs, desc="decoding", unit=" pictures"):
                 split = pair.split or split_of(pair.key, config.validation)
@@ -164,7 +165,12 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
         with (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in builder.entries)
         header = {
-            "identity": {"source": config.source, "store_size": size, "validation": config.validation},
+            "identity": {
+                "source": config.source,
+                "store_size": size,
+                "validation": config.validation,
+                "fit": config.fit,
+            },
             "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
             "size": size,
             "count": count,
@@ -173,6 +179,7 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
         write_header_file(folder / HEADER_FILE, header)
     if without := sum(not entry.captions for entry in builder.entries):
         print(f"{without} of {count} pictures have no caption: only the image tokenizer learns from them")
+    print(f"{config.fit}: {builder.fitted.text()}")
     if builder.enlarged:
         print(f"{builder.enlarged} of {count} pictures are smaller than {size} pixels and were enlarged")
     print(f"decoded {count} pictures at {size} px into {config.store}")
@@ -181,8 +188,9 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
 class _Builder:
     """Appends pictures to the pixels of a new store; a context manager."""
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self.size = size
+    def __init__(self, folder: Path, size: int, fit: str) -> None:
+        self.size, self.fit = size, fit
+        self.fitted = FitCounts()
         self.entries: list[PictureEntry] = []
         self.movable: list[int] = []
         """Indices of entries whose split the source does not say."""
@@ -202,9 +210,9 @@ class _Builder:
     def add(self, image: Image.Image, entry: PictureEntry, may_move: bool) -> None:
         """Append a picture."""
         self.enlarged += min(image.size) < self.size
-        # Cropping to a square keeps proportions; captions usually describe the middle of a picture.
-        square = ImageOps.fit(image.convert("RGBA"), (self.size, self.size), Image.Resampling.LANCZOS)
-        self._file.write(square.tobytes())
+        fitted = fit_picture(image, (self.size, self.size), self.fit)
+        self.fitted.add(fitted)
+        self._file.write(fitted.image.tobytes())
         if may_move:
             self.movable.append(len(self.entries))
         self.entries.append(entry)
@@ -236,6 +244,7 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
     try:
         header = read_header_file(folder / HEADER_FILE)
         settings = header["identity"]["source"], header["identity"]["store_size"], header["identity"]["validation"]
+        header["identity"].setdefault("fit", "crop")  # of stores of old versions
         if list(map(type, settings)) not in ([str, int, float], [str, int, int]):
             raise ValueError(f"{HEADER_FILE} has the settings {settings}")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -271,11 +280,14 @@ def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) ->
         "source": built["source"] if same_path else config.source,
         "store_size": config.store_size or built["store_size"],
         "validation": config.validation,
+        "fit": config.fit,
     }
-    if built != expected:
-        raise UserError(
-            f"store {folder} was built with {built}, the config says {expected}; delete the store or name another"
-        )
+    if different := [name for name, value in expected.items() if built[name] != value]:
+        was, says = (", ".join(f"{name}={values[name]!r}" for name in different) for values in (built, expected))
+        advice = "delete the store or name another"
+        if different == ["fit"]:
+            advice = f"set data.fit={built['fit']} to use it as it is, or {advice}"
+        raise UserError(f"store {folder} was built with {was}, the config says {says}; {advice}")
 
 
 def source_changes(folder: Path, source: str = "") -> str:
@@ -329,7 +341,7 @@ def concept_indices(store: PictureStore) -> np.ndarray:
 def _command(config: DataConfig) -> str:
     """The command that builds the store of a config."""
     paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"
-    return f"dalle data store {paths} --size {config.store_size} --validation {config.validation:g}"
+    return f"dalle data store {paths} --size {config.store_size} --validation {config.validation:g} --fit {config.fit}"
 
 
 def _real(path: str | Path) -> str:

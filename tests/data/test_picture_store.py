@@ -10,6 +10,7 @@ from PIL import Image
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data import picture_store
+from dalle_mini_impl.data.checksums import write_header_file
 from dalle_mini_impl.data.pair import Caption, split_of
 from dalle_mini_impl.data.picture_store import build_store, open_store
 from dalle_mini_impl.util.errors import UserError
@@ -71,9 +72,42 @@ def test_wide_picture_is_cropped_around_its_middle_with_its_transparency(tmp_pat
     image.save(tmp_path / "set" / "a.png")
     (tmp_path / "set" / "a.txt").write_text("blue below")
     config = DataConfig(source=str(tmp_path / "set"), store=str(tmp_path / "s"), store_size=SIZE, validation=0)
-    (pixels,) = open_store(config, "train").take(np.array([0]))
+    (pixels,) = open_store(dataclasses.replace(config, fit="crop"), "train").take(np.array([0]))
     assert (pixels[4:] == (0, 0, 250, 255)).all()
     assert (pixels[:4, :, 3] == 0).all()
+
+
+def test_pictures_are_fitted_as_the_config_says(tmp_path, capsys):
+    image = Image.new("RGBA", (33, 11))
+    image.paste((0, 0, 250, 255), (0, 2, 33, 9))
+    (tmp_path / "set").mkdir()
+    image.save(tmp_path / "set" / "a.png")
+    heights = {"auto": 2, "pad": 2, "crop": 7, "stretch": 7}
+    for fit, height in heights.items():
+        store = str(tmp_path / fit)
+        config = DataConfig(source=str(tmp_path / "set"), store=store, store_size=SIZE, validation=0, fit=fit)
+        (pixels,) = open_store(config, "train", captions="optional").take(np.array([0]))
+        assert (pixels[:, 5, 3] > 200).sum() == pytest.approx(height, abs=1)
+    printed = capsys.readouterr().out
+    assert "auto: 1 padded\n" in printed
+    assert "crop: 1 cropped; over a tenth of what is drawn was cut off from 1, over half from 1\n" in printed
+
+
+def test_store_without_a_fit_was_cropped(config, tmp_path):
+    config = dataclasses.replace(config, fit="crop")
+    open_store(config, "train")
+    header = tmp_path / "store" / "store.json"
+    values = json.loads(header.read_text())
+    del values["identity"]["fit"]
+    write_header_file(header, {name: value for name, value in values.items() if name != "checksum"})
+    assert keys(open_store(config, "train")) == ["a", "b", "c"]
+    with pytest.raises(UserError, match=r"built with fit='crop', the config says fit='auto'; set data.fit=crop to use"):
+        open_store(dataclasses.replace(config, fit="auto"), "train")
+
+
+def test_unknown_fit_is_refused():
+    with pytest.raises(UserError, match=r"expected data.fit of auto, pad, crop, stretch, got 'zoom'"):
+        DataConfig(fit="zoom")
 
 
 def test_store_is_reopened_without_its_source(config, tmp_path):
@@ -92,7 +126,7 @@ def test_kinds_can_be_left_out_of_a_built_store(config):
     assert tuple(store.take(np.array([1]))[0, 0, 0]) == (*COLOURS["c"], 255)
 
 
-@pytest.mark.parametrize("change", [{"store_size": 13}, {"source": "other.jsonl"}, {"validation": 0.5}])
+@pytest.mark.parametrize("change", [{"store_size": 13}, {"source": "other.jsonl"}, {"validation": 0.5}, {"fit": "pad"}])
 def test_store_built_with_other_settings_is_refused(config, change):
     open_store(config, "train")
     with pytest.raises(UserError, match=r"was built with .* the config says") as error:
@@ -280,7 +314,9 @@ def test_a_store_whose_source_has_changed_is_refused(pictures, tmp_path, change,
             change = lambda source: (source / "list.jsonl").write_text("\n".join(lines[1:]))  # noqa: E731
     open_store(pictures, "train")
     change(source)
-    with pytest.raises(UserError, match=message + r"; rebuild with `dalle data store .* --size 11 --validation 0\.3`"):
+    with pytest.raises(
+        UserError, match=message + r"; rebuild with `dalle data store .* --size 11 --validation 0\.3 --fit auto`"
+    ):
         open_store(pictures, "train")
     assert len(open_store(dataclasses.replace(pictures, source=""), "train")) > 0
     build_store(pictures)
