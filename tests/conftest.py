@@ -56,6 +56,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_scorer(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with another scorer than the tiny checkpoint's. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "other"
+    text = add_text_tokenizer(folder, tiny_model / TEXT_TOKENIZER_FILE)
+    clip = randomise(build_clip(SCORER, TEXT_VOCAB, pad_id=text.pad_id, eos_id=text.eos_id), 8)
+    save_part(folder, "scorer", clip, to_dict(SCORER), {"text_tokenizer": text.identity})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_dalle(tiny_model: Path) -> DalleMini:
     """The tiny checkpoint, loaded."""
     return DalleMini.from_pretrained(tiny_model, "cpu")

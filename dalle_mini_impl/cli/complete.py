@@ -12,6 +12,7 @@ from dalle_mini_impl.cli.sampling_options import (
     generate_arguments,
     sampled_id_count,
     sampling_options,
+    use_scorer,
     write_results,
 )
 from dalle_mini_impl.util.errors import UserError
@@ -76,6 +77,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
             f"expected one of {', '.join(REGIONS.values())}, got {' and '.join(given) or 'none'}; choose what to redraw"
         )
     edges = read_box(options["box"])
+    arguments = generate_arguments(options)
 
     from tqdm import tqdm
 
@@ -88,7 +90,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     box = box_in_pixels(edges, picture.size) if edges else None
     mask = open_picture(options["mask"]) if options["mask"] else None
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    arguments = generate_arguments(options)
+    use_scorer(dalle, options["scorer"])
     id_count = sampled_id_count(arguments, dalle.stream.image_length)
     region = {"rows": options["keep_rows"], "box": box, "mask": mask, "panel": options["panel"]}
     if not options["variations"]:

@@ -17,6 +17,7 @@ from dalle_mini_impl.cli.options import (
     model_option,
     out_option,
     precision_option,
+    scorer_option,
     seed_option,
     write_json_file,
 )
@@ -28,6 +29,7 @@ from dalle_mini_impl.util.text import printable
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.pipeline.results import Result
 
 sampling_options = add_options(
@@ -53,6 +55,11 @@ sampling_options = add_options(
         ),
         click.option("--negative", default="", help="What the pictures should not show."),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
+        scorer_option(
+            "Rank by this scorer: shipped name, checkpoint folder, hf:FOLDER-OR-NAME or open_clip:MODEL:PRETRAINED.  "
+            "[default: the model's]",
+            default=None,
+        ),
         click.option("--prune/--no-prune", default=None, help="Stop weak candidates early.  [default: the model's]"),
         click.option("--tile/--no-tile", default=None, help="Make seamless tiles.  [default: the model's]"),
         click.option(
@@ -102,8 +109,13 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options that `DalleMini.generate` takes under the same name.
 
     Raises:
-        UserError: more is to be kept than drawn, or --seeds contradicts another option.
+        UserError: more is to be kept than drawn, --seeds contradicts another option, or --rank leaves --scorer unused.
     """
+    if options["scorer"] and options["rank"] in ("likelihood", "none"):
+        raise UserError(
+            f"expected --rank both or clip with --scorer, got --rank {options['rank']}, which uses no scorer; leave "
+            f"one out"
+        )
     sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "prune", "tile")
     arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
     if seeds := options["seeds"]:
@@ -116,6 +128,14 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
         arguments["keep"] = arguments["keep"] if is_given("keep") else len(seeds)
     check_keep(arguments["keep"], arguments["candidates"])
     return arguments
+
+
+def use_scorer(dalle: "DalleMini", name: str | None) -> None:
+    """Rank by the scorer of this name, loaded to where the model is; None leaves the model's own."""
+    if name is not None:
+        from dalle_mini_impl.scorer.scorer import Scorer
+
+        dalle.scorer = Scorer.from_pretrained(name, str(dalle.transformer.device))
 
 
 def check_keep(keep: int, candidates: int) -> None:

@@ -22,8 +22,8 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.previews import generate_previews
-from dalle_mini_impl.pipeline.ranking import rank_candidates
-from dalle_mini_impl.pipeline.request import GenerationRequest, make_request
+from dalle_mini_impl.pipeline.ranking import describe_scorer, rank_candidates, recommended_rank
+from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
 from dalle_mini_impl.pipeline.results import Preview, Result
 from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate, no_progress
 from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelihood
@@ -34,12 +34,6 @@ from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.devices import choose_device
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
-from dalle_mini_impl.util.memory import check_memory
-
-ID_BYTES = 8
-"""Of an image id."""
-PIXEL_BYTES = 4
-"""Of a colour value while a picture is decoded."""
 
 
 class DalleMini:
@@ -50,7 +44,7 @@ class DalleMini:
         image_tokenizer: pixels <-> image ids.
         transformer: the model over the stream.
         stream: its layout.
-        scorer: the CLIP scorer; None leaves ranking to the transformer's likelihood.
+        scorer: the checkpoint's own CLIP scorer; None leaves ranking to the transformer's likelihood.
         sampling: recommended sampling settings.
         source: what results record about the model: `model`, `checkpoint` (a hash) and `precision`.
     """
@@ -71,7 +65,9 @@ class DalleMini:
         self.stream = stream
         self.sampling = sampling
         self.source = source
-        self._scorer = scorer
+        self._scorer = self._own_scorer = scorer
+        self.scorer_source: dict[str, str] | None = None
+        """What results record of a scorer that was set: name and identity; None for the checkpoint's own."""
         self.caption_model = CaptionModel(text_tokenizer, transformer, stream)
 
     @classmethod
@@ -110,17 +106,26 @@ class DalleMini:
 
     @property
     def scorer(self) -> Scorer:
-        """The CLIP scorer.
+        """The CLIP scorer that ranks; the checkpoint's own until another one is set.
+
+        Setting one changes no picture, only which are kept and in which order: candidates are ranked by likelihood and
+        scorer (`rank="both"`) unless `rank`, or the checkpoint's recommendation of `clip`, says otherwise. It may be on
+        another device than the model. None leaves ranking to the likelihood.
 
         Raises:
-            UserError: the checkpoint has none.
+            UserError: there is none, or what is set is no `Scorer`.
         """
         if self._scorer is None:
             raise UserError(
-                f"expected a checkpoint with a scorer, got {self.source.get('model')}, which has none; "
-                f"train one with dalle_mini_impl.train.scorer"
+                f"expected a checkpoint with a scorer, got {self.source.get('model')}, which has none; train one with "
+                f"dalle train scorer, or rank by another: --scorer NAME, or in Python DalleMini.scorer = ..."
             )
         return self._scorer
+
+    @scorer.setter
+    def scorer(self, scorer: Scorer | None) -> None:
+        self.scorer_source = None if scorer is self._own_scorer else describe_scorer(scorer)
+        self._scorer = scorer
 
     def generate(
         self,
@@ -271,31 +276,26 @@ class DalleMini:
 
     def _request(self, prompt: str, **options: Any) -> GenerationRequest:
         """Check arguments of `generate`; those that are left out have the defaults of its signature."""
-        recommended = self.sampling
-        if self._scorer is None and recommended.rank != "none":
-            recommended = dataclasses.replace(recommended, rank="likelihood")
+        rank = recommended_rank(self.sampling.rank, self._scorer, self._scorer is self._own_scorer)
+        recommended = dataclasses.replace(self.sampling, rank=rank)
         bound = inspect.signature(self.generate).bind(prompt, **options)
         bound.apply_defaults()
         given = bound.arguments
-        self._check_memory(len(given["seeds"]) if given["seeds"] else given["candidates"], given["chunk"])
+        ids = self.stream.image_length
+        check_candidates_memory(
+            len(given["seeds"]) if given["seeds"] else given["candidates"],
+            given["chunk"],
+            ids,
+            ids * self.image_tokenizer.config.factor**2,
+            self._scorer is not None,
+        )
         request = make_request(encode=self.encode, recommended=recommended, **bound.arguments)
         if request.sampling.rank == "auto":
             rank = "likelihood" if self._scorer is None else "both"
             request = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, rank=rank))
-        needs_scorer = request.sampling.rank in ("clip", "both")
-        return dataclasses.replace(request, scorer=self.scorer) if needs_scorer else request
-
-    def _check_memory(self, candidates: int, chunk: int) -> None:
-        """Refuse more candidates than fit into the memory, before any of them has a seed.
-
-        Raises:
-            UserError: they need more than there is, at the least: ids and pictures, and the pixels of one chunk.
-        """
-        h, w = self.stream.config.grid
-        pixels = h * w * self.image_tokenizer.config.factor**2
-        each = h * w * ID_BYTES + (3 * pixels if self._scorer else 0)
-        needed = candidates * each + min(candidates, chunk) * 3 * pixels * PIXEL_BYTES
-        check_memory(needed, f"{candidates} candidates", "ask for fewer, or for a smaller chunk")
+        if request.sampling.rank not in ("clip", "both"):
+            return request
+        return dataclasses.replace(request, scorer=self.scorer, scorer_source=self.scorer_source)
 
     def _finish(self, request: GenerationRequest, generated: GeneratedIds) -> Result:
         """Close the seams of tiles, rank, and decode."""

@@ -9,7 +9,41 @@ from torch import Tensor
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Candidate
 from dalle_mini_impl.sampling.generate import GeneratedIds
+from dalle_mini_impl.scorer.identity import scorer_identity
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.ranking import best_first, check_finite
+
+
+def recommended_rank(recommended: str, scorer: Scorer | None, own: bool) -> str:
+    """How to rank where the caller does not say.
+
+    Args:
+        recommended: the checkpoint's recommendation, one of `config.sampling.RANKS`.
+        scorer: what can rank besides the likelihood, if anything.
+        own: whether that is the checkpoint's own scorer, which the recommendation was made for.
+    """
+    if scorer is None:
+        return "none" if recommended == "none" else "likelihood"
+    if own or recommended == "clip":
+        return recommended
+    return "both"
+
+
+def describe_scorer(scorer: Scorer | None) -> dict[str, str] | None:
+    """What results record of a scorer that is not the checkpoint's own: its name, if it has one, and its identity.
+
+    Raises:
+        UserError: it is no `Scorer`.
+    """
+    if scorer is None:
+        return None
+    if not isinstance(scorer, Scorer):
+        raise UserError(
+            f"expected a Scorer, or None for none, got {type(scorer).__name__}; load one with "
+            f"Scorer.from_pretrained(NAME)"
+        )
+    return {"name": scorer.name, "identity": scorer_identity(scorer)}
 
 
 def rank_candidates(

@@ -32,6 +32,16 @@ class RecordedPicture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedScorer:
+    """A scorer other than the checkpoint's own, which ranked the pictures."""
+
+    name: str
+    """What it was loaded by, as `Recorded.model`; empty if it was given in Python without a name."""
+    identity: str
+    """Hash of what its embeddings depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recorded:
     """How the pictures of a PNG were sampled.
 
@@ -48,6 +58,8 @@ class Recorded:
     pictures: tuple[RecordedPicture, ...]
     layout: Layout | None = None
     """Of a grid; None for a picture of its own."""
+    scorer: RecordedScorer | None = None
+    """None where the checkpoint's own scorer ranked, or none."""
 
     def __post_init__(self) -> None:
         columns = self.layout.columns if self.layout else 0
@@ -90,7 +102,7 @@ def parse_recorded(metadata: Any, path: str) -> Recorded:
     try:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("pictures"), list):
             raise UserError("it has no list of pictures")
-        values = {key: value for key, value in metadata.items() if key not in ("pictures", "layout")}
+        values = {key: value for key, value in metadata.items() if key not in ("pictures", "layout", "scorer")}
         pictures = []
         for picture in metadata["pictures"]:
             if not isinstance(picture, dict) or "score" not in picture:
@@ -98,11 +110,12 @@ def parse_recorded(metadata: Any, path: str) -> Recorded:
             plain = {key: value for key, value in picture.items() if key != "score"}  # ranking computes it anew
             pictures.append(from_dict(RecordedPicture, plain, "pictures"))
         layout = from_dict(Layout, metadata["layout"], "layout") if "layout" in metadata else None
+        scorer = from_dict(RecordedScorer, metadata["scorer"], "scorer") if "scorer" in metadata else None
         sampling = from_dict(SamplingConfig, values.pop("sampling", None), "sampling")
         names = ("model", "checkpoint", "precision")
         if set(values) != set(names) or not all(isinstance(value, str) for value in values.values()):
             raise UserError(f"expected the texts {', '.join(names)}, got the keys {', '.join(map(repr, values))}")
-        return Recorded(**values, sampling=sampling, pictures=tuple(pictures), layout=layout)
+        return Recorded(**values, sampling=sampling, pictures=tuple(pictures), layout=layout, scorer=scorer)
     except UserError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -12,7 +12,13 @@ from dalle_mini_impl.sampling.generate import Progress, Prompt
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.text import without_surrogates
+
+ID_BYTES = 8
+"""Of an image id."""
+PIXEL_BYTES = 4
+"""Of a colour value while a picture is decoded."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,6 +40,8 @@ class GenerationRequest:
     """A picture some of whose ids are known."""
     scorer: Scorer | None = None
     """Ranks by cosine, alone or together with the likelihood; None leaves ranking to the transformer."""
+    scorer_source: dict[str, str] | None = None
+    """Name and identity of a scorer that is not the checkpoint's own."""
 
     @property
     def decoding_arguments(self) -> dict[str, Any]:
@@ -53,7 +61,8 @@ class GenerationRequest:
     def metadata(self) -> dict[str, Any]:
         """What results record of the request, beside prompt and seeds."""
         canvas = {"canvas": self.canvas.metadata} if self.canvas else {}
-        return {"sampling": to_dict(self.sampling), **canvas}
+        scorer = {"scorer": self.scorer_source} if self.scorer and self.scorer_source else {}
+        return {"sampling": to_dict(self.sampling), **scorer, **canvas}
 
 
 def make_request(
@@ -124,6 +133,24 @@ def check_counts(candidates: int, keep: int, seed: int) -> None:
         raise UserError(f"expected 1 or more of each, got candidates {candidates} and keep {keep}; raise them")
     if seed < 0:
         raise UserError(f"expected a seed of 0 or more, got seed {seed}; choose another")
+
+
+def check_candidates_memory(candidates: int, chunk: int, ids: int, pixels: int, scored: bool) -> None:
+    """Refuse more candidates than fit into the memory, before any of them has a seed.
+
+    Args:
+        candidates: how many to sample.
+        chunk: how many at a time.
+        ids: image ids of a picture.
+        pixels: of a picture.
+        scored: whether all pictures are kept until a scorer has ranked them.
+
+    Raises:
+        UserError: they need more than there is, at the least: ids and pictures, and the pixels of one chunk.
+    """
+    each = ids * ID_BYTES + (3 * pixels if scored else 0)
+    needed = candidates * each + min(candidates, chunk) * 3 * pixels * PIXEL_BYTES
+    check_memory(needed, f"{candidates} candidates", "ask for fewer, or for a smaller chunk")
 
 
 def _merge_settings(recommended: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:

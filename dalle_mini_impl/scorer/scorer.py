@@ -95,6 +95,8 @@ class Scorer:
     device: torch.device | str = "cpu"
     chunk_size: int = 64
     """Pictures or texts per pass through the model, which bounds memory."""
+    name: str = ""
+    """What `from_pretrained` loaded it by; empty if it was made otherwise."""
 
     def __post_init__(self) -> None:
         size = getattr(self.model, "image_size", self.preprocess.size)
@@ -132,7 +134,7 @@ class Scorer:
         """
         library, _, rest = str(name).partition(":")
         if library in ADAPTERS:
-            scorer = cls(*ADAPTERS[library](rest), device)
+            scorer = cls(*ADAPTERS[library](rest), device, name=str(name))
             first, second = scorer.embed_texts(DIFFERENT_TEXTS)
             if torch.allclose(first, second, rtol=0, atol=1e-6):
                 raise UserError(
@@ -149,7 +151,7 @@ class Scorer:
         special = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
         clip = load_module(lambda: build_clip(config, text_tokenizer.vocab_size, **special), part, device)
         preprocess = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
-        return cls(clip, text_tokenizer, preprocess, config.text_length, device)
+        return cls(clip, text_tokenizer, preprocess, config.text_length, device, name=str(name))
 
     @property
     def image_size(self) -> int:

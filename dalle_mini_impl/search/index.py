@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.integrity import DATABASE
 from dalle_mini_impl.search.listing import list_pictures
 from dalle_mini_impl.search.nearest import nearest
-from dalle_mini_impl.search.scorers import load_for_new_index, scorer_identity, shipped_scorer
+from dalle_mini_impl.search.scorers import load_for_new_index, shipped_scorer
 from dalle_mini_impl.search.store import (
     DEFAULT_FOLDER,
     IndexFiles,

@@ -1,34 +1,15 @@
-"""The scorer of an index: its identity, its name, and which names are trusted."""
+"""The scorer of an index: its name, and which names are trusted."""
 
-import hashlib
 import shlex
 from contextlib import closing
-from dataclasses import fields
 from pathlib import Path
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint, is_shipped
-from dalle_mini_impl.checkpoint.parts import weights_identity
+from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.store import IndexFiles, one_line_errors
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.text import printable
-
-
-def scorer_identity(scorer: Scorer) -> str:
-    """Hash of everything that an embedding depends on: weights, text ids, and how pictures and texts are prepared.
-
-    It includes the names of the fields of `Scorer` and `Preprocess`: renaming one makes existing indexes unusable.
-    """
-    weights = weights_identity({name: value.cpu() for name, value in scorer.model.state_dict().items()})
-    text_tokenizer = getattr(scorer.text_tokenizer, "identity", "")
-    without_influence = ("device", "chunk_size")
-    hashed_above = ("model", "text_tokenizer")
-    settings = {
-        field.name: getattr(scorer, field.name)
-        for field in fields(scorer)
-        if field.name not in (*hashed_above, *without_influence)
-    }
-    return hashlib.sha256(f"{weights} {text_tokenizer} {settings}".encode()).hexdigest()[:16]
 
 
 def absolute_scorer_name(name: str) -> str:

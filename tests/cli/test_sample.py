@@ -19,6 +19,8 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.sampling.seeds import candidate_seed
+from dalle_mini_impl.scorer.identity import scorer_identity
+from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.images import read_metadata, save_png
 
 
@@ -220,6 +222,31 @@ def test_a_model_without_scorer_ranks_by_likelihood(sample, refused, tiny_model,
     )
 
 
+def test_another_scorer_ranks_and_is_recorded(sample, tiny_dalle, other_scorer):
+    sample("a cat", "--candidates", 7, "--keep", 7, "--rank", "clip", "--out", "own.png")
+    sample("a cat", "--candidates", 7, "--keep", 7, "--scorer", other_scorer, "--out", "other.png")
+    own, other = read_metadata("own.png"), read_metadata("other.png")
+    assert "scorer" not in own
+    scorer = Scorer.from_pretrained(other_scorer)
+    assert other["scorer"] == {"name": str(other_scorer), "identity": scorer_identity(scorer)}
+    assert other["sampling"]["rank"] == "both"  # although the model recommends likelihood
+    seeds = [[picture["seed"] for picture in metadata["pictures"]] for metadata in (own, other)]
+    assert seeds[0] != seeds[1]
+    assert sorted(seeds[0]) == sorted(seeds[1])
+    assert tiny_dalle.scorer_source is None
+
+
+@pytest.mark.parametrize("rank", ["likelihood", "none"])
+def test_a_scorer_that_would_not_be_used_is_refused(refused, tiny_model, other_scorer, rank):
+    arguments = ("sample", "a cat", "--scorer", other_scorer, "--rank", rank, "--model", tiny_model)
+    assert f"expected --rank both or clip with --scorer, got --rank {rank}" in one_line(refused(*arguments))
+
+
+def test_a_missing_scorer_is_refused_in_one_line(refused, tiny_model):
+    error = one_line(refused("sample", "a cat", "--scorer", "nothing", "--model", tiny_model))
+    assert "no model 'nothing'" in error
+
+
 def test_equal_commands_write_equal_files(sample):
     sample("a cat", "--out", "a.png")
     sample("a cat", "--out", "b.png")
@@ -271,6 +298,44 @@ def test_a_grid_can_be_repeated(sample, arguments):
     assert second == first
 
 
+@pytest.fixture
+def ranked_by_another(sample, other_scorer):
+    """A grid that another scorer than the model's own ranked."""
+    sample("a cat", "--candidates", 7, "--keep", 5, "--scorer", other_scorer, "--scores", "--out", "first.png")
+    return "first.png"
+
+
+def test_a_picture_is_repeated_with_the_scorer_that_ranked_it(sample, ranked_by_another, other_scorer):
+    sample("--from", ranked_by_another, "--scorer", other_scorer, "--out", "second.png")
+    assert np.array_equal(pixels("second.png"), pixels("first.png"))
+    assert read_metadata("second.png")["scorer"] == read_metadata("first.png")["scorer"]
+
+
+def test_a_scorer_that_a_picture_names_is_not_read_but_said_to_be_missing(
+    refused, sample, ranked_by_another, tiny_model, other_scorer
+):
+    error = one_line(refused("sample", "--from", ranked_by_another, "--model", tiny_model))
+    assert f"expected --scorer, because first.png was ranked by {other_scorer}, which does not ship" in error
+    assert f"add --scorer {other_scorer}, or draw the pictures without their scores: --rank none" in error
+    sample("--from", ranked_by_another, "--rank", "none", "--out", "second.png")
+    first, second = read_metadata("first.png"), read_metadata("second.png")
+    assert [p["seed"] for p in second["pictures"]] == [p["seed"] for p in first["pictures"]]
+    assert "scorer" not in second
+
+
+def test_another_scorer_than_the_recorded_one_is_refused(refused, sample, ranked_by_another, tiny_model):
+    arguments = ("sample", "--from", ranked_by_another, "--model", tiny_model, "--scorer", tiny_model)
+    error = one_line(refused(*arguments))
+    expected, got = (
+        read_metadata("first.png")["scorer"]["identity"],
+        scorer_identity(Scorer.from_pretrained(tiny_model)),
+    )
+    assert f"expected scorer {expected}, which ranked first.png, got {got} of {tiny_model}" in error
+    sample("a cat", "--out", "own.png")
+    error = one_line(refused("sample", "--from", "own.png", "--model", tiny_model, "--scorer", tiny_model))
+    assert "expected --from without --scorer, because no scorer but the model's own ranked own.png" in error
+
+
 def test_a_separate_picture_can_be_repeated(sample):
     sample("a cat", "--save-dir", "out", "--seed", 5, "--temperature", 0.7)
     for name in os.listdir("out"):
@@ -314,6 +379,11 @@ def test_a_folder_that_a_picture_names_as_its_model_is_not_read(sample, refused,
         {"pictures": {"prompt": "a"}},
         {"pictures": "abc"},
         {"pictures": [None]},
+        {"scorer": None},
+        {"scorer": "emoji"},
+        {"scorer": {"name": "emoji"}},
+        {"scorer": {"name": "emoji", "identity": 3}},
+        {"scorer": {"name": "emoji", "identity": "0", "device": "cpu"}},
     ],
     ids=repr,
 )

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dalle_mini_impl import DalleMini, UserError
+from dalle_mini_impl import DalleMini, Scorer, UserError
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling.generate import generate
 from dalle_mini_impl.sampling.seeds import candidate_seed
+from dalle_mini_impl.scorer.identity import scorer_identity
 
 
 def redness(image):
@@ -104,7 +105,9 @@ def test_a_model_without_scorer_ranks_by_likelihood(tiny_model, tmp_path):
     for rank in ("clip", "both"):
         with pytest.raises(UserError, match=r"got .*bare, which has none"):
             dalle.generate("a cat", candidates=5, rank=rank)
-    with pytest.raises(UserError, match=r"got .*bare, which has none; train one with dalle_mini_impl\.train\.scorer"):
+    with pytest.raises(
+        UserError, match=r"got .*bare, which has none; train one with dalle train scorer, or rank by another: --scorer"
+    ):
         _ = dalle.scorer
 
 
@@ -126,6 +129,59 @@ def test_rank_auto_uses_the_scorer_where_there_is_one(tiny_dalle):
         assert result.settings["sampling"]["rank"] == expected
         again = with_scorer(tiny_dalle, scorer).generate("a cat", candidates=5, rank=expected)
         assert result.metadata() == again.metadata()
+
+
+def copy_of(dalle):
+    """The same model with its own scorer, which a test may replace."""
+    return with_scorer(dalle, dalle.scorer)
+
+
+def test_a_scorer_that_is_set_changes_the_ranking_alone(tiny_dalle, other_scorer):
+    options = {"candidates": 7, "keep": 7, "seed": 3}
+    own = {c.seed: c for c in tiny_dalle.generate("a red heart", rank="clip", **options)}
+    dalle, scorer = copy_of(tiny_dalle), Scorer.from_pretrained(other_scorer)
+    dalle.scorer = scorer
+    assert dalle.scorer is scorer
+    ranked = dalle.generate("a red heart", rank="clip", **options)
+    assert [c.seed for c in ranked] != list(own)
+    assert {c.seed for c in ranked} == set(own)
+    assert all(c.image.tobytes() == own[c.seed].image.tobytes() for c in ranked)
+    expected = scorer.score([c.image for c in ranked], "a red heart").tolist()
+    assert [c.score for c in ranked] == pytest.approx(expected, abs=1e-5)
+    assert sorted(expected, reverse=True) == expected
+
+
+@pytest.mark.parametrize(("recommended", "expected"), [("likelihood", "both"), ("none", "both"), ("clip", "clip")])
+def test_a_scorer_that_is_set_ranks_unless_told_otherwise(tiny_dalle, other_scorer, recommended, expected):
+    dalle = copy_of(tiny_dalle)
+    dalle.sampling = replace(dalle.sampling, rank=recommended)
+    dalle.scorer = Scorer.from_pretrained(other_scorer)
+    assert dalle.generate("a cat", candidates=3).settings["sampling"]["rank"] == expected
+    likelihood = dalle.generate("a cat", candidates=3, rank="likelihood")
+    assert likelihood.metadata() == tiny_dalle.generate("a cat", candidates=3, rank="likelihood").metadata()
+
+
+def test_results_record_a_scorer_that_was_set_and_ranked(tiny_dalle, other_scorer):
+    dalle, scorer = copy_of(tiny_dalle), Scorer.from_pretrained(other_scorer)
+    dalle.scorer = scorer
+    recorded = {"name": str(other_scorer), "identity": scorer_identity(scorer)}
+    assert dalle.scorer_source == recorded
+    assert dalle.generate("a cat", candidates=2).settings["scorer"] == recorded
+    assert "scorer" not in dalle.generate("a cat", candidates=2, rank="likelihood").settings
+    dalle.scorer = tiny_dalle.scorer
+    assert "scorer" not in dalle.generate("a cat", candidates=2, rank="both").settings
+    dalle.scorer = None
+    without = dalle.generate("a cat", candidates=2)
+    assert without.settings["sampling"]["rank"] == "likelihood"
+    assert "scorer" not in without.settings
+
+
+@pytest.mark.parametrize("wrong", ["hf:openai/clip-vit-base-patch32", 3, Scorer, RedScorer()], ids=repr)
+def test_what_is_no_scorer_cannot_be_set(tiny_dalle, wrong):
+    dalle = copy_of(tiny_dalle)
+    with pytest.raises(UserError, match=r"expected a Scorer, or None for none, got \w+; load one with Scorer"):
+        dalle.scorer = wrong
+    assert dalle.scorer is tiny_dalle.scorer
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import os
 import sqlite3
 import sys
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from dalle_mini_impl.cli import bench, dalle
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.sample import read_bytes
 from dalle_mini_impl.scorer import picture_files
+from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search import integrity, nearest, query, store, update
 from dalle_mini_impl.search.export import export_clip_retrieval, export_faiss
@@ -29,7 +29,7 @@ from dalle_mini_impl.search.index import (
     ImageIndex,
     hits_sheet,
 )
-from dalle_mini_impl.search.scorers import absolute_scorer_name, scorer_identity
+from dalle_mini_impl.search.scorers import absolute_scorer_name
 from dalle_mini_impl.util.errors import UserError
 
 DIM = 19
@@ -314,11 +314,6 @@ def test_another_scorer_is_refused(pictures, scorer, tmp_path, tiny_model, refus
     run("index", pictures, "--out", tmp_path / "index", "--scorer", "emoji", "--rebuild")
     assert store.IndexFiles(tmp_path / "index").metadata("scorer") == "emoji"
     assert len(run("search", tmp_path / "index", "a cat").stdout.splitlines()) == 5
-
-
-def test_scorer_identities_depend_on_what_embeddings_depend_on(scorer):
-    assert scorer_identity(scorer) == scorer_identity(replace(scorer, chunk_size=3))
-    assert scorer_identity(scorer) != scorer_identity(replace(scorer, text_length=7))
 
 
 def test_names_of_scorers_become_absolute(tmp_path, monkeypatch):
