@@ -58,7 +58,7 @@ def emoji(out: Path, size: int, art: str) -> None:
     click.echo(out)
 
 
-@data.command(epilog=examples("dalle data store data/emoji --out data/emoji-store"))
+@data.command(epilog=examples("dalle data store my_pictures --out runs/mine/store"))
 @click.argument("source")
 @out_option("Folder to write the store to.", required=True, folder=True)
 @click.option(

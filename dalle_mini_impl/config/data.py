@@ -76,9 +76,15 @@ class AugmentConfig:
     """Range of the picture's size relative to the frame."""
     shift: NonNegative = 0.06
     """Largest shift in each direction, as a share of the frame."""
-    flip: Share = 0.5
-    """Probability of mirroring a picture that may be mirrored."""
-    background: Share = 0.25
-    """Probability of a random colour instead of white behind transparent pictures."""
+    flip: Share = 0.0
+    """Probability of mirroring a picture that may be mirrored (detail `may_flip`). Mirrored letters, and captions that
+    say left or right, show in samples."""
+    background: Share = 0.0
+    """Probability of a random colour instead of white behind transparent pictures. Above 0, samples have coloured
+    backgrounds as well."""
     crop: bool = False
     """Place pictures larger than the frame (`scale` above 1) at random instead of centred."""
+    keep_inside: bool = True
+    """Shift drawings only as far as all that is drawn stays inside the frame, and continue their ground; enlarge
+    photographs by 1 / scale instead of making them smaller, so that nothing but picture is in the frame. If false,
+    drawings are cut off at the frame, and the outermost pixels of any picture are repeated around it."""

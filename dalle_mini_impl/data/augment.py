@@ -1,11 +1,14 @@
 """Random variants of stored pictures: size, position, mirror image, background colour."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.config.data import AugmentConfig
+from dalle_mini_impl.data.fit import drawn_bounds, drawn_parts, ground_of
 
 
 def pixels_on_white(rgba: np.ndarray, size: int) -> Tensor:
@@ -50,7 +53,9 @@ def random_changes(batch: int, config: AugmentConfig, generator: torch.Generator
     return torch.cat([scale, mirrored, shift, colour], 1)
 
 
-def augmented_pixels(rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, size: int) -> Tensor:
+def augmented_pixels(
+    rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, size: int, keep_inside: bool = True
+) -> Tensor:
     """Apply sampled changes to stored pictures.
 
     Args:
@@ -58,26 +63,76 @@ def augmented_pixels(rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, si
         may_flip: (B,) bool, whether the mirror image is allowed.
         changes: (B, 7) from `random_changes`.
         size: side of the result in pixels.
+        keep_inside: as in `AugmentConfig`.
 
     Returns:
         (B, 3, size, size) float32 in [-1, 1].
     """
-    scale = changes[:, :1]
+    scale, shift = changes[:, :1], changes[:, 2:4]
     mirrored = torch.where(torch.from_numpy(may_flip), changes[:, 1], 1.0)
-    shift = changes[:, 2:4]
+    layers = _premultiplied(rgba)
+    surroundings = _surroundings(rgba) if keep_inside else None
+    if surroundings:
+        scale, shift = surroundings.limit(scale, shift)
     background = changes[:, 4:, None, None]
     # affine_grid maps output positions to input positions, so this is the inverse of the change.
     matrix = torch.zeros(len(rgba), 2, 3)
     matrix[:, 0, 0] = mirrored / scale[:, 0]
     matrix[:, 1, 1] = 1 / scale[:, 0]
     matrix[:, :, 2] = -shift / scale
-    layers = _premultiplied(rgba)
     if rgba.shape[1] > 2 * size:  # grid_sample interpolates 4 neighbours, so shrinking more than twofold would alias
         layers = F.interpolate(layers, (2 * size, 2 * size), mode="bilinear", antialias=True)
     grid = F.affine_grid(matrix, [len(rgba), 4, size, size], align_corners=False)
-    # Beyond its border a photograph is continued by its outermost pixels; drawings are transparent there anyway.
-    warped = F.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if surroundings:
+        warped = surroundings.sample(layers, grid)
+    else:
+        warped = F.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return (warped[:, :3] + (1 - warped[:, 3:]) * background).clamp(0, 1) * 2 - 1
+
+
+@dataclass(frozen=True)
+class _Surroundings:
+    """What is around the things drawn in pictures; coordinates run from -1 to 1, right and down."""
+
+    full: Tensor
+    """(B, 1) bool: whether a picture fills its frame."""
+    colour: Tensor
+    """(B, 4, 1, 1) in [0, 1]: colour times alpha, and alpha, of the ground of the others."""
+    bounds: Tensor
+    """(2, B, 2): where what is drawn begins and ends."""
+
+    def limit(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Change scale (B, 1) and shift (B, 2) so that all that is drawn, or nothing else, is in the frame.
+
+        The shift comes before mirroring here, and the frame is symmetric, so mirroring makes no difference.
+        """
+        scale = torch.where(self.full & (scale < 1), 1 / scale, scale)
+        limits = torch.stack([-1 - scale * self.bounds[0], 1 - scale * self.bounds[1]])
+        # What is drawn larger than the frame may be shifted until its edge reaches the frame's.
+        return scale, shift.clamp(limits.amin(0), limits.amax(0))
+
+    def sample(self, layers: Tensor, grid: Tensor) -> Tensor:
+        """Sample layers (B, 4, S, S) at the positions of a grid; beyond their edges there is the ground."""
+        inside = 1 - 1 / layers.shape[-1]  # the middle of the outermost pixels
+        grid = torch.where(self.full[..., None, None], grid.clamp(-inside, inside), grid)
+        # Outside, zeros are sampled, so the ground's colour is made zero meanwhile.
+        warped = F.grid_sample(layers - self.colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return warped + self.colour
+
+
+def _surroundings(rgba: np.ndarray) -> _Surroundings:
+    """Examine pictures (B, S, S, 4)."""
+    grounds = [ground_of(picture) for picture in rgba]
+    colours = [(*ground.colour, 255) if ground and ground.colour else (0, 0, 0, 0) for ground in grounds]
+    bounds = torch.tensor(
+        [drawn_bounds(drawn_parts(picture, ground)) for picture, ground in zip(rgba, grounds, strict=True)]
+    )
+    bounds = bounds.view(-1, 2, 2).transpose(0, 1) / torch.tensor(rgba.shape[2:0:-1]) * 2 - 1
+    return _Surroundings(
+        torch.tensor([[ground is None] for ground in grounds]),
+        torch.tensor(colours, dtype=torch.float32)[..., None, None] / 255,
+        bounds,
+    )
 
 
 def _premultiplied(rgba: np.ndarray) -> Tensor:

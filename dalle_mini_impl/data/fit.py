@@ -108,7 +108,7 @@ def fit_picture(image: Image.Image, frame: tuple[int, int], fit: str) -> FittedP
         same = _same_proportions(image.size, frame)
         stretched = image.resize(frame[::-1], Image.Resampling.LANCZOS)
         return FittedPicture(stretched, "whole" if same else "stretched", 0.0)
-    drawn = _drawn(pixels, ground)
+    drawn = drawn_parts(pixels, ground)
     if fit == "crop" or (fit == "auto" and ground is None):
         cropped = ImageOps.fit(image, frame[::-1], Image.Resampling.LANCZOS)
         if _same_proportions(image.size, frame):
@@ -166,8 +166,8 @@ def _border_colour(pixels: np.ndarray) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _drawn(pixels: np.ndarray, ground: Ground | None) -> np.ndarray:
-    """(H, W) bool: where something is drawn on the ground."""
+def drawn_parts(pixels: np.ndarray, ground: Ground | None) -> np.ndarray:
+    """Where something is drawn on the ground of a picture (H, W, 4): (H, W) bool; everywhere if there is none."""
     if ground is None:
         return np.ones(pixels.shape[:2], bool)
     if ground.colour is None:
@@ -175,16 +175,24 @@ def _drawn(pixels: np.ndarray, ground: Ground | None) -> np.ndarray:
     return (np.abs(pixels[..., :3].astype(np.int16) - np.array(ground.colour)) >= DRAWN_DIFFERENCE).any(-1)
 
 
-def _bounds(drawn: np.ndarray, reduction: tuple[int, ...], size: tuple[int, int]) -> Box:
-    """The box around what is drawn, in pixels of a picture (width, height); the whole of an empty picture."""
+def drawn_bounds(drawn: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the box around what is drawn (H, W) bool; the whole of an empty picture."""
     if not drawn.any():
-        return 0, 0, *size
+        return 0, 0, drawn.shape[1], drawn.shape[0]
     across, down = (np.flatnonzero(drawn.any(axis)) for axis in (0, 1))
-    # What is drawn may begin anywhere in a cell, and faintly in the one before.
-    left, top = (max(0, (int(cells[0]) - 1) * step) for cells, step in zip((across, down), reduction, strict=True))
-    ends = zip((across, down), reduction, size, strict=True)
-    right, bottom = (min(length, (int(cells[-1]) + 2) * step) for cells, step, length in ends)
-    return left, top, right, bottom
+    return int(across[0]), int(down[0]), int(across[-1]) + 1, int(down[-1]) + 1
+
+
+def _bounds(drawn: np.ndarray, reduction: tuple[int, ...], size: tuple[int, int]) -> Box:
+    """The box around what is drawn in pixels of the picture (width, height) that was reduced."""
+    left, top, right, bottom = drawn_bounds(drawn)
+    # What is drawn may begin faintly in the cell before.
+    return (
+        max(0, (left - 1) * reduction[0]),
+        max(0, (top - 1) * reduction[1]),
+        min(size[0], (right + 1) * reduction[0]),
+        min(size[1], (bottom + 1) * reduction[1]),
+    )
 
 
 def _whole(size: tuple[int, int], frame: tuple[int, int]) -> Box:

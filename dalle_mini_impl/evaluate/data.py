@@ -7,7 +7,7 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.picture_store import HEADER_FILE
 from dalle_mini_impl.util.errors import UserError
 
-MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store`"
+MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store --fit crop`"
 """The two commands that make the store which every `dalle evaluate` command reads by default."""
 
 

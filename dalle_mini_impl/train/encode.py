@@ -63,7 +63,7 @@ def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: 
         return pixels_on_white(rgba, size)
     changes = [random_changes(1, config.augment, loop.generator_for(config.seed, variant, int(row))) for row in rows]
     may_flip = np.array([store.entries[row].may_flip for row in rows])
-    return augmented_pixels(rgba, may_flip, torch.cat(changes), size)
+    return augmented_pixels(rgba, may_flip, torch.cat(changes), size, config.augment.keep_inside)
 
 
 def encode_split(

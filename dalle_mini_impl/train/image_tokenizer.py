@@ -47,7 +47,7 @@ def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageToken
     indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
-    return augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
+    return augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size, config.augment.keep_inside)
 
 
 def validate(

@@ -89,7 +89,9 @@ def make_batch(
     indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
-    pixels = augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size)
+    pixels = augmented_pixels(
+        store.take(indices), may_flip, changes, config.model.image_size, config.augment.keep_inside
+    )
     text_ids: list[list[int]] = []
     is_reconstructed: list[bool] = []
     for row, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):

@@ -24,9 +24,9 @@ def square(size, top, left, side, colour=(255, 0, 0)):
     return rgba
 
 
-def apply(rgba, changes, size, may_flip=True):
+def apply(rgba, changes, size, may_flip=True, keep_inside=False):
     rows = torch.tensor(changes).expand(len(rgba), -1)
-    return augmented_pixels(rgba, np.full(len(rgba), may_flip), rows, size)
+    return augmented_pixels(rgba, np.full(len(rgba), may_flip), rows, size, keep_inside)
 
 
 def as_pixels(rgba):
@@ -145,7 +145,7 @@ def test_much_larger_pictures_do_not_alias():
 
 def test_each_row_is_changed_independently_of_its_batch():
     rgba = noise(5, 16)
-    changes = random_changes(5, AugmentConfig(), torch.Generator().manual_seed(0))
+    changes = random_changes(5, AugmentConfig(flip=0.5, background=0.25), torch.Generator().manual_seed(0))
     flip = np.array([True, False, True, True, False])
     whole = augmented_pixels(rgba, flip, changes, 8)
     assert whole.shape == (5, 3, 8, 8)
@@ -155,13 +155,89 @@ def test_each_row_is_changed_independently_of_its_batch():
 
 
 def test_pixels_stay_in_range_and_arguments_are_not_changed():
-    rgba, changes = noise(7, 16, opaque=False), random_changes(7, AugmentConfig(), torch.Generator().manual_seed(0))
+    rgba, changes = (
+        noise(7, 16, opaque=False),
+        random_changes(7, AugmentConfig(flip=0.5, background=0.25), torch.Generator().manual_seed(0)),
+    )
     before = rgba.copy(), changes.clone()
     pixels = augmented_pixels(rgba, np.ones(7, dtype=bool), changes, 11)
     assert -1 <= float(pixels.min()) <= float(pixels.max()) <= 1
     assert pixels.dtype == torch.float32
     assert np.array_equal(rgba, before[0])
     assert torch.equal(changes, before[1])
+
+
+# --- what is drawn stays inside
+
+
+def ramp(size):
+    """A picture that fills its frame: brightness rises to the right (green) and downwards (blue)."""
+    rgba = np.full((1, size, size, 4), 255, dtype=np.uint8)
+    rgba[0, :, :, 0] = np.random.default_rng(0).integers(0, 256, (size, size))
+    rgba[0, :, :, 1] = np.linspace(0, 255, size, dtype=np.uint8)
+    rgba[0, :, :, 2] = np.linspace(0, 255, size, dtype=np.uint8)[:, None]
+    return rgba
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_photographs_are_enlarged_instead_of_made_smaller(size):
+    rgba = ramp(32)
+    changes = random_changes(23, AugmentConfig(scale=(0.6, 1.0), shift=0.3), torch.Generator().manual_seed(2))
+    pixels = augmented_pixels(rgba.repeat(23, 0), np.zeros(23, bool), changes, size)
+    # Where a border was repeated, neighbouring columns or rows would be equal.
+    assert (pixels[:, 1].diff(dim=-1) > 0).all()
+    assert (pixels[:, 2].diff(dim=-2) > 0).all()
+    # The smaller the scale, the smaller the part of the picture that is seen.
+    seen = (pixels[:, 1, 0, -1] - pixels[:, 1, 0, 0]) / 2
+    torch.testing.assert_close(seen, changes[:, 0] * (size - 1) / size, atol=0.05, rtol=0)
+
+
+def test_photographs_are_unchanged_by_neutral_changes():
+    torch.testing.assert_close(
+        apply(ramp(13), NEUTRAL, 13, keep_inside=True), pixels_on_white(ramp(13), 13), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("mirrored", [1.0, -1.0])
+@pytest.mark.parametrize("ground", [None, (230, 240, 200)])
+def test_drawings_are_shifted_only_within_the_frame(ground, mirrored):
+    drawing = square(40, 0, 6, 30)  # touches the upper edge
+    if ground:
+        drawing = np.where(drawing[..., 3:] > 0, drawing, np.uint8([*ground, 255]))
+    around = torch.tensor(ground or (255, 255, 255)).float()[:, None] / 127.5 - 1
+    for shift in ((0.6, -0.3), (-0.6, 0.6)):
+        pixels = apply(drawing, [0.9, mirrored, *shift, 1, 1, 1], 40, keep_inside=True)
+        columns = (pixels[0, 1] < -0.5).sum(1)
+        assert float((pixels[0, 1] < -0.5).sum()) == pytest.approx(27 * 27, abs=40)  # nothing was cut off
+        assert int(columns.max()) in (26, 27, 28)
+        background = pixels[0][:, (pixels[0, 1] > 0.5)]
+        far = background[:, (background - around).abs().amax(0) < 0.02]
+        assert far.shape[1] > 0.9 * background.shape[1]
+
+
+def test_drawings_at_the_edge_are_not_repeated_beyond_it():
+    touching = square(40, 0, 0, 40)
+    touching[0, 10:30, 10:30] = 0
+    pixels = apply(touching, [0.5, *NEUTRAL[1:]], 40, keep_inside=True)
+    assert (pixels[0, :, :9] > 0.99).all()
+    assert (pixels[0, :, :, -9:] > 0.99).all()
+
+
+def test_drawings_larger_than_the_frame_are_shifted_up_to_their_edges():
+    drawing = square(40, 5, 5, 30)
+    pixels = apply(drawing, [2.0, 1.0, 3.0, -3.0, 1, 1, 1], 40, keep_inside=True)
+    assert (pixels[0, 1, :-1, 1:] < -0.4).all()
+
+
+def test_mixed_batches_are_changed_picture_by_picture():
+    plain = np.full((1, 32, 32, 4), 255, np.uint8)
+    plain[0, 9:20, 3:29, 1] = 0
+    rgba = np.concatenate([ramp(32), square(32, 2, 3, 20), plain])
+    changes = random_changes(3, AugmentConfig(background=1.0), torch.Generator().manual_seed(1))
+    whole = augmented_pixels(rgba, np.ones(3, bool), changes, 16)
+    for n in range(3):
+        alone = augmented_pixels(rgba[n : n + 1], np.ones(1, bool), changes[n : n + 1], 16)
+        torch.testing.assert_close(alone[0], whole[n])
 
 
 # --- random changes

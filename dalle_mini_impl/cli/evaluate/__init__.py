@@ -26,5 +26,5 @@ def evaluate() -> None:
     \b
     Most commands compare with the emoji set, which two commands make:
       dalle data emoji --out data/emoji
-      dalle data store data/emoji --out data/emoji-store
+      dalle data store data/emoji --out data/emoji-store --fit crop
     """
