@@ -85,9 +85,12 @@ def _part_line(name: str, part: dict[str, Any]) -> str:
     if "parameters" in part:
         size = f"{part['parameters']:,} weights, {size}"
     warning = ", not the one here: the two cannot be used together"
+    origin = part.get("trained_with", {}).get("start_from")
+    size += f"; started from {name.replace('_', ' ')} {origin}" if origin else ""
     trained_with = [
         f"{other.replace('_', ' ')} {identity}{warning if other in part.get('mismatched', ()) else ''}"
         for other, identity in part.get("trained_with", {}).items()
+        if other != "start_from"
     ]
     return f"{shape(part)}; {size}" + (f"; trained with {' and '.join(trained_with)}" if trained_with else "")
 

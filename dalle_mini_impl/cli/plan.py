@@ -49,16 +49,15 @@ def plan(
     CONFIG is a config of the transformer stage. Nothing is allocated, so any size can be estimated.
     """
     from dalle_mini_impl.config.model import StreamConfig
-    from dalle_mini_impl.config.training import TransformerRun
-    from dalle_mini_impl.config.yaml_io import load
     from dalle_mini_impl.train.estimate import TrainingMachine, count, plans
+    from dalle_mini_impl.train.stages import STAGES, load_settings
 
     if min(grid, codebook, text_vocab) < 1:
         raise UserError(
             f"expected --grid, --codebook and --text-vocab of at least 1, got {grid}, {codebook} and {text_vocab}; "
             f"give the sizes of your tokenizers"
         )
-    run = load(TransformerRun, config, list(changes))
+    run = load_settings(STAGES["transformer"], config, changes)
     stream = StreamConfig(
         text_length=run.text_length, text_vocab=text_vocab, grid=(grid, grid), image_vocab=codebook, bos_id=1
     )

@@ -128,6 +128,9 @@ class ImageTokenizerRun:
     """Stage 2: pictures -> image tokenizer."""
 
     model: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    start_from: str = ""
+    """Checkpoint whose image tokenizer gives the initial weights and the settings in `model`: a shipped name, a folder
+    or hf:USER/REPO. `model.image_size` may differ."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -198,6 +201,9 @@ class TransformerRun:
     """Stage 4: token cache + text tokenizer -> transformer."""
 
     model: TransformerConfig = field(default_factory=TransformerConfig)
+    start_from: str = ""
+    """Checkpoint whose transformer gives the initial weights, the settings in `model`, `text_length` and, if none is
+    named, the text tokenizer: a shipped name, a folder or hf:USER/REPO."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -240,6 +246,9 @@ class ScorerRun:
     """Stage 5: captioned pictures + text tokenizer -> CLIP scorer."""
 
     model: ScorerConfig = field(default_factory=ScorerConfig)
+    start_from: str = ""
+    """Checkpoint whose scorer gives the initial weights, the settings in `model` and, if none is named, the text
+    tokenizer: a shipped name, a folder or hf:USER/REPO."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -126,6 +126,15 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
         UserError: the file cannot be read, a key or value is wrong, or a number is out of its range; the message names
             it.
     """
+    return build_checked(kind, read_values(kind, path, overrides), str(path))
+
+
+def read_values(kind: type, path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The first half of `load`: what file and overrides give, as nested plain values with current names.
+
+    Raises:
+        UserError: the file cannot be read, or an override is malformed.
+    """
     values = read_yaml_file(find_shipped(path), "config", "give an existing YAML file") or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, got {shown(values)}")
@@ -133,7 +142,16 @@ def load(kind: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     values = _with_new_names(kind, values, str(path), warn=True)
     for override in overrides:
         _apply_override(kind, values, override)
-    config = _build(kind, values, str(path))
+    return values
+
+
+def build_checked(kind: type[C], values: dict[str, Any], where: str) -> C:
+    """The second half of `load`: the config of what `read_values` returned.
+
+    Raises:
+        UserError: a key or value is wrong, or a number is out of its range; the message names it.
+    """
+    config = _build(kind, values, where)
     check_ranges(config)
     return config
 

@@ -63,6 +63,8 @@ class TextTokenizer:
         mergeable = [
             i for i in range(len(pieces)) if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i))
         ]
+        self.pieces = pieces
+        """The text of each id, with `SPACE` for spaces; special ids and bytes as `<pad>`, `<0x41>` and so on."""
         self._ids = {pieces[i]: i for i in mergeable}
         self._scores = {pieces[i]: model.get_score(i) for i in mergeable}
         self._byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
@@ -99,11 +101,18 @@ class TextTokenizer:
             return ids[:max_ids]
         if max_ids is not None:
             normal = self._beginning(normal, max_ids)
-        ids = []
-        for piece in split_with_dropout(normal, self._scores, dropout, random):
-            number = self._ids.get(piece)
-            ids += [number] if number is not None else [self._byte_ids[byte] for byte in piece.encode()]
-        return ids[:max_ids]
+        return self._ids_of_parts(split_with_dropout(normal, self._scores, dropout, random))[:max_ids]
+
+    def spell(self, piece: str) -> list[int]:
+        """The ids of a piece of another tokenizer, in which `SPACE` stands for spaces, without a space before it."""
+        return self._ids_of_parts(split_with_dropout(piece, self._scores, 0.0, np.random.default_rng(0)))
+
+    def _ids_of_parts(self, parts: Iterable[str]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            number = self._ids.get(part)
+            ids += [number] if number is not None else [self._byte_ids[byte] for byte in part.encode()]
+        return ids
 
     def _beginning(self, text: str, max_ids: int) -> str:
         """The part of a normalised text that its first `max_ids` ids depend on, and some more."""
@@ -152,6 +161,20 @@ class TextTokenizer:
     def truncate(self, text_ids: list[int], max_ids: int, text: str = "") -> list[int]:
         """Return the first `max_ids` ids; warns about what was cut off if `text`, the whole caption, is given."""
         return truncate_ids(self.decode, text_ids, max_ids, text)
+
+
+def matching_ids(tokenizer: TextTokenizer, other: TextTokenizer) -> list[list[int]]:
+    """For each id of one tokenizer, the ids of another one that stand for the same text.
+
+    Returns:
+        One list per id of `tokenizer`: a single id of `other` where both have the piece, else the ids that spell it.
+    """
+    known = {piece: number for number, piece in enumerate(other.pieces)}
+    roles = {getattr(tokenizer, role): getattr(other, role) for role in ("pad_id", "bos_id", "eos_id")}
+    return [
+        [roles[number]] if number in roles else [known[piece]] if piece in known else other.spell(piece)
+        for number, piece in enumerate(tokenizer.pieces)
+    ]
 
 
 def _parts(caption: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.run_record import make_record
+from dalle_mini_impl.train.shared.start import load_image_tokenizer_weights, open_start
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
@@ -137,11 +138,14 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
             f"raise run.batch_size, or model.image_size above model.factor {config.model.factor}"
         )
     with accelerator.main_process_first():
+        start = open_start(config, resume)
         size = config.model.image_size
         train = open_store(config.data, "train", captions="optional", picture_size=size)
         validation = open_store(config.data, "validation", captions="optional", picture_size=size)
     # Built after the Accelerator, because codebooks decide at construction whether to synchronise over processes.
-    tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy).to(accelerator.device)
+    tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy)
+    load_image_tokenizer_weights(tokenizer, start)
+    tokenizer.to(accelerator.device)
     if not resume:
         check_not_needed(run.model_dir, "image_tokenizer")
     ema = Ema(tokenizer, run.ema)
@@ -158,7 +162,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
     guard = DivergenceGuard(everything, optimizers, ema)
     process_tensors["guard"] = guard.state
-    record = make_record(config, {}, train.version)
+    record = make_record(config, start.identities, train.version)
     first = load_state(accelerator, run, everything, optimizers, ema, record, **process_tensors) if resume else 0
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)
@@ -207,7 +211,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
 
     if accelerator.is_main_process:
         with ema.swapped_into(tokenizer):
-            identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), {})
+            identity = save_part(run.model_dir, "image_tokenizer", tokenizer, to_dict(config.model), start.identities)
         print(f"image tokenizer {identity} written to {Path(run.model_dir) / 'image_tokenizer.safetensors'}")
     log.close()
 

@@ -33,6 +33,7 @@ from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.run_record import make_record
+from dalle_mini_impl.train.shared.start import load_scorer_weights, open_start, text_tokenizer_file
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
@@ -151,21 +152,25 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     run = config.run
     accelerator = loop.start_run(run)
     with accelerator.main_process_first():
-        tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
+        start = open_start(config, resume)
+        tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
         train = open_store(config.data, "train", picture_size=config.model.image_size)
         validation = open_store(config.data, "validation", picture_size=config.model.image_size)
-    identities = {"text_tokenizer": tokenizer.identity}
+    identities = {"text_tokenizer": tokenizer.identity, **start.identities}
     image_tokenizer = None
     if config.reconstructed_share:
         image_tokenizer, identities["image_tokenizer"] = load_reconstructor(config, str(accelerator.device))
     captions = CaptionSampler(train.entries, config.language_weights)
     concepts = concept_indices(train)
     clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
+    origin = load_scorer_weights(clip, tokenizer, config.model, start)
     ema = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
     record = make_record(config, identities, train.version)
     first = load_state(accelerator, run, model, optimizers, ema, record) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
+    if origin:
+        log.message(origin)
     if cut := describe_cut_captions(train.entries, tokenizer, config.model.text_length - 1):
         log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model

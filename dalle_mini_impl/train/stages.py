@@ -9,7 +9,7 @@ import importlib
 import os
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import click
 
 from dalle_mini_impl.config.keys import ConfigSection, config_sections
 from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun, ScorerRun, TextTokenizerRun, TransformerRun
-from dalle_mini_impl.config.yaml_io import load
+from dalle_mini_impl.config.yaml_io import build_checked, read_values
 from dalle_mini_impl.util.command_line import run_program
 from dalle_mini_impl.util.files import check_folder_output, only_writer
 
@@ -91,7 +91,7 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
     example = f"dalle train {stage.name} --config configs/small/{stage.file_name}.yaml"
 
     def run(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
-        settings: Any = load(stage.config, config, overrides)
+        settings = load_settings(stage, config, overrides, resume and stage.can_resume)
         with contextlib.ExitStack() as stack:
             if os.environ.get("RANK", "0") == "0":  # of several processes one holds the right to write for all
                 for path in written_paths(stage, settings):
@@ -120,6 +120,27 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
             click.Option(["--resume"], is_flag=True, help=resume_help),
         ],
     )
+
+
+def load_settings(stage: Stage, config: str, overrides: Sequence[str] = (), resume: bool = False) -> Any:
+    """Read the settings of a stage; what they leave out is that of the checkpoint that `start_from` names.
+
+    Args:
+        stage: one of `STAGES`.
+        config: the YAML file.
+        overrides: as in `load`.
+        resume: whether the run is to continue; then its saved state says what was left out.
+
+    Raises:
+        UserError: as `load`, or there is no such checkpoint.
+    """
+    values = read_values(stage.config, config, overrides)
+    settings: Any = build_checked(stage.config, values, str(config))
+    if not getattr(settings, "start_from", ""):
+        return settings
+    from dalle_mini_impl.train.shared.start import complete_settings
+
+    return complete_settings(settings, values, resume)
 
 
 def written_paths(stage: Stage, settings: Any) -> list[Path]:

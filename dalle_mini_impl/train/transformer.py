@@ -35,6 +35,7 @@ from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
+from dalle_mini_impl.train.shared.start import load_transformer_weights, open_start, text_tokenizer_file
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
@@ -171,12 +172,13 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     accelerator = loop.start_run(run, can_shard=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
-        tokenizer = add_text_tokenizer(run.model_dir, config.text_tokenizer)
+        start = open_start(config, resume)
+        tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
     train = open_cache(config.cache, "train", identity)
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)
     captions = CaptionSampler(train.entries, config.language_weights)
-    about = describe_run(config, train)
+    about = describe_run(config, train, start.data)
     layout = StreamConfig(
         text_length=config.text_length,
         text_vocab=tokenizer.vocab_size,
@@ -190,21 +192,24 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         return StreamLoss(build_transformer(config.model, layout, recompute=config.recompute), stream)
 
     losses = build()
+    origin = load_transformer_weights(losses.transformer, stream, tokenizer, run.model_dir, start)
     model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)
     ema = Ema(losses, run.ema)
     optimizers = build_optimizers(losses, config.optimizer)
     plateau = Plateau(config.plateau)
     # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
-    record = make_record(config, {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}, train.version)
+    identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity, **start.identities}
+    record = make_record(config, identities, train.version)
     first = load_state(accelerator, run, losses, optimizers, ema, record, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
+    if origin:
+        log.message(origin)
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
         log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
 
     def save(trained: StreamLoss) -> str:
-        identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity}
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
         save_settings(run.model_dir, config.sampling, about)
         return save_part(run.model_dir, "transformer", trained.transformer, settings, identities)

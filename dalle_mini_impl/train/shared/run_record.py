@@ -7,7 +7,7 @@ from typing import Any
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.util.errors import UserError
 
-FIXED = ("model", "run.seed", "run.batch_size")
+FIXED = ("model", "start_from", "run.seed", "run.batch_size")
 """Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
 come in an epoch are others."""
 UNCOMPARED = ("run.model_dir", "run.state_dir")
@@ -24,6 +24,18 @@ class RunRecord:
     """The whole config, as plain values by dotted key."""
     parts: dict[str, str] = field(default_factory=dict)
     """Identities of the other parts that the run trains with, by name."""
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The settings of one section, such as `model`, as nested plain values."""
+        values: dict[str, Any] = {}
+        for key, value in self.settings.items():
+            *parents, last = key.split(".")
+            if parents[:1] == [name]:
+                inner = values
+                for parent in parents[1:]:
+                    inner = inner.setdefault(parent, {})
+                inner[last] = value
+        return values
 
     def as_json(self) -> str:
         """The record as one line of JSON."""

@@ -180,23 +180,33 @@ def _check_files(path: Path, accelerator: Accelerator) -> RunRecord:
     Raises:
         DamagedState: a file is missing or altered; in all processes.
     """
+    record, digests = read_run(path)
+    if digests is None:
+        return record
     with errors_as_damage():
-        if not (path / RUN_FILE).is_file() and (path / METADATA_FILE).is_file():  # written by an old version
-            return RunRecord()
-        run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-        if run.pop("checksum") != values_digest(run):
-            raise DamagedState(f"wrong checksum of {RUN_FILE}")
-        record = read_record(run["record"])
-        names = sorted(run["digests"])
+        names = sorted(digests)
         if not all(name == METADATA_FILE or SHARD.fullmatch(name) for name in names) or METADATA_FILE not in names:
             raise DamagedState("checksums of other files")
         own = names[accelerator.process_index :: accelerator.num_processes]
-        broken = [
-            name for name in own if not (path / name).is_file() or file_digest(path / name) != run["digests"][name]
-        ]
+        broken = [name for name in own if not (path / name).is_file() or file_digest(path / name) != digests[name]]
         if everywhere := gather_object(broken):
             raise DamagedState(f"wrong checksum of {everywhere[0]}")
         return record
+
+
+def read_run(path: Path) -> tuple[RunRecord, dict[str, str] | None]:
+    """The record of a state and the checksums of its files, by name; an empty one and None if an old version wrote it.
+
+    Raises:
+        DamagedState: what describes the state is missing or altered.
+    """
+    with errors_as_damage():
+        if not (path / RUN_FILE).is_file() and (path / METADATA_FILE).is_file():  # written by an old version
+            return RunRecord(), None
+        run = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        if run.pop("checksum") != values_digest(run):
+            raise DamagedState(f"wrong checksum of {RUN_FILE}")
+        return read_record(run["record"]), run["digests"]
 
 
 def _writer_of(path: Path) -> int:

@@ -9,6 +9,7 @@ is named and passed over. Either kind can be read by any number of processes, sh
 code that is run.
 """
 
+import contextlib
 import os
 import shutil
 import warnings
@@ -158,6 +159,14 @@ def load_state(
     for name in process_tensors.keys() & saved.keys():
         process_tensors[name].copy_(saved[name])
     return step
+
+
+def saved_record(folder: Path) -> RunRecord:
+    """The record of the newest state in a folder that can be read; an empty one if there is none."""
+    for path in find_states(folder):
+        with contextlib.suppress(DamagedState):
+            return sharded_state.read_run(path)[0] if path.is_dir() else read_file(path)["record"]
+    return RunRecord()
 
 
 def check_finite_weights(accelerator: Accelerator, model: nn.Module, step: int) -> None:

@@ -1,0 +1,262 @@
+"""Training that starts from the weights of a checkpoint (`start_from`) instead of random ones."""
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.parts import check_trained_with, load_module, read_part
+from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, read_text_tokenizer
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig
+from dalle_mini_impl.config.training import ImageTokenizerRun, ScorerRun, TransformerRun
+from dalle_mini_impl.config.yaml_io import from_dict, to_dict
+from dalle_mini_impl.model.build import build_clip, load_transformer
+from dalle_mini_impl.model.clip import CLIP
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer, matching_ids
+from dalle_mini_impl.train.shared.run_record import RunRecord
+from dalle_mini_impl.train.shared.state import saved_record
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.read_files import is_file
+
+AnyRun = ImageTokenizerRun | TransformerRun | ScorerRun
+ORIGIN = "start_from"
+"""Name under which the identity of the part that a training started from is kept: in `trained_with` of the part that it
+makes, and in the record of its states."""
+PARTS = {ImageTokenizerRun: "image_tokenizer", TransformerRun: "transformer", ScorerRun: "scorer"}
+"""The part that a config's stage trains."""
+FREE_SETTINGS = ("image_tokenizer.image_size",)
+"""Settings in `model` that may differ from the checkpoint's, because no weight depends on them."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The part whose weights a training starts from."""
+
+    identity: str = ""
+    """Identity of the part; empty where a training starts from random weights."""
+    folder: Path | None = None
+    """The checkpoint; None without one, and in a resumed run, whose state holds all weights."""
+    data: tuple[str, ...] = ()
+    """What the checkpoint was trained on, a line per source, for the description of the new one."""
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """What to add to the identities of the parts that a run trains with."""
+        return {ORIGIN: self.identity} if self.identity else {}
+
+
+def complete_settings(settings: Any, given: dict[str, Any], resume: bool = False) -> Any:
+    """Take settings that were not given over from the checkpoint that `start_from` names.
+
+    These are the settings in `model`, and `text_length` of a transformer.
+
+    Args:
+        settings: the config of a stage.
+        given: the nested values that it was made of.
+        resume: take them from the run's saved state, so that the checkpoint is not needed any more.
+
+    Raises:
+        UserError: there is no such checkpoint, or it lacks the part.
+    """
+    record = saved_record(Path(settings.run.state_dir)) if resume and settings.run.state_dir else RunRecord()
+    if record.stage:
+        model, text_length = record.section("model"), record.settings.get("text_length")
+    else:
+        model, text_length = _settings_of(find_checkpoint(settings.start_from), PARTS[type(settings)])
+    kind = type(settings.model)
+    model = _overlaid(to_dict(from_dict(kind, model, settings.start_from)), given.get("model", {}))
+    settings = replace(settings, model=from_dict(kind, model, "model"))
+    if isinstance(settings, TransformerRun) and "text_length" not in given and isinstance(text_length, int):
+        settings = replace(settings, text_length=text_length)
+    return settings
+
+
+def open_start(config: AnyRun, resume: bool) -> Start:
+    """Find the part that a training starts from, and check that the run's settings describe it.
+
+    Args:
+        config: settings of the stage.
+        resume: whether the run continues; then its saved state knows the part.
+
+    Raises:
+        UserError: there is no such part, or a setting in `model` contradicts it.
+    """
+    if not config.start_from:
+        return Start()
+    if resume:
+        return Start(saved_record(Path(config.run.state_dir)).parts.get(ORIGIN, ""), data=_start_data(config, None))
+    part = PARTS[type(config)]
+    folder = find_checkpoint(config.start_from)
+    values, _ = _settings_of(folder, part)
+    expected = _flat(to_dict(from_dict(type(config.model), values, config.start_from)))
+    for name, got in _flat(to_dict(config.model)).items():
+        if got != expected[name] and f"{part}.{name}" not in FREE_SETTINGS:
+            raise UserError(
+                f"expected model.{name} {expected[name]} as in the {part.replace('_', ' ')} of start_from "
+                f"{config.start_from}, got {got}; leave model.{name} out, or start_from"
+            )
+    if isinstance(config.model, ImageTokenizerConfig) and config.model.network != "vqvae":
+        raise UserError(
+            f"expected an image tokenizer trained here in start_from {config.start_from}, got network "
+            f"{config.model.network}, which can only be imported; name another checkpoint"
+        )
+    return Start(read_part(folder, part, weights=False).identity, folder, _start_data(config, folder))
+
+
+def _start_data(config: AnyRun, folder: Path | None) -> tuple[str, ...]:
+    """What the checkpoint in a folder was trained on; None for a resumed run, which may have written it down."""
+    prefix = f"{config.start_from}: "
+    own = Path(config.run.model_dir)
+    if folder is None and is_file(own / SETTINGS_FILE):
+        return tuple(line for line in load_settings(own).about.data if line.startswith(prefix))
+    with contextlib.suppress(UserError):  # it need not describe itself, and may be gone when a run resumes
+        return tuple(prefix + line for line in load_settings(folder or find_checkpoint(config.start_from)).about.data)
+    return ()
+
+
+def text_tokenizer_file(config: TransformerRun | ScorerRun, start: Start) -> str | Path:
+    """The SentencePiece model of a run: the one that its config names, or else that of the checkpoint it starts from.
+
+    Raises:
+        UserError: the checkpoint has an imported text tokenizer, with which nothing can be trained.
+    """
+    if config.text_tokenizer or not config.start_from:
+        return config.text_tokenizer
+    folder = start.folder or Path(config.run.model_dir)  # a run that is resumed has copied it
+    _trainable_text_tokenizer(folder)
+    return folder / TEXT_TOKENIZER_FILE
+
+
+def load_image_tokenizer_weights(tokenizer: ImageTokenizer, start: Start) -> None:
+    """Give an image tokenizer the weights of the one it starts from, if there is one."""
+    if start.folder:
+        tokenizer.load_state_dict(load_image_tokenizer(start.folder)[0].state_dict())
+
+
+def load_transformer_weights(
+    transformer: Transformer, stream: Stream, tokenizer: TextTokenizer, model_dir: str | Path, start: Start
+) -> str:
+    """Give a transformer the weights of the one it starts from, if there is one.
+
+    Rows of embedding and head that stand for the same text piece are copied; a piece that the old text tokenizer does
+    not have gets the mean of the pieces that spell it. Rows of image ids are copied if the ids mean the same: if the
+    image tokenizer is the old one, or was itself trained from it. Otherwise they stay as they are.
+
+    Args:
+        transformer: with the settings of the old one, for `stream`.
+        stream: layout of the new stream.
+        tokenizer: the new text tokenizer.
+        model_dir: folder with the new image tokenizer.
+        start: where the weights come from.
+
+    Returns:
+        A line on what was copied; empty if there is nothing to start from.
+
+    Raises:
+        UserError: the checkpoint is incomplete or damaged, or has tables of positions that do not fit the stream.
+    """
+    if not start.folder:
+        return ""
+    old, old_config = load_transformer(start.folder)
+    old_stream = Stream(old_config)
+    old_tokenizer = _trainable_text_tokenizer(start.folder)
+    if (old_config.bos_id, old_config.pad_id) != (old_tokenizer.bos_id, -1):
+        raise UserError(f"expected a transformer trained here in {start.folder}, got an imported one; name another")
+    text = matching_ids(tokenizer, old_tokenizer)
+    last = old_config.text_length - 1
+    sources = text + [[old_config.text_vocab + min(place, last)] for place in range(stream.config.text_length)]
+    image_tokenizer = read_part(Path(model_dir), "image_tokenizer", weights=False)
+    old_image_tokenizer = read_part(start.folder, "image_tokenizer", weights=False).identity
+    same_image_ids = old_image_tokenizer in (image_tokenizer.identity, image_tokenizer.trained_with.get(ORIGIN))
+    if same_image_ids := same_image_ids and stream.config.image_vocab == old_config.image_vocab:
+        sources += [[old_stream.image_offset + number] for number in range(old_config.image_vocab)]
+    _copy_weights(transformer, old, ("embed.weight", "head.weight", "head.bias"), sources)
+    pictures = "kept" if same_image_ids else "learned anew: another image tokenizer made them"
+    known = f"{sum(len(ids) == 1 for ids in text)} of {len(text)} text pieces are known"
+    return f"started from transformer {start.identity}: {known}, image ids are {pictures}"
+
+
+def load_scorer_weights(clip: CLIP, tokenizer: TextTokenizer, config: ScorerConfig, start: Start) -> str:
+    """Give a scorer the weights of the one it starts from, if there is one, with text pieces as in a transformer.
+
+    Returns:
+        A line on what was copied; empty if there is nothing to start from.
+
+    Raises:
+        UserError: the checkpoint is incomplete or damaged.
+    """
+    if not start.folder:
+        return ""
+    old_tokenizer = _trainable_text_tokenizer(start.folder)
+    part = read_part(start.folder, "scorer")
+    check_trained_with(part, "text_tokenizer", old_tokenizer.identity)
+    vocab, special = old_tokenizer.vocab_size, {"pad_id": old_tokenizer.pad_id, "eos_id": old_tokenizer.eos_id}
+    old = load_module(lambda: build_clip(config, vocab, **special), part, "cpu")
+    text = matching_ids(tokenizer, old_tokenizer)
+    _copy_weights(clip, old, ("text_tower.tokens.weight",), text)
+    known = sum(len(ids) == 1 for ids in text)
+    return f"started from scorer {start.identity}: {known} of {len(text)} text pieces are known"
+
+
+@torch.no_grad()
+def _copy_weights(new: nn.Module, old: nn.Module, row_names: tuple[str, ...], sources: list[list[int]]) -> None:
+    """Copy all weights; those in `row_names` row by row, as the means of the old rows that `sources` lists."""
+    weights = old.state_dict()
+    for name, value in new.state_dict().items():
+        if name in row_names:
+            value[: len(sources)] = _mean_rows(weights[name], sources)
+        elif value.shape != weights[name].shape:
+            raise UserError(
+                f"expected {name} of shape {tuple(weights[name].shape)} as in start_from, got {tuple(value.shape)}; "
+                f"keep picture size, factor and text_length, on which it depends"
+            )
+        else:
+            value.copy_(weights[name])
+
+
+def _mean_rows(table: Tensor, sources: list[list[int]]) -> Tensor:
+    return torch.stack([table[ids].mean(0) if len(ids) != 1 else table[ids[0]] for ids in sources])
+
+
+def _settings_of(folder: Path, part: str) -> tuple[Any, Any]:
+    """The values of `model` of a part, and its `text_length` if it is a transformer."""
+    config = read_part(folder, part, weights=False).config
+    if part != "transformer":
+        return config, None
+    stream = config.get("stream")
+    return config.get("transformer"), stream.get("text_length") if isinstance(stream, dict) else None
+
+
+def _trainable_text_tokenizer(folder: Path) -> TextTokenizer:
+    tokenizer = read_text_tokenizer(folder)
+    if not isinstance(tokenizer, TextTokenizer):
+        raise UserError(
+            f"expected a checkpoint with {TEXT_TOKENIZER_FILE} for start_from, got an imported text tokenizer in "
+            f"{folder}; name a checkpoint trained here"
+        )
+    return tokenizer
+
+
+def _overlaid(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Nested values in which those of `others` replace the same keys."""
+    inner = {
+        key: _overlaid(values[key], value)
+        for key, value in others.items()
+        if isinstance(value, dict) and isinstance(values.get(key), dict)
+    }
+    return {**values, **others, **inner}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for name, value in values.items():
+        rows |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return rows
