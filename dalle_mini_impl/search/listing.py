@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.sample import list_files
 from dalle_mini_impl.search.store import PictureFile
 from dalle_mini_impl.util.images import picture_kind
+
+CLOCK_STEP_NS = 2_000_000_000
+"""Longest step between two times that a file system tells apart, in nanoseconds: that of FAT. Others step once in a few
+milliseconds, or once a second."""
 
 
 @dataclass
@@ -87,12 +92,21 @@ def list_pictures(root: Path, log: SkipLog) -> Listing:
             except OSError:  # a broken link, or no access; reading it will report that
                 listing.files.append(PictureFile(name, None, 0))
             else:
-                listing.files.append(PictureFile(name, status.st_mtime_ns, status.st_size))
+                listing.files.append(PictureFile(name, _settled_time(status.st_mtime_ns), status.st_size))
     listing.unlisted = {os.fsencode(os.path.relpath(folder, root)) for folder in unlisted}
     if b"." in listing.unlisted:
         listing.unlisted.add(b"")
     listing.mounts = _mounts(root, {os.path.dirname(file.path) for file in listing.files})
     return listing
+
+
+def _settled_time(mtime_ns: int) -> int | None:
+    """A file's modification time, or None if it is not older than now by a step of the file system's clock.
+
+    The file may then be written once more without a change of its time, so that its time and size cannot tell whether it
+    has changed since it was read.
+    """
+    return None if abs(time.time_ns() - mtime_ns) <= CLOCK_STEP_NS else mtime_ns
 
 
 def _mounts(root: Path, folders: Collection[bytes]) -> set[bytes]:

@@ -120,10 +120,10 @@ class IndexFiles:
             rows = [(name, os.fsencode(value)) for name, value in values.items()]
             self.database.executemany("REPLACE INTO facts VALUES (?, ?)", rows)
 
-    def files(self) -> dict[bytes, tuple[int | None, int, bool]]:
-        """Path -> modification time, size, and whether it can be used, of every picture."""
-        rows = self.database.execute("SELECT path, mtime_ns, size, row IS NOT NULL FROM pictures")
-        return {path: (mtime_ns, size, bool(usable)) for path, mtime_ns, size, usable in rows}
+    def files(self) -> dict[bytes, tuple[int | None, int, int | None]]:
+        """Path -> modification time, size, and row of the vector (None if it cannot be used), of every picture."""
+        rows = self.database.execute("SELECT path, mtime_ns, size, row FROM pictures")
+        return {path: (mtime_ns, size, row) for path, mtime_ns, size, row in rows}
 
     def contents(self, *, lost: bool = False) -> dict[bytes, int]:
         """Hash -> row of the vector, of every content whose vector is there, or of those whose vector is lost."""

@@ -22,7 +22,7 @@ class Changes:
     """Numbers of pictures by what an update did with them."""
 
     unchanged: int
-    """Not read, as time and size have not changed."""
+    """Not read, as time and size have not changed, or read again and of the same content."""
     embedded: int
     """New contents."""
     reused: int
@@ -59,10 +59,10 @@ def update_index(index: IndexFiles, scorer: Scorer, listing: Listing, log: SkipL
     changed = [
         file
         for file in listing.files
-        if file.mtime_ns is None or before.get(file.path, (None, 0, False))[:2] != (file.mtime_ns, file.size)
+        if file.mtime_ns is None or before.get(file.path, (None, 0, None))[:2] != (file.mtime_ns, file.size)
     ]
     free = free_rows(rows | lost)
-    counts = {"embedded": 0, "restored": 0, "failed": 0, "kept": 0}
+    counts = {"embedded": 0, "restored": 0, "failed": 0, "kept": 0, "same": 0}
     with tqdm(total=len(changed), unit=" pictures", disable=None, leave=False) as bar:
         for batch in embed_picture_files(scorer, changed, lambda file: _path(listing.root, file), rows):
             _record(index, listing.root, batch, before, rows, lost, free, counts)
@@ -78,9 +78,9 @@ def update_index(index: IndexFiles, scorer: Scorer, listing: Listing, log: SkipL
         log.add(printable(os.fsdecode(path)), printable(reason))
     old_failures = len(set(dict(unreadable)) - {file.path for file in changed} - kept)
     return Changes(
-        unchanged=len(listing.files) - len(changed) - old_failures,
+        unchanged=len(listing.files) - len(changed) - old_failures + counts["same"],
         embedded=counts["embedded"],
-        reused=len(changed) - counts["embedded"] - counts["restored"] - counts["failed"] - counts["kept"],
+        reused=len(changed) - sum(counts.values()),
         unreadable=len(unreadable),
         removed=len(removed),
         kept=counts["kept"] + len(kept),
@@ -115,7 +115,7 @@ def _record(
     index: IndexFiles,
     root: Path,
     batch: list[EmbeddedPicture[PictureFile]],
-    before: Mapping[bytes, tuple[int | None, int, bool]],
+    before: Mapping[bytes, tuple[int | None, int, int | None]],
     rows: dict[bytes, int],
     lost: dict[bytes, int],
     free: Iterator[int],
@@ -126,9 +126,10 @@ def _record(
     vectors = {}
     for picture in batch:
         file = picture.item
+        row_before = before.get(file.path, (None, 0, None))[2]
         if not picture.digest:
             # Repaired permissions and links change neither time nor size, so the next update tries again.
-            if before.get(file.path, (None, 0, False))[2]:
+            if row_before is not None:
                 counts["kept"] += 1
             else:
                 entries.append(IndexEntry(replace(file, mtime_ns=None), reason=picture.reason))
@@ -146,6 +147,8 @@ def _record(
             counts["restored" if picture.digest in lost else "embedded"] += 1
             row = lost.pop(picture.digest, None)
             rows[picture.digest] = next(free) if row is None else row
+        elif row_before == rows[picture.digest]:
+            counts["same"] += 1
     index.add(entries, vectors, rows)
 
 

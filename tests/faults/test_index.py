@@ -50,7 +50,6 @@ def update(folder: Path, scorer: Scorer, pictures: Path) -> None:
     ImageIndex.create(folder, scorer, replace=False).update(pictures)
 
 
-@pytest.mark.slow  # once in some fifty kills a vector differed from the fresh one; the cause is not found yet
 def test_index_killed_while_files_change_ends_as_a_fresh_one(pictures, scorer, tmp_path, monkeypatch, tries, report):
     monkeypatch.setattr(picture_files, "MAX_FILES", 4)  # many commits
     count = tries(20, 5)
@@ -60,7 +59,7 @@ def test_index_killed_while_files_change_ends_as_a_fresh_one(pictures, scorer, t
     update(tmp_path / "timed", scorer, pictures)
     seconds = time.monotonic() - started
     killed = 0
-    for _ in range(count):
+    while killed < count:  # a run that had ended before its moment does not count
         process = Forked(tmp_path / "output", update, tmp_path / "index", scorer, pictures)
         until = time.monotonic() + draw.random() * seconds
         while time.monotonic() < until:  # files come, go, change and move while the run reads them

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers.pictures import random_picture
+from helpers.pictures import make_old, random_picture
 from PIL import Image
 from torch.nn import functional as F
 
@@ -23,7 +23,7 @@ from dalle_mini_impl.data.sample import read_bytes
 from dalle_mini_impl.scorer import picture_files
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
-from dalle_mini_impl.search import integrity, nearest, query, store, update
+from dalle_mini_impl.search import integrity, listing, nearest, query, store, update
 from dalle_mini_impl.search.export import export_clip_retrieval, export_faiss
 from dalle_mini_impl.search.index import (
     ImageIndex,
@@ -181,6 +181,28 @@ def test_only_changed_files_are_read_and_new_contents_embedded(pictures, scorer,
     assert "blue.jpg" not in names(index.search("a cat", 99))
 
 
+def test_file_written_again_within_a_step_of_the_clock_is_noticed(pictures, scorer, tmp_path):
+    path = pictures / "red.png"
+    content = path.read_bytes()
+    path.write_bytes(content + b"0")  # decoders ignore what is behind a picture
+    index = ImageIndex.create(tmp_path / "index", scorer)
+    index.update(pictures)
+    time = path.stat().st_mtime_ns
+    path.write_bytes(content + b"1")
+    os.utime(path, ns=(time, time))
+    assert index.update(pictures) == update.Changes(unchanged=4, embedded=1, reused=0, unreadable=0, removed=0)
+
+
+def test_file_is_trusted_once_its_time_is_older_than_a_step_of_the_clock(pictures, scorer, tmp_path, monkeypatch):
+    (pictures / "red.png").touch()
+    index = ImageIndex.create(tmp_path / "index", scorer)
+    index.update(pictures)
+    reads = record_reads(monkeypatch)
+    monkeypatch.setattr(listing.time, "time_ns", lambda: (pictures / "red.png").stat().st_mtime_ns + 2 * 10**9 + 1)
+    assert [index.update(pictures).unchanged for _ in range(2)] == [5, 5]
+    assert reads == ["red.png"]
+
+
 def test_free_rows_are_reused(pictures, scorer, tmp_path):
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
@@ -270,6 +292,7 @@ def test_unreadable_pictures_are_listed_and_skipped(pictures, scorer, tmp_path, 
     (pictures / "bomb.png").write_bytes(bomb[:12] + header + zlib.crc32(header).to_bytes(4, "big") + bomb[33:])
     (pictures / "broken-link.png").symlink_to("nowhere")
     (pictures / os.fsdecode(b"\xff\xfe.png")).write_bytes((pictures / "red.png").read_bytes())
+    make_old(pictures)
     index, log = ImageIndex.create(tmp_path / "index", scorer), SkipLog()
     changes = index.update(pictures, log)
     assert (changes.embedded, changes.unreadable) == (5, 5)
