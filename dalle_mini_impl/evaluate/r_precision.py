@@ -17,6 +17,8 @@ CHUNK = 256
 """Pictures compared with all references at a time, which bounds memory."""
 COMPONENTS = 192
 """Most principal components kept, those of the largest variance."""
+SOFTMAX_TEMPERATURE = 0.1
+"""Divides cosines before the softmax of `RPrecision.log_probabilities`."""
 MIN_RELATIVE_VARIANCE = 1e-6
 """Components whose variance is below this fraction of the largest are rounding noise and dropped."""
 
@@ -63,14 +65,37 @@ class RPrecision:
         ranks = []
         for start in range(0, len(features), CHUNK):
             rows = slice(start, start + CHUNK)
-            cosines = features[rows] @ self.reference_features.T
-            if excluded_vendor_ids is not None:
-                cosines = cosines.masked_fill(self.vendor_ids == excluded_vendor_ids[rows, None], -torch.inf)
-            fit = cosines.new_full((len(cosines), self.concept_count), -torch.inf)
-            fit = fit.scatter_reduce(1, self.concept_ids.expand_as(cosines), cosines, "amax")
+            excluded = None if excluded_vendor_ids is None else excluded_vendor_ids[rows]
+            fit = self._fit(features[rows], excluded)
             own_fit = fit.gather(1, concept_ids[rows, None])
             ranks.append((fit >= own_fit).sum(1) - 1)
         return torch.cat(ranks)
+
+    def log_probabilities(self, features: Tensor, concept_ids: Tensor) -> Tensor:
+        """Log-probability of each picture's own concept, from a softmax over the fits of all concepts.
+
+        Unlike the rank it changes with every change of a picture, so that few pictures are enough to compare settings.
+
+        Args:
+            features: (B, d) from `features_of`.
+            concept_ids: (B,) int64, each picture's own concept.
+
+        Returns:
+            (B,) nats, at most 0.
+        """
+        parts = [
+            (self._fit(features[start : start + CHUNK]) / SOFTMAX_TEMPERATURE).log_softmax(1)
+            for start in range(0, len(features), CHUNK)
+        ]
+        return torch.cat(parts).gather(1, concept_ids[:, None])[:, 0]
+
+    def _fit(self, features: Tensor, excluded_vendor_ids: Tensor | None = None) -> Tensor:
+        """Largest cosine of each picture (B,) with any reference picture of each concept, (B, `concept_count`)."""
+        cosines = features @ self.reference_features.T
+        if excluded_vendor_ids is not None:
+            cosines = cosines.masked_fill(self.vendor_ids == excluded_vendor_ids[:, None], -torch.inf)
+        fit = cosines.new_full((len(cosines), self.concept_count), -torch.inf)
+        return fit.scatter_reduce(1, self.concept_ids.expand_as(cosines), cosines, "amax")
 
 
 def build_r_precision(judge: Judge, features: Tensor, concept_ids: Tensor, vendor_ids: Tensor) -> RPrecision:

@@ -1,5 +1,10 @@
-"""The real pictures that generated ones are compared with: each with its concept, its vendor and its captions."""
+"""The real pictures that generated ones are compared with: each with its concept, its vendor and its captions.
 
+In the emoji set the source names concept and vendor. Pictures of any other set are of the same concept if they have
+the same caption, and each has a vendor of its own.
+"""
+
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.pair import Caption, caption_in_language
 from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore, open_store
 from dalle_mini_impl.evaluate.data import store_config
 from dalle_mini_impl.evaluate.feature_cache import (
@@ -40,8 +46,23 @@ class ReferencePictures:
     concept_ids: Tensor
     """(n,) int64, concept of each picture."""
     vendor_ids: Tensor
-    """(n,) int64, vendor of each picture: an index into `vendor_names`."""
+    """(n,) int64, vendor of each picture: an index into `vendor_names`, or of the picture itself in sets without."""
     vendor_names: tuple[str, ...]
+    """Empty in sets without vendors, whose concepts are captions."""
+
+    @property
+    def concept_count(self) -> int:
+        """Number of concepts."""
+        return int(self.concept_ids.max()) + 1
+
+    @property
+    def has_vendors(self) -> bool:
+        """Whether several vendors drew the same concepts, as in the emoji set."""
+        return bool(self.vendor_names)
+
+    def has_split(self, split: str) -> bool:
+        """Whether any picture is of this split."""
+        return any(entry.split == split for entry in self.store.entries)
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Pictures on white, (len(indices), 3, size, size) in [-1, 1]."""
@@ -59,29 +80,37 @@ class ReferencePictures:
 
 
 def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
-    """Open a store, or make one from a source, whose pictures have a `concept` and a `vendor`, as the emoji set's do.
+    """Open a store, or make one from a source.
+
+    Where every picture has a `concept` and a `vendor`, as in the emoji set, these count. In other sets pictures are
+    of the same concept if their first captions are equal but for case, spaces and a full stop.
 
     Args:
         data: a picture store, or a source as in `evaluate.data.store_config`.
         size: side in pixels at which judges get the pictures.
 
     Raises:
-        UserError: `data` does not exist, or a picture has no concept or vendor.
+        UserError: `data` does not exist, or has pictures of fewer than two concepts.
     """
     config = store_config(data)
-    train = open_store(config, "train")
-    validation = open_store(config, "validation")
-    rows = np.concatenate([train.rows, validation.rows])
-    entries = train.entries + validation.entries
-    for entry in entries:
-        if not {"concept", "vendor"} <= entry.details.keys():
-            raise UserError(
-                f"expected a concept and a vendor for every picture, got none for {entry.key} of {data}; generation "
-                f"is measured on the emoji set, which `dalle data emoji` builds"
-            )
-    concept_ids, _ = _index_names([entry.details["concept"] for entry in entries])
-    vendor_ids, vendor_names = _index_names([entry.details["vendor"] for entry in entries])
-    store = PictureStore(train.pixels, rows, entries)
+    stores = [open_store(config, "train")]
+    # What could be wrong with the store has been noticed by now; it may just have no held-out pictures.
+    with contextlib.suppress(UserError):
+        stores.append(open_store(config, "validation"))
+    rows = np.concatenate([store.rows for store in stores])
+    entries = [entry for store in stores for entry in store.entries]
+    if all({"concept", "vendor"} <= entry.details.keys() for entry in entries):
+        concept_ids, concepts = _index_names([entry.details["concept"] for entry in entries])
+        vendor_ids, vendor_names = _index_names([entry.details["vendor"] for entry in entries])
+    else:
+        concept_ids, concepts = _index_names([caption_key(first_caption(entry)) for entry in entries])
+        vendor_ids, vendor_names = torch.arange(len(entries)), ()
+    if len(concepts) < 2:
+        raise UserError(
+            f"expected pictures with at least two different captions, among which the right one can be found, got "
+            f"{len(entries)} of {concepts[0]!r} in {data}; add pictures"
+        )
+    store = PictureStore(stores[0].pixels, rows, entries)
     return ReferencePictures(Path(config.store), store, size, concept_ids, vendor_ids, vendor_names)
 
 
@@ -132,20 +161,42 @@ def reference_features(
     return {name: values for name, values in features.items() if values is not None}
 
 
-def prompt_of(entry: PictureEntry, language: str = "en", with_style: bool = True) -> str | None:
+def has_features(reference: ReferencePictures, judge: Judge) -> bool:
+    """Whether the features of all reference pictures by a judge lie in the cache."""
+    key = cache_key(judge.identity, store_fingerprint(reference.folder), reference.size)
+    return read_features(cache_path(reference.folder, judge.name, reference.size), key, len(reference.store)) is not None
+
+
+def prompt_of(entry: PictureEntry, language: str = "", with_style: bool = True) -> str | None:
     """A picture's first name in a language, with or without the vendor's style word.
 
     The emoji set lists each caption first without and then with the style word: `heart`, `heart, flat`.
 
+    Args:
+        entry: of the picture.
+        language: code of a language; empty for that of `first_caption`.
+        with_style: whether to name the style.
+
     Returns:
         None where there is no caption in this language.
     """
-    texts = [caption.text for caption in entry.captions if caption.language == language]
+    first = first_caption(entry)
+    texts = [caption.text for caption in entry.captions if caption.language == (language or first.language)]
     if not texts:
         return None
     name = texts[0]
     styled_names = (text for previous, text in pairwise(texts) if previous == name and text.startswith(f"{name}, "))
     return next(styled_names, name) if with_style else name
+
+
+def first_caption(entry: PictureEntry) -> Caption:
+    """The first English caption, or the first of all if there is none."""
+    return caption_in_language(entry.captions, "en")
+
+
+def caption_key(caption: Caption) -> str:
+    """Text that is equal for captions that differ in case, spaces and a full stop or exclamation mark only."""
+    return " ".join(caption.text.casefold().split()).rstrip(".! ")
 
 
 def _index_names(names: list[str]) -> tuple[Tensor, tuple[str, ...]]:
