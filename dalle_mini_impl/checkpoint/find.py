@@ -43,6 +43,17 @@ def find_checkpoint(name: str | Path) -> Path:
     )
 
 
+def check_own_folder(name: str | Path) -> Path:
+    """The folder of a checkpoint that may be changed.
+
+    Raises:
+        UserError: it is a shipped model or one on a hub, or there is none.
+    """
+    if is_shipped(name) or str(name).startswith(hub.PREFIX):
+        raise UserError(f"expected a checkpoint folder of your own to change, got {name}; copy it first, or leave it")
+    return find_checkpoint(name)
+
+
 def is_shipped(name: str | Path) -> bool:
     """Whether a name is that of a checkpoint inside the package."""
     return str(name) != "" and "/" not in str(name) and is_file(SHIPPED_MODELS / str(name) / "config.yaml")

@@ -1,5 +1,6 @@
 """A checkpoint's `config.yaml`: recommended sampling settings, and languages, licence, data and measured quality."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -15,8 +16,21 @@ SETTINGS_FILE = "config.yaml"
 def save_settings(model_dir: str | Path, sampling: SamplingConfig, about: AboutConfig | None = None) -> None:
     """Write `config.yaml` of a checkpoint folder; the folder's name becomes the model's name."""
     config = CheckpointConfig(name=Path(model_dir).name, sampling=sampling, about=about or AboutConfig())
-    with replace_file(Path(model_dir) / SETTINGS_FILE) as temporary:
-        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    _write(Path(model_dir), config)
+
+
+def save_sampling(model_dir: str | Path, sampling: SamplingConfig) -> Path:
+    """Replace the recommended sampling settings in `config.yaml` of a checkpoint folder, and nothing else.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: it is missing or damaged, or cannot be written.
+    """
+    folder = Path(model_dir)
+    _write(folder, replace(load_settings(folder), sampling=sampling))
+    return folder / SETTINGS_FILE
 
 
 def load_settings(folder: Path) -> CheckpointConfig:
@@ -28,3 +42,8 @@ def load_settings(folder: Path) -> CheckpointConfig:
     path = folder / SETTINGS_FILE
     values = read_yaml_file(path, "settings", "copy the file again, or train the transformer")
     return from_dict(CheckpointConfig, values, str(path))
+
+
+def _write(folder: Path, config: CheckpointConfig) -> None:
+    with replace_file(folder / SETTINGS_FILE) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -4,7 +4,6 @@ In the emoji set the source names concept and vendor. Pictures of any other set 
 the same caption, and each has a vendor of its own.
 """
 
-import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import Caption, caption_in_language
 from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore, open_store
@@ -93,10 +93,7 @@ def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
         UserError: `data` does not exist, or has pictures of fewer than two concepts.
     """
     config = store_config(data)
-    stores = [open_store(config, "train")]
-    # What could be wrong with the store has been noticed by now; it may just have no held-out pictures.
-    with contextlib.suppress(UserError):
-        stores.append(open_store(config, "validation"))
+    stores = open_splits(config)
     rows = np.concatenate([store.rows for store in stores])
     entries = [entry for store in stores for entry in store.entries]
     if all({"concept", "vendor"} <= entry.details.keys() for entry in entries):
@@ -112,6 +109,23 @@ def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
         )
     store = PictureStore(stores[0].pixels, rows, entries)
     return ReferencePictures(Path(config.store), store, size, concept_ids, vendor_ids, vendor_names)
+
+
+def open_splits(config: DataConfig) -> list[PictureStore]:
+    """The training and the validation pictures of a store; a split without pictures is left out.
+
+    Raises:
+        UserError: both are without, or the store cannot be opened.
+    """
+    stores, errors = [], []
+    for split in ("train", "validation"):
+        try:
+            stores.append(open_store(config, split))
+        except UserError as error:  # all that could be wrong with the store, both splits have in common
+            errors.append(error)
+    if not stores:
+        raise errors[0]
+    return stores
 
 
 def build_r_precisions(
@@ -164,7 +178,9 @@ def reference_features(
 def has_features(reference: ReferencePictures, judge: Judge) -> bool:
     """Whether the features of all reference pictures by a judge lie in the cache."""
     key = cache_key(judge.identity, store_fingerprint(reference.folder), reference.size)
-    return read_features(cache_path(reference.folder, judge.name, reference.size), key, len(reference.store)) is not None
+    return (
+        read_features(cache_path(reference.folder, judge.name, reference.size), key, len(reference.store)) is not None
+    )
 
 
 def prompt_of(entry: PictureEntry, language: str = "", with_style: bool = True) -> str | None:

@@ -40,13 +40,13 @@ TEMPERATURES = (0.7, 0.5, 1.0)
 """Temperatures to try; here and below those likeliest to be good first, as a short time tries the first ones only."""
 GUIDANCES = (1.5, 1.0, 3.0)
 """Guidance scales to try."""
-TOP_KS = (0.125, 1.0)
-"""Top-k to try, as shares of the codebook."""
+TOP_K_SHARES = (1 / 8, 1 / 32, 1)
+"""Top-k to try, as shares of the codebook: the first with every temperature and guidance, the others with the best."""
 KEPT_SHARE = 0.25
 """Share of the candidates that is measured, the best ones: what one looks at when `dalle sample` keeps 8 of 32."""
 TOP = 5
 """A caption counts as recognised if it is among this many nearest."""
-MIN_CAPTIONS = 4
+MIN_CAPTIONS = 8
 """Captions that each setting must have drawn, or nothing is concluded."""
 ENOUGH_CAPTIONS = 32
 """With fewer held-out captions, captions of the training split are drawn as well."""
@@ -57,6 +57,11 @@ REFERENCE_SHARE = 0.25
 TIMED_PICTURES = 32
 """Real pictures by which the judge's speed is measured."""
 
+PATIENCE = 1.5
+"""A round is given up when it would take this many times the time that is left to draw `MIN_CAPTIONS`."""
+CLOCK_RESOLUTION = 1e-6
+"""Shorter times count as this many seconds."""
+
 
 class Round(NamedTuple):
     """One round of the halving."""
@@ -64,13 +69,13 @@ class Round(NamedTuple):
     candidates: int
     """Pictures for each caption and setting."""
     settings: int
-    """Settings that are tried at most; the last round also tries the model's own."""
+    """Settings that come from the round before, the best ones."""
     end: float
     """Share of the time after which it ends."""
 
 
-ROUNDS = (Round(4, 18, 0.5), Round(8, 5, 0.75), Round(16, 2, 1.0))
-"""The rounds in their order; the judge's features of real pictures count to the first."""
+ROUNDS = (Round(4, 99, 0.45), Round(8, 3, 0.7), Round(16, 2, 1.0))
+"""Temperature and guidance; the best of these, and other top-k with the best one; the best two and the model's own."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +138,19 @@ class SamplingChoice:
     """That it took."""
 
 
-def settings_to_try(own: SamplingConfig, codebook_size: int) -> list[SamplingConfig]:
-    """The model's own setting, then all combinations, those likeliest to be good first."""
-    grid = itertools.product(enumerate(TEMPERATURES), enumerate(GUIDANCES), enumerate(TOP_KS))
+def first_settings(own: SamplingConfig, codebook_size: int) -> list[SamplingConfig]:
+    """The model's own setting, then temperatures and guidances, those likeliest to be good first."""
+    grid = itertools.product(enumerate(TEMPERATURES), enumerate(GUIDANCES))
+    top_k = top_ks(codebook_size)[0]
     settings = [own]
-    for (_, temperature), (_, guidance), (_, share) in sorted(grid, key=lambda one: sum(place for place, _ in one)):
-        top_k = 0 if share == 1 else max(1, round(share * codebook_size))
+    for (_, temperature), (_, guidance) in sorted(grid, key=lambda one: one[0][0] + one[1][0]):
         settings.append(dataclasses.replace(own, temperature=temperature, guidance=guidance, top_k=top_k, top_p=1.0))
     return list(dict.fromkeys(settings))
+
+
+def top_ks(codebook_size: int) -> list[int]:
+    """`TOP_K_SHARES` of a codebook; 0 for all of it."""
+    return [0 if share == 1 else max(1, round(share * codebook_size)) for share in TOP_K_SHARES]
 
 
 def choose_captions(reference: ReferencePictures, seed: int = 0) -> Captions:
@@ -179,7 +189,8 @@ def measure_within(
     count = len(reference.store)
     start = time.monotonic()
     judge.features(reference.pixels(range(min(TIMED_PICTURES, count))))
-    affordable = int(seconds / (time.monotonic() - start) * min(TIMED_PICTURES, count))
+    each = max(time.monotonic() - start, CLOCK_RESOLUTION) / min(TIMED_PICTURES, count)
+    affordable = int(seconds / each)
     if affordable >= count or has_features(reference, judge):
         indices = torch.arange(count)
         features = reference_features(reference, {judge.name: judge})[judge.name]
@@ -226,14 +237,17 @@ def choose_sampling(
     measure, concept_ids = measure_within(reference, judge, captions, seconds * REFERENCE_SHARE, seed)
     drawing = _Drawing(dalle, reference, measure, concept_ids, captions, seed)
     own = dataclasses.replace(dalle.sampling, prune=False, tile=False, rank="none")
-    settings = settings_to_try(own, dalle.image_tokenizer.codebook_size)
+    codebook_size = dalle.image_tokenizer.codebook_size
+    settings = first_settings(own, codebook_size)
     rounds: list[tuple[Trial, ...]] = []
     drawing.draw(own, 0, 1)  # what the first call takes longer must not count
     for number, round_ in enumerate(ROUNDS):
         settings = settings[: round_.settings]
-        if number == len(ROUNDS) - 1 and own not in settings:
-            settings.append(own)
-        trials = drawing.try_settings(settings, round_, clock)
+        if number == 1:
+            settings += [dataclasses.replace(settings[0], top_k=top_k) for top_k in top_ks(codebook_size)]
+        elif number == 2:
+            settings.insert(1, own)
+        trials = drawing.try_settings(list(dict.fromkeys(settings)), round_, clock)
         if not trials:
             break
         rounds.append(trials)
@@ -283,27 +297,28 @@ class _Drawing:
     def try_settings(self, settings: Sequence[SamplingConfig], round_: Round, clock: _Clock) -> tuple[Trial, ...]:
         """Draw the same captions, one after the other, with every setting until the round's time is over.
 
-        Settings are cut to as many as can draw `MIN_CAPTIONS` in that time.
+        Only as many settings are tried, the first ones, as can draw `MIN_CAPTIONS` in that time, but at least two.
 
         Returns:
-            The trials, best first; none if there was no time for `MIN_CAPTIONS` with two settings.
+            The trials, best first; none if there was no time at all for `MIN_CAPTIONS` with two settings.
         """
         measured: list[list[dict[str, tuple[float, float]]]] = [[] for _ in settings]
-        start, count = clock.passed, len(settings)
+        start, draws, count = clock.passed, 0, len(settings)
         for number in itertools.count():
-            for place, sampling in enumerate(settings[:count]):
-                measured[place].append(self.draw(sampling, number, round_.candidates))
-                if number == 0:
-                    each = (clock.passed - start) / (place + 1)
-                    affordable = (clock.left_until(round_.end) + clock.passed - start) / (each * MIN_CAPTIONS)
-                    count = min(count, max(2, int(affordable)))
-                if place + 1 >= count:
-                    break
-            each = (clock.passed - start) / (number + 1)
-            if clock.left_until(round_.end) < each:
+            place = 0
+            while place < count:
+                measured[place].append(self.draw(settings[place], number, round_.candidates))
+                place, draws = place + 1, draws + 1
+                left = clock.left_until(round_.end)
+                each = max(clock.passed - start, CLOCK_RESOLUTION) / draws
+                if number < MIN_CAPTIONS:
+                    affordable = int((left / each + place) / (MIN_CAPTIONS - number))
+                    count = min(count, max(2, affordable))
+            missing = max(0, MIN_CAPTIONS - number - 1)
+            if each * count * missing > PATIENCE * clock.left_until(1):
+                return ()
+            if not missing and left < each * count:
                 break
-        if number + 1 < MIN_CAPTIONS:
-            return ()
         trials = [
             make_trial(sampling, round_.candidates, values)
             for sampling, values in zip(settings[:count], measured[:count], strict=True)
@@ -323,7 +338,7 @@ class _Drawing:
         options = {**dataclasses.asdict(sampling), "rank": "likelihood", "seed": candidate_seed(self.seed, number)}
         result = self.dalle.generate(prompt, candidates, candidates, **options)
         images = [candidate.image for candidate in result]
-        likelihood = torch.tensor([candidate.score or -math.inf for candidate in result])
+        likelihood = torch.tensor([-math.inf if one.score is None else one.score for one in result])
         scores = {"likelihood": likelihood}
         if self.dalle.has_scorer:
             cosines = self.dalle.scorer.cosines(images, prompt)

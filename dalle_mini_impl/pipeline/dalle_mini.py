@@ -127,6 +127,11 @@ class DalleMini:
         self.scorer_source = None if scorer is self._own_scorer else describe_scorer(scorer)
         self._scorer = scorer
 
+    @property
+    def has_scorer(self) -> bool:
+        """Whether candidates can be ranked by a CLIP scorer."""
+        return self._scorer is not None
+
     def generate(
         self,
         prompt: str,

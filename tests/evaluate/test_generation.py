@@ -340,15 +340,32 @@ def test_sweep_uses_other_pairs_and_every_setting(context):
     assert sweep(replace(context, settings=GenerationSettings())) == []
 
 
-def test_reference_pictures_need_concepts_and_vendors(tmp_path):
-    for number in range(7):
-        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number}.png")
-        split = "train" if number else "validation"
-        with (tmp_path / "list.jsonl").open("a") as file:
-            file.write(json.dumps({"path": f"{number}.png", "caption": "a", "split": split}) + "\n")
-    build_store(DataConfig(source=str(tmp_path / "list.jsonl"), store=str(tmp_path / "store"), store_size=9))
-    with pytest.raises(UserError, match=r"expected a concept and a vendor for every picture, got none for"):
-        open_reference_pictures(tmp_path / "store", 9)
+def make_captioned_store(folder, captions, held_out=1):
+    """A store of pictures with these captions and no other details, the first `held_out` of the validation split."""
+    for number, caption in enumerate(captions):
+        Image.new("RGB", (9, 9), (30 * number, 99, 200 - 20 * number)).save(folder / f"{number}.png")
+        split = "train" if number >= held_out else "validation"
+        with (folder / "list.jsonl").open("a") as file:
+            file.write(json.dumps({"path": f"{number}.png", "caption": caption, "split": split}) + "\n")
+    build_store(DataConfig(source=str(folder / "list.jsonl"), store=str(folder / "store"), store_size=9))
+    return folder / "store"
+
+
+def test_without_concepts_pictures_of_equal_captions_belong_together(tmp_path):
+    captions = ["a duck", "A  duck.", "a cat", "two ducks", "a cat!", "a duck"]
+    reference = open_reference_pictures(make_captioned_store(tmp_path, captions), 9)
+    names = {entry.key: concept for entry, concept in zip(reference.store.entries, reference.concept_ids.tolist())}
+    concepts = [names[key] for key in sorted(names)]
+    assert concepts == [1, 1, 0, 2, 0, 1]
+    assert reference.concept_count == 3
+    assert sorted(reference.vendor_ids.tolist()) == list(range(6))  # each picture can be left out by itself
+    assert not reference.has_vendors
+
+
+def test_one_caption_alone_is_refused(tmp_path):
+    store = make_captioned_store(tmp_path, ["a"] * 7)
+    with pytest.raises(UserError, match="expected pictures with at least two different captions"):
+        open_reference_pictures(store, 9)
 
 
 def run(*arguments):
