@@ -354,8 +354,9 @@ def make_captioned_store(folder, captions, held_out=1):
 def test_without_concepts_pictures_of_equal_captions_belong_together(tmp_path):
     captions = ["a duck", "A  duck.", "a cat", "two ducks", "a cat!", "a duck"]
     reference = open_reference_pictures(make_captioned_store(tmp_path, captions), 9)
-    names = {entry.key: concept for entry, concept in zip(reference.store.entries, reference.concept_ids.tolist())}
-    concepts = [names[key] for key in sorted(names)]
+    keys = [entry.key for entry in reference.store.entries]
+    of_key = dict(zip(keys, reference.concept_ids.tolist(), strict=True))
+    concepts = [of_key[key] for key in sorted(keys)]
     assert concepts == [1, 1, 0, 2, 0, 1]
     assert reference.concept_count == 3
     assert sorted(reference.vendor_ids.tolist()) == list(range(6))  # each picture can be left out by itself

@@ -104,13 +104,15 @@ class FakeDalle:
         for errors in torch.randn(candidates, 3, generator=generator) * 255 * size:
             colour = [int(min(255, max(0, a + b))) for a, b in zip(COLOURS[int(prompt)], errors.tolist(), strict=True)]
             image = Image.new("RGB", (SIZE, SIZE), tuple(colour))
-            image.goodness = -float(errors.abs().sum())
-            score = image.goodness if self._ranking == "likelihood" else float(torch.rand((), generator=generator))
+            image.info["goodness"] = -float(errors.abs().sum())
+            score = (
+                image.info["goodness"] if self._ranking == "likelihood" else float(torch.rand((), generator=generator))
+            )
             result.append(SimpleNamespace(image=image, score=score))
         return sorted(result, key=lambda one: -one.score)
 
     def _cosines(self, images, prompt):
-        good = torch.tensor([image.goodness for image in images]) / 1000
+        good = torch.tensor([image.info["goodness"] for image in images]) / 1000
         return good if self._ranking == "clip" else torch.rand(len(images), generator=torch.Generator().manual_seed(0))
 
 
