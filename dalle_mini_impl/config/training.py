@@ -197,6 +197,16 @@ class PlateauConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """Pictures of an earlier training, such as that of `start_from`, in every batch: fewer of them are forgotten."""
+
+    cache: str = ""
+    """Folder of their token cache, encoded with the same image tokenizer; empty for none."""
+    share: Share = 0.25
+    """Share of each batch that is taken from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerRun:
     """Stage 4: token cache + text tokenizer -> transformer."""
 
@@ -212,6 +222,7 @@ class TransformerRun:
     """Description to write into the checkpoint; languages and data that are not given are taken from the cache."""
     cache: str = ""
     """Folder of the token cache."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     text_tokenizer: str = ""
     """SentencePiece model file."""
     text_length: Count = 24

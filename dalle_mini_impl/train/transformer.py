@@ -30,6 +30,7 @@ from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.image_targets import check_targets, sample_ids
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
+from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
 from dalle_mini_impl.train.shared import fsdp, loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
@@ -57,6 +58,7 @@ def make_batch(
     config: TransformerRun,
     step: int,
     rows: slice,
+    replay: Replay | None = None,
 ) -> tuple[Tensor, ...]:
     """Some rows of a step's global batch.
 
@@ -68,34 +70,35 @@ def make_batch(
         config: settings of the stage.
         step: optimizer step, from 0.
         rows: B rows of the batch.
+        replay: pictures of an earlier training, for the last rows of each batch.
 
     Returns:
         The arguments of `StreamLoss`: inputs and targets (B, T - 1); with `image_targets: soft` also likely ids and
         their probabilities (B, h × w, k).
     """
     run = config.run
-    indices = loop.batch_indices(step, run.batch_size, len(cache), run.seed)[rows]
+    pictures = batch_pictures(cache, captions, replay, run.batch_size, step, run.seed)[rows]
     texts: list[list[int]] = []
     target_ids: list[np.ndarray] = []
     input_ids: list[np.ndarray] = []
     hidden: list[np.ndarray] = []
     distributions: list[tuple[np.ndarray, np.ndarray]] = []
-    for row, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
+    for row, (source, sampler, index) in zip(range(*rows.indices(run.batch_size)), pictures, strict=True):
         random = np.random.default_rng([run.seed, step, row])
-        variant = int(random.integers(cache.image_ids.shape[1]))
-        ids = cache.image_ids[index, variant].astype(np.int64)
+        variant = int(random.integers(source.image_ids.shape[1]))
+        ids = source.image_ids[index, variant].astype(np.int64)
         if config.image_targets != "argmax":
-            distributions.append(cache.distribution(index, variant))
+            distributions.append(source.distribution(index, variant))
             # From a separate generator, so that all other random numbers are the same for all kinds of targets.
             ids = sample_ids(*distributions[-1], np.random.default_rng([run.seed, step, row, 1]))
         target_ids.append(ids)
-        input_ids.append(corrupt(ids, cache, config.id_corruption, random))
+        input_ids.append(corrupt(ids, source, config.id_corruption, random))
         hidden_share = random.random() * (random.random() < config.id_dropout)
         hidden.append(random.random(ids.size) < hidden_share)
         if random.random() < config.caption_dropout:
             texts.append([])
         else:
-            text = captions.sample(int(index), random).text
+            text = sampler.sample(index, random).text
             texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.text_length))
     prefix = stream.prefix(texts)
     targets = stream.join(prefix, torch.from_numpy(np.stack(target_ids)))
@@ -178,7 +181,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)
     captions = CaptionSampler(train.entries, config.language_weights)
-    about = describe_run(config, train, start.data)
+    replay = open_replay(config, train)
+    about = describe_run(config, [train, *([replay.cache] if replay else [])], start.data)
     layout = StreamConfig(
         text_length=config.text_length,
         text_vocab=tokenizer.vocab_size,
@@ -200,7 +204,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
     identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity, **start.identities}
-    record = make_record(config, identities, train.version)
+    record = make_record(config, identities, train.version + (replay.cache.version if replay else ""))
     first = load_state(accelerator, run, losses, optimizers, ema, record, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if origin:
@@ -225,7 +229,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
         totals = np.zeros(2)
         for rows in loop.pass_rows(accelerator, run):
-            batch = make_batch(train, captions, tokenizer, stream, config, step, rows)
+            batch = make_batch(train, captions, tokenizer, stream, config, step, rows, replay)
             with accelerator.autocast():
                 text, image = forward(*(part.to(accelerator.device) for part in batch))
             loss = weighted_loss(text, image, config.image_weight)

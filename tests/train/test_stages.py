@@ -136,11 +136,11 @@ def test_the_described_languages_are_those_with_a_weight():
     captions = [tuple(Caption("x", code) for code in codes) for codes in (("en", "sl"), ("de", "", "en", "no"))]
     entries = [PictureEntry("a", "train", False, each, {}) for each in captions]
     cache = TokenCache(CacheHeader("x", 13, (2, 2), "hearts"), np.zeros((2, 1, 2, 2)), entries)
-    about = describe_run(runs.TransformerRun(language_weights={"sl": 3.0, "no": 0.0, "fi": 5.0}), cache)
+    about = describe_run(runs.TransformerRun(language_weights={"sl": 3.0, "no": 0.0, "fi": 5.0}), [cache])
     assert about == AboutConfig(languages=("sl", "de", "en"), data=("hearts: 2 pictures",))
     said = AboutConfig(licence="MIT", languages=("en",), data=("my hearts",))
-    assert describe_run(runs.TransformerRun(about=said), cache) == said
-    assert describe_run(runs.TransformerRun(), replace(cache, header=CacheHeader("x", 13, (2, 2)))).data == ()
+    assert describe_run(runs.TransformerRun(about=said), [cache]) == said
+    assert describe_run(runs.TransformerRun(), [replace(cache, header=CacheHeader("x", 13, (2, 2)))]).data == ()
 
 
 def test_logs_hold_every_step_and_validation(trained):
