@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
+from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util import read_files
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import decode_image
@@ -320,8 +321,8 @@ def make_pair(
 
     Args:
         key: identifies the sample within its source.
-        captions: white space and control characters in them become single spaces, repeated and blank ones are
-            dropped.
+        captions: white space and control characters in them become single spaces, marks at their ends are removed as
+            in prompts (`clean_caption`), repeated and blank ones are dropped.
         details: fields besides the captions; `split` and `may_flip` are removed from them and interpreted.
         read: returns the bytes of the picture file.
         needed: whether a pair must have a caption.
@@ -329,7 +330,7 @@ def make_pair(
     Raises:
         UnusableSample: no caption has text though one is needed, a field is invalid, or the picture cannot be read.
     """
-    texts = [Caption(" ".join(NO_TEXT.sub(" ", caption.text).split()), caption.language) for caption in captions]
+    texts = [Caption(_clean(caption.text), caption.language) for caption in captions]
     texts = [caption for caption in dict.fromkeys(texts) if caption.text]
     if needed and not texts:
         raise UnusableSample("empty caption: no text in it")
@@ -344,6 +345,11 @@ def make_pair(
         raise UnusableSample("not Unicode: the name, a caption or a field cannot be stored as text") from error
     image = decode_picture(read())
     return Pair(key=key, image=image, captions=tuple(texts), split=split, may_flip=may_flip, details=details)
+
+
+def _clean(text: str) -> str:
+    """A caption in one line, without the marks that prompts lose too."""
+    return clean_caption(" ".join(NO_TEXT.sub(" ", text).split()))
 
 
 def _depth(value: object) -> int:

@@ -95,9 +95,7 @@ class CaptionModel:
         check_memory(stored, f"{candidates} captions", "ask for fewer")
         seeds = [candidate_seed(seed, index) for index in range(candidates)]
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        first_ids = self.text_tokenizer.encode(beginning)
-        if first_ids[-1:] == [self.text_tokenizer.eos_id]:  # some imported tokenizers end every caption with EOS
-            first_ids = first_ids[:-1]
+        first_ids = self.text_tokenizer.encode_beginning(beginning)
         sampled = generate_texts(self.transformer, self.stream, first_ids, seeds, sampling, chunk=chunk)
         texts = list(dict.fromkeys(" ".join(self.text_tokenizer.decode(ids).split()) for ids in sampled))
         texts = [text for text in texts if text and not set(UNDECODABLE) & set(text) and self._fits(text)]

@@ -11,6 +11,7 @@ from dalle_mini_impl.pipeline.results import Candidate
 from dalle_mini_impl.sampling.generate import GeneratedIds
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.ranking import best_first, check_finite
 
@@ -90,5 +91,5 @@ def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images:
     log_likelihood = generated.log_likelihood.cpu()
     if request.scorer is None:
         return log_likelihood
-    cosines = request.scorer.cosines(images, request.prompt)
+    cosines = request.scorer.cosines(images, clean_caption(request.prompt))
     return log_likelihood + request.scorer.scale * cosines if request.sampling.rank == "both" else cosines

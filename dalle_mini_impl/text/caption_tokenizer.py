@@ -21,7 +21,10 @@ class CaptionTokenizer(Protocol):
     """Text id that ends a caption, -1 for none."""
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, without padding."""
+        """Caption -> ids, without padding."""
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """Beginning of a caption -> ids, without padding and EOS."""
 
     def decode(self, text_ids: Sequence[int]) -> str:
         """Ids -> normalised text."""

@@ -85,7 +85,9 @@ class JsonTokenizer:
         return cls(read_file(path, MAX_TOKENIZER_BYTES, "text tokenizer", "import it again"), str(path))
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids without padding, with BOS and EOS where the file says so.
+        """Caption -> ids without padding, with BOS and EOS where the file says so.
+
+        Marks at its end stay: the imported model was trained with them.
 
         Raises:
             UserError: part of the text has no id, and the tokenizer has no id for unknown text.
@@ -97,6 +99,15 @@ class JsonTokenizer:
             return self._tokenizer.encode(text).ids
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{self._source} has no ids for {text!r}: {error}; use other words") from error
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """As `encode`, without the EOS that some files end every caption with.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        ids = self.encode(text)
+        return ids[:-1] if ids[-1:] == [self.eos_id] else ids
 
     def decode(self, text_ids: Sequence[int]) -> str:
         """Ids -> normalised text. Padding, BOS and EOS are left out."""

@@ -1,8 +1,8 @@
 """str <-> text ids: SentencePiece BPE with byte fallback, so every Unicode text has ids and none is unknown.
 
-Text is normalised (NFKC, by default with case folding) before it is split. BPE dropout is implemented in
-`bpe_dropout.py`: the library's own random generator cannot be seeded a second time, and a training run must resume
-exactly.
+Captions lose the marks that end a sentence (`clean_caption.py`), and are normalised (NFKC, by default with case
+folding) before they are split. BPE dropout is implemented in `bpe_dropout.py`: the library's own random generator
+cannot be seeded a second time, and a training run must resume exactly.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dalle_mini_impl.text.bpe_dropout import skip_undrawn, split_with_dropout
 from dalle_mini_impl.text.caption_tokenizer import MAX_TOKENIZER_BYTES, truncate_ids
+from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import find_shipped, replace_file
 from dalle_mini_impl.util.read_files import read_file
@@ -73,7 +74,11 @@ class TextTokenizer:
         self._pieces_cross_words = any(SPACE in piece.strip(SPACE) for piece in self._ids)
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, without BOS, EOS or padding. Empty text has no ids."""
+        """Caption -> ids, without BOS, EOS or padding. Marks at its end have no ids (`clean_caption`)."""
+        return self.encode_beginning(clean_caption(text))
+
+    def encode_beginning(self, text: str) -> list[int]:
+        """As `encode`, with marks at the end: what follows them may make them a part of the caption."""
         return self._model.encode(without_surrogates(text))
 
     def decode(self, text_ids: Sequence[int]) -> str:
@@ -93,7 +98,7 @@ class TextTokenizer:
             max_ids: how many ids to return at most; None for all. A text that is much longer than these is cut before
                 it is split. As in a round only one merge is done, its rest may then be merged a little less.
         """
-        normal = self._model.normalize(without_surrogates(text)).replace(" ", SPACE)
+        normal = self._model.normalize(without_surrogates(clean_caption(text))).replace(" ", SPACE)
         if dropout <= 0:
             ids = self.encode(text)
             # A character without an id has several, one for each of its bytes.

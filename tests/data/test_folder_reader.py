@@ -30,12 +30,12 @@ def test_folder_of_unreadable_formats_only_is_no_empty_folder(tmp_path):
 
 def test_translated_lines_are_captions_in_their_language(tmp_path):
     put(tmp_path, "a.png", encode())
-    put(tmp_path, "a.txt", "A duck.\nde.utf8=Eine Ente.\npt_BR.utf8=Um pato.\nca@valencia.utf8=\nx = y\n")
+    put(tmp_path, "a.txt", "A duck\nde.utf8=Eine Ente\npt_BR.utf8=Um pato\nca@valencia.utf8=\nx = y\n")
     (pair,), _ = read(tmp_path)
     assert pair.captions == (
-        Caption("A duck."),
-        Caption("Eine Ente.", "de"),
-        Caption("Um pato.", "pt_BR"),
+        Caption("A duck"),
+        Caption("Eine Ente", "de"),
+        Caption("Um pato", "pt_BR"),
         Caption("x = y"),
     )
 

@@ -13,6 +13,7 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline import captions
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.sampling.likelihood import text_log_likelihood
+from dalle_mini_impl.text.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 
@@ -67,6 +68,8 @@ class LetterTokenizer:
 
     def encode(self, text):
         return [ord(letter) - ord("a") for letter in text]
+
+    encode_beginning = encode
 
     def decode(self, text_ids):
         return "".join(chr(text_id + ord("a")) for text_id in text_ids)
@@ -139,6 +142,8 @@ def test_eos_at_the_end_of_the_beginning_is_removed(model, monkeypatch):
 
         def encode(self, text):
             return [*super().encode(text), self.eos_id]
+
+        encode_beginning = JsonTokenizer.encode_beginning
 
         def decode(self, text_ids):
             return super().decode([text_id for text_id in text_ids if text_id != self.eos_id])

@@ -212,3 +212,15 @@ def test_a_prompt_with_lone_surrogates_can_be_saved_and_read_back(tiny_dalle, tm
     (path,) = result.save(tmp_path)
     recorded = read_metadata(path)["pictures"][0]
     assert (recorded["prompt"], recorded["negative"]) == ("a ?cat?", "?")
+
+
+@pytest.mark.parametrize("typed", ["a red heart.", "a red heart!", "“A red heart…”", " a  red heart。 "])
+def test_marks_at_the_end_of_a_prompt_change_no_picture(tiny_dalle, typed):
+    options = {"candidates": 5, "keep": 5, "seed": 3, "rank": "both", "negative": "a cat"}
+    plain = tiny_dalle.generate("a red heart", **options)
+    marked = tiny_dalle.generate(typed, **options)
+    assert [(c.seed, c.score) for c in marked] == [(c.seed, c.score) for c in plain]
+    assert all(torch.equal(one.image_ids, other.image_ids) for one, other in zip(marked, plain, strict=True))
+    assert {picture["prompt"] for picture in marked.metadata()["pictures"]} == {typed}
+    again = tiny_dalle.generate("a red heart", **{**options, "negative": "a cat."})
+    assert [c.score for c in again] == [c.score for c in plain]

@@ -248,3 +248,9 @@ def test_candidates_without_any_score_are_refused(tiny_dalle):
     dalle = with_scorer(tiny_dalle, FailingScorer(range(5)))
     with pytest.raises(UserError, match="expected finite scores of candidates, got 5 of 5 that are not"):
         dalle.generate("a red heart", candidates=5, rank="clip")
+
+
+def test_scorers_get_prompts_without_marks_at_the_end(tiny_dalle):
+    scorer = RedScorer()
+    with_scorer(tiny_dalle, scorer).generate("A red heart!", candidates=5, rank="clip")
+    assert scorer.calls == [(5, "A red heart")]
