@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.util.errors import UserError, need_extra
+from dalle_mini_impl.util.text import printable
 
 PREFIX = "hf:"
 REPOSITORY_NAME = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)(?:@(.+))?")
@@ -30,16 +31,30 @@ def download(name: str, files: Sequence[str], needed: Sequence[str]) -> Path:
         The folder of the downloaded files in the cache.
 
     Raises:
-        UserError: there is no such repository or revision, it has none of the needed files, or it is neither reachable
-            nor in the cache.
+        UserError: there is no such repository or revision, it has none of the needed files, it is neither reachable
+            nor in the cache, or a file in the cache is a link that leads out of it.
     """
     repo, revision = _parse(name)
     library = _library()
     with _one_line_errors(name, library):
         folder = Path(library.snapshot_download(repo, revision=revision, allow_patterns=list(files)))
+    _check_links(folder, files)
     if not any((folder / file).is_file() for file in needed):
         raise UserError(f"{name} holds no checkpoint; expected one of {', '.join(needed)}; name another repository")
     return folder
+
+
+def _check_links(folder: Path, files: Sequence[str]) -> None:
+    """Check that downloaded files are in the cache of their repository, in which the library keeps links to them.
+
+    A cache may have been written by somebody else, and what its links lead to would be read, and uploaded by a push.
+    """
+    repository = folder.resolve().parents[1]
+    places = (repository, (repository / "blobs").resolve())
+    for file in files:
+        path = folder / file
+        if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in places):
+            raise UserError(f"{path} is a link that leads out of the cache; delete it, and it will be downloaded again")
 
 
 def upload(name: str, files: Mapping[str, Path | bytes], obsolete: Sequence[str], private: bool, message: str) -> str:
@@ -102,6 +117,7 @@ def _one_line_errors(name: str, library: Any) -> Iterator[None]:
     """Turn the library's exceptions into a `UserError` of one line."""
     errors = library.errors
     hub = library.constants.ENDPOINT
+    name = printable(name)
     try:
         yield
     except UserError:
@@ -123,5 +139,5 @@ def _one_line_errors(name: str, library: Any) -> Iterator[None]:
         )
         raise UserError(f"{name} is not complete in {cache}, and {tried}") from error
     except Exception as error:  # the library and those it uses raise many other exceptions
-        reason = " ".join((getattr(error, "server_message", None) or str(error)).split())
+        reason = printable(getattr(error, "server_message", None) or str(error))
         raise UserError(f"{name}: {hub} failed ({reason[:300]}); check the connection and your rights") from error

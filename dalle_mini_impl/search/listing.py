@@ -103,8 +103,8 @@ def list_pictures(root: Path, log: SkipLog) -> Listing:
 def _settled_time(mtime_ns: int) -> int | None:
     """A file's modification time, or None if it is not older than now by a step of the file system's clock.
 
-    The file may then be written once more without a change of its time, so that its time and size cannot tell whether it
-    has changed since it was read.
+    The file may then be written once more without a change of its time, and time and size could not tell that it has
+    changed since it was read.
     """
     return None if abs(time.time_ns() - mtime_ns) <= CLOCK_STEP_NS else mtime_ns
 

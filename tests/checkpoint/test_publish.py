@@ -1,6 +1,5 @@
 """Checkpoints on a hub: downloading, pushing, and model cards."""
 
-import importlib
 import json
 import os
 import pickle
@@ -14,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 from helpers.models import IMAGE_TOKENIZER, SAMPLING, make_image_tokenizer
 from helpers.scorers import SIZE, LetterTokenizer, make_clip
-from helpers.standin_hub import TOKEN, Hub, Repository
+from helpers.standin_hub import Repository, put_into_repository
 
 from dalle_mini_impl import ImageTokenizer
 from dalle_mini_impl.checkpoint import parts as checkpoint
@@ -41,44 +40,6 @@ PARTS = {
     "transformer.safetensors",
     "scorer.safetensors",
 }
-
-
-@pytest.fixture
-def standin(monkeypatch, tmp_path):
-    """A local hub that the library uses instead of the real one, without a login and with an empty cache."""
-    constants, server = importlib.import_module("huggingface_hub.constants"), Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the stand-in has only the LFS protocol for large files
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
-        monkeypatch.delenv(name, raising=False)
-    library.close_session()
-    yield server
-    library.close_session()
-    server.close()
-
-
-@pytest.fixture
-def login(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-
-
-@pytest.fixture
-def folder(tiny_model, tmp_path):
-    """A copy of the checkpoint that a test may change."""
-    return shutil.copytree(tiny_model, tmp_path / "model")
-
-
-def put_into_repository(standin, folder, name="me/hearts", **options):
-    """Put a folder's files into a repository without the library."""
-    repository = standin.repositories[name] = Repository(**options)
-    repository.commit("first", {path.name: path.read_bytes() for path in folder.iterdir()})
-    return repository
 
 
 def error_line(text):

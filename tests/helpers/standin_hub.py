@@ -173,3 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def put_into_repository(standin, folder, name="me/hearts", **options):
+    """Put a folder's files into a repository without the library."""
+    repository = standin.repositories[name] = Repository(**options)
+    repository.commit("first", {path.name: path.read_bytes() for path in folder.iterdir()})
+    return repository
