@@ -207,6 +207,20 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, Hu et al. 2021): the matrices of the blocks stay those of `start_from`, and the product
+    of two narrow matrices is learned beside each. The checkpoint gets their sum. Needs the extra `lora`.
+    """
+
+    rank: Natural = 0
+    """Width of the narrow matrices; 0 trains all weights instead."""
+    alpha: Positive = 16.0
+    """The products are multiplied by `alpha / rank`."""
+    embeddings: bool = True
+    """Train embeddings and head, too. Needed where text pieces or image ids are new."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerRun:
     """Stage 4: token cache + text tokenizer -> transformer."""
 
@@ -214,6 +228,7 @@ class TransformerRun:
     start_from: str = ""
     """Checkpoint whose transformer gives the initial weights, the settings in `model`, `text_length` and, if none is
     named, the text tokenizer: a shipped name, a folder or hf:USER/REPO."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -28,6 +28,7 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.card import describe_run
+from dalle_mini_impl.train.lora import add_adapters, with_merged_adapters
 from dalle_mini_impl.train.losses.image_targets import check_targets, sample_ids
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
@@ -196,7 +197,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         return StreamLoss(build_transformer(config.model, layout, recompute=config.recompute), stream)
 
     losses = build()
-    origin = load_transformer_weights(losses.transformer, stream, tokenizer, run.model_dir, start)
+    origin = load_transformer_weights(losses.transformer, stream, tokenizer, config, start)
+    add_adapters(losses, config)
     model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)
     ema = Ema(losses, run.ema)
     optimizers = build_optimizers(losses, config.optimizer)
@@ -222,7 +224,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         """Call the action in the main process with the full EMA weights; all processes must call this."""
         with ema.swapped_into(losses):
             full = fsdp.gather_full(accelerator, losses, build)
-            return action(full) if accelerator.is_main_process else None
+            return action(with_merged_adapters(full, build)) if accelerator.is_main_process else None
 
     for step, run in log.steps():
         model.train()

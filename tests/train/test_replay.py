@@ -28,6 +28,7 @@ def replay(home, share=0.25):
 def batches(maker, steps, rows=slice(0, 12)):
     """Batches in which the ids of all own pictures are 1, those of all earlier ones 2."""
     mixed = open_replay(maker.config, maker.cache)
+    assert mixed is not None
     own = replace(maker.cache, image_ids=np.full_like(maker.cache.image_ids, 1))
     mixed = replace(mixed, cache=replace(mixed.cache, image_ids=np.full_like(mixed.cache.image_ids, 2)))
     parts = (own, maker.captions, maker.tokenizer, maker.stream, maker.config)

@@ -57,12 +57,17 @@ def as_matrix(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
-    """Whether Muon trains a parameter: the matrices of transformer blocks and the convolutions of residual blocks."""
+    """Whether Muon trains a parameter: the matrices of transformer blocks and the convolutions of residual blocks.
+
+    Not the narrow matrices of LoRA: the update of their product would not be orthogonal.
+    """
+    if "lora_" in name:
+        return False
     return ".blocks." in f".{name}" if parameter.ndim == 2 else parameter.ndim == 4 and ".conv" in name
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest.
+    """AdamW for all parameters that are trained, or Muon for the hidden matrices and AdamW for the rest.
 
     Muon orthogonalises the update of hidden weights. Embeddings, heads and convolutions that change the resolution stay
     with AdamW. Weight decay acts on matrices only, not on norms and biases.
@@ -71,6 +76,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if config.muon_learning_rate and is_hidden(name, parameter):
             hidden.append(parameter)
         else:

@@ -142,7 +142,7 @@ def load_image_tokenizer_weights(tokenizer: ImageTokenizer, start: Start) -> Non
 
 
 def load_transformer_weights(
-    transformer: Transformer, stream: Stream, tokenizer: TextTokenizer, model_dir: str | Path, start: Start
+    transformer: Transformer, stream: Stream, tokenizer: TextTokenizer, config: TransformerRun, start: Start
 ) -> str:
     """Give a transformer the weights of the one it starts from, if there is one.
 
@@ -154,14 +154,15 @@ def load_transformer_weights(
         transformer: with the settings of the old one, for `stream`.
         stream: layout of the new stream.
         tokenizer: the new text tokenizer.
-        model_dir: folder with the new image tokenizer.
+        config: settings of the stage; its `run.model_dir` has the new image tokenizer.
         start: where the weights come from.
 
     Returns:
         A line on what was copied; empty if there is nothing to start from.
 
     Raises:
-        UserError: the checkpoint is incomplete or damaged, or has tables of positions that do not fit the stream.
+        UserError: the checkpoint is incomplete or damaged, has tables of positions that do not fit the stream, or rows
+            would be neither copied nor trained.
     """
     if not start.folder:
         return ""
@@ -173,11 +174,16 @@ def load_transformer_weights(
     text = matching_ids(tokenizer, old_tokenizer)
     last = old_config.text_length - 1
     sources = text + [[old_config.text_vocab + min(place, last)] for place in range(stream.config.text_length)]
-    image_tokenizer = read_part(Path(model_dir), "image_tokenizer", weights=False)
+    image_tokenizer = read_part(Path(config.run.model_dir), "image_tokenizer", weights=False)
     old_image_tokenizer = read_part(start.folder, "image_tokenizer", weights=False).identity
     same_image_ids = old_image_tokenizer in (image_tokenizer.identity, image_tokenizer.trained_with.get(ORIGIN))
     if same_image_ids := same_image_ids and stream.config.image_vocab == old_config.image_vocab:
         sources += [[old_stream.image_offset + number] for number in range(old_config.image_vocab)]
+    if config.lora.rank and not config.lora.embeddings and not same_image_ids:
+        raise UserError(
+            f"expected lora.embeddings with an image tokenizer that {start.folder} was not trained with, got false; "
+            f"leave it out, so that the rows of image ids are learned"
+        )
     _copy_weights(transformer, old, ("embed.weight", "head.weight", "head.bias"), sources)
     pictures = "kept" if same_image_ids else "learned anew: another image tokenizer made them"
     known = f"{sum(len(ids) == 1 for ids in text)} of {len(text)} text pieces are known"

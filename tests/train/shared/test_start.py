@@ -125,6 +125,8 @@ def test_image_rows_are_new_for_another_image_tokenizer(start, trained):
     shutil.copy(trained.folder / "image_tokenizer.yaml", start.folder)
     start.run("image_tokenizer", "run.seed=5", f"run.model_dir={start.folder}/model")
     start.run("encode")
+    with pytest.raises(UserError, match=r"expected lora\.embeddings with an image tokenizer that .* got false; leave"):
+        start.run("transformer", "lora.rank=2", "lora.embeddings=false")
     start.run("transformer", *STANDING)
     old, _ = load_transformer(trained.folder / "model")
     new, new_config = load_transformer(start.folder / "model")
