@@ -27,6 +27,7 @@ from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer, train_text_tokenizer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import _can_read
 
 pytest_plugins = ("helpers.training", "helpers.native")
 
@@ -90,6 +91,16 @@ def run():
         return str(result.exception) if isinstance(result.exception, UserError) else result.output
 
     return run
+
+
+@pytest.fixture
+def without_svg(monkeypatch):
+    """No library draws SVG files."""
+    _can_read.cache_clear()
+    for module in ("images", "svg"):
+        monkeypatch.setattr(f"dalle_mini_impl.util.{module}.svg_installed", lambda: False)
+    yield
+    _can_read.cache_clear()
 
 
 @pytest.fixture

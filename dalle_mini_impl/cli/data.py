@@ -58,6 +58,34 @@ def emoji(out: Path, size: int, art: str) -> None:
     click.echo(out)
 
 
+@data.command(
+    epilog=examples("dalle data openclipart --out my-pictures", "dalle data openclipart -o small --count 200")
+)
+@out_option("Folder to write the set to.", required=True, folder=True)
+@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Number of pictures.")
+@click.option(
+    "--svg",
+    type=click.Path(path_type=Path),
+    help="Folder of the drawings, where it is not that of the Debian package.  [/usr/share/openclipart/svg]",
+)
+def openclipart(out: Path, count: int, svg: Path | None) -> None:
+    """Build a folder of captioned drawings from Debian's package openclipart-svg.
+
+    These are PNG files with transparency and many proportions, in nested folders, each with its caption beside it: a
+    set to try training on pictures of one's own with. The drawings are in the public domain.
+    """
+    from dalle_mini_impl.data.openclipart import CONTENTS, FOLDER, build_openclipart
+
+    check_replaceable(out, CONTENTS)
+    click.echo("reading titles")
+    manifest = build_openclipart(out, count, svg or FOLDER)
+    captions = {entry["caption"] for entry in manifest["pictures"].values()}
+    click.echo(f"{len(manifest['pictures'])} pictures, {len(captions)} different captions, {manifest['licence']}")
+    if len(manifest["pictures"]) < count:
+        click.echo(f"the collection has no more drawings that fit; {count} were asked")
+    click.echo(out)
+
+
 @data.command(epilog=examples("dalle data store my_pictures --out runs/mine/store"))
 @click.argument("source")
 @out_option("Folder to write the store to.", required=True, folder=True)

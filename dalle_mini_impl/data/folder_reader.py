@@ -17,7 +17,7 @@ from dalle_mini_impl.data.sample import (
     read_captions,
     refusal,
 )
-from dalle_mini_impl.util.images import picture_kind, unreadable_format
+from dalle_mini_impl.util.images import is_drawing, picture_kind, unreadable_format
 
 CAPTION_ENDINGS = (".txt", ".caption", ".cap")
 """Endings of files with one caption per line, in lower case; of several kinds beside a picture the first counts."""
@@ -59,6 +59,8 @@ def folder_samples(folder: Path, log: SkipLog, note_log: SkipLog, needed: bool) 
             files.texts.setdefault(ending, []).append(path)
     if not any(files.pictures or files.unreadable for files in files_of_key.values()):
         return []
+    for files in files_of_key.values():
+        files.pictures.sort(key=is_drawing)  # a picture made from a drawing shows what the drawing was meant to be
     _join_names_with_ending(files_of_key)
     return [
         sample for key in sorted(files_of_key) for sample in _samples_of_key(key, files_of_key[key], note_log, needed)

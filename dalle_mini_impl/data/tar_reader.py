@@ -20,7 +20,7 @@ from dalle_mini_impl.data.sample import (
     read_samples,
 )
 from dalle_mini_impl.data.tar_file import TarFileObject, open_tar
-from dalle_mini_impl.util.images import picture_kind, unreadable_format
+from dalle_mini_impl.util.images import is_drawing, picture_kind, unreadable_format
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -161,9 +161,10 @@ def _divide(key: str, parts: dict[str, Members]) -> dict[str, Members]:
 
 
 def _pictures(members: Members) -> list[str]:
-    """Endings of the pictures among members, those that can be read first."""
+    """Endings of the pictures among members, those that can be read first, drawings last."""
     kinds = {ending: "readable" if ending in PICTURE_NAMES else picture_kind(f"a{ending}") for ending in members}
-    return [ending for kind in ("readable", "unreadable") for ending in kinds if kinds[ending] == kind]
+    endings = sorted(members, key=is_drawing)
+    return [ending for kind in ("readable", "unreadable") for ending in endings if kinds[ending] == kind]
 
 
 def _captions(members: Members) -> list[str]:

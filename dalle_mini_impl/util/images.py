@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import dump_json, replace_file
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES, read_bytes
+from dalle_mini_impl.util.svg import SVG_ENDINGS, SVG_SIDE, SVG_START, draw_svg, is_svg, need_svg, svg_installed
 
 METADATA_KEY = "dalle_mini_impl"
 """Key of the PNG text chunk that holds the metadata."""
@@ -29,18 +30,18 @@ PICTURE_ENDINGS = frozenset(
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
         ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".jp2", ".j2k", ".jpx", ".ico",
-        ".pcx"
+        ".pcx", ".svg", ".svgz",
     )
 )  # fmt: skip
 """File name endings, in lower case, of the pictures that folders are searched for."""
 UNREADABLE_ENDINGS = frozenset(
     (
-        ".svg", ".svgz", ".jxl", ".psd", ".psb", ".xcf", ".kra", ".ai", ".eps", ".ps", ".pdf", ".wmf", ".emf", ".exr",
-        ".hdr", ".bpg", ".djvu", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf",
+        ".jxl", ".psd", ".psb", ".xcf", ".kra", ".ai", ".eps", ".ps", ".pdf", ".wmf", ".emf", ".exr", ".hdr", ".bpg",
+        ".djvu", ".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf",
         ".rw2", ".raf", ".pef", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".mrw", ".rwl", ".srw",
     )
 )  # fmt: skip
-"""File name endings, in lower case, of pictures that this program cannot read: drawings, layers, raw photos."""
+"""File name endings, in lower case, of pictures that this program cannot read: layers, pages, raw photos."""
 PICTURE_FEATURES = {".webp": "webp", ".avif": "avif", ".jp2": "jpg_2000", ".j2k": "jpg_2000", ".jpx": "jpg_2000"}
 """File name ending -> Pillow's name of the library that it needs, which some builds of Pillow lack."""
 HEIF_ENDINGS = frozenset((".heic", ".heif"))
@@ -65,8 +66,8 @@ _WARNING_FILTERS = threading.Lock()
 def picture_kind(path: str | Path) -> PictureKind:
     """Tell by a file's ending whether it is a picture that can be read, a picture that cannot, or anything else.
 
-    `.heic` and `.heif` are readable where pillow-heif is installed, and `.avif`, `.webp` and `.jp2` where Pillow was
-    built with their libraries. `unreadable_format` says why one is not.
+    `.heic` and `.heif` are readable where pillow-heif is installed, `.svg` and `.svgz` where resvg-py is, and `.avif`,
+    `.webp` and `.jp2` where Pillow was built with their libraries. `unreadable_format` says why one is not.
     """
     ending = Path(path).suffix.lower()
     if ending in UNREADABLE_ENDINGS:
@@ -76,11 +77,18 @@ def picture_kind(path: str | Path) -> PictureKind:
     return "other"
 
 
+def is_drawing(path: str | Path) -> bool:
+    """Tell by a file's ending, or by an ending alone, whether it is an SVG file."""
+    return str(path).lower().endswith(tuple(SVG_ENDINGS))
+
+
 def unreadable_format(path: str | Path) -> str:
     """Why a picture of the kind `unreadable` cannot be read, as `category: what to do`, for a `SkipLog`."""
     ending = Path(path).suffix.lower()
     if ending in HEIF_ENDINGS:
         return f"unreadable format: {ending} pictures need an extra: {need_extra('pillow-heif', 'heif')}"
+    if ending in SVG_ENDINGS:
+        return f"unreadable format: {ending} pictures need an extra: {need_svg()}"
     return f"unreadable format: {ending} pictures cannot be read; save them as PNG or JPEG"
 
 
@@ -88,13 +96,15 @@ def unreadable_format(path: str | Path) -> str:
 def _can_read(ending: str) -> bool:
     if ending in HEIF_ENDINGS:
         return importlib.util.find_spec("pillow_heif") is not None
+    if ending in SVG_ENDINGS:
+        return svg_installed()
     return ending not in PICTURE_FEATURES or bool(features.check(PICTURE_FEATURES[ending]))
 
 
 def decode_image(file: Path | BinaryIO) -> Image.Image:
     """Decode a whole picture file, rotated upright, as RGB, or as RGBA where it has transparency.
 
-    An animation gives its first frame.
+    An animation gives its first frame, a drawing (SVG) a picture of `SVG_SIDE` pixels on its longer side.
 
     Raises:
         UserError: it needs an extra that is not installed, or the path is no regular file of a picture's size.
@@ -116,8 +126,10 @@ def _open(file: BinaryIO) -> Image.Image:
         return _open_as(file, COMMON_FORMATS)
     except UnidentifiedImageError:
         Image.init()
-    file.seek(0)
+    if _is_svg(file):
+        return draw_svg(file.read())
     start = file.read(12)
+    file.seek(0)
     formats = [name for name in OTHER_FORMATS if name in Image.OPEN]
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         try:
@@ -127,6 +139,13 @@ def _open(file: BinaryIO) -> Image.Image:
         pillow_heif.register_heif_opener()
         formats.insert(0, "HEIF")
     return _open_as(file, formats)
+
+
+def _is_svg(file: BinaryIO) -> bool:
+    file.seek(0)
+    start = file.read(SVG_START)
+    file.seek(0)
+    return is_svg(start)
 
 
 def _open_as(file: BinaryIO, formats: list[str] | tuple[str, ...]) -> Image.Image:
@@ -139,6 +158,8 @@ def _open_as(file: BinaryIO, formats: list[str] | tuple[str, ...]) -> Image.Imag
 def pixel_count(file: BinaryIO) -> int:
     """Pixels of a picture according to its first bytes; 0 where these cannot be understood, or name too many."""
     try:
+        if _is_svg(file):
+            return SVG_SIDE**2
         with _open(file) as image:
             return image.width * image.height
     except Exception:  # decoding raises it again, and has it reported

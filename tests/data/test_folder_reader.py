@@ -3,29 +3,58 @@
 import os
 
 import pytest
-from helpers.sources import encode, put, read, reasons, texts
+from helpers.sources import SIZE, encode, put, put_tar, read, reasons, texts
 
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.util.errors import UserError
 
+DRAWING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10"><rect width="20" height="10" fill="lime"/></svg>'
+)
 
-def test_pictures_of_other_formats_are_counted_by_what_they_are(tmp_path):
-    put(tmp_path, "a.svg", "<svg/>")
+
+def test_drawings_are_pictures_and_stand_back_behind_others(tmp_path):
+    pytest.importorskip("resvg_py")
+    for name in ("a.svg", "b.svg", "b.webp", "c.SVG", "d.svg"):
+        put(tmp_path, name, encode(kind="WEBP") if name.endswith("webp") else DRAWING)
+        put(tmp_path, f"{name[0]}.txt", name[0])
+    put(tmp_path, "d.svg", DRAWING[:-3])
+    pairs, log = read(tmp_path)
+    assert [(pair.key, pair.image.size) for pair in pairs] == [("a", (512, 256)), ("b", SIZE), ("c", (512, 256))]
+    assert reasons(log) == {"b.svg": "same name", "d.svg": "broken picture"}
+    put_tar(tmp_path / "a.tar", [("b.svg", DRAWING), ("b.webp", encode(kind="WEBP")), ("b.txt", "b")])
+    assert [pair.image.size for pair in read(tmp_path / "a.tar")[0]] == [SIZE]
+
+
+def test_drawings_are_counted_where_their_library_is_missing(tmp_path, without_svg):
+    put(tmp_path, "a.svg", DRAWING)
     put(tmp_path, "a.txt", "a drawing")
-    put(tmp_path, "b.JXL", b"x")
     put(tmp_path, "c.png", encode())
-    put(tmp_path, "c.svg", "<svg/>")
+    put(tmp_path, "c.svg", DRAWING)
     put(tmp_path, "c.txt", "both")
     pairs, log = read(tmp_path)
     assert [pair.key for pair in pairs] == ["c"]
-    assert reasons(log) == {"a.svg": "unreadable format", "b.JXL": "unreadable format", "c.svg": "same name"}
+    assert reasons(log) == {"a.svg": "unreadable format", "c.svg": "same name"}
+    assert "pip install resvg-py" in dict(log.entries)[str(tmp_path / "a.svg")]
+
+
+def test_pictures_of_other_formats_are_counted_by_what_they_are(tmp_path):
+    put(tmp_path, "a.psd", "x")
+    put(tmp_path, "a.txt", "a drawing")
+    put(tmp_path, "b.JXL", b"x")
+    put(tmp_path, "c.png", encode())
+    put(tmp_path, "c.psd", "x")
+    put(tmp_path, "c.txt", "both")
+    pairs, log = read(tmp_path)
+    assert [pair.key for pair in pairs] == ["c"]
+    assert reasons(log) == {"a.psd": "unreadable format", "b.JXL": "unreadable format", "c.psd": "same name"}
 
 
 def test_folder_of_unreadable_formats_only_is_no_empty_folder(tmp_path):
-    put(tmp_path, "a.svg", "<svg/>")
+    put(tmp_path, "a.psd", "x")
     pairs, log = read(tmp_path)
     assert not pairs
-    assert reasons(log) == {"a.svg": "unreadable format"}
+    assert reasons(log) == {"a.psd": "unreadable format"}
 
 
 def test_translated_lines_are_captions_in_their_language(tmp_path):

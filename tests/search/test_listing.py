@@ -106,10 +106,10 @@ def test_folder_whose_content_is_away_altogether_leaves_the_index_unchanged(inde
 
 
 def test_formats_that_cannot_be_read_are_counted(index, pictures):
-    for name in ("a.svg", "sub/b.SVG", "c.jxl", "d.txt", "sub/e.cr2"):
+    for name in ("a.psd", "sub/b.PSD", "c.jxl", "d.txt", "sub/e.cr2"):
         (pictures / name).write_bytes(b"x")
     changes = index.update(pictures)
-    assert changes.unsupported == {".svg": 2, ".jxl": 1, ".cr2": 1}
+    assert changes.unsupported == {".psd": 2, ".jxl": 1, ".cr2": 1}
     assert changes.unreadable == 0
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import sys
 import zlib
@@ -14,16 +15,19 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import (
     METADATA_KEY,
+    _can_read,
     contact_sheet,
     on_background,
     open_picture,
     picture_kind,
+    pixel_count,
     read_metadata,
     save_png,
     to_images,
     to_pixels,
     unreadable_format,
 )
+from dalle_mini_impl.util.svg import SVG_SIDE
 
 
 def noise(width, height, seed=0, bands=3):
@@ -290,8 +294,6 @@ def test_metadata_that_is_no_json_is_refused(tmp_path):
         ("old.tga", "readable"),
         ("icon.ico", "readable"),
         ("IMG.001.jfif", "readable"),
-        ("drawing.svg", "unreadable"),
-        ("drawing.SVGZ", "unreadable"),
         ("new.jxl", "unreadable"),
         ("DSC1.NEF", "unreadable"),
         ("layers.psd", "unreadable"),
@@ -305,8 +307,18 @@ def test_kind_of_a_file_follows_from_its_ending(name, kind):
     assert picture_kind(name) == kind
 
 
+def test_drawings_are_readable_where_their_library_is_installed(monkeypatch, without_svg):
+    assert picture_kind("drawing.svg") == picture_kind("drawing.SVGZ") == "unreadable"
+    assert re.search(
+        r"unreadable format: \.svg pictures need an extra: .*pip install resvg-py", unreadable_format("a.SVG")
+    )
+    monkeypatch.setattr("dalle_mini_impl.util.images.svg_installed", lambda: True)
+    _can_read.cache_clear()
+    assert picture_kind("drawing.svg") == picture_kind("drawing.SVGZ") == "readable"
+
+
 def test_reason_of_an_unreadable_format_says_what_to_do():
-    assert unreadable_format("x/a.SVG") == "unreadable format: .svg pictures cannot be read; save them as PNG or JPEG"
+    assert unreadable_format("x/a.PSD") == "unreadable format: .psd pictures cannot be read; save them as PNG or JPEG"
     assert "pip install pillow-heif" in unreadable_format("a.heic")
 
 
@@ -438,9 +450,35 @@ def test_formats_that_start_other_programs_are_not_read(tmp_path):
 
 
 def test_unreadable_formats_are_named(tmp_path):
-    (tmp_path / "a.svg").write_text("<svg/>")
-    with pytest.raises(UserError, match=r"\.svg pictures cannot be read"):
+    (tmp_path / "a.jxl").write_text("jxl")
+    with pytest.raises(UserError, match=r"\.jxl pictures cannot be read"):
+        open_picture(tmp_path / "a.jxl")
+
+
+DRAWING = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10"><rect width="10" height="10" fill="lime"/></svg>'
+)
+
+
+def test_missing_extra_for_drawings_is_named(tmp_path, without_svg):
+    (tmp_path / "a.svg").write_text(DRAWING)
+    with pytest.raises(UserError, match="pip install resvg-py"):
         open_picture(tmp_path / "a.svg")
+
+
+@pytest.mark.parametrize("name", ["a.svg", "a.png"])
+def test_drawings_are_read_whatever_their_name(tmp_path, name):
+    pytest.importorskip("resvg_py")
+    (tmp_path / name).write_text(DRAWING)
+    picture = open_picture(tmp_path / name)
+    assert picture.size == (SVG_SIDE, SVG_SIDE // 2)
+    assert [picture.getpixel((x, 9)) for x in (9, 500)] == [(0, 255, 0, 255), (0, 0, 0, 0)]
+    assert pixel_count(io.BytesIO(DRAWING.encode())) >= picture.width * picture.height
+    (tmp_path / name).write_text(DRAWING.replace("</svg>", ""))
+    with pytest.raises(UserError, match="no valid XML"):
+        open_picture(tmp_path / name)
+    with pytest.raises(UserError, match="is not a readable picture"):
+        read_metadata(tmp_path / name)
 
 
 def test_missing_extra_for_heic_is_named(tmp_path, monkeypatch):
