@@ -4,6 +4,9 @@ Prompts are captions of the reference set, and each picture is matched to the re
 every vendor, of both splits (see `r_precision`). Generated and reconstructed pictures may match any vendor's pictures,
 those of their own pair included. Real pictures are matched to the other vendors' pictures only, which gives the
 ceiling for a picture in an unseen style.
+
+In a set without vendors (see `reference_pictures`) concepts are captions, each of which is drawn once, and a real
+picture is matched to all others. The ceiling there is what the image tokenizer keeps of the real pictures.
 """
 
 from collections.abc import Sequence
@@ -65,6 +68,10 @@ class GeneratedPictures:
     """Candidates for several prompts, and the ranks of their own concepts."""
 
     results: list[Result]
+    indices: list[int]
+    """Of the reference pictures whose captions are the prompts."""
+    features: dict[str, Tensor]
+    """Judge -> (prompts, N, d), see `RPrecision.features_of`; candidates as in `ranks`."""
     ranks: dict[str, Tensor]
     """Judge -> (prompts, N) int64, candidates in the order of the results, best-scored first; 0 is a top-1 hit."""
 
@@ -96,11 +103,14 @@ def check_settings(reference: ReferencePictures, settings: GenerationSettings) -
     Raises:
         UserError: a split has no picture of these kinds, the sweep has no pairs of its own, or a language no caption.
     """
-    sample_indices(reference, settings, "train", settings.pairs)
-    held_out = sample_indices(reference, settings, "validation", settings.pairs)
+    sampled = [
+        sample_indices(reference, settings, split, settings.pairs)
+        for split in ("train", "validation")
+        if reference.has_split(split)
+    ]
     if settings.temperatures:
         sample_indices(reference, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
-    entries = [reference.store.entries[index] for index in held_out]
+    entries = [reference.store.entries[index] for index in sampled[-1]]
     for language in settings.languages:
         if all(prompt_of(entry, language) is None for entry in entries):
             raise UserError(
@@ -114,12 +124,20 @@ def sample_indices(
 ) -> list[int]:
     """Indices of `count` random pictures of a split, after the first `skip` of the same random order.
 
+    In a set without vendors no two of them have the same caption.
+
     Raises:
         UserError: none is left.
     """
     indices = reference.indices(split, settings.kinds)
     order = np.random.default_rng(settings.seed).permutation(len(indices))
-    sampled = [indices[number] for number in order[skip : skip + count]]
+    shuffled = [indices[number] for number in order]
+    if not reference.has_vendors:
+        first: dict[int, int] = {}
+        for index in shuffled:
+            first.setdefault(int(reference.concept_ids[index]), index)
+        shuffled = list(first.values())
+    sampled = shuffled[skip : skip + count]
     if not sampled:
         raise UserError(
             f"expected more than {skip} pictures of kind {', '.join(settings.kinds)} in split {split}, "
@@ -141,12 +159,18 @@ def reference_rows(context: EvaluationContext) -> list[ShareRow]:
     """The ceiling: real pictures of each vendor, then of the held-out pairs, among the other vendors' pictures."""
     reference = context.reference
     kinds = context.settings.kinds
-    both_splits = torch.tensor(reference.indices("train", kinds) + reference.indices("validation", kinds))
+    both_splits = torch.tensor(
+        reference.indices("train", kinds) + reference.indices("validation", kinds), dtype=torch.int64
+    )
+    held_out = torch.tensor(reference.indices("validation", kinds), dtype=torch.int64)
     groups = [
         (f"real art, {name}", both_splits[reference.vendor_ids[both_splits] == vendor_id])
         for vendor_id, name in enumerate(reference.vendor_names)
     ]
-    groups.append(("real art, held-out pairs", torch.tensor(reference.indices("validation", kinds))))
+    if reference.has_vendors:
+        groups.append(("real art, held-out pairs", held_out))
+    else:
+        groups += [("real pictures, each among the others", both_splits), ("  held-out ones", held_out)]
     matchable = has_other_vendor(reference.concept_ids, reference.vendor_ids)
     rows = []
     for name, indices in groups:
@@ -158,9 +182,23 @@ def reference_rows(context: EvaluationContext) -> list[ShareRow]:
 
 
 def reconstruction_rows(context: EvaluationContext) -> list[ShareRow]:
-    """Reconstructions of held-out pictures, among all reference pictures and among the other vendors'."""
+    """Reconstructions of pictures, among all reference pictures and among the other vendors'.
+
+    Of the held-out pictures; in a set without vendors of those whose captions are drawn, of both splits.
+    """
+    reference, settings = context.reference, context.settings
+    if reference.has_vendors:
+        return _reconstruction_rows(context, "held-out pairs", reference.indices("validation", settings.kinds))
+    rows = []
+    for name, split in (("seen captions", "train"), ("held-out captions", "validation")):
+        if reference.has_split(split):
+            rows += _reconstruction_rows(context, name, sample_indices(reference, settings, split, settings.pairs))
+    return rows
+
+
+def _reconstruction_rows(context: EvaluationContext, name: str, chosen: Sequence[int]) -> list[ShareRow]:
     reference = context.reference
-    indices = torch.tensor(reference.indices("validation", context.settings.kinds))
+    indices = torch.tensor(chosen)
     parts: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
     for chunk in tqdm(indices.split(BATCH_SIZE), desc="reconstructions", delay=2, leave=False):
         pixels = reconstruct(context.dalle, reference.pixels(chunk.tolist()))
@@ -168,12 +206,13 @@ def reconstruction_rows(context: EvaluationContext) -> list[ShareRow]:
             parts[judge].append(measure.features_of(pixels))
     features = {judge: torch.cat(judge_parts) for judge, judge_parts in parts.items()}
     ranks = _ranks(context, features, indices, exclude_own_vendor=False)
-    rows = [share_row("reconstructions, held-out pairs", ranks)]
+    rows = [share_row(f"reconstructions, {name}", ranks)]
     matchable = has_other_vendor(reference.concept_ids, reference.vendor_ids)[indices]
     if matchable.any():
         features = {judge: values[matchable] for judge, values in features.items()}
         ranks = _ranks(context, features, indices[matchable], exclude_own_vendor=True)
-        rows.append(share_row("  the same among other vendors' art", ranks))
+        others = "other vendors' art" if reference.has_vendors else "the other pictures"
+        rows.append(share_row(f"  the same among {others}", ranks))
     return rows
 
 
@@ -187,7 +226,7 @@ def generate_pictures(
     context: EvaluationContext,
     indices: Sequence[int],
     description: str,
-    language: str = "en",
+    language: str = "",
     with_style: bool = True,
     **sampling: Any,
 ) -> GeneratedPictures:
@@ -197,13 +236,15 @@ def generate_pictures(
         context: model, reference pictures and judges.
         indices: pictures whose captions are the prompts.
         description: text of the progress bar.
-        language: of the prompts; pictures without a caption in it are left out.
+        language: of the prompts; pictures without a caption in it are left out. Empty for that of `first_caption`.
         with_style: whether prompts name the vendor's style.
         **sampling: settings that differ from the model's own, as for `DalleMini.generate`.
     """
     settings = context.settings
     reference = context.reference
     results = []
+    drawn: list[int] = []
+    features: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
     ranks: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
     for number, index in enumerate(tqdm(indices, desc=description, unit=" prompts", delay=2, leave=False)):
         prompt = prompt_of(reference.store.entries[index], language, with_style)
@@ -213,11 +254,14 @@ def generate_pictures(
         seed = candidate_seed(settings.seed, number)
         result = context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **sampling)
         results.append(result)
+        drawn.append(index)
         pixels = to_pixels([candidate.image for candidate in result], reference.size)
         concept_ids = reference.concept_ids[index].expand(len(pixels))
         for judge, measure in context.r_precisions.items():
-            ranks[judge].append(measure.ranks(measure.features_of(pixels), concept_ids))
-    return GeneratedPictures(results, {judge: torch.stack(parts) for judge, parts in ranks.items()})
+            features[judge].append(measure.features_of(pixels))
+            ranks[judge].append(measure.ranks(features[judge][-1], concept_ids))
+    stacked = [{judge: torch.stack(parts) for judge, parts in values.items()} for values in (features, ranks)]
+    return GeneratedPictures(results, drawn, *stacked)
 
 
 def generated_rows(name: str, pictures: GeneratedPictures) -> list[ShareRow]:
@@ -230,23 +274,70 @@ def generated_rows(name: str, pictures: GeneratedPictures) -> list[ShareRow]:
     return rows
 
 
-def generation_rows(context: EvaluationContext) -> tuple[list[ShareRow], GeneratedPictures]:
+def generation_rows(context: EvaluationContext) -> tuple[list[ShareRow], dict[str, GeneratedPictures]]:
     """Generated pictures of training and held-out pairs, without style word, and in other languages.
 
     Returns:
-        The rows, and the pictures of the held-out pairs.
+        The rows, and the pictures of seen and held-out pairs by name.
     """
-    settings = context.settings
-    held_out = sample_indices(context.reference, settings, "validation", settings.pairs)
-    seen = sample_indices(context.reference, settings, "train", settings.pairs)
-    held_out_pictures = generate_pictures(context, held_out, "held-out pairs")
-    rows = generated_rows("seen pairs", generate_pictures(context, seen, "seen pairs"))
-    rows += generated_rows("held-out pairs", held_out_pictures)
-    without_style = generate_pictures(context, held_out, "no style word", with_style=False)
-    rows += generated_rows("  no style word", without_style)
+    reference, settings = context.reference, context.settings
+    noun = "pairs" if reference.has_vendors else "captions"
+    pictures = {}
+    for name, split in ((f"seen {noun}", "train"), (f"held-out {noun}", "validation")):
+        if reference.has_split(split):
+            indices = sample_indices(reference, settings, split, settings.pairs)
+            pictures[name] = generate_pictures(context, indices, name)
+    rows = [row for name in pictures for row in generated_rows(name, pictures[name])]
+    held_out = pictures.get(f"held-out {noun}")
+    if held_out is None:
+        return rows, pictures
+    if reference.has_vendors:
+        without_style = generate_pictures(context, held_out.indices, "no style word", with_style=False)
+        rows += generated_rows("  no style word", without_style)
+    else:
+        rows += new_caption_rows(context, held_out)
     for language in settings.languages:
-        rows += generated_rows(f"  in {language}", generate_pictures(context, held_out, f"in {language}", language))
-    return rows, held_out_pictures
+        rows += generated_rows(f"  in {language}", generate_pictures(context, held_out.indices, language, language))
+    return rows, pictures
+
+
+def new_caption_rows(context: EvaluationContext, held_out: GeneratedPictures) -> list[ShareRow]:
+    """Rows of those held-out captions that no picture of the training split has, where some are and some are not."""
+    reference = context.reference
+    seen = set(reference.concept_ids[reference.of_split("train")].tolist())
+    new = torch.tensor([int(reference.concept_ids[index]) not in seen for index in held_out.indices])
+    if new.all() or not new.any():
+        return []
+    chosen = new.nonzero()[:, 0].tolist()
+    return generated_rows(
+        "  of these, new captions",
+        GeneratedPictures(
+            [held_out.results[number] for number in chosen],
+            [held_out.indices[number] for number in chosen],
+            {judge: values[new] for judge, values in held_out.features.items()},
+            {judge: values[new] for judge, values in held_out.ranks.items()},
+        ),
+    )
+
+
+def nearest_training_pictures(context: EvaluationContext, pictures: dict[str, GeneratedPictures]) -> dict[str, float]:
+    """How near pictures are to the nearest one of the training split: median cosine of the first judge's features.
+
+    A model that recites draws pictures nearer to those of the training split than real held-out pictures are.
+
+    Returns:
+        By name: the best-ranked pictures of `pictures`, then the real held-out pictures.
+    """
+    reference = context.reference
+    judge, measure = next(iter(context.r_precisions.items()))
+    train, held_out = reference.of_split("train"), reference.of_split("validation")
+    if not train.any():
+        return {}
+    groups = {f"drawn, {name}": values.features[judge][:, 0] for name, values in pictures.items()}
+    if held_out.any():
+        groups["real held-out pictures"] = measure.reference_features[held_out]
+    training = measure.reference_features[train].T
+    return {name: float((features @ training).amax(1).median()) for name, features in groups.items()}
 
 
 def sweep(context: EvaluationContext) -> list[SweepResult]:

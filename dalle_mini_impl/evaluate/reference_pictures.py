@@ -60,9 +60,13 @@ class ReferencePictures:
         """Whether several vendors drew the same concepts, as in the emoji set."""
         return bool(self.vendor_names)
 
+    def of_split(self, split: str) -> Tensor:
+        """(n,) bool: which pictures are of this split."""
+        return torch.tensor([entry.split == split for entry in self.store.entries])
+
     def has_split(self, split: str) -> bool:
         """Whether any picture is of this split."""
-        return any(entry.split == split for entry in self.store.entries)
+        return bool(self.of_split(split).any())
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Pictures on white, (len(indices), 3, size, size) in [-1, 1]."""

@@ -19,10 +19,13 @@ from dalle_mini_impl.evaluate import judges
 from dalle_mini_impl.evaluate import paint as paint_evaluation
 from dalle_mini_impl.evaluate.generation import (
     EvaluationContext,
+    GeneratedPictures,
     GenerationSettings,
     check_settings,
     generate_pictures,
     generated_rows,
+    generation_rows,
+    nearest_training_pictures,
     reconstruction_rows,
     reference_rows,
     sample_indices,
@@ -343,7 +346,8 @@ def test_sweep_uses_other_pairs_and_every_setting(context):
 def make_captioned_store(folder, captions, held_out=1):
     """A store of pictures with these captions and no other details, the first `held_out` of the validation split."""
     for number, caption in enumerate(captions):
-        Image.new("RGB", (9, 9), (30 * number, 99, 200 - 20 * number)).save(folder / f"{number}.png")
+        noise = np.random.default_rng(number).integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{number}.png")
         split = "train" if number >= held_out else "validation"
         with (folder / "list.jsonl").open("a") as file:
             file.write(json.dumps({"path": f"{number}.png", "caption": caption, "split": split}) + "\n")
@@ -422,6 +426,99 @@ def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
         assert 0 <= top1["low"] <= top1["value"] <= top5["value"] <= top5["high"] <= 1
     assert output.splitlines()[-1] == str(tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").width > 2 * 2 * IMAGE_TOKENIZER.image_size
+
+
+CAPTIONS = ["a duck", "A  duck.", "a cat", "two ducks", "a cat!", "a red house", "a duck"]
+"""Of the set without concepts: four captions; of the three held-out pictures two have the same."""
+
+
+@pytest.fixture
+def own_context(tmp_path, tiny_dalle):
+    reference = open_reference_pictures(make_captioned_store(tmp_path, CAPTIONS, held_out=3), 9)
+    settings = GenerationSettings(pairs=9, candidates=3)
+    return EvaluationContext(tiny_dalle, reference, build_r_precisions(reference, JUDGES), settings)
+
+
+def test_in_a_set_without_concepts_each_caption_is_drawn_once(own_context):
+    rows, pictures = generation_rows(own_context)
+    assert {name: len(group.results) for name, group in pictures.items()} == {
+        "seen captions": 4,
+        "held-out captions": 2,
+    }
+    prompts = {" ".join(result.prompt.lower().split()).rstrip(".!") for result in pictures["seen captions"].results}
+    assert prompts == {"a duck", "a cat", "two ducks", "a red house"}
+    # Both held-out captions are seen, too, so that no row is for new ones.
+    assert [(row.name, row.count) for row in rows] == [
+        ("seen captions, mean of 3", 4),
+        ("seen captions, best of 3", 4),
+        ("held-out captions, mean of 3", 2),
+        ("held-out captions, best of 3", 2),
+    ]
+    assert pictures["seen captions"].features["pixels"].shape[:2] == (4, 3)
+
+
+def test_held_out_captions_that_are_new_have_rows_of_their_own(tmp_path, tiny_dalle):
+    reference = open_reference_pictures(make_captioned_store(tmp_path, ["a bird", *CAPTIONS], held_out=2), 9)
+    context = EvaluationContext(
+        tiny_dalle, reference, build_r_precisions(reference, JUDGES), GenerationSettings(candidates=2)
+    )
+    rows, pictures = generation_rows(context)
+    named = {row.name: row for row in rows}
+    assert named["  of these, new captions, best of 2"].count == 1
+    new = [result.prompt for result in pictures["held-out captions"].results].index("a bird")
+    hits = float(pictures["held-out captions"].ranks["pixels"][new, 0] < 1)
+    assert named["  of these, new captions, best of 2"].shares["pixels"][0].value == hits
+
+
+def test_a_set_without_held_out_pictures_has_rows_of_the_seen_ones(tmp_path, tiny_dalle):
+    reference = open_reference_pictures(make_captioned_store(tmp_path, CAPTIONS, held_out=0), 9)
+    settings = GenerationSettings(candidates=2)
+    check_settings(reference, settings)
+    context = EvaluationContext(tiny_dalle, reference, build_r_precisions(reference, JUDGES), settings)
+    assert [row.name for row in generation_rows(context)[0]] == ["seen captions, mean of 2", "seen captions, best of 2"]
+    assert [row.name for row in reference_rows(context)] == ["real pictures, each among the others"]
+
+
+def test_ceilings_in_a_set_without_concepts(own_context, monkeypatch):
+    monkeypatch.setattr("dalle_mini_impl.evaluate.generation.reconstruct", lambda model, pixels: pixels)
+    real, held_out = reference_rows(own_context)
+    assert (real.count, held_out.count) == (5, 3)  # three ducks and two cats, of which three are held out
+    rows = {row.name: row for row in reconstruction_rows(own_context)}
+    assert rows["reconstructions, seen captions"].count == 4
+    assert rows["reconstructions, held-out captions"].count == 2
+    assert rows["reconstructions, held-out captions"].shares["pixels"][0].value == 1
+    assert "  the same among the other pictures" in rows
+
+
+def test_nearest_training_pictures(own_context):
+    def drawn(index):
+        """The real picture itself, as if a model had drawn it."""
+        return GeneratedPictures([], [], {"pixels": features[index][None, None]}, {})
+
+    reference, features = own_context.reference, own_context.r_precisions["pixels"].reference_features
+    recited = int(reference.of_split("train").nonzero()[0])
+    cosines = nearest_training_pictures(own_context, {"copy": drawn(recited)})
+    assert cosines["drawn, copy"] == pytest.approx(1)
+    held_out = features[reference.of_split("validation")] @ features[reference.of_split("train")].T
+    assert cosines["real held-out pictures"] == pytest.approx(float(held_out.amax(1).median()))
+    assert cosines["real held-out pictures"] < 1
+
+
+def test_evaluate_generation_of_a_set_without_concepts(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(judges, "load_judges", lambda device: JUDGES)
+    store = make_captioned_store(tmp_path, CAPTIONS, held_out=3)
+    files = ("--json", tmp_path / "figures.json", "--sheet", tmp_path / "sheet.png")
+    output = run("generation", tiny_model, "--data", store, "--candidates", 2, "--device", "cpu", *files)
+    assert "real pictures: 7 with 4 captions, at 24 px; chance is 0.2500 and 1.0000" in output
+    assert "nearest picture of the training split, median cosine of features: drawn, seen captions" in output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["nearest_training"]) == {
+        "drawn, seen captions",
+        "drawn, held-out captions",
+        "real held-out pictures",
+    }
+    # Six prompts in three columns of a real and two drawn pictures at twice their size.
+    assert Image.open(tmp_path / "sheet.png").width > 3 * 3 * 2 * IMAGE_TOKENIZER.image_size
 
 
 def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):

@@ -124,11 +124,16 @@ def heading(context: "EvaluationContext") -> str:
     """What is measured, and the result of choosing at random."""
     sampling = context.dalle.sampling
     reference = context.reference
-    concepts = next(iter(context.r_precisions.values())).concept_count
+    count = reference.concept_count
+    chance = f"at {reference.size} px; chance is {1 / count:.4f} and {min(1, 5 / count):.4f}"
+    if reference.has_vendors:
+        kind, pictures = "concept", f"real art: {len(reference.store)} pictures of {count} concepts"
+        pictures += f" by {', '.join(reference.vendor_names)}, {chance}"
+    else:
+        kind, pictures = "caption", f"real pictures: {len(reference.store)} with {count} captions, {chance}"
     return (
         f"model {context.dalle.source['model']} ({context.dalle.source['checkpoint']}): temperature "
-        f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}\n"
-        f"real art: {len(reference.store)} pictures of {concepts} concepts by {', '.join(reference.vendor_names)}, "
-        f"at {reference.size} px; chance is {1 / concepts:.4f} and {5 / concepts:.4f}\n"
-        f"share of pictures whose concept is the nearest (top-1) or among the nearest five, 95 % interval"
+        f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}, "
+        f"rank {sampling.rank}\n{pictures}\n"
+        f"share of pictures whose {kind} is the nearest (top-1) or among the nearest five, 95 % interval"
     )

@@ -20,13 +20,16 @@ from dalle_mini_impl.cli.options import (
 from dalle_mini_impl.cli.outputs import PNG_FILE
 
 if TYPE_CHECKING:
-    from dalle_mini_impl.pipeline.results import Result
+    from dalle_mini_impl.evaluate.generation import EvaluationContext, GeneratedPictures
+
+SHEET_BEST = 3
+"""Drawn pictures for each prompt on the sheet."""
 
 
 @click.command(
     epilog=examples(
         "dalle evaluate generation emoji --pairs 20 --candidates 4",
-        "dalle evaluate generation runs/mine/model --sweep --sheet best.png --json figures.json",
+        "dalle evaluate generation runs/mine/model --data runs/mine/store --sheet best.png --json figures.json",
     )
 )
 @reference_options()
@@ -57,12 +60,14 @@ if TYPE_CHECKING:
     help="Of the sweep.",
 )
 @click.option("--sweep-pairs", type=click.IntRange(1), default=40, show_default=True, help="Pairs of the sweep.")
-@click.option("--sheet", type=PNG_FILE, help="PNG for the best pictures of held-out pairs.")
+@click.option("--sheet", type=PNG_FILE, help="PNG for real pictures, each beside the best drawn ones.")
 def generation(model: str, json_file: str | None, sheet: Path | None, **options: Any) -> None:
     """Measure the R-precision of MODEL's pictures.
 
-    A picture for "a red heart, noto" is right at top-5 if real art of a red heart is among the five concepts it
-    resembles most. Two judges measure resemblance: EfficientNet-Lite0, and the bare pixels. Needs the extra judge.
+    A picture for "a red heart" is right at top-5 if the real pictures of a red heart are among those of the five
+    captions it resembles most. Captions of the training split and held-out ones are drawn, and the pictures of both
+    compared with all pictures of the data. Two judges measure resemblance: EfficientNet-Lite0, and the bare pixels.
+    Needs the extra judge.
     """
     start = time.perf_counter()
     echo = partial(echo_text, json_file=json_file)
@@ -72,13 +77,21 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
     context = load_context(model, options)
     echo(heading(context))
 
-    from dalle_mini_impl.evaluate.generation import generation_rows, reconstruction_rows, reference_rows, sweep
+    from dalle_mini_impl.evaluate.generation import (
+        generation_rows,
+        nearest_training_pictures,
+        reconstruction_rows,
+        reference_rows,
+        sweep,
+    )
     from dalle_mini_impl.evaluate.intervals import share_table
 
     rows = [*reference_rows(context), *reconstruction_rows(context)]
     echo(share_table(rows))
-    generated_rows, held_out = generation_rows(context)
+    generated_rows, pictures = generation_rows(context)
     echo(share_table(generated_rows))
+    nearest = nearest_training_pictures(context, pictures)
+    echo("nearest picture of the training split, median cosine of features: " + format_cosines(nearest))
     sweep_results = sweep(context)
     if sweep_results:
         echo(share_table([row for result in sweep_results for row in result.rows]))
@@ -90,22 +103,34 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
         "data": options["data"],
         "settings": dataclasses.asdict(context.settings),
         "rows": [dataclasses.asdict(row) for row in [*rows, *generated_rows]],
+        "nearest_training": {name: round(cosine, 4) for name, cosine in nearest.items()},
         "sweep": [dataclasses.asdict(result) for result in sweep_results],
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_json_file(json_file, figures)
     if sheet:
-        echo(write_sheet(held_out.results, sheet))
+        echo(write_sheet(context, pictures, sheet))
 
 
-def write_sheet(results: "list[Result]", path: Path) -> Path:
-    """Write the best picture of each prompt, at twice its size, with the prompt underneath."""
+def format_cosines(cosines: dict[str, float]) -> str:
+    """Names with their cosines, on one line."""
+    return ", ".join(f"{name} {cosine:.2f}" for name, cosine in cosines.items()) or "none"
+
+
+def write_sheet(context: "EvaluationContext", pictures: "dict[str, GeneratedPictures]", path: Path) -> Path:
+    """Write for each prompt the real picture and beside it the best drawn ones, with the prompt underneath."""
     from PIL import Image
 
-    from dalle_mini_impl.util.images import contact_sheet, save_png
+    from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
 
-    best = [result[0].image for result in results]
-    large = [image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC) for image in best]
-    pictures = [picture for result in results for picture in result.metadata([result[0]])["pictures"]]
-    sheet = contact_sheet(large, labels=[result.prompt for result in results])
-    return save_png(sheet, path, {**results[0].settings, "pictures": pictures})
+    strips, labels, records = [], [], []
+    for name, group in pictures.items():
+        for index, result in zip(group.indices, group.results, strict=True):
+            best = result[:SHEET_BEST]
+            images = [*to_images(context.reference.pixels([index])), *(candidate.image for candidate in best)]
+            large = [image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC) for image in images]
+            strips.append(contact_sheet(large, len(large)))
+            labels.append(f"{name.split()[0]}: {result.prompt}")
+            records += result.metadata(best)["pictures"]
+    settings = next(iter(pictures.values())).results[0].settings
+    return save_png(contact_sheet(strips, labels=labels, gap=8), path, {**settings, "pictures": records})
