@@ -263,8 +263,8 @@ class TransformerRun:
     recompute: bool = False
     """Compute each block again in the backward pass instead of storing its activations (Chen et al. 2016): less memory,
     more time."""
-    prompts: tuple[str, ...] = ("a red heart", "a cat", "a yellow star", "a green apple")
-    """Prompts of the sample pictures."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the sample pictures; if empty, captions of a few training and of a few held-out pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)

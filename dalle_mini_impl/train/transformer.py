@@ -3,7 +3,7 @@
 dalle train transformer --config configs/emoji/transformer.yaml
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,11 @@ from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
+from dalle_mini_impl.train.shared.sample_prompts import SamplePrompt, choose_prompts, describe_prompts, save_sheet
 from dalle_mini_impl.train.shared.start import load_transformer_weights, open_start, text_tokenizer_file
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
-from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.util.images import to_images
 
 T = TypeVar("T")
 
@@ -143,20 +143,20 @@ def write_samples(
     image_tokenizer: ImageTokenizer,
     tokenizer: TextTokenizer,
     config: TransformerRun,
+    prompts: Sequence[SamplePrompt],
     path: Path,
     model: StreamLoss,
 ) -> None:
-    """Write a sheet with a few unranked samples for each of the config's prompts."""
+    """Write a sheet with a few unranked samples for each prompt."""
     device = image_tokenizer.device
     pictures = []
     model = model.to(device)
-    for prompt in config.prompts:
-        text_ids = tokenizer.encode(prompt)[: config.text_length]
+    for prompt in prompts:
+        text_ids = tokenizer.encode(prompt.text)[: config.text_length]
         seeds = list(range(SAMPLES_PER_PROMPT))
         ids = generate(model.transformer, model.stream, Prompt(text_ids), seeds, config.sampling).image_ids
         pictures += to_images(image_tokenizer.decode(ids.to(device)))
-    labels = [prompt for prompt in config.prompts for _ in range(SAMPLES_PER_PROMPT)]
-    save_png(contact_sheet(pictures, columns=2 * SAMPLES_PER_PROMPT, labels=labels), path)
+    save_sheet(pictures, prompts, path)
 
 
 def main(config: TransformerRun, resume: bool = False) -> None:
@@ -171,8 +171,6 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     """
     run = config.run
     check_ranges(config)
-    if run.sample_every and not config.prompts:
-        raise UserError("expected at least one of prompts, got none; add one, or set run.sample_every=0")
     accelerator = loop.start_run(run, can_shard=True)
     image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
@@ -211,6 +209,9 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     log = loop.TrainingLog(accelerator, run, config, first)
     if origin:
         log.message(origin)
+    prompts = choose_prompts(config.prompts, train.entries, validation.entries, config.language_weights, run.seed)
+    if run.sample_every:
+        log.message(describe_prompts(prompts))
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
         log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
@@ -258,7 +259,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
                 log.message(f"step {step + 1}: {announcement}")
         if loop.is_due(step, run.sample_every, run):
             path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
-            with_ema(partial(write_samples, image_tokenizer, tokenizer, config, path))
+            with_ema(partial(write_samples, image_tokenizer, tokenizer, config, prompts, path))
         if loop.is_due(step, run.save_every, run):
             save_state(accelerator, run, step, losses, optimizers, ema, record, plateau=plateau.state)
             with_ema(save)

@@ -132,7 +132,6 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
             "text_length": 11,
             "optimizer": {**optimizer, "muon_learning_rate": 0.02},
             "run": run("transformer"),
-            "prompts": ["a red disc", "a blue bar"],
         },
         "scorer": {
             "model": {

@@ -40,6 +40,7 @@ from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
 from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.adversary import Adversary
+from dalle_mini_impl.util.images import read_metadata
 
 TRAINED = ("image_tokenizer", "transformer", "scorer")
 
@@ -169,6 +170,9 @@ def test_states_configs_and_samples_are_written_beside_the_log(trained):
         if stage != "scorer":
             expected |= {"samples-000005.png", "samples-000010.png"}
         assert {path.name for path in folder.iterdir()} == expected
+    prompts = read_metadata(trained.folder / "transformer" / "samples-000010.png")["prompts"]
+    assert [prompt["origin"] for prompt in prompts] == ["trained"] * 4 + ["held out"] * (len(prompts) - 4)
+    assert len(prompts) > 4
     with Image.open(trained.folder / "image_tokenizer" / "samples-000010.png") as sheet:
         assert sheet.width > 16 * 16
 
@@ -681,7 +685,6 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
         ("image_tokenizer", "run.accumulation=5", "make it a multiple of 5"),
         ("image_tokenizer", "model.channels=[33]", "expected channels below 32 or multiples of it, .* got 33"),
         ("image_tokenizer", "run.steps=0", "expected run.steps of at least 1, got 0"),
-        ("transformer", "prompts=[]", "expected at least one of prompts, got none; add one, or set run.sample_every=0"),
         ("image_tokenizer", "model.factor=5", "expected image_size to be a multiple of factor 5, got 16"),
         ("image_tokenizer", "model.quantizer=rq", "expected quantizer vq, fsq, lfq, simvq, gumbel, got 'rq'"),
         ("encode", "out=''", "out is empty; name the folder"),
