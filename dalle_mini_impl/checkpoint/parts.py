@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,25 @@ def save_tensors(
         except SafetensorError as error:  # the library's word for errors of the operating system
             raise UserError(f"cannot write {path}: {error}; make space or choose a writable path") from error
     return identity
+
+
+def copy_part(source: Path, part: str, model_dir: str | Path) -> str:
+    """Copy a part of one checkpoint into another, whole or not at all, and return its identity.
+
+    Args:
+        source: the checkpoint folder to copy from.
+        part: `image_tokenizer`, `transformer` or `scorer`.
+        model_dir: the checkpoint folder to copy to; created if missing.
+
+    Raises:
+        UserError: the part is missing or damaged, other parts in `model_dir` need the one that would be replaced, or
+            the file cannot be written.
+    """
+    original = read_part(source, part)
+    check_not_needed(model_dir, part, original.identity)
+    with replace_file(Path(model_dir) / original.path.name) as temporary:
+        shutil.copyfile(original.path, temporary)
+    return original.identity
 
 
 def check_not_needed(model_dir: str | Path, part: str, identity: str = "") -> None:

@@ -33,7 +33,12 @@ from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.run_record import make_record
-from dalle_mini_impl.train.shared.start import load_scorer_weights, open_start, text_tokenizer_file
+from dalle_mini_impl.train.shared.start import (
+    add_image_tokenizer,
+    load_scorer_weights,
+    open_start,
+    text_tokenizer_file,
+)
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
@@ -153,6 +158,8 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     accelerator = loop.start_run(run)
     with accelerator.main_process_first():
         start = open_start(config, resume)
+        if config.reconstructed_share:
+            add_image_tokenizer(run.model_dir, start)
         tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
         train = open_store(config.data, "train", picture_size=config.model.image_size)
         validation = open_store(config.data, "validation", picture_size=config.model.image_size)

@@ -38,7 +38,12 @@ from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learni
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.sample_prompts import SamplePrompt, choose_prompts, describe_prompts, save_sheet
-from dalle_mini_impl.train.shared.start import load_transformer_weights, open_start, text_tokenizer_file
+from dalle_mini_impl.train.shared.start import (
+    add_image_tokenizer,
+    load_transformer_weights,
+    open_start,
+    text_tokenizer_file,
+)
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.images import to_images
@@ -172,10 +177,11 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     run = config.run
     check_ranges(config)
     accelerator = loop.start_run(run, can_shard=True)
-    image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     with accelerator.main_process_first():
         start = open_start(config, resume)
+        add_image_tokenizer(run.model_dir, start)
         tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
+    image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
     train = open_cache(config.cache, "train", identity)
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)

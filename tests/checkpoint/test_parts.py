@@ -453,3 +453,22 @@ def test_part_is_read_without_its_weights(tiny_model):
     assert (header.identity, header.config, header.trained_with) == (whole.identity, whole.config, whole.trained_with)
     assert whole.tensors
     assert not header.tensors
+
+
+def test_a_copied_part_is_the_same_and_replaces_none_that_is_needed(tiny_model, tmp_path):
+    identity = checkpoint.copy_part(tiny_model, "image_tokenizer", tmp_path / "copy")
+    name = "image_tokenizer.safetensors"
+    assert (tmp_path / "copy" / name).read_bytes() == (tiny_model / name).read_bytes()
+    assert identity == checkpoint.read_part(tiny_model, "image_tokenizer").identity
+    shutil.copytree(tiny_model, tmp_path / "needed")
+    other = make_image_tokenizer()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    checkpoint.save_part(tmp_path / "other", "image_tokenizer", other, to_dict(other.config), {})
+    with pytest.raises(UserError, match="without parts that need its image_tokenizer"):
+        checkpoint.copy_part(tmp_path / "other", "image_tokenizer", tmp_path / "needed")
+    content = (tmp_path / "other" / name).read_bytes()
+    (tmp_path / "other" / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.copy_part(tmp_path / "other", "image_tokenizer", tmp_path / "third")
+    assert not (tmp_path / "third").exists()

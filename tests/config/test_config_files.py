@@ -10,13 +10,16 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 import dalle_mini_impl
+from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config import training as runs
 from dalle_mini_impl.config.model import StreamConfig
-from dalle_mini_impl.config.yaml_io import load
+from dalle_mini_impl.config.yaml_io import from_dict, load
 from dalle_mini_impl.model.build import build_clip, build_transformer
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.masks import mask_matrix
 from dalle_mini_impl.model.quantizers.learned import encoder_width
+from dalle_mini_impl.train.stages import STAGES, load_settings
 
 PACKAGE = Path(dalle_mini_impl.__file__).parent
 ROOT = PACKAGE.parent
@@ -27,6 +30,8 @@ CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARIS
 
 IMAGE_TOKENIZER_ONLY = {"vqgan", "dvae"}
 """Folders with the config of an image tokenizer only; its other stages are those of configs/emoji."""
+FROM_EMOJI = "from_emoji"
+"""Folder of stages that start from the shipped model, whose text tokenizer they keep."""
 RUNS: dict[str, type] = {
     "image_tokenizer": runs.ImageTokenizerRun,
     "text_tokenizer": runs.TextTokenizerRun,
@@ -41,6 +46,7 @@ def test_every_config_folder_has_a_config_for_every_stage():
     assert "emoji" in folders
     for folder in folders:
         stages = {"image_tokenizer"} if folder in IMAGE_TOKENIZER_ONLY else set(RUNS)
+        stages -= {"text_tokenizer"} if folder == FROM_EMOJI else set()
         assert {path.stem for path in CONFIGS if path.parent.name == folder} == stages, folder
 
 
@@ -97,7 +103,7 @@ def test_dalle_1_configs_have_the_masks_and_the_recipe_of_the_paper(path):
 
 @pytest.mark.parametrize(
     "folder",
-    sorted({path.parent for path in CONFIGS if path.parent.name not in IMAGE_TOKENIZER_ONLY}),
+    sorted({path.parent for path in CONFIGS if path.parent.name not in {*IMAGE_TOKENIZER_ONLY, FROM_EMOJI}}),
     ids=lambda folder: folder.name,
 )
 def test_configs_of_a_folder_build_models_that_fit_together(folder):
@@ -130,6 +136,23 @@ def test_configs_of_a_folder_build_models_that_fit_together(folder):
     assert len({run.state_dir for run in settings}) == 3
     for run in settings:
         assert run.batch_size % run.accumulation == 0
+
+
+def test_configs_that_start_from_the_shipped_model_fit_it_and_each_other():
+    configs: dict[str, Any] = {
+        stage.file_name: load_settings(stage, str(ROOT / f"configs/{FROM_EMOJI}/{stage.file_name}.yaml"))
+        for stage in STAGES.values()
+        if stage.file_name != "text_tokenizer"
+    }
+    for name in ("image_tokenizer", "transformer", "scorer"):
+        part = read_part(find_checkpoint("emoji"), name, weights=False)
+        values = part.config["transformer"] if name == "transformer" else part.config
+        assert configs[name].model == from_dict(type(configs[name].model), values)
+        assert configs[name].run.model_dir == "runs/mine/model"
+        assert configs[name].run.state_dir == f"runs/mine/{name}"
+    assert configs["transformer"].text_length == 20
+    assert configs["transformer"].cache == configs["encode"].out
+    assert configs["encode"].model_dir == "emoji"
 
 
 def test_every_stage_documents_its_command():

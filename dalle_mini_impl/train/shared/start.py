@@ -1,6 +1,7 @@
 """Training that starts from the weights of a checkpoint (`start_from`) instead of random ones."""
 
 import contextlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint
-from dalle_mini_impl.checkpoint.parts import check_trained_with, load_module, read_part
+from dalle_mini_impl.checkpoint.parts import check_trained_with, copy_part, load_module, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, read_text_tokenizer
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig
@@ -133,6 +134,16 @@ def text_tokenizer_file(config: TransformerRun | ScorerRun, start: Start) -> str
     folder = start.folder or Path(config.run.model_dir)  # a run that is resumed has copied it
     _trainable_text_tokenizer(folder)
     return folder / TEXT_TOKENIZER_FILE
+
+
+def add_image_tokenizer(model_dir: str | Path, start: Start) -> None:
+    """Copy the image tokenizer of the checkpoint that a run starts from into a checkpoint folder without one.
+
+    Raises:
+        UserError: the checkpoint has none either, or the folder cannot be written.
+    """
+    if start.folder and not os.path.lexists(Path(model_dir) / "image_tokenizer.safetensors"):
+        copy_part(start.folder, "image_tokenizer", model_dir)
 
 
 def load_image_tokenizer_weights(tokenizer: ImageTokenizer, start: Start) -> None:

@@ -121,6 +121,16 @@ def test_matching_ids_are_pieces_of_the_same_text(trained, tmp_path):
     assert matching_ids(old, old) == [[number] for number in range(old.vocab_size)]
 
 
+@pytest.mark.parametrize("stage", ["transformer", "scorer"])
+def test_a_folder_without_an_image_tokenizer_gets_that_of_the_checkpoint(start, trained, stage):
+    path = start.folder / "model" / "image_tokenizer.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    start.run(stage, *STANDING)
+    assert path.read_bytes() == content
+    assert part(start, stage).trained_with["image_tokenizer"] == identity(trained, "image_tokenizer")
+
+
 def test_image_rows_are_new_for_another_image_tokenizer(start, trained):
     shutil.copy(trained.folder / "image_tokenizer.yaml", start.folder)
     start.run("image_tokenizer", "run.seed=5", f"run.model_dir={start.folder}/model")
