@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from helpers.training import identity, interrupt, outcome
+from helpers.training import identity, interrupt, outcome, run_sharded
 
 from dalle_mini_impl.checkpoint.describe import checkpoint_info, info_lines
 from dalle_mini_impl.checkpoint.parts import read_part, save_tensors
@@ -192,6 +192,26 @@ def test_a_run_resumes_bit_for_bit_without_the_checkpoint(start, trained, tmp_pa
     if stage == "transformer":
         described = [load_settings(home.folder / "model").about.data for home in (start, other)]
         assert described[0] == described[1] == (described[0][0], f"{origin}: {described[0][0]}")
+
+
+def test_a_sharded_run_starts_and_resumes_from_there(start, trained, tmp_path, monkeypatch):
+    settings = ("optimizer.muon_learning_rate=0", "run.steps=6", "run.save_every=3")
+    other = start.copy(tmp_path / "other")
+    start.run("transformer", *settings)
+    run_sharded(interrupt, other, "transformer", 4, monkeypatch, *settings)
+    run_sharded(other.run, "transformer", "--resume", *settings)
+    assert part(other, "transformer").trained_with == part(start, "transformer").trained_with
+    figures = [[line["image"] for line in home.log("transformer") if "image" in line] for home in (start, other)]
+    assert figures[1] == pytest.approx(figures[0], abs=1e-5)
+
+
+def test_a_checkpoint_can_be_trained_further_in_its_own_folder(home, monkeypatch):
+    before = identity(home, "transformer")
+    own = ("run.steps=6", "run.save_every=3", f"start_from={home.folder}/model")
+    interrupt(home, "transformer", 4, monkeypatch, *own)
+    assert identity(home, "transformer") != before  # saved with the state
+    home.run("transformer", "--resume", *own)
+    assert part(home, "transformer").trained_with["start_from"] == before
 
 
 @pytest.mark.parametrize("value", ["''", "emoji"])
