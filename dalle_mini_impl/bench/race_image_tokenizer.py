@@ -26,6 +26,7 @@ from dalle_mini_impl.train.losses.pictures import reconstruction_loss
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.util.errors import UserError
 
 PEER_RATE, PEER_RATE_DECAY, PEER_BATCH = 1e-3, 0.98, 8
 """The peer's own training script: Adam's learning rate, its factor per period, and pictures per step."""
@@ -57,10 +58,12 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
         UserError: the `judge` extra is not installed.
     """
     config = load(ImageTokenizerRun, str(config_file), [])
+    if not config.model.image_size:
+        raise UserError(f"expected square pictures in {config_file}, as dalle-pytorch needs, got {config.model.size}")
     train = open_store(config.data, "train")
     validation = open_store(config.data, "validation")
     pictures = validation.take(np.arange(len(validation))[:HELD_OUT])
-    held_out = pixels_on_white(pictures, config.model.image_size).to(device)
+    held_out = pixels_on_white(pictures, config.model.size).to(device)
     curves = {}
     distances = {}
     distance = efficientnet_distance(device)
@@ -132,7 +135,7 @@ def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Si
             temperature = max(temperature * math.exp(-PEER_TEMPERATURE_DECAY * number), PEER_LAST_TEMPERATURE)
             optimizer.param_groups[0]["lr"] *= PEER_RATE_DECAY
         indices = loop.batch_indices(number, PEER_BATCH, len(train), config.run.seed)
-        pixels = pixels_on_white(train.take(indices), shape.image_size).to(device)
+        pixels = pixels_on_white(train.take(indices), shape.size).to(device)
         loss = model((pixels + 1) / 2, return_loss=True, temp=temperature)
         apply_gradients(model, [optimizer], loss, clip=float("inf"))
 

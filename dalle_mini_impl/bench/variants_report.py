@@ -23,7 +23,7 @@ BEGIN, END = "<!-- begin of what dalle compare writes -->", "<!-- end of what da
 
 def variant_entry(variant: Variant, training: dict[str, Any], evaluation: TokenizerEvaluation | None) -> dict[str, Any]:
     """The JSON entry of a variant: its settings, its training, and its evaluation unless the training failed."""
-    report = asdict(evaluation.report) if evaluation else {"size": variant.config.model.image_size}
+    report = asdict(evaluation.report) if evaluation else {"size": max(variant.config.model.size)}
     return {"name": variant.name, "overrides": list(variant.overrides), **training, **report}
 
 

@@ -106,9 +106,8 @@ def _text_tokenizer_shape(part: dict[str, Any]) -> str:
 def _image_tokenizer_shape(part: dict[str, Any]) -> str:
     config = from_dict(ImageTokenizerConfig, part["config"], "image_tokenizer")
     kind = config.quantizer if config.network == "vqvae" else f"{config.network}, {config.quantizer}"
-    size = config.image_size
-    height, width = config.grid
-    return f"{size}×{size} pixels <-> {height}×{width} ids of {config.codebook_size:,} ({kind})"
+    (height, width), (rows, columns) = config.size, config.grid
+    return f"{height}×{width} pixels <-> {rows}×{columns} ids of {config.codebook_size:,} ({kind})"
 
 
 def _transformer_shape(part: dict[str, Any]) -> str:

@@ -97,7 +97,7 @@ def measure(variant: "Variant", data: str, split: str, examples: int, device: st
     from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
 
     tokenizer, _ = load_image_tokenizer(variant.model, device)
-    batches = picture_batches(data, split, tokenizer.config.image_size, SkipLog())
+    batches = picture_batches(data, split, tokenizer.config.size, SkipLog())
     with tqdm(batches, desc=f"measuring {variant.name}", unit=" batches", delay=2, leave=False) as bar:
         return evaluate_image_tokenizer(variant.name, tokenizer, bar, examples)
 

@@ -1,12 +1,22 @@
 """`dalle data`: builds the emoji set and picture stores, and inspects a user's own pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from dalle_mini_impl.cli.options import FiniteFloat, echo_text, examples, json_option, out_option, write_json_file
+from dalle_mini_impl.cli.options import (
+    FiniteFloat,
+    PictureSize,
+    echo_text,
+    examples,
+    json_option,
+    out_option,
+    write_json_file,
+)
 from dalle_mini_impl.cli.outputs import PNG_FILE
 from dalle_mini_impl.config.data import FITS, SMALLEST_STORE_SIZE, DataConfig
+from dalle_mini_impl.config.model import DEFAULT_IMAGE_SIZE
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable
 
@@ -91,10 +101,10 @@ def openclipart(out: Path, count: int, svg: Path | None) -> None:
 @out_option("Folder to write the store to.", required=True, folder=True)
 @click.option(
     "--size",
-    type=click.IntRange(1),
-    default=SMALLEST_STORE_SIZE,
+    type=PictureSize(),
+    default=str(SMALLEST_STORE_SIZE),
     show_default=True,
-    help="Side in pixels; about twice that of the models.",
+    help="Side in pixels, or height x width; about twice that of the models.",
 )
 @click.option(
     "--validation",
@@ -104,7 +114,7 @@ def openclipart(out: Path, count: int, svg: Path | None) -> None:
     help="Fraction to hold out, where SOURCE has no splits.",
 )
 @fit_option
-def store(source: str, out: Path, size: int, validation: float, fit: str) -> None:
+def store(source: str, out: Path, size: tuple[int, int], validation: float, fit: str) -> None:
     """Decode the pictures of SOURCE into a picture store.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. Training and
@@ -114,22 +124,37 @@ def store(source: str, out: Path, size: int, validation: float, fit: str) -> Non
 
     check_replaceable(out, CONTENTS)
     click.echo(f"reading {source}")
-    build_store(DataConfig(source=source, store=str(out), store_size=size, validation=validation, fit=fit))
+    config = DataConfig(source=source, store=str(out), validation=validation, fit=fit)
+    if size[0] == size[1]:
+        config = replace(config, store_size=size[0])
+    else:
+        config = replace(config, store_height=size[0], store_width=size[1])
+    build_store(config)
     click.echo(out)
 
 
-@data.command(epilog=examples("dalle data inspect my-pictures", "dalle data inspect data/emoji --json report.json"))
+@data.command(
+    epilog=examples("dalle data inspect my-pictures", "dalle data inspect my-pictures --fit crop --size 64x96")
+)
 @click.argument("source")
 @click.option(
     "--sheet",
     type=PNG_FILE,
     default="inspect.png",
     show_default=True,
-    help="Where to write the contact sheet.",
+    help="Where to write the contact sheet, which shows pictures as the model will see them.",
+)
+@fit_option
+@click.option(
+    "--size",
+    type=PictureSize(),
+    default=str(DEFAULT_IMAGE_SIZE),
+    show_default=True,
+    help="Side of the model's pictures in pixels, or height x width.",
 )
 @json_option("Write the report as JSON to FILE; - is standard output.")
-def inspect(source: str, sheet: Path, json_file: str | None) -> None:
-    """Report what SOURCE holds and what in it cannot be used.
+def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], json_file: str | None) -> None:
+    """Report what SOURCE holds, what in it cannot be used, and what the model will see of its pictures.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars.
     """
@@ -145,7 +170,7 @@ def inspect(source: str, sheet: Path, json_file: str | None) -> None:
     log = SkipLog()
     pairs = read_pairs(source, log)
     click.echo(f"reading {source}", err=True)
-    report, sample = inspect_pairs(tqdm(pairs, desc="inspecting", unit=" pictures", delay=2))
+    report, sample = inspect_pairs(tqdm(pairs, desc="inspecting", unit=" pictures", delay=2), frame=size, fit=fit)
     if report is None:
         click.echo(log.report(), err=True)
         raise UserError(f"{source} has no usable picture; expected pictures with captions; see above what is wrong")

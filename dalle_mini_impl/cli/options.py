@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from dalle_mini_impl.cli.outputs import STANDARD_OUTPUT, OutputFile, is_special
+from dalle_mini_impl.config.data import LARGEST_STORE_SIZE
 from dalle_mini_impl.config.sampling import PRECISIONS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import format_json, write_json
@@ -35,6 +36,36 @@ def add_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
         return command
 
     return decorate
+
+
+def read_size(text: str) -> int | tuple[int, int]:
+    """The value of `--size`: `96` or `64x96`, height first; 0 where it is not given.
+
+    Raises:
+        UserError: it is neither.
+    """
+    parts = text.lower().replace("×", "x").split("x") if text else ["0"]
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"expected a side in pixels, or height x width, got --size {text}; try --size 96 or 64x96")
+    sides = [int(part) for part in parts]
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+class PictureSize(click.ParamType):
+    """Height and width in pixels, above 0: `96` or `64x96`, height first."""
+
+    name = "S|HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The value as (height, width)."""
+        try:
+            size = read_size(value) if isinstance(value, str) else value
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+        height, width = (size, size) if isinstance(size, int) else size
+        if not (0 < height <= LARGEST_STORE_SIZE and 0 < width <= LARGEST_STORE_SIZE):
+            self.fail(f"expected 1 to {LARGEST_STORE_SIZE} pixels, got --size {value}", param, ctx)
+        return height, width
 
 
 class JsonFile(OutputFile):

@@ -14,12 +14,12 @@ from dalle_mini_impl.cli.options import (
     json_option,
     model_option,
     out_option,
+    read_size,
     scorer_option,
     seed_option,
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import OutputFile
-from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.text import without_surrogates
 
 if TYPE_CHECKING:
@@ -161,19 +161,6 @@ def load_painter(prompts: tuple[str, ...], options: dict[str, Any]) -> "Painter"
         f"painting with image tokenizer {identity} of {options['model']}, scored by {', '.join(scorers)}", err=True
     )
     return Painter(tokenizer, scorers, targets, settings, start, source)
-
-
-def read_size(text: str) -> int | tuple[int, int]:
-    """The value of `--size`: `96` or `64x96`, height first; 0 where it is not given.
-
-    Raises:
-        UserError: it is neither.
-    """
-    parts = text.lower().replace("×", "x").split("x") if text else ["0"]
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UserError(f"expected a side in pixels, or height x width, got --size {text}; try --size 96 or 64x96")
-    sides = [int(part) for part in parts]
-    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def with_progress_bar(painter: "Painter") -> "Iterator[Step]":

@@ -1,8 +1,9 @@
 """Where captioned pictures come from, and how they are augmented."""
 
+import math
 from dataclasses import dataclass
 
-from dalle_mini_impl.config.ranges import NonNegative, Positive, Share
+from dalle_mini_impl.config.ranges import Natural, NonNegative, Positive, Share
 from dalle_mini_impl.util.errors import UserError
 
 SMALLEST_STORE_SIZE = 128
@@ -25,6 +26,10 @@ class DataConfig:
     store_size: int = 0
     """Side of the stored pictures in pixels. 0 takes a store of any size that is not below the model's picture size,
     and builds one of twice that size, which leaves room for random crops, but at least 128."""
+    store_height: Natural = 0
+    """With `store_width`, the size of stored pictures that are not square, in place of `store_size`."""
+    store_width: Natural = 0
+    """See `store_height`."""
     validation: Share = 0.05
     """Share of pictures held out for validation, if the source does not say which; of two pictures or more at least
     one."""
@@ -46,26 +51,62 @@ class DataConfig:
                 f"data.store_size is {self.store_size}; expected 1 to {LARGEST_STORE_SIZE} pixels, or 0 for a size "
                 f"that follows from the model"
             )
+        sides = (self.store_height, self.store_width)
+        if max(sides) > LARGEST_STORE_SIZE:
+            raise UserError(
+                f"data.store_height and data.store_width are {sides}; expected {LARGEST_STORE_SIZE} at most"
+            )
+        if any(sides) and (not all(sides) or self.store_size):
+            raise UserError(
+                f"expected data.store_size, or data.store_height and data.store_width, got {self.store_size}, "
+                f"{sides[0]} and {sides[1]}; leave out the one or the others"
+            )
         if not 0 <= self.validation <= 1:
             raise UserError(f"data.validation is {self.validation:g}; expected a share from 0 to 1")
         if self.fit not in FITS:
             raise UserError(f"expected data.fit of {', '.join(FITS)}, got {self.fit!r}; change it")
 
-    def size_for(self, picture_size: int) -> int:
-        """Side in pixels of the stored pictures of a new store.
+    @property
+    def store_frame(self) -> tuple[int, int]:
+        """Height and width of stored pictures; zeros where they follow from the model."""
+        return self.store_height or self.store_size, self.store_width or self.store_size
+
+    def frame_for(self, picture: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the stored pictures of a new store.
 
         Args:
-            picture_size: side of the model's pictures; 0 where the stage uses no pixels.
+            picture: height and width of the model's pictures; zeros where the stage uses no pixels.
 
         Raises:
-            UserError: `store_size` is given and is smaller.
+            UserError: they are given, and are smaller or of other proportions.
         """
-        if 0 < self.store_size < picture_size:
+        frame = self.store_frame
+        if not any(frame):
+            if picture[0] == picture[1]:
+                return (max(SMALLEST_STORE_SIZE, 2 * picture[0]),) * 2
+            factor = max(2, math.ceil(SMALLEST_STORE_SIZE / max(picture)))
+            return factor * picture[0], factor * picture[1]
+        if any(picture) and not fits_into(picture, frame):
             raise UserError(
-                f"data.store_size is {self.store_size}, expected at least the {picture_size} pixels of the model's "
-                f"pictures; set data.store_size={2 * picture_size}, or 0 for a size that follows from the model"
+                f"stored pictures have {frame[0]}×{frame[1]} pixels (data.store_size, or store_height and "
+                f"store_width), expected at least the {picture[0]}×{picture[1]} of the model's pictures, in their "
+                f"proportions; set {size_settings((2 * picture[0], 2 * picture[1]))}, or all to 0 for a size that "
+                f"follows from the model"
             )
-        return self.store_size or max(SMALLEST_STORE_SIZE, 2 * picture_size)
+        return frame
+
+
+def fits_into(picture: tuple[int, int], frame: tuple[int, int]) -> bool:
+    """Whether stored pictures of a frame's (height, width) can be reduced to those of a model, in their proportions."""
+    # Half a pixel of the stored picture may be missing to the exact proportions.
+    same = abs(frame[0] * picture[1] - frame[1] * picture[0]) <= max(picture) / 2
+    return same and picture[0] <= frame[0] and picture[1] <= frame[1]
+
+
+def size_settings(frame: tuple[int, int]) -> str:
+    """The settings of a store with pictures of (height, width), as they are typed."""
+    height, width = frame
+    return f"data.store_size={height}" if height == width else f"data.store_height={height} data.store_width={width}"
 
 
 @dataclass(frozen=True, kw_only=True)

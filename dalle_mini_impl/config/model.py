@@ -6,6 +6,9 @@ from typing import Annotated
 from dalle_mini_impl.config.ranges import Count, Natural, NotEmpty
 from dalle_mini_impl.util.errors import UserError
 
+DEFAULT_IMAGE_SIZE = 64
+"""Side of square training pictures in pixels where a config gives no size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedNetworkConfig:
@@ -33,8 +36,14 @@ class ImageTokenizerConfig:
     """`vqvae` (trained here), or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. Imported networks have
     their own quantizers: `nearest`, `cosine` or `logits`."""
 
-    image_size: Count = 64
-    """Side of the square training pictures in pixels; a multiple of `factor`."""
+    image_size: Natural = 0
+    """Side of square training pictures in pixels, a multiple of `factor`; 64 where nothing is given, and 0 with
+    `height` and `width`."""
+    height: Natural = 0
+    """With `width`, the size of training pictures that are not square, in place of `image_size`; a multiple of
+    `factor`."""
+    width: Natural = 0
+    """See `height`."""
     factor: Count = 8
     """Pixels per token along each side: 4, 8 or 16."""
     channels: Annotated[tuple[Count, ...], NotEmpty()] = (128, 256)
@@ -57,6 +66,34 @@ class ImageTokenizerConfig:
     imported: ImportedNetworkConfig = field(default_factory=ImportedNetworkConfig)
     """Used by imported networks only."""
 
+    def __post_init__(self) -> None:
+        """Take the default size where none is given.
+
+        Raises:
+            UserError: one of height and width is missing, or both and `image_size` are given.
+        """
+        if self.height == self.width and self.width:  # one way to write each size, so that configs can be compared
+            if self.image_size not in (0, self.width):
+                raise UserError(self._two_sizes())
+            object.__setattr__(self, "image_size", self.width)
+            object.__setattr__(self, "height", 0)
+            object.__setattr__(self, "width", 0)
+        if bool(self.height) != bool(self.width) or (self.height and self.image_size):
+            raise UserError(self._two_sizes())
+        if not (self.image_size or self.height):
+            object.__setattr__(self, "image_size", DEFAULT_IMAGE_SIZE)
+
+    def _two_sizes(self) -> str:
+        return (
+            f"expected model.image_size, or model.height and model.width, got {self.image_size}, {self.height} and "
+            f"{self.width}; set the one or the others to 0"
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the training pictures in pixels."""
+        return (self.image_size, self.image_size) if self.image_size else (self.height, self.width)
+
     @property
     def grid(self) -> tuple[int, int]:
         """Token grid `(h, w)` at the training size.
@@ -66,7 +103,7 @@ class ImageTokenizerConfig:
         """
         if self.factor < 1:
             raise UserError(f"expected factor of 1 or more, got {self.factor}; change it")
-        return self.image_size // self.factor, self.image_size // self.factor
+        return self.size[0] // self.factor, self.size[1] // self.factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +205,9 @@ class ScorerConfig:
     """Text ids per caption, end-of-text included."""
     embed_dim: Count = 256
     """D, width of the shared embedding space."""
+    fit: str = "crop"
+    """How other pictures are made square: `crop` (their middle) or `squash` (all of them, in other proportions).
+    Trained on pictures that are not square, a scorer is saved with `squash`."""
     sigmoid: bool = False
     """Train with the sigmoid loss, which treats each pair separately and has a learned bias (Zhai et al. 2023, SigLIP),
     instead of the contrastive loss over the batch."""

@@ -11,19 +11,20 @@ from dalle_mini_impl.config.data import AugmentConfig
 from dalle_mini_impl.data.fit import drawn_bounds, drawn_parts, ground_of
 
 
-def pixels_on_white(rgba: np.ndarray, size: int) -> Tensor:
+def pixels_on_white(rgba: np.ndarray, size: int | tuple[int, int]) -> Tensor:
     """Put stored pictures on a white background and resize them, without random changes.
 
     Args:
-        rgba: (B, S, S, 4) uint8.
-        size: side of the result in pixels.
+        rgba: (B, H, W, 4) uint8.
+        size: side of a square, or height and width, of the result in pixels; normally in the proportions of `rgba`.
 
     Returns:
-        (B, 3, size, size) float32 in [-1, 1].
+        (B, 3, height, width) float32 in [-1, 1].
     """
     layers = _premultiplied(rgba)
     over_white = layers[:, :3] + (1 - layers[:, 3:])
-    return F.interpolate(over_white, (size, size), mode="bilinear", antialias=True).clamp(0, 1) * 2 - 1
+    size = (size, size) if isinstance(size, int) else size
+    return F.interpolate(over_white, size, mode="bilinear", antialias=True).clamp(0, 1) * 2 - 1
 
 
 def random_changes(batch: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -54,20 +55,21 @@ def random_changes(batch: int, config: AugmentConfig, generator: torch.Generator
 
 
 def augmented_pixels(
-    rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, size: int, keep_inside: bool = True
+    rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, size: int | tuple[int, int], keep_inside: bool = True
 ) -> Tensor:
     """Apply sampled changes to stored pictures.
 
     Args:
-        rgba: (B, S, S, 4) uint8; S about twice `size` gives the sharpest result.
+        rgba: (B, H, W, 4) uint8; about twice `size` gives the sharpest result.
         may_flip: (B,) bool, whether the mirror image is allowed.
         changes: (B, 7) from `random_changes`.
-        size: side of the result in pixels.
+        size: side of a square, or height and width, of the result in pixels, in the proportions of `rgba`.
         keep_inside: as in `AugmentConfig`.
 
     Returns:
-        (B, 3, size, size) float32 in [-1, 1].
+        (B, 3, height, width) float32 in [-1, 1].
     """
+    height, width = (size, size) if isinstance(size, int) else size
     scale, shift = changes[:, :1], changes[:, 2:4]
     mirrored = torch.where(torch.from_numpy(may_flip), changes[:, 1], 1.0)
     layers = _premultiplied(rgba)
@@ -80,9 +82,9 @@ def augmented_pixels(
     matrix[:, 0, 0] = mirrored / scale[:, 0]
     matrix[:, 1, 1] = 1 / scale[:, 0]
     matrix[:, :, 2] = -shift / scale
-    if rgba.shape[1] > 2 * size:  # grid_sample interpolates 4 neighbours, so shrinking more than twofold would alias
-        layers = F.interpolate(layers, (2 * size, 2 * size), mode="bilinear", antialias=True)
-    grid = F.affine_grid(matrix, [len(rgba), 4, size, size], align_corners=False)
+    if rgba.shape[1] > 2 * height:  # grid_sample interpolates 4 neighbours: shrinking more than twofold would alias
+        layers = F.interpolate(layers, (2 * height, 2 * width), mode="bilinear", antialias=True)
+    grid = F.affine_grid(matrix, [len(rgba), 4, height, width], align_corners=False)
     if surroundings:
         warped = surroundings.sample(layers, grid)
     else:
@@ -112,8 +114,9 @@ class _Surroundings:
         return scale, shift.clamp(limits.amin(0), limits.amax(0))
 
     def sample(self, layers: Tensor, grid: Tensor) -> Tensor:
-        """Sample layers (B, 4, S, S) at the positions of a grid; beyond their edges there is the ground."""
-        inside = 1 - 1 / layers.shape[-1]  # the middle of the outermost pixels
+        """Sample layers (B, 4, H, W) at the positions of a grid; beyond their edges there is the ground."""
+        # The middles of the outermost pixels, right and down.
+        inside = 1 - 1 / torch.tensor([layers.shape[-1], layers.shape[-2]])
         grid = torch.where(self.full[..., None, None], grid.clamp(-inside, inside), grid)
         # Outside, zeros are sampled, so the ground's colour is made zero meanwhile.
         warped = F.grid_sample(layers - self.colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -121,7 +124,7 @@ class _Surroundings:
 
 
 def _surroundings(rgba: np.ndarray) -> _Surroundings:
-    """Examine pictures (B, S, S, 4)."""
+    """Examine pictures (B, H, W, 4)."""
     grounds = [ground_of(picture) for picture in rgba]
     colours = [(*ground.colour, 255) if ground and ground.colour else (0, 0, 0, 0) for ground in grounds]
     bounds = torch.tensor(
@@ -136,7 +139,7 @@ def _surroundings(rgba: np.ndarray) -> _Surroundings:
 
 
 def _premultiplied(rgba: np.ndarray) -> Tensor:
-    """Colour times alpha, and alpha: (B, 4, S, S) in [0, 1]. Resampling this makes no coloured fringes."""
+    """Colour times alpha, and alpha: (B, 4, H, W) in [0, 1]. Resampling this makes no coloured fringes."""
     planes = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2)
     layers = planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     layers[:, :3] *= layers[:, 3:]

@@ -70,7 +70,7 @@ class FitCounts:
     lost_tenth: int = 0
     """Pictures that lost over a tenth of what is drawn."""
     lost_half: int = 0
-    """Pictures that lost over a half of what is drawn."""
+    """Those of them that lost over half of it."""
 
     def add(self, fitted: FittedPicture) -> None:
         """Count a picture."""

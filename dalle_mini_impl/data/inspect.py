@@ -12,14 +12,17 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.fit import FitCounts, fit_picture
 from dalle_mini_impl.data.pair import Caption, Pair
-from dalle_mini_impl.util.images import on_background
+from dalle_mini_impl.util.images import on_background, to_images
 from dalle_mini_impl.util.tables import aligned_table
 
 SAMPLE_COUNT = 48
 """Pictures on the contact sheet."""
-SAMPLE_SIZE = 112
-"""Largest side of a picture on the contact sheet, in pixels."""
+SHOWN_SIDE = 128
+"""Side in pixels up to which smaller pictures are enlarged on the contact sheet, by a whole number."""
 MAX_COMPARED = 30_000
 """Near duplicates are searched among this many pictures, because the work grows with the square of their number."""
 MAX_STEP_DIFFERENCES = 3
@@ -31,6 +34,10 @@ SHOWN_GROUPS = 5
 """Groups of duplicates listed in the report."""
 SHOWN_KEYS = 4
 """Pictures listed of each group of duplicates."""
+LOSS_TO_MENTION = 0.05
+"""Share of the pictures that lose over a tenth of what is drawn, above which another setting is suggested."""
+COMMON_ASPECT = 1.15
+"""Pictures have a common aspect ratio if most are within this factor of the median."""
 
 SCRIPTS = {
     "CJK": "Han", "IDEOGRAPHIC": "Han", "KATAKANA-HIRAGANA": "Katakana", "MICRO": "Greek",
@@ -77,6 +84,18 @@ class Report:
     """Number of groups of duplicates that have pictures in `train` and in `validation`."""
     compared: int
     """Number of pictures that the search for near duplicates compared."""
+    fit: str
+    """How pictures are fitted into the model's frame, as in `DataConfig`."""
+    frame: tuple[int, int]
+    """Height and width of the frame."""
+    fitted: dict[str, int]
+    """Number of pictures by what fitting did to them; see `data.fit.Change`."""
+    lost_tenth: int
+    """Pictures that lost over a tenth of what is drawn."""
+    lost_half: int
+    """Those of them that lost over half of it."""
+    suggestions: list[str]
+    """Settings under which less would be lost, in words."""
 
 
 @dataclass
@@ -101,18 +120,25 @@ class _Measurements:
     """(8, 8) bool, see `near_duplicate_groups`."""
     thumbnails: list[np.ndarray] = field(default_factory=list)
     """(16, 16, 3) uint8, see `near_duplicate_groups`."""
+    fitted: FitCounts = field(default_factory=FitCounts)
+    saved: int = 0
+    """Of pictures that lost over a tenth, how many would lose nothing with `auto`."""
 
 
 Sample = list[tuple[str, Image.Image]]
-"""(first caption, small picture) of each picture to show."""
+"""(first caption, picture as the model sees it) of each picture to show."""
 
 
-def inspect_pairs(pairs: Iterable[Pair], sample: int = SAMPLE_COUNT) -> tuple[Report | None, Sample]:
+def inspect_pairs(
+    pairs: Iterable[Pair], sample: int = SAMPLE_COUNT, frame: tuple[int, int] = (64, 64), fit: str = DataConfig.fit
+) -> tuple[Report | None, Sample]:
     """Measure every picture and choose a sample of them.
 
     Args:
         pairs: what a reader yields; each picture is dropped once measured.
         sample: number of pictures to show. The choice depends on the keys alone, so it is the same each time.
+        frame: height and width of the model's pictures.
+        fit: how pictures are fitted into it, as in `DataConfig`.
 
     Returns:
         The report, or None if there was no picture, and the sample.
@@ -121,14 +147,28 @@ def inspect_pairs(pairs: Iterable[Pair], sample: int = SAMPLE_COUNT) -> tuple[Re
     heap: list[tuple[int, int, str, Image.Image]] = []
     for number, pair in enumerate(pairs):
         _measure(measured, pair)
+        _count_fit(measured, pair.image, frame, fit)
         rank = -int.from_bytes(hashlib.blake2b(pair.key.encode(), digest_size=8).digest(), "big")
         if len(heap) < sample or rank > heap[0][0]:
-            small = pair.image.copy()
-            small.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE), Image.Resampling.LANCZOS)
             push = heapq.heappush if len(heap) < sample else heapq.heappushpop
-            push(heap, (rank, number, pair.captions[0].text, small))
+            push(heap, (rank, number, pair.captions[0].text, seen_by_model(pair.image, frame, fit)))
     chosen = [(text, image) for _, _, text, image in sorted(heap, reverse=True, key=lambda entry: entry[:2])]
-    return (_report(measured) if measured.keys else None), chosen
+    return (_report(measured, frame, fit) if measured.keys else None), chosen
+
+
+def seen_by_model(image: Image.Image, frame: tuple[int, int], fit: str) -> Image.Image:
+    """A picture as a model with a frame of some height and width sees it, enlarged by a whole number if it is small."""
+    stored = fit_picture(image, DataConfig().frame_for(frame), fit).image
+    (seen,) = to_images(pixels_on_white(np.asarray(stored)[None], frame))
+    factor = max(1, SHOWN_SIDE // max(frame))
+    return seen.resize((factor * frame[1], factor * frame[0]), Image.Resampling.NEAREST)
+
+
+def _count_fit(measured: _Measurements, image: Image.Image, frame: tuple[int, int], fit: str) -> None:
+    fitted = fit_picture(image, frame, fit)
+    measured.fitted.add(fitted)
+    if fit == "crop" and fitted.lost > 0.1:
+        measured.saved += not fit_picture(image, frame, "auto").lost
 
 
 def _measure(measured: _Measurements, pair: Pair) -> None:
@@ -165,7 +205,7 @@ def _script(letter: str) -> str:
     return SCRIPTS.get(word, word.title())
 
 
-def _report(measured: _Measurements) -> Report:
+def _report(measured: _Measurements, frame: tuple[int, int], fit: str) -> Report:
     rows_of_digest = defaultdict(list)
     for row, digest in enumerate(measured.digests):
         rows_of_digest[digest].append(row)
@@ -191,7 +231,35 @@ def _report(measured: _Measurements) -> Report:
         near_duplicates=[[measured.keys[row] for row in group] for group in near],
         leaking=sum(leaking),
         compared=len(compared),
+        fit=fit,
+        frame=frame,
+        fitted=dict(measured.fitted.changes.most_common()),
+        lost_tenth=measured.fitted.lost_tenth,
+        lost_half=measured.fitted.lost_half,
+        suggestions=_suggestions(measured, frame),
     )
+
+
+def _suggestions(measured: _Measurements, frame: tuple[int, int]) -> list[str]:
+    """Settings under which less of the pictures would be lost or distorted."""
+    suggestions = []
+    if measured.saved:
+        suggestions.append(f"data.fit=auto would cut nothing off from {measured.saved} of these pictures")
+    changes, count = measured.fitted.changes, len(measured.keys)
+    unfitting = measured.fitted.lost_tenth - measured.saved + changes["padded"] + changes["stretched"]
+    aspects = [width / height for width, height in measured.sizes]
+    median, own = statistics.median(aspects), frame[1] / frame[0]
+    alike = sum(1 / COMMON_ASPECT < aspect / median < COMMON_ASPECT for aspect in aspects)
+    if unfitting > LOSS_TO_MENTION * count and alike > count / 2:
+        # The same number of pixels in the pictures' proportions, in whole tokens.
+        area = frame[0] * frame[1]
+        height, width = (max(1, round((area * ratio) ** 0.5 / 8)) * 8 for ratio in (1 / median, median))
+        if abs(width / height / median - 1) < abs(own / median - 1) / 2:
+            suggestions.append(
+                f"{alike} of {count} pictures have a width : height near {median:.3g}; model.image_size=0 "
+                f"model.height={height} model.width={width} would fit them better"
+            )
+    return suggestions
 
 
 def _range(values: Sequence[float]) -> Range:
@@ -249,6 +317,8 @@ def report_text(report: Report) -> str:
         ("same pixels", _duplicates_text(report.exact_duplicates)),
         ("look alike", _duplicates_text(report.near_duplicates)),
     ]
+    fitted = FitCounts(Counter(report.fitted), report.lost_tenth, report.lost_half)
+    rows.insert(3, (f"fit {report.fit} to {report.frame[0]}×{report.frame[1]}", fitted.text()))
     lines = aligned_table(rows, gap=3).split("\n")
     lines[-1:-1] = _group_lines(report.exact_duplicates)
     lines += _group_lines(report.near_duplicates)
@@ -256,6 +326,7 @@ def report_text(report: Report) -> str:
         lines.append(f"  groups that are both in train and in validation: {report.leaking}")
     if report.compared == MAX_COMPARED:
         lines.append(f"  (only the first {MAX_COMPARED} different pictures were compared)")
+    lines += [f"suggestion: {suggestion}" for suggestion in report.suggestions]
     return "\n".join(lines)
 
 

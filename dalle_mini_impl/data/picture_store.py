@@ -1,6 +1,6 @@
 """Decoded pictures in one memory-mapped file, so that training reads any picture in microseconds.
 
-A store is a folder with `pixels.npy` (n, S, S, 4) uint8 RGBA, `pairs.jsonl` (one line per picture: key, split,
+A store is a folder with `pixels.npy` (n, H, W, 4) uint8 RGBA, `pairs.jsonl` (one line per picture: key, split,
 captions, …), `sources.json` (the files that it was built from, with sizes and times) and `store.json` (its settings,
 and checksums of the other files). Because pictures are read by number, a run can shuffle them, resume at any step and
 divide them among processes exactly.
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.config.data import DataConfig, fits_into
 from dalle_mini_impl.data.checksums import (
     VERIFIED_FILE,
     check_checksums,
@@ -58,7 +58,7 @@ class PictureStore:
     """Decoded pictures of one split."""
 
     pixels: np.ndarray
-    """(n, S, S, 4) uint8 RGBA of the whole store, memory-mapped."""
+    """(n, H, W, 4) uint8 RGBA of the whole store, memory-mapped."""
     rows: np.ndarray
     """(len(self),) rows of `pixels` that belong to this split."""
     entries: list[PictureEntry]
@@ -70,12 +70,17 @@ class PictureStore:
         return len(self.rows)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """RGBA pixels (len(indices), S, S, 4) uint8 of pictures of this split."""
+        """RGBA pixels (len(indices), H, W, 4) uint8 of pictures of this split."""
         return self.pixels[self.rows[indices]]
 
 
 def open_store(
-    config: DataConfig, split: str, *, captions: Literal["needed", "optional"] = "needed", picture_size: int = 0
+    config: DataConfig,
+    split: str,
+    *,
+    captions: Literal["needed", "optional"] = "needed",
+    picture_size: int | tuple[int, int] = 0,
+    any_proportions: bool = False,
 ) -> PictureStore:
     """Open the store that a config names; if it is missing, build it from the source first.
 
@@ -83,36 +88,37 @@ def open_store(
         config: names the store and its source, and the kinds of pictures to leave out.
         split: `train` or `validation`.
         captions: `needed` leaves out pictures without a caption.
-        picture_size: side in pixels of the pictures that the model needs; 0 if it needs none.
+        picture_size: side of a square, or height and width, in pixels of the model's pictures; 0 if it has none.
+        any_proportions: whether stored pictures of other proportions do as well, if one side is long enough.
 
     Raises:
         UserError: neither store nor source exists; the store was built with other settings, from files that have
-            changed since, or with smaller pictures than needed; it is damaged; or no picture is left.
+            changed since, or with pictures that are smaller or of other proportions than needed; it is damaged; or no
+            picture is left.
     """
     if not config.store:
         raise UserError("data.store is empty; expected a folder for decoded pictures; set it")
-    size = config.size_for(picture_size)
     folder = Path(config.store)
+    picture = _height_and_width(picture_size)
+    needed = (0, 0) if any_proportions and len(set(config.store_frame)) == 2 else picture
+    frame = config.frame_for(needed)
     if not folder.exists():
-        build_store(config, picture_size)
+        build_store(config, needed)
     header, pixels, entries = _read_store(folder)
     if config.source:
         _check_settings(folder, header, config)
         if changes := source_changes(folder, config.source):
             raise UserError(
                 f"expected {config.source} to be as it was when the store {folder} was built, got {changes}; rebuild "
-                f"with `{_command(replace(config, store_size=pixels.shape[1]))}`, or set data.source='' to use the "
-                f"store as it is"
+                f"with `{_command(config, pixels.shape[1:3])}`, or set data.source='' to use the store as it is"
             )
-    if pixels.shape[1] < picture_size:
-        advice = (
-            f"rebuild with `{_command(replace(config, store_size=size))}`, or name another"
-            if config.source
-            else "name another"
-        )
+    height, width = pixels.shape[1:3]
+    large_enough = max(height, width) >= max(picture)
+    if any(picture) and not (large_enough if any_proportions else fits_into(picture, (height, width))):
+        advice = f"rebuild with `{_command(config, frame)}`, or name another" if config.source else "name another"
         raise UserError(
-            f"store {folder} holds pictures of {pixels.shape[1]} pixels, expected at least the {picture_size} of the "
-            f"model's pictures; {advice}"
+            f"store {folder} holds pictures of {height}×{width} pixels, expected at least the "
+            f"{picture[0]}×{picture[1]} of the model's pictures, in their proportions; {advice}"
         )
     of_split = [
         (row, entry)
@@ -132,26 +138,26 @@ def open_store(
     )
 
 
-def build_store(config: DataConfig, picture_size: int = 0) -> None:
+def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> None:
     """Decode every picture of `config.source` into `config.store`, and print what was skipped.
 
     Args:
         config: names source and store.
-        picture_size: side in pixels of the model's pictures, from which the size of the stored ones follows where the
-            config does not set it; 0 if there is no model.
+        picture_size: side of a square, or height and width, in pixels of the model's pictures, from which the size of
+            the stored ones follows where the config does not set it; 0 if there is no model.
 
     Raises:
         UserError: the source cannot be read, or has no usable picture; the store cannot be written, is being written
             by another run, or its folder holds anything else.
     """
-    size = config.size_for(picture_size)
+    frame = config.frame_for(_height_and_width(picture_size))
     check_replaceable(config.store, CONTENTS)
     log = SkipLog()
     pairs = read_pairs(config.source, log, captions="optional")
     with only_writer(config.store), replace_folder(config.store, CONTENTS) as folder:
         # Listed before the pictures are read: what changes meanwhile is noticed when the store is opened.
         (folder / SOURCES_FILE).write_text(json.dumps(source_states(config.source)))
-        builder = _Builder(folder, size, config.fit)
+        builder = _Builder(folder, frame, config.fit)
         with builder:
             for pair in tqdm(pairs, desc="decoding", unit=" pictures"):
                 split = pair.split or split_of(pair.key, config.validation)
@@ -167,12 +173,12 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
         header = {
             "identity": {
                 "source": config.source,
-                "store_size": size,
+                "store_size": _size(frame),
                 "validation": config.validation,
                 "fit": config.fit,
             },
             "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
-            "size": size,
+            "size": _size(frame),
             "count": count,
             "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, ENTRIES_FILE, SOURCES_FILE)},
         }
@@ -181,21 +187,21 @@ def build_store(config: DataConfig, picture_size: int = 0) -> None:
         print(f"{without} of {count} pictures have no caption: only the image tokenizer learns from them")
     print(f"{config.fit}: {builder.fitted.text()}")
     if builder.enlarged:
-        print(f"{builder.enlarged} of {count} pictures are smaller than {size} pixels and were enlarged")
-    print(f"decoded {count} pictures at {size} px into {config.store}")
+        print(f"{builder.enlarged} of {count} pictures are smaller than {_shown(frame)} pixels and were enlarged")
+    print(f"decoded {count} pictures at {_shown(frame)} px into {config.store}")
 
 
 class _Builder:
     """Appends pictures to the pixels of a new store; a context manager."""
 
-    def __init__(self, folder: Path, size: int, fit: str) -> None:
-        self.size, self.fit = size, fit
+    def __init__(self, folder: Path, frame: tuple[int, int], fit: str) -> None:
+        self.frame, self.fit = frame, fit
         self.fitted = FitCounts()
         self.entries: list[PictureEntry] = []
         self.movable: list[int] = []
         """Indices of entries whose split the source does not say."""
         self.enlarged = 0
-        """Pictures that are smaller than `size`."""
+        """Pictures that are smaller than the frame."""
         self._file = (folder / PIXELS_FILE).open("wb")
 
     def __enter__(self) -> None:
@@ -209,8 +215,8 @@ class _Builder:
 
     def add(self, image: Image.Image, entry: PictureEntry, may_move: bool) -> None:
         """Append a picture."""
-        self.enlarged += min(image.size) < self.size
-        fitted = fit_picture(image, (self.size, self.size), self.fit)
+        self.enlarged += image.height < self.frame[0] or image.width < self.frame[1]
+        fitted = fit_picture(image, self.frame, self.fit)
         self.fitted.add(fitted)
         self._file.write(fitted.image.tobytes())
         if may_move:
@@ -218,7 +224,7 @@ class _Builder:
         self.entries.append(entry)
 
     def _write_header(self) -> None:
-        shape = (len(self.entries), self.size, self.size, 4)
+        shape = (len(self.entries), *self.frame, 4)
         np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
@@ -243,9 +249,10 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
     """
     try:
         header = read_header_file(folder / HEADER_FILE)
-        settings = header["identity"]["source"], header["identity"]["store_size"], header["identity"]["validation"]
         header["identity"].setdefault("fit", "crop")  # of stores of old versions
-        if list(map(type, settings)) not in ([str, int, float], [str, int, int]):
+        frame = _frame(header["identity"]["store_size"])
+        settings = [header["identity"][name] for name in ("source", "validation", "fit")]
+        if list(map(type, settings)) not in ([str, float, str], [str, int, str]):
             raise ValueError(f"{HEADER_FILE} has the settings {settings}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -259,10 +266,9 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
         lines = (folder / ENTRIES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
         entries = [entry_from_json(json.loads(line)) for line in lines]
         pixels = open_array(folder / PIXELS_FILE)
-        size = header["identity"]["store_size"]
-        if pixels.dtype != np.uint8 or pixels.shape != (len(entries), size, size, 4):
+        if pixels.dtype != np.uint8 or pixels.shape != (len(entries), *frame, 4):
             raise ValueError(
-                f"{PIXELS_FILE} holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(entries), size, size, 4)}"
+                f"{PIXELS_FILE} holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(entries), *frame, 4)}"
             )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -278,7 +284,7 @@ def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) ->
     same_path = header.get("source_from_here") == os.path.relpath(_real(config.source), _real(folder))
     expected = {
         "source": built["source"] if same_path else config.source,
-        "store_size": config.store_size or built["store_size"],
+        "store_size": _size(config.store_frame) or built["store_size"],
         "validation": config.validation,
         "fit": config.fit,
     }
@@ -338,10 +344,36 @@ def concept_indices(store: PictureStore) -> np.ndarray:
     return np.unique(concepts, return_inverse=True)[1]
 
 
-def _command(config: DataConfig) -> str:
-    """The command that builds the store of a config."""
+def _command(config: DataConfig, frame: Sequence[int]) -> str:
+    """The command that builds the store of a config with pictures of (height, width)."""
     paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"
-    return f"dalle data store {paths} --size {config.store_size} --validation {config.validation:g} --fit {config.fit}"
+    size = _shown(frame).replace("×", "x")
+    return f"dalle data store {paths} --size {size} --validation {config.validation:g} --fit {config.fit}"
+
+
+def _size(frame: tuple[int, int]) -> int | list[int]:
+    """How a header holds the (height, width) of stored pictures: as one number where they are square."""
+    return frame[0] if frame[0] == frame[1] else list(frame)
+
+
+def _frame(size: object) -> tuple[int, int]:
+    """The (height, width) that a header holds.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or list(map(type, sides)) != [int, int]:
+        raise ValueError(f"{HEADER_FILE} has the size {size}")
+    return sides[0], sides[1]
+
+
+def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _shown(frame: Sequence[int]) -> str:
+    return str(frame[0]) if frame[0] == frame[1] else f"{frame[0]}×{frame[1]}"
 
 
 def _real(path: str | Path) -> str:

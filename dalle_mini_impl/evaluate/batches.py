@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.fit import fit_picture
 from dalle_mini_impl.data.pair import SkipLog, split_of
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
@@ -22,17 +23,17 @@ TITLE_HEIGHT = 16
 """Pixels above each row of a comparison sheet, for its name."""
 
 
-def picture_batches(data: str, split: str, size: int, log: SkipLog) -> Iterator[Tensor]:
+def picture_batches(data: str, split: str, size: tuple[int, int], log: SkipLog) -> Iterator[Tensor]:
     """Read pictures as pixels on white, from a picture store or from anything that training reads.
 
     Args:
         data: a picture store, or a folder, table or tars of captioned pictures.
         split: `train`, `validation` or `all`.
-        size: side in pixels.
+        size: height and width in pixels. Pictures of other proportions are fitted as `data.fit` does by default.
         log: records what had to be skipped.
 
     Yields:
-        (B, 3, size, size) in [-1, 1].
+        (B, 3, *size) in [-1, 1].
 
     Raises:
         UserError: the data do not exist or cannot be read, or the store has no pictures of this split.
@@ -48,7 +49,7 @@ def picture_batches(data: str, split: str, size: int, log: SkipLog) -> Iterator[
     rows: list[Tensor] = []  # resized at once, so that no more than one picture is held in its own size
     for pair in read_pairs(data, log):
         if split in ("all", pair.split or split_of(pair.key, DataConfig.validation)):
-            rows.append(to_pixels([pair.image], size))
+            rows.append(to_pixels([fit_picture(pair.image, size, DataConfig.fit).image], size))
         if len(rows) == BATCH_SIZE:
             yield torch.cat(rows)
             rows = []

@@ -127,8 +127,8 @@ def report_table(reports: Sequence[CaptionReport]) -> str:
 def _scores_by_method(
     dalle: DalleMini, names: list[str], rgba: np.ndarray, progress: Callable[[int], object]
 ) -> dict[str, Tensor]:
-    """Scores (P, number of names) of pictures (P, S, S, 4) by every method."""
-    size = dalle.image_tokenizer.config.image_size
+    """Scores (P, number of names) of pictures (P, H, W, 4) by every method."""
+    size = dalle.image_tokenizer.config.size
     device = dalle.transformer.device
     image_ids = dalle.image_tokenizer.encode(pixels_on_white(rgba, size).to(device))
     image_embed = dalle.scorer.embed_images(pixels_on_white(rgba, dalle.scorer.image_size))

@@ -25,21 +25,23 @@ def store_fingerprint(store: Path) -> str:
     return file_digest(store / ENTRIES_FILE, store / PIXELS_FILE)
 
 
-def cache_path(store: Path, judge: str, size: int) -> Path:
+def cache_path(store: Path, judge: str, size: tuple[int, int]) -> Path:
     """The file of one judge's features at one picture size.
 
     Args:
         store: folder of the store.
         judge: name of the judge.
-        size: side in pixels of the pictures given to the judge.
+        size: height and width in pixels of the pictures given to the judge.
     """
     store = store.resolve()
-    return store.with_name(f"{store.name}.{judge}-{size}px.safetensors")
+    pixels = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+    return store.with_name(f"{store.name}.{judge}-{pixels}px.safetensors")
 
 
-def cache_key(judge_identity: str, fingerprint: str, size: int) -> str:
+def cache_key(judge_identity: str, fingerprint: str, size: tuple[int, int]) -> str:
     """Text that is equal exactly where the features are: of the same judge, pictures and picture size."""
-    return json.dumps({"judge": judge_identity, "store": fingerprint, "size": size})
+    pixels = size[0] if size[0] == size[1] else size
+    return json.dumps({"judge": judge_identity, "store": fingerprint, "size": pixels})
 
 
 def read_features(path: Path, key: str, count: int) -> Tensor | None:

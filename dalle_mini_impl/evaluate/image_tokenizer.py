@@ -94,7 +94,7 @@ def evaluate_image_tokenizer(
         )
     report = TokenizerReport(
         pictures=sample.count,
-        size=before.shape[-1],
+        size=max(before.shape[2:]),
         factor=tokenizer.config.factor,
         codebook_size=tokenizer.codebook_size,
         bits_per_pixel=math.log2(tokenizer.codebook_size) / tokenizer.config.factor**2,

@@ -41,8 +41,8 @@ class ReferencePictures:
     folder: Path
     """Of the store."""
     store: PictureStore
-    size: int
-    """Side in pixels at which judges get the pictures: that of the model to be measured."""
+    size: tuple[int, int]
+    """Height and width in pixels at which judges get the pictures: that of the model to be measured."""
     concept_ids: Tensor
     """(n,) int64, concept of each picture."""
     vendor_ids: Tensor
@@ -69,7 +69,7 @@ class ReferencePictures:
         return bool(self.of_split(split).any())
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Pictures on white, (len(indices), 3, size, size) in [-1, 1]."""
+        """Pictures on white, (len(indices), 3, *size) in [-1, 1]."""
         return pixels_on_white(self.store.take(np.asarray(indices)), self.size)
 
     def indices(self, split: str, kinds: Sequence[str]) -> list[int]:
@@ -83,7 +83,7 @@ class ReferencePictures:
         return sorted(selected, key=lambda index: entries[index].key)
 
 
-def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
+def open_reference_pictures(data: str | Path, size: int | tuple[int, int]) -> ReferencePictures:
     """Open a store, or make one from a source.
 
     Where every picture has a `concept` and a `vendor`, as in the emoji set, these count. In other sets pictures are
@@ -91,7 +91,7 @@ def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
 
     Args:
         data: a picture store, or a source as in `evaluate.data.store_config`.
-        size: side in pixels at which judges get the pictures.
+        size: side of a square, or height and width, in pixels, at which judges get the pictures.
 
     Raises:
         UserError: `data` does not exist, or has pictures of fewer than two concepts.
@@ -112,7 +112,8 @@ def open_reference_pictures(data: str | Path, size: int) -> ReferencePictures:
             f"{len(entries)} of {concepts[0]!r} in {data}; add pictures"
         )
     store = PictureStore(stores[0].pixels, rows, entries)
-    return ReferencePictures(Path(config.store), store, size, concept_ids, vendor_ids, vendor_names)
+    height, width = (size, size) if isinstance(size, int) else size
+    return ReferencePictures(Path(config.store), store, (height, width), concept_ids, vendor_ids, vendor_names)
 
 
 def open_splits(config: DataConfig) -> list[PictureStore]:

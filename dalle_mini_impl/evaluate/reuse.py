@@ -64,7 +64,8 @@ def image_tokenizer_fit(
     Args:
         name: a checkpoint, as for `find_checkpoint`.
         data: names the picture store, which is built if it does not exist yet.
-        image_size: side in pixels of the pictures that the training will use; 0 for the image tokenizer's own.
+        image_size: side in pixels of the square pictures that the training will use; 0 for the image tokenizer's own
+            size.
         pictures: largest number of pictures to measure.
         device: where the image tokenizer computes.
 
@@ -72,7 +73,7 @@ def image_tokenizer_fit(
         UserError: the checkpoint or the store cannot be read, or the size does not fit the image tokenizer.
     """
     tokenizer = load_image_tokenizer(name, device)[0]
-    size = image_size or tokenizer.config.image_size
+    size = (image_size, image_size) if image_size else tokenizer.config.size
     store = open_store(data, "train", captions="optional", picture_size=size)
     rows = np.unique(np.linspace(0, len(store) - 1, min(pictures, len(store))).astype(np.int64))
     return measure_fit(tokenizer, pixels_on_white(store.take(rows), size))
@@ -96,7 +97,7 @@ def measure_fit(tokenizer: ImageTokenizer, pixels: Tensor) -> ImageTokenizerFit:
     closer = similarity is None or colours_similarity is None or similarity > colours_similarity
     return ImageTokenizerFit(
         pictures=len(pixels),
-        size=pixels.shape[-1],
+        size=max(pixels.shape[2:]),
         psnr=decibels,
         colours_psnr=colours_decibels,
         similarity=similarity,

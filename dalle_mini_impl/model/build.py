@@ -47,10 +47,10 @@ def build_image_networks(
     Raises:
         UserError: the config's values do not fit together, or it has an imported network and `commitment` is given.
     """
-    if config.image_size % config.factor:
-        raise UserError(
-            f"expected image_size to be a multiple of factor {config.factor}, got {config.image_size}; change one"
-        )
+    height, width = config.size
+    if height % config.factor or width % config.factor:
+        name, size = ("image_size", height) if config.image_size else ("height and width", f"{height} and {width}")
+        raise UserError(f"expected {name} to be a multiple of factor {config.factor}, got {size}; change one")
     if not config.channels:
         raise UserError("expected channels with a width for each stage, got none; list at least one")
     if config.likelihood not in ("none", "laplace"):
@@ -196,7 +196,8 @@ def _attention_masks(config: TransformerConfig, layout: Stream) -> list[Attentio
 
 def build_clip(config: ScorerConfig, text_vocab: int, *, pad_id: int, eos_id: int) -> CLIP:
     """The CLIP model of a config, for a text tokenizer with these ids; see `CLIP`."""
-    return CLIP(**to_dict(config), text_vocab=text_vocab, pad_id=pad_id, eos_id=eos_id)
+    shape = {name: value for name, value in to_dict(config).items() if name != "fit"}
+    return CLIP(**shape, text_vocab=text_vocab, pad_id=pad_id, eos_id=eos_id)
 
 
 def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer, StreamConfig]:

@@ -41,7 +41,7 @@ class Reconstruction:
 class ImageTokenizer(nn.Module):
     """VQ-VAE (van den Oord et al. 2017): pictures as grids of K different image ids.
 
-    Any picture size that is a multiple of `factor` works; `config.image_size` is the size it was trained at.
+    Any picture size that is a multiple of `factor` works; `config.size` is the one it was trained at.
 
     Args:
         config: the shape. `config.network` may name the network of another project, for imported weights.

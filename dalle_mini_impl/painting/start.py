@@ -42,7 +42,7 @@ def start_ids(
 def pixel_size(tokenizer: ImageTokenizer, size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels."""
     factor = tokenizer.config.factor
-    size = size or tokenizer.config.image_size
+    size = size or tokenizer.config.size
     height, width = (size, size) if isinstance(size, int) else size
     if height < factor or width < factor or height % factor or width % factor:
         raise UserError(f"expected a size in multiples of {factor} pixels, got size {height}×{width}; change it")

@@ -17,6 +17,8 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 RESIZE_MODES = ("fit", "crop", "squash")
+SQUARE_FITS = {"crop": "fit", "squash": "squash"}
+"""`ScorerConfig.fit` of the scorers that this package trains -> `Preprocess.resize`."""
 MAX_ASPECT = 32
 """With `crop`, a picture longer than this many times its shorter side is cropped to it before it is resized: the rest
 would be cropped afterwards in any case, and resizing it could fill the memory."""

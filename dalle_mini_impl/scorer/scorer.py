@@ -22,7 +22,7 @@ from dalle_mini_impl.config.model import ScorerConfig
 from dalle_mini_impl.config.yaml_io import from_dict
 from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.scorer.adapters import ADAPTERS
-from dalle_mini_impl.scorer.preprocess import Preprocess
+from dalle_mini_impl.scorer.preprocess import SQUARE_FITS, Preprocess
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.pixels import check_pixels
@@ -150,7 +150,12 @@ class Scorer:
         config = from_dict(ScorerConfig, part.config, str(part.path))
         special = {"pad_id": text_tokenizer.pad_id, "eos_id": text_tokenizer.eos_id}
         clip = load_module(lambda: build_clip(config, text_tokenizer.vocab_size, **special), part, device)
-        preprocess = Preprocess(config.image_size, activation="sigmoid" if config.sigmoid else "softmax")
+        if config.fit not in SQUARE_FITS:
+            raise UserError(
+                f"expected fit {' or '.join(SQUARE_FITS)} in {part.path}, got {config.fit!r}; train it again"
+            )
+        activation = "sigmoid" if config.sigmoid else "softmax"
+        preprocess = Preprocess(config.image_size, resize=SQUARE_FITS[config.fit], activation=activation)
         return cls(clip, text_tokenizer, preprocess, config.text_length, device, name=str(name))
 
     @property

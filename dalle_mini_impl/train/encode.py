@@ -45,7 +45,9 @@ ZEROS = bytes(2**20)
 """Written at a time where the operating system cannot reserve space."""
 
 
-def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: EncodeRun, size: int) -> Tensor:
+def variant_pixels(
+    store: PictureStore, rows: np.ndarray, variant: int, config: EncodeRun, size: tuple[int, int]
+) -> Tensor:
     """One variant of some pictures; a picture's variant depends on its row, not on the batch.
 
     Args:
@@ -56,7 +58,7 @@ def variant_pixels(store: PictureStore, rows: np.ndarray, variant: int, config: 
         size: height and width of the result.
 
     Returns:
-        Pixels (B, 3, size, size) in [-1, 1].
+        Pixels (B, 3, *size) in [-1, 1].
     """
     rgba = store.take(rows)
     if config.variants == 0 or variant == NOT_AUGMENTED:
@@ -77,7 +79,7 @@ def encode_split(
     chunks = np.array_split(own_rows, -(-len(own_rows) // config.batch_size)) if len(own_rows) else []
     for rows in tqdm(chunks, desc=folder.name, disable=not accelerator.is_main_process):
         for variant in range(files[0].shape[1]):
-            size = tokenizer.config.image_size
+            size = tokenizer.config.size
             pixels = variant_pixels(store, rows, variant if augment else NOT_AUGMENTED, config, size)
             pixels = pixels.to(accelerator.device)
             with accelerator.autocast():
@@ -188,7 +190,7 @@ def main(config: EncodeRun) -> None:
         raise UserError(
             f"soft_ids is {config.soft_ids}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids"
         )
-    picture_size = tokenizer.config.image_size
+    picture_size = tokenizer.config.size
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split, picture_size=picture_size) for split in ("train", "validation")}
     with contextlib.ExitStack() as outputs:

@@ -43,12 +43,12 @@ SHEET_PICTURES = 32
 
 
 def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
-    """Augmented pixels (rows, 3, size, size) of some rows of a step's global batch."""
+    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch."""
     run = config.run
     indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
-    return augmented_pixels(store.take(indices), may_flip, changes, config.model.image_size, config.augment.keep_inside)
+    return augmented_pixels(store.take(indices), may_flip, changes, config.model.size, config.augment.keep_inside)
 
 
 def validate(
@@ -67,7 +67,7 @@ def validate(
     counts = torch.zeros(model.codebook_size, dtype=torch.int64)
     rows = np.arange(len(store))[:VALIDATION_PICTURES]
     for chunk in np.array_split(rows, max(1, len(rows) // VALIDATION_BATCH)):
-        target = pixels_on_white(store.take(chunk), model.config.image_size)
+        target = pixels_on_white(store.take(chunk), model.config.size)
         ids = model.encode(target.to(accelerator.device))
         counts += count_ids(ids, model.codebook_size)
         pixels.append(target)
@@ -139,7 +139,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         )
     with accelerator.main_process_first():
         start = open_start(config, resume)
-        size = config.model.image_size
+        size = config.model.size
         train = open_store(config.data, "train", captions="optional", picture_size=size)
         validation = open_store(config.data, "validation", captions="optional", picture_size=size)
     # Built after the Accelerator, because codebooks decide at construction whether to synchronise over processes.

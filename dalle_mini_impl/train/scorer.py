@@ -6,12 +6,14 @@ Some training pictures are first encoded and decoded by the image tokenizer, bec
 of its decoder, too.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
@@ -59,7 +61,8 @@ def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, 
         UserError: there is none, or its pictures have another size than the scorer's.
     """
     image_tokenizer, identity = load_image_tokenizer(config.run.model_dir, device)
-    if image_tokenizer.config.image_size != config.model.image_size:
+    # Pictures that are not square are decoded in their own size, and squashed into the scorer's square afterwards.
+    if image_tokenizer.config.image_size not in (0, config.model.image_size):
         raise UserError(
             f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
             f"{image_tokenizer.config.image_size} pixels; make them equal, or set reconstructed_share to 0"
@@ -108,11 +111,18 @@ def make_batch(
             ids = tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.model.text_length)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
     if image_tokenizer is not None and any(is_reconstructed):
-        chosen = torch.tensor(is_reconstructed)
-        device = image_tokenizer.device
+        chosen = np.array(is_reconstructed)
+        device, size = image_tokenizer.device, image_tokenizer.config.size
+        original = pixels[chosen]
+        if size != original.shape[2:]:  # squashed only after decoding, as candidates are
+            original = augmented_pixels(
+                store.take(indices[chosen]), may_flip[chosen], changes[chosen], size, config.augment.keep_inside
+            )
         with torch.autocast(device.type, torch.bfloat16):
-            image_ids = image_tokenizer.encode(pixels[chosen].to(device))
-            pixels[chosen] = image_tokenizer.decode(image_ids).cpu()
+            decoded = image_tokenizer.decode(image_tokenizer.encode(original.to(device))).cpu()
+        if size != pixels.shape[2:]:
+            decoded = F.interpolate(decoded, pixels.shape[2:], mode="bicubic", antialias=True).clamp(-1, 1)
+        pixels[chosen] = decoded
     return pixels, torch.tensor(text_ids), indices
 
 
@@ -161,8 +171,11 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         if config.reconstructed_share:
             add_image_tokenizer(run.model_dir, start)
         tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
-        train = open_store(config.data, "train", picture_size=config.model.image_size)
-        validation = open_store(config.data, "validation", picture_size=config.model.image_size)
+        size = (config.model.image_size,) * 2
+        train = open_store(config.data, "train", picture_size=size, any_proportions=True)
+        validation = open_store(config.data, "validation", picture_size=size, any_proportions=True)
+    if train.pixels.shape[1] != train.pixels.shape[2]:
+        config = replace(config, model=replace(config.model, fit="squash"))
     identities = {"text_tokenizer": tokenizer.identity, **start.identities}
     image_tokenizer = None
     if config.reconstructed_share:

@@ -11,10 +11,14 @@ from PIL import Image, ImageDraw
 
 from dalle_mini_impl import cli
 from dalle_mini_impl.cli.data import data
+from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data import inspect
+from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.fit import fit_picture
 from dalle_mini_impl.data.inspect import inspect_pairs, near_duplicate_groups, report_text, scripts_of
 from dalle_mini_impl.data.pair import Caption, Pair
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import to_images
 
 
 def noise(seed, size=(53, 41)):
@@ -174,9 +178,47 @@ def test_sample_depends_on_the_keys_alone():
     assert [text for text, _ in more][:5] == [text for text, _ in shown]
 
 
-def test_sample_pictures_are_small_and_keep_their_shape():
-    _, [(_, small)] = inspected(make_pair("a", noise(1, (640, 320))))
-    assert small.size == (112, 56)
+def test_sample_shows_what_the_model_sees():
+    picture = Image.new("RGBA", (300, 60))
+    picture.paste(noise(5, (60, 60)), (20, 0))
+    for fit in ("auto", "pad", "crop", "stretch"):
+        for frame in ((64, 64), (24, 40)):
+            _, [(_, shown)] = inspect_pairs([make_pair("a", picture)], frame=frame, fit=fit)
+            stored = fit_picture(picture, DataConfig().frame_for(frame), fit).image
+            (seen,) = to_images(pixels_on_white(np.asarray(stored)[None], frame))
+            factor = 128 // max(frame)
+            assert shown.size == (factor * frame[1], factor * frame[0])
+            assert np.array_equal(np.asarray(shown)[::factor, ::factor], np.asarray(seen))
+
+
+# --- how pictures are fitted
+
+
+def wide_pictures(number, size=(90, 30)):
+    return [make_pair(f"photo {n}", noise(n, size)) for n in range(number)]
+
+
+def test_report_counts_what_is_lost():
+    cut_out = Image.new("RGBA", (90, 30))
+    cut_out.paste((250, 0, 0, 255), (0, 0, 90, 25))
+    pairs = [make_pair("drawing", cut_out), *wide_pictures(2), make_pair("square", noise(9, (40, 40)))]
+    report, _ = inspect_pairs(pairs)
+    assert (report.fitted, report.lost_tenth, report.lost_half) == ({"padded": 1, "cropped": 2, "whole": 1}, 2, 2)
+    assert "fit auto to 64×64" in report_text(report)
+    assert "1 whole, 1 padded, 2 cropped; over a tenth of what is drawn was cut off from 2" in report_text(report)
+    cropped, _ = inspect_pairs(pairs, fit="crop")
+    assert (cropped.fitted, cropped.lost_tenth) == ({"cropped": 3, "whole": 1}, 3)
+    assert "suggestion: data.fit=auto would cut nothing off from 1 of these pictures" in report_text(cropped)
+
+
+def test_proportions_that_most_pictures_have_are_suggested():
+    suggestion = "model.image_size=0 model.height=40 model.width=112 would fit them better"
+    report, _ = inspect_pairs(wide_pictures(5))
+    assert report.suggestions == [f"5 of 5 pictures have a width : height near 3; {suggestion}"]
+    assert inspect_pairs(wide_pictures(5), frame=(40, 112))[0].suggestions == []
+    assert inspect_pairs(wide_pictures(5, (40, 40)))[0].suggestions == []
+    mixed = [make_pair(str(n), noise(n, size)) for n, size in enumerate([(90, 30), (30, 90), (40, 40), (60, 30)])]
+    assert inspect_pairs(mixed)[0].suggestions == []
 
 
 # --- the command
@@ -229,6 +271,17 @@ def test_inspect_prints_json(folder):
     assert [entry["reason"] for entry in report["skipped"]] == ["empty file: zero bytes"]
     assert report["sheet"] == str(sheet)
     assert sheet.is_file()
+
+
+def test_inspect_fits_as_asked(folder):
+    result = run(folder, "--sheet", folder / "sheet.png", "--fit", "stretch", "--size", "32x48", "--json")
+    report = json.loads(result.stdout)
+    assert (report["fit"], report["frame"], report["fitted"]) == ("stretch", [32, 48], {"stretched": 8})
+    with Image.open(folder / "sheet.png") as image:
+        assert image.width == 3 * (96 + 4) + 4
+    for size in ("0", "-3", "12x", "1x2x3", "100000"):
+        assert run(folder, "--size", size).exit_code == 2
+    assert run(folder, "--fit", "zoom").exit_code == 2
 
 
 def test_inspect_refuses_a_missing_source_in_one_line(tmp_path):

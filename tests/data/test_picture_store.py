@@ -354,12 +354,17 @@ def test_paths_to_the_same_source_are_the_same_source(pictures, tmp_path, monkey
 
 def test_the_size_follows_from_the_model_unless_it_is_set(pictures):
     config = dataclasses.replace(pictures, store_size=0)
-    assert [config.size_for(size) for size in (0, 16, 64, 256)] == [128, 128, 128, 512]
-    with pytest.raises(UserError, match=r"data\.store_size is 11, expected at least the 16 pixels"):
+    assert [config.frame_for((size, size)) for size in (0, 16, 64, 256)] == [
+        (side,) * 2 for side in (128, 128, 128, 512)
+    ]
+    assert [config.frame_for(size) for size in ((48, 32), (24, 40), (128, 192))] == [(144, 96), (96, 160), (256, 384)]
+    with pytest.raises(UserError, match=r"stored pictures have 11×11 pixels .*, expected at least the 16×16"):
         open_store(pictures, "train", picture_size=16)
     assert open_store(config, "train", picture_size=80).pixels.shape[1] == 160
-    assert open_store(config, "train", picture_size=160).pixels.shape[1] == 160
-    with pytest.raises(UserError, match=r"holds pictures of 160 pixels, expected at least the 256 .* --size 512"):
+    assert open_store(config, "train", picture_size=(160, 160)).pixels.shape[1] == 160
+    with pytest.raises(
+        UserError, match=r"holds pictures of 160×160 pixels, expected at least the 256×256 .* --size 512"
+    ):
         open_store(config, "train", picture_size=256)
 
 

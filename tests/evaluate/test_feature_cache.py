@@ -63,7 +63,7 @@ def forget_checksums(store):
 
 
 def features_of(store, judge, size=SIZE):
-    return reference_features(open_reference_pictures(store, size), {"pixels": judge})["pixels"]
+    return reference_features(open_reference_pictures(store, (size, size)), {"pixels": judge})["pixels"]
 
 
 def test_second_run_reads_the_features_and_does_not_run_the_judge(store):
@@ -73,13 +73,13 @@ def test_second_run_reads_the_features_and_does_not_run_the_judge(store):
     judge, counter = counting_judge()
     assert torch.equal(features_of(store, judge), expected)
     assert counter.pictures == 0
-    path = cache_path(store, "pixels", SIZE)
+    path = cache_path(store, "pixels", (SIZE, SIZE))
     assert path == store.parent / "store.pixels-24px.safetensors"
     assert os.stat(path).st_mode & 0o777 == 0o644
 
 
 def test_r_precision_of_cached_features_equals_that_of_computed_ones(store):
-    reference = open_reference_pictures(store, SIZE)
+    reference = open_reference_pictures(store, (SIZE, SIZE))
     progress: list[int] = []
     computed, cached = (
         build_r_precisions(reference, {"pixels": counting_judge()[0]}, progress.append)["pixels"] for _ in range(2)
@@ -128,7 +128,7 @@ def test_other_weights_and_other_sizes_have_their_own_features(store):
 @pytest.mark.parametrize("damage", ["cut", "flipped bit", "no safetensors"])
 def test_damaged_features_are_computed_again(store, damage):
     expected = features_of(store, counting_judge()[0])
-    path = cache_path(store, "pixels", SIZE)
+    path = cache_path(store, "pixels", (SIZE, SIZE))
     content = bytearray(path.read_bytes())
     if damage == "flipped bit":
         content[-1] ^= 1

@@ -109,7 +109,7 @@ def store(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def context(store, tiny_dalle):
-    reference = open_reference_pictures(store, 24)
+    reference = open_reference_pictures(store, (24, 24))
     settings = GenerationSettings(pairs=2, candidates=3, temperatures=(0.5, 1.0), guidances=(1.0, 2.0), sweep_pairs=5)
     return EvaluationContext(tiny_dalle, reference, build_r_precisions(reference, JUDGES), settings)
 

@@ -274,7 +274,7 @@ def store(source, tmp_path_factory):
 
 def test_batches_from_a_store_equal_those_from_its_source(store, source):
     def read(data, split):
-        return torch.cat(list(picture_batches(data, split, 24, SkipLog())))
+        return torch.cat(list(picture_batches(data, split, (24, 24), SkipLog())))
 
     for split, count in (("train", 4), ("validation", 3), ("all", 7)):
         stored, direct = read(store, split), read(source, split)

@@ -356,11 +356,11 @@ def test_validation_pictures_are_encoded_plain_and_training_pictures_varied(trai
 def test_a_variant_depends_on_its_number_alone(trained):
     config = config_of(trained, "encode")
     store = open_store(config.data, "train")
-    whole = encode.variant_pixels(store, np.arange(11), 2, config, 16)
-    assert torch.equal(encode.variant_pixels(store, np.array([7, 3]), 2, config, 16), whole[[7, 3]])
-    assert not torch.equal(encode.variant_pixels(store, np.arange(11), 1, config, 16), whole)
+    whole = encode.variant_pixels(store, np.arange(11), 2, config, (16, 16))
+    assert torch.equal(encode.variant_pixels(store, np.array([7, 3]), 2, config, (16, 16)), whole[[7, 3]])
+    assert not torch.equal(encode.variant_pixels(store, np.arange(11), 1, config, (16, 16)), whole)
     other = config_of(trained, "encode", "seed=1")
-    assert not torch.equal(encode.variant_pixels(store, np.arange(11), 2, other, 16), whole)
+    assert not torch.equal(encode.variant_pixels(store, np.arange(11), 2, other, (16, 16)), whole)
 
 
 def test_encode_precision_bf16_is_used(trained, tmp_path):
@@ -387,7 +387,7 @@ def test_without_variants_pictures_are_encoded_plain(trained, tmp_path):
     config = config_of(home, "encode", "variants=0")
     store = open_store(config.data, "train")
     plain = pixels_on_white(store.take(np.arange(5)), 16)
-    assert torch.equal(encode.variant_pixels(store, np.arange(5), 0, config, 16), plain)
+    assert torch.equal(encode.variant_pixels(store, np.arange(5), 0, config, (16, 16)), plain)
 
 
 def test_an_interrupted_encoding_leaves_the_old_cache(trained, tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
     )
     dalle = DalleMini.from_pretrained(model, options["device"])
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
-        reference = open_reference_pictures(options["data"], dalle.image_tokenizer.config.image_size)
+        reference = open_reference_pictures(options["data"], dalle.image_tokenizer.config.size)
     check_settings(reference, settings)
     judges = load_judges(dalle.transformer.device)
     with tqdm(total=len(reference.store), desc="judges", unit=" pictures", delay=2, leave=False) as bar:
@@ -125,7 +125,7 @@ def heading(context: "EvaluationContext") -> str:
     sampling = context.dalle.sampling
     reference = context.reference
     count = reference.concept_count
-    chance = f"at {reference.size} px; chance is {1 / count:.4f} and {min(1, 5 / count):.4f}"
+    chance = f"at {reference.size[0]}×{reference.size[1]} px; chance is {1 / count:.4f} and {min(1, 5 / count):.4f}"
     if reference.has_vendors:
         kind, pictures = "concept", f"real art: {len(reference.store)} pictures of {count} concepts"
         pictures += f" by {', '.join(reference.vendor_names)}, {chance}"

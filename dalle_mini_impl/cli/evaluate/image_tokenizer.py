@@ -71,7 +71,7 @@ def image_tokenizer(
         tokenizer, identity = load_image_tokenizer(model, device)
         log = SkipLog()
         click.echo(f"image tokenizer {identity} of {model} on {data}, {split}", err=True)
-        batches = picture_batches(data, split, size or tokenizer.config.image_size, log)
+        batches = picture_batches(data, split, (size, size) if size else tokenizer.config.size, log)
         with tqdm(batches, unit=" batches", delay=2, leave=False) as bar:
             evaluations.append(evaluate_image_tokenizer(model, tokenizer, bar, keep))
         identities.append(identity)

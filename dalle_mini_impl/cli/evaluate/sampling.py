@@ -57,7 +57,7 @@ def sampling(model: str, data: str, seconds: float, save: bool, seed: int, json_
     dalle = DalleMini.from_pretrained(model, device)
     judge = efficientnet_judge(dalle.transformer.device)
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
-        reference = open_reference_pictures(data, dalle.image_tokenizer.config.image_size)
+        reference = open_reference_pictures(data, dalle.image_tokenizer.config.size)
     with tqdm(total=100, desc="trying settings", unit=" %", delay=2, leave=False) as bar:
         choice = choose_sampling(
             dalle, reference, judge, seconds, seed=seed, progress=lambda share: bar.update(int(100 * share) - bar.n)

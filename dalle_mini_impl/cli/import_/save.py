@@ -36,7 +36,7 @@ def save_image_tokenizer(folder: Path, imported: "ImportedImageTokenizer") -> No
     click.echo(f"{len(tensors)} tensors, {n_parameters:,} parameters; {imported.ignored} others ignored")
     click.echo(
         f"{config.codebook_size} image ids, each for {config.factor}×{config.factor} pixels, "
-        f"{config.grid[0]}×{config.grid[1]} for {config.image_size}×{config.image_size}"
+        f"{config.grid[0]}×{config.grid[1]} for {config.size[0]}×{config.size[1]}"
     )
     identity = save_part(folder, "image_tokenizer", imported.tokenizer, to_dict(config), {}, imported.dtype)
     click.echo(f"image tokenizer {identity} written to {folder / 'image_tokenizer.safetensors'}")
@@ -96,7 +96,7 @@ def save_whole_model(
         click.echo(
             f"image tokenizer {image_identity}: {image_config.codebook_size} ids, "
             f"{image_config.grid[0]}×{image_config.grid[1]} for "
-            f"{image_config.image_size}×{image_config.image_size} pixels"
+            f"{image_config.size[0]}×{image_config.size[1]} pixels"
         )
     trained_with = {
         "text_tokenizer": used_text_tokenizer.identity if used_text_tokenizer else UNKNOWN_IDENTITY,

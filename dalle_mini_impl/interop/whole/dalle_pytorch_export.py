@@ -87,7 +87,7 @@ def _settings(model: ExportedModel) -> Iterator[tuple[str, object, tuple[object,
     yield "bos_id", stream.bos_id, (0,)
     yield "pad_id", stream.pad_id, (0,)
     yield "the image tokenizer's network", image.network, ("dalle-pytorch",)
-    yield "the image tokenizer's image_size", image.image_size, (side * image.factor,)
+    yield "the image tokenizer's picture size", image.size, ((side * image.factor,) * 2,)
     powers_of_two = tuple(2**power for power in range(1, 15))  # DiscreteVAE refuses other sizes
     yield "the image tokenizer's image_size", image.image_size, powers_of_two
     for layer in range(config.n_layer):

@@ -124,7 +124,7 @@ def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokeniz
     Raises:
         UserError: a setting is out of range.
     """
-    gan, side = config.gan, config.model.image_size
+    gan, side = config.gan, min(config.model.size)
     if gan.weight < 0 or not 0 <= gan.start <= 1:
         raise UserError(
             f"expected gan.weight of 0 or more and gan.start from 0 to 1, got {gan.weight} and {gan.start}; change one"

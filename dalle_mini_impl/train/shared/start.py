@@ -33,8 +33,10 @@ ORIGIN = "start_from"
 makes, and in the record of its states."""
 PARTS = {ImageTokenizerRun: "image_tokenizer", TransformerRun: "transformer", ScorerRun: "scorer"}
 """The part that a config's stage trains."""
-FREE_SETTINGS = ("image_tokenizer.image_size",)
+FREE_SETTINGS = ("image_tokenizer.image_size", "image_tokenizer.height", "image_tokenizer.width")
 """Settings in `model` that may differ from the checkpoint's, because no weight depends on them."""
+SIZE_SETTINGS = ("image_size", "height", "width")
+"""Settings in `model` for the size of pictures."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ def complete_settings(settings: Any, given: dict[str, Any], resume: bool = False
     else:
         model, text_length = _settings_of(find_checkpoint(settings.start_from), PARTS[type(settings)])
     kind = type(settings.model)
-    model = _overlaid(to_dict(from_dict(kind, model, settings.start_from)), given.get("model", {}))
+    own = given.get("model", {})
+    model = to_dict(from_dict(kind, model, settings.start_from))
+    if {*SIZE_SETTINGS} & own.keys():  # one way to give the size replaces the other
+        model = {name: value for name, value in model.items() if name not in SIZE_SETTINGS}
+    model = _overlaid(model, own)
     settings = replace(settings, model=from_dict(kind, model, "model"))
     if isinstance(settings, TransformerRun) and "text_length" not in given and isinstance(text_length, int):
         settings = replace(settings, text_length=text_length)
