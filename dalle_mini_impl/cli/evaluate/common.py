@@ -125,7 +125,9 @@ def heading(context: "EvaluationContext") -> str:
     sampling = context.dalle.sampling
     reference = context.reference
     count = reference.concept_count
-    chance = f"at {reference.size[0]}×{reference.size[1]} px; chance is {1 / count:.4f} and {min(1, 5 / count):.4f}"
+    height, width = reference.size
+    size = f"{height}" if height == width else f"{height}×{width}"
+    chance = f"at {size} px; chance is {1 / count:.4f} and {min(1, 5 / count):.4f}"
     if reference.has_vendors:
         kind, pictures = "concept", f"real art: {len(reference.store)} pictures of {count} concepts"
         pictures += f" by {', '.join(reference.vendor_names)}, {chance}"
