@@ -1,6 +1,7 @@
 """Write what was imported into a checkpoint folder, and print what it is."""
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def save_whole_model(
     text_tokenizer: "JsonTokenizer | None",
     image_tokenizer: "ImportedImageTokenizer | None",
     project: "ProjectInfo",
+    obstacle: str = "",
 ) -> None:
     """Write all parts, the settings and the model card.
 
@@ -57,6 +59,7 @@ def save_whole_model(
         text_tokenizer: None for that in the folder, if it has one.
         image_tokenizer: None for that in the folder.
         project: recommended settings and model card.
+        obstacle: why the text tokenizer that the model probably was trained with is missing.
 
     Raises:
         UserError: the parts do not belong together; nothing has been written then.
@@ -114,6 +117,7 @@ def save_whole_model(
     if used_text_tokenizer is None:
         click.echo(
             f"warning: {folder} has no text tokenizer, so it cannot read captions; add the one it was trained with by "
-            f"dalle import text-tokenizer",
+            f"dalle import text-tokenizer{' --out ' + shlex.quote(str(folder)) if obstacle else ''}"
+            f"{f' ({obstacle})' if obstacle else ''}",
             err=True,
         )
