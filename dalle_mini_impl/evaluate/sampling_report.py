@@ -49,33 +49,41 @@ def choice_as_json(choice: SamplingChoice) -> dict[str, Any]:
         "sampling": to_dict(choice.sampling),
         "before": to_dict(choice.before),
         "judge": choice.judge,
-        "held_out_captions": choice.captions.held_out,
-        "training_captions": len(choice.captions.indices) - choice.captions.held_out,
+        "held_out_captions": sum(choice.captions.held_out),
+        "training_captions": len(choice.captions.held_out) - sum(choice.captions.held_out),
         "concepts": choice.concepts,
         "rounds": [[_trial_as_json(trial) for trial in trials] for trials in choice.rounds],
         "seconds": round(choice.seconds, 1),
     }
 
 
-def scorer_gain(trial: Trial) -> tuple[float, float] | None:
+def scorer_gain(trial: Trial, held_out: bool = False) -> tuple[float, float] | None:
     """How many nats the better ranking with the scorer gains over likelihood alone, and half its 95 % interval.
 
+    Args:
+        trial: of the chosen setting.
+        held_out: count held-out captions alone.
+
     Returns:
-        None where there is no scorer.
+        None where there is no scorer, or fewer than two captions.
     """
     ranks = [rank for rank in SCORER_RANKS if rank in trial.fits]
     if not ranks:
         return None
-    best = max(ranks, key=trial.fit)
-    gains = [a - b for a, b in zip(trial.fits[best], trial.fits["likelihood"], strict=True)]
+    pairs = zip(trial.fits[max(ranks, key=trial.fit)], trial.fits["likelihood"], trial.held_out, strict=True)
+    gains = [with_scorer - without for with_scorer, without, is_held_out in pairs if is_held_out or not held_out]
+    if len(gains) < 2:
+        return None
     return statistics.fmean(gains), NORMAL_QUANTILE * statistics.stdev(gains) / math.sqrt(len(gains))
 
 
 def _scorer_line(trial: Trial) -> list[str]:
-    gain = scorer_gain(trial)
+    gain, of_held_out = scorer_gain(trial), scorer_gain(trial, held_out=True)
     if gain is None:
         return []
     amount = f"{gain[0]:+.2f} nats (± {gain[1]:.2f}) over ranking by likelihood alone"
+    if of_held_out and not all(trial.held_out):
+        amount += f"; on held-out captions {of_held_out[0]:+.2f} (± {of_held_out[1]:.2f})"
     if trial.best_rank in SCORER_RANKS:
         return [f"the scorer helps: {amount}"]
     return [f"the scorer does not help: {amount}; rank is {trial.best_rank}"]

@@ -1,10 +1,11 @@
 """Chooses a model's sampling defaults: the temperature, guidance, top-k and ranking whose pictures fit their captions.
 
 Every setting draws the same captions from the same seeds. A judge, which took no part in training, says how well each
-picture resembles the real picture of its caption among those of all others (`RPrecision.log_probabilities`). Captions
-are held-out ones as far as there are enough. Settings are compared by successive halving (Jamieson & Talwalkar 2016)
-within a budget of seconds: many of them on a few captions, the best on more, and the best two, beside the model's own,
-with about as many candidates as one draws in use.
+picture resembles the real picture of its caption among those of all others (`RPrecision.log_probabilities`). Held-out
+captions and captions of the training split take turns: a model of some hundred pictures hardly draws the former, whose
+figures alone are noise. Settings are compared by successive halving (Jamieson & Talwalkar 2016) within a budget of
+seconds: many of them on a few captions, the best on more, and the best two, beside the model's own, with about as many
+candidates as one draws in use.
 """
 
 import dataclasses
@@ -36,9 +37,9 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 from dalle_mini_impl.util.ranking import best_first
 
-TEMPERATURES = (0.7, 0.5, 1.0)
+TEMPERATURES = (0.6, 0.4, 0.8, 1.0)
 """Temperatures to try; here and below those likeliest to be good first, as a short time tries the first ones only."""
-GUIDANCES = (1.5, 1.0, 3.0)
+GUIDANCES = (1.5, 2.5, 1.0)
 """Guidance scales to try."""
 TOP_K_SHARES = (1 / 8, 1 / 32, 1)
 """Top-k to try, as shares of the codebook: the first with every temperature and guidance, the others with the best."""
@@ -49,9 +50,9 @@ TOP = 5
 MIN_CAPTIONS = 8
 """Captions that each setting must have drawn, or nothing is concluded."""
 ENOUGH_CAPTIONS = 32
-"""With fewer held-out captions, captions of the training split are drawn as well."""
-MAX_CAPTIONS = 256
-"""Captions that are drawn at most, before they are drawn again from other seeds."""
+"""Captions of the training split make up the number where there are fewer held-out ones than half of this."""
+MAX_CAPTIONS = 128
+"""Captions of each split that are drawn at most, before they are drawn again from other seeds."""
 REFERENCE_SHARE = 0.25
 """Largest share of the time for the judge's features of real pictures; where it does not do, some are left out."""
 TIMED_PICTURES = 32
@@ -84,15 +85,17 @@ class Captions:
 
     indices: tuple[int, ...]
     """Of reference pictures, whose captions are the prompts."""
-    held_out: int
-    """How many of these pictures are held out."""
+    held_out: tuple[bool, ...]
+    """Which of these pictures are held out."""
 
     @property
     def description(self) -> str:
-        """Which captions these are."""
-        training = len(self.indices) - self.held_out
-        held_out = f"{self.held_out} held-out caption{'s' * (self.held_out != 1)}"
-        return f"{held_out} and {training} of the training split" if training else held_out
+        """How many captions of each split these are."""
+        held_out = sum(self.held_out)
+        training = len(self.held_out) - held_out
+        if not training:
+            return f"{held_out} held-out captions"
+        return f"{held_out or 'no'} held-out caption{'s' * (held_out != 1)} and {training} of the training split"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class Trial:
     """Ranking -> for each caption the mean fit of the best quarter of the candidates; see `RPrecision`."""
     recognised: Mapping[str, float]
     """Ranking -> share of captions that are recognised in their best candidate (for `none`: mean of candidates)."""
+    held_out: tuple[bool, ...]
+    """Which of these captions are held out."""
 
     @property
     def best_rank(self) -> str:
@@ -154,21 +159,29 @@ def top_ks(codebook_size: int) -> list[int]:
 
 
 def choose_captions(reference: ReferencePictures, seed: int = 0) -> Captions:
-    """Pictures of different captions at random, held-out ones first.
+    """Pictures of different captions at random: held-out ones and ones of the training split by turns.
 
-    Pictures of the training split follow where there are fewer than `ENOUGH_CAPTIONS` held-out captions.
+    There are as many of the training split as held-out ones, and more where these are few.
     """
     random = np.random.default_rng(seed)
     entries = reference.store.entries
-    chosen: dict[int, int] = {}  # concept -> picture
-    counts = []
-    for split, limit in (("validation", MAX_CAPTIONS), ("train", ENOUGH_CAPTIONS)):
+    taken: set[int] = set()
+    chosen: dict[str, list[int]] = {"validation": [], "train": []}
+    for split, indices in chosen.items():
+        limit = MAX_CAPTIONS if split == "validation" else max(len(taken), ENOUGH_CAPTIONS - len(taken))
         of_split = sorted((i for i, entry in enumerate(entries) if entry.split == split), key=lambda i: entries[i].key)
         for index in random.permutation(of_split).tolist():
-            if len(chosen) < limit:
-                chosen.setdefault(int(reference.concept_ids[index]), index)
-        counts.append(len(chosen))
-    return Captions(tuple(chosen.values()), counts[0])
+            concept = int(reference.concept_ids[index])
+            if len(indices) < limit and concept not in taken:
+                taken.add(concept)
+                indices.append(index)
+    turns = [
+        (index, split == "validation")
+        for pair in itertools.zip_longest(chosen["validation"], chosen["train"])
+        for split, index in zip(chosen, pair, strict=True)
+        if index is not None
+    ]
+    return Captions(tuple(index for index, _ in turns), tuple(held_out for _, held_out in turns))
 
 
 def measure_within(
@@ -320,7 +333,7 @@ class _Drawing:
             if not missing and left < each * count:
                 break
         trials = [
-            make_trial(sampling, round_.candidates, values)
+            make_trial(sampling, round_.candidates, values, self.captions.held_out)
             for sampling, values in zip(settings[:count], measured[:count], strict=True)
         ]
         return tuple(sorted(trials, key=lambda trial: -trial.fit(trial.best_rank)))
@@ -354,9 +367,14 @@ class _Drawing:
 
 
 def make_trial(
-    sampling: SamplingConfig, candidates: int, measured: Sequence[Mapping[str, tuple[float, float]]]
+    sampling: SamplingConfig,
+    candidates: int,
+    measured: Sequence[Mapping[str, tuple[float, float]]],
+    held_out: Sequence[bool],
 ) -> Trial:
-    """Collect what `_Drawing.draw` returned for each caption."""
+    """Collect what `_Drawing.draw` returned for each caption, of which `held_out` says whether it is held out."""
     fits = {rank: tuple(values[rank][0] for values in measured) for rank in measured[0]}
     recognised = {rank: statistics.fmean(values[rank][1] for values in measured) for rank in measured[0]}
-    return Trial(sampling, candidates, fits, recognised)
+    return Trial(
+        sampling, candidates, fits, recognised, tuple(itertools.islice(itertools.cycle(held_out), len(measured)))
+    )

@@ -19,9 +19,9 @@ from dalle_mini_impl.data.picture_store import build_store
 from dalle_mini_impl.evaluate import judges, sampling_settings
 from dalle_mini_impl.evaluate.judges import Judge
 from dalle_mini_impl.evaluate.reference_pictures import open_reference_pictures
-from dalle_mini_impl.evaluate.sampling_report import choice_as_json, choice_text
+from dalle_mini_impl.evaluate.sampling_report import choice_as_json, choice_text, scorer_gain
 from dalle_mini_impl.evaluate.sampling_settings import (
-    ENOUGH_CAPTIONS,
+    Trial,
     choose_captions,
     choose_sampling,
     first_settings,
@@ -116,7 +116,7 @@ class FakeDalle:
         return good if self._ranking == "clip" else torch.rand(len(images), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("temperature", "guidance"), [(0.5, 3.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("temperature", "guidance"), [(0.4, 2.5), (1.0, 1.0)])
 def test_the_setting_that_draws_best_is_chosen(reference, clock, temperature, guidance):
     def error(sampling):
         return 0.1 + 0.4 * abs(sampling.temperature - temperature) + 0.2 * abs(sampling.guidance - guidance)
@@ -195,19 +195,39 @@ def test_a_time_that_is_none_is_refused(reference, seconds):
     ("held_out", "text"),
     [
         (25, "25 held-out captions"),
+        (3, "3 held-out captions and 22 of the training split"),
         (1, "1 held-out caption and 24 of the training split"),
-        (0, "0 held-out captions and 25 of the training split"),
+        (0, "no held-out captions and 25 of the training split"),
     ],
 )
-def test_captions_of_the_training_split_follow_the_held_out_ones(tmp_path, held_out, text):
+def test_captions_of_both_splits_take_turns(tmp_path, held_out, text):
     reference = open_reference_pictures(make_store(tmp_path, held_out), SIZE)
     captions = choose_captions(reference)
     assert captions.description == text
     assert sorted(captions.indices) == list(range(25))
     splits = [reference.store.entries[index].split for index in captions.indices]
-    assert splits == ["validation"] * held_out + ["train"] * (25 - held_out)
+    assert [split == "validation" for split in splits] == list(captions.held_out)
+    turns = min(held_out, 25 - held_out)
+    assert splits[: 2 * turns] == ["validation", "train"] * turns
     assert choose_captions(reference, seed=1).indices != captions.indices
-    assert len(captions.indices) < ENOUGH_CAPTIONS
+
+
+def test_there_are_as_many_captions_of_the_training_split_as_held_out_ones(tmp_path, monkeypatch):
+    reference = open_reference_pictures(make_store(tmp_path, 7), SIZE)
+    monkeypatch.setattr(sampling_settings, "ENOUGH_CAPTIONS", 10)
+    assert choose_captions(reference).held_out == (True, False) * 7
+    monkeypatch.setattr(sampling_settings, "MAX_CAPTIONS", 3)
+    assert choose_captions(reference).held_out == (True, False) * 3 + (False,) * 4
+
+
+def test_the_scorer_is_also_judged_on_held_out_captions_alone():
+    fits = {"likelihood": (0.0, 0.0, 0.0, 0.0), "both": (0.5, -0.3, 0.7, -0.1), "none": (-1.0,) * 4}
+    trial = Trial(OWN, 16, fits, dict.fromkeys(fits, 0.5), (False, True, False, True))
+    assert scorer_gain(trial)[0] == pytest.approx(0.2)
+    gain, half_width = scorer_gain(trial, held_out=True)
+    assert gain == pytest.approx(-0.2)
+    assert half_width == pytest.approx(1.96 * 0.1 * math.sqrt(2) / math.sqrt(2))
+    assert scorer_gain(dataclasses.replace(trial, held_out=(True,) + (False,) * 3), held_out=True) is None
 
 
 def test_each_caption_is_drawn_once(reference):
@@ -253,10 +273,12 @@ def test_saving_changes_the_sampling_settings_alone(tiny_model, tmp_path):
 def test_command_chooses_and_saves(tiny_model, tmp_path, run, monkeypatch):
     monkeypatch.setattr(judges, "efficientnet_judge", lambda device: judges.pixel_judge())
     monkeypatch.setattr(sampling_settings, "time", FakeClock(step=1))
-    monkeypatch.setattr(sampling_settings, "MIN_CAPTIONS", 2)
+    small = {"MIN_CAPTIONS": 2, "TEMPERATURES": (0.5,), "GUIDANCES": (1.0,), "TOP_K_SHARES": (1,)}
+    for name, value in small.items():
+        monkeypatch.setattr(sampling_settings, name, value)
     store = make_store(tmp_path, held_out=25)
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    arguments = ("evaluate", "sampling", folder, "--data", store, "--seconds", 200, "--device", "cpu")
+    arguments = ("evaluate", "sampling", folder, "--data", store, "--seconds", 60, "--device", "cpu")
     output = run(*arguments, "--json", tmp_path / "choice.json")
     choice = json.loads((tmp_path / "choice.json").read_text())
     assert "on 25 held-out captions among 25 captions, judged by pixels" in output
