@@ -1,10 +1,12 @@
 """Matches the pictures of a folder with the files that hold their captions, by their names."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.sample import (
     MAX_CAPTION_BYTES,
@@ -17,10 +19,15 @@ from dalle_mini_impl.data.sample import (
     read_captions,
     refusal,
 )
+from dalle_mini_impl.data.tables import TablePicture, join_rows
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import is_drawing, picture_kind, unreadable_format
 
 CAPTION_ENDINGS = (".txt", ".caption", ".cap")
 """Endings of files with one caption per line, in lower case; of several kinds beside a picture the first counts."""
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+"""Tables inside a folder whose rows hold captions of the pictures below, as in image folders of Hugging Face."""
 
 
 @dataclass
@@ -34,6 +41,19 @@ class _Files:
     """Ending -> files."""
     tables: list[Path] = field(default_factory=list)
     """JSON files."""
+    translations: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
+    """Language in the name -> ending -> files."""
+    rows: list[TablePicture] = field(default_factory=list)
+    """What tables of the folder say of the picture."""
+
+    def captions(self) -> list[tuple[str, Path]]:
+        """Language, or nothing, and path of each file with captions; the first kind of each language counts."""
+        kinds = {"": self.texts} | dict(sorted(self.translations.items()))
+        return [(language, path) for language, texts in kinds.items() for path in _first_kind(texts)]
+
+
+def _first_kind(texts: dict[str, list[Path]]) -> list[Path]:
+    return next((texts[ending] for ending in CAPTION_ENDINGS if ending in texts), [])
 
 
 def folder_samples(folder: Path, log: SkipLog, note_log: SkipLog, needed: bool) -> list[PendingSample]:
@@ -46,7 +66,10 @@ def folder_samples(folder: Path, log: SkipLog, note_log: SkipLog, needed: bool) 
         needed: whether pictures without a caption are skipped.
     """
     files_of_key: dict[str, _Files] = {}
+    metadata: list[Path] = []
     for path in list_files(folder, log):
+        if path.name in METADATA_FILES:
+            metadata.append(path)
         kind, ending = picture_kind(path), path.suffix.lower()
         if kind == "other" and ending not in (*CAPTION_ENDINGS, ".json"):
             continue
@@ -61,20 +84,60 @@ def folder_samples(folder: Path, log: SkipLog, note_log: SkipLog, needed: bool) 
         return []
     for files in files_of_key.values():
         files.pictures.sort(key=is_drawing)  # a picture made from a drawing shows what the drawing was meant to be
+    _join_translations(files_of_key)
     _join_names_with_ending(files_of_key)
-    return [
+    refused = [one for table in metadata for one in _join_rows_of_table(table, files_of_key, log, needed)]
+    samples = [
         sample for key in sorted(files_of_key) for sample in _samples_of_key(key, files_of_key[key], note_log, needed)
     ]
+    return samples + refused
+
+
+def _join_translations(files_of_key: dict[str, _Files]) -> None:
+    """Give `a.de.txt` to the picture `a`, or to the name `a.jpg` for `a.jpg.de.txt`."""
+    for key, files in list(files_of_key.items()):
+        stem, language = language_of_name(key)
+        owner = files_of_key.get(stem)
+        if not language or not files.texts or files.pictures or files.unreadable:
+            continue
+        if owner is None and picture_kind(stem) != "other":
+            owner = files_of_key.setdefault(stem, _Files())
+        if owner is not None:
+            owner.translations[language] = files.texts
+            files.texts = {}
+
+
+def _join_rows_of_table(
+    table: Path, files_of_key: dict[str, _Files], log: SkipLog, needed: bool
+) -> list[PendingSample]:
+    """Give the rows of a table in the folder to the pictures that they name; returns refusals of those without one."""
+    try:
+        rows, refused = join_rows(table, log, needed)
+    except (UserError, OSError) as error:
+        log.add(str(table), f"unusable table: {error}")
+        return []
+    files_of_picture = {
+        os.path.normpath(path): files
+        for files in files_of_key.values()
+        for path in (*files.pictures, *files.unreadable)
+    }
+    for name, row in rows.items():
+        files = files_of_picture.get(os.path.normpath(table.parent / name))
+        if files is None:
+            refused.append((row.where, f"no picture: {name} is not in the folder"))
+        else:
+            files.rows.append(row)
+    return [(where, refusal(reason)) for where, reason in refused]
 
 
 def _join_names_with_ending(files_of_key: dict[str, _Files]) -> None:
     """Give `a.jpg.txt` to `a.jpg`, if that has no captions of its own."""
     for key, files in list(files_of_key.items()):
         owner = files_of_key.get(Path(key).with_suffix("").as_posix()) if picture_kind(key) != "other" else None
-        if owner is None or files.pictures or files.unreadable or owner.texts or owner.tables:
+        if owner is None or files.pictures or files.unreadable or owner.captions() or owner.tables:
             continue
         if any(path.suffix == Path(key).suffix for path in owner.pictures):
-            owner.texts, owner.tables = files.texts, files.tables
+            owner.texts, owner.tables, owner.translations = files.texts, files.tables, files.translations
             del files_of_key[key]
 
 
@@ -82,28 +145,33 @@ def _samples_of_key(key: str, files: _Files, log: SkipLog, needed: bool) -> list
     """The sample of one name, and a refusal for each file that cannot be part of it."""
     first = files.pictures[0] if files.pictures else None
     unreadable: list[PendingSample] = [(str(path), refusal(unreadable_format(path))) for path in files.unreadable]
-    texts = next((files.texts[ending] for ending in CAPTION_ENDINGS if ending in files.texts), [])
     if first is None:
         reason = "no picture: none has the same name"
-        return unreadable or [(str(path), refusal(reason)) for path in texts]
+        return unreadable or [(str(path), refusal(reason)) for _, path in files.captions()]
     # The usual cause is one picture in two formats, which must not end up in both splits.
     reason = f"same name: {first.name} was taken instead"
     same_name: list[PendingSample] = [(str(path), refusal(reason)) for path in [*files.pictures[1:], *files.unreadable]]
-    return [(str(first), _folder_sample(key, first, texts, [] if texts else files.tables, log, needed)), *same_name]
+    return [(str(first), _folder_sample(key, first, files, log, needed)), *same_name]
 
 
-def _folder_sample(
-    key: str, picture: Path, texts: list[Path], tables: list[Path], log: SkipLog, needed: bool
-) -> Callable[[], Pair]:
+def _folder_sample(key: str, picture: Path, files: _Files, log: SkipLog, needed: bool) -> Callable[[], Pair]:
     def read() -> Pair:
-        if needed and not texts and not tables:
+        texts = files.captions()
+        tables = [] if files.texts else files.tables
+        if texts or tables:
+            captions, details = read_captions(
+                [(language, partial(read_bytes, path, MAX_CAPTION_BYTES)) for language, path in texts],
+                [partial(read_bytes, path, MAX_JSON_BYTES) for path in tables],
+                partial(log.note, str(picture)),
+                needed,
+            )
+        elif files.rows:
+            captions = [caption for row in files.rows for caption in row.captions]
+            details = files.rows[0].details
+        elif needed:
             raise UnusableSample(f"no caption: no {picture.stem}.txt beside it")
-        captions, details = read_captions(
-            [partial(read_bytes, path, MAX_CAPTION_BYTES) for path in texts],
-            [partial(read_bytes, path, MAX_JSON_BYTES) for path in tables],
-            partial(log.note, str(picture)),
-            needed,
-        )
+        else:
+            captions, details = [], {}
         return make_pair(key, captions, details, lambda: read_bytes(picture), needed)
 
     return read

@@ -15,6 +15,7 @@ from PIL import Image
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.fit import FitCounts, fit_picture
+from dalle_mini_impl.data.languages import is_known_language
 from dalle_mini_impl.data.pair import Caption, Pair
 from dalle_mini_impl.util.images import on_background, to_images
 from dalle_mini_impl.util.tables import aligned_table
@@ -76,6 +77,8 @@ class Report:
     """Unicode script -> its share of all letters in captions, most frequent first."""
     languages: dict[str, int]
     """Number of captions by the language code that the source assigns; `unknown` where it assigns none."""
+    unknown_languages: list[str]
+    """Those of `languages` that are no codes of languages."""
     exact_duplicates: list[list[str]]
     """Keys of pictures with equal pixels."""
     near_duplicates: list[list[str]]
@@ -227,6 +230,7 @@ def _report(measured: _Measurements, frame: tuple[int, int], fit: str) -> Report
         characters=_range(measured.caption_lengths),
         scripts={script: round(count / total, 6) for script, count in measured.letters.most_common()},
         languages=dict(measured.languages.most_common()),
+        unknown_languages=[code for code in measured.languages if code != "unknown" and not is_known_language(code)],
         exact_duplicates=[[measured.keys[row] for row in group] for group in exact],
         near_duplicates=[[measured.keys[row] for row in group] for group in near],
         leaking=sum(leaking),
@@ -324,6 +328,9 @@ def report_text(report: Report) -> str:
     lines += _group_lines(report.near_duplicates)
     if report.leaking:
         lines.append(f"  groups that are both in train and in validation: {report.leaking}")
+    if report.unknown_languages:
+        names = ", ".join(report.unknown_languages)
+        lines.append(f"  languages that are not known: {names}; expected codes such as de, pt-BR or yue")
     if report.compared == MAX_COMPARED:
         lines.append(f"  (only the first {MAX_COMPARED} different pictures were compared)")
     lines += [f"suggestion: {suggestion}" for suggestion in report.suggestions]

@@ -8,7 +8,6 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +16,12 @@ from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.data.sample import (
     PendingSample,
     UnusableSample,
-    captions_from_fields,
     make_pair,
     read_bytes,
     read_samples,
     refusal,
 )
-from dalle_mini_impl.data.tables import PATH_FIELDS, TABLE_ENDINGS, path_of_row, read_rows
+from dalle_mini_impl.data.tables import TABLE_ENDINGS, join_rows, path_of_row, read_rows
 from dalle_mini_impl.data.tar_reader import is_tar, read_tars
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind, unreadable_format
@@ -53,7 +51,8 @@ def read_pairs(
     Args:
         source: one of three kinds; hidden files are ignored in all of them.
             A folder of pictures, at any depth, each with a `.txt`, `.caption` or `.cap` file of the same name, one
-            caption per line, or else a `.json` file as in tars.
+            caption per line, or else a `.json` file as in tars, or else rows of a `metadata.jsonl` or `metadata.csv`
+            in its folder or above. `NAME.de.txt` holds captions in German.
             A `.jsonl`, `.csv` or `.tsv` file whose rows have a path, relative to the file, in one of the fields
             `PATH_FIELDS` of `data/tables.py`, and captions as `captions_from_fields` finds them; rows of the same
             picture are joined. A `.csv` file may be separated by commas, semicolons, tabs or bars; a tab-separated
@@ -151,40 +150,15 @@ def _alternatives(content: str) -> Iterable[str]:
 
 
 def _table_samples(table: Path, log: SkipLog, needed: bool) -> list[PendingSample]:
-    """Join the rows of each picture."""
-    pictures: dict[str, tuple[str, dict[str, Any], list[Caption]]] = {}
-    samples: list[PendingSample] = []
-    for where, fields in read_rows(table, needed):
-        try:
-            if isinstance(fields, UnusableSample):
-                raise fields
-            field, name = path_of_row(fields)
-            fields = {name: value for name, value in fields.items() if name not in (field, *PATH_FIELDS[:3])}
-            captions, details = _captions_of_row(fields, partial(log.note, where), needed)
-        except UnusableSample as reason:
-            samples.append((where, refusal(str(reason))))
-        else:
-            # One row per caption is common, so rows that name the same picture belong together.
-            pictures.setdefault(name, (where, details, []))[2].extend(captions)
+    pictures, refused = join_rows(table, log, needed)
+    samples = [(where, refusal(reason)) for where, reason in refused]
     samples += [
-        (f"{where} ({name})", _table_sample(table.parent / name, name, captions, details, needed))
-        for name, (where, details, captions) in pictures.items()
+        (f"{one.where} ({name})", _table_sample(table.parent / name, name, one.captions, one.details, needed))
+        for name, one in pictures.items()
     ]
     if not samples:
         raise UserError(f"{table} has no rows; expected one per picture with its path and caption; fill it")
     return samples
-
-
-def _captions_of_row(
-    fields: dict[str, Any], note: Callable[[str], object], needed: bool
-) -> tuple[list[Caption], dict[str, Any]]:
-    try:
-        return captions_from_fields(fields, note=note)
-    except UnusableSample as reason:
-        if needed:
-            raise
-        note(str(reason))
-        return [], {}
 
 
 def _table_sample(

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from dalle_mini_impl.data.languages import LANGUAGE
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util import read_files
@@ -25,8 +26,6 @@ OTHER_CAPTION_FIELDS = ("title", "description", "prompt", "sentences", "sentence
 """Fields whose text is taken for captions where no other captions are given."""
 TEXT_OF_CAPTION = ("text", "caption", "raw")
 """Fields of a caption that is an object, any of which may hold its text."""
-LANGUAGE = r"[A-Za-z]{2,3}(?:[-_@][A-Za-z0-9]+)*"
-"""Pattern of a language code such as `en` or `pt_BR`."""
 CAPTION_IN_LANGUAGE = re.compile(rf"(?:captions?|text|title)_({LANGUAGE})", re.IGNORECASE)
 """Name of a field with captions in one language, such as `caption_en`."""
 LINE_IN_LANGUAGE = re.compile(rf"({LANGUAGE})\.utf8=(.*)")
@@ -147,10 +146,11 @@ def decode_picture(data: bytes) -> Image.Image:
         raise UnusableSample(f"{kind} picture: {str(error) or type(error).__name__}") from error
 
 
-def captions_from_lines(data: bytes) -> list[Caption]:
+def captions_from_lines(data: bytes, language: str = "") -> list[Caption]:
     r"""Read one caption per line; blank lines are left out.
 
-    Only `\n`, `\r\n` and `\r` end a line. A line such as `de.utf8=Eine Ente.` is a caption with its language.
+    Only `\n`, `\r\n` and `\r` end a line. A line such as `de.utf8=Eine Ente.` is a caption with its language; the
+    others are in `language`.
 
     Raises:
         UnusableSample: the text is neither UTF-8 nor UTF-16 with a byte order mark.
@@ -158,7 +158,7 @@ def captions_from_lines(data: bytes) -> list[Caption]:
     captions = []
     for line in split_lines(_decode(data)):
         translated = LINE_IN_LANGUAGE.fullmatch(line)
-        caption = Caption(translated[2], translated[1]) if translated else Caption(line)
+        caption = Caption(translated[2], translated[1]) if translated else Caption(line, language)
         if caption.text.strip():
             captions.append(caption)
     return captions
@@ -270,7 +270,7 @@ def _captions_of(value: Any, language: object) -> Iterator[Caption | None]:
 
 
 def read_captions(
-    texts: Sequence[Callable[[], bytes]],
+    texts: Sequence[tuple[str, Callable[[], bytes]]],
     tables: Sequence[Callable[[], bytes]],
     note: Callable[[str], object],
     needed: bool,
@@ -278,7 +278,7 @@ def read_captions(
     """Read the captions of one picture from its files; one that cannot be used does not make the others useless.
 
     Args:
-        texts: each reads a file with one caption per line, or raises `UnusableSample`.
+        texts: language, or nothing, and what reads a file with one caption per line, or raises `UnusableSample`.
         tables: each reads a JSON file with captions and other fields.
         note: receives what was left out although the sample is used.
         needed: whether there must be a caption.
@@ -292,9 +292,9 @@ def read_captions(
     captions: list[Caption] = []
     details: dict[str, Any] = {}
     failures: list[UnusableSample] = []
-    for read in texts:
+    for language, read in texts:
         try:
-            captions += captions_from_lines(read())
+            captions += captions_from_lines(read(), language)
         except UnusableSample as failure:
             failures.append(failure)
     has_text = any(caption.text.strip() for caption in captions)

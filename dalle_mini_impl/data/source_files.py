@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dalle_mini_impl.data.folder_reader import CAPTION_ENDINGS
+from dalle_mini_impl.data.folder_reader import CAPTION_ENDINGS, METADATA_FILES
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import pictures_of_table, tars_of_pattern
 from dalle_mini_impl.data.sample import list_files
@@ -55,7 +55,8 @@ def describe_changes(before: Mapping[str, list[int]], now: Mapping[str, list[int
 def _folder_names(folder: Path) -> list[str]:
     start = len(os.path.join(folder, ""))
     relevant = (*PICTURE_ENDINGS, *CAPTION_ENDINGS, ".json")
-    return [str(path)[start:] for path in list_files(folder, SkipLog()) if path.suffix.lower() in relevant]
+    files = list_files(folder, SkipLog())
+    return [str(path)[start:] for path in files if path.suffix.lower() in relevant or path.name in METADATA_FILES]
 
 
 def _states(folder: Path, names: Collection[str]) -> FileStates:

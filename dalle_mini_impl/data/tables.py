@@ -11,14 +11,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from dalle_mini_impl.data.pair import Caption, SkipLog
 from dalle_mini_impl.data.sample import (
     CAPTION_FIELDS,
     CAPTION_IN_LANGUAGE,
     OTHER_CAPTION_FIELDS,
     UnusableSample,
+    captions_from_fields,
     load_json,
 )
 from dalle_mini_impl.util.errors import UserError
@@ -278,6 +281,62 @@ def _row(header: list[str], row: list[str]) -> dict[str, Any] | UnusableSample:
         elif text:
             fields[name] = text
     return fields
+
+
+@dataclass(frozen=True)
+class TablePicture:
+    """What the rows of one picture say."""
+
+    where: str
+    """File and number of the first row, for messages."""
+    details: dict[str, Any]
+    """Fields of the first row besides path and captions."""
+    captions: list[Caption]
+    """Of all rows."""
+
+
+def join_rows(
+    table: Path, log: SkipLog, captions_needed: bool
+) -> tuple[dict[str, TablePicture], list[tuple[str, str]]]:
+    """Join the rows of each picture; one row per caption is common.
+
+    Args:
+        table: path of the file.
+        log: receives what was left out of rows that are used.
+        captions_needed: whether rows without a usable caption are refused.
+
+    Returns:
+        Path of each picture as it stands in the table -> what is said of it; and where and why rows cannot be used.
+
+    Raises:
+        UserError, OSError: as `read_rows`.
+    """
+    pictures: dict[str, TablePicture] = {}
+    refused: list[tuple[str, str]] = []
+    for where, fields in read_rows(table, captions_needed):
+        try:
+            if isinstance(fields, UnusableSample):
+                raise fields
+            field, name = path_of_row(fields)
+            fields = {name: value for name, value in fields.items() if name not in (field, *PATH_FIELDS[:3])}
+            captions, details = _captions_of_row(fields, partial(log.note, where), captions_needed)
+        except UnusableSample as reason:
+            refused.append((where, str(reason)))
+        else:
+            pictures.setdefault(name, TablePicture(where, details, [])).captions.extend(captions)
+    return pictures, refused
+
+
+def _captions_of_row(
+    fields: dict[str, Any], note: Callable[[str], object], needed: bool
+) -> tuple[list[Caption], dict[str, Any]]:
+    try:
+        return captions_from_fields(fields, note=note)
+    except UnusableSample as reason:
+        if needed:
+            raise
+        note(str(reason))
+        return [], {}
 
 
 def path_of_row(fields: dict[str, Any]) -> tuple[str, str]:

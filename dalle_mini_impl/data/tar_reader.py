@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.sample import (
     MAX_CAPTION_BYTES,
@@ -168,9 +169,17 @@ def _pictures(members: Members) -> list[str]:
 
 
 def _captions(members: Members) -> list[str]:
-    """Endings of the members that hold captions: those of the first kind with one caption per line, and JSON."""
-    lines = [ending for ending in CAPTION_ENDINGS if ending in members]
-    return [*lines[:1], *([".json"] if ".json" in members else [])]
+    """Endings of the members that hold captions: those of the first kind with one caption per line, and JSON.
+
+    For each language the first kind counts: `.de.txt` before `.de.caption`.
+    """
+    lines: dict[str, str] = {}
+    for kind in CAPTION_ENDINGS:
+        for ending in members:
+            stem, language = language_of_name(f"a{ending.removesuffix(kind)}")
+            if ending.endswith(kind) and stem == "a":
+                lines.setdefault(language, ending)
+    return [*dict(sorted(lines.items())).values(), *([".json"] if ".json" in members else [])]
 
 
 def _picture_of(members: Members) -> str:
@@ -202,9 +211,14 @@ def _tar_sample(
             shown = ", ".join([*list(members)[:PARTS_LISTED], *["…"] * (len(members) > PARTS_LISTED)])
             raise UnusableSample(f"no caption: neither .txt nor .json beside it, only {shown}")
         captions, details = read_captions(
-            [partial(_content, archive, members[endings[0]], MAX_CAPTION_BYTES)]
-            if endings and endings[0] != ".json"
-            else [],
+            [
+                (
+                    language_of_name(f"a{ending}"[: ending.rindex(".") + 1])[1],
+                    partial(_content, archive, members[ending], MAX_CAPTION_BYTES),
+                )
+                for ending in endings
+                if ending != ".json"
+            ],
             [partial(_content, archive, members[".json"], MAX_JSON_BYTES)] if ".json" in members else [],
             partial(log.note, name),
             needed,
