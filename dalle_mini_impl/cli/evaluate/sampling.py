@@ -39,15 +39,15 @@ from dalle_mini_impl.cli.options import (
 def sampling(model: str, data: str, seconds: float, save: bool, seed: int, json_file: str | None, device: str) -> None:
     """Choose MODEL's temperature, guidance, top-k and ranking.
 
-    Settings are tried on held-out captions of the data, on captions of the training split where these are few. Best is
-    whose pictures a judge takes for those of their captions; also says whether ranking by the scorer helps. Needs the
-    extra judge.
+    Settings are tried on held-out captions and captions of the training split by turns. Best is whose pictures a judge
+    takes for those of their captions; also says whether ranking by the scorer helps. Without the extra judge bare
+    pixels are compared, which is weaker.
     """
     from tqdm import tqdm
 
     from dalle_mini_impl.checkpoint.find import check_own_folder
     from dalle_mini_impl.checkpoint.settings import save_sampling
-    from dalle_mini_impl.evaluate.judges import efficientnet_judge
+    from dalle_mini_impl.evaluate.judges import best_judge
     from dalle_mini_impl.evaluate.reference_pictures import open_reference_pictures
     from dalle_mini_impl.evaluate.sampling_report import choice_as_json, choice_text
     from dalle_mini_impl.evaluate.sampling_settings import choose_sampling
@@ -55,7 +55,9 @@ def sampling(model: str, data: str, seconds: float, save: bool, seed: int, json_
 
     folder = check_own_folder(model) if save else None
     dalle = DalleMini.from_pretrained(model, device)
-    judge = efficientnet_judge(dalle.transformer.device)
+    judge, missing = best_judge(dalle.transformer.device)
+    if missing:
+        click.echo(missing, err=True)
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
         reference = open_reference_pictures(data, dalle.image_tokenizer.config.size)
     with tqdm(total=100, desc="trying settings", unit=" %", delay=2, leave=False) as bar:
