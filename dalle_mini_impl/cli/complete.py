@@ -103,7 +103,9 @@ def complete(image: str, prompt: str, **options: Any) -> None:
         else:
             result = dalle.complete(picture, text, paste=options["paste"], **region, **arguments)
     layout = {"columns": options["columns"], "scores": options["scores"]}
-    write_results([result], result.grid(**layout), {**result.metadata(), "layout": layout}, options)
+    zoom = options["zoom"] or 1
+    metadata = {**result.metadata(zoom=zoom), "layout": layout}
+    write_results([result], result.grid(**layout, zoom=zoom), metadata, options, zoom)
 
 
 def read_box(text: str | None) -> list[str] | None:

@@ -57,7 +57,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     from dalle_mini_impl.pipeline.recorded import parse_recorded
     from dalle_mini_impl.pipeline.results import grid
     from dalle_mini_impl.util.distributed import Processes
-    from dalle_mini_impl.util.images import read_metadata
+    from dalle_mini_impl.util.images import enlarge, read_metadata
 
     processes = Processes(options["device"])
     recorded = parse_recorded(read_metadata(path), path) if path else None
@@ -102,10 +102,13 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     layout = {"columns": options["columns"], "scores": options["scores"]}
     if recorded and recorded.layout:
         layout = dataclasses.asdict(recorded.layout)
+    zoom = options["zoom"] or (recorded.zoom if recorded else 1)
     if recorded and not recorded.layout:  # one picture that was written by --save-dir, not a grid
-        write_results(results, results[0][0].image, results[0].metadata(), options)
+        (image,) = enlarge([results[0][0].image], zoom)
+        write_results(results, image, results[0].metadata(zoom=zoom), options, zoom)
     else:
-        write_results(results, grid(results, **layout), {**grid_metadata(results), "layout": layout}, options)
+        metadata = {**grid_metadata(results, zoom), "layout": layout}
+        write_results(results, grid(results, **layout, zoom=zoom), metadata, options, zoom)
 
 
 def recorded_model(recorded: "Recorded", options: dict[str, Any]) -> str:
@@ -161,8 +164,8 @@ def read_prompts(prompts: tuple[str, ...], texts_file: Path | None) -> list[str]
     return list(dict.fromkeys(texts))
 
 
-def grid_metadata(results: "list[Result]") -> dict[str, Any]:
+def grid_metadata(results: "list[Result]", zoom: int) -> dict[str, Any]:
     """Metadata of one grid of the pictures of several results, enough to generate all of them again."""
-    metadata = results[0].metadata()
+    metadata = results[0].metadata(zoom=zoom)
     metadata["pictures"] = [picture for result in results for picture in result.metadata()["pictures"]]
     return metadata

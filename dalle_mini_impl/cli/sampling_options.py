@@ -22,7 +22,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import OutputFolder
-from dalle_mini_impl.config.sampling import RANKS
+from dalle_mini_impl.config.sampling import MAX_ZOOM, RANKS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.text import printable
 
@@ -64,6 +64,12 @@ sampling_options = add_options(
         click.option("--tile/--no-tile", default=None, help="Make seamless tiles.  [default: the model's]"),
         click.option(
             "--columns", type=click.IntRange(0), default=0, metavar="N", help="Pictures per row of the grid; 0 chooses."
+        ),
+        click.option(
+            "--zoom",
+            type=click.IntRange(1, MAX_ZOOM),
+            metavar="N",
+            help="Write pictures N times larger; each pixel becomes a square.  [default: 1]",
         ),
         click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
         out_option("PNG for the grid of pictures.", "grid.png", endings=(".png",)),
@@ -174,7 +180,7 @@ def sampled_id_count(arguments: dict[str, Any], image_length: int) -> int:
 
 
 def write_results(
-    results: "list[Result]", grid: "Image.Image", metadata: dict[str, Any], options: dict[str, Any]
+    results: "list[Result]", grid: "Image.Image", metadata: dict[str, Any], options: dict[str, Any], zoom: int
 ) -> None:
     """Report results, then write their grid and, with `--save-dir`, each picture.
 
@@ -183,6 +189,7 @@ def write_results(
         grid: all pictures on one sheet.
         metadata: what the grid's PNG records.
         options: of the command, which has `sampling_options`.
+        zoom: how many times larger than they were drawn the pictures are written.
     """
     from dalle_mini_impl.util.images import save_png
 
@@ -194,7 +201,7 @@ def write_results(
     echo_text(f"{save_png(grid, options['out'], metadata)}{replaced}", json_file)
     if options["save_dir"]:
         for result in results:
-            result.save(options["save_dir"])
+            result.save(options["save_dir"], zoom)
         echo_text(options["save_dir"], json_file)
 
 

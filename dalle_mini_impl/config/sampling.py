@@ -6,6 +6,8 @@ RANKS = ("auto", "likelihood", "clip", "both", "none")
 """What can order candidates; `auto` is `both` where there is a scorer, otherwise `likelihood`."""
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 """Number formats that a transformer can compute in; `auto` is the fastest whose pictures are as good."""
+MAX_ZOOM = 16
+"""How many times larger than they were drawn pictures may be written."""
 
 
 @dataclass(frozen=True, kw_only=True)

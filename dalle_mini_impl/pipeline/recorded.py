@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dalle_mini_impl.config.sampling import PRECISIONS, SamplingConfig
+from dalle_mini_impl.config.sampling import MAX_ZOOM, PRECISIONS, SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.util.errors import UserError
 
@@ -60,6 +60,8 @@ class Recorded:
     """Of a grid; None for a picture of its own."""
     scorer: RecordedScorer | None = None
     """None where the checkpoint's own scorer ranked, or none."""
+    zoom: int = 1
+    """How many times larger than they were drawn the pictures are."""
 
     def __post_init__(self) -> None:
         columns = self.layout.columns if self.layout else 0
@@ -67,6 +69,8 @@ class Recorded:
             raise UserError(
                 f"expected 1 to {MAX_PICTURES} pictures and as many columns, got {len(self.pictures)} and {columns}"
             )
+        if not 1 <= self.zoom <= MAX_ZOOM:
+            raise UserError(f"expected a zoom from 1 to {MAX_ZOOM}, got {self.zoom}")
         if wrong := [picture.seed for picture in self.pictures if not 0 <= picture.seed < 2**63]:
             raise UserError(f"expected seeds from 0 to 2**63 - 1, got {wrong[0]}")
         if self.precision not in PRECISIONS:
@@ -102,7 +106,7 @@ def parse_recorded(metadata: Any, path: str) -> Recorded:
     try:
         if not isinstance(metadata, dict) or not isinstance(metadata.get("pictures"), list):
             raise UserError("it has no list of pictures")
-        values = {key: value for key, value in metadata.items() if key not in ("pictures", "layout", "scorer")}
+        values = {key: value for key, value in metadata.items() if key not in ("pictures", "layout", "scorer", "zoom")}
         pictures = []
         for picture in metadata["pictures"]:
             if not isinstance(picture, dict) or "score" not in picture:
@@ -111,11 +115,14 @@ def parse_recorded(metadata: Any, path: str) -> Recorded:
             pictures.append(from_dict(RecordedPicture, plain, "pictures"))
         layout = from_dict(Layout, metadata["layout"], "layout") if "layout" in metadata else None
         scorer = from_dict(RecordedScorer, metadata["scorer"], "scorer") if "scorer" in metadata else None
+        zoom = metadata.get("zoom", 1)
+        if type(zoom) is not int:
+            raise UserError(f"expected a whole number as zoom, got {zoom!r}")
         sampling = from_dict(SamplingConfig, values.pop("sampling", None), "sampling")
         names = ("model", "checkpoint", "precision")
         if set(values) != set(names) or not all(isinstance(value, str) for value in values.values()):
             raise UserError(f"expected the texts {', '.join(names)}, got the keys {', '.join(map(repr, values))}")
-        return Recorded(**values, sampling=sampling, pictures=tuple(pictures), layout=layout, scorer=scorer)
+        return Recorded(**values, sampling=sampling, pictures=tuple(pictures), layout=layout, scorer=scorer, zoom=zoom)
     except UserError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

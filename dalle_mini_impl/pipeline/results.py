@@ -11,7 +11,7 @@ from typing import Any, overload
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.util.images import contact_sheet, save_png
+from dalle_mini_impl.util.images import contact_sheet, enlarge, save_png
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,35 +56,38 @@ class Result(Sequence[Candidate]):
     def __getitem__(self, index: int | slice) -> Candidate | tuple[Candidate, ...]:
         return self.candidates[index]
 
-    def grid(self, columns: int = 0, scores: bool = False) -> Image.Image:
+    def grid(self, columns: int = 0, scores: bool = False, zoom: int = 1) -> Image.Image:
         """All pictures on one sheet.
 
         Args:
             columns: pictures per row; 0 makes the sheet about square.
             scores: write each picture's score under it.
+            zoom: how many times larger the pictures are shown.
         """
-        return grid([self], columns, scores)
+        return grid([self], columns, scores, zoom)
 
-    def metadata(self, candidates: Sequence[Candidate] | None = None) -> dict[str, Any]:
+    def metadata(self, candidates: Sequence[Candidate] | None = None, zoom: int = 1) -> dict[str, Any]:
         """What a PNG of these candidates records: enough for `dalle sample --from` to make them again.
 
         Args:
             candidates: some of this result's; None for all.
+            zoom: how many times larger they are in the PNG.
 
         Returns:
-            `settings`, and under `pictures` prompt, negative caption, seed and score of each.
+            `settings`, a zoom other than 1, and under `pictures` prompt, negative caption, seed and score of each.
         """
         chosen = self.candidates if candidates is None else candidates
         pictures = [
             {"prompt": self.prompt, "negative": self.negative, "seed": c.seed, "score": c.score} for c in chosen
         ]
-        return {**self.settings, "pictures": pictures}
+        return {**self.settings, **({"zoom": zoom} if zoom != 1 else {}), "pictures": pictures}
 
-    def save(self, folder: str | Path) -> list[Path]:
+    def save(self, folder: str | Path, zoom: int = 1) -> list[Path]:
         """Write each picture as a PNG of its own, with its metadata inside.
 
         Args:
             folder: made if it does not exist.
+            zoom: how many times larger the pictures are written; each pixel becomes a square.
 
         Returns:
             The paths, best first. A file name is the prompt, a hash of prompt, negative caption and canvas, and the
@@ -97,8 +100,9 @@ class Result(Sequence[Candidate]):
             identity += f"\0{json.dumps(self.settings['canvas'])}"
         stem += "-" + hashlib.sha256(identity.encode()).hexdigest()[:6]
         return [
-            save_png(candidate.image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate]))
+            save_png(image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate], zoom))
             for rank, candidate in enumerate(self.candidates, 1)
+            for image in enlarge([candidate.image], zoom)
         ]
 
 
@@ -119,7 +123,7 @@ MAX_GRID_ROWS = 24
 """Most results that `grid` puts under each other."""
 
 
-def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> Image.Image:
+def grid(results: Sequence[Result], columns: int = 0, scores: bool = False, zoom: int = 1) -> Image.Image:
     """One sheet of several results.
 
     Args:
@@ -127,6 +131,7 @@ def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> I
         columns: pictures per row; 0 gives each of several results a row of its own, or a part of a row if there are
             more than `MAX_GRID_ROWS`, and makes the sheet of a single one about square.
         scores: write each picture's score under it.
+        zoom: how many times larger the pictures are shown; each pixel becomes a square.
     """
     images: list[Image.Image] = []
     labels: list[str] = []
@@ -143,4 +148,4 @@ def grid(results: Sequence[Result], columns: int = 0, scores: bool = False) -> I
         columns = max(len(result) + (result.source is not None) for result in results)
         if len(results) > MAX_GRID_ROWS:
             columns *= math.ceil(math.sqrt(len(results) / columns))  # about as many columns as rows
-    return contact_sheet(images, columns, labels)
+    return contact_sheet(enlarge(images, zoom), columns, labels)

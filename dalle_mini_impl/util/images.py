@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, Unidentif
 
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import dump_json, replace_file
+from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES, read_bytes
 from dalle_mini_impl.util.svg import SVG_ENDINGS, SVG_SIDE, SVG_START, draw_svg, is_svg, need_svg, svg_installed
 
@@ -252,6 +253,22 @@ def to_images(pixels: torch.Tensor) -> list[Image.Image]:
     """Convert pixels (B, 3, H, W) in [-1, 1] to B RGB pictures; values outside the range are clamped."""
     values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+def enlarge(images: Sequence[Image.Image], factor: int) -> list[Image.Image]:
+    """Make pictures larger by a whole factor: each pixel becomes a square, so that none of them is lost or changed.
+
+    Raises:
+        UserError: the factor is below 1, or the pictures would not fit into the memory.
+    """
+    if factor < 1:
+        raise UserError(f"expected a zoom of 1 or more, got {factor}; pictures are not made smaller")
+    if factor == 1:
+        return list(images)
+    pixels = sum(image.width * image.height for image in images) * factor**2
+    check_memory(3 * pixels, f"{len(images)} pictures, enlarged {factor} times", "choose a smaller zoom")
+    size = [(image.width * factor, image.height * factor) for image in images]
+    return [image.resize(to, Image.Resampling.NEAREST) for image, to in zip(images, size, strict=True)]
 
 
 MAX_SHEET_PIXELS = 80_000_000

@@ -53,6 +53,21 @@ def test_the_command_gives_the_pictures_of_the_api(run, tiny_dalle, picture):
     assert "redrawing 5 of 15 cells\n" in done.stderr
 
 
+def test_scorer_and_zoom_work_as_for_sample(run, tiny_dalle, other_scorer, picture):
+    run("in.png", "--keep-rows", 2, "--keep", 2, "--scorer", other_scorer, "--zoom", 2)
+    expected = tiny_dalle.complete(picture, rows=2, candidates=3, keep=3, rank="none")
+    metadata = read_metadata("grid.png")
+    assert (metadata["scorer"]["name"], metadata["sampling"]["rank"]) == (str(other_scorer), "both")
+    assert metadata["zoom"] == 2
+    candidates = {candidate.seed: candidate.image for candidate in expected}
+    with Image.open("grid.png") as sheet:
+        shown = [picture, *(candidates[drawn["seed"]] for drawn in metadata["pictures"])]
+        for number, image in enumerate(shown):
+            left, top = 4 + number % 2 * 84, 4 + number // 2 * 52
+            cell = sheet.crop((left, top, left + 80, top + 48))
+            assert np.array_equal(rgb_values(cell), rgb_values(image).repeat(2, 0).repeat(2, 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "redrawn"),
     [

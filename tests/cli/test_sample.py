@@ -130,6 +130,41 @@ def test_each_of_several_prompts_fills_a_row(sample):
     assert pixels("grid.png").shape[1] == 4 + 2 * 44
 
 
+def enlarged(path, factor):
+    return pixels(path).repeat(factor, 0).repeat(factor, 1)
+
+
+def test_zoom_makes_each_pixel_a_square(sample):
+    sample("a cat", "--out", "plain.png", "--save-dir", "plain")
+    sample("a cat", "--zoom", 3, "--out", "large.png", "--save-dir", "large")
+    assert pixels("large.png").shape[:2] == (4 + 2 * (3 * 24 + 4), 4 + 2 * (3 * 40 + 4))
+    names = sorted(os.listdir("plain"))
+    assert names == sorted(os.listdir("large"))
+    for name in names:
+        assert np.array_equal(pixels(f"large/{name}"), enlarged(f"plain/{name}", 3))
+    assert np.array_equal(pixels("large.png")[4:76, 4:124], pixels(f"large/{names[0]}"))
+    plain, large = read_metadata("plain.png"), read_metadata("large.png")
+    assert "zoom" not in plain
+    assert large == {**plain, "zoom": 3}
+
+
+def test_zoomed_pictures_can_be_repeated_at_any_zoom(sample):
+    sample("a cat", "--keep", 2, "--scores", "--out", "plain.png")
+    sample("a cat", "--keep", 2, "--scores", "--zoom", 2, "--out", "large.png", "--save-dir", "out")
+    sample("--from", "large.png", "--out", "again.png")
+    assert np.array_equal(pixels("again.png"), pixels("large.png"))
+    sample("--from", "large.png", "--zoom", 1, "--out", "small.png")
+    assert np.array_equal(pixels("small.png"), pixels("plain.png"))
+    (name, _) = sorted(os.listdir("out"))
+    sample("--from", f"out/{name}", "--out", "one.png")
+    assert np.array_equal(pixels("one.png"), pixels(f"out/{name}"))
+
+
+def test_a_zoom_out_of_range_is_refused(refused, tiny_model):
+    for zoom in ("0", "17", "1.5"):
+        assert "--zoom" in one_line(refused("sample", "a cat", "--zoom", zoom, "--model", tiny_model))
+
+
 def test_columns_and_scores_change_the_grid(sample):
     sample("a cat", "--out", "plain.png")
     sample("a cat", "--columns", 3, "--out", "wide.png")
@@ -379,6 +414,11 @@ def test_a_folder_that_a_picture_names_as_its_model_is_not_read(sample, refused,
         {"pictures": {"prompt": "a"}},
         {"pictures": "abc"},
         {"pictures": [None]},
+        {"zoom": 0},
+        {"zoom": 10**6},
+        {"zoom": True},
+        {"zoom": 2.5},
+        {"zoom": None},
         {"scorer": None},
         {"scorer": "emoji"},
         {"scorer": {"name": "emoji"}},

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.pipeline.results import grid
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import read_metadata
 
 
@@ -99,3 +100,16 @@ def test_metadata_is_plain_json_and_can_be_that_of_some_candidates(result):
     assert json.loads(json.dumps(metadata)) == metadata
     assert [picture["seed"] for picture in metadata["pictures"]] == [candidate.seed for candidate in result]
     assert [picture["seed"] for picture in result.metadata(result[1:3])["pictures"]] == [c.seed for c in result[1:3]]
+
+
+def test_zoom_leaves_labels_and_order(result, tmp_path):
+    large = result.grid(columns=5, zoom=4)
+    assert large.size == (4 + 5 * (4 * 40 + 4), 4 + 4 * 24 + 4)
+    plain = np.asarray(result[1].image)
+    assert np.array_equal(np.asarray(large)[4:100, 168:328], plain.repeat(4, 0).repeat(4, 1))
+    paths = result.save(tmp_path, zoom=2)
+    assert [read_metadata(path)["zoom"] for path in paths] == [2] * 5
+    with pytest.raises(UserError, match="5 pictures, enlarged 100000 times to fit into"):
+        result.grid(zoom=100000)
+    with pytest.raises(UserError, match="expected a zoom of 1 or more, got 0"):
+        result.grid(zoom=0)
