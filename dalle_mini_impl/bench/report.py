@@ -30,10 +30,9 @@ class BenchRow:
 
     @property
     def ratio(self) -> float:
-        """By which factor `ours` is better than `theirs`; NaN without a peer."""
-        if math.isnan(self.theirs):  # before dividing: a row without a peer may take 0 seconds
-            return math.nan
-        return self.ours / self.theirs if self.higher_is_better else self.theirs / self.ours
+        """By which factor `ours` is better than `theirs`; NaN without a peer, or where it would be infinite."""
+        better, worse = (self.ours, self.theirs) if self.higher_is_better else (self.theirs, self.ours)
+        return math.nan if math.isnan(self.theirs) or not worse else better / worse
 
     def as_json(self) -> dict[str, Any]:
         """All fields and the ratio as plain values, None in place of NaN, which JSON lacks."""

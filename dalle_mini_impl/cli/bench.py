@@ -1,6 +1,8 @@
 """`dalle bench`: speed on this machine, beside peers and the machine's own limits."""
 
+import dataclasses
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 PARTS = ("sample", "train", "parts", "startup")
 """What is measured unless `--only` is given."""
-MORE_PARTS = ("imported", "growth", "masks", "search", "neighbour")
+MORE_PARTS = ("imported", "growth", "masks", "search", "neighbour", "own")
 """What `--only` can add; these take minutes each, or need a peer."""
 SHAPE_NAMES = ("R", "emoji", "gpu", "quick")
 """Keys of `bench.shapes.SHAPES`, repeated here because that module imports torch."""
@@ -40,6 +42,7 @@ QUICK_SEARCH_VECTORS = 4096
     epilog=examples(
         "dalle bench --quick",
         "dalle bench --only sample --only train --candidates 1,16 --json speed.json",
+        "dalle bench --only own --minutes 15 --json own.json",
     )
 )
 @click.option("--quick", is_flag=True, help="Tiny shape, one round: a test that everything runs.")
@@ -76,7 +79,16 @@ QUICK_SEARCH_VECTORS = 4096
     type=FiniteFloat(0),
     default=0.0,
     show_default=True,
-    help="Learning races: minutes for each side; 0 runs none.",
+    help="Learning races: minutes for each side; 0 runs none. With --only own: of the training; 0 for 15.",
+)
+@click.option("--own-source", default="", metavar="SOURCE", help="--only own: captioned pictures.  [default: clip art]")
+@click.option(
+    "--own-out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="runs/bench-own",
+    show_default=True,
+    metavar="DIR",
+    help="--only own: folder for both models and a sheet of what they draw; the same command continues there.",
 )
 @click.option(
     "--configs",
@@ -96,6 +108,8 @@ def bench(
     candidates: tuple[int, ...],
     repeats: int,
     minutes: float,
+    own_source: str,
+    own_out: Path,
     configs: Path,
     plot_file: Path | None,
     json_file: str | None,
@@ -105,6 +119,9 @@ def bench(
 
     Measures sampling, training, the other parts and start-up in one run, beside what is possible at the machine's
     measured memory bandwidth and matrix throughput. In a clone, make peers installs the peers.
+
+    --only own trains on pictures of one's own with `dalle train all`, then with README's five former commands, and
+    compares what both draw: half an hour and more.
     """
     if plot_file and "growth" not in only:
         raise UserError("expected --only growth with --plot, which plots its rows, got neither; add --only growth")
@@ -124,13 +141,16 @@ def bench(
         + ", ".join(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in machine.flops.items())
     )
     rows: list[BenchRow] = []
-    if minutes:
+    if minutes and "own" not in only:
         from dalle_mini_impl.bench import race, race_image_tokenizer
 
         rows += race.race(configs / "transformer.yaml", minutes, device)
         rows += race_image_tokenizer.race(configs / "image_tokenizer.yaml", minutes, device)
     peer_classes = find_peers(peers)
-    for row in all_rows(machine, shape, peer_classes, only or PARTS, repeats, candidates):
+    measured = all_rows(machine, shape, peer_classes, only or PARTS, repeats, candidates)
+    if "own" in only:
+        measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, own_out))
+    for row in measured:
         rows.append(row)
         click.echo(f"  {row.name} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
     echo(bench_table(rows))
@@ -140,6 +160,14 @@ def bench(
         plot_growth(rows, plot_file)
         echo(plot_file)
     write_json_file(json_file, [row.as_json() for row in rows])
+
+
+def rows_of_own(source: str, minutes: float, quick: bool, out: Path) -> "Iterator[BenchRow]":
+    """Rows of training on pictures of one's own; `quick` tests that everything runs, other values are options."""
+    from dalle_mini_impl.bench.own import OwnSettings, own_rows
+
+    settings = OwnSettings.quick(source) if quick else OwnSettings(source=source)
+    return own_rows(dataclasses.replace(settings, minutes=minutes) if minutes else settings, out)
 
 
 def find_peers(names: tuple[str, ...]) -> dict[str, Any]:
