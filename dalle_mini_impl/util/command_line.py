@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import signal
 import sys
 import warnings
@@ -22,16 +23,28 @@ BAD_INPUT, INTERRUPTED = 2, 130
 def run_program(command: click.Command, name: str) -> None:
     """Run a command with the arguments of this process.
 
-    Bad input ends it with one line on stderr and exit code 2, and with it the `accelerate launch` that started it
-    (`util/launcher.py`); an interruption, by Ctrl-C or SIGTERM, ends it with code 130. Leaves the process group, if the
-    command joined one. Control characters in what it prints are shown as escapes (`util/terminal.py`).
+    Bad input and errors of the system end it with one line on stderr and exit code 2, and with it the `accelerate
+    launch` that started it (`util/launcher.py`); an interruption, by Ctrl-C or SIGTERM, ends it with code 130. Leaves
+    the process group, if the command joined one. Control characters in what it prints are shown as escapes
+    (`util/terminal.py`).
 
     Args:
         command: the command.
         name: what its usage line calls the program.
     """
+    _open_closed_streams()
     with escaped_output():
         _run(command, name)
+
+
+def _open_closed_streams() -> None:
+    """Put streams to nowhere in the place of those that the caller has closed, for which Python has None.
+
+    They also take the free file numbers: those of standard streams must not be given to a file that is written.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _run(command: click.Command, name: str) -> None:
@@ -52,6 +65,18 @@ def _run(command: click.Command, name: str) -> None:
         sys.exit(1)
     except UserError as error:
         exit_with(f"error: {printable(str(error))}", BAD_INPUT)
+    except OSError as error:  # of the system, where no command knows more to say about it
+        exit_with(f"error: {printable(_system_error(error))}", BAD_INPUT)
+
+
+def _system_error(error: OSError) -> str:
+    try:
+        os.getcwd()
+    except OSError as missing:
+        return f"cannot use the current folder: {missing.strerror}; change to another folder"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    place = "" if name is None else f"{name}: "
+    return f"{place}{error.strerror or error}; check the path, its access rights and the space on its disk"
 
 
 def _interrupt(number: int, _: Any) -> NoReturn:

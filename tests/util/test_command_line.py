@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import click
 import pytest
@@ -87,6 +88,48 @@ def test_sigterm_ends_as_an_interruption_does_and_leaves_nothing_behind(run, tmp
 
 def test_a_closed_pipe_ends_without_a_word(run):
     assert run(raising(BrokenPipeError())) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "/a/b\x1b[2J"), r"/a/b\u001b[2J: Permission denied"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("without a number"), "without a number"),
+        (FileNotFoundError(2, "No such file or directory", b"/a\xff"), r"/a\udcff: No such file or directory"),
+        (OSError(9, "Bad file descriptor", 7), "7: Bad file descriptor"),
+    ],
+)
+def test_errors_of_the_system_end_with_one_line(run, error, message):
+    advice = "check the path, its access rights and the space on its disk"
+    assert run(raising(error)) == (2, f"error: {message}; {advice}\n")
+
+
+def test_a_current_folder_that_was_deleted_is_named(run, tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    code, errors = run(lambda: click.echo(Path("a").absolute()))
+    assert code == 2
+    assert errors == "error: cannot use the current folder: No such file or directory; change to another folder\n"
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_stops_no_command(monkeypatch, closed):
+    used = []
+
+    def use_streams():
+        used.append(sys.stdin.read() if closed == "stdin" else "")
+        click.echo("result")
+        click.echo("progress", err=True)
+        used.append("end")
+
+    monkeypatch.setattr(sys, closed, None)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    run_program(click.command()(use_streams), "program")
+    assert used == ["", "end"]
+    getattr(sys, closed).close()
 
 
 def test_other_errors_keep_their_traceback(run):
