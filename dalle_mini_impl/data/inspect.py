@@ -162,7 +162,7 @@ def inspect_pairs(
 def seen_by_model(image: Image.Image, frame: tuple[int, int], fit: str) -> Image.Image:
     """A picture as a model with a frame of some height and width sees it, enlarged by a whole number if it is small."""
     stored = fit_picture(image, DataConfig().frame_for(frame), fit).image
-    (seen,) = to_images(pixels_on_white(np.asarray(stored)[None], frame))
+    (seen,) = to_images(pixels_on_white(np.array(stored)[None], frame))
     factor = max(1, SHOWN_SIDE // max(frame))
     return seen.resize((factor * frame[1], factor * frame[0]), Image.Resampling.NEAREST)
 

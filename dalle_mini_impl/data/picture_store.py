@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dalle_mini_impl.config.data import DataConfig, fits_into
+from dalle_mini_impl.config.data import FITS, DataConfig, fits_into
 from dalle_mini_impl.data.checksums import (
     VERIFIED_FILE,
     check_checksums,
@@ -40,6 +40,8 @@ PIXELS_FILE = "pixels.npy"
 SOURCES_FILE = "sources.json"
 CONTENTS = (PIXELS_FILE, HEADER_FILE, ENTRIES_FILE, SOURCES_FILE, VERIFIED_FILE)
 """What a store's folder holds; the first marks it."""
+FIT_OF_OLD_STORES = "crop"
+"""How pictures were fitted where a store does not say."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
     """
     try:
         header = read_header_file(folder / HEADER_FILE)
-        header["identity"].setdefault("fit", "crop")  # of stores of old versions
+        header["identity"].setdefault("fit", FIT_OF_OLD_STORES)
         frame = _frame(header["identity"]["store_size"])
         settings = [header["identity"][name] for name in ("source", "validation", "fit")]
         if list(map(type, settings)) not in ([str, float, str], [str, int, str]):
@@ -321,6 +323,15 @@ def store_version(folder: Path) -> str:
         return f"{checksums[PIXELS_FILE][:8]}{checksums[ENTRIES_FILE][:8]}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
+
+
+def store_fit(folder: Path) -> str:
+    """How the pictures of a store were fitted; the default where there is no store."""
+    try:
+        fit = read_header_file(folder / HEADER_FILE)["identity"].get("fit", FIT_OF_OLD_STORES)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return DataConfig.fit
+    return fit if fit in FITS else DataConfig.fit
 
 
 def entry_from_json(values: dict[str, Any]) -> PictureEntry:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle_mini_impl.config.data import DataConfig
-from dalle_mini_impl.data.picture_store import HEADER_FILE
+from dalle_mini_impl.data.picture_store import HEADER_FILE, store_fit
 from dalle_mini_impl.util.errors import UserError
 
 MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store --fit crop`"
@@ -33,7 +33,7 @@ def store_config(data: str | Path, skip_kinds: Sequence[str] = ()) -> DataConfig
     """Config by which `open_store` opens `data`.
 
     Where `data` is a folder, a table or a tar of captioned pictures, the store is made from it on opening and kept
-    beside it as `NAME-store`.
+    beside it as `NAME-store`; one that lies there is used however its pictures were fitted.
 
     Args:
         data: a picture store, or anything `read_pairs` reads except a pattern.
@@ -53,4 +53,5 @@ def store_config(data: str | Path, skip_kinds: Sequence[str] = ()) -> DataConfig
             f"make a store with: dalle data store '{data}' --out STORE"
         )
     name = source.resolve().name if source.is_dir() else source.stem
-    return DataConfig(source=str(data), store=str(source.resolve().parent / f"{name}-store"), skip_kinds=kinds)
+    store = source.resolve().parent / f"{name}-store"
+    return DataConfig(source=str(data), store=str(store), skip_kinds=kinds, fit=store_fit(store))

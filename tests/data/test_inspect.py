@@ -185,7 +185,7 @@ def test_sample_shows_what_the_model_sees():
         for frame in ((64, 64), (24, 40)):
             _, [(_, shown)] = inspect_pairs([make_pair("a", picture)], frame=frame, fit=fit)
             stored = fit_picture(picture, DataConfig().frame_for(frame), fit).image
-            (seen,) = to_images(pixels_on_white(np.asarray(stored)[None], frame))
+            (seen,) = to_images(pixels_on_white(np.array(stored)[None], frame))
             factor = 128 // max(frame)
             assert shown.size == (factor * frame[1], factor * frame[0])
             assert np.array_equal(np.asarray(shown)[::factor, ::factor], np.asarray(seen))

@@ -69,7 +69,7 @@ def test_methods_are_measured_on_the_same_pictures(monkeypatch):
         return torch.tensor([[float(name == "sun" and not blind) for name in names] for _ in ids])
 
     model = SimpleNamespace(
-        image_tokenizer=SimpleNamespace(config=SimpleNamespace(image_size=5), encode=lambda pixels: pixels),
+        image_tokenizer=SimpleNamespace(config=SimpleNamespace(size=(5, 5)), encode=lambda pixels: pixels),
         transformer=SimpleNamespace(device=torch.device("cpu")),
         caption_model=SimpleNamespace(
             likelihood_table=table, text_nats=lambda names: torch.tensor([2.0 * (name == "tree") for name in names])

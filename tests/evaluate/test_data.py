@@ -1,5 +1,6 @@
 """What `--data` of `dalle evaluate` accepts, and what it says of anything else."""
 
+import dataclasses
 import json
 
 import pytest
@@ -44,8 +45,15 @@ def test_a_store_is_opened_as_it_is(pictures):
     assert (config.source, config.store, config.skip_kinds) == ("", store, ("flag",))
 
 
+def test_a_store_beside_a_source_keeps_its_fit(pictures):
+    first = dataclasses.replace(store_config(pictures), fit="stretch")
+    open_store(first, "train")
+    assert store_config(pictures).fit == "stretch"
+    assert len(open_store(store_config(pictures), "train")) == len(open_store(first, "train"))
+
+
 def test_missing_data_names_the_two_commands_that_make_the_default_store(tmp_path):
-    commands = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store`"
+    commands = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store --fit crop`"
     for check in (check_exists, store_config):
         with pytest.raises(UserError, match=f"data/emoji-store does not exist; .*{commands}"):
             check("data/emoji-store")

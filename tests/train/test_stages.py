@@ -577,7 +577,7 @@ def test_scorer_batches_hold_the_configured_share_of_reconstructions(trained, re
     class Through:
         """Stands in for the image tokenizer: returns black, and remembers how many pictures it got."""
 
-        config = SimpleNamespace(image_size=16)
+        config = SimpleNamespace(image_size=16, size=(16, 16))
 
         device = torch.device("cpu")
 
