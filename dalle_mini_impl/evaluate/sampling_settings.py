@@ -13,6 +13,7 @@ import itertools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -115,8 +116,11 @@ class Trial:
 
     @property
     def best_rank(self) -> str:
-        """The ranking that puts the best candidates first."""
-        return max(self.fits, key=self.fit)
+        """The ranking that puts the best candidates first; `none` only if it is better by a standard error."""
+        best = max((rank for rank in self.fits if rank != "none"), key=self.fit)
+        losses = [none - ranked for none, ranked in zip(self.fits["none"], self.fits[best], strict=True)]
+        error = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+        return "none" if statistics.fmean(losses) > error else best
 
     def fit(self, rank: str) -> float:
         """Mean fit with a ranking."""
@@ -253,18 +257,20 @@ def choose_sampling(
     codebook_size = dalle.image_tokenizer.codebook_size
     settings = first_settings(own, codebook_size)
     rounds: list[tuple[Trial, ...]] = []
-    drawing.draw(own, 0, 1)  # what the first call takes longer must not count
-    for number, round_ in enumerate(ROUNDS):
-        settings = settings[: round_.settings]
-        if number == 1:
-            settings += [dataclasses.replace(settings[0], top_k=top_k) for top_k in top_ks(codebook_size)]
-        elif number == 2:
-            settings.insert(1, own)
-        trials = drawing.try_settings(list(dict.fromkeys(settings)), round_, clock)
-        if not trials:
-            break
-        rounds.append(trials)
-        settings = [trial.sampling for trial in trials]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "caption .* cut off")  # they are cut for all settings alike
+        drawing.draw(own, 0, 1)  # what the first call takes longer must not count
+        for number, round_ in enumerate(ROUNDS):
+            settings = settings[: round_.settings]
+            if number == 1:
+                settings += [dataclasses.replace(settings[0], top_k=top_k) for top_k in top_ks(codebook_size)]
+            elif number == 2:
+                settings.insert(1, own)
+            trials = drawing.try_settings(list(dict.fromkeys(settings)), round_, clock)
+            if not trials:
+                break
+            rounds.append(trials)
+            settings = [trial.sampling for trial in trials]
     chosen = dalle.sampling
     if rounds:
         best = rounds[-1][0]

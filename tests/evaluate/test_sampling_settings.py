@@ -153,6 +153,15 @@ def test_the_ranking_that_finds_the_best_candidates_is_chosen(reference, clock, 
     assert ("the scorer does not help: " in choice_text(choice)) == (ranking == "likelihood")
 
 
+def test_no_ranking_is_chosen_only_where_ranking_clearly_harms():
+    def trial(likelihood):
+        fits = {"likelihood": likelihood, "none": (0.0,) * 4}
+        return Trial(OWN, 16, fits, dict.fromkeys(fits, 0.5), (True,) * 4)
+
+    assert trial((-0.3, 0.2, 0.1, -0.1)).best_rank == "likelihood"
+    assert trial((-0.3, -0.2, -0.4, -0.1)).best_rank == "none"
+
+
 def test_without_scorer_nothing_is_said_of_it(reference, clock):
     choice = choose_sampling(FakeDalle(clock, has_scorer=False), reference, colour_judge(), 150)
     assert set(choice.rounds[0][0].fits) == {"likelihood", "none"}
