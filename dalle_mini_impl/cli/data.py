@@ -114,7 +114,15 @@ def openclipart(out: Path, count: int, svg: Path | None) -> None:
     help="Fraction to hold out, where SOURCE has no splits.",
 )
 @fit_option
-def store(source: str, out: Path, size: tuple[int, int], validation: float, fit: str) -> None:
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    default=DataConfig.every,
+    show_default=True,
+    metavar="N",
+    help="Use every N-th picture.",
+)
+def store(source: str, out: Path, size: tuple[int, int], validation: float, fit: str, every: int) -> None:
     """Decode the pictures of SOURCE into a picture store.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. Training and
@@ -124,7 +132,7 @@ def store(source: str, out: Path, size: tuple[int, int], validation: float, fit:
 
     check_replaceable(out, CONTENTS)
     click.echo(f"reading {source}")
-    config = DataConfig(source=source, store=str(out), validation=validation, fit=fit)
+    config = DataConfig(source=source, store=str(out), validation=validation, fit=fit, every=every)
     if size[0] == size[1]:
         config = replace(config, store_size=size[0])
     else:

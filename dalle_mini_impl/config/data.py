@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from dalle_mini_impl.config.ranges import Natural, NonNegative, Positive, Share
+from dalle_mini_impl.config.ranges import Count, Natural, NonNegative, Positive, Share
 from dalle_mini_impl.util.errors import UserError
 
 SMALLEST_STORE_SIZE = 128
@@ -37,6 +37,8 @@ class DataConfig:
     """How pictures of other proportions are fitted into the model's frame: `pad` (keep the whole picture and continue
     its ground), `crop` (cut out its middle), `stretch`, or `auto`: pad where the ground is transparent or of one plain
     colour, without needlessly wide empty margins, and crop photographs."""
+    every: Count = 1
+    """Use every n-th picture of the source, as all pictures of a large one may take too long to read."""
     skip_kinds: tuple[str, ...] = ()
     """Leave out pictures with these values of the detail `kind` (emoji: `flag`, `person-variant`)."""
 
@@ -65,6 +67,8 @@ class DataConfig:
             raise UserError(f"data.validation is {self.validation:g}; expected a share from 0 to 1")
         if self.fit not in FITS:
             raise UserError(f"expected data.fit of {', '.join(FITS)}, got {self.fit!r}; change it")
+        if self.every < 1:
+            raise UserError(f"data.every is {self.every}; expected 1 or more; 1 uses all pictures")
 
     @property
     def store_frame(self) -> tuple[int, int]:

@@ -38,10 +38,13 @@ HEADER_FILE = "store.json"
 ENTRIES_FILE = "pairs.jsonl"
 PIXELS_FILE = "pixels.npy"
 SOURCES_FILE = "sources.json"
-CONTENTS = (PIXELS_FILE, HEADER_FILE, ENTRIES_FILE, SOURCES_FILE, VERIFIED_FILE)
+SKIPPED_FILE = "skipped.txt"
+CONTENTS = (PIXELS_FILE, HEADER_FILE, ENTRIES_FILE, SOURCES_FILE, SKIPPED_FILE, VERIFIED_FILE)
 """What a store's folder holds; the first marks it."""
 FIT_OF_OLD_STORES = "crop"
 """How pictures were fitted where a store does not say."""
+MAX_SKIPPED_LINES = 200
+"""Pictures that were skipped, and their reasons, that a store remembers."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
     frame = config.frame_for(_height_and_width(picture_size))
     check_replaceable(config.store, CONTENTS)
     log = SkipLog()
-    pairs = read_pairs(config.source, log, captions="optional")
+    pairs = read_pairs(config.source, log, captions="optional", workers=config.every)
     with only_writer(config.store), replace_folder(config.store, CONTENTS) as folder:
         # Listed before the pictures are read: what changes meanwhile is noticed when the store is opened.
         (folder / SOURCES_FILE).write_text(json.dumps(source_states(config.source)))
@@ -166,6 +169,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
                 entry = PictureEntry(pair.key, split, pair.may_flip, pair.captions, pair.details)
                 builder.add(pair.image, entry, may_move=not pair.split)
         print(log.report() or "nothing was skipped")
+        (folder / SKIPPED_FILE).write_text(log.report(limit=MAX_SKIPPED_LINES), encoding="utf-8")
         count = len(builder.entries)
         if not count:
             raise UserError(f"{config.source} has no readable picture; see the list above")
@@ -178,6 +182,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
                 "store_size": _size(frame),
                 "validation": config.validation,
                 "fit": config.fit,
+                "every": config.every,
             },
             "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
             "size": _size(frame),
@@ -252,6 +257,7 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
     try:
         header = read_header_file(folder / HEADER_FILE)
         header["identity"].setdefault("fit", FIT_OF_OLD_STORES)
+        header["identity"].setdefault("every", 1)
         frame = _frame(header["identity"]["store_size"])
         settings = [header["identity"][name] for name in ("source", "validation", "fit")]
         if list(map(type, settings)) not in ([str, float, str], [str, int, str]):
@@ -289,6 +295,7 @@ def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) ->
         "store_size": _size(config.store_frame) or built["store_size"],
         "validation": config.validation,
         "fit": config.fit,
+        "every": config.every,
     }
     if different := [name for name, value in expected.items() if built[name] != value]:
         was, says = (", ".join(f"{name}={values[name]!r}" for name in different) for values in (built, expected))
@@ -314,6 +321,14 @@ def source_changes(folder: Path, source: str = "") -> str:
         return ""
     now = source_states(source, known=before)
     return describe_changes(before, now) if any(now.values()) else ""
+
+
+def skipped_text(folder: Path) -> str:
+    """What was skipped when a store was built, and why; empty if nothing was, or if an old version built it."""
+    try:
+        return (folder / SKIPPED_FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def store_version(folder: Path) -> str:
@@ -359,7 +374,8 @@ def _command(config: DataConfig, frame: Sequence[int]) -> str:
     """The command that builds the store of a config with pictures of (height, width)."""
     paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"
     size = _shown(frame).replace("×", "x")
-    return f"dalle data store {paths} --size {size} --validation {config.validation:g} --fit {config.fit}"
+    options = f"--size {size} --validation {config.validation:g} --fit {config.fit}"
+    return f"dalle data store {paths} {options}" + (f" --every {config.every}" if config.every > 1 else "")
 
 
 def _size(frame: tuple[int, int]) -> int | list[int]:

@@ -92,18 +92,12 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
 
     def run(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
         settings = load_settings(stage, config, overrides, resume and stage.can_resume)
-        with contextlib.ExitStack() as stack:
-            if os.environ.get("RANK", "0") == "0":  # of several processes one holds the right to write for all
-                for path in written_paths(stage, settings):
-                    stack.enter_context(only_writer(path))
-            stage_main = main or importlib.import_module(stage.module_name).main
+        try:
+            run_alone(stage, settings, resume, main)
+        except KeyboardInterrupt as error:
             if not stage.can_resume:
-                stage_main(settings)
-                return
-            try:
-                stage_main(settings, resume)
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt("--resume continues from the last saved state") from error
+                raise
+            raise KeyboardInterrupt("--resume continues from the last saved state") from error
 
     resume_help = "Continue from the last saved state." if stage.can_resume else "No effect: this stage starts anew."
     return StageCommand(
@@ -120,6 +114,29 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
             click.Option(["--resume"], is_flag=True, help=resume_help),
         ],
     )
+
+
+def run_alone(stage: Stage, settings: Any, resume: bool = False, main: Callable[..., None] | None = None) -> None:
+    """Run a stage as the only process, or launch of processes, that writes its files.
+
+    Args:
+        stage: one of `STAGES`.
+        settings: its config.
+        resume: continue from the last saved state, if the stage can.
+        main: the `main` of its module; None imports the module.
+
+    Raises:
+        UserError: something else is writing them.
+    """
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one holds the right to write for all
+            for path in written_paths(stage, settings):
+                stack.enter_context(only_writer(path))
+        stage_main = main or importlib.import_module(stage.module_name).main
+        if stage.can_resume:
+            stage_main(settings, resume)
+        else:
+            stage_main(settings)
 
 
 def load_settings(stage: Stage, config: str, overrides: Sequence[str] = (), resume: bool = False) -> Any:

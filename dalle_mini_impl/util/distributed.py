@@ -1,9 +1,9 @@
 """Division of a list of items among the processes that `accelerate launch` started."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -41,6 +41,18 @@ class Processes:
     def is_main(self) -> bool:
         """Whether this process writes the results."""
         return self.index == 0
+
+    def decide(self, choose: Callable[[], T]) -> T:
+        """What the main process chooses, in all processes; every process must call this.
+
+        Args:
+            choose: called in the main process alone; the others wait for it.
+        """
+        if self.count == 1:
+            return choose()
+        chosen: list[Any] = [choose() if self.is_main else None]
+        torch.distributed.broadcast_object_list(chosen)
+        return chosen[0]
 
     def own_items(self, items: Sequence[T]) -> Sequence[T]:
         """The items that this process handles, every `count`-th; all processes must pass the same items."""

@@ -201,7 +201,7 @@ class TrainingLog:
         line = {
             "step": step,
             **values,
-            "seconds": round(seconds, 1),
+            "seconds": round(seconds, 3),
             "pictures_per_second": round(pictures / seconds, 1),
         }
         with os_errors_for_user(self.folder / "log.jsonl"), (self.folder / "log.jsonl").open("a") as file:

@@ -1,0 +1,118 @@
+"""How fast the stages are here, by running some real steps of each in a scratch folder, whose results are not kept.
+
+Before anything is trained, stand-ins take the place of what earlier stages will make: an image tokenizer after a few
+steps, and a token cache that holds the id 0 alone. A step with them takes as long as with the real ones.
+"""
+
+import contextlib
+import importlib
+import io
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun
+from dalle_mini_impl.data.picture_store import PictureStore, open_store
+from dalle_mini_impl.data.token_cache import PROBABILITIES_FILE, CacheHeader, write_entries, write_header
+from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
+from dalle_mini_impl.train.encode import create_files, encode_batch, variant_pixels
+from dalle_mini_impl.train.whole.folder import read_log
+from dalle_mini_impl.train.whole.settings import stage_of
+
+NEVER = 2**40
+"""Steps between validations, sheets and states, so that only the last step makes them."""
+WARM_UP = 3
+"""First steps, which do not count: libraries choose and compile their code in them."""
+STAND_IN_PICTURES = 256
+"""Pictures of each split in the token cache that stands in."""
+ENCODED = 64
+"""Pictures that are encoded to measure how long that takes."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long the actions of a stage take, in seconds."""
+
+    step: float
+    """One optimizer step."""
+    validation: float
+    """One validation."""
+    rest: float
+    """Beginning the stage, writing one sheet of samples and one state, and writing the part."""
+
+
+def measure_stage(stage: str, config: Any, seconds: float, scratch: Path) -> Speed:
+    """Train for some seconds; all processes must call this.
+
+    Args:
+        stage: file name of a stage that trains in steps.
+        config: its settings; what it reads must exist.
+        seconds: at least two steps are made, however long they take.
+        scratch: folder with the parts that the stage needs in its subfolder `model`.
+
+    Raises:
+        UserError: the stage cannot run with these settings.
+    """
+    state_dir = scratch / stage
+    run = replace(
+        config.run,
+        model_dir=str(scratch / "model"),
+        state_dir=str(state_dir),
+        minutes=seconds / 60,
+        log_every=1,
+        validate_every=NEVER,
+        sample_every=NEVER if config.run.sample_every else 0,
+        save_every=NEVER,
+    )
+    start = time.monotonic()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        importlib.import_module(stage_of(stage).module_name).main(replace(config, run=run), False)
+    total = time.monotonic() - start
+    lines = read_log(state_dir / "log.jsonl")
+    ends = list({line["step"]: line["seconds"] for line in reversed(lines)}.values())[::-1]
+    warm_up = min(WARM_UP, len(ends) // 2)
+    before = ends[warm_up - 1] if warm_up else 0.0
+    last = lines[-1]["seconds"]
+    return Speed(
+        step=(ends[-1] - before) / (len(ends) - warm_up),
+        validation=last - ends[-1],
+        rest=max(0.0, total - last),
+    )
+
+
+def write_stand_in_cache(image_tokenizer: ImageTokenizerRun, encode: EncodeRun, scratch: Path) -> Path:
+    """Write a token cache with some of the pictures' captions, for the image tokenizer in the scratch folder."""
+    folder = scratch / "ids"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    grid = image_tokenizer.model.grid
+    for split in ("train", "validation"):
+        entries = open_store(image_tokenizer.data, split).entries[:STAND_IN_PICTURES]
+        create_files(folder / split, encode, len(entries), grid)
+        write_entries(folder / split, entries)
+        if encode.soft_ids:
+            shares = np.load(folder / split / PROBABILITIES_FILE, mmap_mode="r+")
+            shares[...] = 1 / encode.soft_ids
+            shares.flush()
+    identity = read_part(scratch / "model", "image_tokenizer", weights=False).identity
+    write_header(folder, CacheHeader(identity, image_tokenizer.model.codebook_size, grid))
+    return folder
+
+
+def encoding_seconds(encode: EncodeRun, store: PictureStore, model_dir: Path, device: str) -> float:
+    """Time in which one variant of one training picture is encoded."""
+    tokenizer, _ = load_image_tokenizer(model_dir, device)
+    rows = np.arange(min(ENCODED, encode.batch_size, len(store)))
+    seconds = []
+    for _ in range(2):  # the first one warms up
+        start = time.monotonic()
+        pixels = variant_pixels(store, rows, 0, encode, tokenizer.config.image_size).to(tokenizer.device)
+        ids = encode_batch(tokenizer, pixels, encode)[0]
+        ids.cpu()
+        seconds.append((time.monotonic() - start) / len(rows))
+    return seconds[-1]

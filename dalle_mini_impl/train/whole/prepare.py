@@ -1,0 +1,203 @@
+"""What comes before the stages: the record of the run, a first look at the pictures, their store, the settings."""
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.config.presets import PresetConfig, PresetTable, find_preset, suited_presets
+from dalle_mini_impl.data.picture_store import build_store, open_store, source_changes
+from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.train.whole.advice import FEW_HELD_OUT
+from dalle_mini_impl.train.whole.folder import Record, Request, RunFolder
+from dalle_mini_impl.train.whole.pictures import FirstLook, PictureFacts, facts_of, look_at
+from dalle_mini_impl.train.whole.settings import (
+    TRAINED,
+    Settings,
+    divide_settings,
+    least_vocab,
+    load_settings,
+    picture_settings,
+    preset_settings,
+)
+from dalle_mini_impl.util.errors import UserError
+
+EXAMINED_CAPTIONS = 5000
+"""Captions whose lengths are counted, evenly spaced over all."""
+
+
+@dataclass(frozen=True)
+class Composer:
+    """Composes the settings of the stages for a preset."""
+
+    folder: RunFolder
+    request: Request
+    table: PresetTable
+    data: dict[str, Any]
+    """Settings of the `data` section that were chosen for the source."""
+
+    @property
+    def user(self) -> Settings:
+        """The user's settings by stage."""
+        return divide_settings(self.request.settings)
+
+    @property
+    def fixed(self) -> dict[str, frozenset[str]]:
+        """Keys of the user's settings by stage."""
+        return {
+            stage: frozenset(setting.partition("=")[0] for setting in settings) for stage, settings in self.user.items()
+        }
+
+    def compose(self, preset: PresetConfig, facts: PictureFacts | None = None, processes: int = 1) -> dict[str, Any]:
+        """The config of each stage, by file name, before the time has its say.
+
+        Args:
+            preset: the base.
+            facts: about the pictures; None before they are decoded.
+            processes: that train, each a part of a batch.
+
+        Raises:
+            UserError: a setting is wrong.
+        """
+        data = [f"data.{key}={value}" for key, value in self.data.items()]
+        settings = [
+            preset_settings(preset, facts.train if facts else 0),
+            picture_settings(self.folder, self.request.source, data, facts.first_language if facts else ""),
+        ]
+        configs = load_settings(preset, *settings, self.user)
+        if facts:
+            configs = load_settings(preset, *settings, self._fitting(configs, facts), self.user)
+        for stage in TRAINED:
+            run = configs[stage].run
+            parts = processes * run.accumulation
+            if "run.batch_size" not in self.fixed[stage]:
+                configs[stage] = replace(
+                    configs[stage], run=replace(run, batch_size=math.ceil(run.batch_size / parts) * parts)
+                )
+        precisions = {configs[stage].run.precision for stage in TRAINED} | {configs["encode"].precision}
+        if len(precisions) > 1:
+            raise UserError(
+                f"expected one precision for all stages, got {' and '.join(sorted(precisions))}; set both "
+                f"run.precision and encode.precision"
+            )
+        return configs
+
+    def _fitting(self, configs: dict[str, Any], facts: PictureFacts) -> Settings:
+        """What follows from the captions: the size of the vocabulary, and the number of text positions."""
+        vocab = max(configs["text_tokenizer"].vocab_size, least_vocab(facts, self.table))
+        length = text_length(self.folder, configs["scorer"].data, self.table)
+        return {
+            "text_tokenizer": [f"vocab_size={vocab}"],
+            "transformer": [f"text_length={length}"] if length else [],
+            "scorer": [f"model.text_length={length + 1}"] if length else [],  # with the end-of-text id
+        }
+
+
+def text_length(folder: RunFolder, data: DataConfig, table: PresetTable) -> int:
+    """Text positions that nearly all captions fit into; 0 before there is a text tokenizer."""
+    if not folder.text_tokenizer.is_file():
+        return 0
+    tokenizer = TextTokenizer(folder.text_tokenizer)
+    captions = sorted({caption.text for entry in open_store(data, "train").entries for caption in entry.captions})
+    examined = captions[:: max(1, len(captions) // EXAMINED_CAPTIONS)]
+    lengths = sorted(len(tokenizer.encode(caption)) for caption in examined)
+    longest = lengths[min(len(lengths) - 1, int(table.caption_share * len(lengths)))]
+    fewest, most = table.text_lengths
+    return max(fewest, min(most, math.ceil(longest / 4) * 4))
+
+
+def open_record(folder: RunFolder, request: Request, table: PresetTable, overwrite: bool) -> Record:
+    """The record of the run that the folder holds, or of a new one.
+
+    Raises:
+        UserError: the folder holds something else, or a run that was begun with another request; or the pictures of a
+            new run cannot be read.
+    """
+    record = None if overwrite else folder.load()
+    if record is not None:
+        if changed := describe_difference(record.asked, request):
+            raise UserError(
+                f"expected the command with which {folder.path} was begun, got {changed}; repeat that one to go on, or "
+                f"add --overwrite to train anew"
+            )
+        return record
+    look = look_at(request.source, table.looked_at)
+    print("\n".join(look.lines))
+    data = choose_data_settings(folder, request, table, look)
+    folder.set_aside()
+    record = Record(
+        request=asdict(request), data={"lines": look.lines, "side": look.side, "total": look.total, "settings": data}
+    )
+    folder.save(record)
+    return record
+
+
+def describe_difference(before: Request, now: Request) -> str:
+    """What differs between two requests; empty if nothing does."""
+    names = {"source": "SOURCE", "start_from": "--from", "settings": "settings"}
+    return ", ".join(
+        f"{names.get(field.name, f'--{field.name}')} {_shown(getattr(now, field.name))} instead of "
+        f"{_shown(getattr(before, field.name))}"
+        for field in fields(Request)
+        if getattr(before, field.name) != getattr(now, field.name)
+    )
+
+
+def choose_data_settings(folder: RunFolder, request: Request, table: PresetTable, look: FirstLook) -> dict[str, Any]:
+    """Settings of the `data` section: how many pictures to use and to hold out, and how large to store them."""
+    largest = presets_for(request, table, look.total, look.side)[0]
+    config = Composer(folder, request, table, {}).compose(largest)["image_tokenizer"]
+    readable = int(table.reading * 60 * request.minutes / look.seconds)
+    every = max(1, math.ceil(look.total / max(readable, table.looked_at)))
+    used = look.total // every
+    return {
+        "store_size": config.data.size_for(config.model.image_size),
+        "validation": round(min(table.validation, table.validation_pictures / used), 6),
+        **({"every": every} if every > 1 else {}),
+    }
+
+
+def presets_for(request: Request, table: PresetTable, pictures: int, side: float) -> list[PresetConfig]:
+    """Presets to try, the first one first."""
+    if request.preset:
+        return [find_preset(table, request.preset)]
+    factor = table.accelerator_factor if torch.accelerator.is_available() else 1
+    return suited_presets(table, request.minutes * factor, pictures, side)
+
+
+def prepare_pictures(composer: Composer, record: Record) -> PictureFacts:
+    """Decode the pictures, unless that is done.
+
+    Raises:
+        UserError: they have changed since they were decoded.
+    """
+    folder, request = composer.folder, composer.request
+    preset = presets_for(request, composer.table, record.data["total"], record.data["side"])[0]
+    config = composer.compose(preset)["image_tokenizer"].data
+    if not Path(config.store).exists():
+        if config.every > 1:
+            print(
+                f"there is time to read one of {config.every} pictures: {record.data['total'] // config.every:,} of "
+                f"{record.data['total']:,} are used; more --minutes use more"
+            )
+        with folder.timed(record, "pictures"):
+            build_store(config)
+    elif changes := source_changes(folder.store, request.source):
+        raise UserError(
+            f"expected {request.source} to be as it was when {folder.path} was begun, got {changes}; put it back to go "
+            f"on, or add --overwrite to train anew"
+        )
+    facts = facts_of(config)
+    print(f"{facts.train:,} pictures to train on, {facts.held_out:,} held out to measure with")
+    if facts.held_out < FEW_HELD_OUT:
+        print("that is too few to judge by what was not seen: the report shows above all what was learned by heart")
+    return facts
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

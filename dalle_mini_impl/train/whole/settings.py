@@ -1,0 +1,183 @@
+"""The settings of the five stages of a whole training: those of the preset, changed as the pictures and the user want.
+
+Later changes win: the preset's files, its rules for the number of pictures, what follows from the pictures, the user's.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dalle_mini_impl.config.keys import config_sections
+from dalle_mini_impl.config.presets import PresetConfig, PresetTable
+from dalle_mini_impl.config.shipped import FOLDER
+from dalle_mini_impl.config.yaml_io import load, to_dict
+from dalle_mini_impl.train.stages import STAGES, Stage
+from dalle_mini_impl.train.whole.folder import RunFolder
+from dalle_mini_impl.train.whole.pictures import PictureFacts
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import find_shipped, replace_file
+
+Settings = dict[str, list[str]]
+"""File name of a stage -> `KEY=VALUE` each."""
+BASE_IDS = 260
+"""Text ids of a tokenizer without any character: special and byte ids."""
+TRAINED = ("image_tokenizer", "transformer", "scorer")
+"""File names of the stages that train in steps."""
+PATHS = (
+    "data.source", "data.store", "out", "model_dir", "cache", "run.model_dir", "run.state_dir",
+)  # fmt: skip
+"""Settings that follow from the folder."""
+PATH_OF_STAGE = {"transformer": ("text_tokenizer",), "scorer": ("text_tokenizer",)}
+"""Further ones, by stage."""
+CLOCK = ("run.minutes",)
+"""Settings with which a run cannot be resumed."""
+
+
+def divide_settings(settings: Iterable[str]) -> Settings:
+    """The user's settings by stage: `STAGE.KEY=VALUE` is for one, `KEY=VALUE` for each that has this key.
+
+    Raises:
+        UserError: one names no setting, or one that follows from the folder or the time.
+    """
+    divided: Settings = {stage.file_name: [] for stage in STAGES.values()}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise UserError(f"expected KEY=VALUE such as transformer.model.n_layer=6, got {setting!r}; write it so")
+        first, _, rest = key.partition(".")
+        name = first.replace("-", "_")
+        stages = [name] if name in divided and rest else list(divided)
+        key = rest if name in divided and rest else key
+        having = [stage for stage in stages if has_key(stage, key)]
+        if not having:
+            raise UserError(f"no stage has the setting {setting.partition('=')[0]!r}; {_closest(stages, key)}")
+        for stage in having:
+            if key in (*PATHS, *CLOCK, *PATH_OF_STAGE.get(stage, ())):
+                raise UserError(
+                    f"expected settings of the stages, got {setting}, which follows from SOURCE, --out and --minutes; "
+                    f"leave it out"
+                )
+            divided[stage].append(f"{key}={value}")
+    return divided
+
+
+def has_key(stage: str, key: str) -> bool:
+    """Whether a stage has a setting, or one that holds it."""
+    return any(f"{key}.".startswith(f"{name}.") for name in keys_of(stage))
+
+
+def keys_of(stage: str) -> list[str]:
+    """All settings of a stage, with dots."""
+    return [key.name for section in config_sections(stage_of(stage).config) for key in section.keys]
+
+
+def stage_of(file_name: str) -> Stage:
+    """The stage whose files have that name."""
+    return STAGES[file_name.replace("_", "-")]
+
+
+def preset_settings(preset: PresetConfig, pictures: int) -> Settings:
+    """What a preset sets for a number of training pictures."""
+    chosen = [
+        setting
+        for rule in preset.sizes
+        if rule.least <= pictures and (pictures <= rule.most or not rule.most)
+        for setting in rule.settings
+    ]
+    return divide_settings(chosen)
+
+
+def picture_settings(folder: RunFolder, source: str, data: list[str], language: str) -> Settings:
+    """What follows from the folder and the pictures.
+
+    Args:
+        folder: of the run.
+        source: of the pictures.
+        data: settings `data.KEY=VALUE` that were chosen for this source.
+        language: of most captions; empty if it is unknown.
+    """
+    data = [*data, f"data.source={json.dumps(source)}", f"data.store={json.dumps(str(folder.store))}"]
+    model, words = json.dumps(str(folder.model)), json.dumps(str(folder.text_tokenizer))
+    runs = {
+        name: [f"run.model_dir={model}", f"run.state_dir={json.dumps(str(folder.path / name))}"] for name in TRAINED
+    }
+    validated = [f"validation_language={json.dumps(language)}"] if language else []
+    return {
+        "text_tokenizer": [*data, f"out={words}"],
+        "image_tokenizer": [*data, *runs["image_tokenizer"]],
+        "encode": [*data, f"model_dir={model}", f"out={json.dumps(str(folder.ids))}"],
+        "transformer": [f"cache={json.dumps(str(folder.ids))}", f"text_tokenizer={words}", *runs["transformer"]],
+        "scorer": [*data, f"text_tokenizer={words}", *runs["scorer"], *validated],
+    }
+
+
+def least_vocab(facts: PictureFacts, table: PresetTable) -> int:
+    """Text ids that captions with so many distinct characters need at the least."""
+    return BASE_IDS + math.ceil(table.vocab_per_character * facts.characters)
+
+
+def load_settings(preset: PresetConfig, *changes: Settings) -> dict[str, Any]:
+    """The config of each stage, by file name.
+
+    Args:
+        preset: its folder has a file for each stage.
+        *changes: settings that differ; later ones win.
+
+    Raises:
+        UserError: a file is missing, or a setting is wrong.
+    """
+    home = Path(preset.name) if "/" in preset.name else Path(FOLDER) / preset.name
+    return {
+        stage.file_name: load(
+            stage.config,
+            find_shipped(home / f"{stage.file_name}.yaml"),
+            [setting for change in changes for setting in change.get(stage.file_name, ())],
+        )
+        for stage in STAGES.values()
+    }
+
+
+def write_config(path: Path, stage: str, config: Any) -> None:
+    """Write a stage's config, without the settings that have their default.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    number = [known.file_name for known in STAGES.values()].index(stage) + 1
+    lines = [
+        f"# Stage {number} as dalle train all planned it. The same by hand:",
+        f"# dalle train {stage_of(stage).name} --config {path}",
+    ]
+    text = yaml.safe_dump(without_defaults(config), sort_keys=False, allow_unicode=True, width=120)
+    with replace_file(path) as temporary:
+        temporary.write_text("\n".join([*lines, text]), encoding="utf-8")
+
+
+def without_defaults(config: Any) -> dict[str, Any]:
+    """The settings of a config that differ from the defaults, as plain nested values."""
+    values = to_dict(config)
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            if inner := without_defaults(value):
+                changed[field.name] = inner
+        elif (
+            (field.default is not dataclasses.MISSING and value != field.default)
+            or (field.default_factory is not dataclasses.MISSING and value != field.default_factory())
+            or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
+        ):
+            changed[field.name] = values[field.name]
+    return changed
+
+
+def _closest(stages: list[str], key: str) -> str:
+    names = sorted({name for stage in stages for name in keys_of(stage)})
+    close = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else "dalle train STAGE --help lists them"
