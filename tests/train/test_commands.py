@@ -29,7 +29,7 @@ def called(monkeypatch):
 def test_the_group_lists_the_stages_in_order(run):
     lines = run("train", "--help").splitlines()
     names = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]]
-    assert names == ["text-tokenizer", "image-tokenizer", "encode", "transformer", "scorer"]
+    assert names == ["all", "text-tokenizer", "image-tokenizer", "encode", "transformer", "scorer"]
 
 
 def test_the_command_runs_its_stage_with_config_and_overrides(run, untrained, called):
