@@ -65,9 +65,18 @@ def train() -> None:
     help="Time for everything together.",
 )
 @click.option("--preset", default="", metavar="NAME", help="small, medium, large or a folder of configs of your own.")
+@click.option(
+    "--from",
+    "start_from",
+    default="",
+    metavar="MODEL",
+    help="Start from the weights of this model: a shipped name such as emoji, or a checkpoint folder.",
+)
 @click.option("--overwrite", is_flag=True, help="Begin anew; an earlier run in DIR is moved to DIR/earlier.")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]…")
-def train_all(source: str, out: Path, minutes: float, preset: str, overwrite: bool, settings: tuple[str, ...]) -> None:
+def train_all(
+    source: str, out: Path, minutes: float, preset: str, start_from: str, overwrite: bool, settings: tuple[str, ...]
+) -> None:
     """Train a model on captioned pictures: all five stages, within the time.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. The settings follow
@@ -78,4 +87,5 @@ def train_all(source: str, out: Path, minutes: float, preset: str, overwrite: bo
     from dalle_mini_impl.train.whole.folder import Request
     from dalle_mini_impl.train.whole.run import main
 
-    main(Request(source=source, minutes=minutes, preset=preset, settings=settings), out, overwrite)
+    request = Request(source=source, minutes=minutes, preset=preset, start_from=start_from, settings=settings)
+    main(request, out, overwrite)

@@ -71,7 +71,7 @@ class PresetTable:
     reading: Share = 0.1
     """Largest share of the time for reading pictures; of sets that take longer, every n-th picture is used."""
     probe: Share = 0.003
-    """Share of the time in which the speed of a stage is measured, each time; but at least half a second."""
+    """Share of the time in which the speed of a stage is measured, each time."""
     validations: Count = 5
     """Validations in each stage."""
     sheets: Count = 3
@@ -86,6 +86,8 @@ class PresetTable:
     """Text ids, at least, for each distinct character of the captions, beside the 260 special and byte ids."""
     text_lengths: tuple[Count, Count] = (8, 64)
     """Fewest and most text positions; between them they follow from the captions."""
+    start_from: tuple[str, ...] = ()
+    """Settings of a training that starts from a checkpoint, `STAGE.KEY=VALUE` each."""
     caption_share: Share = 0.99
     """Share of the captions that must fit into the text positions."""
 

@@ -75,7 +75,7 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
 
 def _of_figures(figures: dict[str, Any], facts: PictureFacts, more: str) -> list[str]:
     advice = []
-    nats = figures["caption_nats"].get("train")
+    nats = figures["caption_nats"].get("seen")
     if nats is not None and nats < CLEAR_NATS:
         advice.append(
             f"Pictures hardly follow their captions: with its own caption a picture is only {nats:.1f} nats likelier "

@@ -29,7 +29,7 @@ EARLIER = "earlier"
 """Subfolder for a run that `--overwrite` set aside."""
 CONTENTS = (
     RECORD_FILE, REPORT_FILE, "model", "configs", "store", "ids", "text_tokenizer.model", "image_tokenizer",
-    "transformer", "scorer", SCRATCH, EARLIER, ".*.lock",
+    "transformer", "scorer", "store.*.safetensors", SCRATCH, EARLIER, ".*.lock",
 )  # fmt: skip
 """Everything that is written into the folder; the first marks it."""
 
@@ -180,10 +180,9 @@ class RunFolder:
             shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
             earlier.mkdir()
             # The record goes last: a kill on the way leaves a folder that is still recognised.
-            for name in (*CONTENTS[1:], RECORD_FILE):
-                if name not in (EARLIER, SCRATCH) and (self.path / name).exists():
-                    (self.path / name).rename(earlier / name)
-            (earlier / RECORD_FILE).touch()
+            for path in sorted(self.path.iterdir(), key=lambda path: path.name == RECORD_FILE):
+                if path.name != EARLIER:
+                    path.rename(earlier / path.name)
 
 
 def digest(path: Path) -> str:

@@ -71,6 +71,11 @@ def commands(lines: Sequence[str]) -> str:
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
+def details(title: str, text: str) -> str:
+    """A text that is shown on a click."""
+    return f"<details><summary>{html.escape(title)}</summary>{commands([text])}</details>"
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A table whose first row is its head."""
     head, *body = rows

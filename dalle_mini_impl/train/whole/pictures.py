@@ -13,7 +13,7 @@ from pathlib import Path
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.inspect import inspect_pairs
 from dalle_mini_impl.data.pair import Pair, SkipLog
-from dalle_mini_impl.data.picture_store import PictureStore, open_store
+from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.source_files import source_states
 from dalle_mini_impl.util.errors import UserError
@@ -139,8 +139,3 @@ def facts_of(config: DataConfig) -> PictureFacts:
         captions=len({caption.text for caption in captions}),
         languages=dict(Counter(caption.language or "unknown" for caption in captions).most_common()),
     )
-
-
-def first_captions(store: PictureStore) -> list[str]:
-    """The first caption of each picture."""
-    return [entry.captions[0].text for entry in store.entries]

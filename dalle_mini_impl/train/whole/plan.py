@@ -104,10 +104,10 @@ def fitting_variants(config: Any, pictures: int, held_out: int, seconds: float, 
     return max(1, min(config.variants, fitting)) if config.variants else 0
 
 
-def too_slow(preset: PresetConfig, configs: Mapping[str, Any], fixed: Mapping[str, frozenset[str]]) -> str:
+def too_slow(preset: PresetConfig, planned: Mapping[str, PlannedStage], fixed: Mapping[str, frozenset[str]]) -> str:
     """The stage of which fewer steps fit than the preset needs; empty if there is none."""
     for stage in TRAINED:
-        if "run.steps" not in fixed[stage] and configs[stage].run.steps < preset.least_steps:
+        if stage in planned and "run.steps" not in fixed[stage] and planned[stage].steps < preset.least_steps:
             return stage
     return ""
 

@@ -10,9 +10,11 @@ import torch
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.config.presets import PresetConfig, PresetTable, find_preset, suited_presets
 from dalle_mini_impl.data.picture_store import build_store, open_store, source_changes
+from dalle_mini_impl.evaluate.reuse import image_tokenizer_fit
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.whole.advice import FEW_HELD_OUT
 from dalle_mini_impl.train.whole.folder import Record, Request, RunFolder
+from dalle_mini_impl.train.whole.origin import Origin, find_origin
 from dalle_mini_impl.train.whole.pictures import FirstLook, PictureFacts, facts_of, look_at
 from dalle_mini_impl.train.whole.settings import (
     TRAINED,
@@ -38,6 +40,8 @@ class Composer:
     table: PresetTable
     data: dict[str, Any]
     """Settings of the `data` section that were chosen for the source."""
+    origin: Origin | None = None
+    """The checkpoint to start from."""
 
     @property
     def user(self) -> Settings:
@@ -67,9 +71,15 @@ class Composer:
             preset_settings(preset, facts.train if facts else 0),
             picture_settings(self.folder, self.request.source, data, facts.first_language if facts else ""),
         ]
-        configs = load_settings(preset, *settings, self.user)
-        if facts:
-            configs = load_settings(preset, *settings, self._fitting(configs, facts), self.user)
+        start_from: dict[str, str] = {}
+        if self.origin:
+            self.origin.check_settings(self.user)
+            settings.append(divide_settings(self.table.start_from))
+            start_from = dict.fromkeys(self.origin.parts, self.origin.name)
+        configs = load_settings(preset, *settings, self.user, start_from=start_from)
+        if facts or self.origin:
+            settings.append(self._fitting(configs, facts))
+            configs = load_settings(preset, *settings, self.user, start_from=start_from)
         for stage in TRAINED:
             run = configs[stage].run
             parts = processes * run.accumulation
@@ -85,14 +95,17 @@ class Composer:
             )
         return configs
 
-    def _fitting(self, configs: dict[str, Any], facts: PictureFacts) -> Settings:
-        """What follows from the captions: the size of the vocabulary, and the number of text positions."""
+    def _fitting(self, configs: dict[str, Any], facts: PictureFacts | None) -> Settings:
+        """What follows from the captions, and from the picture size of a checkpoint that is started from."""
+        size = [f"model.image_size={configs['image_tokenizer'].model.image_size}"] if self.origin else []
+        if facts is None:
+            return {"scorer": size}
         vocab = max(configs["text_tokenizer"].vocab_size, least_vocab(facts, self.table))
         length = text_length(self.folder, configs["scorer"].data, self.table)
         return {
             "text_tokenizer": [f"vocab_size={vocab}"],
             "transformer": [f"text_length={length}"] if length else [],
-            "scorer": [f"model.text_length={length + 1}"] if length else [],  # with the end-of-text id
+            "scorer": [*size, *([f"model.text_length={length + 1}"] if length else [])],  # with the end-of-text id
         }
 
 
@@ -126,7 +139,7 @@ def open_record(folder: RunFolder, request: Request, table: PresetTable, overwri
         return record
     look = look_at(request.source, table.looked_at)
     print("\n".join(look.lines))
-    data = choose_data_settings(folder, request, table, look)
+    data = choose_data_settings(Composer(folder, request, table, {}, find_origin(request.start_from)), look)
     folder.set_aside()
     record = Record(
         request=asdict(request), data={"lines": look.lines, "side": look.side, "total": look.total, "settings": data}
@@ -146,10 +159,11 @@ def describe_difference(before: Request, now: Request) -> str:
     )
 
 
-def choose_data_settings(folder: RunFolder, request: Request, table: PresetTable, look: FirstLook) -> dict[str, Any]:
+def choose_data_settings(composer: Composer, look: FirstLook) -> dict[str, Any]:
     """Settings of the `data` section: how many pictures to use and to hold out, and how large to store them."""
+    request, table = composer.request, composer.table
     largest = presets_for(request, table, look.total, look.side)[0]
-    config = Composer(folder, request, table, {}).compose(largest)["image_tokenizer"]
+    config = composer.compose(largest)["image_tokenizer"]
     readable = int(table.reading * 60 * request.minutes / look.seconds)
     every = max(1, math.ceil(look.total / max(readable, table.looked_at)))
     used = look.total // every
@@ -194,6 +208,11 @@ def prepare_pictures(composer: Composer, record: Record) -> PictureFacts:
     print(f"{facts.train:,} pictures to train on, {facts.held_out:,} held out to measure with")
     if facts.held_out < FEW_HELD_OUT:
         print("that is too few to judge by what was not seen: the report shows above all what was learned by heart")
+    if composer.origin and "reuse" not in record.data:
+        fit = image_tokenizer_fit(composer.origin.name, config)
+        print(f"image tokenizer of {composer.origin.name} on {fit}")
+        record.data |= {"reuse": fit.reuse, "fit": str(fit)}
+        folder.save(record)
     return facts
 
 

@@ -2,12 +2,12 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureStore, skipped_text
+from dalle_mini_impl.evaluate.reference_pictures import first_caption
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.whole import page
 from dalle_mini_impl.train.whole.advice import FEW_HELD_OUT, advise, last
@@ -15,7 +15,7 @@ from dalle_mini_impl.train.whole.charts import line_chart
 from dalle_mini_impl.train.whole.folder import Record, RunFolder, read_log
 from dalle_mini_impl.train.whole.pictures import PictureFacts
 from dalle_mini_impl.train.whole.plan import duration
-from dalle_mini_impl.train.whole.results import KINDS, Results, main_caption, sample_caption, sample_command, spread
+from dalle_mini_impl.train.whole.results import KINDS, SPLITS, Results, sample_command, spread
 from dalle_mini_impl.train.whole.settings import TRAINED
 from dalle_mini_impl.util.files import replace_file
 from dalle_mini_impl.util.images import open_picture, to_images
@@ -32,6 +32,8 @@ TITLES = {
     "held out": "Drawn for captions of pictures it has never seen",
     "new": "Drawn for new combinations of words",
 }
+KIND_NAMES = {"seen": "of the set", "held out": "held out"}
+"""Kinds of captions, in the table."""
 CHARTS = (
     (
         "image_tokenizer",
@@ -81,14 +83,14 @@ def write_report(
         *([drawn_section(kind, results) for kind in KINDS] if results else [latest_sheet(folder)]),
         page.section("Measured", figures_table(record, facts, logs)),
         page.section("What to try next", page.listing(advise(record, facts, logs, side)) if results else ""),
-        page.section("Commands", page.commands(command_lines(folder, record, stores, facts))),
+        page.section("Commands", page.commands(command_lines(folder, record))),
         page.section(
             "The pictures as the model sees them",
             page.listing([line.strip() for line in record.data["lines"]]),
             page.paragraph(f"{facts.train:,} to train on, {facts.held_out:,} held out to measure with."),
-            seen_pictures(stores["train"], facts, side),
+            seen_pictures(stores["train"], side),
         ),
-        reconstructions(stores["validation"], facts, tokenizer) if tokenizer else "",
+        reconstructions(stores["validation"], tokenizer) if tokenizer else "",
         page.section("Learning curves", page.group("sets", charts(logs))),
         page.section("Skipped", page.listing(skipped_text(folder.store).splitlines())),
         page.section("Time", time_table(record)),
@@ -136,31 +138,40 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
     found = last(logs["scorer"], "text_to_image_at_1")
     if found is not None and facts.held_out >= FEW_HELD_OUT:
         rows.append(("scorer", f"{found:.0%}", "held-out pictures that it finds by their caption"))
-    for split, nats in record.figures.get("caption_nats", {}).items():
-        kind = {"train": "of the set", "validation": "held out"}[split]
-        rows.append((f"caption, {kind}", f"{nats:.1f} nats", "by which a picture is likelier with its own caption"))
+    for kind, nats in record.figures.get("caption_nats", {}).items():
+        rows.append(
+            (f"caption, {KIND_NAMES[kind]}", f"{nats:.1f} nats", "by which a picture is likelier with its own caption")
+        )
     measured = record.figures.get("r_precision", {})
-    for kind in KINDS[:2]:
+    for kind in SPLITS:
         if kind in measured:
             one = measured[kind]
-            name = {"seen": "of the set", "held out": "held out"}[kind]
             meaning = (
-                f"drawn pictures nearest to the real one, or among the five nearest, of {measured['references']:,}; "
+                f"drawn pictures nearest to the real one, or among the five nearest, of {measured['captions']:,}; "
                 f"{one['captions']} captions, best of 16"
             )
-            rows.append((f"R-precision, {name}", f"{one['top_1']:.2f} / {one['top_5']:.2f}", meaning))
-    missing = record.figures.get("r_precision_missing", "")
-    return (page.table(rows) if len(rows) > 1 else "") + page.paragraph(missing)
+            rows.append((f"R-precision, {KIND_NAMES[kind]}", f"{one['top_1']:.2f} / {one['top_5']:.2f}", meaning))
+    missing = record.figures.get("without_judge", "")
+    if missing:
+        missing = f"R-precision is not measured, and sampling settings are not chosen: {missing}"
+    chosen = record.figures.get("sampling_text", "")
+    return "".join(
+        [
+            page.table(rows) if len(rows) > 1 else "",
+            page.paragraph(missing),
+            page.details("Choice of the sampling settings", chosen) if chosen else "",
+        ]
+    )
 
 
-def command_lines(folder: RunFolder, record: Record, stores: dict[str, PictureStore], facts: PictureFacts) -> list[str]:
+def command_lines(folder: RunFolder, record: Record) -> list[str]:
     """Commands to type."""
     model = shlex.quote(str(folder.model))
     lines = []
     if record.figures:
-        caption = shlex.quote(sample_caption(stores["train"], facts.first_language))
+        caption = shlex.quote(record.figures["caption"])
         lines = [
-            sample_command(folder, sample_caption(stores["train"], facts.first_language)),
+            sample_command(folder, record.figures["caption"]),
             f"dalle sample {caption} --model {model} --candidates 64 --keep 8 --out grid.png",
             f"dalle complete PICTURE {caption} --model {model} --keep-rows 4",
             f"dalle info {model}",
@@ -172,9 +183,9 @@ def command_lines(folder: RunFolder, record: Record, stores: dict[str, PictureSt
     return [*lines, *(["# the stages one by one, with the same result:"] if stages else []), *stages]
 
 
-def seen_pictures(store: PictureStore, facts: PictureFacts, side: int) -> str:
+def seen_pictures(store: PictureStore, side: int) -> str:
     """Some training pictures at the model's size."""
-    captions = [main_caption(entry, facts.first_language) for entry in store.entries]
+    captions = [(index, first_caption(entry).text) for index, entry in enumerate(store.entries)]
     chosen = spread(captions, SEEN_PICTURES)
     images = to_images(pixels_on_white(store.take(np.array([index for index, _ in chosen])), side))
     return page.group(
@@ -186,14 +197,14 @@ def seen_pictures(store: PictureStore, facts: PictureFacts, side: int) -> str:
     )
 
 
-def reconstructions(store: PictureStore, facts: PictureFacts, tokenizer: ImageTokenizer) -> str:
+def reconstructions(store: PictureStore, tokenizer: ImageTokenizer) -> str:
     """Held-out pictures beside what the image tokenizer makes of them."""
     rows = np.arange(min(RECONSTRUCTED, len(store)))
     pixels = pixels_on_white(store.take(rows), tokenizer.config.image_size)
     before, after = to_images(pixels), to_images(tokenizer.decode(tokenizer.encode(pixels)))
     figures = []
     for row, original, decoded in zip(rows, before, after, strict=True):
-        text = printable(main_caption(store.entries[row], facts.first_language))
+        text = printable(first_caption(store.entries[row]).text)
         pair = (page.picture(original, f"original: {text}"), page.picture(decoded, f"reconstruction: {text}"))
         figures.append(page.figure(page.group("pair", pair), text))
     return page.section(
@@ -236,8 +247,4 @@ def time_table(record: Record) -> str:
 def settings(folder: RunFolder) -> list[str]:
     """The config files."""
     paths = sorted((folder.path / "configs").glob("*.yaml"))
-    return [f"<details><summary>{path.name}</summary>{page.commands([_content(path)])}</details>" for path in paths]
-
-
-def _content(path: Path) -> str:
-    return path.read_text(encoding="utf-8").rstrip("\n")
+    return [page.details(path.name, path.read_text(encoding="utf-8").rstrip("\n")) for path in paths]

@@ -1,7 +1,8 @@
 """What a finished model can do: pictures for captions it has seen, for held-out ones and for new combinations of words.
 
-How many are drawn follows from the time that is left. Where the `judge` extra is installed, the pictures are measured
-by R-precision: whether a picture is nearest to the set's own picture of that caption (`evaluate/r_precision.py`).
+How many are drawn follows from the time that is left. Where the `judge` extra is installed, the sampling settings are
+chosen first, and the pictures are measured by R-precision: whether a picture is nearest to the set's own picture of
+that caption (`evaluate/r_precision.py`).
 """
 
 import shlex
@@ -14,16 +15,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dalle_mini_impl.checkpoint.settings import save_sampling
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.augment import pixels_on_white
-from dalle_mini_impl.data.pair import caption_in_language
-from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore
-from dalle_mini_impl.evaluate.judges import efficientnet_judge
-from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
+from dalle_mini_impl.evaluate.judges import Judge, efficientnet_judge
+from dalle_mini_impl.evaluate.r_precision import RPrecision
+from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, first_caption, open_reference_pictures
+from dalle_mini_impl.evaluate.sampling_report import choice_text
+from dalle_mini_impl.evaluate.sampling_settings import Captions, choose_sampling, measure_within
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.train.whole.folder import RunFolder
 from dalle_mini_impl.train.whole.new_captions import new_combinations
-from dalle_mini_impl.train.whole.pictures import PictureFacts
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
 
@@ -37,15 +38,19 @@ LEAST_PROMPTS = 2
 """Captions of each kind that are drawn however little time there is."""
 NEW_PROMPTS = 6
 """New combinations of words."""
-MOST_REFERENCES = 1000
-"""Pictures of the set that a drawn one is compared with."""
-REFERENCE_SHARE = 0.25
-"""Share of the time in which they may be prepared."""
+CHOOSING_SHARE = 0.45
+"""Share of the time in which the sampling settings are chosen."""
+REFERENCE_SHARE = 0.1
+"""Share of the time in which the judge may look at pictures of the set."""
 DRAWING_SHARE = 0.85
 """Share of the time after which no further caption is drawn."""
+LEAST_SECONDS = 1.0
+"""Time for all this where none is left."""
 COMPARED_CAPTIONS = 24
 """Pictures of each split with which it is measured what a caption tells the transformer."""
-KINDS = ("seen", "held out", "new")
+SPLITS = {"seen": "train", "held out": "validation"}
+"""Kinds of captions that pictures have -> split."""
+KINDS = (*SPLITS, "new")
 """Kinds of captions."""
 
 
@@ -57,7 +62,7 @@ class DrawnCaption:
     pictures: list[Image.Image]
     """Best first."""
     index: int
-    """Of the picture it belongs to, within its split; -1 for a new caption."""
+    """Of the reference picture it belongs to; -1 for a new caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,28 +75,34 @@ class Results:
     """By kind of caption."""
 
 
-def measure_results(folder: RunFolder, stores: dict[str, PictureStore], facts: PictureFacts, seconds: float) -> Results:
-    """Draw and measure, for about some seconds.
+def measure_results(folder: RunFolder, seconds: float) -> Results:
+    """Choose the sampling settings, then draw and measure, for about some seconds.
 
     Args:
-        folder: holds the model.
-        stores: its pictures by split.
-        facts: about them.
+        folder: holds the model and its pictures. The chosen settings become the model's defaults.
         seconds: that are left; a little is drawn even if none are.
+
+    Raises:
+        UserError: the model or its pictures cannot be read.
     """
     start = time.monotonic()
+    seconds = max(seconds, LEAST_SECONDS)
     dalle = DalleMini.from_pretrained(folder.model)
-    prompts = choose_prompts(stores, facts.first_language)
-    figures: dict[str, Any] = {
-        "caption": sample_caption(stores["train"], facts.first_language),
-        "sampling": to_dict(dalle.sampling),
-        "caption_nats": caption_nats(dalle, stores, facts),
-    }
+    reference = open_reference_pictures(folder.store, dalle.image_tokenizer.config.image_size)
+    prompts = choose_prompts(reference)
+    figures: dict[str, Any] = {"caption": prompts["seen"][0][1], "caption_nats": caption_nats(dalle, reference)}
+    measure: tuple[RPrecision, torch.Tensor] | None = None
     try:
-        references = build_references(dalle, stores, prompts, facts.first_language, REFERENCE_SHARE * seconds)
+        judge = efficientnet_judge(dalle.image_tokenizer.device)
     except UserError as error:  # the extra is missing
-        references = None
-        figures["r_precision_missing"] = str(error)
+        figures["without_judge"] = str(error)
+    else:
+        choice = choose_sampling(dalle, reference, judge, CHOOSING_SHARE * seconds)
+        save_sampling(folder.model, choice.sampling)
+        dalle.sampling = choice.sampling
+        figures["sampling_text"] = choice_text(choice)
+        measure = measure_prompts(reference, judge, prompts, REFERENCE_SHARE * seconds)
+    figures["sampling"] = to_dict(dalle.sampling)
     drawn: dict[str, list[DrawnCaption]] = {kind: [] for kind in KINDS}
     for number in range(MOST_PROMPTS):
         for kind in KINDS:
@@ -103,39 +114,37 @@ def measure_results(folder: RunFolder, stores: dict[str, PictureStore], facts: P
             result = dalle.generate(caption, CANDIDATES, SHOWN, seed=number)
             pictures = [candidate.image for candidate in result]
             drawn[kind].append(DrawnCaption(caption=caption, pictures=pictures, index=index))
-    if references is not None:
-        figures["r_precision"] = references.measure(drawn)
+    if measure is not None:
+        figures["r_precision"] = r_precision_of(drawn, reference, *measure)
     return Results(figures=figures, drawn=drawn)
 
 
-def choose_prompts(stores: dict[str, PictureStore], language: str) -> dict[str, list[tuple[int, str]]]:
-    """Captions to draw by kind, evenly spread over the set: the index of the picture of each, and the text."""
-    captions = {split: [main_caption(entry, language) for entry in store.entries] for split, store in stores.items()}
-    seen = set(captions["train"])
+def choose_prompts(reference: ReferencePictures) -> dict[str, list[tuple[int, str]]]:
+    """Captions to draw by kind, evenly spread over the set: index of the picture of each, and text."""
+    captions = {split: captions_of(reference, split) for split in SPLITS.values()}
+    seen = {int(reference.concept_ids[index]) for index, _ in captions["train"]}
+    # A held-out picture whose caption a training picture has as well is no test of what was not seen.
+    held_out = [one for one in captions["validation"] if int(reference.concept_ids[one[0]]) not in seen]
+    seen_texts, held_out_texts = ([text for _, text in captions[split]] for split in SPLITS.values())
     return {
         "seen": spread(captions["train"], MOST_PROMPTS),
-        # A held-out picture whose caption a training picture has as well is no test of what was not seen.
-        "held out": [(index, text) for index, text in spread(captions["validation"], MOST_PROMPTS) if text not in seen],
-        "new": [(-1, text) for text in new_combinations(captions["train"], captions["validation"], NEW_PROMPTS)],
+        "held out": spread(held_out, MOST_PROMPTS),
+        "new": [(-1, text) for text in new_combinations(seen_texts, held_out_texts, NEW_PROMPTS)],
     }
 
 
-def main_caption(entry: PictureEntry, language: str) -> str:
-    """The caption of a picture that is drawn: its first one in a language, or its first one."""
-    return caption_in_language(entry.captions, language).text
+def captions_of(reference: ReferencePictures, split: str) -> list[tuple[int, str]]:
+    """Index and first caption of each picture of a split."""
+    entries = enumerate(reference.store.entries)
+    return [(index, first_caption(entry).text) for index, entry in entries if entry.split == split]
 
 
-def spread(captions: Sequence[str], count: int) -> list[tuple[int, str]]:
-    """Some different captions with their indices, in a random order that is the same each time."""
-    first = {text: index for index, text in reversed(list(enumerate(captions)))}
+def spread(captions: Sequence[tuple[int, str]], count: int) -> list[tuple[int, str]]:
+    """Some of the captions, each text once, in a random order that is the same each time."""
+    first = {text: (index, text) for index, text in reversed(captions)}
     texts = sorted(first)
     order = np.random.default_rng(0).permutation(len(texts))[:count]
-    return [(first[texts[number]], texts[number]) for number in order]
-
-
-def sample_caption(store: PictureStore, language: str) -> str:
-    """The caption of the set to try first."""
-    return spread([main_caption(entry, language) for entry in store.entries], 1)[0][1]
+    return [first[texts[number]] for number in order]
 
 
 def sample_command(folder: RunFolder, caption: str) -> str:
@@ -143,87 +152,45 @@ def sample_command(folder: RunFolder, caption: str) -> str:
     return f"dalle sample {shlex.quote(caption)} --model {shlex.quote(str(folder.model))}"
 
 
-@dataclass(frozen=True, eq=False)
-class References:
-    """Pictures of the set that drawn ones are compared with."""
+def measure_prompts(
+    reference: ReferencePictures, judge: Judge, prompts: dict[str, list[tuple[int, str]]], seconds: float
+) -> tuple[RPrecision, torch.Tensor]:
+    """Have the judge look at the pictures of the prompts, and at others for some seconds; see `measure_within`."""
+    indices = tuple(index for kind in SPLITS for index, _ in prompts[kind])
+    return measure_within(reference, judge, Captions(indices, len(prompts["held out"])), seconds, seed=0)
 
-    r_precision: RPrecision
-    concepts: dict[str, int]
-    """Caption in lower case -> index of its concept."""
-    size: int
-    """Side at which the judge gets the pictures."""
 
-    def measure(self, drawn: dict[str, list[DrawnCaption]]) -> dict[str, Any]:
-        """Share of captions whose best picture is nearest to the own one, or among the five nearest."""
-        rows: dict[str, Any] = {"references": len(self.concepts)}
-        for kind in KINDS[:2]:
-            known = [one for one in drawn[kind] if one.caption.casefold() in self.concepts]
-            if known:
-                pixels = to_pixels([one.pictures[0] for one in known], self.size)
-                concepts = torch.tensor([self.concepts[one.caption.casefold()] for one in known])
-                ranks = self.r_precision.ranks(self.r_precision.features_of(pixels), concepts)
-                shares = {f"top_{k}": float((ranks < k).double().mean()) for k in (1, 5)}
-                rows[kind] = {"captions": len(known), **shares}
-        return rows
+def r_precision_of(
+    drawn: dict[str, list[DrawnCaption]], reference: ReferencePictures, measure: RPrecision, concept_ids: torch.Tensor
+) -> dict[str, Any]:
+    """Shares of captions whose best picture is nearest to the own real one, or among the five nearest, by kind."""
+    rows: dict[str, Any] = {"captions": measure.concept_count}
+    for kind in SPLITS:
+        if drawn[kind]:
+            features = measure.features_of(to_pixels([one.pictures[0] for one in drawn[kind]], reference.size))
+            ranks = measure.ranks(features, concept_ids[[one.index for one in drawn[kind]]])
+            shares = {f"top_{k}": float((ranks < k).double().mean()) for k in (1, 5)}
+            rows[kind] = {"captions": len(drawn[kind]), **shares}
+    return rows
 
 
 @torch.inference_mode()
-def build_references(
-    dalle: DalleMini,
-    stores: dict[str, PictureStore],
-    prompts: dict[str, list[tuple[int, str]]],
-    language: str,
-    seconds: float,
-) -> References:
-    """Have the judge look at pictures of the set: those of the prompts, and others for some seconds.
-
-    Pictures with the same caption are one concept.
-
-    Raises:
-        UserError: the `judge` extra is not installed.
-    """
-    start = time.monotonic()
-    judge = efficientnet_judge(dalle.image_tokenizer.device)
-    size = dalle.image_tokenizer.config.image_size
-    needed = [("train", index) for index, _ in prompts["seen"]]
-    needed += [("validation", index) for index, _ in prompts["held out"]]
-    others = [(split, index) for split, store in stores.items() for index in range(len(store))]
-    order = np.random.default_rng(0).permutation(len(others))
-    rows = list(dict.fromkeys([*needed, *(others[number] for number in order)]))[:MOST_REFERENCES]
-    features: list[torch.Tensor] = []
-    texts: list[str] = []
-    for first in range(0, len(rows), 32):
-        if first >= len(needed) and first >= 64 and time.monotonic() - start > seconds:
-            break
-        part = rows[first : first + 32]
-        rgba = np.concatenate([stores[split].take(np.array([index])) for split, index in part])
-        features.append(judge.features(pixels_on_white(rgba, size)))
-        texts += [main_caption(stores[split].entries[index], language).casefold() for split, index in part]
-    concepts = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    concept_ids = torch.tensor([concepts[text] for text in texts])
-    measure = build_r_precision(judge, torch.cat(features), concept_ids, torch.zeros_like(concept_ids))
-    return References(measure, concepts, size)
-
-
-@torch.inference_mode()
-def caption_nats(dalle: DalleMini, stores: dict[str, PictureStore], facts: PictureFacts) -> dict[str, float]:
-    """By split, by how many nats a picture is likelier with its own caption than with that of another picture."""
+def caption_nats(dalle: DalleMini, reference: ReferencePictures) -> dict[str, float]:
+    """By kind, by how many nats a picture is likelier with its own caption than with that of another picture."""
     gains = {}
-    for split, store in stores.items():
-        captions = [main_caption(entry, facts.first_language) for entry in store.entries]
-        rows = [index for index, _ in spread(captions, COMPARED_CAPTIONS)]
-        if len(rows) < 2:
+    for kind, split in SPLITS.items():
+        chosen = spread(captions_of(reference, split), COMPARED_CAPTIONS)
+        if len(chosen) < 2:
             continue
         tokenizer = dalle.image_tokenizer
-        pixels = pixels_on_white(store.take(np.array(rows)), tokenizer.config.image_size)
+        pixels = reference.pixels([index for index, _ in chosen])
         image_ids = tokenizer.encode(pixels.to(tokenizer.device)).cpu()
         differences = []
-        for place, row in enumerate(rows):
-            other = rows[(place + 1) % len(rows)]
+        for place, (_, caption) in enumerate(chosen):
+            _, other = chosen[(place + 1) % len(chosen)]
             own, foreign = (
-                float(dalle.log_likelihood(captions[index], image_ids[place : place + 1]).sum())
-                for index in (row, other)
+                float(dalle.log_likelihood(text, image_ids[place : place + 1]).sum()) for text in (caption, other)
             )
             differences.append(own - foreign)
-        gains[split] = sum(differences) / len(differences)
+        gains[kind] = sum(differences) / len(differences)
     return gains

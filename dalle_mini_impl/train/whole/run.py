@@ -33,6 +33,7 @@ from dalle_mini_impl.train.whole.folder import (
     training_seconds,
 )
 from dalle_mini_impl.train.whole.measure import Speed, encoding_seconds, measure_stage, write_stand_in_cache
+from dalle_mini_impl.train.whole.origin import find_origin
 from dalle_mini_impl.train.whole.pictures import PictureFacts
 from dalle_mini_impl.train.whole.prepare import Composer, open_record, prepare_pictures, presets_for
 from dalle_mini_impl.train.whole.report import write_report
@@ -43,6 +44,8 @@ from dalle_mini_impl.util.distributed import Processes
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import only_writer, values_digest
 
+LEAST_PROBE = 0.1
+"""Seconds in which the speed of a stage is measured, at the least."""
 GO_ON = "the same command goes on from here"
 """What an interrupted run tells."""
 
@@ -61,6 +64,8 @@ class Run:
     spent: float
     """Seconds that earlier calls trained for."""
     preset: PresetConfig
+    reuse: bool
+    """Whether the image tokenizer of the checkpoint that is started from stays as it is."""
 
     @property
     def folder(self) -> RunFolder:
@@ -88,7 +93,7 @@ class Run:
 
     def measure(self, stage: str, config: Any) -> Speed:
         """The speed of a stage; all processes must call this."""
-        seconds = max(0.5, self.composer.table.probe * 60 * self.composer.request.minutes)
+        seconds = max(LEAST_PROBE, self.composer.table.probe * 60 * self.composer.request.minutes)
         return measure_stage(stage, config, seconds, self.scratch)
 
 
@@ -124,11 +129,14 @@ def main(request: Request, out: Path, overwrite: bool = False) -> None:
                     print(sample_command(folder, record.figures["caption"]))
                 return
             spent = record.spent + unfinished_seconds(folder, record)
-            composer = Composer(folder, request, table, record.data["settings"])
-            facts = processes.decide(lambda: prepare_pictures(composer, record))
+            origin = processes.decide(lambda: find_origin(request.start_from))
+            composer = Composer(folder, request, table, record.data["settings"], origin)
+            facts, reuse = processes.decide(
+                lambda: (prepare_pictures(composer, record), record.data.get("reuse", False))
+            )
             tried = presets_for(request, table, record.data["total"], record.data["side"])
             preset = find_preset(table, record.preset) if record.preset else tried[0]
-            run = Run(processes, composer, record, facts, began, spent, preset)
+            run = Run(processes, composer, record, facts, began, spent, preset, reuse)
             run_stage(run, "text_tokenizer")
             start = time.monotonic()
             speeds = {} if record.preset else choose_preset(run, tried)
@@ -138,7 +146,7 @@ def main(request: Request, out: Path, overwrite: bool = False) -> None:
             if processes.is_main:
                 print(f"drawing and measuring; {remaining(run)}")
                 with folder.timed(record, "report"):
-                    results = measure_results(folder, run.stores(), facts, run.left)
+                    results = measure_results(folder, run.left)
                 record.figures = results.figures
                 write_report(folder, record, run.stores(), facts, results)
                 folder.save(record)
@@ -161,7 +169,7 @@ def choose_preset(run: Run, tried: list[PresetConfig]) -> dict[str, Speed]:
         run.preset = preset
         speeds = measure_all(run)
         planned, configs = run.processes.decide(partial(plan_all, run, speeds))
-        slow = plan.too_slow(preset, configs, run.composer.fixed)
+        slow = plan.too_slow(preset, planned, run.composer.fixed)
         if not slow or preset is tried[-1]:
             break
         if run.processes.is_main:
@@ -175,7 +183,7 @@ def choose_preset(run: Run, tried: list[PresetConfig]) -> dict[str, Speed]:
         )
         print(plan.plan_text(planned))
         for stage, config in configs.items():
-            if stage != "text_tokenizer":
+            if stage in planned:
                 write_config(run.folder.config(stage), stage, config)
         run.record.preset = preset.name
         run.folder.save(run.record)
@@ -186,7 +194,11 @@ def measure_all(run: Run) -> dict[str, Any]:
     """The speeds of all stages, with stand-ins for what is not trained yet; all processes must call this."""
     configs = run.processes.decide(run.configs)
     run.processes.decide(lambda: shutil.rmtree(run.scratch, ignore_errors=True))
-    speeds: dict[str, Any] = {"image_tokenizer": run.measure("image_tokenizer", configs["image_tokenizer"])}
+    speeds: dict[str, Any] = {}
+    if run.reuse:
+        run.processes.decide(lambda: adopt_image_tokenizer(run, run.scratch / "model"))
+    else:
+        speeds["image_tokenizer"] = run.measure("image_tokenizer", configs["image_tokenizer"])
     cache = run.processes.decide(
         lambda: str(write_stand_in_cache(configs["image_tokenizer"], configs["encode"], run.scratch))
     )
@@ -206,6 +218,8 @@ def plan_all(run: Run, speeds: dict[str, Any]) -> tuple[dict[str, plan.PlannedSt
     left = run.left
     planned = {}
     for part in plan.STAGE_NAMES:
+        if part == "image_tokenizer" and run.reuse:
+            continue
         seconds = plan.budget(run.preset, part, left)
         if part in TRAINED:
             configs[part] = plan.with_steps(
@@ -242,6 +256,9 @@ def run_stage(run: Run, stage: str, speed: Speed | None = None) -> None:
     """
     processes, folder = run.processes, run.folder
     if processes.decide(lambda: is_finished(run, stage)):
+        return
+    if stage == "image_tokenizer" and run.reuse:
+        processes.decide(lambda: adopt_image_tokenizer(run, folder.model))
         return
     if not processes.decide(lambda: stage in run.record.stages):
         config = processes.decide(run.configs)[stage]
@@ -291,6 +308,16 @@ def begin_stage(run: Run, stage: str, config: Any, speed: Speed | None) -> None:
 def remaining(run: Run) -> str:
     """How long everything will still take, in words."""
     return f"{plan.duration(max(1.0, run.left))} left for everything"
+
+
+def adopt_image_tokenizer(run: Run, model_dir: Path) -> None:
+    """Take over the image tokenizer of the checkpoint that is started from."""
+    assert run.composer.origin is not None
+    run.composer.origin.copy_image_tokenizer(model_dir)
+    if model_dir == run.folder.model:
+        result = result_of(run.folder, "image_tokenizer")
+        run.record.stages["image_tokenizer"] = StageRecord(config="", result=result)
+        run.folder.save(run.record)
 
 
 def copy_image_tokenizer(run: Run) -> None:

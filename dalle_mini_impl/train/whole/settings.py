@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import yaml
 from dalle_mini_impl.config.keys import config_sections
 from dalle_mini_impl.config.presets import PresetConfig, PresetTable
 from dalle_mini_impl.config.shipped import FOLDER
-from dalle_mini_impl.config.yaml_io import load, to_dict
+from dalle_mini_impl.config.yaml_io import build_checked, read_values, to_dict
+from dalle_mini_impl.train.shared.start import complete_settings
 from dalle_mini_impl.train.stages import STAGES, Stage
 from dalle_mini_impl.train.whole.folder import RunFolder
 from dalle_mini_impl.train.whole.pictures import PictureFacts
@@ -122,25 +123,33 @@ def least_vocab(facts: PictureFacts, table: PresetTable) -> int:
     return BASE_IDS + math.ceil(table.vocab_per_character * facts.characters)
 
 
-def load_settings(preset: PresetConfig, *changes: Settings) -> dict[str, Any]:
+def load_settings(
+    preset: PresetConfig, *changes: Settings, start_from: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The config of each stage, by file name.
 
     Args:
         preset: its folder has a file for each stage.
         *changes: settings that differ; later ones win.
+        start_from: stage -> checkpoint whose part it starts from, and whose settings of the model it takes over.
 
     Raises:
         UserError: a file is missing, or a setting is wrong.
     """
     home = Path(preset.name) if "/" in preset.name else Path(FOLDER) / preset.name
-    return {
-        stage.file_name: load(
-            stage.config,
-            find_shipped(home / f"{stage.file_name}.yaml"),
-            [setting for change in changes for setting in change.get(stage.file_name, ())],
+    configs: dict[str, Any] = {}
+    for stage in STAGES.values():
+        path = find_shipped(home / f"{stage.file_name}.yaml")
+        values = read_values(
+            stage.config, path, [setting for change in changes for setting in change.get(stage.file_name, ())]
         )
-        for stage in STAGES.values()
-    }
+        origin = (start_from or {}).get(stage.file_name)
+        if origin:
+            values = {name: value for name, value in values.items() if name not in ("model", "text_length")}
+            values["start_from"] = origin
+        config: Any = build_checked(stage.config, values, str(path))
+        configs[stage.file_name] = complete_settings(config, values) if origin else config
+    return configs
 
 
 def write_config(path: Path, stage: str, config: Any) -> None:

@@ -143,7 +143,7 @@ def test_changed_pictures_are_noticed(pictures, tmp_path):
         train_whole(source, out)
     (source / "another.png").unlink()
     (out / "configs" / "image_tokenizer.yaml").open("a").write("# edited\n")
-    with pytest.raises(UserError, match="expected .*image_tokenizer.yaml as it was when its stage began"):
+    with pytest.raises(UserError, match=r"expected .*image_tokenizer.yaml as it was when its stage began"):
         train_whole(source, out)
     assert train_whole(source, out, overwrite=True).figures
 
@@ -173,7 +173,7 @@ def test_an_earlier_run_is_kept_where_the_new_one_cannot_begin(finished, tmp_pat
 def test_a_folder_of_something_else_is_left_alone(pictures, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="got a folder with thesis.txt; name another folder"):
+        with pytest.raises(UserError, match=r"got a folder with thesis\.txt; name another folder"):
             train_whole(pictures, tmp_path, overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -185,7 +185,7 @@ def test_a_replaced_part_is_noticed(finished, pictures, tiny_model, tmp_path):
     (out / "run.json").write_text(json.dumps({**values, "figures": {}}))
     shutil.copy(tiny_model / "transformer.safetensors", out / "model")
     shutil.rmtree(out / "store")
-    with pytest.raises(UserError, match="expected the transformer .* that this run made"):
+    with pytest.raises(UserError, match=r"expected the transformer .* that this run made"):
         train_whole(pictures, out)
 
 

@@ -1,0 +1,65 @@
+"""Starting a whole training from a checkpoint: which of its parts are used, and with which settings."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from dalle_mini_impl.checkpoint.find import find_checkpoint
+from dalle_mini_impl.checkpoint.parts import PARTS
+from dalle_mini_impl.train.whole.settings import Settings
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import replace_file
+
+PART_FILE = "image_tokenizer.safetensors"
+"""File of an image tokenizer."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a whole training starts from."""
+
+    name: str
+    """As the user names it."""
+    parts: tuple[str, ...]
+    """Parts whose weights are used, which are the file names of their stages."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return find_checkpoint(self.name)
+
+    def check_settings(self, user: Settings) -> None:
+        """Refuse settings of the user that the checkpoint determines.
+
+        Raises:
+            UserError: naming one.
+        """
+        for stage in self.parts:
+            for setting in user[stage]:
+                if setting.startswith(("model.", "text_length=")):
+                    raise UserError(
+                        f"expected settings that the checkpoint of --from leaves open, got {stage}.{setting}; leave it "
+                        f"out, or --from"
+                    )
+
+    def copy_image_tokenizer(self, model_dir: Path) -> None:
+        """Copy its image tokenizer into another checkpoint folder."""
+        with replace_file(model_dir / PART_FILE) as temporary:
+            shutil.copyfile(self.folder / PART_FILE, temporary)
+
+
+def find_origin(name: str) -> Origin | None:
+    """The checkpoint of a name; None for an empty one.
+
+    Raises:
+        UserError: there is no such checkpoint, or it has no part with weights.
+    """
+    if not name:
+        return None
+    folder = find_checkpoint(name)
+    parts = tuple(part for part in PARTS if (folder / f"{part}.safetensors").is_file())
+    if PARTS[0] not in parts:
+        raise UserError(
+            f"expected --from a checkpoint with an image tokenizer, got {name}, which has none; name another"
+        )
+    return Origin(name, parts)
