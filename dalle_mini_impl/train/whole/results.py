@@ -89,7 +89,7 @@ def measure_results(folder: RunFolder, seconds: float) -> Results:
     seconds = max(seconds, LEAST_SECONDS)
     dalle = DalleMini.from_pretrained(folder.model)
     reference = open_reference_pictures(folder.store, dalle.image_tokenizer.config.image_size)
-    prompts = choose_prompts(reference)
+    prompts = choose_prompts(dalle, reference)
     figures: dict[str, Any] = {"caption": prompts["seen"][0][1], "caption_nats": caption_nats(dalle, reference)}
     measure: tuple[RPrecision, torch.Tensor] | None = None
     try:
@@ -119,17 +119,20 @@ def measure_results(folder: RunFolder, seconds: float) -> Results:
     return Results(figures=figures, drawn=drawn)
 
 
-def choose_prompts(reference: ReferencePictures) -> dict[str, list[tuple[int, str]]]:
+def choose_prompts(dalle: DalleMini, reference: ReferencePictures) -> dict[str, list[tuple[int, str]]]:
     """Captions to draw by kind, evenly spread over the set: index of the picture of each, and text."""
     captions = {split: captions_of(reference, split) for split in SPLITS.values()}
     seen = {int(reference.concept_ids[index]) for index, _ in captions["train"]}
     # A held-out picture whose caption a training picture has as well is no test of what was not seen.
     held_out = [one for one in captions["validation"] if int(reference.concept_ids[one[0]]) not in seen]
     seen_texts, held_out_texts = ([text for _, text in captions[split]] for split in SPLITS.values())
+    new = new_combinations(seen_texts, held_out_texts, MOST_PROMPTS)
+    length = dalle.stream.config.text_length
+    fitting = [text for text in new if len(dalle.text_tokenizer.encode(text)) <= length]
     return {
         "seen": spread(captions["train"], MOST_PROMPTS),
         "held out": spread(held_out, MOST_PROMPTS),
-        "new": [(-1, text) for text in new_combinations(seen_texts, held_out_texts, NEW_PROMPTS)],
+        "new": [(-1, text) for text in fitting[:NEW_PROMPTS]],
     }
 
 

@@ -5,6 +5,7 @@ Later changes win: the preset's files, its rules for the number of pictures, wha
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -73,9 +74,10 @@ def has_key(stage: str, key: str) -> bool:
     return any(f"{key}.".startswith(f"{name}.") for name in keys_of(stage))
 
 
-def keys_of(stage: str) -> list[str]:
+@functools.cache
+def keys_of(stage: str) -> tuple[str, ...]:
     """All settings of a stage, with dots."""
-    return [key.name for section in config_sections(stage_of(stage).config) for key in section.keys]
+    return tuple(key.name for section in config_sections(stage_of(stage).config) for key in section.keys)
 
 
 def stage_of(file_name: str) -> Stage:
