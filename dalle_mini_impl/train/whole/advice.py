@@ -29,7 +29,7 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
         record: of the run; what was measured in the end counts if it is there.
         facts: about the pictures.
         logs: figures of each stage, by its file name.
-        side: of the model's pictures in pixels.
+        side: the shorter one of the model's pictures in pixels.
     """
     minutes = record.request["minutes"]
     more = f"--minutes {2 * minutes:g}"

@@ -111,7 +111,7 @@ def encoding_seconds(encode: EncodeRun, store: PictureStore, model_dir: Path, de
     seconds = []
     for _ in range(2):  # the first one warms up
         start = time.monotonic()
-        pixels = variant_pixels(store, rows, 0, encode, tokenizer.config.image_size).to(tokenizer.device)
+        pixels = variant_pixels(store, rows, 0, encode, tokenizer.config.size).to(tokenizer.device)
         ids = encode_batch(tokenizer, pixels, encode)[0]
         ids.cpu()
         seconds.append((time.monotonic() - start) / len(rows))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.parts import PARTS
+from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
 from dalle_mini_impl.train.whole.settings import Settings
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
@@ -46,6 +47,20 @@ class Origin:
         """Copy its image tokenizer into another checkpoint folder."""
         with replace_file(model_dir / PART_FILE) as temporary:
             shutil.copyfile(self.folder / PART_FILE, temporary)
+
+    def copy_text_tokenizer(self, path: Path) -> None:
+        """Copy its text tokenizer to a file.
+
+        Raises:
+            UserError: it has an imported one.
+        """
+        if not (self.folder / TEXT_TOKENIZER_FILE).is_file():
+            raise UserError(
+                f"expected {TEXT_TOKENIZER_FILE} in {self.name}, which --from names, got an imported text tokenizer or "
+                f"none, with which nothing can be trained; name a checkpoint trained here"
+            )
+        with replace_file(path) as temporary:
+            shutil.copyfile(self.folder / TEXT_TOKENIZER_FILE, temporary)
 
 
 def find_origin(name: str) -> Origin | None:

@@ -55,6 +55,11 @@ class Composer:
             stage: frozenset(setting.partition("=")[0] for setting in settings) for stage, settings in self.user.items()
         }
 
+    @property
+    def other_proportions(self) -> bool:
+        """Whether the user wants pictures that are not square."""
+        return any(setting.startswith(("model.height=", "model.width=")) for setting in self.user["image_tokenizer"])
+
     def compose(self, preset: PresetConfig, facts: PictureFacts | None = None, processes: int = 1) -> dict[str, Any]:
         """The config of each stage, by file name, before the time has its say.
 
@@ -69,6 +74,7 @@ class Composer:
         data = [f"data.{key}={value}" for key, value in self.data.items()]
         settings = [
             preset_settings(preset, facts.train if facts else 0),
+            {"image_tokenizer": ["model.image_size=0"] if self.other_proportions else []},
             picture_settings(self.folder, self.request.source, data, facts.first_language if facts else ""),
         ]
         start_from: dict[str, str] = {}
@@ -97,7 +103,8 @@ class Composer:
 
     def _fitting(self, configs: dict[str, Any], facts: PictureFacts | None) -> Settings:
         """What follows from the captions, and from the picture size of a checkpoint that is started from."""
-        size = [f"model.image_size={configs['image_tokenizer'].model.image_size}"] if self.origin else []
+        own_size = configs["image_tokenizer"].model.image_size
+        size = [f"model.image_size={own_size}"] if self.origin and own_size else []
         if facts is None:
             return {"scorer": size}
         vocab = max(configs["text_tokenizer"].vocab_size, least_vocab(facts, self.table))
@@ -168,10 +175,16 @@ def choose_data_settings(composer: Composer, look: FirstLook) -> dict[str, Any]:
     every = max(1, math.ceil(look.total / max(readable, table.looked_at)))
     used = look.total // every
     return {
-        "store_size": config.data.size_for(config.model.image_size),
+        **store_size(config.data.frame_for(config.model.size)),
         "validation": round(min(table.validation, table.validation_pictures / used), 6),
         **({"every": every} if every > 1 else {}),
     }
+
+
+def store_size(frame: tuple[int, int]) -> dict[str, int]:
+    """Settings for stored pictures of (height, width)."""
+    height, width = frame
+    return {"store_size": height} if height == width else {"store_height": height, "store_width": width}
 
 
 def presets_for(request: Request, table: PresetTable, pictures: int, side: float) -> list[PresetConfig]:

@@ -21,6 +21,8 @@ from dalle_mini_impl.util.files import replace_file
 from dalle_mini_impl.util.images import open_picture, to_images
 from dalle_mini_impl.util.text import printable
 
+DEFAULT_SIZE = (64, 64)
+"""Of the pictures before there is an image tokenizer."""
 SEEN_PICTURES = 24
 """Pictures shown as the model sees them."""
 RECONSTRUCTED = 12
@@ -76,19 +78,19 @@ def write_report(
     tokenizer = None
     if (folder.model / "image_tokenizer.safetensors").is_file():
         tokenizer, _ = load_image_tokenizer(folder.model)
-    side = tokenizer.config.image_size if tokenizer else 64
+    size = tokenizer.config.size if tokenizer else DEFAULT_SIZE
     source = printable(record.request["source"])
     sections = [
         page.paragraph("" if results else f"Unfinished: {progress(record)}. Load the page again after each stage."),
         *([drawn_section(kind, results) for kind in KINDS] if results else [latest_sheet(folder)]),
         page.section("Measured", figures_table(record, facts, logs)),
-        page.section("What to try next", page.listing(advise(record, facts, logs, side)) if results else ""),
+        page.section("What to try next", page.listing(advise(record, facts, logs, min(size))) if results else ""),
         page.section("Commands", page.commands(command_lines(folder, record))),
         page.section(
             "The pictures as the model sees them",
             page.listing([line.strip() for line in record.data["lines"]]),
             page.paragraph(f"{facts.train:,} to train on, {facts.held_out:,} held out to measure with."),
-            seen_pictures(stores["train"], side),
+            seen_pictures(stores["train"], size),
         ),
         reconstructions(stores["validation"], tokenizer) if tokenizer else "",
         page.section("Learning curves", page.group("sets", charts(logs))),
@@ -183,11 +185,11 @@ def command_lines(folder: RunFolder, record: Record) -> list[str]:
     return [*lines, *(["# the stages one by one, with the same result:"] if stages else []), *stages]
 
 
-def seen_pictures(store: PictureStore, side: int) -> str:
+def seen_pictures(store: PictureStore, size: tuple[int, int]) -> str:
     """Some training pictures at the model's size."""
     captions = [(index, first_caption(entry).text) for index, entry in enumerate(store.entries)]
     chosen = spread(captions, SEEN_PICTURES)
-    images = to_images(pixels_on_white(store.take(np.array([index for index, _ in chosen])), side))
+    images = to_images(pixels_on_white(store.take(np.array([index for index, _ in chosen])), size))
     return page.group(
         "pictures",
         (
@@ -200,7 +202,7 @@ def seen_pictures(store: PictureStore, side: int) -> str:
 def reconstructions(store: PictureStore, tokenizer: ImageTokenizer) -> str:
     """Held-out pictures beside what the image tokenizer makes of them."""
     rows = np.arange(min(RECONSTRUCTED, len(store)))
-    pixels = pixels_on_white(store.take(rows), tokenizer.config.image_size)
+    pixels = pixels_on_white(store.take(rows), tokenizer.config.size)
     before, after = to_images(pixels), to_images(tokenizer.decode(tokenizer.encode(pixels)))
     figures = []
     for row, original, decoded in zip(rows, before, after, strict=True):

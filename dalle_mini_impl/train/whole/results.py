@@ -88,7 +88,7 @@ def measure_results(folder: RunFolder, seconds: float) -> Results:
     start = time.monotonic()
     seconds = max(seconds, LEAST_SECONDS)
     dalle = DalleMini.from_pretrained(folder.model)
-    reference = open_reference_pictures(folder.store, dalle.image_tokenizer.config.image_size)
+    reference = open_reference_pictures(folder.store, dalle.image_tokenizer.config.size)
     prompts = choose_prompts(dalle, reference)
     figures: dict[str, Any] = {"caption": prompts["seen"][0][1], "caption_nats": caption_nats(dalle, reference)}
     measure: tuple[RPrecision, torch.Tensor] | None = None

@@ -195,8 +195,9 @@ def measure_all(run: Run) -> dict[str, Any]:
     configs = run.processes.decide(run.configs)
     run.processes.decide(lambda: shutil.rmtree(run.scratch, ignore_errors=True))
     speeds: dict[str, Any] = {}
-    if run.reuse:
-        run.processes.decide(lambda: adopt_image_tokenizer(run, run.scratch / "model"))
+    origin = run.composer.origin
+    if origin and run.reuse:
+        run.processes.decide(lambda: origin.copy_image_tokenizer(run.scratch / "model"))
     else:
         speeds["image_tokenizer"] = run.measure("image_tokenizer", configs["image_tokenizer"])
     cache = run.processes.decide(
@@ -257,8 +258,8 @@ def run_stage(run: Run, stage: str, speed: Speed | None = None) -> None:
     processes, folder = run.processes, run.folder
     if processes.decide(lambda: is_finished(run, stage)):
         return
-    if stage == "image_tokenizer" and run.reuse:
-        processes.decide(lambda: adopt_image_tokenizer(run, folder.model))
+    if run.composer.origin and (stage == "text_tokenizer" or (stage == "image_tokenizer" and run.reuse)):
+        processes.decide(lambda: adopt(run, stage))
         return
     if not processes.decide(lambda: stage in run.record.stages):
         config = processes.decide(run.configs)[stage]
@@ -310,14 +311,16 @@ def remaining(run: Run) -> str:
     return f"{plan.duration(max(1.0, run.left))} left for everything"
 
 
-def adopt_image_tokenizer(run: Run, model_dir: Path) -> None:
-    """Take over the image tokenizer of the checkpoint that is started from."""
-    assert run.composer.origin is not None
-    run.composer.origin.copy_image_tokenizer(model_dir)
-    if model_dir == run.folder.model:
-        result = result_of(run.folder, "image_tokenizer")
-        run.record.stages["image_tokenizer"] = StageRecord(config="", result=result)
-        run.folder.save(run.record)
+def adopt(run: Run, stage: str) -> None:
+    """Take over a tokenizer of the checkpoint that is started from, in place of the stage that would train one."""
+    origin, folder = run.composer.origin, run.folder
+    assert origin is not None
+    if stage == "text_tokenizer":
+        origin.copy_text_tokenizer(folder.text_tokenizer)
+    else:
+        origin.copy_image_tokenizer(folder.model)
+    run.record.stages[stage] = StageRecord(config="", result=result_of(folder, stage))
+    folder.save(run.record)
 
 
 def copy_image_tokenizer(run: Run) -> None:
