@@ -93,6 +93,9 @@ class Composer:
                 configs[stage] = replace(
                     configs[stage], run=replace(run, batch_size=math.ceil(run.batch_size / parts) * parts)
                 )
+        sampling, ids = configs["transformer"].sampling, configs["image_tokenizer"].model.codebook_size
+        if sampling.top_k > ids and "sampling.top_k" not in self.fixed["transformer"]:
+            configs["transformer"] = replace(configs["transformer"], sampling=replace(sampling, top_k=ids))
         precisions = {configs[stage].run.precision for stage in TRAINED} | {configs["encode"].precision}
         if len(precisions) > 1:
             raise UserError(

@@ -180,7 +180,8 @@ def command_lines(folder: RunFolder, record: Record) -> list[str]:
         ]
     stages = [
         f"dalle train {name.replace('_', '-')} --config {shlex.quote(str(folder.config(name)))}"
-        for name in record.stages
+        for name, kept in record.stages.items()
+        if kept.config
     ]
     return [*lines, *(["# the stages one by one, with the same result:"] if stages else []), *stages]
 
