@@ -468,3 +468,26 @@ def test_folders_of_other_things_are_refused_before_the_work(pictures, tmp_path,
     with pytest.raises(UserError, match=r"expected .*store to be"):
         build_store(pictures)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# --- every n-th picture
+
+
+def test_every_nth_picture_is_used_and_another_number_refused(pictures, tmp_path):
+    def keys(config):
+        return {entry.key for split in ("train", "validation") for entry in open_store(config, split).entries}
+
+    thinned = dataclasses.replace(pictures, store=str(tmp_path / "thinned"), every=3)
+    every, third = keys(pictures), keys(thinned)
+    assert third < every
+    assert len(third) == -(-len(every) // 3)
+    for other in (dataclasses.replace(thinned, every=1), dataclasses.replace(thinned, every=2)):
+        with pytest.raises(UserError, match=r"was built with every=3, the config says every=\d"):
+            open_store(other, "train")
+
+
+def test_a_store_remembers_what_was_skipped(pictures, tmp_path):
+    (tmp_path / "set" / "broken.png").write_bytes(b"no picture")
+    open_store(pictures, "train")
+    assert "broken.png" in picture_store.skipped_text(tmp_path / "store")
+    assert picture_store.skipped_text(tmp_path / "nothing") == ""

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers.processes import Forked, kill_self
@@ -16,8 +17,10 @@ from helpers.training import STAGES, Home, launch
 from helpers.whole import FIXED, TINY, make_twelve, results, train_whole
 from PIL import Image
 
+from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.whole import prepare
 from dalle_mini_impl.train.whole import results as whole_results
 from dalle_mini_impl.train.whole.folder import RunFolder, read_log
 from dalle_mini_impl.util.errors import UserError
@@ -371,3 +374,46 @@ def test_sharded_processes_are_told_what_to_launch_instead(pictures, tmp_path):
     code, output = launch("gpus-8-fsdp", 2, "-m", "dalle_mini_impl", *arguments)
     assert code != 0
     assert "launch train all with configs/accelerate/gpus-8.yaml" in output
+
+
+# --- from another model
+
+STARTED = tuple(setting for setting in FIXED if "model." not in setting)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_checkpoint_is_started_from(finished, pictures, tmp_path, monkeypatch, reuse):
+    out, origin = tmp_path / "out", finished[0] / "model"
+    monkeypatch.setattr(prepare, "image_tokenizer_fit", lambda *_: SimpleNamespace(reuse=reuse))
+    record = train_whole(pictures, out, *STARTED, start_from=str(origin))
+    made = results(record)
+    assert made["text_tokenizer"] == finished[1].stages["text_tokenizer"].result
+    assert (made["image_tokenizer"] == finished[1].stages["image_tokenizer"].result) is reuse
+    assert (out / "configs" / "image_tokenizer.yaml").exists() is not reuse
+    parts = {name: read_part(out / "model", name, weights=False) for name in ("transformer", "scorer")}
+    assert {name: part.trained_with["start_from"] for name, part in parts.items()} == {
+        name: finished[1].stages[name].result for name in parts
+    }
+    if reuse:
+        before = (out / "report.html").read_bytes()
+        assert train_whole(pictures, out, *STARTED, start_from=str(origin)) == record
+        assert (out / "report.html").read_bytes() == before
+
+
+def test_the_image_tokenizer_of_a_checkpoint_is_measured(finished, pictures, tmp_path, capsys):
+    record = train_whole(pictures, tmp_path / "out", *STARTED, start_from=str(finished[0] / "model"))
+    assert type(record.data["reuse"]) is bool
+    assert f"image tokenizer of {finished[0] / 'model'} on 11 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("start_from", "settings", "message"),
+    [
+        ("nowhere", STARTED, "nowhere"),
+        ("", (*STARTED, "transformer.model.n_layer=2"), "expected settings that the checkpoint of --from leaves open"),
+    ],
+)
+def test_starts_that_cannot_be(finished, pictures, tmp_path, start_from, settings, message):
+    with pytest.raises(UserError, match=message):
+        train_whole(pictures, tmp_path / "out", *settings, start_from=start_from or str(finished[0] / "model"))
+    assert not (tmp_path / "out").exists()
