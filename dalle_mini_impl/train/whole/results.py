@@ -159,8 +159,9 @@ def measure_prompts(
     reference: ReferencePictures, judge: Judge, prompts: dict[str, list[tuple[int, str]]], seconds: float
 ) -> tuple[RPrecision, torch.Tensor]:
     """Have the judge look at the pictures of the prompts, and at others for some seconds; see `measure_within`."""
-    indices = tuple(index for kind in SPLITS for index, _ in prompts[kind])
-    return measure_within(reference, judge, Captions(indices, len(prompts["held out"])), seconds, seed=0)
+    chosen = [(index, kind == "held out") for kind in SPLITS for index, _ in prompts[kind]]
+    captions = Captions(tuple(index for index, _ in chosen), tuple(held_out for _, held_out in chosen))
+    return measure_within(reference, judge, captions, seconds, seed=0)
 
 
 def r_precision_of(
