@@ -9,7 +9,9 @@ import click
 
 from dalle_mini_impl.cli.options import FiniteFloat, examples, model_option, precision_option
 from dalle_mini_impl.cli.sampling_options import (
+    announce_loading,
     generate_arguments,
+    generate_shown,
     sampled_id_count,
     sampling_options,
     use_scorer,
@@ -81,7 +83,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
 
     from tqdm import tqdm
 
-    from dalle_mini_impl.pipeline.canvas import Region
+    from dalle_mini_impl.pipeline.canvas import Region, completion_canvas, variation_canvas
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.util.images import open_picture
 
@@ -89,19 +91,20 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     picture = open_picture(image)
     box = box_in_pixels(edges, picture.size) if edges else None
     mask = open_picture(options["mask"]) if options["mask"] else None
+    announce_loading(options["model"], "to redraw parts of a picture")
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     use_scorer(dalle, options["scorer"])
     id_count = sampled_id_count(arguments, dalle.stream.image_length)
-    region = {"rows": options["keep_rows"], "box": box, "mask": mask, "panel": options["panel"]}
-    if not options["variations"]:
-        cells = Region(**region).cells(picture.size, dalle.stream.config.grid, dalle.image_tokenizer.config.factor)
-        click.echo(describe_region(cells), err=True)
+    canvas_of = dalle.image_tokenizer, dalle.stream.config.grid, picture
+    if options["variations"]:
+        canvas = variation_canvas(*canvas_of, options["strength"])
+    else:
+        canvas = completion_canvas(
+            *canvas_of, Region(options["keep_rows"], box, mask, options["panel"]), options["paste"]
+        )
+        click.echo(describe_region(canvas.known.redraw), err=True)
     with tqdm(total=id_count, unit=" ids", disable=None, leave=False) as bar:  # None: only on a terminal
-        arguments |= {"chunk": options["chunk"], "progress": bar.update}
-        if options["variations"]:
-            result = dalle.variations(picture, text, strength=options["strength"], **arguments)
-        else:
-            result = dalle.complete(picture, text, paste=options["paste"], **region, **arguments)
+        result = generate_shown(dalle, {"prompt": text, **arguments}, bar, options, canvas)
     layout = {"columns": options["columns"], "scores": options["scores"]}
     zoom = options["zoom"] or 1
     metadata = {**result.metadata(zoom=zoom), "layout": layout}

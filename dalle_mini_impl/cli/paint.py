@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=0,
     metavar="STEPS",
-    help="Write …-preview.png beside --out every so many steps; 0 writes none.",
+    help="Write …-preview.png beside --out at once and every so many steps; 0 writes none.",
 )
 @click.option(
     "--frames",
@@ -104,6 +104,8 @@ def paint(prompts: tuple[str, ...], **options: Any) -> None:
     painter = load_painter(prompts, options)
     frames = [painter.image] if shown_steps else []
     last = None
+    if options["preview_every"]:
+        save_preview(painter.image, options["out"])
     try:
         for last in with_progress_bar(painter):
             if last.number in shown_steps:

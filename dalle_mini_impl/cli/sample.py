@@ -1,7 +1,6 @@
 """`dalle sample`: prompts -> one grid of pictures and, with `--save-dir`, each picture as a file of its own."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,9 @@ import click
 
 from dalle_mini_impl.cli.options import examples, model_option, precision_option, read_texts_file, texts_file_option
 from dalle_mini_impl.cli.sampling_options import (
+    announce_loading,
     generate_arguments,
+    generate_shown,
     sampled_id_count,
     sampling_options,
     use_scorer,
@@ -70,8 +71,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
         if options["rank"] == "none":  # the pictures as they are listed, which needs no scorer
             requests = [{**request, "rank": "none"} for request in requests]
     precision = options["precision"] or (recorded.precision if recorded else "auto")
-    if sys.stderr.isatty():
-        click.echo(f"loading {printable(name)} to draw pictures for {len(requests)} prompts", err=True)
+    announce_loading(name, f"to draw pictures for {len(requests)} prompts")
     dalle = DalleMini.from_pretrained(name, processes.device, precision)
     if recorded and recorded.checkpoint != dalle.source["checkpoint"]:
         raise UserError(
@@ -92,10 +92,11 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     own_requests = processes.own_items(requests)
     own_results: list[Result] = []
     id_count = sum(sampled_id_count(request, dalle.stream.image_length) for request in own_requests)
+    own_options = options if processes.is_main else {**options, "preview": None}
     hidden = None if processes.is_main else True  # None hides the bar where standard error is no terminal
     with tqdm(total=id_count, unit=" ids", disable=hidden, leave=False) as bar:
         for request in own_requests:
-            own_results.append(dalle.generate(**request, chunk=options["chunk"], progress=bar.update))
+            own_results.append(generate_shown(dalle, request, bar, own_options))
     results = processes.gather(own_results)
     if not processes.is_main:
         return

@@ -1,5 +1,7 @@
 """What the commands that sample have in common: their options, and how they report and write pictures."""
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,14 +23,16 @@ from dalle_mini_impl.cli.options import (
     seed_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import OutputFolder
+from dalle_mini_impl.cli.outputs import OutputFile, OutputFolder
 from dalle_mini_impl.config.sampling import MAX_ZOOM, RANKS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
+    from tqdm import tqdm
 
+    from dalle_mini_impl.pipeline.canvas import Canvas
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.pipeline.results import Result
 
@@ -74,6 +78,12 @@ sampling_options = add_options(
         click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
         out_option("PNG for the grid of pictures.", "grid.png", endings=(".png",)),
         click.option("--save-dir", type=OutputFolder(), metavar="FOLDER", help="Folder for the separate pictures."),
+        click.option(
+            "--preview",
+            type=OutputFile(".png"),
+            metavar="FILE",
+            help="Write the pictures so far to this .png, the first ones at once.",
+        ),
         device_option(),
         click.option(
             "--chunk",
@@ -177,6 +187,64 @@ def sampled_id_count(arguments: dict[str, Any], image_length: int) -> int:
 
     candidates = len(arguments["seeds"]) if "seeds" in arguments else arguments["candidates"]
     return candidates * image_length * (1 + SEAM_PASSES * bool(arguments.get("tile")))
+
+
+def announce_loading(name: str, purpose: str) -> None:
+    """Say on a terminal that a model is being loaded, which may take a while."""
+    if sys.stderr.isatty():
+        click.echo(f"loading {printable(name)} {purpose}", err=True)
+
+
+def generate_shown(
+    dalle: "DalleMini",
+    request: dict[str, Any],
+    bar: "tqdm[Any]",
+    options: dict[str, Any],
+    canvas: "Canvas | None" = None,
+) -> "Result":
+    """As `DalleMini.generate`, with a progress bar and, with `--preview`, the pictures so far in a file.
+
+    Args:
+        dalle: the model.
+        request: arguments of `generate`.
+        bar: counts image ids.
+        options: of the command, which has `sampling_options`.
+        canvas: a picture some of which is redrawn.
+    """
+    arguments = {**request, "chunk": options["chunk"], "canvas": canvas, "progress": _progress(dalle, request, bar)}
+    bar.set_description("")
+    if options["preview"] is None:
+        return dalle.generate(**arguments)
+
+    from dalle_mini_impl.pipeline.canvas import model_size
+    from dalle_mini_impl.pipeline.previews import first_preview
+    from dalle_mini_impl.util.images import contact_sheet, enlarge, save_png
+
+    def show(images: "list[Image.Image]") -> None:
+        save_png(contact_sheet(enlarge(images, options["zoom"] or 1)), options["preview"])
+
+    candidates = len(request["seeds"]) if request.get("seeds") else request["candidates"]
+    count = min(request["keep"], candidates, options["chunk"])
+    show([first_preview(model_size(dalle.image_tokenizer, dalle.stream.config.grid), canvas)] * count)
+    for preview in dalle.stream_previews(**arguments, show=count):
+        show(preview.images)
+        result = preview.result
+    assert result is not None  # the last preview has it
+    return result
+
+
+def _progress(dalle: "DalleMini", request: dict[str, Any], bar: "tqdm[Any]") -> Callable[[int], None]:
+    """Moves a bar by sampled ids, and says on it when they are all sampled and pictures are decoded and ranked."""
+    left = sampled_id_count(request, dalle.stream.image_length)
+
+    def update(ids: int) -> None:
+        nonlocal left
+        left -= ids
+        bar.update(ids)
+        if left <= 0:
+            bar.set_description("decoding and ranking")
+
+    return update
 
 
 def write_results(

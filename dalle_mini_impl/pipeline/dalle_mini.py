@@ -266,8 +266,8 @@ class DalleMini:
             **options: all other arguments of `generate`.
 
         Yields:
-            The pictures so far, after some rows of the token grid; at the end those that are kept, with the result that
-            `generate` returns.
+            The pictures so far, after some rows of the token grid, or of cells where a row takes longer than a second;
+            at the end those that are kept, with the result that `generate` returns.
 
         Raises:
             UserError: as `generate`, or `show` or `share` is out of range.

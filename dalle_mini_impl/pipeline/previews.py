@@ -4,16 +4,21 @@ import dataclasses
 import time
 from collections.abc import Callable, Generator
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.pipeline.canvas import Canvas
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Preview
-from dalle_mini_impl.sampling.generate import GeneratedIds, generate_rows
+from dalle_mini_impl.sampling.generate import GeneratedIds, generate_cells
 from dalle_mini_impl.util.errors import UserError
+
+PATIENCE = 1.0
+"""Seconds without a preview after which one is made in the middle of a row."""
 
 
 def generate_previews(
@@ -36,7 +41,7 @@ def generate_previews(
         share: see `DalleMini.stream_previews`.
 
     Yields:
-        After some rows of the token grid, the pictures so far.
+        The pictures so far, after some rows of the token grid; if a row takes longer than `PATIENCE`, within it.
 
     Returns:
         All candidates that were not pruned.
@@ -58,30 +63,65 @@ def generate_previews(
         request.progress(ids)
 
     counted = dataclasses.replace(request, progress=progress)
-    rows = generate_rows(transformer, stream, **counted.decoding_arguments)
-    start = time.perf_counter()
+    cells = generate_cells(transformer, stream, **counted.decoding_arguments)
+    width = stream.config.grid[1]
+    start = last = time.perf_counter()
     spent = 0.0  # seconds that all previews so far have taken
     longest = 0.0  # seconds that one of them has taken at most
     while True:
         try:
-            ids = next(rows)[:show]
+            ids = next(cells)[:show]
         except StopIteration as end:
             return end.value
         before = time.perf_counter()
+        is_due = ids.shape[1] % width == 0 or before - last > PATIENCE
         # A preview is made where it will probably not exceed its share of the time so far.
-        if spent + longest < share * (before - start) and sampled < total:
-            images = _decode_unfinished(ids, stream.config.grid[0], decode)
-            seconds = time.perf_counter() - before
+        if is_due and spent + longest < share * (before - start) and sampled < total:
+            images = _decode_unfinished(ids, stream.config.grid, request.canvas, decode)
+            last = time.perf_counter()
+            seconds = last - before
             spent += seconds
             longest = max(longest, seconds)
             yield Preview(sampled / total, images)
 
 
-def _decode_unfinished(ids: Tensor, height: int, decode: Callable[[Tensor], list[Image.Image]]) -> list[Image.Image]:
-    """Pictures of the first rows of ids (n, r, w); the rest of the `height` rows is white."""
-    rows = ids.shape[1]
-    # Pixels of the last row also depend on the row below, through convolutions: repeating it is the best guess.
-    images = decode(torch.cat([ids, ids[:, -1:].expand(-1, height - rows, -1)], 1))
+def first_preview(size: tuple[int, int], canvas: Canvas | None) -> Image.Image:
+    """What can be shown before any id is sampled: white, or a canvas with white cells where it will be redrawn.
+
+    Args:
+        size: width and height in pixels of the pictures.
+        canvas: see `DalleMini.generate`.
+    """
+    if canvas is None:
+        return Image.new("RGB", size, "white")
+    image = canvas.picture.copy()
+    _whiten(image, canvas.known.redraw)
+    return image
+
+
+def _decode_unfinished(
+    ids: Tensor, grid: tuple[int, int], canvas: Canvas | None, decode: Callable[[Tensor], list[Image.Image]]
+) -> list[Image.Image]:
+    """Pictures of the first m ids (n, m); cells that are still to be sampled are white."""
+    done, cells, width = ids.shape[1], grid[0] * grid[1], grid[1]
+    if canvas is not None:
+        rest = canvas.known.image_ids.to(ids).flatten(-2)[..., done:].expand(len(ids), -1)
+        missing = canvas.known.redraw.flatten().clone()
+    else:
+        # Pixels also depend on the cells below them and on their right, through convolutions: the best guess for these
+        # are the ids above them.
+        above = ids[:, -width:] if done >= width else ids[:, -1:]
+        rest = above.repeat(1, cells)[:, : cells - done]
+        missing = torch.ones(cells, dtype=torch.bool)
+    missing[:done] = False
+    images = decode(torch.cat([ids, rest], 1).unflatten(1, grid))
+    images = [canvas.paste_original(image) for image in images] if canvas else images
     for image in images:
-        image.paste("white", (0, image.height * rows // height, image.width, image.height))
+        _whiten(image, missing.unflatten(0, grid))
     return images
+
+
+def _whiten(image: Image.Image, cells: Tensor) -> None:
+    """Make some cells (h, w) of a picture white."""
+    mask = Image.fromarray(cells.numpy().astype(np.uint8) * 255)
+    image.paste("white", (0, 0), mask.resize(image.size, Image.Resampling.NEAREST))

@@ -95,18 +95,18 @@ def generate(
         UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the known picture
             does not fit the stream.
     """
-    rows = generate_rows(
+    cells = generate_cells(
         transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, known=known
     )
     while True:
         try:
-            next(rows)
+            next(cells)
         except StopIteration as end:
             return end.value
 
 
 @torch.inference_mode()
-def generate_rows(
+def generate_cells(
     transformer: Decoder,
     stream: Stream,
     prompt: Prompt,
@@ -118,10 +118,10 @@ def generate_rows(
     prune_to: int | None = None,
     known: KnownIds | None = None,
 ) -> Generator[Tensor, None, GeneratedIds]:
-    """As `generate`, but yields the image ids so far after each row of the token grid.
+    """As `generate`, but yields the image ids so far after each cell of the token grid.
 
     Yields:
-        (n, r, w): the first r rows of the candidates of the chunk that is being decoded.
+        (n, m): the first m ids, in raster order, of the candidates of the chunk that is being decoded.
 
     Returns:
         All candidates that were not pruned, in the order of their seeds.
@@ -192,7 +192,6 @@ def _decode_chunk(
     """Continue from the start, one cell at a time for all candidates, and sum up their log-likelihoods."""
     uniforms, redraw, image_ids = candidates
     cells = stream.image_length
-    width = stream.config.grid[1]
     continuations = Continuations(transformer, start.prompts, len(image_ids), stream.length)
     log_likelihood = start.log_likelihood.repeat(len(image_ids))
     indices = torch.arange(len(image_ids), device=image_ids.device)
@@ -212,8 +211,7 @@ def _decode_chunk(
             indices, uniforms, redraw, image_ids, log_likelihood, ids = (
                 values[kept] for values in (indices, uniforms, redraw, image_ids, log_likelihood, ids)
             )
-        if (cell + 1) % width == 0:
-            yield image_ids[:, : cell + 1].unflatten(1, (-1, width))
+        yield image_ids[:, : cell + 1]
         if cell + 1 < cells:
             continuations.append(ids + stream.image_offset)
     return GeneratedIds(indices, image_ids.unflatten(1, stream.config.grid), log_likelihood)

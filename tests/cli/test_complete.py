@@ -53,6 +53,19 @@ def test_the_command_gives_the_pictures_of_the_api(run, tiny_dalle, picture):
     assert "redrawing 5 of 15 cells\n" in done.stderr
 
 
+def test_the_first_preview_shows_what_is_kept(run, monkeypatch, picture):
+    written = []
+    monkeypatch.setattr(
+        "dalle_mini_impl.util.images.save_png", lambda image, path, metadata=None: written.append(image)
+    )
+    run("in.png", "--box", "16,8,40,24", "--keep", 1, "--preview", "so-far.png")
+    first, *_, last, grid = written
+    expected = picture.convert("RGB")
+    expected.paste("white", (16, 8, 40, 24))
+    assert np.array_equal(rgb_values(first.crop((4, 4, 44, 28))), rgb_values(expected))
+    assert np.array_equal(rgb_values(last.crop((4, 4, 44, 28))), rgb_values(grid.crop((48, 4, 88, 28))))
+
+
 def test_scorer_and_zoom_work_as_for_sample(run, tiny_dalle, other_scorer, picture):
     run("in.png", "--keep-rows", 2, "--keep", 2, "--scorer", other_scorer, "--zoom", 2)
     expected = tiny_dalle.complete(picture, rows=2, candidates=3, keep=3, rank="none")

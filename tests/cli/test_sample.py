@@ -165,6 +165,45 @@ def test_a_zoom_out_of_range_is_refused(refused, tiny_model):
         assert "--zoom" in one_line(refused("sample", "a cat", "--zoom", zoom, "--model", tiny_model))
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """What is written as PNG, in order: name and picture."""
+    calls = []
+
+    def save_and_record(image, path, metadata=None):
+        calls.append((Path(path).name, np.asarray(image.convert("RGB"))))
+        return save_png(image, path, metadata)
+
+    monkeypatch.setattr("dalle_mini_impl.util.images.save_png", save_and_record)
+    return calls
+
+
+def test_previews_begin_at_once_and_end_with_the_kept_pictures(sample, written):
+    sample("a cat", "--keep", 2, "--seed", 4, "--out", "plain.png")
+    sample("a cat", "--keep", 2, "--seed", 4, "--preview", "so-far.png", "--out", "grid.png")
+    names = [name for name, _ in written]
+    assert names == ["plain.png", *["so-far.png"] * (len(names) - 2), "grid.png"]
+    first, *_, last = (picture for name, picture in written if name == "so-far.png")
+    assert (first == 255).all()
+    assert first.shape == last.shape
+    assert np.array_equal(last, pixels("grid.png"))
+    assert read_metadata("grid.png") == read_metadata("plain.png")
+    assert np.array_equal(pixels("grid.png"), pixels("plain.png"))
+
+
+def test_previews_of_several_prompts_follow_each_other(sample, written):
+    sample("a cat", "a red heart", "--keep", 1, "--zoom", 2, "--preview", "so-far.png")
+    blank = [bool((picture == 255).all()) for name, picture in written if name == "so-far.png"]
+    assert blank[0]
+    assert blank.count(True) == 2
+    assert not blank[-1]
+
+
+def test_previews_must_be_png(refused, tiny_model):
+    error = one_line(refused("sample", "a cat", "--preview", "so-far.jpg", "--model", tiny_model))
+    assert ".png" in error
+
+
 def test_columns_and_scores_change_the_grid(sample):
     sample("a cat", "--out", "plain.png")
     sample("a cat", "--columns", 3, "--out", "wide.png")

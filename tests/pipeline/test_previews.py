@@ -4,9 +4,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dalle_mini_impl import UserError
 from dalle_mini_impl.pipeline import previews
+from dalle_mini_impl.pipeline.canvas import Region, completion_canvas
+
+FACTOR = 8
+"""Pixels per cell of the tiny model, along each side."""
+
+
+def values(image):
+    return np.asarray(image, dtype=int)
 
 
 def test_previews_show_finished_rows_above_white_and_end_with_the_result(tiny_dalle):
@@ -16,11 +25,10 @@ def test_previews_show_finished_rows_above_white_and_end_with_the_result(tiny_da
     finished = tiny_dalle.generate("a cat", candidates=5, keep=5, seed=4, rank="none")
     for index, preview in enumerate(given):
         chunk, row = divmod(index, 3)
-        height = 8 * (row + 1)
+        height = FACTOR * (row + 1)
         for image, candidate in zip(preview.images, finished[3 * chunk :][:2], strict=True):
-            preview_values, final_values = (np.asarray(picture, dtype=int) for picture in (image, candidate.image))
-            assert (preview_values[height:] == 255).all()
-            equal = (preview_values[:height] == final_values[:height]).mean()
+            assert (values(image)[height:] == 255).all()
+            equal = (values(image)[:height] == values(candidate.image)[:height]).mean()
             assert equal > (0.99 if row == 2 else 0.2)  # rows below also change the pixels above them
     assert last.done == 1
     expected = tiny_dalle.generate("a cat", candidates=5, keep=2, seed=4)
@@ -29,12 +37,56 @@ def test_previews_show_finished_rows_above_white_and_end_with_the_result(tiny_da
         assert np.array_equal(np.asarray(image), np.asarray(candidate.image))
 
 
-@pytest.mark.parametrize(("share", "done"), [(0.0, [1.0]), (0.5, [1 / 3, 1.0]), (1.0, [1 / 3, 2 / 3, 1.0])])
-def test_previews_take_at_most_their_share_of_the_time(tiny_dalle, monkeypatch, share, done):
-    clock = iter(range(0, 1000, 10))  # ten seconds pass between two readings
-    monkeypatch.setattr(previews, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+@pytest.fixture
+def ticking(monkeypatch):
+    """Let some seconds pass between two readings of the clock."""
+
+    def tick(seconds):
+        clock = iter(seconds * reading for reading in range(1000))
+        monkeypatch.setattr(previews, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    return tick
+
+
+@pytest.mark.parametrize(("share", "done"), [(0.0, [1.0]), (0.15, [1 / 3, 1.0]), (1.0, [1 / 3, 2 / 3, 1.0])])
+def test_previews_take_at_most_their_share_of_the_time(tiny_dalle, ticking, share, done):
+    ticking(0.1)
     given = tiny_dalle.stream_previews("a cat", candidates=2, share=share)
     assert [preview.done for preview in given] == pytest.approx(done)
+
+
+def test_previews_do_not_wait_for_the_end_of_a_slow_row(tiny_dalle, ticking):
+    ticking(10)
+    first, second, *rest = tiny_dalle.stream_previews("a cat", candidates=2, share=1.0, seed=4)
+    assert [first.done, second.done] == pytest.approx([1 / 15, 2 / 15])
+    assert len(rest) == 13
+    for preview, cells in ((first, 1), (second, 2)):
+        shown = values(preview.images[0])
+        assert (shown[FACTOR:] == 255).all()
+        assert (shown[:FACTOR, cells * FACTOR :] == 255).all()
+        assert (shown[:FACTOR, : cells * FACTOR] != 255).any()
+
+
+def test_previews_of_a_canvas_show_what_is_kept(tiny_dalle, ticking):
+    ticking(10)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 200, (24, 40, 3), dtype=np.uint8))
+    region = Region(box=(16, 8, 32, 24))
+    canvas = completion_canvas(tiny_dalle.image_tokenizer, (3, 5), picture, region, paste=True)
+    before = values(previews.first_preview((40, 24), canvas))
+    redrawn = np.zeros((24, 40), dtype=bool)
+    redrawn[8:, 16:32] = True
+    assert (before[redrawn] == 255).all()
+    assert np.array_equal(before[~redrawn], values(picture)[~redrawn])
+    first, *_ = tiny_dalle.stream_previews("a cat", candidates=2, share=1.0, canvas=canvas)
+    shown = values(first.images[0])
+    assert np.array_equal(shown[~redrawn], values(picture)[~redrawn])
+    redrawn[8:16, 16:24] = False  # the first cell
+    assert (shown[redrawn] == 255).all()
+    assert (shown[8:16, 16:24] != 255).any()
+
+
+def test_without_a_canvas_the_first_preview_is_white():
+    assert (values(previews.first_preview((7, 5), None)) == 255).all()
 
 
 @pytest.mark.parametrize("options", [{"show": 0}, {"share": 1.5}, {"share": -0.1}])

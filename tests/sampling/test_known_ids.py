@@ -5,7 +5,7 @@ from helpers.models import GRID, make_transformer
 from helpers.sampling import PROMPT, SETTINGS, random_image_ids, sample
 
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.sampling.generate import generate_rows
+from dalle_mini_impl.sampling.generate import generate_cells
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.util.errors import UserError
@@ -61,13 +61,13 @@ def test_known_ids_that_come_first_are_run_once_for_all_candidates(model):
     assert sum(calls) == 11 * 15
 
 
-def test_known_rows_are_part_of_the_first_rows_that_are_yielded(model):
+def test_known_rows_are_part_of_the_first_ids_that_are_yielded(model):
     picture = random_image_ids()
     transformer, stream = model
     known = KnownIds(picture, REDRAW["lower rows"])
-    (rows,) = generate_rows(transformer, stream, PROMPT, [3, 5], SETTINGS, known=known)
-    assert rows.shape == (2, 3, 5)
-    assert torch.equal(rows[:, :2], picture[:2].expand(2, -1, -1))
+    cells = list(generate_cells(transformer, stream, PROMPT, [3, 5], SETTINGS, known=known))
+    assert [ids.shape for ids in cells] == [(2, count) for count in range(11, 16)]
+    assert torch.equal(cells[0][:, :10], picture[:2].flatten().expand(2, -1))
 
 
 def test_each_candidate_may_have_known_ids_of_its_own(model):
