@@ -73,9 +73,11 @@ class PresetTable:
     probe: Share = 0.003
     """Share of the time in which the speed of a stage is measured, each time."""
     validations: Count = 5
-    """Validations in each stage."""
+    """Validations in each stage, at the most."""
     sheets: Count = 3
-    """Sheets of sample pictures in each stage."""
+    """Sheets of sample pictures in each stage, at the most."""
+    watching: Share = 0.06
+    """Largest share of a stage for its validations, and for its sheets; but the last ones are always made."""
     saving: Share = 0.05
     """Share of a stage between two resumable states; but at least half a minute."""
     validation: Share = 0.05

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dalle_mini_impl.config.presets import PresetConfig, PresetTable
+from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.train.whole.measure import Speed
 from dalle_mini_impl.train.whole.settings import TRAINED
 from dalle_mini_impl.util.tables import aligned_table
@@ -66,15 +67,17 @@ def with_steps(config: Any, seconds: float, speed: Speed, table: PresetTable, fi
         table: says how often it validates, samples and saves.
         fixed: settings that the user gave, which stay.
     """
-    other = table.validations * speed.validation + table.sheets * speed.rest
+    validations = most_times(table.validations, speed.validation, seconds, table)
+    sheets = most_times(table.sheets, speed.rest, seconds, table)
+    other = validations * speed.validation + (sheets if draws_sheets(config) else 1) * speed.rest
     steps = config.run.steps
     if "run.steps" not in fixed:
         steps = max(LEAST_STEPS, int((seconds - other) / max(speed.step, 1e-6)))
     save_seconds = max(LEAST_SAVING, table.saving * seconds)
     run = {
         "steps": steps,
-        "validate_every": math.ceil(steps / table.validations),
-        "sample_every": math.ceil(steps / table.sheets) if config.run.sample_every else 0,
+        "validate_every": math.ceil(steps / validations),
+        "sample_every": math.ceil(steps / sheets) if config.run.sample_every else 0,
         "save_every": max(1, min(steps, int(save_seconds / max(speed.step, 1e-6)))),
         "log_every": max(1, min(LONGEST_LOG_INTERVAL, steps // LOG_LINES)),
     }
@@ -85,9 +88,22 @@ def with_steps(config: Any, seconds: float, speed: Speed, table: PresetTable, fi
     return replace(config, run=replace(config.run, **run), optimizer=optimizer)
 
 
-def expected_seconds(config: Any, speed: Speed, table: PresetTable) -> float:
+def most_times(wanted: int, each: float, seconds: float, table: PresetTable) -> int:
+    """How often something can be done in a stage without taking too large a share of its time; at least once."""
+    return max(1, min(wanted, int(table.watching * seconds / max(each, 1e-6))))
+
+
+def draws_sheets(config: Any) -> bool:
+    """Whether sheets of samples take a stage time of their own: those of the image tokenizer are part of validation."""
+    return isinstance(config, TransformerRun) and config.run.sample_every > 0
+
+
+def expected_seconds(config: Any, speed: Speed) -> float:
     """Time that a stage takes with these settings."""
-    return config.run.steps * speed.step + table.validations * speed.validation + table.sheets * speed.rest
+    run = config.run
+    validations = math.ceil(run.steps / run.validate_every) if run.validate_every else 0
+    sheets = math.ceil(run.steps / run.sample_every) if draws_sheets(config) else 1
+    return run.steps * speed.step + validations * speed.validation + sheets * speed.rest
 
 
 def fitting_variants(config: Any, pictures: int, held_out: int, seconds: float, each: float) -> int:

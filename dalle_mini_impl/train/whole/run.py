@@ -226,7 +226,7 @@ def plan_all(run: Run, speeds: dict[str, Any]) -> tuple[dict[str, plan.PlannedSt
             configs[part] = plan.with_steps(
                 configs[part], seconds, speeds[part], run.composer.table, run.composer.fixed[part]
             )
-            seconds = plan.expected_seconds(configs[part], speeds[part], run.composer.table)
+            seconds = plan.expected_seconds(configs[part], speeds[part])
             planned[part] = plan.PlannedStage(seconds, configs[part].run.steps, speeds[part])
         else:
             if part == "encode":
@@ -292,7 +292,7 @@ def begin_stage(run: Run, stage: str, config: Any, speed: Speed | None) -> None:
     if speed is not None:
         table, fixed = run.composer.table, run.composer.fixed[stage]
         config = plan.with_steps(config, seconds, speed, table, fixed)
-        seconds = plan.expected_seconds(config, speed, table)
+        seconds = plan.expected_seconds(config, speed)
         print(f"{number}: {config.run.steps:,} steps in about {plan.duration(seconds)}; {remaining(run)}")
     elif stage == "encode":
         store = open_store(config.data, "train")

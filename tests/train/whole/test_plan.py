@@ -9,7 +9,7 @@ from dalle_mini_impl.train.whole.measure import Speed
 
 SHARES = SharesConfig(image_tokenizer=4, encode=1, transformer=3, scorer=1, report=1)
 PRESET = PresetConfig(name="one", shares=SHARES, least_steps=50)
-TABLE = PresetTable(presets=(PRESET,), validations=4, sheets=2)
+TABLE = PresetTable(presets=(PRESET,), validations=4, sheets=2, watching=0.1)
 SPEED = Speed(step=0.1, validation=1.0, rest=3.0)
 NOTHING: frozenset[str] = frozenset()
 
@@ -24,7 +24,7 @@ def test_what_is_left_is_divided_among_the_parts_to_come():
 def test_steps_fill_the_time_beside_validations_and_sheets():
     config = plan.with_steps(TransformerRun(), 60, SPEED, TABLE, NOTHING)
     assert config.run.steps == (60 - 4 * 1 - 2 * 3) / 0.1
-    assert plan.expected_seconds(config, SPEED, TABLE) == pytest.approx(60)
+    assert plan.expected_seconds(config, SPEED) == pytest.approx(60)
     assert (config.run.validate_every, config.run.sample_every) == (125, 250)
     assert config.run.save_every == 300  # half a minute
     assert config.run.log_every == 2
@@ -33,6 +33,15 @@ def test_steps_fill_the_time_beside_validations_and_sheets():
     assert long.run.save_every == 3000  # a twentieth
     assert long.run.log_every == 20
     assert long.optimizer.warmup_steps == OptimizerConfig().warmup_steps
+
+
+def test_watching_takes_a_small_share_of_the_time():
+    config = plan.with_steps(TransformerRun(), 25, SPEED, TABLE, NOTHING)  # a tenth are two validations, and no sheet
+    assert config.run.steps == (25 - 2 * 1 - 1 * 3) / 0.1
+    assert (config.run.validate_every, config.run.sample_every) == (100, 200)
+    scorer = plan.with_steps(ScorerRun(), 60, SPEED, TABLE, NOTHING)  # draws no sheets
+    assert scorer.run.steps == (60 - 4 * 1 - 3) / 0.1
+    assert plan.expected_seconds(scorer, SPEED) == pytest.approx(60)
 
 
 def test_there_are_always_some_steps():

@@ -269,6 +269,7 @@ def test_the_report_is_complete_and_needs_nothing_else(finished):
     assert "R-precision" in words or "judge" in words
 
 
+@pytest.mark.slow
 def test_captions_cannot_change_the_page(tmp_path):
     source = make_twelve(tmp_path / "pictures")
     for path in source.glob("*.txt"):
@@ -282,6 +283,7 @@ def test_captions_cannot_change_the_page(tmp_path):
 # --- sources
 
 
+@pytest.mark.slow
 def test_a_table_with_languages_and_a_tar_are_trained_on(pictures, tmp_path, capsys):
     rows = [
         {"path": str(path), "captions": [{"text": path.stem, "language": "en"}, {"text": "Bild", "language": "de"}]}
@@ -400,6 +402,7 @@ def test_a_checkpoint_is_started_from(finished, pictures, tmp_path, monkeypatch,
         assert (out / "report.html").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_image_tokenizer_of_a_checkpoint_is_measured(finished, pictures, tmp_path, capsys):
     record = train_whole(pictures, tmp_path / "out", *STARTED, start_from=str(finished[0] / "model"))
     assert type(record.data["reuse"]) is bool
