@@ -54,6 +54,13 @@ def test_every_option_reaches_the_painter(tiny_model, tmp_path, monkeypatch):
         assert gif.n_frames == 3
 
 
+def test_the_first_preview_comes_before_the_first_step(tiny_model, tmp_path):
+    arguments = ["paint", "a red heart", "--model", tiny_model, "--scorer", tiny_model, "--cuts", 1, "--device", "cpu"]
+    run(*arguments, "--steps", 0, "--preview-every", 9, "--out", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "a-preview.png") as preview:
+        assert image.tobytes() == preview.tobytes()
+
+
 def test_equal_commands_write_equal_files(tiny_model, tmp_path):
     for name in ("a", "b"):
         run("paint", "a red heart", "--model", tiny_model, *QUICK, "--out", tmp_path / f"{name}.png")
