@@ -270,7 +270,7 @@ def choose_sampling(
             if not trials:
                 break
             rounds.append(trials)
-            settings = [trial.sampling for trial in trials]
+            settings = distinct_settings(trials)
     chosen = dalle.sampling
     if rounds:
         best = rounds[-1][0]
@@ -279,6 +279,14 @@ def choose_sampling(
     return SamplingChoice(
         chosen, dalle.sampling, judge.name, captions, measure.concept_count, tuple(rounds), clock.passed
     )
+
+
+def distinct_settings(trials: Sequence[Trial]) -> list[SamplingConfig]:
+    """Settings of trials, best first; of those that drew the same pictures, as top-k at low temperatures, the first."""
+    distinct: dict[tuple[float, ...], SamplingConfig] = {}
+    for trial in trials:
+        distinct.setdefault(trial.fits["none"], trial.sampling)
+    return list(distinct.values())
 
 
 @dataclass(frozen=True)

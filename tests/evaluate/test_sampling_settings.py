@@ -25,6 +25,7 @@ from dalle_mini_impl.evaluate.sampling_settings import (
     Trial,
     choose_captions,
     choose_sampling,
+    distinct_settings,
     first_settings,
     measure_within,
 )
@@ -135,6 +136,14 @@ def test_top_k_is_chosen_with_the_best_temperature(reference, clock):
         return 0.5 if sampling.top_k == 8 else 0.02 if sampling.top_k == 2 else 0.3
 
     assert choose_sampling(FakeDalle(clock, error), reference, colour_judge(), 300).sampling.top_k == 2
+
+
+def test_of_settings_that_draw_the_same_pictures_one_is_tried_on():
+    def trial(top_k, fits):
+        return Trial(dataclasses.replace(OWN, top_k=top_k), 8, {"none": fits}, {"none": 0.5}, (True,) * len(fits))
+
+    trials = [trial(8, (0.1, 0.2)), trial(2, (0.1, 0.1)), trial(0, (0.1, 0.2))]
+    assert [settings.top_k for settings in distinct_settings(trials)] == [8, 2]
 
 
 def test_own_settings_stay_if_none_is_better(reference, clock):
