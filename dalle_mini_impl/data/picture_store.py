@@ -8,7 +8,6 @@ divide them among processes exactly.
 
 import json
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +30,13 @@ from dalle_mini_impl.data.fit import FitCounts, fit_picture
 from dalle_mini_impl.data.pair import Caption, SkipLog, hash_position, split_of
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.source_files import describe_changes, source_states
+from dalle_mini_impl.data.store_size import (
+    frame_of_header,
+    height_and_width,
+    shown_size,
+    size_in_header,
+    store_command,
+)
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable, file_digest, only_writer, replace_folder
 
@@ -104,7 +110,7 @@ def open_store(
     if not config.store:
         raise UserError("data.store is empty; expected a folder for decoded pictures; set it")
     folder = Path(config.store)
-    picture = _height_and_width(picture_size)
+    picture = height_and_width(picture_size)
     needed = (0, 0) if any_proportions and len(set(config.store_frame)) == 2 else picture
     frame = config.frame_for(needed)
     if not folder.exists():
@@ -115,12 +121,12 @@ def open_store(
         if changes := source_changes(folder, config.source):
             raise UserError(
                 f"expected {config.source} to be as it was when the store {folder} was built, got {changes}; rebuild "
-                f"with `{_command(config, pixels.shape[1:3])}`, or set data.source='' to use the store as it is"
+                f"with `{store_command(config, pixels.shape[1:3])}`, or set data.source='' to use the store as it is"
             )
     height, width = pixels.shape[1:3]
     large_enough = max(height, width) >= max(picture)
     if any(picture) and not (large_enough if any_proportions else fits_into(picture, (height, width))):
-        advice = f"rebuild with `{_command(config, frame)}`, or name another" if config.source else "name another"
+        advice = f"rebuild with `{store_command(config, frame)}`, or name another" if config.source else "name another"
         raise UserError(
             f"store {folder} holds pictures of {height}×{width} pixels, expected at least the "
             f"{picture[0]}×{picture[1]} of the model's pictures, in their proportions; {advice}"
@@ -155,7 +161,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
         UserError: the source cannot be read, or has no usable picture; the store cannot be written, is being written
             by another run, or its folder holds anything else.
     """
-    frame = config.frame_for(_height_and_width(picture_size))
+    frame = config.frame_for(height_and_width(picture_size))
     check_replaceable(config.store, CONTENTS)
     log = SkipLog()
     pairs = read_pairs(config.source, log, captions="optional", workers=config.every)
@@ -179,13 +185,13 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
         header = {
             "identity": {
                 "source": config.source,
-                "store_size": _size(frame),
+                "store_size": size_in_header(frame),
                 "validation": config.validation,
                 "fit": config.fit,
                 "every": config.every,
             },
             "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
-            "size": _size(frame),
+            "size": size_in_header(frame),
             "count": count,
             "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, ENTRIES_FILE, SOURCES_FILE)},
         }
@@ -194,8 +200,8 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
         print(f"{without} of {count} pictures have no caption: only the image tokenizer learns from them")
     print(f"{config.fit}: {builder.fitted.text()}")
     if builder.enlarged:
-        print(f"{builder.enlarged} of {count} pictures are smaller than {_shown(frame)} pixels and were enlarged")
-    print(f"decoded {count} pictures at {_shown(frame)} px into {config.store}")
+        print(f"{builder.enlarged} of {count} pictures are smaller than {shown_size(frame)} pixels and were enlarged")
+    print(f"decoded {count} pictures at {shown_size(frame)} px into {config.store}")
 
 
 class _Builder:
@@ -258,7 +264,7 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
         header = read_header_file(folder / HEADER_FILE)
         header["identity"].setdefault("fit", FIT_OF_OLD_STORES)
         header["identity"].setdefault("every", 1)
-        frame = _frame(header["identity"]["store_size"])
+        frame = frame_of_header(header["identity"]["store_size"])
         settings = [header["identity"][name] for name in ("source", "validation", "fit")]
         if list(map(type, settings)) not in ([str, float, str], [str, int, str]):
             raise ValueError(f"{HEADER_FILE} has the settings {settings}")
@@ -292,7 +298,7 @@ def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) ->
     same_path = header.get("source_from_here") == os.path.relpath(_real(config.source), _real(folder))
     expected = {
         "source": built["source"] if same_path else config.source,
-        "store_size": _size(config.store_frame) or built["store_size"],
+        "store_size": size_in_header(config.store_frame) or built["store_size"],
         "validation": config.validation,
         "fit": config.fit,
         "every": config.every,
@@ -368,39 +374,6 @@ def concept_indices(store: PictureStore) -> np.ndarray:
     """An index (n,) int64 for each picture, equal for pictures of the same concept (detail `concept`, else the key)."""
     concepts = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
     return np.unique(concepts, return_inverse=True)[1]
-
-
-def _command(config: DataConfig, frame: Sequence[int]) -> str:
-    """The command that builds the store of a config with pictures of (height, width)."""
-    paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"
-    size = _shown(frame).replace("×", "x")
-    options = f"--size {size} --validation {config.validation:g} --fit {config.fit}"
-    return f"dalle data store {paths} {options}" + (f" --every {config.every}" if config.every > 1 else "")
-
-
-def _size(frame: tuple[int, int]) -> int | list[int]:
-    """How a header holds the (height, width) of stored pictures: as one number where they are square."""
-    return frame[0] if frame[0] == frame[1] else list(frame)
-
-
-def _frame(size: object) -> tuple[int, int]:
-    """The (height, width) that a header holds.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    sides = [size, size] if isinstance(size, int) else size
-    if not isinstance(sides, list) or list(map(type, sides)) != [int, int]:
-        raise ValueError(f"{HEADER_FILE} has the size {size}")
-    return sides[0], sides[1]
-
-
-def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
-
-
-def _shown(frame: Sequence[int]) -> str:
-    return str(frame[0]) if frame[0] == frame[1] else f"{frame[0]}×{frame[1]}"
 
 
 def _real(path: str | Path) -> str:

@@ -470,6 +470,26 @@ def test_folders_of_other_things_are_refused_before_the_work(pictures, tmp_path,
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+# --- pictures that are not square
+
+
+def test_store_of_pictures_that_are_not_square(pictures, run, tmp_path):
+    out = tmp_path / "wide"
+    printed = run("data", "store", pictures.source, "--out", out, "--size", "9x12", "--fit", "stretch")
+    assert "decoded 7 pictures at 9×12 px" in printed
+    config = DataConfig(source=pictures.source, store=str(out), store_height=9, store_width=12, fit="stretch")
+    assert open_store(config, "train").pixels.shape[1:] == (9, 12, 4)
+    assert open_store(config, "train", picture_size=(6, 8)).pixels.shape[1:] == (9, 12, 4)
+    assert open_store(config, "train", picture_size=12, any_proportions=True).pixels.shape[1:] == (9, 12, 4)
+    for size in (6, (8, 6), (12, 16)):
+        with pytest.raises(
+            UserError, match=r"stored pictures have 9×12 pixels .*in their proportions; set data\.store_"
+        ):
+            open_store(config, "train", picture_size=size)
+    with pytest.raises(UserError, match=r"built with store_size=\[9, 12\], the config says store_size=12"):
+        open_store(dataclasses.replace(config, store_height=0, store_width=0, store_size=12), "train")
+
+
 # --- every n-th picture
 
 

@@ -84,6 +84,7 @@ def make_pictures(folder: Path) -> Path:
 
 def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
     """Settings of all five stages that work in `home`; batches of 12, full precision, 10 steps."""
+    augment = {"flip": 0.5, "background": 0.25}  # a variety of ids in spite of few steps
     data = {"source": str(pictures), "store": str(home / "store"), "store_size": 32, "validation": 0.2}
     words = str(home / "words.model")
 
@@ -114,11 +115,13 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
                 "embed_dim": 5,
             },
             "data": data,
+            "augment": augment,
             "optimizer": optimizer,
             "run": run("image_tokenizer"),
         },
         "encode": {
             "data": data,
+            "augment": augment,
             "model_dir": str(home / "model"),
             "out": str(home / "ids"),
             "variants": 3,
@@ -145,6 +148,7 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
                 "embed_dim": 7,
             },
             "data": data,
+            "augment": augment,
             "text_tokenizer": words,
             "reconstructed_share": 0.5,
             "optimizer": optimizer,
