@@ -298,9 +298,8 @@ def begin_stage(run: Run, stage: str, config: Any, speed: Speed | None) -> None:
         store = open_store(config.data, "train")
         each = encoding_seconds(config, store, run.folder.model, choose_device(run.processes.device))
         config, seconds = with_variants(run, config, seconds, each)
-        print(
-            f"{number}: {config.variants} variants of each picture in about {plan.duration(seconds)}; {remaining(run)}"
-        )
+        times = f"{config.variants} variants of each picture" if config.variants else "each picture once"
+        print(f"{number}: {times} in about {plan.duration(seconds)}; {remaining(run)}")
     write_config(run.folder.config(stage), stage, config)
     run.record.stages[stage] = StageRecord(config=digest(run.folder.config(stage)), planned=seconds)
     run.folder.save(run.record)
