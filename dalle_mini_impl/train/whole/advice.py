@@ -68,8 +68,6 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
         )
     if facts.without_caption:
         advice.append(f"{facts.without_caption:,} pictures have no caption; with one, they would be learned too.")
-    if facts.languages.get("unknown") and len(facts.languages) == 1:
-        advice.append("The captions do not say their language, which matters only if they are in several.")
     return advice or [f"Nothing stands out. More time ({more}) or more pictures should make it better still."]
 
 

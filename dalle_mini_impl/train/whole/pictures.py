@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import tarfile
 import time
 import unicodedata
 from collections import Counter
@@ -14,15 +15,18 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.inspect import inspect_pairs
 from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.picture_store import open_store
-from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.data.readers import read_pairs, tars_of_pattern
 from dalle_mini_impl.data.source_files import source_states
+from dalle_mini_impl.data.tar_file import TarFileObject
+from dalle_mini_impl.data.tar_reader import is_tar
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
+from dalle_mini_impl.util.read_files import open_regular
 
 LEAST_PICTURES = 2
 """One to train on and one to hold out."""
-FAR_FROM_SQUARE = 1.25
-"""Proportion from which a picture counts as long."""
+LISTED_MEMBERS = 2000
+"""Members of a tar by which the number of its pictures is estimated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +95,30 @@ def look_at(source: str, count: int) -> FirstLook:
 
 
 def listed_pictures(source: str) -> int:
-    """Number of picture files of a folder or table; 0 for tars, whose content is not listed."""
-    return sum(Path(name).suffix.lower() in PICTURE_ENDINGS for name in source_states(source))
+    """Number of picture files of a folder or table, and about that of tars; 0 where it cannot be told."""
+    states = source_states(source)
+    if count := sum(Path(name).suffix.lower() in PICTURE_ENDINGS for name in states):
+        return count
+    path = Path(source).expanduser()
+    try:
+        tars = sorted(tar for tar in path.iterdir() if is_tar(tar)) if path.is_dir() else tars_of_pattern(str(path))
+        return int(sum(tar.stat().st_size for tar in tars) * pictures_per_byte(tars[0]))
+    except (OSError, ValueError, LookupError, tarfile.TarError):  # reading it says what is wrong
+        return 0
+
+
+def pictures_per_byte(tar: Path) -> float:
+    """Pictures for each byte at the beginning of a tar that is not compressed.
+
+    Raises:
+        OSError, ValueError or tarfile.TarError: it cannot be read so.
+    """
+    with open_regular(tar) as file, tarfile.TarFile(fileobj=TarFileObject(file)) as archive:  # type: ignore[arg-type]
+        count = sum(
+            member.isfile() and Path(member.name).suffix.lower() in PICTURE_ENDINGS
+            for member in islice(archive, LISTED_MEMBERS)
+        )
+        return count / max(1, archive.offset)
 
 
 @dataclass(frozen=True, kw_only=True)

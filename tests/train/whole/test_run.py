@@ -148,7 +148,6 @@ def test_changed_pictures_are_noticed(pictures, tmp_path):
     (out / "configs" / "image_tokenizer.yaml").open("a").write("# edited\n")
     with pytest.raises(UserError, match=r"expected .*image_tokenizer.yaml as it was when its stage began"):
         train_whole(source, out)
-    assert train_whole(source, out, overwrite=True).figures
 
 
 def test_overwriting_sets_the_earlier_run_aside(finished, pictures, tmp_path):
@@ -383,7 +382,7 @@ def test_sharded_processes_are_told_what_to_launch_instead(pictures, tmp_path):
 STARTED = tuple(setting for setting in FIXED if "model." not in setting)
 
 
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("reuse", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_checkpoint_is_started_from(finished, pictures, tmp_path, monkeypatch, reuse):
     out, origin = tmp_path / "out", finished[0] / "model"
     monkeypatch.setattr(prepare, "image_tokenizer_fit", lambda *_: SimpleNamespace(reuse=reuse))
