@@ -1,11 +1,13 @@
 """Two runs in one folder: the second is refused in one line, and the first is not disturbed."""
 
+import re
 import shutil
 
 import pytest
 from helpers.processes import Forked
-from helpers.training import launch, outcome
+from helpers.training import config_of, launch, launch_two, outcome
 
+from dalle_mini_impl.data.picture_store import build_store
 from dalle_mini_impl.util.errors import UserError
 
 ROW = "a second run in the folder of the first, refused"
@@ -53,6 +55,61 @@ def test_a_run_after_a_killed_one_is_not_refused(trained, running):
     process.kill = lambda: None
     home.run("transformer")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
+
+
+def content(folder):
+    """Every file below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def build(home):
+    build_store(config_of(home, "encode").data)
+
+
+def encode(home):
+    home.run("encode")
+
+
+@pytest.mark.parametrize(("function", "result"), [(build, "store"), (encode, "ids")])
+def test_of_two_that_write_one_folder_at_once_each_ends_whole_or_is_refused(
+    trained, tmp_path, tries, report, function, result
+):
+    home = trained.copy(tmp_path / "home", result)
+    function(home)
+    alone = content(home.folder / result)
+    count = tries(20, 2)
+    refused = 0
+    for number in range(count):
+        if number % 2:  # every other time there is nothing yet
+            shutil.rmtree(home.folder / result)
+        processes = [Forked(tmp_path / f"output {which}", function, home) for which in range(2)]
+        codes = [process.wait() for process in processes]
+        for process, code in zip(processes, codes, strict=True):
+            if code:
+                last = process.output.read_text().splitlines()[-1]
+                assert re.search(
+                    r"UserError: expected to write \S+ alone, got another run that is writing it; wait", last
+                )
+                refused += 1
+        assert 0 in codes
+        assert content(home.folder / result) == alone
+    report(ROW, f"two that write {result} at once {count} of {count} whole, {refused} refused")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["image_tokenizer", "encode", "transformer", "scorer"])
+def test_more_processes_than_pictures(untrained, trained, tmp_path, stage):
+    """One picture for validation and two for training, in two processes."""
+    home = trained.copy(tmp_path / "home", "store", "ids", stage)
+    (home.folder / "model" / f"{stage}.safetensors").unlink(missing_ok=True)
+    for path in sorted((home.folder / "pictures").iterdir())[6:]:
+        path.unlink()
+    settings = [f"data.source={home.folder / 'pictures'}"] if stage != "transformer" else []
+    if stage == "transformer":
+        home.run("encode", f"data.source={home.folder / 'pictures'}")
+    batch = [] if stage == "encode" else ["run.batch_size=2"]
+    output = launch_two("-m", f"dalle_mini_impl.train.{stage}", *home.arguments(stage, *settings, *batch))
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
