@@ -264,8 +264,10 @@ def run_stage(run: Run, stage: str, speed: Speed | None = None) -> None:
     if not processes.decide(lambda: stage in run.record.stages):
         config = processes.decide(run.configs)[stage]
         if stage in TRAINED and speed is None:
+            start = time.monotonic()
             processes.decide(lambda: copy_image_tokenizer(run))
             speed = run.measure(stage, config)
+            run.record.seconds["measuring"] = run.record.seconds.get("measuring", 0.0) + time.monotonic() - start
         processes.decide(lambda: begin_stage(run, stage, config, speed))
     config = load(stage_of(stage).config, folder.config(stage))
     resume = stage in TRAINED and processes.decide(lambda: bool(find_states(folder.path / stage)))
