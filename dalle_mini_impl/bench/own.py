@@ -45,7 +45,7 @@ RECORD_FILE = "own.json"
 SHEET_FILE = "own.png"
 CONTENTS = (RECORD_FILE, SHEET_FILE, "set", "new", "former", "reference", "*.log", "reference.*")
 """What the folder of a comparison holds; the first name marks it."""
-PEER = "former commands"
+PEER = "former"
 """Name of the peer in the rows."""
 KINDS = {"seen": "train", "held-out": "validation"}
 """Kinds of captions -> split of their pictures."""

@@ -1,4 +1,4 @@
-"""`dalle data`: builds the emoji set and picture stores, and inspects a user's own pictures."""
+"""`dalle data`: builds sets of captioned pictures and picture stores, and inspects a user's own pictures."""
 
 from dataclasses import replace
 from pathlib import Path
