@@ -188,7 +188,8 @@ def _write_pictures(
     used: Counter[str] = Counter()
     of_folder: Counter[str] = Counter()
     small = np.empty((0, 16 * 16 * 3), np.float32)
-    for drawing, caption in (progress := tqdm(candidates, desc="drawing", unit=" drawings", delay=2)):
+    progress = tqdm(total=count, desc="drawing", unit=" pictures", delay=2)
+    for drawing, caption in candidates:
         place = Path(drawing.name).parent.as_posix()
         if used[caption] == SAME_CAPTION or of_folder[place] >= max(2, count * SERIES_SHARE):
             continue
@@ -208,9 +209,10 @@ def _write_pictures(
         picture.save(out / place / f"{stem}.png")
         (out / place / f"{stem}.txt").write_text(f"{caption}\n", encoding="utf-8")
         entries[f"{place}/{stem}.png"] = {"caption": caption, "drawing": drawing.name, "author": drawing.author}
+        progress.update()
         if len(entries) == count:
-            progress.close()
             break
+    progress.close()
     return dict(sorted(entries.items()))
 
 
