@@ -26,7 +26,7 @@ def describe_sampling(sampling: SamplingConfig) -> str:
 def choice_text(choice: SamplingChoice) -> str:
     """A table of the last round, what was chosen, and whether the scorer helps."""
     captions = choice.captions.description
-    if not choice.rounds:
+    if choice.best is None:
         return (
             f"{choice.seconds:.0f} s were too short to try sampling settings on {captions}: kept "
             f"{describe_sampling(choice.sampling)}"
@@ -40,7 +40,7 @@ def choice_text(choice: SamplingChoice) -> str:
         _table(last),
         f"chosen: {describe_sampling(choice.sampling)} (before: {describe_sampling(choice.before)})",
     ]
-    return "\n".join([*lines, *_scorer_line(last[0])])
+    return "\n".join([*lines, *_scorer_line(choice.best)])
 
 
 def choice_as_json(choice: SamplingChoice) -> dict[str, Any]:

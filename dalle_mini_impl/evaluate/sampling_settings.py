@@ -18,20 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.evaluate.judges import Judge
-from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
-from dalle_mini_impl.evaluate.reference_pictures import (
-    CHUNK,
-    ReferencePictures,
-    has_features,
-    prompt_of,
-    reference_features,
-)
+from dalle_mini_impl.evaluate.r_precision import RPrecision
+from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, prompt_of
+from dalle_mini_impl.evaluate.sampling_captions import SHORTEST_TIME, Captions, choose_captions, measure_within
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.util.errors import UserError
@@ -50,19 +44,13 @@ TOP = 5
 """A caption counts as recognised if it is among this many nearest."""
 MIN_CAPTIONS = 8
 """Captions that each setting must have drawn, or nothing is concluded."""
-ENOUGH_CAPTIONS = 32
-"""Captions of the training split make up the number where there are fewer held-out ones than half of this."""
-MAX_CAPTIONS = 128
-"""Captions of each split that are drawn at most, before they are drawn again from other seeds."""
 REFERENCE_SHARE = 0.25
 """Largest share of the time for the judge's features of real pictures; where it does not do, some are left out."""
-TIMED_PICTURES = 32
-"""Real pictures by which the judge's speed is measured."""
 
+ALIKE = 0.05
+"""Settings whose fit is within this many nats of the best draw equally well."""
 PATIENCE = 1.5
 """A round is given up when it would take this many times the time that is left to draw `MIN_CAPTIONS`."""
-CLOCK_RESOLUTION = 1e-6
-"""Shorter times count as this many seconds."""
 
 
 class Round(NamedTuple):
@@ -78,25 +66,6 @@ class Round(NamedTuple):
 
 ROUNDS = (Round(4, 99, 0.45), Round(8, 3, 0.7), Round(16, 2, 1.0))
 """Temperature and guidance; the best of these, and other top-k with the best one; the best two and the model's own."""
-
-
-@dataclass(frozen=True)
-class Captions:
-    """What is drawn."""
-
-    indices: tuple[int, ...]
-    """Of reference pictures, whose captions are the prompts."""
-    held_out: tuple[bool, ...]
-    """Which of these pictures are held out."""
-
-    @property
-    def description(self) -> str:
-        """How many captions of each split these are."""
-        held_out = sum(self.held_out)
-        training = len(self.held_out) - held_out
-        if not training:
-            return f"{held_out} held-out captions"
-        return f"{held_out or 'no'} held-out caption{'s' * (held_out != 1)} and {training} of the training split"
 
 
 @dataclass(frozen=True)
@@ -116,11 +85,11 @@ class Trial:
 
     @property
     def best_rank(self) -> str:
-        """The ranking that puts the best candidates first; `none` only if it is better by a standard error."""
+        """The ranking that puts the best candidates first; `none` only if it is better by two standard errors."""
         best = max((rank for rank in self.fits if rank != "none"), key=self.fit)
         losses = [none - ranked for none, ranked in zip(self.fits["none"], self.fits[best], strict=True)]
         error = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-        return "none" if statistics.fmean(losses) > error else best
+        return "none" if statistics.fmean(losses) > 2 * error else best
 
     def fit(self, rank: str) -> float:
         """Mean fit with a ranking."""
@@ -146,6 +115,17 @@ class SamplingChoice:
     seconds: float
     """That it took."""
 
+    @property
+    def best(self) -> Trial | None:
+        """The trial of the last round that was chosen: of those that draw equally well, the one of the highest
+        temperature, whose candidates differ most. None where nothing was tried.
+        """
+        if not self.rounds:
+            return None
+        fits = [trial.fit(trial.best_rank) for trial in self.rounds[-1]]
+        alike = [trial for trial, fit in zip(self.rounds[-1], fits, strict=True) if fit >= max(fits) - ALIKE]
+        return max(alike, key=lambda trial: trial.sampling.temperature)
+
 
 def first_settings(own: SamplingConfig, codebook_size: int) -> list[SamplingConfig]:
     """The model's own setting, then temperatures and guidances, those likeliest to be good first."""
@@ -160,66 +140,6 @@ def first_settings(own: SamplingConfig, codebook_size: int) -> list[SamplingConf
 def top_ks(codebook_size: int) -> list[int]:
     """`TOP_K_SHARES` of a codebook; 0 for all of it."""
     return [0 if share == 1 else max(1, round(share * codebook_size)) for share in TOP_K_SHARES]
-
-
-def choose_captions(reference: ReferencePictures, seed: int = 0) -> Captions:
-    """Pictures of different captions at random: held-out ones and ones of the training split by turns.
-
-    There are as many of the training split as held-out ones, and more where these are few.
-    """
-    random = np.random.default_rng(seed)
-    entries = reference.store.entries
-    taken: set[int] = set()
-    chosen: dict[str, list[int]] = {"validation": [], "train": []}
-    for split, indices in chosen.items():
-        limit = MAX_CAPTIONS if split == "validation" else max(len(taken), ENOUGH_CAPTIONS - len(taken))
-        of_split = sorted((i for i, entry in enumerate(entries) if entry.split == split), key=lambda i: entries[i].key)
-        for index in random.permutation(of_split).tolist():
-            concept = int(reference.concept_ids[index])
-            if len(indices) < limit and concept not in taken:
-                taken.add(concept)
-                indices.append(index)
-    turns = [
-        (index, split == "validation")
-        for pair in itertools.zip_longest(chosen["validation"], chosen["train"])
-        for split, index in zip(chosen, pair, strict=True)
-        if index is not None
-    ]
-    return Captions(tuple(index for index, _ in turns), tuple(held_out for _, held_out in turns))
-
-
-def measure_within(
-    reference: ReferencePictures, judge: Judge, captions: Captions, seconds: float, seed: int
-) -> tuple[RPrecision, Tensor]:
-    """Compute the judge's features of all reference pictures, or of as many as there is time for.
-
-    Args:
-        reference: the pictures.
-        judge: computes the features; all of them are kept for the next time, some are not.
-        captions: their pictures are among those used in any case.
-        seconds: how long it may take.
-        seed: determines which others are used.
-
-    Returns:
-        The measure, and the concept (n,) of every reference picture in it, -1 for those that are left out.
-    """
-    count = len(reference.store)
-    start = time.monotonic()
-    judge.features(reference.pixels(range(min(TIMED_PICTURES, count))))
-    each = max(time.monotonic() - start, CLOCK_RESOLUTION) / min(TIMED_PICTURES, count)
-    affordable = int(seconds / each)
-    if affordable >= count or has_features(reference, judge):
-        indices = torch.arange(count)
-        features = reference_features(reference, {judge.name: judge})[judge.name]
-    else:
-        others = np.setdiff1d(np.arange(count), captions.indices)
-        others = np.random.default_rng(seed).permutation(others)[: max(0, affordable - len(captions.indices))]
-        indices = torch.tensor([*captions.indices, *others.tolist()])
-        features = torch.cat([judge.features(reference.pixels(part.tolist())) for part in indices.split(CHUNK)])
-    _, own_ids = reference.concept_ids[indices].unique(return_inverse=True)
-    concept_ids = torch.full((count,), -1)
-    concept_ids[indices] = own_ids
-    return build_r_precision(judge, features, own_ids, reference.vendor_ids[indices]), concept_ids
 
 
 def choose_sampling(
@@ -271,14 +191,14 @@ def choose_sampling(
                 break
             rounds.append(trials)
             settings = distinct_settings(trials)
-    chosen = dalle.sampling
-    if rounds:
-        best = rounds[-1][0]
-        kept = {"prune": dalle.sampling.prune, "tile": dalle.sampling.tile}
-        chosen = dataclasses.replace(best.sampling, rank=best.best_rank, **kept)
-    return SamplingChoice(
-        chosen, dalle.sampling, judge.name, captions, measure.concept_count, tuple(rounds), clock.passed
+    choice = SamplingChoice(
+        dalle.sampling, dalle.sampling, judge.name, captions, measure.concept_count, tuple(rounds), clock.passed
     )
+    if choice.best is None:
+        return choice
+    kept = {"prune": dalle.sampling.prune, "tile": dalle.sampling.tile}
+    best = dataclasses.replace(choice.best.sampling, rank=choice.best.best_rank, **kept)
+    return dataclasses.replace(choice, sampling=best)
 
 
 def distinct_settings(trials: Sequence[Trial]) -> list[SamplingConfig]:
@@ -337,7 +257,7 @@ class _Drawing:
                 measured[place].append(self.draw(settings[place], number, round_.candidates))
                 place, draws = place + 1, draws + 1
                 left = clock.left_until(round_.end)
-                each = max(clock.passed - start, CLOCK_RESOLUTION) / draws
+                each = max(clock.passed - start, SHORTEST_TIME) / draws
                 if number < MIN_CAPTIONS:
                     affordable = int((left / each + place) / (MIN_CAPTIONS - number))
                     count = min(count, max(2, affordable))

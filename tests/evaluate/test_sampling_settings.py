@@ -17,17 +17,17 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.picture_store import build_store
-from dalle_mini_impl.evaluate import sampling_settings
+from dalle_mini_impl.evaluate import sampling_captions, sampling_settings
 from dalle_mini_impl.evaluate.judges import Judge
 from dalle_mini_impl.evaluate.reference_pictures import open_reference_pictures
+from dalle_mini_impl.evaluate.sampling_captions import Captions, choose_captions, measure_within
 from dalle_mini_impl.evaluate.sampling_report import choice_as_json, choice_text, scorer_gain
 from dalle_mini_impl.evaluate.sampling_settings import (
+    SamplingChoice,
     Trial,
-    choose_captions,
     choose_sampling,
     distinct_settings,
     first_settings,
-    measure_within,
 )
 from dalle_mini_impl.util.errors import UserError
 
@@ -76,7 +76,8 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch):
     fake = FakeClock()
-    monkeypatch.setattr(sampling_settings, "time", fake)
+    for module in (sampling_settings, sampling_captions):
+        monkeypatch.setattr(module, "time", fake)
     return fake
 
 
@@ -146,6 +147,18 @@ def test_of_settings_that_draw_the_same_pictures_one_is_tried_on():
     assert [settings.top_k for settings in distinct_settings(trials)] == [8, 2]
 
 
+def test_of_settings_that_draw_equally_well_the_highest_temperature_is_chosen():
+    def trial(temperature, fit):
+        fits = {"likelihood": (fit, fit), "none": (-9.0, -9.0)}
+        sampling = dataclasses.replace(OWN, temperature=temperature)
+        return Trial(sampling, 16, fits, dict.fromkeys(fits, 0.5), (True, False))
+
+    choice = SamplingChoice(OWN, OWN, "", Captions((), ()), 2, (), 0.0)
+    assert choice.best is None
+    trials = (trial(0.4, -3.0), trial(0.6, -3.04), trial(1.0, -3.06))
+    assert dataclasses.replace(choice, rounds=((), trials)).best == trials[1]
+
+
 def test_own_settings_stay_if_none_is_better(reference, clock):
     def error(sampling):
         return 0.05 if sampling.temperature == OWN.temperature else 0.5
@@ -168,6 +181,7 @@ def test_no_ranking_is_chosen_only_where_ranking_clearly_harms():
         return Trial(OWN, 16, fits, dict.fromkeys(fits, 0.5), (True,) * 4)
 
     assert trial((-0.3, 0.2, 0.1, -0.1)).best_rank == "likelihood"
+    assert trial((-0.3, 0.1, -0.2, 0.0)).best_rank == "likelihood"  # worse by one standard error
     assert trial((-0.3, -0.2, -0.4, -0.1)).best_rank == "none"
 
 
@@ -231,11 +245,24 @@ def test_captions_of_both_splits_take_turns(tmp_path, held_out, text):
     assert choose_captions(reference, seed=1).indices != captions.indices
 
 
+def test_captions_that_training_pictures_have_as_well_are_not_held_out(tmp_path):
+    reference = open_reference_pictures(make_store(tmp_path, 10), SIZE)
+    numbers = torch.tensor([int(entry.captions[0].text) for entry in reference.store.entries])
+    reference = dataclasses.replace(reference, concept_ids=numbers % 13)
+    captions = choose_captions(reference)
+    assert sum(captions.held_out) == 0
+    assert len(captions.indices) == 13
+    reference = dataclasses.replace(reference, concept_ids=numbers % 20)
+    captions = choose_captions(reference)
+    held_out = [index for index, held_out in zip(captions.indices, captions.held_out, strict=True) if held_out]
+    assert sorted(numbers[held_out].tolist()) == [5, 6, 7, 8, 9]
+
+
 def test_there_are_as_many_captions_of_the_training_split_as_held_out_ones(tmp_path, monkeypatch):
     reference = open_reference_pictures(make_store(tmp_path, 7), SIZE)
-    monkeypatch.setattr(sampling_settings, "ENOUGH_CAPTIONS", 10)
+    monkeypatch.setattr(sampling_captions, "ENOUGH_CAPTIONS", 10)
     assert choose_captions(reference).held_out == (True, False) * 7
-    monkeypatch.setattr(sampling_settings, "MAX_CAPTIONS", 3)
+    monkeypatch.setattr(sampling_captions, "MAX_CAPTIONS", 3)
     assert choose_captions(reference).held_out == (True, False) * 3 + (False,) * 4
 
 

@@ -20,8 +20,9 @@ from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.evaluate.judges import Judge, efficientnet_judge
 from dalle_mini_impl.evaluate.r_precision import RPrecision
 from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, first_caption, open_reference_pictures
+from dalle_mini_impl.evaluate.sampling_captions import Captions, measure_within
 from dalle_mini_impl.evaluate.sampling_report import choice_text
-from dalle_mini_impl.evaluate.sampling_settings import Captions, choose_sampling, measure_within
+from dalle_mini_impl.evaluate.sampling_settings import choose_sampling
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.train.whole.folder import RunFolder
 from dalle_mini_impl.train.whole.new_captions import new_combinations
