@@ -87,5 +87,6 @@ def train_all(
     from dalle_mini_impl.train.whole.folder import Request
     from dalle_mini_impl.train.whole.run import main
 
+    source = source.rstrip("/") or source
     request = Request(source=source, minutes=minutes, preset=preset, start_from=start_from, settings=settings)
     main(request, out, overwrite)

@@ -132,6 +132,17 @@ def text_length(folder: RunFolder, data: DataConfig, table: PresetTable) -> int:
     return max(fewest, min(most, math.ceil(longest / 4) * 4))
 
 
+def check_folder(source: str, out: Path) -> None:
+    """Refuse a folder within the pictures, among which what is written there would count.
+
+    Raises:
+        UserError: it is one.
+    """
+    pictures = Path(source).expanduser()
+    if pictures.is_dir() and out.resolve().is_relative_to(pictures.resolve()):
+        raise UserError(f"expected --out outside of {source}, whose pictures are read, got {out}; name another folder")
+
+
 def open_record(folder: RunFolder, request: Request, table: PresetTable, overwrite: bool) -> Record:
     """The record of the run that the folder holds, or of a new one.
 

@@ -35,7 +35,7 @@ from dalle_mini_impl.train.whole.folder import (
 from dalle_mini_impl.train.whole.measure import Speed, encoding_seconds, measure_stage, write_stand_in_cache
 from dalle_mini_impl.train.whole.origin import find_origin
 from dalle_mini_impl.train.whole.pictures import PictureFacts
-from dalle_mini_impl.train.whole.prepare import Composer, open_record, prepare_pictures, presets_for
+from dalle_mini_impl.train.whole.prepare import Composer, check_folder, open_record, prepare_pictures, presets_for
 from dalle_mini_impl.train.whole.report import write_report
 from dalle_mini_impl.train.whole.results import measure_results, sample_command
 from dalle_mini_impl.train.whole.settings import TRAINED, divide_settings, stage_of, write_config
@@ -117,6 +117,7 @@ def main(request: Request, out: Path, overwrite: bool = False) -> None:
         )
     processes = Processes()
     folder, table = RunFolder(out), load_presets()
+    check_folder(request.source, out)
     divide_settings(request.settings)  # refuses wrong ones before anything is read
     with ExitStack() as stack:
         if processes.is_main:

@@ -180,6 +180,13 @@ def test_a_folder_of_something_else_is_left_alone(pictures, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_within_the_pictures_is_refused(pictures):
+    for out in (pictures, pictures / "runs" / "mine"):
+        with pytest.raises(UserError, match=r"expected --out outside of .*pictures, whose pictures are read"):
+            train_whole(pictures, out)
+    assert not (pictures / "runs").exists()
+
+
 def test_a_replaced_part_is_noticed(finished, pictures, tiny_model, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
