@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from dalle_mini_impl.bench.report import BenchRow
+from dalle_mini_impl.bench.timing import progress_bar
 
 BUSY_LOOP = "while True: pass"
 TRAINING_STEPS = 2
@@ -44,9 +45,9 @@ def neighbour_rows(shape: str, repeats: int) -> Iterator[BenchRow]:
                 name: stack.enter_context(contextlib.closing(Worker(work, shape, environment)))
                 for name, environment in settings.items()
             }
-            alone = _medians(workers, repeats)
+            alone = _medians(workers, repeats, f"timing {work} alone")
             with busy_core():
-                beside = _medians(workers, repeats)
+                beside = _medians(workers, repeats, f"timing {work} beside a busy core")
         for name in settings:
             ratio = beside[name] / alone["1"]
             note = f"alone {alone[name]:.4g} s, beside {ratio:.2f} x one thread alone"
@@ -56,10 +57,15 @@ def neighbour_rows(shape: str, repeats: int) -> Iterator[BenchRow]:
             )
 
 
-def _medians(workers: Mapping[str, "Worker"], repeats: int) -> dict[str, float]:
+def _medians(workers: Mapping[str, "Worker"], repeats: int, what: str) -> dict[str, float]:
     """Median seconds of each worker; rounds ask one after the other."""
-    rounds = [{name: worker.seconds() for name, worker in workers.items()} for _ in range(repeats)]
-    return {name: median(seconds[name] for seconds in rounds) for name in workers}
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    with progress_bar(repeats * len(workers), what, unit=" runs") as bar:
+        for _ in range(repeats):
+            for name, worker in workers.items():
+                seconds[name].append(worker.seconds())
+                bar.update()
+    return {name: median(values) for name, values in seconds.items()}
 
 
 class Worker:

@@ -14,7 +14,7 @@ import torch
 from dalle_mini_impl.bench.machine import MachineSpeed
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
 from dalle_mini_impl.bench.report import BenchRow
-from dalle_mini_impl.bench.timing import median_seconds
+from dalle_mini_impl.bench.timing import median_seconds, progress_bar
 from dalle_mini_impl.checkpoint.find import load_text_tokenizer
 from dalle_mini_impl.config.training import ImageTokenizerRun
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
@@ -123,19 +123,22 @@ def startup_rows(device: str, repeats: int) -> Iterator[BenchRow]:
             "startup/sample": ["-m", "dalle_mini_impl", "sample", "a red heart", "--out", grid, "--device", device],
         }
         for name, command in commands.items():
-            yield BenchRow(name, _fresh_process_seconds(command, repeats))
+            yield BenchRow(name, _fresh_process_seconds(command, repeats, name))
     previous = 0.0
     for name, code in STARTUP_STAGES:
-        seconds = _fresh_process_seconds(["-c", code], repeats)
-        yield BenchRow(f"startup/of which {name}", max(seconds - previous, 0.0))
+        row = f"startup/of which {name}"
+        seconds = _fresh_process_seconds(["-c", code], repeats, row)
+        yield BenchRow(row, max(seconds - previous, 0.0))
         previous = seconds
 
 
-def _fresh_process_seconds(arguments: list[str], repeats: int) -> float:
+def _fresh_process_seconds(arguments: list[str], repeats: int, name: str) -> float:
     """Median seconds of a fresh Python process, after one that loads the files into the system's cache."""
     seconds = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
+    with progress_bar(1 + repeats, f"timing {name}", unit=" runs") as bar:
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+            bar.update()
     return median(seconds[1:])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dalle_mini_impl.bench.peers import DallePytorch
 from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.shapes import Shape
+from dalle_mini_impl.bench.timing import progress_bar
 from dalle_mini_impl.bench.training import apply_gradients
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.config.yaml_io import load
@@ -116,13 +117,17 @@ def train_for(
     """
     seconds = 0.0
     number = 0
-    for check in range(1, checks + 1):
-        while seconds < 60 * minutes * check / checks:
-            start = time.perf_counter()
-            step(number, seconds / (60 * minutes))
-            seconds += time.perf_counter() - start
-            number += 1
-        yield seconds / 60, validate()
+    layout = "{l_bar}{bar}| {n:.0f} of {total} s"
+    with progress_bar(round(60 * minutes), "training", bar_format=layout) as bar:
+        for check in range(1, checks + 1):
+            while seconds < 60 * minutes * check / checks:
+                start = time.perf_counter()
+                step(number, seconds / (60 * minutes))
+                step_seconds = time.perf_counter() - start
+                seconds += step_seconds
+                number += 1
+                bar.update(step_seconds)
+            yield seconds / 60, validate()
 
 
 def own_side(

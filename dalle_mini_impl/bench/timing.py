@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 STATM = Path("/proc/self/statm")
 """Memory use of this process on Linux, in pages."""
@@ -19,6 +20,17 @@ def synchronize(device: str) -> None:
     """Wait until a device has finished all work queued on it."""
     if device.startswith(("cuda", "mps")):
         torch.accelerator.synchronize()
+
+
+def progress_bar(total: float, what: str, **options: Any) -> "tqdm[Any]":
+    """A progress bar on a terminal, which leaves nothing behind.
+
+    Args:
+        total: of the updates.
+        what: is measured.
+        **options: of tqdm.
+    """
+    return tqdm(total=total, desc=what, leave=False, disable=None, **options)
 
 
 def median_seconds(
@@ -34,14 +46,18 @@ def median_seconds(
     """
     warm_up = min(1, repeats - 1) if warm_up is None else warm_up
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(warm_up + repeats):
-        for name, run in runs.items():
-            synchronize(device)
-            start = time.perf_counter()
-            run()
-            synchronize(device)
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+    rounds = warm_up + repeats
+    with progress_bar(rounds * len(runs), "timing", unit=" runs") as bar:
+        for number in range(rounds):
+            for name, run in runs.items():
+                bar.set_description(f"timing {name}", refresh=not number)  # a first run may take minutes
+                synchronize(device)
+                start = time.perf_counter()
+                run()
+                synchronize(device)
+                if number >= warm_up:
+                    seconds[name].append(time.perf_counter() - start)
+                bar.update()
     return {name: median(values) for name, values in seconds.items()}
 
 

@@ -54,22 +54,29 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def limited_numbers(limit: int) -> Iterator[None]:
+def limited_numbers(
+    limit: int, message: str = "its config describes a network with more weights than the file has"
+) -> Iterator[None]:
     """Context in which networks are built whose tensors have at most `limit` numbers together, plus `EXTRA_NUMBERS`.
 
     A tensor is refused before it is allocated.
 
+    Args:
+        limit: most numbers.
+        message: of the error.
+
     Raises:
         UserError: the network has more.
     """
-    with _Limit(limit + EXTRA_NUMBERS):
+    with _Limit(limit + EXTRA_NUMBERS, message):
         yield
 
 
 class _Limit(TorchFunctionMode):
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, message: str) -> None:
         super().__init__()
         self.left: float = limit
+        self.message = message
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,7 +85,7 @@ class _Limit(TorchFunctionMode):
         if func in FACTORIES:
             self.left -= max(FACTORIES[func](*args, **options), LEAST_COST)
             if self.left < 0:
-                raise UserError("its config describes a network with more weights than the file has")
+                raise UserError(self.message)
         return func(*args, **options)
 
 

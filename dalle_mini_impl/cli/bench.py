@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.options import (
+    MAX_MINUTES,
     CommaSeparated,
+    Count,
     FiniteFloat,
     device_option,
     echo_text,
@@ -65,18 +67,16 @@ QUICK_SEARCH_VECTORS = 4096
 @click.option(
     "--candidates",
     "-n",
-    type=CommaSeparated(click.IntRange(1), minimum=1),
+    type=CommaSeparated(Count(), minimum=1),
     default="1,16,64",
     show_default=True,
     metavar="A,B",
     help="Numbers of candidates for sampling and masks.",
 )
-@click.option(
-    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds of which the median counts."
-)
+@click.option("--repeats", type=Count(), default=5, show_default=True, help="Rounds of which the median counts.")
 @click.option(
     "--minutes",
-    type=FiniteFloat(0),
+    type=FiniteFloat(0, MAX_MINUTES),
     default=0.0,
     show_default=True,
     help="Learning races: minutes for each side; 0 runs none. With --only own: of the training; 0 for 15.",

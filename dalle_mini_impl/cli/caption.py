@@ -53,7 +53,8 @@ def caption(
     from dalle_mini_impl.util.images import open_picture
     from dalle_mini_impl.util.text import printable
 
-    pictures = [open_picture(path) for path in images]
+    for path in images:  # refused now, not after the first ones are ranked; they are decoded one at a time
+        open_picture(path)
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     if captions is None:
         sampled = dalle.complete_text(beginning, keep=options["candidates"], **complete_text_arguments(options))
@@ -61,8 +62,8 @@ def caption(
     click.echo(f"ranking {len(captions)} captions for {len(images)} pictures", err=True)
     ranking = {name: options[name] for name in ("keep", "blind", "prior")}
     entries = []
-    for path, picture in zip(images, pictures, strict=True):
-        ranked = dalle.caption(picture, captions, **ranking)
+    for path in images:
+        ranked = dalle.caption(open_picture(path), captions, **ranking)
         entries.append({"image": str(path), "captions": [dataclasses.asdict(one) for one in ranked]})
         echo_text(printable(str(path)), json_file)
         for one in ranked:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.evaluate.common import split_option
-from dalle_mini_impl.cli.options import FiniteFloat, device_option, examples, keep_option, out_option
+from dalle_mini_impl.cli.options import MAX_MINUTES, FiniteFloat, device_option, examples, keep_option, out_option
 from dalle_mini_impl.cli.outputs import OutputFile
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_folder_output
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("variants")
 @click.option(
     "--minutes",
-    type=FiniteFloat(0, min_open=True),
+    type=FiniteFloat(0, MAX_MINUTES, min_open=True),
     default=10.0,
     show_default=True,
     help="Training time of each variant.",

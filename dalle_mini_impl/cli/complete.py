@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.options import FiniteFloat, examples, model_option, precision_option
+from dalle_mini_impl.cli.options import Count, FiniteFloat, examples, model_option, precision_option
 from dalle_mini_impl.cli.sampling_options import (
     announce_loading,
     generate_arguments,
@@ -44,7 +44,7 @@ REGIONS = {
 )
 @click.argument("image", type=click.Path())
 @click.argument("prompt", default="")
-@click.option("--keep-rows", type=int, help="Keep this many rows of the token grid; redraw all below.")
+@click.option("--keep-rows", type=Count(), help="Keep this many rows of the token grid; redraw all below.")
 @click.option(
     "--box",
     metavar="LEFT,TOP,RIGHT,BOTTOM",

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from dalle_mini_impl.cli.options import (
+    Count,
     FiniteFloat,
     PictureSize,
     echo_text,
@@ -72,7 +73,7 @@ def emoji(out: Path, size: int, art: str) -> None:
     epilog=examples("dalle data openclipart --out my-pictures", "dalle data openclipart -o small --count 200")
 )
 @out_option("Folder to write the set to.", required=True, folder=True)
-@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Number of pictures.")
+@click.option("--count", type=Count(), default=1000, show_default=True, help="Number of pictures.")
 @click.option(
     "--svg",
     type=click.Path(path_type=Path),

@@ -20,6 +20,10 @@ from dalle_mini_impl.util.read_files import MAX_TEXT_BYTES, read_bytes
 from dalle_mini_impl.util.text import decode_text, escape_controls, split_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
+MAX_COUNT = 2**31 - 1
+"""Largest number of things, pixels or steps that an option takes."""
+MAX_MINUTES = 1_000_000
+"""Longest training that an option asks for: two years."""
 
 
 def examples(*commands: str) -> str:
@@ -45,7 +49,7 @@ def read_size(text: str) -> int | tuple[int, int]:
         UserError: it is neither.
     """
     parts = text.lower().replace("×", "x").split("x") if text else ["0"]
-    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise UserError(f"expected a side in pixels, or height x width, got --size {text}; try --size 96 or 64x96")
     sides = [int(part) for part in parts]
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
@@ -125,16 +129,12 @@ def seed_option(help: str = "Makes the whole run repeatable.") -> Callable[[F], 
 
 def candidates_option(default: int, help: str) -> Callable[[F], F]:
     """`--candidates N`, `-n N`: how many results to sample."""
-    return click.option(
-        "--candidates", "-n", type=click.IntRange(1), default=default, show_default=True, metavar="N", help=help
-    )
+    return click.option("--candidates", "-n", type=Count(), default=default, show_default=True, metavar="N", help=help)
 
 
 def keep_option(default: int, help: str) -> Callable[[F], F]:
     """`--keep N`, `-k N`: how many results to keep."""
-    return click.option(
-        "--keep", "-k", type=click.IntRange(1), default=default, show_default=True, metavar="N", help=help
-    )
+    return click.option("--keep", "-k", type=Count(), default=default, show_default=True, metavar="N", help=help)
 
 
 def out_option(
@@ -250,6 +250,24 @@ class FiniteFloat(click.FloatRange):
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"expected a finite number, got {value}; give another", param, ctx)
+        return number
+
+
+class Count(click.IntRange):
+    """A whole number of things, pixels or steps.
+
+    Args:
+        least: smallest number.
+    """
+
+    def __init__(self, least: int = 1) -> None:
+        super().__init__(least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert the text, and refuse what no machine could compute with."""
+        number = super().convert(value, param, ctx)
+        if number > MAX_COUNT:
+            self.fail(f"expected at most {MAX_COUNT}, got {str(number)[:30]}; give a smaller number", param, ctx)
         return number
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.options import (
+    Count,
     FiniteFloat,
     device_option,
     echo_text,
@@ -20,6 +21,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import OutputFile
+from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.text import without_surrogates
 
 if TYPE_CHECKING:
@@ -39,13 +41,11 @@ if TYPE_CHECKING:
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @model_option("Model whose image tokenizer to use: shipped name, checkpoint folder or hf:USER/REPO.")
 @scorer_option("Scorer that the picture should satisfy; may be repeated.  [default: the model's]", multiple=True)
-@click.option(
-    "--steps", type=click.IntRange(0), default=200, show_default=True, metavar="N", help="Steps of the optimiser."
-)
+@click.option("--steps", type=Count(0), default=200, show_default=True, metavar="N", help="Steps of the optimiser.")
 @click.option("--size", default="", metavar="S|HxW", help="Height and width in pixels.  [default: the model's]")
 @click.option(
     "--cuts",
-    type=click.IntRange(1),
+    type=Count(),
     default=32,
     show_default=True,
     metavar="N",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--chunk",
-    type=click.IntRange(1),
+    type=Count(),
     default=16,
     show_default=True,
     metavar="N",
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 @out_option("PNG for the picture.", "painting.png", endings=(".png",))
 @click.option(
     "--preview-every",
-    type=click.IntRange(0),
+    type=Count(0),
     default=0,
     metavar="STEPS",
     help="Write …-preview.png beside --out at once and every so many steps; 0 writes none.",
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the progress as an animation to this .gif or .mp4.",
 )
-@click.option("--frame-count", default=50, show_default=True, metavar="N", help="Pictures in --frames.")
+@click.option("--frame-count", type=Count(), default=50, show_default=True, metavar="N", help="Pictures in --frames.")
 @device_option()
 @json_option("Write settings and losses as JSON to FILE; - is standard output.")
 def paint(prompts: tuple[str, ...], **options: Any) -> None:
@@ -103,6 +103,8 @@ def paint(prompts: tuple[str, ...], **options: Any) -> None:
         check_frames(options["frames"])
     painter = load_painter(prompts, options)
     frames = [painter.image] if shown_steps else []
+    for frame in frames:
+        check_memory(len(shown_steps) * 3 * frame.width * frame.height, f"{len(shown_steps)} frames", "take fewer")
     last = None
     if options["preview_every"]:
         save_preview(painter.image, options["out"])

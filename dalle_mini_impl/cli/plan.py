@@ -4,8 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from dalle_mini_impl.cli.options import FiniteFloat, echo_text, examples, json_option, write_json_file
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.cli.options import Count, FiniteFloat, echo_text, examples, json_option, write_json_file
 
 
 @click.command(
@@ -16,13 +15,15 @@ from dalle_mini_impl.util.errors import UserError
 )
 @click.argument("config")
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]…")
-@click.option("--grid", default=32, show_default=True, help="Side of the token grid.")
-@click.option("--codebook", default=8192, show_default=True, help="Codebook size K, the number of image ids.")
-@click.option("--text-vocab", default=16384, show_default=True, help="Number of text ids.")
+@click.option("--grid", type=Count(), default=32, show_default=True, help="Side of the token grid.")
+@click.option(
+    "--codebook", type=Count(), default=8192, show_default=True, help="Codebook size K, the number of image ids."
+)
+@click.option("--text-vocab", type=Count(), default=16384, show_default=True, help="Number of text ids.")
 @click.option(
     "--pictures", type=FiniteFloat(), default=1e8, show_default=True, help="Pictures to train on, repetitions counted."
 )
-@click.option("--gpus", default=8, show_default=True, help="Number of GPUs.")
+@click.option("--gpus", type=Count(), default=8, show_default=True, help="Number of GPUs.")
 @click.option("--memory", type=FiniteFloat(), default=80.0, show_default=True, help="Memory of each GPU in GB.")
 @click.option(
     "--flops",
@@ -48,20 +49,18 @@ def plan(
 
     CONFIG is a config of the transformer stage. Nothing is allocated, so any size can be estimated.
     """
+    from tqdm import tqdm
+
     from dalle_mini_impl.config.model import StreamConfig
-    from dalle_mini_impl.train.estimate import TrainingMachine, count, plans
+    from dalle_mini_impl.train.estimate import TrainingMachine, block_count, count, plans
     from dalle_mini_impl.train.stages import STAGES, load_settings
 
-    if min(grid, codebook, text_vocab) < 1:
-        raise UserError(
-            f"expected --grid, --codebook and --text-vocab of at least 1, got {grid}, {codebook} and {text_vocab}; "
-            f"give the sizes of your tokenizers"
-        )
     run = load_settings(STAGES["transformer"], config, changes)
     stream = StreamConfig(
         text_length=run.text_length, text_vocab=text_vocab, grid=(grid, grid), image_vocab=codebook, bos_id=1
     )
-    needs = count(run, stream)
+    with tqdm(total=block_count(run), desc="counting", unit=" blocks", delay=2, leave=False) as bar:
+        needs = count(run, stream, bar.update)
     ways = list(plans(needs, TrainingMachine(gpus, memory * 1e9, flops), pictures))
     write_json_file(json_file, {"needs": asdict(needs), "plans": [asdict(way) for way in ways]})
     echo_text(

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from dalle_mini_impl.cli.options import (
     CommaSeparated,
+    Count,
     FiniteFloat,
     add_options,
     candidates_option,
@@ -48,7 +49,9 @@ sampling_options = add_options(
             help="Draw the candidates with these seeds alone, such as those that an earlier run printed.",
         ),
         click.option("--temperature", type=FiniteFloat(), help="0 takes the likeliest id.  [default: the model's]"),
-        click.option("--top-k", type=int, help="Sample among this many image ids; 0 is all.  [default: the model's]"),
+        click.option(
+            "--top-k", type=Count(0), help="Sample among this many image ids; 0 is all.  [default: the model's]"
+        ),
         click.option(
             "--top-p", type=FiniteFloat(), help="Sample ids of this total probability.  [default: the model's]"
         ),
@@ -67,7 +70,7 @@ sampling_options = add_options(
         click.option("--prune/--no-prune", default=None, help="Stop weak candidates early.  [default: the model's]"),
         click.option("--tile/--no-tile", default=None, help="Make seamless tiles.  [default: the model's]"),
         click.option(
-            "--columns", type=click.IntRange(0), default=0, metavar="N", help="Pictures per row of the grid; 0 chooses."
+            "--columns", type=Count(0), default=0, metavar="N", help="Pictures per row of the grid; 0 chooses."
         ),
         click.option(
             "--zoom",
@@ -87,7 +90,7 @@ sampling_options = add_options(
         device_option(),
         click.option(
             "--chunk",
-            type=click.IntRange(1),
+            type=Count(),
             default=64,
             show_default=True,
             metavar="N",
@@ -104,7 +107,9 @@ text_sampling_options = add_options(
         click.option(
             "--temperature", type=FiniteFloat(), default=1.0, show_default=True, help="0 takes the likeliest text id."
         ),
-        click.option("--top-k", default=0, show_default=True, help="Sample among this many text ids; 0 is all."),
+        click.option(
+            "--top-k", type=Count(0), default=0, show_default=True, help="Sample among this many text ids; 0 is all."
+        ),
         click.option(
             "--top-p",
             type=FiniteFloat(),

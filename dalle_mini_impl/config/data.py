@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
-from dalle_mini_impl.config.ranges import Count, Natural, NonNegative, Positive, Share
+from dalle_mini_impl.config.ranges import Count, Interval, NonNegative, Positive, Share, check_ranges
 from dalle_mini_impl.util.errors import UserError
 
 SMALLEST_STORE_SIZE = 128
@@ -23,12 +24,12 @@ class DataConfig:
     store: str = ""
     """Folder of decoded pictures; built from `source` if it does not exist yet. If the source has changed since, the
     store is refused; without a source it is used as it is."""
-    store_size: int = 0
+    store_size: Annotated[int, Interval(0, LARGEST_STORE_SIZE)] = 0
     """Side of the stored pictures in pixels. 0 takes a store of any size that is not below the model's picture size,
     and builds one of twice that size, which leaves room for random crops, but at least 128."""
-    store_height: Natural = 0
+    store_height: Annotated[int, Interval(0, LARGEST_STORE_SIZE)] = 0
     """With `store_width`, the size of stored pictures that are not square, in place of `store_size`."""
-    store_width: Natural = 0
+    store_width: Annotated[int, Interval(0, LARGEST_STORE_SIZE)] = 0
     """See `store_height`."""
     validation: Share = 0.05
     """Share of pictures held out for validation, if the source does not say which; of two pictures or more at least
@@ -48,27 +49,15 @@ class DataConfig:
         Raises:
             UserError: naming the setting.
         """
-        if not 0 <= self.store_size <= LARGEST_STORE_SIZE:
-            raise UserError(
-                f"data.store_size is {self.store_size}; expected 1 to {LARGEST_STORE_SIZE} pixels, or 0 for a size "
-                f"that follows from the model"
-            )
+        check_ranges(self, "data")
         sides = (self.store_height, self.store_width)
-        if max(sides) > LARGEST_STORE_SIZE:
-            raise UserError(
-                f"data.store_height and data.store_width are {sides}; expected {LARGEST_STORE_SIZE} at most"
-            )
         if any(sides) and (not all(sides) or self.store_size):
             raise UserError(
                 f"expected data.store_size, or data.store_height and data.store_width, got {self.store_size}, "
                 f"{sides[0]} and {sides[1]}; leave out the one or the others"
             )
-        if not 0 <= self.validation <= 1:
-            raise UserError(f"data.validation is {self.validation:g}; expected a share from 0 to 1")
         if self.fit not in FITS:
             raise UserError(f"expected data.fit of {', '.join(FITS)}, got {self.fit!r}; change it")
-        if self.every < 1:
-            raise UserError(f"data.every is {self.every}; expected 1 or more; 1 uses all pictures")
 
     @property
     def store_frame(self) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dalle_mini_impl.config.ranges import Count, Natural, NotEmpty
+from dalle_mini_impl.config.ranges import Depth, Interval, Length, NotEmpty, Side, Width
 from dalle_mini_impl.util.errors import UserError
 
 DEFAULT_IMAGE_SIZE = 64
@@ -14,9 +14,9 @@ DEFAULT_IMAGE_SIZE = 64
 class ImportedNetworkConfig:
     """Settings of imported image tokenizers."""
 
-    stem: Count = 128
+    stem: Width = 128
     """`taming`: width before the first stage."""
-    z_channels: Count = 256
+    z_channels: Width = 256
     """`taming`: width between the networks and the 1×1 convolutions around the quantizer."""
     attention: tuple[int, ...] = ()
     """`taming`: indices of the stages, the finest being 0, in which attention follows each block."""
@@ -36,30 +36,30 @@ class ImageTokenizerConfig:
     """`vqvae` (trained here), or an imported one: `taming`, `openai-dvae` or `dalle-pytorch`. Imported networks have
     their own quantizers: `nearest`, `cosine` or `logits`."""
 
-    image_size: Natural = 0
+    image_size: Annotated[int, Interval(0, 2**14)] = 0
     """Side of square training pictures in pixels, a multiple of `factor`; 64 where nothing is given, and 0 with
     `height` and `width`."""
-    height: Natural = 0
+    height: Annotated[int, Interval(0, 2**14)] = 0
     """With `width`, the size of training pictures that are not square, in place of `image_size`; a multiple of
     `factor`."""
-    width: Natural = 0
+    width: Annotated[int, Interval(0, 2**14)] = 0
     """See `height`."""
-    factor: Count = 8
+    factor: Side = 8
     """Pixels per token along each side: 4, 8 or 16."""
-    channels: Annotated[tuple[Count, ...], NotEmpty()] = (128, 256)
+    channels: Annotated[tuple[Width, ...], NotEmpty()] = (128, 256)
     """Width of each resolution stage, finest first; the last stage works on the token grid."""
-    encoder_blocks: Natural = 1
+    encoder_blocks: Depth = 1
     """Residual blocks per stage of the encoder."""
-    decoder_blocks: Natural = 2
+    decoder_blocks: Depth = 2
     """Residual blocks per stage of the decoder. It has the harder task, so more than in the encoder pay off."""
     quantizer: str = "vq"
     """`vq` (cosine-similarity EMA codebook), `simvq` (fixed codebook through a learned matrix), `fsq` (finite scalar
     quantization), `lfq` (lookup-free: signs) or `gumbel` (DALL-E 1's Gumbel softmax)."""
-    codebook_size: Count = 1024
+    codebook_size: Width = 1024
     """K, number of image ids. With `fsq` it is the product of `fsq_levels`, with `lfq` a power of two."""
-    embed_dim: Count = 16
+    embed_dim: Width = 16
     """D, width of a codebook vector. With `fsq` it is the number of levels, with `lfq` log2 K."""
-    fsq_levels: tuple[Count, ...] = (8, 8, 4, 4)
+    fsq_levels: tuple[Width, ...] = (8, 8, 4, 4)
     """Levels of each FSQ dimension; read with `fsq` only."""
     likelihood: str = "none"
     """`none` (the decoder outputs pixels) or `laplace` (location and scale of each pixel, as in DALL-E 1's dVAE)."""
@@ -110,7 +110,7 @@ class ImageTokenizerConfig:
 class StreamConfig:
     """Layout of the one stream `[BOS][text][image]`."""
 
-    text_length: Count
+    text_length: Length
     """Text positions after BOS."""
     text_vocab: int
     """Number of text ids."""
@@ -135,7 +135,7 @@ class BlockConfig:
     """`rms` (RMSNorm) or `layer` (LayerNorm)."""
     mlp: str = "swiglu"
     """Feed-forward layer: `swiglu` or `geglu` (gated), `gelu` or `gelu-tanh` (without a gate)."""
-    hidden: Natural = 0
+    hidden: Annotated[int, Interval(0, 2**22)] = 0
     """Hidden width of the feed-forward layer; 0 is about 8/3 C with `swiglu`, 4 C with the others."""
     bias: bool = False
     """Whether linear layers have biases."""
@@ -157,13 +157,13 @@ class BlockConfig:
 class TransformerConfig:
     """Shape of the decoder-only transformer."""
 
-    n_layer: Count = 8
+    n_layer: Annotated[int, Interval(1, 10_000)] = 8
     """Number of blocks."""
-    n_head: Count = 8
+    n_head: Width = 8
     """Attention heads per block."""
-    n_embd: Count = 256
+    n_embd: Width = 256
     """C, width; a multiple of `4 * n_head` with `rope`."""
-    head_dim: Natural = 0
+    head_dim: Annotated[int, Interval(0, 2**20)] = 0
     """Width of a head; 0 is `n_embd / n_head`."""
     position: str = "rope"
     """`rope` (rotary, 2-D in pictures), `learned` (an embedding per row and per column), `absolute` (an embedding per
@@ -173,13 +173,13 @@ class TransformerConfig:
     `conv_square`, `axial_row`, `axial_col` or `conv_like`; see `model/masks.py`."""
     last_attention_mask: str = ""
     """Attention mask of the last block, if it is another one."""
-    mask_kernel: Count = 11
+    mask_kernel: Width = 11
     """Side of the square of the `conv` masks in cells."""
     mask_origin: str = "input"
     """Where the picture begins for the masks: at its first id (`input`), or at the position before, which predicts that
     id (`target`; ruDALL-E)."""
     block: BlockConfig = field(default_factory=BlockConfig)
-    last_norms: Count = 1
+    last_norms: Width = 1
     """Number of norms after the last block; more than one for imported models."""
     divide_by_max: bool = False
     """Divide the output of the last block by its largest channel (Ding et al. 2021, CogView); for imported models."""
@@ -189,21 +189,21 @@ class TransformerConfig:
 class ScorerConfig:
     """Shape of the CLIP scorer."""
 
-    image_size: Count = 64
+    image_size: Side = 64
     """Side of the square pictures in pixels; other pictures are resized."""
-    patch_size: Count = 8
+    patch_size: Side = 8
     """Side of a patch of the ViT image tower, in pixels."""
-    n_embd: Count = 256
+    n_embd: Width = 256
     """Width of both towers."""
-    n_head: Count = 4
+    n_head: Width = 4
     """Attention heads in both towers."""
-    image_layers: Natural = 6
+    image_layers: Depth = 6
     """Blocks of the image tower."""
-    text_layers: Natural = 3
+    text_layers: Depth = 3
     """Blocks of the text tower."""
-    text_length: Count = 24
+    text_length: Length = 24
     """Text ids per caption, end-of-text included."""
-    embed_dim: Count = 256
+    embed_dim: Width = 256
     """D, width of the shared embedding space."""
     fit: str = "crop"
     """How other pictures are made square: `crop` (their middle) or `squash` (all of them, in other proportions).

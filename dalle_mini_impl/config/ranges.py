@@ -25,8 +25,8 @@ class Interval:
         return is_above and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
-        least = f"more than {self.least:g}" if self.above else f"at least {self.least:g}"
-        most = f"less than {self.most:g}" if self.below else f"at most {self.most:g}"
+        least = f"more than {self.least}" if self.above else f"at least {self.least}"
+        most = f"less than {self.most}" if self.below else f"at most {self.most}"
         return least if self.most == math.inf else f"{least} and {most}"
 
 
@@ -37,6 +37,16 @@ class NotEmpty:
 
 Count = Annotated[int, Interval(1)]
 Natural = Annotated[int, Interval(0)]
+Side = Annotated[int, Interval(1, 2**14)]
+"""Pixels of a picture or patch along a side."""
+Width = Annotated[int, Interval(1, 2**20)]
+"""Channels, heads or vectors of a network."""
+Depth = Annotated[int, Interval(0, 10_000)]
+"""Blocks of a network, or variants of a picture."""
+Length = Annotated[int, Interval(1, 2**16)]
+"""Ids of a caption."""
+Batch = Annotated[int, Interval(1, 2**24)]
+"""Pictures or passes of a step, or ids of a vocabulary."""
 NonNegative = Annotated[float, Interval(0)]
 Positive = Annotated[float, Interval(0, above=True)]
 Share = Annotated[float, Interval(0, 1)]

@@ -4,11 +4,24 @@ The docstring below an attribute is also its line in `dalle train STAGE --help`.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.data import AugmentConfig, DataConfig
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, TransformerConfig
-from dalle_mini_impl.config.ranges import Count, Decay, Natural, NonNegative, Positive, Share
+from dalle_mini_impl.config.ranges import (
+    Batch,
+    Count,
+    Decay,
+    Depth,
+    Interval,
+    Length,
+    Natural,
+    NonNegative,
+    Positive,
+    Share,
+    Width,
+)
 from dalle_mini_impl.config.sampling import SamplingConfig
 
 
@@ -47,9 +60,9 @@ class RunConfig:
     minutes: NonNegative = 0.0
     """If above 0, train for this many minutes, validation included, instead of for `steps`; schedules then follow the
     clock."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Pictures per optimizer step, over all processes."""
-    accumulation: Count = 1
+    accumulation: Batch = 1
     """Forward and backward passes per optimizer step, each over an equal part of the batch."""
     seed: Natural = 0
     """Seed of everything random."""
@@ -87,7 +100,7 @@ class GanConfig:
     """Steps before `start` in which only the discriminator learns."""
     learning_rate: NonNegative = 5e-4
     """Peak learning rate of the discriminator; same schedule as the image tokenizer's."""
-    channels: tuple[Count, ...] = (64, 128, 256)
+    channels: tuple[Width, ...] = (64, 128, 256)
     """Width of each layer of the discriminator; each layer halves height and width."""
     r1: NonNegative = 0.0
     """Weight of the R1 penalty: squared gradient of the logits at real pictures (Mescheder et al. 2018)."""
@@ -117,7 +130,7 @@ class TextTokenizerRun:
     data: DataConfig = field(default_factory=DataConfig)
     out: str = ""
     """The SentencePiece model file to write."""
-    vocab_size: Count = 8192
+    vocab_size: Batch = 8192
     """Largest number of text ids, special and byte ids included; a small set may support fewer."""
     normalization: str = "nfkc_cf"
     """Unicode normalization: `nfkc`, or `nfkc_cf`, which also folds case."""
@@ -162,10 +175,10 @@ class EncodeRun:
     """Checkpoint folder with the image tokenizer."""
     out: str = ""
     """Folder of the token cache to write."""
-    variants: Natural = 16
+    variants: Depth = 16
     """Augmented variants of each training picture; 0 encodes it once, unchanged. Validation pictures are never
     augmented."""
-    batch_size: Count = 128
+    batch_size: Batch = 128
     """Pictures per forward pass."""
     precision: str = "bf16"
     """`bf16` (autocast), which changes about one id in a hundred with no visible effect, or `fp32`."""
@@ -212,7 +225,7 @@ class LoraConfig:
     of two narrow matrices is learned beside each. The checkpoint gets their sum. Needs the extra `lora`.
     """
 
-    rank: Natural = 0
+    rank: Annotated[int, Interval(0, 2**16)] = 0
     """Width of the narrow matrices; 0 trains all weights instead."""
     alpha: Positive = 16.0
     """The products are multiplied by `alpha / rank`."""
@@ -240,7 +253,7 @@ class TransformerRun:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     text_tokenizer: str = ""
     """SentencePiece model file."""
-    text_length: Count = 24
+    text_length: Length = 24
     """Text positions of the stream, without BOS; longer captions are cut."""
     language_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Relative frequency of captions by language code; languages not named have weight 1."""
@@ -283,7 +296,7 @@ class ScorerRun:
     """SentencePiece model file."""
     language_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Relative frequency of captions by language code; languages not named have weight 1."""
-    captions: Count = 1
+    captions: Annotated[int, Interval(1, 1000)] = 1
     """Captions per picture and step. With a small text tower further captions cost little beside the picture."""
     bpe_dropout: Share = 0.1
     """Probability of skipping a BPE merge in training captions (Provilkov et al. 2020)."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,25 @@ def split_of(key: str, validation: float) -> str:
 def hash_position(key: str) -> float:
     """A number in [0, 1) that follows from a picture's key; those of many keys are evenly distributed."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def fill_splits(pictures: Sequence[tuple[str, str, bool]], validation: float) -> list[str]:
+    """Move a picture into a split that the hashes of a small set left empty: the one whose hash is nearest to it.
+
+    Args:
+        pictures: key and split of each, and whether the split is that of `split_of`, not of the source.
+        validation: as in `split_of`.
+
+    Returns:
+        The split of each picture.
+    """
+    splits = [split for _, split, _ in pictures]
+    movable = [index for index, (_, _, may_move) in enumerate(pictures) if may_move]
+    if 0 < validation < 1 and len(pictures) > 1 and movable:
+        for split, nearest in (("validation", min), ("train", max)):
+            if split not in splits:
+                splits[nearest(movable, key=lambda index: hash_position(pictures[index][0]))] = split
+    return splits
 
 
 @dataclass

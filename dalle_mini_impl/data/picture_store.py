@@ -7,6 +7,7 @@ divide them among processes exactly.
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from dalle_mini_impl.data.checksums import (
     write_header_file,
 )
 from dalle_mini_impl.data.fit import FitCounts, fit_picture
-from dalle_mini_impl.data.pair import Caption, SkipLog, hash_position, split_of
+from dalle_mini_impl.data.pair import Caption, SkipLog, fill_splits, split_of
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.source_files import describe_changes, source_states
 from dalle_mini_impl.data.store_size import (
@@ -39,6 +40,7 @@ from dalle_mini_impl.data.store_size import (
 )
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable, file_digest, only_writer, replace_folder
+from dalle_mini_impl.util.memory import check_memory
 
 HEADER_FILE = "store.json"
 ENTRIES_FILE = "pairs.jsonl"
@@ -51,6 +53,8 @@ FIT_OF_OLD_STORES = "crop"
 """How pictures were fitted where a store does not say."""
 MAX_SKIPPED_LINES = 200
 """Pictures that were skipped, and their reasons, that a store remembers."""
+PIXEL_BYTES = 16
+"""Bytes that a pixel takes while a picture is fitted."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
     """
     frame = config.frame_for(height_and_width(picture_size))
     check_replaceable(config.store, CONTENTS)
+    check_memory(math.prod(frame) * PIXEL_BYTES, f"pictures of {frame[0]}×{frame[1]} pixels", "choose a smaller size")
     log = SkipLog()
     pairs = read_pairs(config.source, log, captions="optional", workers=config.every)
     with only_writer(config.store), replace_folder(config.store, CONTENTS) as folder:
@@ -242,16 +247,12 @@ class _Builder:
 
 
 def _fill_splits(entries: list[PictureEntry], movable: Sequence[int], validation: float) -> None:
-    """Move a picture into a split that the hashes of a small set left empty: the one whose hash is nearest to it."""
-    if not 0 < validation < 1:
-        return
-    # Stages that need captions need both splits, too, so pictures with captions come first.
-    group = {index for index, entry in enumerate(entries) if entry.captions} or set(range(len(entries)))
-    for split, nearest in (("validation", min), ("train", max)):
-        candidates = [index for index in movable if index in group]
-        if len(group) > 1 and candidates and all(entries[index].split != split for index in group):
-            moved = nearest(candidates, key=lambda index: hash_position(entries[index].key))
-            entries[moved] = replace(entries[moved], split=split)
+    """See `fill_splits`. Stages that need captions need both splits, too, so pictures with captions come first."""
+    may_move = {*movable}
+    group = [index for index, entry in enumerate(entries) if entry.captions] or list(range(len(entries)))
+    assigned = [(entries[index].key, entries[index].split, index in may_move) for index in group]
+    for index, split in zip(group, fill_splits(assigned, validation), strict=True):
+        entries[index] = replace(entries[index], split=split)
 
 
 def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureEntry]]:

@@ -11,13 +11,17 @@ from torch import Tensor
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.fit import fit_picture
-from dalle_mini_impl.data.pair import SkipLog, split_of
+from dalle_mini_impl.data.pair import Pair, SkipLog, fill_splits, split_of
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.evaluate.data import check_exists, is_store
 from dalle_mini_impl.util.images import contact_sheet, to_images, to_pixels
+from dalle_mini_impl.util.memory import check_memory
 
-BATCH_SIZE = 64
+BATCH_SIZE, MAX_BATCH_PIXELS = 64, 64 * 512**2
+"""Most pictures, and pixels, in a batch."""
+PIXEL_BYTES = 200
+"""Bytes that a pixel takes at the least while a picture is encoded, decoded and measured."""
 SHEET_COLUMNS = 12
 TITLE_HEIGHT = 16
 """Pixels above each row of a comparison sheet, for its name."""
@@ -36,25 +40,50 @@ def picture_batches(data: str, split: str, size: tuple[int, int], log: SkipLog) 
         (B, 3, *size) in [-1, 1].
 
     Raises:
-        UserError: the data do not exist or cannot be read, or the store has no pictures of this split.
+        UserError: the data do not exist or cannot be read, the store has no pictures of this split, or one picture of
+            the size does not fit into the memory.
     """
     check_exists(data)
+    height, width = size
+    check_memory(PIXEL_BYTES * height * width, f"pictures of {height}×{width} pixels", "choose a smaller size")
+    batch_size = max(1, min(BATCH_SIZE, MAX_BATCH_PIXELS // (height * width)))
     if is_store(data):
         for part in ("train", "validation") if split == "all" else (split,):
             store = open_store(DataConfig(store=data), part)
-            for start in range(0, len(store), BATCH_SIZE):
-                indices = np.arange(start, min(start + BATCH_SIZE, len(store)))
+            for start in range(0, len(store), batch_size):
+                indices = np.arange(start, min(start + batch_size, len(store)))
                 yield pixels_on_white(store.take(indices), size)
         return
+    moved = {} if split == "all" else _moved_pictures(data)
     rows: list[Tensor] = []  # resized at once, so that no more than one picture is held in its own size
-    for pair in read_pairs(data, log):
-        if split in ("all", pair.split or split_of(pair.key, DataConfig.validation)):
+    for number, pair in enumerate(read_pairs(data, log)):
+        if split in ("all", moved.get(number) or _split_of(pair)):
             rows.append(to_pixels([fit_picture(pair.image, size, DataConfig.fit).image], size))
-        if len(rows) == BATCH_SIZE:
+        if len(rows) == batch_size:
             yield torch.cat(rows)
             rows = []
     if rows:
         yield torch.cat(rows)
+
+
+def _split_of(pair: Pair) -> str:
+    return pair.split or split_of(pair.key, DataConfig.validation)
+
+
+def _moved_pictures(data: str) -> dict[int, str]:
+    """The split of pictures, by their number, that `fill_splits` moves, as a store of the same data would have it.
+
+    Nothing is moved where both splits have pictures, so only small sets are read to their end.
+    """
+    pictures: list[tuple[str, str, bool]] = []
+    found: set[str] = set()
+    for pair in read_pairs(data, SkipLog()):
+        pictures.append((pair.key, _split_of(pair), not pair.split))
+        found.add(pictures[-1][1])
+        if len(found) > 1:
+            return {}
+    splits = fill_splits(pictures, DataConfig.validation)
+    return {number: new for number, (new, (_, old, _)) in enumerate(zip(splits, pictures, strict=True)) if new != old}
 
 
 class ReservoirSample:

@@ -4,6 +4,7 @@ A picture optimised for one scorer scores high by that scorer whatever it shows.
 the judges and of a second scorer, for example one trained from another seed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from dalle_mini_impl.painting.targets import Target
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.images import to_pixels
+from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.ranking import best_first
 
 RANDOM = "random latents"
@@ -104,6 +106,8 @@ def make_pictures(
     tokenizer = context.dalle.image_tokenizer
     settings = replace(evaluation.settings, seed=seed)
     shape = (evaluation.latents, *tokenizer.config.grid)
+    latent_bytes = math.prod(tokenizer.config.grid) * (8 + 3 * tokenizer.config.factor**2)  # ids, and their picture
+    check_memory(evaluation.latents * latent_bytes, f"{evaluation.latents} random latents", "take fewer")
     ids = torch.randint(tokenizer.codebook_size, shape, generator=torch.Generator().manual_seed(seed))
     latents = [image for batch in ids.split(BATCH_SIZE) for image in context.dalle.decode(batch)]
     sampled = context.dalle.generate(prompt, context.settings.candidates, 1, seed)[0]

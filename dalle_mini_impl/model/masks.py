@@ -71,6 +71,7 @@ def mask_matrix(kind: str, before: int, grid: tuple[int, int], kernel: int = 11)
         odd = "an odd mask_kernel" if kind != "conv_like" else "a mask_kernel"
         raise UserError(f"expected {odd} of 1 or more for attention mask {kind}, got {kernel}; change it")
     h, w = grid
+    kernel = min(kernel, 2 * max(grid) + 1)  # a larger square reaches no more cells
     allowed = torch.ones(before + h * w, before + h * w, dtype=torch.bool).tril()
     allowed[before:, before:] &= _image_matrix(kind, h, w, kernel)
     return allowed

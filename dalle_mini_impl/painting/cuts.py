@@ -71,6 +71,7 @@ class CutBoxes:
     def split(self, size: int) -> "list[CutBoxes]":
         """The cuts in chunks of at most `size`."""
         fields = (self.theta, self.contrast, self.brightness, self.noise)
+        size = min(size, len(self.theta))  # torch takes no number above 2**63
         return [CutBoxes(*parts) for parts in zip(*(field.split(size) for field in fields), strict=True)]
 
 

@@ -11,6 +11,8 @@ from dalle_mini_impl.util.files import replace_file
 
 VIDEO_ENDINGS = (".gif", ".mp4")
 FRAMES_PER_SECOND = 12
+MAX_FRAMES = 10_000
+"""Most pictures of an animation, a quarter of an hour."""
 LAST_FRAME_REPEATS = 18
 """How many frames the last picture is shown for: a second and a half, so that it is noticed in the loop."""
 
@@ -23,10 +25,11 @@ def frame_steps(steps: int, count: int) -> set[int]:
         count: how many frames to record; fewer where there are fewer steps.
 
     Raises:
-        UserError: `count` is below 2.
+        UserError: `count` is below 2, or above `MAX_FRAMES`.
     """
-    if count < 2:
-        raise UserError(f"expected 2 or more frames, the first and the last, got {count}; raise it")
+    if not 2 <= count <= MAX_FRAMES:
+        raise UserError(f"expected 2 to {MAX_FRAMES} frames, the first and the last included, got {count}; change it")
+    count = max(2, min(count, steps + 1))
     return {round(index * steps / (count - 1)) for index in range(count)}
 
 

@@ -36,6 +36,8 @@ from dalle_mini_impl.util.memory import check_memory
 DECODED_BYTES, CUT_BYTES = 600, 60
 """Bytes that a pixel of the picture, and of each cut, takes in a step of the included model, gradients included;
 measured as 656 and 66. Larger image tokenizers take more."""
+CUT_BOX_BYTES = 100
+"""Bytes that the random numbers of a cut take."""
 FINAL_LEARNING_RATE = 0.1
 """Fraction of the learning rate that is left at the end of its cosine decay."""
 
@@ -187,7 +189,7 @@ class Painter:
         else:
             height, width = pixel_size(self.tokenizer, self.settings.size)
         views = min(cuts.count, cuts.chunk) * min(height, width) ** 2
-        needed = height * width * DECODED_BYTES + views * CUT_BYTES
+        needed = height * width * DECODED_BYTES + views * CUT_BYTES + cuts.count * CUT_BOX_BYTES
         check_memory(needed, f"a painting of {width}×{height} pixels", "choose a smaller size, or fewer cuts at a time")
 
     def _step(self) -> Step:

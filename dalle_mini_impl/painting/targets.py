@@ -89,7 +89,7 @@ def parse_noise(word: str) -> Target:
         UserError: the seed is no integer from 0 to 2**63 - 1.
     """
     seed, numbers = split_term(word)
-    if not (isinstance(seed, str) and seed.isascii() and seed.isdigit() and int(seed) < 2**63):
+    if not (isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) < 20 and int(seed) < 2**63):
         raise UserError(f"expected a noise prompt SEED or SEED:WEIGHT, got {word!r}; write for example 7:0.2")
     return Target(int(seed), *numbers)
 

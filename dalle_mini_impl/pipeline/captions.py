@@ -25,6 +25,8 @@ from dalle_mini_impl.util.ranking import best_first, check_finite
 
 UNDECODABLE = "\ufffd\u2047"
 """Characters that tokenizers decode bytes of invalid UTF-8 and ids without text to."""
+CAPTION_BYTES, TEXT_ID_BYTES, LOGIT_BYTES = 200, 40, 12
+"""Bytes that a sampled caption, each of its ids, and each logit of its next id take."""
 DAMAGED = "the transformer's weights are damaged: copy or train it again"
 """Advice where log-probabilities are not numbers."""
 
@@ -91,8 +93,9 @@ class CaptionModel:
             UserError: a number is out of range, or the beginning fills all text positions.
         """
         check_counts(candidates, keep, seed)
-        stored = candidates * self.stream.config.text_length * 8
-        check_memory(stored, f"{candidates} captions", "ask for fewer")
+        stored = candidates * (CAPTION_BYTES + self.stream.config.text_length * TEXT_ID_BYTES)
+        in_chunk = min(candidates, chunk) * self.stream.config.text_vocab * LOGIT_BYTES
+        check_memory(stored + in_chunk, f"{candidates} captions", "ask for fewer, or for a smaller chunk")
         seeds = [candidate_seed(seed, index) for index in range(candidates)]
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
         first_ids = self.text_tokenizer.encode_beginning(beginning)

@@ -291,6 +291,7 @@ class DalleMini:
             len(given["seeds"]) if given["seeds"] else given["candidates"],
             given["chunk"],
             ids,
+            self.stream.config.image_vocab,
             ids * self.image_tokenizer.config.factor**2,
             self._scorer is not None,
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Candidate
-from dalle_mini_impl.sampling.generate import GeneratedIds
+from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
@@ -64,7 +64,8 @@ def rank_candidates(
     """
 
     def pictures(image_ids: Tensor) -> list[Image.Image]:
-        images = [image for part in image_ids.split(request.chunk) for image in decode(part)]
+        size = min(request.chunk, CHUNK)  # decoding takes more memory than sampling
+        images = [image for part in image_ids.split(size) for image in decode(part)]
         return [request.canvas.paste_original(image) for image in images] if request.canvas else images
 
     # Decoding all candidates takes about as long as sampling them, so without a scorer only the kept ones are decoded.

@@ -15,10 +15,10 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.text import without_surrogates
 
-ID_BYTES = 8
-"""Of an image id."""
-PIXEL_BYTES = 4
-"""Of a colour value while a picture is decoded."""
+CANDIDATE_BYTES, ID_BYTES = 200, 8
+"""Bytes that a candidate and each of its image ids take in the results."""
+SAMPLED_ID_BYTES, LOGIT_BYTES = 40, 12
+"""Bytes that each image id of a candidate, and each logit of its next id, take while it is sampled."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -135,21 +135,25 @@ def check_counts(candidates: int, keep: int, seed: int) -> None:
         raise UserError(f"expected a seed of 0 or more, got seed {seed}; choose another")
 
 
-def check_candidates_memory(candidates: int, chunk: int, ids: int, pixels: int, scored: bool) -> None:
+def check_candidates_memory(candidates: int, chunk: int, ids: int, vocab: int, pixels: int, scored: bool) -> None:
     """Refuse more candidates than fit into the memory, before any of them has a seed.
+
+    The cache of keys and values, the largest part of what a chunk needs, is checked when it is made.
 
     Args:
         candidates: how many to sample.
         chunk: how many at a time.
         ids: image ids of a picture.
+        vocab: K, number of image ids.
         pixels: of a picture.
         scored: whether all pictures are kept until a scorer has ranked them.
 
     Raises:
-        UserError: they need more than there is, at the least: ids and pictures, and the pixels of one chunk.
+        UserError: they need more than there is, at the least: results and pictures, and what one chunk samples with.
     """
-    each = ids * ID_BYTES + (3 * pixels if scored else 0)
-    needed = candidates * each + min(candidates, chunk) * 3 * pixels * PIXEL_BYTES
+    each = CANDIDATE_BYTES + ids * ID_BYTES + (3 * pixels if scored else 0)
+    in_chunk = CANDIDATE_BYTES + ids * SAMPLED_ID_BYTES + vocab * LOGIT_BYTES
+    needed = candidates * each + min(candidates, chunk) * in_chunk
     check_memory(needed, f"{candidates} candidates", "ask for fewer, or for a smaller chunk")
 
 

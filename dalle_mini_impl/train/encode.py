@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm import tqdm
 
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
 from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PictureStore, open_store, store_version
@@ -35,9 +36,11 @@ from dalle_mini_impl.data.token_cache import (
 )
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import file_digest, replace_folder
+from dalle_mini_impl.util.memory import check_memory
 
 NOT_AUGMENTED = -1
 """Variant number of a picture without augmentation."""
@@ -118,7 +121,7 @@ def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int
         with (folder / name).open("wb") as file:
             header = {"descr": np.dtype(number_type).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            reserve_space(file, int(np.prod(shape)) * np.dtype(number_type).itemsize)
+            reserve_space(file, math.prod(shape) * np.dtype(number_type).itemsize)
 
 
 def reserve_space(file: BinaryIO, size: int) -> None:
@@ -155,8 +158,7 @@ def check_settings(config: EncodeRun) -> None:
     """
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
-    if not 0 < config.soft_temperature < math.inf:
-        raise UserError(f"soft_temperature is {config.soft_temperature:g}; expected more than 0")
+    check_ranges(config)
     check_cache_replaceable(config.out)
 
 
@@ -193,6 +195,8 @@ def main(config: EncodeRun) -> None:
     picture_size = tokenizer.config.size
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split, picture_size=picture_size) for split in ("train", "validation")}
+    rows = min(config.batch_size, max(map(len, stores.values())))
+    check_memory(rows * math.prod(picture_size) * PIXEL_BYTES, f"a batch of {rows:,} pictures", "lower batch_size")
     with contextlib.ExitStack() as outputs:
         # All processes write into one folder, which only the main process creates and, once it is complete, renames.
         folder_name = [""]

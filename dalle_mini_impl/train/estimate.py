@@ -3,7 +3,7 @@
 The model is built of fake tensors, which have shapes but no storage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,10 @@ BF16, FP32 = 2, 4
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory to plan with; the rest is left to kernels, buffers and fragmentation."""
 SECONDS_PER_DAY = 86400
+MAX_TENSOR_NUMBERS = 10**17
+"""Torch cannot count the bytes of tensors with more than some 100 times as many numbers."""
+LARGEST_NUMBER = 1e30
+"""Largest number that a machine is described by."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,33 @@ class Estimate:
     """Duration of the training."""
 
 
-def count(config: TransformerRun, stream: StreamConfig) -> Needs:
-    """Count parameters, bytes and operations of a transformer config."""
+def block_count(config: TransformerRun) -> int:
+    """How many blocks `count` runs, for a progress bar."""
+    return (4 if config.recompute else 2) * config.model.n_layer
+
+
+def count(
+    config: TransformerRun, stream: StreamConfig, progress: Callable[[int], object] = lambda blocks: None
+) -> Needs:
+    """Count parameters, bytes and operations of a transformer config.
+
+    Args:
+        config: of the transformer stage.
+        stream: its layout.
+        progress: called with 1 after each block that was run.
+
+    Raises:
+        UserError: the sizes do not fit together, or torch could not count the bytes of a tensor.
+    """
     layout = Stream(stream)
+    model_config, length = config.model, layout.length
+    widest = max(model_config.block.hidden, 4 * model_config.n_embd, 3 * model_config.n_head * model_config.head_dim)
+    largest = max(length * length * model_config.n_head, widest * max(length, layout.vocab_size, widest))
+    if largest > MAX_TENSOR_NUMBERS:
+        raise UserError(
+            f"expected sizes whose tensors have at most {MAX_TENSOR_NUMBERS:.0e} numbers, got one of {largest:.0e}; "
+            f"make the sizes of the model, its text or its grid smaller"
+        )
     ids = layout.length - 1
     with FakeTensorMode():
         model = StreamLoss(build_transformer(config.model, stream), layout)
@@ -84,10 +112,10 @@ def count(config: TransformerRun, stream: StreamConfig) -> Needs:
             for group in optimizer.param_groups
             for p in group["params"]
         )
-        activations = _activations(model, layout)
+        activations = _activations(model, layout, progress)
         if config.recompute:
             recomputing = StreamLoss(build_transformer(config.model, stream, recompute=True), layout)
-            always_stored = _activations(recomputing, layout)
+            always_stored = _activations(recomputing, layout, progress)
             # The rest is recomputed; at any time only one block's part of it is stored.
             activations = always_stored + (activations - always_stored) // config.model.n_layer
     matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.ndim == 2)
@@ -107,12 +135,21 @@ def count(config: TransformerRun, stream: StreamConfig) -> Needs:
     )
 
 
-def _activations(model: StreamLoss, layout: Stream) -> int:
+def _activations(model: StreamLoss, layout: Stream, progress: Callable[[int], object] = lambda blocks: None) -> int:
     """Bytes stored for one picture's backward pass.
 
     The difference between three pictures and two, because tensors that belong to the weights are stored only once.
     """
-    return _stored_bytes(model, layout, 3) - _stored_bytes(model, layout, 2)
+
+    def count_block(*_: object) -> None:  # what a hook returns would replace the block's output
+        progress(1)
+
+    hooks = [block.register_forward_hook(count_block) for block in model.transformer.blocks]
+    try:
+        return _stored_bytes(model, layout, 3) - _stored_bytes(model, layout, 2)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _stored_bytes(model: StreamLoss, layout: Stream, pictures: int) -> int:
@@ -164,12 +201,13 @@ def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[E
         pictures: pictures to train on, repetitions counted.
 
     Raises:
-        UserError: a number is not positive.
+        UserError: a number is not positive, or is too large.
     """
-    if min(machine.gpus, machine.memory, machine.flops, pictures) <= 0:
+    numbers = (machine.gpus, machine.memory, machine.flops, pictures)
+    if not all(0 < number <= LARGEST_NUMBER for number in numbers):
         raise UserError(
-            f"expected GPUs, memory, FLOP/s and pictures above 0, got {machine.gpus}, {machine.memory:g}, "
-            f"{machine.flops:g} and {pictures:g}; change the one that is not"
+            f"expected GPUs, memory, FLOP/s and pictures above 0 and at most {LARGEST_NUMBER:g}, got {machine.gpus}, "
+            f"{machine.memory:g}, {machine.flops:g} and {pictures:g}; change the one that is not"
         )
     days = pictures * needs.flops / (machine.gpus * machine.flops) / SECONDS_PER_DAY
     for sharded in (False, True) if machine.gpus > 1 else (False,):

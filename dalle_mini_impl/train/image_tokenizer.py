@@ -3,6 +3,7 @@
 dalle train image-tokenizer --config configs/emoji/image_tokenizer.yaml
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dalle_mini_impl.train.divergence_guard import DivergenceGuard
 from dalle_mini_impl.train.dvae_schedule import set_relaxation
 from dalle_mini_impl.train.losses.adversary import Adversary, build_adversary
 from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_loss
-from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared import loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.run_record import make_record
@@ -143,7 +144,10 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         train = open_store(config.data, "train", captions="optional", picture_size=size)
         validation = open_store(config.data, "validation", captions="optional", picture_size=size)
     # Built after the Accelerator, because codebooks decide at construction whether to synchronise over processes.
-    tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy)
+    with memory.bounded_networks():
+        tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy)
+    pass_bytes = memory.rows_in_pass(accelerator, run) * math.prod(size) * memory.PIXEL_BYTES
+    memory.check_training_memory(accelerator, tokenizer, pass_bytes)
     load_image_tokenizer_weights(tokenizer, start)
     tokenizer.to(accelerator.device)
     if not resume:

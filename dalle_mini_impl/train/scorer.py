@@ -31,7 +31,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses import grad_cache
 from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
-from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared import loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.run_record import make_record
@@ -50,6 +50,8 @@ VALIDATION_PICTURES = 512
 VALIDATION_BATCH = 64
 CHANCE_STEPS = 300
 """Step after which a loss still at chance level causes a warning."""
+ID_BYTES = 40
+"""Bytes of a text id in the lists that a batch is made of."""
 LATEST_LOSS_WEIGHT = 0.02
 """Weight of a step's loss in the running mean that is compared with chance level."""
 
@@ -182,7 +184,11 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         image_tokenizer, identities["image_tokenizer"] = load_reconstructor(config, str(accelerator.device))
     captions = CaptionSampler(train.entries, config.language_weights)
     concepts = concept_indices(train)
-    clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
+    with memory.bounded_networks():
+        clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
+    # The pixels and texts of all passes are made first.
+    row_bytes = config.model.image_size**2 * memory.PIXEL_BYTES + config.captions * config.model.text_length * ID_BYTES
+    memory.check_training_memory(accelerator, clip, run.batch_size // accelerator.num_processes * row_bytes)
     origin = load_scorer_weights(clip, tokenizer, config.model, start)
     ema = Ema(clip.to(accelerator.device), run.ema)
     model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))

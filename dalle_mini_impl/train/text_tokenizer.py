@@ -3,6 +3,7 @@
 dalle train text-tokenizer --config configs/emoji/text_tokenizer.yaml
 """
 
+from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import TextTokenizerRun
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.text.sentencepiece_tokenizer import train_text_tokenizer
@@ -16,6 +17,7 @@ def main(config: TextTokenizerRun) -> None:
     Raises:
         UserError: a setting is wrong, or the captions support no vocabulary of that size.
     """
+    check_ranges(config)
     if not config.out:
         raise UserError("out is empty; name the .model file to write")
     entries = open_store(config.data, "train").entries

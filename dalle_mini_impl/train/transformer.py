@@ -32,7 +32,7 @@ from dalle_mini_impl.train.lora import add_adapters, with_merged_adapters
 from dalle_mini_impl.train.losses.image_targets import check_targets, sample_ids
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
-from dalle_mini_impl.train.shared import fsdp, loop
+from dalle_mini_impl.train.shared import fsdp, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.plateau import Plateau
@@ -196,11 +196,16 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         bos_id=tokenizer.bos_id,
     )
     stream = Stream(layout)
+    memory.check_mask_memory(config.model, stream)
 
     def build() -> StreamLoss:
         return StreamLoss(build_transformer(config.model, layout, recompute=config.recompute), stream)
 
-    losses = build()
+    with memory.bounded_networks():
+        losses = build()
+    rows = memory.rows_in_pass(accelerator, run)
+    pass_bytes = memory.transformer_pass_bytes(config.model, stream, rows, config.recompute)
+    memory.check_training_memory(accelerator, losses, pass_bytes)
     origin = load_transformer_weights(losses.transformer, stream, tokenizer, config, start)
     add_adapters(losses, config)
     model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)

@@ -23,9 +23,9 @@ BAD_INPUT, INTERRUPTED = 2, 130
 def run_program(command: click.Command, name: str) -> None:
     """Run a command with the arguments of this process.
 
-    Bad input and errors of the system end it with one line on stderr and exit code 2, and with it the `accelerate
-    launch` that started it (`util/launcher.py`); an interruption, by Ctrl-C or SIGTERM, ends it with code 130. Leaves
-    the process group, if the command joined one. Control characters in what it prints are shown as escapes
+    Bad input, errors of the system and a full memory end it with one line on stderr and exit code 2, and with it the
+    `accelerate launch` that started it (`util/launcher.py`); an interruption, by Ctrl-C or SIGTERM, ends it with code
+    130. Leaves the process group, if the command joined one. Control characters in what it prints are shown as escapes
     (`util/terminal.py`).
 
     Args:
@@ -67,6 +67,10 @@ def _run(command: click.Command, name: str) -> None:
         exit_with(f"error: {printable(str(error))}", BAD_INPUT)
     except OSError as error:  # of the system, where no command knows more to say about it
         exit_with(f"error: {printable(_system_error(error))}", BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        exit_with("error: the memory is full; ask for less at a time, or close other programs", BAD_INPUT)
 
 
 def _system_error(error: OSError) -> str:
@@ -77,6 +81,14 @@ def _system_error(error: OSError) -> str:
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     place = "" if name is None else f"{name}: "
     return f"{place}{error.strerror or error}; check the path, its access rights and the space on its disk"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be allocated: one of Python, numpy, or torch on any device."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return "can't allocate memory" in str(error)  # of torch on a CPU, which has no class of its own
 
 
 def _interrupt(number: int, _: Any) -> NoReturn:

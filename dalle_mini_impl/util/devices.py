@@ -3,6 +3,7 @@
 import torch
 
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.memory import available_memory
 
 
 def choose_device(name: str) -> str:
@@ -18,3 +19,11 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); try --device cpu") from error
     return name
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors on a device can still take; on CUDA what torch holds in reserve counts as free."""
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,6 +1,7 @@
 """Benchmarks: machine limits, least work, timing, rows, peers, learning races and the command."""
 
 import importlib.util
+import io
 import json
 import math
 import sys
@@ -386,3 +387,34 @@ def test_a_worker_that_ends_early_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(RuntimeError, match="the process for sampling ended"):
         neighbour.Worker("sampling", "quick", {})
+
+
+# --- progress
+
+
+def terminal(monkeypatch):
+    """Standard error as a terminal, of which everything written is kept."""
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_a_terminal_shows_what_is_being_timed_and_nothing_is_left_of_it(monkeypatch):
+    screen = terminal(monkeypatch)
+    shown = []
+    median_seconds({"first": lambda: shown.append(screen.getvalue())}, "cpu", repeats=2)
+    assert "timing first:   0%|" in shown[0]
+    assert screen.getvalue().endswith("\r")
+    assert not screen.getvalue().rsplit("\r", 2)[1].strip()
+
+
+def test_a_race_shows_how_many_seconds_are_over(monkeypatch):
+    screen = terminal(monkeypatch)
+    list(race.train_for(lambda number, progress: None, lambda: 0.5, minutes=0.005, checks=2))
+    assert " of 0 s" in screen.getvalue()
+
+
+def test_files_get_no_progress(capsys):
+    median_seconds({"first": lambda: None}, "cpu", repeats=2)
+    assert capsys.readouterr().err == ""

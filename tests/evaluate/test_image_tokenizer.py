@@ -17,8 +17,9 @@ from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.config.model import ImageTokenizerConfig
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.pair import SkipLog, hash_position
 from dalle_mini_impl.data.picture_store import build_store
+from dalle_mini_impl.evaluate import batches
 from dalle_mini_impl.evaluate.batches import SHEET_COLUMNS, ReservoirSample, comparison_sheet, picture_batches
 from dalle_mini_impl.evaluate.image_tokenizer import (
     TokenizerEvaluation,
@@ -281,6 +282,35 @@ def test_batches_from_a_store_equal_those_from_its_source(store, source):
         assert len(stored) == len(direct) == count
         same = stored.flatten(1)[:, None] - direct.flatten(1)[None]
         assert same.abs().amax(2).amin(1).max() < 0.02
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_small_sources_have_the_splits_of_their_stores(tmp_path, count):
+    """No hash of these names is below the share that is held out."""
+    names = [name for name in map(str, range(200)) if hash_position(f"{name}.png") > DataConfig.validation][:count]
+    (tmp_path / "source").mkdir()
+    for number, name in enumerate(names):
+        Image.new("RGB", (24, 24), (20 * number, 10, 10)).save(tmp_path / f"source/{name}.png")
+        (tmp_path / f"source/{name}.txt").write_text(f"picture {name}")
+    source, store = str(tmp_path / "source"), str(tmp_path / "store")
+    build_store(DataConfig(source=source, store=store, store_size=24))
+    held_out = 1 if count > 1 else 0
+    for split, expected in (("train", count - held_out), ("validation", held_out), ("all", count)):
+        direct = list(picture_batches(source, split, (24, 24), SkipLog()))
+        assert sum(map(len, direct)) == expected
+        if expected and split != "all":
+            assert torch.equal(torch.cat(direct), torch.cat(list(picture_batches(store, split, (24, 24), SkipLog()))))
+
+
+def test_large_pictures_come_in_smaller_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "MAX_BATCH_PIXELS", 2 * 24**2)
+    for number in range(5):
+        Image.new("RGB", (24, 24)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a picture")
+    sizes = [len(batch) for batch in picture_batches(str(tmp_path), "all", (24, 24), SkipLog())]
+    assert sizes == [2, 2, 1]
+    with pytest.raises(UserError, match=r"expected pictures of 10000000×10000000 pixels to fit into .* smaller size"):
+        next(picture_batches(str(tmp_path), "all", (10**7, 10**7), SkipLog()))
 
 
 # --- the command

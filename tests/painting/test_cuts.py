@@ -72,3 +72,9 @@ def test_cuts_are_mirrored_rotated_jittered_and_noisy_only_if_the_settings_say_s
 def test_cuts_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         Cuts(**changes)
+
+
+def test_chunks_of_any_size_are_at_most_all_cuts():
+    boxes = sample_cuts(Cuts(count=5), 24, 24, torch.Generator().manual_seed(0))
+    assert [len(part.theta) for part in boxes.split(10**30)] == [5]
+    assert [len(part.theta) for part in boxes.split(2)] == [2, 2, 1]

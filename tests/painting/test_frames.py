@@ -11,8 +11,10 @@ def test_frames_are_spread_over_all_steps():
     assert sorted(frame_steps(100, 5)) == [0, 25, 50, 75, 100]
     assert sorted(frame_steps(3, 50)) == [0, 1, 2, 3]
     assert frame_steps(0, 2) == {0}
-    with pytest.raises(UserError, match=r"expected 2 or more frames, .* got 1"):
-        frame_steps(100, 1)
+    assert sorted(frame_steps(7, 10_000)) == list(range(8))
+    for count in (-1, 1, 10_001, 10**30):
+        with pytest.raises(UserError, match=rf"expected 2 to 10000 frames, .* got {count}"):
+            frame_steps(10**18, count)
 
 
 def test_a_gif_has_every_frame_and_shows_the_last_one_longest(tmp_path):

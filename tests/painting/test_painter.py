@@ -255,7 +255,8 @@ def test_settings_of_a_painting_are_json(tokenizer, scorer):
 
 
 def test_sizes_and_cuts_that_cannot_fit_into_the_memory_are_refused_first(tokenizer, scorer):
-    for settings in (PaintSettings(size=8_000_000), PaintSettings(cuts=Cuts(count=10**12, chunk=10**12))):
+    many = [Cuts(count=10**12, chunk=10**12), Cuts(count=10**12, chunk=1), Cuts(count=10**30)]
+    for settings in (PaintSettings(size=8_000_000), *(PaintSettings(cuts=cuts) for cuts in many)):
         with pytest.raises(UserError, match=r"expected a painting of .* pixels to fit into .* choose a smaller size"):
             Painter(tokenizer, {"a": scorer}, "a cat", settings)
 

@@ -1,7 +1,9 @@
 import socket
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers.models import SAMPLING
@@ -200,6 +202,25 @@ def test_more_candidates_than_fit_into_the_memory_are_refused_at_once(tiny_dalle
         tiny_dalle.generate("a cat", candidates=10**12)
     with pytest.raises(UserError, match="expected 1000000000000 captions to fit into"):
         tiny_dalle.complete_text("a", candidates=10**12)
+
+
+def test_more_candidates_at_a_time_than_fit_into_the_memory_are_refused(tiny_model, monkeypatch):
+    dalle = DalleMini.from_pretrained(tiny_model, "cpu", "fp32")
+    few = dalle.generate("a cat", candidates=5, chunk=5, rank="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
+        with pytest.raises(UserError, match=r"keys and values of 12000 streams to fit into .* decode fewer at a time"):
+            dalle.generate("a cat", candidates=6000, chunk=6000)
+    again = dalle.generate("a cat", candidates=5, chunk=10**30, rank="none")
+    assert [one.image.tobytes() for one in again] == [one.image.tobytes() for one in few]
+
+
+def test_no_more_pictures_are_decoded_at_a_time_than_by_default(tiny_dalle, monkeypatch):
+    sizes = []
+    decode = tiny_dalle.decode
+    monkeypatch.setattr(tiny_dalle, "decode", lambda ids, tile=False: sizes.append(len(ids)) or decode(ids, tile))
+    assert len(tiny_dalle.generate("a cat", candidates=150, keep=150, chunk=150, rank="none")) == 150
+    assert sizes == [64, 64, 22]
 
 
 def test_prompts_that_are_no_text_are_refused(tiny_dalle):

@@ -293,3 +293,8 @@ def test_settings_out_of_range_are_refused(settings, message):
 )
 def test_settings_at_the_ends_of_their_ranges_are_accepted(settings):
     validate_sampling(SamplingConfig(**settings), 61)
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-308, 1e-45, 1e-30])
+def test_a_top_p_that_fp32_rounds_to_zero_keeps_the_likeliest_id(top_p):
+    assert frequencies(LOGITS, top_p=top_p) == frequencies(LOGITS, top_k=1)

@@ -124,12 +124,21 @@ def test_the_command_prints_the_estimate():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "0"], "above 0, got 0, 8e"),
         (["--pictures", "0"], "and 0; change the one that is not"),
-        (["--grid", "0"], "expected --grid, --codebook and --text-vocab of at least 1, got 0, 8192 and 16384"),
+        (["--pictures", "1e300"], "above 0 and at most 1e+30, got 8, 8e+10, 4e+14 and 1e+300; change the one"),
+        (["--grid", "2000000000"], "expected sizes whose tensors have at most 1e+17 numbers, got one of 3e+38"),
+        (["text_length=1000000000"], "expected text_length of at least 1 and at most 65536, got 1000000000"),
     ],
 )
 def test_sizes_out_of_range_are_refused(arguments, message):
     result = CliRunner().invoke(dalle, ["plan", "configs/300m.yaml", *arguments])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+@pytest.mark.parametrize("option", ["--gpus", "--grid", "--codebook", "--text-vocab"])
+@pytest.mark.parametrize("value", ["0", "-1", "1000000000000000000"])
+def test_numbers_of_things_out_of_range_are_refused(option, value):
+    result = CliRunner().invoke(dalle, ["plan", "configs/300m.yaml", option, value])
+    assert result.exit_code == 2
+    assert f"invalid value for '{option}'" in result.output.lower()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from tqdm import tqdm
 
 from dalle_mini_impl.util.command_line import run_program
@@ -185,3 +186,27 @@ def test_progress_bars_still_move_the_cursor(run):
     _, errors = run(drawing)
     assert "\r" in errors
     assert "\x1b[A" in errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.28 TiB for an array"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
+)
+def test_a_full_memory_ends_with_one_line(run, error):
+    message = "error: the memory is full; ask for less at a time, or close other programs\n"
+    assert run(raising(error)) == (2, message)
+
+
+def test_memory_that_torch_cannot_allocate_ends_with_one_line(run):
+    code, errors = run(lambda: torch.empty(2**60, dtype=torch.uint8))
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "the memory is full" in errors
+
+
+def test_other_errors_of_torch_are_not_hidden(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run_program(click.command()(raising(RuntimeError("shapes do not fit"))), "program")

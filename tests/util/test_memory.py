@@ -1,5 +1,8 @@
 """Sizes are compared with the memory that is left."""
 
+import resource
+
+import psutil
 import pytest
 
 from dalle_mini_impl.util import memory
@@ -27,3 +30,17 @@ def test_work_beyond_it_is_refused(monkeypatch):
     message = r"expected a picture to fit into the 2\.0 GiB of free memory, got a need of 3\.0 GiB; name a smaller size"
     with pytest.raises(UserError, match=message):
         check_memory(3 * 2**30, "a picture", "name a smaller size")
+
+
+def test_limit_on_the_address_space_counts(monkeypatch):
+    used = psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + 10**8, resource.RLIM_INFINITY))
+    assert 0 <= available_memory() <= 10**8
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used // 2, used))
+    assert available_memory() == 0
+
+
+def test_memory_of_another_device_counts_where_the_work_is_done_there():
+    check_memory(2**60, "a picture", "name a smaller size", 2**60)
+    with pytest.raises(UserError, match=r"fit into the 1\.0 GiB of free memory"):
+        check_memory(2**30 + 1, "a picture", "name a smaller size", 2**30)

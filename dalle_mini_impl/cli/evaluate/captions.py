@@ -8,6 +8,7 @@ import click
 from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, open_data, skip_kinds_option
 from dalle_mini_impl.cli.options import (
     CommaSeparated,
+    Count,
     device_option,
     echo_text,
     examples,
@@ -29,7 +30,7 @@ from dalle_mini_impl.cli.options import (
     metavar="A,B",
     help="Languages of the names.",
 )
-@click.option("--pictures", type=click.IntRange(1), default=100, show_default=True, help="Pictures per language.")
+@click.option("--pictures", type=Count(), default=100, show_default=True, help="Pictures per language.")
 @seed_option("Determines the sampled pictures.")
 @json_option(FIGURES)
 @device_option()

@@ -11,6 +11,7 @@ import click
 from dalle_mini_impl.cli.evaluate.common import heading, load_context, reference_options
 from dalle_mini_impl.cli.options import (
     CommaSeparated,
+    Count,
     FiniteFloat,
     candidates_option,
     echo_text,
@@ -33,7 +34,7 @@ SHEET_BEST = 3
     )
 )
 @reference_options()
-@click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Captioned pairs of each split.")
+@click.option("--pairs", type=Count(), default=100, show_default=True, help="Captioned pairs of each split.")
 @candidates_option(16, "Pictures per prompt.")
 @click.option(
     "--languages",
@@ -59,7 +60,7 @@ SHEET_BEST = 3
     metavar="A,B",
     help="Of the sweep.",
 )
-@click.option("--sweep-pairs", type=click.IntRange(1), default=40, show_default=True, help="Pairs of the sweep.")
+@click.option("--sweep-pairs", type=Count(), default=40, show_default=True, help="Pairs of the sweep.")
 @click.option("--sheet", type=PNG_FILE, help="PNG for real pictures, each beside the best drawn ones.")
 def generation(model: str, json_file: str | None, sheet: Path | None, **options: Any) -> None:
     """Measure the R-precision of MODEL's pictures.

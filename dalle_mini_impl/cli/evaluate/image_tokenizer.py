@@ -8,6 +8,7 @@ import click
 
 from dalle_mini_impl.cli.evaluate.common import FIGURES, data_option, split_option
 from dalle_mini_impl.cli.options import (
+    Count,
     device_option,
     echo_text,
     examples,
@@ -28,7 +29,7 @@ from dalle_mini_impl.cli.outputs import PNG_FILE
 @click.argument("models", nargs=-1, required=True, metavar="MODEL…")
 @data_option("Picture store, or pictures as for dalle data inspect.")
 @split_option(("validation", "train", "all"))
-@click.option("--size", type=click.IntRange(11), help="Side of the pictures in pixels.  [default: each model's own]")
+@click.option("--size", type=Count(11), help="Side of the pictures in pixels.  [default: each model's own]")
 @keep_option(24, "Example pictures on the sheet.")
 @click.option("--sheet", type=PNG_FILE, default="before-after.png", show_default=True, help="PNG of examples.")
 @json_option(FIGURES)

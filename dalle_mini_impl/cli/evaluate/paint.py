@@ -8,15 +8,15 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.evaluate.common import heading, load_context, reference_options
-from dalle_mini_impl.cli.options import FiniteFloat, candidates_option, echo_text, examples, write_json_file
+from dalle_mini_impl.cli.options import Count, FiniteFloat, candidates_option, echo_text, examples, write_json_file
 
 
 @click.command(epilog=examples("dalle evaluate paint emoji --second-scorer runs/other/model --prompts 5 --steps 50"))
 @reference_options()
 @click.option("--scorer", metavar="NAME", help="Scorer that guides.  [default: MODEL's]")
 @click.option("--second-scorer", required=True, metavar="NAME", help="Scorer that only measures.")
-@click.option("--prompts", default=20, show_default=True, type=click.IntRange(1), help="Held-out prompts.")
-@click.option("--steps", default=200, show_default=True, type=click.IntRange(0), help="Steps for each picture.")
+@click.option("--prompts", default=20, show_default=True, type=Count(), help="Held-out prompts.")
+@click.option("--steps", default=200, show_default=True, type=Count(0), help="Steps for each picture.")
 @click.option(
     "--init-weight",
     type=FiniteFloat(),
@@ -24,7 +24,7 @@ from dalle_mini_impl.cli.options import FiniteFloat, candidates_option, echo_tex
     show_default=True,
     help="How strongly to stay near the sampled picture.",
 )
-@click.option("--latents", default=64, show_default=True, type=click.IntRange(1), help="Random latents per prompt.")
+@click.option("--latents", default=64, show_default=True, type=Count(), help="Random latents per prompt.")
 @candidates_option(16, "Pictures per prompt.")
 def paint(model: str, json_file: str | None, **options: Any) -> None:
     """Measure what painting gains for held-out prompts.

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.evaluate.common import heading, load_context, reference_options
-from dalle_mini_impl.cli.options import candidates_option, echo_text, examples, write_json_file
+from dalle_mini_impl.cli.options import Count, candidates_option, echo_text, examples, write_json_file
 from dalle_mini_impl.cli.outputs import PlotFile
 
 
 @click.command(epilog=examples("dalle evaluate rerank emoji --sweep-pairs 20 --candidates 16 --plot curve.png"))
 @reference_options()
-@click.option("--pairs", type=click.IntRange(1), default=100, show_default=True, help="Pairs left to other figures.")
-@click.option("--sweep-pairs", type=click.IntRange(1), default=80, show_default=True, help="Pairs after those, used.")
+@click.option("--pairs", type=Count(), default=100, show_default=True, help="Pairs left to other figures.")
+@click.option("--sweep-pairs", type=Count(), default=80, show_default=True, help="Pairs after those, used.")
 @candidates_option(64, "Pictures per prompt.")
 @click.option("--plot", "plot_file", type=PlotFile("eval"), help="PNG for the curve (extra: eval).")
 def rerank(model: str, json_file: str | None, plot_file: Path | None, **options: Any) -> None:

@@ -19,7 +19,7 @@ def image_size_option(default: int | None = 256) -> Callable[[F], F]:
     """`--image-size N`; a default of None stands for the size in the file."""
     return click.option(
         "--image-size",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 2**14),
         default=default,
         show_default="that in the file, or 256" if default is None else True,
         metavar="PIXELS",

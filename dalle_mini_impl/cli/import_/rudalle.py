@@ -6,7 +6,7 @@ import click
 
 from dalle_mini_impl.cli.import_.options import out_folder_option, trust_pickle_option
 from dalle_mini_impl.cli.import_.save import refuse_existing, save_whole_model
-from dalle_mini_impl.cli.options import examples
+from dalle_mini_impl.cli.options import Count, examples
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -31,7 +31,7 @@ from dalle_mini_impl.util.errors import UserError
 )
 @click.option(
     "--heads",
-    type=click.IntRange(1),
+    type=Count(),
     metavar="N",
     help="Attention heads.  [default: those of its models of that width]",
 )

@@ -11,6 +11,7 @@ from dalle_mini_impl.interop.text.json_format import TokenizerJson, bpe_model, r
 from dalle_mini_impl.text.json_tokenizer import SETTINGS_KEY
 from dalle_mini_impl.text.sentencepiece_tokenizer import SPACE
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.text import split_lines
 
 SPECIAL_TOKENS = ("<UNK>", "<PAD>", "<BOS>", "<EOS>")
 """In the order of the last line."""
@@ -88,7 +89,7 @@ def _vocab_and_merges(
 
 def _read_lines(path: str | Path) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Lines of characters, lines of rules, and the special ids, as numbers."""
-    lines = read_text(path).splitlines()
+    lines = split_lines(read_text(path))
 
     def numbers(index: int, meaning: str, count: int) -> list[int]:
         text = lines[index] if index < len(lines) else "the end of the file"

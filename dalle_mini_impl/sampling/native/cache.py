@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dalle_mini_impl.model.kv_cache import check_cache_memory
 from dalle_mini_impl.sampling.native.library import CacheStruct
 from dalle_mini_impl.sampling.native.masks import MAX_LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
@@ -33,6 +34,9 @@ class NativeCache:
         capacity: number of positions.
         attention_masks: which positions each may attend to.
         prompt: the cache that this one continues, with equally many rows for each of its rows.
+
+    Raises:
+        UserError: it does not fit into the memory.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class NativeCache:
     ) -> None:
         n_layer, n_head, head_dim, shifted, length = shape
         capacity = -(-capacity // MAX_LANES) * MAX_LANES
+        numbers = 2 * n_layer * rows * capacity * (n_head * head_dim + shifted)
+        check_cache_memory(numbers * torch.bfloat16.itemsize, rows)
         self._memory = torch.zeros(2, n_layer, rows, n_head, capacity * head_dim, dtype=torch.bfloat16)
         self._channels = torch.zeros(2 * n_layer, rows, capacity * shifted, dtype=torch.bfloat16)
         self.shape = shape
