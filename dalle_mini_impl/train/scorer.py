@@ -212,6 +212,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         chunks = [(pixels, text_ids) for pixels, text_ids, _ in batches]
         groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in batches])])
         loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
+        log.check_finite(step, loss=float(loss))
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()

@@ -249,6 +249,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
             loss = weighted_loss(text, image, config.image_weight)
             accelerator.backward(loss / run.accumulation)
             totals += np.array([float(text.detach()), float(image.detach())]) / run.accumulation
+        log.check_finite(step, text=totals[0], image=totals[1])
         norm = accelerator.clip_grad_norm_(losses.parameters(), config.optimizer.clip)
         for optimizer in optimizers:
             optimizer.step()

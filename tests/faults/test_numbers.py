@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import shutil
 import sys
 import typing
@@ -32,7 +33,14 @@ VALUES = {
 }
 TIMES = ("--steps", "--repeats", "--minutes")
 """Options for how long something takes, not for how much is held at the same time."""
-OF_JUDGES = ("dalle evaluate generation", "dalle evaluate rerank", "dalle evaluate paint", "dalle data emoji")
+OF_JUDGES = (
+    "dalle evaluate generation",
+    "dalle evaluate rerank",
+    "dalle evaluate paint",
+    "dalle evaluate sampling",
+    "dalle data emoji",
+    "dalle data openclipart",
+)
 """Commands that need judges or drawings; their numbers are those of commands that are walked."""
 
 
@@ -115,7 +123,7 @@ def call(words: str, arguments: list[str]) -> None:
             return
         except SystemExit as end:
             code = end.code
-    last = errors.getvalue().rstrip("\n").split("\n")[-1]
+    last = re.split("[\r\n]", errors.getvalue().rstrip("\n"))[-1]  # a progress bar, if there was one, is gone
     assert code == 2, (code, errors.getvalue())
     assert last.startswith("error: "), errors.getvalue()
     raise UserError(last)

@@ -332,6 +332,16 @@ def test_a_diverging_run_keeps_the_last_good_state_and_part(trained, tmp_path, s
         assert all(bool(torch.isfinite(value).all()) for value in saved["model"].values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize("stage", ["transformer", "scorer"])
+def test_a_run_that_diverges_ends_in_that_step(trained, tmp_path, stage):
+    home = trained.copy(tmp_path / "home", stage)
+    never = [f"run.{action}_every=0" for action in ("log", "validate", "sample", "save")]
+    rates = ("optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=0", "optimizer.clip=1e30")
+    message = r"expected finite figures at step [2-5], got .* and start again without --resume"
+    with pytest.raises(UserError, match=message):
+        home.run(stage, "run.steps=50", *never, *rates, "optimizer.warmup_steps=0")
+
+
 # --- two runs
 
 

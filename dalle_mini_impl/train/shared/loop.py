@@ -24,7 +24,7 @@ from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
-from dalle_mini_impl.train.shared.state import set_earlier_run_aside
+from dalle_mini_impl.train.shared.state import how_to_go_on, set_earlier_run_aside
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import os_errors_for_user, replace_file
@@ -187,13 +187,9 @@ class TrainingLog:
         """Append one line of figures for a step to the log, and send them to the tracker.
 
         Raises:
-            UserError: a figure is not finite; in all processes, if they pass the same figures.
+            UserError: as `check_finite`.
         """
-        if broken := [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]:
-            raise UserError(
-                f"expected finite figures at step {step + 1}, got {', '.join(broken)}: the training has diverged; "
-                f"lower optimizer.learning_rate or set run.precision to fp32, and --resume from the last state"
-            )
+        self.check_finite(step, **values)
         if not self.accelerator.is_main_process:
             return
         seconds = time.monotonic() - self.started
@@ -208,6 +204,18 @@ class TrainingLog:
             file.write(json.dumps(line) + "\n")
         self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()})
         self.accelerator.log(values, step=step)
+
+    def check_finite(self, step: int, **values: float) -> None:
+        """End a run whose figures are no numbers any more, before they reach the weights or a file.
+
+        Raises:
+            UserError: a figure is not finite; in all processes, if they pass the same figures.
+        """
+        if broken := [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"expected finite figures at step {step + 1}, got {', '.join(broken)}: the training has diverged; "
+                f"lower optimizer.learning_rate or set run.precision to fp32, and {how_to_go_on(self.folder)}"
+            )
 
     def message(self, text: str) -> None:
         """Print a line above the progress bar."""

@@ -67,7 +67,7 @@ def save_state(
     """
     model = accelerator.unwrap_model(model)
     folder = Path(run.state_dir)
-    check_finite_weights(accelerator, model, step)
+    check_finite_weights(accelerator, model, step, folder)
     if accelerator.device.type == "cuda":
         process_tensors["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
     if is_sharded(model):
@@ -169,8 +169,14 @@ def saved_record(folder: Path) -> RunRecord:
     return RunRecord()
 
 
-def check_finite_weights(accelerator: Accelerator, model: nn.Module, step: int) -> None:
+def check_finite_weights(accelerator: Accelerator, model: nn.Module, step: int, folder: Path) -> None:
     """Refuse to save weights that are not finite; all processes must call this, and all raise.
+
+    Args:
+        accelerator: the processes of the run.
+        model: what is trained.
+        step: the last one.
+        folder: of the run's states, for the message.
 
     Raises:
         UserError: a weight is infinite or not a number.
@@ -180,8 +186,13 @@ def check_finite_weights(accelerator: Accelerator, model: nn.Module, step: int) 
     if float(accelerator.reduce(torch.tensor(float(bool(broken)), device=accelerator.device), "sum")):
         raise UserError(
             f"expected finite weights after step {step + 1}, got infinite ones or NaN, so nothing was saved; lower "
-            f"optimizer.learning_rate or set run.precision to fp32, and --resume from the last state"
+            f"optimizer.learning_rate or set run.precision to fp32, and {how_to_go_on(folder)}"
         )
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do after a run that diverged: resume, if it has saved a state, else start again."""
+    return "--resume from the last state" if find_states(folder) else "start again without --resume"
 
 
 def find_states(folder: Path) -> list[Path]:
