@@ -117,7 +117,7 @@ def openclipart(out: Path, count: int, svg: Path | None) -> None:
 @fit_option
 @click.option(
     "--every",
-    type=click.IntRange(1),
+    type=Count(),
     default=DataConfig.every,
     show_default=True,
     metavar="N",

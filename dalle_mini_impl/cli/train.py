@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dalle_mini_impl.cli.options import FiniteFloat, examples
+from dalle_mini_impl.cli.options import MAX_MINUTES, FiniteFloat, examples
 from dalle_mini_impl.train.stages import STAGES, stage_command
 
 
@@ -58,7 +58,7 @@ def train() -> None:
 )
 @click.option(
     "--minutes",
-    type=FiniteFloat(0, min_open=True),
+    type=FiniteFloat(0, MAX_MINUTES, min_open=True),
     default=15.0,
     show_default=True,
     metavar="N",

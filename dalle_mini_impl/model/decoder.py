@@ -23,6 +23,10 @@ class Cache(Protocol):
         """
         ...
 
+    def branch_bytes(self, count: int, capacity: int) -> int:
+        """Bytes that `branch` would allocate for these arguments."""
+        ...
+
     def keep(self, rows: Tensor) -> None:
         """Drop all rows of a branched cache but these.
 

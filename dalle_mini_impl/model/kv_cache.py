@@ -4,15 +4,11 @@ The caller makes a cache and passes it to the model, which keeps no state of its
 per call, after the last layer.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.model.masks import AttentionMask
-from dalle_mini_impl.util.devices import free_memory
-from dalle_mini_impl.util.memory import check_memory
 
 
 class KVCache:
@@ -23,15 +19,11 @@ class KVCache:
         shape: `(B, n_head, T, head_dim)` of one layer's keys, T being the capacity in positions.
         device: of keys and values.
         dtype: of keys and values.
-
-    Raises:
-        UserError: it does not fit into the memory.
     """
 
     def __init__(
         self, n_layer: int, shape: tuple[int, int, int, int], device: torch.device, dtype: torch.dtype
     ) -> None:
-        check_cache_memory(2 * n_layer * math.prod(shape) * dtype.itemsize, shape[0], free_memory(device))
         self.keys = torch.zeros(n_layer, *shape, device=device, dtype=dtype)
         self.values = torch.zeros(n_layer, *shape, device=device, dtype=dtype)
         self.length = 0
@@ -77,26 +69,15 @@ class KVCache:
         cache.length = self.length
         return cache
 
+    def branch_bytes(self, count: int, capacity: int) -> int:
+        """As `Cache.branch_bytes`."""
+        n_layer, rows, n_head, _, head_dim = self.keys.shape
+        return 2 * n_layer * rows * count * n_head * capacity * head_dim * self.keys.element_size()
+
     def keep(self, rows: Tensor) -> None:
         """As `Cache.keep`."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
-
-
-def check_cache_memory(needed: int, rows: int, available: int | None = None) -> None:
-    """Refuse a cache that does not fit into the memory, before it is allocated.
-
-    Args:
-        needed: its bytes.
-        rows: streams that are decoded at the same time.
-        available: as `check_memory`.
-
-    Raises:
-        UserError: it does not fit.
-    """
-    check_memory(
-        needed, f"the keys and values of {rows} streams", "decode fewer at a time, with a smaller chunk", available
-    )
 
 
 def copy_positions(source: Tensor, target: Tensor, length: int, count: int) -> None:

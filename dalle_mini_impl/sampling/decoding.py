@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.model.decoder import Cache, Decoder
+from dalle_mini_impl.util.devices import free_memory
+from dalle_mini_impl.util.memory import check_memory
 
 
 class PromptState(NamedTuple):
@@ -40,11 +42,20 @@ class Continuations:
         prompts: the prompts; their cache is copied and stays as it is.
         count: n.
         capacity: length of the longest stream, prompt included.
+
+    Raises:
+        UserError: the cache does not fit into the memory.
     """
 
     def __init__(self, transformer: Decoder, prompts: PromptState, count: int, capacity: int) -> None:
         self._transformer = transformer
         self._prompt_count = len(prompts.hidden)
+        check_memory(
+            prompts.cache.branch_bytes(count, capacity),
+            f"the keys and values of {count} candidates",
+            "decode fewer at a time, with a smaller chunk",
+            free_memory(transformer.device),
+        )
         self._cache = prompts.cache.branch(count, capacity)
         self._hidden = prompts.hidden[:, -1].repeat_interleave(count, 0)
 

@@ -40,8 +40,9 @@ OF_JUDGES = (
     "dalle evaluate sampling",
     "dalle data emoji",
     "dalle data openclipart",
+    "dalle train all",
 )
-"""Commands that need judges or drawings; their numbers are those of commands that are walked."""
+"""Commands that need judges or drawings, or train; their numbers are those of commands that are walked."""
 
 
 @pytest.fixture

@@ -48,6 +48,9 @@ class FixedTransformer:
         def __init__(self, first):
             super().__init__(first=first)
 
+        def branch_bytes(self, count, capacity):
+            return 0
+
         def branch(self, count, capacity):
             return type(self)(self.first.repeat_interleave(count, 0))
 

@@ -148,6 +148,12 @@ class ShiftCache(KVCache):
         cache.length = self.length
         return cache
 
+    def branch_bytes(self, count: int, capacity: int) -> int:
+        """As `Cache.branch_bytes`."""
+        slots, rows, _, width = self.channels.shape
+        channels = slots * rows * count * capacity * width
+        return super().branch_bytes(count, capacity) + channels * self.channels.element_size()
+
     def keep(self, rows: Tensor) -> None:
         """As `Cache.keep`."""
         super().keep(rows)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.model.kv_cache import check_cache_memory
 from dalle_mini_impl.sampling.native.library import CacheStruct
 from dalle_mini_impl.sampling.native.masks import MAX_LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
@@ -34,9 +33,6 @@ class NativeCache:
         capacity: number of positions.
         attention_masks: which positions each may attend to.
         prompt: the cache that this one continues, with equally many rows for each of its rows.
-
-    Raises:
-        UserError: it does not fit into the memory.
     """
 
     def __init__(
@@ -49,8 +45,6 @@ class NativeCache:
     ) -> None:
         n_layer, n_head, head_dim, shifted, length = shape
         capacity = -(-capacity // MAX_LANES) * MAX_LANES
-        numbers = 2 * n_layer * rows * capacity * (n_head * head_dim + shifted)
-        check_cache_memory(numbers * torch.bfloat16.itemsize, rows)
         self._memory = torch.zeros(2, n_layer, rows, n_head, capacity * head_dim, dtype=torch.bfloat16)
         self._channels = torch.zeros(2 * n_layer, rows, capacity * shifted, dtype=torch.bfloat16)
         self.shape = shape
@@ -94,6 +88,13 @@ class NativeCache:
                 "expected the cache of a prompt, got one that continues a prompt; branch the prompt's cache"
             )
         return NativeCache(self.shape, self.struct.rows * count, capacity - self.length, self._attention_masks, self)
+
+    def branch_bytes(self, count: int, capacity: int) -> int:
+        """As `Cache.branch_bytes`."""
+        n_layer, n_head, head_dim, shifted, _ = self.shape
+        positions = -(-(capacity - self.length) // MAX_LANES) * MAX_LANES
+        numbers = 2 * n_layer * self.struct.rows * count * positions * (n_head * head_dim + shifted)
+        return numbers * self._memory.element_size()
 
     def keep(self, rows: Tensor) -> None:
         """As `Cache.keep`.

@@ -194,3 +194,11 @@ def test_each_id_is_sampled_within_its_interval(machine, top_k, temperature):
     expected_ids = order.gather(1, torch.arange(61)[:, None] * 37 % top_k)
     middle = (ends - weights / weights.sum(1, keepdim=True) / 2).gather(1, expected_ids)
     assert torch.equal(sample_top_k(logits, middle[:, 0], temperature, top_k), expected_ids[:, 0])
+
+
+def test_bytes_of_a_branch_are_those_that_it_allocates(machine):
+    _, native, stream = models(64, 2)
+    prompt = native.new_cache(2, 9)
+    native(torch.zeros(2, 9, dtype=torch.int64), prompt)
+    branch = prompt.branch(5, stream.length)
+    assert prompt.branch_bytes(5, stream.length) == branch._memory.nbytes + branch._channels.nbytes
