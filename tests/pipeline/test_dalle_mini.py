@@ -209,9 +209,7 @@ def test_more_candidates_at_a_time_than_fit_into_the_memory_are_refused(tiny_mod
     few = dalle.generate("a cat", candidates=5, chunk=5, rank="none")
     with monkeypatch.context() as patch:
         patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
-        with pytest.raises(
-            UserError, match=r"keys and values of 6000 candidates to fit into .* decode fewer at a time"
-        ):
+        with pytest.raises(UserError, match=r"values of 6000 candidates to fit into .* decode fewer at a time"):
             dalle.generate("a cat", candidates=6000, chunk=6000)
     again = dalle.generate("a cat", candidates=5, chunk=10**30, rank="none")
     assert [one.image.tobytes() for one in again] == [one.image.tobytes() for one in few]
