@@ -60,9 +60,9 @@ def replace_file(path: Path | str) -> Iterator[Path]:
         UserError: the path cannot be written.
     """
     path = Path(path)
-    is_special = path.exists() and not path.is_file() and not path.is_dir()
-    folder = Path(tempfile.gettempdir()) if is_special else path.parent
     with os_errors_for_user(path):
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+        folder = Path(tempfile.gettempdir()) if is_special else path.parent
         folder.mkdir(parents=True, exist_ok=True)
         remove_litter(folder)
         temporary = _temporary_path(folder / path.name)
@@ -172,10 +172,10 @@ def check_replaceable(path: Path | str, contents: Sequence[str]) -> None:
         UserError: it holds anything else; the message names one thing.
     """
     path = Path(path)
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        kind = "a link" if path.is_symlink() else "a file"
-        raise UserError(f"expected {path} to be a folder or absent, got {kind}; name another folder")
     with os_errors_for_user(path):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            kind = "a link" if path.is_symlink() else "a file"
+            raise UserError(f"expected {path} to be a folder or absent, got {kind}; name another folder")
         names = sorted(name for name in os.listdir(path) if not _is_temporary(name)) if path.exists() else []
     strange = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in contents)]
     if not any(fnmatch.fnmatchcase(name, contents[0]) for name in names):
@@ -197,12 +197,12 @@ def only_writer(path: Path | str) -> Iterator[None]:
     Raises:
         UserError: another process holds the right, or the folder cannot be written.
     """
-    path = Path(path).absolute()
     if fcntl is None:
         yield
         return
-    lock = path.with_name(f".{path.name}.lock")
     with os_errors_for_user(path):
+        path = Path(path).absolute()
+        lock = path.with_name(f".{path.name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(lock, path)
     try:
@@ -242,13 +242,14 @@ def check_file_output(path: Path | str, endings: Collection[str] = ()) -> None:
         raise UserError(
             f"expected {path} to end in {' or '.join(endings)}, got {path.suffix or 'no ending'}; rename it"
         )
-    if path.is_dir():
-        raise UserError(f"expected {path} to be a file, got a folder; name a file in it")
-    if path.exists() and not path.is_file():
-        return  # a device or a pipe
-    check_folder_output(path.parent, path)
-    if path.exists() and not os.access(path, os.W_OK):
-        raise UserError(f"cannot write {path}: it is write-protected; choose a writable path")
+    with os_errors_for_user(path):
+        if path.is_dir():
+            raise UserError(f"expected {path} to be a file, got a folder; name a file in it")
+        if path.exists() and not path.is_file():
+            return  # a device or a pipe
+        check_folder_output(path.parent, path)
+        if path.exists() and not os.access(path, os.W_OK):
+            raise UserError(f"cannot write {path}: it is write-protected; choose a writable path")
 
 
 def check_folder_output(folder: Path | str, shown: Path | str = "") -> None:
@@ -261,11 +262,20 @@ def check_folder_output(folder: Path | str, shown: Path | str = "") -> None:
     Raises:
         UserError: they cannot.
     """
-    folder = Path(folder).absolute()
     with os_errors_for_user(Path(shown or folder)):
-        present = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        folder = Path(folder).absolute()
+        present = next(path for path in (folder, *folder.parents) if _is_there(path))
         with tempfile.TemporaryFile(dir=present):
             pass
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something, be it a broken link; an OSError for a name that nothing can have."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def file_digest(*paths: Path | str, length: int | None = None) -> str:

@@ -354,3 +354,30 @@ def test_json_has_null_for_numbers_that_it_does_not_have(tmp_path):
     text = write_json(tmp_path / "a.json", values).read_text()
     parsed = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert parsed == {"a": None, "b": [1.5, None, [None]], "c": "NaN", "3": 1e300}
+
+
+WRITERS = {
+    "replace_file": lambda path: replace_file(path).__enter__(),
+    "replace_folder": lambda path: replace_folder(path, ("marker",)).__enter__(),
+    "only_writer": lambda path: only_writer(path).__enter__(),
+    "check_replaceable": lambda path: check_replaceable(path, ("marker",)),
+    "check_file_output": check_file_output,
+    "check_folder_output": check_folder_output,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, writer):
+    path = tmp_path / ("x" * 300) / ("y" * 300)
+    with pytest.raises(UserError, match=r"cannot write .*: File name too long; choose a writable path"):
+        WRITERS[writer](path)
+
+
+@pytest.mark.parametrize("writer", ["only_writer", "check_file_output", "check_folder_output"])
+def test_a_current_folder_that_was_deleted_is_refused_in_one_line(tmp_path, monkeypatch, writer):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(UserError, match="cannot write name: No such file or directory"):
+        WRITERS[writer]("name")
