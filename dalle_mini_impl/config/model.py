@@ -122,6 +122,9 @@ class StreamConfig:
     """Text id at the beginning of every stream; -1 for none (minDALL-E)."""
     pad_id: int = -1
     """Text id that is replaced by the padding id of its position wherever it occurs in captions; -1 for none."""
+    patch: Count = 1
+    """Side in cells of the square patches of image ids that are one position of the transformer each; 1 for one position
+    per id. Ids are in raster order of the patches, and in raster order within a patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +182,8 @@ class TransformerConfig:
     """Where the picture begins for the masks: at its first id (`input`), or at the position before, which predicts that
     id (`target`; ruDALL-E)."""
     block: BlockConfig = field(default_factory=BlockConfig)
+    depth_layers: Width = 1
+    """Blocks of the depth transformer, which predicts the ids of a patch one after another; used with patches only."""
     last_norms: Width = 1
     """Number of norms after the last block; more than one for imported models."""
     divide_by_max: bool = False

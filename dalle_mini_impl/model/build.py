@@ -19,6 +19,7 @@ from dalle_mini_impl.model.foreign import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.model.foreign.blocks import shift_sources
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest, OneHotConvolution
 from dalle_mini_impl.model.foreign.transformer import ForeignTransformer
+from dalle_mini_impl.model.patches import PatchLayout, PatchTransformer
 from dalle_mini_impl.model.masks import AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_width
@@ -156,8 +157,18 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recomp
         "qk_norm": block.qk_norm,
     }
     if not _needs_foreign_blocks(config):
-        make_block = partial(Block, norm=block.norm, **block_options)
-        return Transformer(**arguments, make_block=make_block, make_norm=partial(make_norm, block.norm))
+        arguments |= {
+            "make_block": partial(Block, norm=block.norm, **block_options),
+            "make_norm": partial(make_norm, block.norm),
+        }
+        if stream.patch == 1:
+            return Transformer(**arguments)
+        if any(arguments["attention_masks"]):
+            raise UserError("expected attention masks full with patches, got others; change attention_masks or patch")
+        shape = (layout.prefix_length, layout.patch_length)
+        return PatchTransformer(layout=PatchLayout(*shape), depth_layers=config.depth_layers, **arguments)
+    if stream.patch > 1:
+        raise UserError(f"expected patch 1 with blocks that only imported models have, got {stream.patch}; change patch")
     return ForeignTransformer(
         **arguments,
         norm=block.norm,

@@ -69,7 +69,16 @@ class Stream:
                 f"expected bos_id and pad_id below the {config.text_vocab} text ids, got {config.bos_id} and "
                 f"{config.pad_id}; change them"
             )
+        if h % config.patch or w % config.patch:
+            raise UserError(
+                f"expected a grid of whole patches of {config.patch} × {config.patch} cells, got {h} × {w} cells; change "
+                f"patch, or the size of the pictures"
+            )
         self.image_length = h * w
+        self.patch_length = config.patch**2
+        """Ids of a patch."""
+        self.order = _patch_order(config)
+        """(h * w,) int64, the index in raster order of each image id of the stream."""
         self.image_offset = config.text_vocab + config.text_length
         self.vocab_size = self.image_offset + config.image_vocab
         self.prefix_length = (config.bos_id >= 0) + config.text_length
@@ -109,23 +118,43 @@ class Stream:
 
     def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
         """Concatenate prefix (B, prefix_length) and image ids (B, h, w) in [0, K) into the stream (B, T)."""
-        return torch.cat([prefix, image_ids.flatten(1) + self.image_offset], 1)
+        return torch.cat([prefix, self.to_order(image_ids) + self.image_offset], 1)
+
+    def to_order(self, cells: Tensor) -> Tensor:
+        """Values of cells (…, h, w) -> (…, h * w) in the order of the stream."""
+        flat = cells.flatten(-2)
+        return flat if self.config.patch == 1 else flat[..., self.order.to(flat.device)]
+
+    def to_grid(self, values: Tensor) -> Tensor:
+        """Values in the order of the stream (…, n), of as many whole rows of patches -> (…, n / w, w)."""
+        width, patch = self.config.grid[1], self.config.patch
+        if patch == 1:
+            return values.unflatten(-1, (-1, width))
+        patches = values.unflatten(-1, (-1, width // patch, patch, patch))
+        return patches.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
     def split(self, ids: Tensor) -> tuple[list[list[int]], Tensor]:
         """Split the stream (B, T) into captions without padding and image ids (B, h, w); the inverse of `join`."""
         text = ids[:, self.prefix_length - self.config.text_length : self.prefix_length]
         captions = [[int(i) for i in row if i < self.config.text_vocab] for row in text]
         image_ids = ids[:, self.prefix_length :] - self.image_offset
-        return captions, image_ids.unflatten(1, self.config.grid)
+        return captions, self.to_grid(image_ids)
 
     def coordinates(self) -> Tensor:
-        """Plane coordinates of each position, (T, 2) integers, for position embeddings.
+        """Plane coordinates of each position of the transformer, (positions, 2) integers, for position embeddings.
 
-        Text position t has (t, t), which makes two-dimensional rotary embedding one-dimensional there. The image id in
-        row i and column j has (prefix_length + i, prefix_length + j).
+        Text position t has (t, t), which makes two-dimensional rotary embedding one-dimensional there. The image id, or
+        the patch of image ids, in row i and column j has (prefix_length + i, prefix_length + j).
         """
-        h, w = self.config.grid
+        h, w = (side // self.config.patch for side in self.config.grid)
         text = torch.arange(self.prefix_length)[:, None].expand(-1, 2)
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         image = torch.stack([rows.flatten(), columns.flatten()], 1) + self.prefix_length
         return torch.cat([text, image])
+
+
+def _patch_order(config: StreamConfig) -> Tensor:
+    """Indices of the cells in raster order, as the stream orders them: patch by patch."""
+    h, w = config.grid
+    cells = torch.arange(h * w).view(h // config.patch, config.patch, w // config.patch, config.patch)
+    return cells.transpose(1, 2).flatten()

@@ -212,7 +212,11 @@ def embed_ids(ids: Tensor, coordinates: Tensor, embed: nn.Module, positions: nn.
     Returns:
         (B, T, C).
     """
-    x = embed(ids)
+    return add_positions(embed(ids), coordinates, positions)
+
+
+def add_positions(x: Tensor, coordinates: Tensor, positions: nn.ModuleList | None) -> Tensor:
+    """Add an embedding of each of the n coordinates (T, n), if there are any, to x (B, T, C)."""
     if positions is not None:
         for embedding, values in zip(positions, coordinates.unbind(1), strict=True):
             x = x + embedding(values)

@@ -41,7 +41,7 @@ def generate_previews(
         share: see `DalleMini.stream_previews`.
 
     Yields:
-        The pictures so far, after some rows of the token grid; if a row takes longer than `PATIENCE`, within it.
+        The pictures so far, after some rows of the token grid, or of patches; if a row takes longer than `PATIENCE`, within it.
 
     Returns:
         All candidates that were not pruned.
@@ -64,7 +64,7 @@ def generate_previews(
 
     counted = dataclasses.replace(request, progress=progress)
     cells = generate_cells(transformer, stream, **counted.decoding_arguments)
-    width = stream.config.grid[1]
+    row = stream.config.grid[1] * stream.config.patch
     start = last = time.perf_counter()
     spent = 0.0  # seconds that all previews so far have taken
     longest = 0.0  # seconds that one of them has taken at most
@@ -74,10 +74,10 @@ def generate_previews(
         except StopIteration as end:
             return end.value
         before = time.perf_counter()
-        is_due = ids.shape[1] % width == 0 or before - last > PATIENCE
+        is_due = ids.shape[1] % row == 0 or before - last > PATIENCE
         # A preview is made where it will probably not exceed its share of the time so far.
         if is_due and spent + longest < share * (before - start) and sampled < total:
-            images = _decode_unfinished(ids, stream.config.grid, request.canvas, decode)
+            images = _decode_unfinished(ids, stream, request.canvas, decode)
             last = time.perf_counter()
             seconds = last - before
             spent += seconds
@@ -100,24 +100,24 @@ def first_preview(size: tuple[int, int], canvas: Canvas | None) -> Image.Image:
 
 
 def _decode_unfinished(
-    ids: Tensor, grid: tuple[int, int], canvas: Canvas | None, decode: Callable[[Tensor], list[Image.Image]]
+    ids: Tensor, stream: Stream, canvas: Canvas | None, decode: Callable[[Tensor], list[Image.Image]]
 ) -> list[Image.Image]:
     """Pictures of the first m ids (n, m); cells that are still to be sampled are white."""
-    done, cells, width = ids.shape[1], grid[0] * grid[1], grid[1]
+    done, cells, row = ids.shape[1], stream.image_length, stream.config.grid[1] * stream.config.patch
     if canvas is not None:
-        rest = canvas.known.image_ids.to(ids).flatten(-2)[..., done:].expand(len(ids), -1)
-        missing = canvas.known.redraw.flatten().clone()
+        rest = stream.to_order(canvas.known.image_ids.to(ids))[..., done:].expand(len(ids), -1)
+        missing = stream.to_order(canvas.known.redraw).clone()
     else:
         # Pixels also depend on the cells below them and on their right, through convolutions: the best guess for these
         # are the ids above them.
-        above = ids[:, -width:] if done >= width else ids[:, -1:]
+        above = ids[:, -row:] if done >= row else ids[:, -1:]
         rest = above.repeat(1, cells)[:, : cells - done]
         missing = torch.ones(cells, dtype=torch.bool)
     missing[:done] = False
-    images = decode(torch.cat([ids, rest], 1).unflatten(1, grid))
+    images = decode(stream.to_grid(torch.cat([ids, rest], 1)))
     images = [canvas.paste_original(image) for image in images] if canvas else images
     for image in images:
-        _whiten(image, missing.unflatten(0, grid))
+        _whiten(image, stream.to_grid(missing))
     return images
 
 

@@ -85,8 +85,8 @@ def generate(
             leaves out count as well, so that all calls add up to every id of every candidate.
         prune_to: drop the less likely candidates early by successive halving, but keep at least this many of each
             chunk; None finishes all.
-        known: a picture some of whose ids stay. Ids are sampled in raster order: each is conditioned on the known ids
-            before it, not on those after it.
+        known: a picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the known
+            ids before it, not on those after it.
 
     Returns:
         All candidates that were not pruned, in the order of their seeds.
@@ -121,7 +121,7 @@ def generate_cells(
     """As `generate`, but yields the image ids so far after each cell of the token grid.
 
     Yields:
-        (n, m): the first m ids, in raster order, of the candidates of the chunk that is being decoded.
+        (n, m): the first m ids, in the order of the stream, of the candidates of the chunk that is being decoded.
 
     Returns:
         All candidates that were not pruned, in the order of their seeds.
@@ -134,14 +134,14 @@ def generate_cells(
     known = known or KnownIds.none(stream.config.grid)
     known.validate(stream, len(seeds))
     captions = [prompt.text_ids] if sampling.guidance == 1 else [prompt.text_ids, prompt.negative_ids]
-    start = _run_start(transformer, stream, captions, known.shared_prefix)
+    start = _run_start(transformer, stream, captions, known.shared_prefix(stream))
     device = start.prompts.hidden.device
-    known_ids = known.image_ids.to(device, torch.int64).flatten(-2).expand(len(seeds), -1)
+    known_ids = stream.to_order(known.image_ids.to(device, torch.int64)).expand(len(seeds), -1)
     parts = []
     for first in range(0, len(seeds), chunk):
         rows = [uniform_rows(seed, stream.image_length, 2) for seed in seeds[first : first + chunk]]
         for_ids, for_redraw = torch.stack(rows).unbind(1)
-        redraw = known.redraw.cpu().flatten() & (for_redraw < known.redraw_probability)
+        redraw = stream.to_order(known.redraw.cpu()) & (for_redraw < known.redraw_probability)
         candidates = _Chunk(for_ids.to(device), redraw.to(device), known_ids[first : first + chunk].clone())
         part = yield from _decode_chunk(transformer, stream, start, candidates, sampling, progress, prune_to)
         parts.append((part.indices + first, part.image_ids, part.log_likelihood))
@@ -160,7 +160,7 @@ class _Start(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """The candidates that are decoded together; h * w cells in raster order."""
+    """The candidates that are decoded together; h * w cells in the order of the stream."""
 
     uniforms: Tensor
     """(n, h * w), the random number with which each id is sampled."""
@@ -214,7 +214,7 @@ def _decode_chunk(
         yield image_ids[:, : cell + 1]
         if cell + 1 < cells:
             continuations.append(ids + stream.image_offset)
-    return GeneratedIds(indices, image_ids.unflatten(1, stream.config.grid), log_likelihood)
+    return GeneratedIds(indices, stream.to_grid(image_ids), log_likelihood)
 
 
 def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: int, total: int) -> Tensor | None:

@@ -26,12 +26,11 @@ class KnownIds:
         """No known ids: every cell of the grid (h, w) is sampled."""
         return cls(torch.zeros(grid, dtype=torch.int64), torch.ones(grid, dtype=torch.bool))
 
-    @property
-    def shared_prefix(self) -> Tensor:
-        """(n,) ids before the first cell to redraw, in raster order, if all candidates share the picture; else none."""
+    def shared_prefix(self, stream: Stream) -> Tensor:
+        """(n,) ids before the first cell to redraw, in the stream's order, if all candidates share the picture."""
         if self.image_ids.ndim > 2:
             return self.image_ids.new_empty(0)
-        return self.image_ids.long().flatten()[: int(self.redraw.flatten().int().argmax())]
+        return stream.to_order(self.image_ids.long())[: int(stream.to_order(self.redraw).int().argmax())]
 
     def validate(self, stream: Stream, candidates: int) -> None:
         """Check shapes and ranges against the stream.

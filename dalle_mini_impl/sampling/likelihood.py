@@ -36,7 +36,8 @@ def image_logits(transformer: Decoder, stream: Stream, text_ids: Sequence[int], 
     prefix = stream.prefix([text_ids]).to(device).expand(len(image_ids), -1)
     ids = stream.join(prefix, image_ids.to(device))
     hidden = transformer(ids[:, :-1])[:, stream.prefix_length - 1 :]
-    return transformer.logits(hidden, stream.image_range).float()
+    logits = transformer.logits(hidden, stream.image_range).float()
+    return logits[:, stream.order.argsort().to(device)]
 
 
 def log_likelihood(transformer: Decoder, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def likelihood_table(
         raise UserError("expected a stream with BOS, which stands for hidden ids, got one without; leave blind out")
     device = transformer.device
     prefixes = stream.prefix(captions).to(device)
-    pictures = image_ids.to(device).flatten(1)
+    pictures = stream.to_order(image_ids.to(device))
     evaluate_pairs = _blind_pairs if blind else _pairs
     rows = []
     for part in pictures.split(len(pictures) if blind else CHUNK):

@@ -223,3 +223,48 @@ def test_unknown_precisions_are_refused():
         choose_precision("fp8", transformer)
     with pytest.raises(UserError, match="expected device cpu with precision int8, got meta; use bf16"):
         choose_precision("int8", transformer.to("meta"))
+
+
+# --- patches of image ids
+
+
+def patch_model(norm="rms", **options):
+    layout = StreamConfig(text_length=7, text_vocab=367, grid=(4, 6), image_vocab=61, bos_id=1, patch=2)
+    config = TransformerConfig(n_layer=3, n_head=2, n_embd=64, depth_layers=2, block=BlockConfig(norm=norm), **options)
+    return randomise(build_transformer(config, layout), 3), Stream(layout)
+
+
+@needs_compiler
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_packed_patches_lose_no_more_than_bf16_does(norm, position):
+    exact, stream = patch_model(norm, position=position)
+    ids = torch.randint(61, (13, 4, 6), generator=torch.Generator().manual_seed(0))
+    ids = stream.join(stream.prefix([[5, 300, 17]] * 13), ids)
+
+    @torch.inference_mode()
+    def logits(transformer):
+        return transformer.logits(transformer(ids), stream.image_range).float()
+
+    expected = logits(exact)
+    distance = float((logits(pack(exact, "bf16", stream.image_range)) - expected).square().mean().sqrt())
+    rounded = float((logits(copy.deepcopy(exact).bfloat16()) - expected).square().mean().sqrt())
+    assert 0 < distance < 1.5 * rounded
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_packed_patches_decode_id_by_id_as_in_one_pass(precision):
+    exact, stream = patch_model()
+    decoder = pack(exact, precision, stream.image_range)
+    settings = SamplingConfig(temperature=0.9, top_k=17, guidance=2.0)
+    drawn = generate(decoder, stream, PROMPT, [3, 4, 5, 6, 7], settings, chunk=3)
+    nats = log_likelihood(decoder, stream, PROMPT.text_ids, drawn.image_ids).sum(1)
+    torch.testing.assert_close(nats, drawn.log_likelihood, atol=2e-2, rtol=0)
+    alone = generate(decoder, stream, PROMPT, [5], settings)
+    assert torch.equal(alone.image_ids[0], drawn.image_ids[2])
+    pruned = generate(decoder, stream, PROMPT, [3, 4, 5, 6, 7], settings, prune_to=2)
+    assert torch.equal(pruned.image_ids, drawn.image_ids[pruned.indices])
+    known = KnownIds(drawn.image_ids[0], torch.arange(24).view(4, 6) > 15)
+    again = generate(decoder, stream, PROMPT, [3], settings, known=known)
+    assert torch.equal(again.image_ids[:, :2], drawn.image_ids[:1, :2])

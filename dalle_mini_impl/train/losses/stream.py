@@ -42,7 +42,8 @@ class StreamLoss(nn.Module):
         image = self.transformer.logits(hidden[:, text_length:], self.stream.image_range)
         text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :text_length].flatten())
         if likely_ids is not None and probabilities is not None:
-            return text_loss, soft_cross_entropy(image.float(), likely_ids, probabilities)
+            order = self.stream.order.to(likely_ids.device)
+            return text_loss, soft_cross_entropy(image.float(), likely_ids[:, order], probabilities[:, order])
         image_targets = targets[:, text_length:] - self.stream.image_offset
         return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
 
