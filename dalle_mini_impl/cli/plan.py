@@ -57,7 +57,12 @@ def plan(
 
     run = load_settings(STAGES["transformer"], config, changes)
     stream = StreamConfig(
-        text_length=run.text_length, text_vocab=text_vocab, grid=(grid, grid), image_vocab=codebook, bos_id=1
+        text_length=run.text_length,
+        text_vocab=text_vocab,
+        grid=(grid, grid),
+        image_vocab=codebook,
+        bos_id=1,
+        patch=run.model.patch,
     )
     with tqdm(total=block_count(run), desc="counting", unit=" blocks", delay=2, leave=False) as bar:
         needs = count(run, stream, bar.update)

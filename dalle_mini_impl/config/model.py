@@ -123,8 +123,8 @@ class StreamConfig:
     pad_id: int = -1
     """Text id that is replaced by the padding id of its position wherever it occurs in captions; -1 for none."""
     patch: Count = 1
-    """Side in cells of the square patches of image ids that are one position of the transformer each; 1 for one position
-    per id. Ids are in raster order of the patches, and in raster order within a patch."""
+    """Side in cells of the patches of image ids, as `TransformerConfig.patch`. Image ids are in raster order of the
+    patches, and in raster order within a patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +182,11 @@ class TransformerConfig:
     """Where the picture begins for the masks: at its first id (`input`), or at the position before, which predicts that
     id (`target`; ruDALL-E)."""
     block: BlockConfig = field(default_factory=BlockConfig)
+    patch: Width = 1
+    """Side in cells of the square patches of image ids that are one position each; 1 for one position per id, 2 for
+    four ids at a time (Lee et al. 2022, RQ-Transformer; Yu et al. 2023, MEGABYTE)."""
     depth_layers: Width = 1
-    """Blocks of the depth transformer, which predicts the ids of a patch one after another; used with patches only."""
+    """Blocks of the depth transformer, which predicts the ids of a patch one after another; used with `patch` only."""
     last_norms: Width = 1
     """Number of norms after the last block; more than one for imported models."""
     divide_by_max: bool = False

@@ -255,9 +255,6 @@ class TransformerRun:
     """SentencePiece model file."""
     text_length: Length = 24
     """Text positions of the stream, without BOS; longer captions are cut."""
-    patch: Count = 1
-    """Side in cells of the patches of image ids that are one position of the transformer each; 1 for one position per id,
-    2 for four ids at a time (Yu et al. 2023, MEGABYTE; Lee et al. 2022, RQ-Transformer)."""
     language_weights: dict[str, NonNegative] = field(default_factory=dict)
     """Relative frequency of captions by language code; languages not named have weight 1."""
     image_weight: NonNegative = 7.0

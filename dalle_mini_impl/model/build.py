@@ -19,8 +19,8 @@ from dalle_mini_impl.model.foreign import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.model.foreign.blocks import shift_sources
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest, OneHotConvolution
 from dalle_mini_impl.model.foreign.transformer import ForeignTransformer
-from dalle_mini_impl.model.patches import PatchLayout, PatchTransformer
 from dalle_mini_impl.model.masks import AttentionMask, contiguous_order, mask_matrix
+from dalle_mini_impl.model.patches import PatchLayout, PatchTransformer
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_width
 from dalle_mini_impl.model.stream import Stream
@@ -131,11 +131,13 @@ IMPORTED = {"taming": _taming, "openai-dvae": _openai_dvae, "dalle-pytorch": _da
 
 
 def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recompute: bool = False) -> Transformer:
-    """The transformer of a config, for a stream; see `Transformer` for `recompute`.
+    """The transformer of a config, for a stream with patches of the same size; see `Transformer` for `recompute`.
 
     Raises:
         UserError: the config's values do not fit together.
     """
+    if config.patch != stream.patch:
+        raise UserError(f"expected a stream with patch {config.patch} as in the model, got {stream.patch}; change one")
     layout, block = Stream(stream), config.block
     arguments: dict[str, Any] = {
         "vocab_size": layout.vocab_size,
@@ -168,7 +170,9 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recomp
         shape = (layout.prefix_length, layout.patch_length)
         return PatchTransformer(layout=PatchLayout(*shape), depth_layers=config.depth_layers, **arguments)
     if stream.patch > 1:
-        raise UserError(f"expected patch 1 with blocks that only imported models have, got {stream.patch}; change patch")
+        raise UserError(
+            f"expected patch 1 with blocks that only imported models have, got {stream.patch}; change patch"
+        )
     return ForeignTransformer(
         **arguments,
         norm=block.norm,

@@ -235,7 +235,7 @@ class PatchTransformer(Transformer):
             depth=lambda hidden, patch_ids, _: self.depth(hidden, self.embed(patch_ids)),
         )
 
-    def new_cache(self, batch: int, capacity: int | None = None) -> PatchCache:
+    def new_cache(self, batch: int, capacity: int | None = None) -> PatchCache:  # type: ignore[override]
         """An empty cache for `batch` rows of up to `capacity` ids, by default the whole stream."""
         positions = self.max_length if capacity is None else self.layout.positions(capacity)
         return PatchCache(super().new_cache(batch, positions), self.layout)

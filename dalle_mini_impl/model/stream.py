@@ -71,14 +71,12 @@ class Stream:
             )
         if h % config.patch or w % config.patch:
             raise UserError(
-                f"expected a grid of whole patches of {config.patch} × {config.patch} cells, got {h} × {w} cells; change "
-                f"patch, or the size of the pictures"
+                f"expected a grid of whole patches of {config.patch} × {config.patch} cells, got {h} × {w} cells; "
+                f"change patch, or the size of the pictures"
             )
         self.image_length = h * w
         self.patch_length = config.patch**2
         """Ids of a patch."""
-        self.order = _patch_order(config)
-        """(h * w,) int64, the index in raster order of each image id of the stream."""
         self.image_offset = config.text_vocab + config.text_length
         self.vocab_size = self.image_offset + config.image_vocab
         self.prefix_length = (config.bos_id >= 0) + config.text_length
@@ -122,14 +120,12 @@ class Stream:
 
     def to_order(self, cells: Tensor) -> Tensor:
         """Values of cells (…, h, w) -> (…, h * w) in the order of the stream."""
-        flat = cells.flatten(-2)
-        return flat if self.config.patch == 1 else flat[..., self.order.to(flat.device)]
+        patch = self.config.patch
+        return cells.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch)).transpose(-3, -2).flatten(-4)
 
     def to_grid(self, values: Tensor) -> Tensor:
         """Values in the order of the stream (…, n), of as many whole rows of patches -> (…, n / w, w)."""
         width, patch = self.config.grid[1], self.config.patch
-        if patch == 1:
-            return values.unflatten(-1, (-1, width))
         patches = values.unflatten(-1, (-1, width // patch, patch, patch))
         return patches.transpose(-3, -2).flatten(-2).flatten(-3, -2)
 
@@ -151,10 +147,3 @@ class Stream:
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         image = torch.stack([rows.flatten(), columns.flatten()], 1) + self.prefix_length
         return torch.cat([text, image])
-
-
-def _patch_order(config: StreamConfig) -> Tensor:
-    """Indices of the cells in raster order, as the stream orders them: patch by patch."""
-    h, w = config.grid
-    cells = torch.arange(h * w).view(h // config.patch, config.patch, w // config.patch, config.patch)
-    return cells.transpose(1, 2).flatten()

@@ -41,7 +41,8 @@ def generate_previews(
         share: see `DalleMini.stream_previews`.
 
     Yields:
-        The pictures so far, after some rows of the token grid, or of patches; if a row takes longer than `PATIENCE`, within it.
+        The pictures so far, after some rows of the token grid, or of patches; if a row takes longer than `PATIENCE`,
+        within it.
 
     Returns:
         All candidates that were not pruned.

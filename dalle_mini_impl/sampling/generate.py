@@ -85,8 +85,8 @@ def generate(
             leaves out count as well, so that all calls add up to every id of every candidate.
         prune_to: drop the less likely candidates early by successive halving, but keep at least this many of each
             chunk; None finishes all.
-        known: a picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the known
-            ids before it, not on those after it.
+        known: a picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the
+            known ids before it, not on those after it.
 
     Returns:
         All candidates that were not pruned, in the order of their seeds.

@@ -37,7 +37,7 @@ def image_logits(transformer: Decoder, stream: Stream, text_ids: Sequence[int], 
     ids = stream.join(prefix, image_ids.to(device))
     hidden = transformer(ids[:, :-1])[:, stream.prefix_length - 1 :]
     logits = transformer.logits(hidden, stream.image_range).float()
-    return logits[:, stream.order.argsort().to(device)]
+    return stream.to_grid(logits.transpose(1, 2)).flatten(2).transpose(1, 2)
 
 
 def log_likelihood(transformer: Decoder, stream: Stream, text_ids: Sequence[int], image_ids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.model.build import build_transformer
+from dalle_mini_impl.model.patches import PatchLayout
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared.optimizers import build_optimizers
@@ -119,6 +120,8 @@ def count(
             # The rest is recomputed; at any time only one block's part of it is stored.
             activations = always_stored + (activations - always_stored) // config.model.n_layer
     matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.ndim == 2)
+    depth = getattr(model.transformer, "depth", None)
+    depth_matrices = sum(p.numel() for p in depth.parameters() if p.ndim == 2) if depth else 0
     block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
     outside = total - config.model.n_layer * block
     width = BF16 if config.run.precision == "bf16" else FP32
@@ -131,7 +134,7 @@ def count(
         ids=ids,
         states=FP32 * (2 * total + moments + (total if config.run.ema else 0)),
         activations=activations,
-        flops=_flops(config, stream, matrices, ids),
+        flops=_flops(config, layout, matrices, depth_matrices),
     )
 
 
@@ -159,8 +162,8 @@ def _stored_bytes(model: StreamLoss, layout: Stream, pictures: int) -> int:
     """
     bytes_by_storage: dict[int, int] = {}
     heads = model.transformer.n_head
-    ids = layout.length - 1
-    score_shapes = ((pictures, heads, ids, ids), (pictures * heads, ids, ids))
+    positions = PatchLayout(layout.prefix_length, layout.patch_length).positions(layout.length - 1)
+    score_shapes = ((pictures, heads, positions, positions), (pictures * heads, positions, positions))
     stored: list[Tensor] = []  # keeps the storages alive, so that no two of them have the same id
 
     def pack(x: Tensor) -> Tensor:
@@ -177,19 +180,26 @@ def _stored_bytes(model: StreamLoss, layout: Stream, pictures: int) -> int:
     return sum(bytes_by_storage.values())
 
 
-def _flops(config: TransformerRun, stream: StreamConfig, matrices: int, ids: int) -> float:
+def _flops(config: TransformerRun, layout: Stream, matrices: int, depth_matrices: int) -> float:
     """Operations per picture: 2 per weight and position forward, twice that backward (Kaplan et al. 2020).
 
     Attention is counted likewise: causal attention needs half of the pairs of positions. Each position needs the logits
-    of its own kind only, text or image.
+    of its own kind only, text or image. With patches the backbone has fewer positions than there are image ids, each of
+    which is a position of the depth transformer.
     """
-    text_ids = stream.text_length
-    image_ids = ids - text_ids
-    head = config.model.n_embd * (text_ids * (stream.text_vocab + text_ids) + image_ids * stream.image_vocab)
-    attention = 4 * config.model.n_layer * config.model.n_embd * ids**2 / 2
-    forward = 2 * (matrices * ids + head) + attention
-    recomputed = 2 * matrices * ids + attention if config.recompute else 0
-    return 3 * forward + recomputed
+    stream, model = layout.config, config.model
+    text_ids = layout.prefix_length - 1
+    image_ids = layout.image_length
+    positions = PatchLayout(layout.prefix_length, layout.patch_length).positions(layout.length - 1)
+    head = model.n_embd * (text_ids * (stream.text_vocab + stream.text_length) + image_ids * stream.image_vocab)
+    attention = 4 * model.n_layer * model.n_embd * positions**2 / 2
+    blocks = 2 * matrices * positions + attention
+    depth = 0.0
+    if depth_matrices:
+        depth = (
+            2 * depth_matrices * image_ids + 4 * model.depth_layers * model.n_embd * image_ids * layout.patch_length / 2
+        )
+    return 3 * (blocks + depth + 2 * head) + (blocks if config.recompute else 0)
 
 
 def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[Estimate]:

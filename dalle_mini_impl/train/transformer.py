@@ -194,7 +194,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         grid=train.header.grid,
         image_vocab=train.header.codebook_size,
         bos_id=tokenizer.bos_id,
-        patch=config.patch,
+        patch=config.model.patch,
     )
     stream = Stream(layout)
     memory.check_mask_memory(config.model, stream)

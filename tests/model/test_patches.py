@@ -18,7 +18,7 @@ from dalle_mini_impl.util.errors import UserError
 
 GRID = (4, 6)
 STREAM = StreamConfig(text_length=7, text_vocab=37, grid=GRID, image_vocab=11, patch=2)
-CONFIG = TransformerConfig(n_layer=3, n_head=2, n_embd=24, depth_layers=2)
+CONFIG = TransformerConfig(n_layer=3, n_head=2, n_embd=24, patch=2, depth_layers=2)
 T = 8 + 24
 CAPTION = [5, 30, 17]
 SETTINGS = SamplingConfig(temperature=0.9, top_k=7, guidance=2.5)
@@ -26,7 +26,7 @@ SETTINGS = SamplingConfig(temperature=0.9, top_k=7, guidance=2.5)
 
 @pytest.fixture(params=["rope", "learned", "absolute"])
 def model(request):
-    config = TransformerConfig(n_layer=3, n_head=2, n_embd=24, depth_layers=2, position=request.param)
+    config = TransformerConfig(n_layer=3, n_head=2, n_embd=24, patch=2, depth_layers=2, position=request.param)
     return randomise(build_transformer(config, STREAM), 3).double()
 
 
@@ -43,7 +43,7 @@ def random_stream(batch=3, seed=0):
 
 
 def reference_hidden(model: PatchTransformer, ids: torch.Tensor) -> torch.Tensor:
-    """One stream, one id after another: the backbone over all that is whole, then the depth transformer over the rest."""
+    """One stream, id by id: the backbone over all that is whole, then the depth transformer over the rest."""
     rows = []
     for t in range(len(ids)):
         text, image = ids[:8][: t + 1], ids[8 : t + 1]
@@ -194,9 +194,11 @@ def test_one_batch_is_learned_by_heart():
 def test_what_does_not_fit_patches_is_refused():
     with pytest.raises(UserError, match="expected a grid of whole patches of 2 × 2 cells, got 3 × 6 cells"):
         Stream(StreamConfig(text_length=7, text_vocab=37, grid=(3, 6), image_vocab=11, patch=2))
+    with pytest.raises(UserError, match="expected a stream with patch 1 as in the model, got 2"):
+        build_transformer(TransformerConfig(n_layer=1, n_head=2, n_embd=24), STREAM)
     with pytest.raises(UserError, match="expected attention masks full with patches"):
-        build_transformer(TransformerConfig(n_layer=1, n_head=2, n_embd=24, attention_masks=("row",)), STREAM)
+        build_transformer(TransformerConfig(n_layer=1, n_head=2, n_embd=24, patch=2, attention_masks=("row",)), STREAM)
     with pytest.raises(UserError, match="expected patch 1 with blocks that only imported models have"):
         build_transformer(
-            TransformerConfig(n_layer=1, n_head=2, n_embd=24, block=BlockConfig(token_shift=True)), STREAM
+            TransformerConfig(n_layer=1, n_head=2, n_embd=24, patch=2, block=BlockConfig(token_shift=True)), STREAM
         )

@@ -230,7 +230,9 @@ def test_unknown_precisions_are_refused():
 
 def patch_model(norm="rms", **options):
     layout = StreamConfig(text_length=7, text_vocab=367, grid=(4, 6), image_vocab=61, bos_id=1, patch=2)
-    config = TransformerConfig(n_layer=3, n_head=2, n_embd=64, depth_layers=2, block=BlockConfig(norm=norm), **options)
+    config = TransformerConfig(
+        n_layer=3, n_head=2, n_embd=64, patch=2, depth_layers=2, block=BlockConfig(norm=norm), **options
+    )
     return randomise(build_transformer(config, layout), 3), Stream(layout)
 
 

@@ -42,10 +42,15 @@ class StreamLoss(nn.Module):
         image = self.transformer.logits(hidden[:, text_length:], self.stream.image_range)
         text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :text_length].flatten())
         if likely_ids is not None and probabilities is not None:
-            order = self.stream.order.to(likely_ids.device)
-            return text_loss, soft_cross_entropy(image.float(), likely_ids[:, order], probabilities[:, order])
+            soft_targets = (self._to_order(values) for values in (likely_ids, probabilities))
+            return text_loss, soft_cross_entropy(image.float(), *soft_targets)
         image_targets = targets[:, text_length:] - self.stream.image_offset
         return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
+
+    def _to_order(self, values: Tensor) -> Tensor:
+        """Values of cells in raster order (B, h × w, k) -> in the order of the stream."""
+        grid = self.stream.config.grid
+        return self.stream.to_order(values.transpose(1, 2).unflatten(2, grid)).transpose(1, 2)
 
 
 def weighted_loss(text: Loss, image: Loss, image_weight: float) -> Loss:

@@ -1,0 +1,80 @@
+"""A transformer over patches of image ids, trained and used through everything that draws, completes and describes."""
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from dalle_mini_impl import DalleMini
+from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.model.patches import PatchTransformer
+from dalle_mini_impl.util.errors import UserError
+
+SIZE = ("data.store_size=32",)
+PICTURES = (*SIZE, "model.image_size=32", "run.steps=2", "run.validate_every=2", "run.sample_every=2")
+PATCHES = ("model.patch=2", "model.n_embd=64", "run.steps=4", "run.validate_every=2", "run.sample_every=2")
+
+
+@pytest.fixture(scope="module")
+def home(untrained, tmp_path_factory):
+    """All five stages with 4 × 4 ids per picture in 2 × 2 patches."""
+    home = untrained.copy(tmp_path_factory.mktemp("patches") / "home")
+    home.run("text_tokenizer", *SIZE)
+    home.run("image_tokenizer", *PICTURES)
+    home.run("encode", *SIZE, "soft_ids=3")
+    home.run("transformer", *PATCHES)
+    home.run("scorer", *SIZE, "model.image_size=32", "run.steps=2", "run.validate_every=2")
+    return home
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    return DalleMini.from_pretrained(home.folder / "model", "cpu")
+
+
+def test_the_part_says_how_large_patches_are(home, model):
+    part = read_part(home.folder / "model", "transformer").config
+    assert part["stream"]["patch"] == part["transformer"]["patch"] == 2
+    exact = DalleMini.from_pretrained(home.folder / "model", "cpu", precision="fp32")
+    assert isinstance(exact.transformer, PatchTransformer)
+
+
+def test_soft_targets_and_another_start_train_too(home, tmp_path):
+    soft = home.copy(tmp_path / "soft")
+    soft.run("transformer", *PATCHES, "image_targets=soft")
+    assert all(line["image"] < 4 for line in soft.log("transformer") if "image" in line)
+    later = home.copy(tmp_path / "later")
+    start = f"start_from={home.folder / 'model'}"
+    later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=2")
+    assert read_part(later.folder / "model", "transformer").config["stream"]["patch"] == 2
+    with pytest.raises(UserError, match="expected model.patch 2 as in the transformer of start_from"):
+        later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=1")
+
+
+def test_pictures_are_drawn_completed_tiled_and_previewed(model):
+    result = model.generate("a red disc", candidates=4, keep=4, seed=0)
+    assert [image.image.size for image in result] == [(32, 32)] * 4
+    again = model.generate("a red disc", keep=1, seeds=[result[2].seed])
+    assert torch.equal(again[0].image_ids, result[2].image_ids)
+    assert model.log_likelihood("a red disc", again[0].image_ids[None]).shape == (1, 16)
+    completed = model.complete(Image.new("RGB", (32, 32), "red"), "a red disc", candidates=2, keep=2, rows=2)
+    assert torch.equal(completed[0].image_ids[:2], completed[1].image_ids[:2])
+    assert len(model.generate("a red disc", candidates=2, keep=2, tile=True)) == 2
+    previews = list(model.stream_previews("a red disc", candidates=2, keep=2, show=1, share=1.0))
+    assert previews[-1].images[0].size == (32, 32)
+    assert len({np.asarray(preview.images[0]).tobytes() for preview in previews}) > 1
+
+
+def test_the_command_line_draws_and_describes_it(home, tmp_path):
+    folder = str(home.folder / "model")
+    out = str(tmp_path / "grid.png")
+    for arguments in (
+        ["sample", "a red disc", "--model", folder, "--candidates", "2", "--keep", "1", "--out", out],
+        ["info", folder],
+        ["write", "a red", "--model", folder],
+        ["plan", str(home.folder / "transformer.yaml"), "model.patch=2", "--grid", "4"],
+    ):
+        result = CliRunner().invoke(dalle, arguments)
+        assert result.exit_code == 0, result.output
