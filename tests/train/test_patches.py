@@ -49,7 +49,7 @@ def test_soft_targets_and_another_start_train_too(home, tmp_path):
     start = f"start_from={home.folder / 'model'}"
     later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=2")
     assert read_part(later.folder / "model", "transformer").config["stream"]["patch"] == 2
-    with pytest.raises(UserError, match="expected model.patch 2 as in the transformer of start_from"):
+    with pytest.raises(UserError, match=r"expected model\.patch 2 as in the transformer of start_from"):
         later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=1")
 
 
