@@ -122,7 +122,7 @@ class StreamConfig:
     """Text id at the beginning of every stream; -1 for none (minDALL-E)."""
     pad_id: int = -1
     """Text id that is replaced by the padding id of its position wherever it occurs in captions; -1 for none."""
-    patch: Count = 1
+    patch: Width = 1
     """Side in cells of the patches of image ids, as `TransformerConfig.patch`. Image ids are in raster order of the
     patches, and in raster order within a patch."""
 

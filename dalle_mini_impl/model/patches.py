@@ -63,6 +63,10 @@ class PatchCache:
             setattr(cache, name, None if rows is None else rows.repeat_interleave(count, 0))
         return cache
 
+    def branch_bytes(self, count: int, capacity: int) -> int:
+        """As `Cache.branch_bytes`."""
+        return self.backbone.branch_bytes(count, self.layout.positions(capacity))
+
     def keep(self, rows: Tensor) -> None:
         """As `Cache.keep`."""
         self.backbone.keep(rows)

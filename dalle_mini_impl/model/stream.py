@@ -82,6 +82,8 @@ class Stream:
         self.prefix_length = (config.bos_id >= 0) + config.text_length
         """Positions before the picture."""
         self.length = self.prefix_length + self.image_length
+        self.positions = self.prefix_length + self.image_length // self.patch_length
+        """Positions of the transformer: one for each text id and each patch."""
         self.text_range = (0, self.image_offset)
         """Ids allowed at text positions: text and padding."""
         self.image_range = (self.image_offset, self.vocab_size)

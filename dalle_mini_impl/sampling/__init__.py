@@ -9,6 +9,6 @@ Reading order:
 5. `tiling`: a second pass over the edges of pictures that are to be laid side by side.
 6. `likelihood`: log-probabilities of given pictures and captions.
 
-`seeds` and `known_ids` hold what these share; `packing`, `native_decoder`, `native_patches` and `native` make a transformer
-fast to decode with.
+`seeds` and `known_ids` hold what these share; `packing`, `native_decoder`, `native_patches` and `native` make a
+transformer fast to decode with.
 """

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.model.build import build_transformer
-from dalle_mini_impl.model.patches import PatchLayout
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared.optimizers import build_optimizers
@@ -162,7 +161,7 @@ def _stored_bytes(model: StreamLoss, layout: Stream, pictures: int) -> int:
     """
     bytes_by_storage: dict[int, int] = {}
     heads = model.transformer.n_head
-    positions = PatchLayout(layout.prefix_length, layout.patch_length).positions(layout.length - 1)
+    positions = layout.positions - 1
     score_shapes = ((pictures, heads, positions, positions), (pictures * heads, positions, positions))
     stored: list[Tensor] = []  # keeps the storages alive, so that no two of them have the same id
 
@@ -190,7 +189,7 @@ def _flops(config: TransformerRun, layout: Stream, matrices: int, depth_matrices
     stream, model = layout.config, config.model
     text_ids = layout.prefix_length - 1
     image_ids = layout.image_length
-    positions = PatchLayout(layout.prefix_length, layout.patch_length).positions(layout.length - 1)
+    positions = layout.positions - 1
     head = model.n_embd * (text_ids * (stream.text_vocab + stream.text_length) + image_ids * stream.image_vocab)
     attention = 4 * model.n_layer * model.n_embd * positions**2 / 2
     blocks = 2 * matrices * positions + attention

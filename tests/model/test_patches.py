@@ -188,7 +188,7 @@ def test_one_batch_is_learned_by_heart():
         loss.backward()
         optimizer.step()
     assert first == pytest.approx(2.398, abs=0.01)  # ln 11
-    assert float(loss) < 0.1
+    assert loss.item() < 0.1
 
 
 def test_what_does_not_fit_patches_is_refused():

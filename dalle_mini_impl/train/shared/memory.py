@@ -76,8 +76,8 @@ def check_mask_memory(config: TransformerConfig, stream: Stream) -> None:
     """
     makes_masks = {*config.attention_masks, config.last_attention_mask or "full"} != {"full"}
     check_memory(
-        stream.length**2 * (MASK_BYTES if makes_masks else 1),
-        f"attention among {stream.length:,} positions",
+        stream.positions**2 * (MASK_BYTES if makes_masks else 1),
+        f"attention among {stream.positions:,} positions",
         "lower text_length, or use an image tokenizer with fewer cells",
     )
 
@@ -91,7 +91,7 @@ def transformer_pass_bytes(config: TransformerConfig, stream: Stream, rows: int,
         rows: pictures in the pass.
         recompute: whether activations are recomputed; then scores are not kept.
     """
-    inputs = config.n_layer * stream.length * config.n_embd
+    inputs = config.n_layer * stream.positions * config.n_embd
     logits = stream.config.text_length * stream.image_offset + stream.image_length * stream.config.image_vocab
-    scores = 0 if recompute else config.n_layer * config.n_head * stream.length**2
+    scores = 0 if recompute else config.n_layer * config.n_head * stream.positions**2
     return rows * (BF16 * (inputs + scores) + 2 * FP32 * logits)
