@@ -204,8 +204,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
 
     with memory.bounded_networks():
         losses = build()
-    rows = memory.rows_in_pass(accelerator, run)
-    pass_bytes = memory.transformer_pass_bytes(config.model, stream, rows, config.recompute)
+    pictures_at_once = memory.rows_in_pass(accelerator, run)
+    pass_bytes = memory.transformer_pass_bytes(config.model, stream, pictures_at_once, config.recompute)
     memory.check_training_memory(accelerator, losses, pass_bytes)
     origin = load_transformer_weights(losses.transformer, stream, tokenizer, config, start)
     add_adapters(losses, config)
