@@ -1,8 +1,12 @@
 """What to try next, in plain words, decided by what was measured."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from dalle_mini_impl.config.presets import load_presets, suited_presets
+from dalle_mini_impl.config.training import ImageTokenizerRun
+from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.train.whole.folder import Record
 from dalle_mini_impl.train.whole.pictures import PictureFacts
 
@@ -38,13 +42,11 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
     if psnr is not None and psnr < POOR_PSNR:
         advice.append(
             f"Reconstructions are poor ({psnr:.1f} dB on held-out pictures), and a picture that is not encoded well "
-            f"cannot be drawn well. Give more time ({more}), or a larger share of it to the image tokenizer."
+            f"cannot be drawn well. Give more time ({more}), or the image tokenizer more of it "
+            f"(image_tokenizer.run.steps=…)."
         )
-    elif record.data["side"] > 3 * side and minutes < 60:
-        advice.append(
-            f"Your pictures are much larger than the {side} pixels of the model, so small details are lost. "
-            f"--minutes 60 or more trains at 128 pixels where pictures are large enough."
-        )
+    elif larger := _of_size(record, facts, side):
+        advice.append(larger)
     if record.figures:
         advice += _of_figures(record.figures, facts, more)
     losses = [line["validation_image"] for line in logs["transformer"] if "validation_image" in line]
@@ -69,6 +71,21 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
     if facts.without_caption:
         advice.append(f"{facts.without_caption:,} pictures have no caption; with one, they would be learned too.")
     return advice or [f"Nothing stands out. More time ({more}) or more pictures should make it better still."]
+
+
+def _of_size(record: Record, facts: PictureFacts, side: int) -> str:
+    request = record.request
+    if record.data["side"] <= 3 * side or request.get("preset") or request.get("start_from"):
+        return ""
+    for preset in suited_presets(load_presets(), math.inf, facts.train, record.data["side"])[::-1]:
+        size = load(ImageTokenizerRun, f"configs/{preset.name}/image_tokenizer.yaml").model.image_size
+        if size > side:
+            minutes = max(preset.least_minutes, 2 * request["minutes"])
+            return (
+                f"Your pictures are much larger than the {side} pixels of the model, so small details are lost. With "
+                f"--minutes {minutes:g} or more there may be time for the preset {preset.name}, which has {size}."
+            )
+    return ""
 
 
 def _of_figures(figures: dict[str, Any], facts: PictureFacts, more: str) -> list[str]:

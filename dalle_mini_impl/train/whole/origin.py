@@ -11,9 +11,6 @@ from dalle_mini_impl.train.whole.settings import Settings
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
-PART_FILE = "image_tokenizer.safetensors"
-"""File of an image tokenizer."""
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -42,11 +39,6 @@ class Origin:
                         f"expected settings that the checkpoint of --from leaves open, got {stage}.{setting}; leave it "
                         f"out, or --from"
                     )
-
-    def copy_image_tokenizer(self, model_dir: Path) -> None:
-        """Copy its image tokenizer into another checkpoint folder."""
-        with replace_file(model_dir / PART_FILE) as temporary:
-            shutil.copyfile(self.folder / PART_FILE, temporary)
 
     def copy_text_tokenizer(self, path: Path) -> None:
         """Copy its text tokenizer to a file.

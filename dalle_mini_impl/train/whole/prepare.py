@@ -56,9 +56,17 @@ class Composer:
         }
 
     @property
-    def other_proportions(self) -> bool:
-        """Whether the user wants pictures that are not square."""
-        return any(setting.startswith(("model.height=", "model.width=")) for setting in self.user["image_tokenizer"])
+    def replaced_sizes(self) -> Settings:
+        """Settings that clear the sizes of square pictures in a preset where the user gives height and width."""
+        fixed = self.fixed["image_tokenizer"]
+        own_pictures = fixed & {"model.height", "model.width"}
+        own_store = fixed & {"data.store_height", "data.store_width"}
+        return divide_settings(
+            [
+                *(["image_tokenizer.model.image_size=0"] if own_pictures else []),
+                *(["data.store_size=0"] if own_pictures or own_store else []),
+            ]
+        )
 
     def compose(self, preset: PresetConfig, facts: PictureFacts | None = None, processes: int = 1) -> dict[str, Any]:
         """The config of each stage, by file name, before the time has its say.
@@ -74,7 +82,7 @@ class Composer:
         data = [f"data.{key}={value}" for key, value in self.data.items()]
         settings = [
             preset_settings(preset, facts.train if facts else 0),
-            {"image_tokenizer": ["model.image_size=0"] if self.other_proportions else []},
+            self.replaced_sizes,
             picture_settings(self.folder, self.request.source, data, facts.first_language if facts else ""),
         ]
         start_from: dict[str, str] = {}

@@ -15,7 +15,7 @@ from dalle_mini_impl.train.whole.charts import line_chart
 from dalle_mini_impl.train.whole.folder import Record, RunFolder, read_log
 from dalle_mini_impl.train.whole.pictures import PictureFacts
 from dalle_mini_impl.train.whole.plan import duration
-from dalle_mini_impl.train.whole.results import KINDS, SPLITS, Results, sample_command, spread
+from dalle_mini_impl.train.whole.results import CANDIDATES, KINDS, SHOWN, SPLITS, Results, sample_command, spread
 from dalle_mini_impl.train.whole.settings import TRAINED
 from dalle_mini_impl.util.files import replace_file
 from dalle_mini_impl.util.images import open_picture, to_images
@@ -109,7 +109,7 @@ def progress(record: Record) -> str:
 
 
 def drawn_section(kind: str, results: Results) -> str:
-    """What was drawn for one kind of captions, the four best of sixteen each."""
+    """What was drawn for one kind of captions."""
     figures = [
         page.figure(
             page.group("row", (page.picture(image, f"drawn for: {printable(one.caption)}") for image in one.pictures)),
@@ -117,7 +117,8 @@ def drawn_section(kind: str, results: Results) -> str:
         )
         for one in results.drawn[kind][: SHOWN_CAPTIONS[kind]]
     ]
-    return page.section(TITLES[kind], page.group("sets", figures))
+    chosen = page.paragraph(f"The best {SHOWN} of {CANDIDATES} for each." if figures else "")
+    return page.section(TITLES[kind], chosen, page.group("sets", figures))
 
 
 def latest_sheet(folder: RunFolder) -> str:
@@ -142,7 +143,11 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
         rows.append(("scorer", f"{found:.0%}", "held-out pictures that it finds by their caption"))
     for kind, nats in record.figures.get("caption_nats", {}).items():
         rows.append(
-            (f"caption, {KIND_NAMES[kind]}", f"{nats:.1f} nats", "by which a picture is likelier with its own caption")
+            (
+                f"caption, {KIND_NAMES[kind]}",
+                f"{nats:.1f} nats",
+                "likelier a picture is with its own caption than another",
+            )
         )
     measured = record.figures.get("r_precision", {})
     for kind in SPLITS:
@@ -150,7 +155,7 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
             one = measured[kind]
             meaning = (
                 f"drawn pictures nearest to the real one, or among the five nearest, of {measured['captions']:,}; "
-                f"{one['captions']} captions, best of 16"
+                f"{one['captions']} captions, best of {CANDIDATES}"
             )
             rows.append((f"R-precision, {KIND_NAMES[kind]}", f"{one['top_1']:.2f} / {one['top_5']:.2f}", meaning))
     missing = record.figures.get("without_judge", "")
@@ -160,6 +165,11 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
     return "".join(
         [
             page.table(rows) if len(rows) > 1 else "",
+            page.paragraph(
+                f"Only {facts.held_out} pictures are held out, so figures of them mean little."
+                if len(rows) > 1 and facts.held_out < FEW_HELD_OUT
+                else ""
+            ),
             page.paragraph(missing),
             page.details("Choice of the sampling settings", chosen) if chosen else "",
         ]

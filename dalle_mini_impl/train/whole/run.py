@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.checkpoint.parts import copy_part, read_part
 from dalle_mini_impl.config.presets import PresetConfig, find_preset, load_presets
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
@@ -198,7 +198,7 @@ def measure_all(run: Run) -> dict[str, Any]:
     speeds: dict[str, Any] = {}
     origin = run.composer.origin
     if origin and run.reuse:
-        run.processes.decide(lambda: origin.copy_image_tokenizer(run.scratch / "model"))
+        run.processes.decide(lambda: copy_part(origin.folder, "image_tokenizer", run.scratch / "model"))
     else:
         speeds["image_tokenizer"] = run.measure("image_tokenizer", configs["image_tokenizer"])
     cache = run.processes.decide(
@@ -310,7 +310,8 @@ def begin_stage(run: Run, stage: str, config: Any, speed: Speed | None) -> None:
 
 def remaining(run: Run) -> str:
     """How long everything will still take, in words."""
-    return f"{plan.duration(max(1.0, run.left))} left for everything"
+    left = run.left
+    return f"{plan.duration(left)} left for everything" if left >= 1 else "the time is used up"
 
 
 def adopt(run: Run, stage: str) -> None:
@@ -320,7 +321,7 @@ def adopt(run: Run, stage: str) -> None:
     if stage == "text_tokenizer":
         origin.copy_text_tokenizer(folder.text_tokenizer)
     else:
-        origin.copy_image_tokenizer(folder.model)
+        copy_part(origin.folder, "image_tokenizer", folder.model)
     run.record.stages[stage] = StageRecord(config="", result=result_of(folder, stage))
     folder.save(run.record)
 
@@ -328,10 +329,8 @@ def adopt(run: Run, stage: str) -> None:
 def copy_image_tokenizer(run: Run) -> None:
     """Prepare the scratch folder for a stage that needs the image tokenizer."""
     shutil.rmtree(run.scratch, ignore_errors=True)
-    (run.scratch / "model").mkdir(parents=True)
-    part = run.folder.model / "image_tokenizer.safetensors"
-    if part.is_file():
-        shutil.copyfile(part, run.scratch / "model" / part.name)
+    if (run.folder.model / "image_tokenizer.safetensors").is_file():
+        copy_part(run.folder.model, "image_tokenizer", run.scratch / "model")
 
 
 def is_finished(run: Run, stage: str) -> bool:

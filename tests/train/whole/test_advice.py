@@ -22,8 +22,8 @@ def facts(**changes):
     return PictureFacts(**{**values, **changes})
 
 
-def advice(logs=None, figures=FIGURES, side=100.0, **changes):
-    record = Record(request={"minutes": 15.0}, data={"side": side}, figures=figures)
+def advice(logs=None, figures=FIGURES, side=100.0, preset="", **changes):
+    record = Record(request={"minutes": 15.0, "preset": preset}, data={"side": side}, figures=figures)
     return " ".join(advise(record, facts(**changes), {**FINE, **(logs or {})}, 64))
 
 
@@ -35,7 +35,7 @@ def test_nothing_stands_out():
     ("changes", "words"),
     [
         ({"logs": {"image_tokenizer": [{"step": 1, "validation_psnr": 17.0}]}}, "Reconstructions are poor (17.0 dB"),
-        ({"side": 500.0}, "much larger than the 64 pixels"),
+        ({"side": 500.0}, "With --minutes 40 or more there may be time for the preset medium, which has 128."),
         ({"figures": {**FIGURES, "caption_nats": {"seen": 1.5}}}, "hardly follow their captions"),
         ({"figures": {**FIGURES, "r_precision": {"seen": {"top_5": 0.2}}}}, "too little time for so many pictures"),
         (
@@ -56,6 +56,11 @@ def test_each_symptom_has_its_advice(changes, words):
     text = advice(**changes)
     assert words in text
     assert "Nothing stands out" not in text
+
+
+def test_larger_pictures_are_advised_only_where_a_preset_would_have_them():
+    assert "much larger" not in advice(side=500.0, train=60)
+    assert "much larger" not in advice(side=500.0, preset="small")
 
 
 def test_few_held_out_pictures_prove_nothing():

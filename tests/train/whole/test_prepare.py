@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from dalle_mini_impl.config.presets import load_presets
 from dalle_mini_impl.train.whole.folder import Request, RunFolder
 from dalle_mini_impl.train.whole.pictures import FirstLook, PictureFacts
-from dalle_mini_impl.train.whole.prepare import Composer, choose_data_settings
+from dalle_mini_impl.train.whole.prepare import Composer, choose_data_settings, presets_for
 from dalle_mini_impl.util.errors import UserError
 
 TABLE = load_presets()
@@ -41,9 +42,20 @@ def test_what_is_held_out_is_bounded(tmp_path):
 def test_stored_pictures_fit_the_largest_preset(tmp_path):
     assert choose_data_settings(composer(tmp_path), look(1000))["store_size"] == 128
     assert choose_data_settings(composer(tmp_path, minutes=60.0), look(1000))["store_size"] == 256
-    sized = composer(tmp_path, "image_tokenizer.model.height=64", "image_tokenizer.model.width=96")
-    chosen = choose_data_settings(sized, look(1000))
-    assert (chosen["store_height"], chosen["store_width"]) == (128, 192)
+    sizes = ("image_tokenizer.model.height=64", "image_tokenizer.model.width=96")
+    for minutes in (15.0, 60.0):
+        sized = composer(tmp_path, *sizes, minutes=minutes)
+        chosen = choose_data_settings(sized, look(1000))
+        assert (chosen["store_height"], chosen["store_width"]) == (128, 192)
+        configs = replace(sized, data=chosen).compose(presets_for(sized.request, TABLE, 1000, 300.0)[0])
+        assert configs["text_tokenizer"].data.store_frame == configs["scorer"].data.store_frame == (128, 192)
+
+
+def test_the_user_may_give_the_size_of_stored_pictures(tmp_path):
+    sizes = ("image_tokenizer.model.height=64", "image_tokenizer.model.width=96")
+    own = composer(tmp_path, *sizes, "data.store_height=256", "data.store_width=384", minutes=60.0)
+    chosen = choose_data_settings(own, look(1000))
+    assert (chosen["store_height"], chosen["store_width"]) == (256, 384)
 
 
 def test_the_vocabulary_holds_the_characters(tmp_path):
