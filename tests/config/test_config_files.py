@@ -116,6 +116,7 @@ def test_configs_of_a_folder_build_models_that_fit_together(folder):
         text_vocab=vocab,
         grid=image.grid,
         image_vocab=image.codebook_size,
+        patch=configs["transformer"].model.patch,
     )
     with torch.device("meta"):
         tokenizer = ImageTokenizer(image)
@@ -124,7 +125,8 @@ def test_configs_of_a_folder_build_models_that_fit_together(folder):
         pixels = torch.zeros(2, 3, image.image_size, image.image_size)
         assert tokenizer.encoder(pixels).shape == (2, encoder_width(image), *image.grid)
         assert transformer.head.weight.shape[0] == vocab + stream.text_length + image.codebook_size
-        assert transformer.max_length == 1 + stream.text_length + image.grid[0] * image.grid[1]
+        h, w = image.grid
+        assert transformer.max_length == 1 + stream.text_length + h * w // stream.patch**2
         side = configs["scorer"].model.image_size
         assert clip.encode_image(torch.zeros(2, 3, side, side)).shape == (2, configs["scorer"].model.embed_dim)
 
