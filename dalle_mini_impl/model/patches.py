@@ -52,7 +52,8 @@ class PatchCache:
         self.hidden: Tensor | None = None
         """(B, C), from which the depth transformer predicts that patch; None within the text."""
         self.depth: Any = None
-        """What the depth transformer remembers of that patch, if it does; branched and kept rows begin it anew."""
+        """What the depth transformer remembers of that patch, if it does; it begins anew after several ids at once
+        and where rows branch off or are dropped."""
 
     def branch(self, count: int, capacity: int) -> "PatchCache":
         """As `Cache.branch`."""
@@ -130,9 +131,10 @@ def run_patches(
         given = _patches(image, places, patch_length)
         if places.stop - places.start == 1:  # of a single patch nothing after the last id is needed
             given = given[:, :, : image.shape[1] - whole * patch_length]
-        predicted = depth(context[:, places].flatten(0, 1), given.flatten(0, 1), cache if end - begin == 1 else None)
+        single = end - begin == 1
+        predicted = depth(context[:, places].flatten(0, 1), given.flatten(0, 1), cache if single else None)
         predicted = predicted.unflatten(0, (B, -1)).flatten(1, 2)
-        last = predicted.shape[1] if end - begin == 1 else end - places.start * patch_length
+        last = predicted.shape[1] if single else end - places.start * patch_length
         result = predicted[:, last - (end - begin) : last]
         if text.shape[1] > 1:
             assert hidden is not None
@@ -141,6 +143,8 @@ def run_patches(
     if cache is not None:
         cache.length += T
         cache.pending, cache.hidden = pending, current
+        if T > 1:
+            cache.depth = None  # it knows nothing of these ids
     return result
 
 

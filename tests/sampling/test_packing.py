@@ -255,6 +255,19 @@ def test_packed_patches_lose_no_more_than_bf16_does(norm, position):
 
 
 @needs_compiler
+@pytest.mark.parametrize("sizes", [[1] * 32, [8, 1, 1, 4] + [1] * 18, [8, 4, 4, 1, 15], [9, 2, 1, 5, 1, 14]])
+def test_packed_patches_decode_some_ids_at_once_as_all(sizes):
+    exact, stream = patch_model()
+    decoder = pack(exact, "bf16", stream.image_range)
+    ids = torch.randint(61, (3, 4, 6), generator=torch.Generator().manual_seed(0))
+    ids = stream.join(stream.prefix([[5, 300, 17]] * 3), ids)
+    cache = decoder.new_cache(3)
+    with torch.inference_mode():
+        parts = [decoder(part, cache) for part in ids.split(sizes, 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), decoder(ids), atol=2e-2, rtol=0)
+
+
+@needs_compiler
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_packed_patches_decode_id_by_id_as_in_one_pass(precision):
     exact, stream = patch_model()

@@ -69,9 +69,16 @@ def test_pictures_are_drawn_completed_tiled_and_previewed(model):
 
 def test_the_command_line_draws_and_describes_it(home, tmp_path):
     folder = str(home.folder / "model")
-    out = str(tmp_path / "grid.png")
+    out, picture = str(tmp_path / "grid.png"), str(tmp_path / "disc.png")
+    Image.new("RGB", (40, 32), "red").save(picture)
+    sampling = ["--model", folder, "--candidates", "8", "--keep", "1", "--out", out]
     for arguments in (
-        ["sample", "a red disc", "--model", folder, "--candidates", "2", "--keep", "1", "--out", out],
+        ["sample", "a red disc", *sampling],
+        ["sample", "a red disc", *sampling, "--prune", "--tile", "--precision", "int8", "--chunk", "3"],
+        ["sample", "--from", out, "--model", folder, "--out", str(tmp_path / "again.png")],
+        ["complete", picture, "a red disc", *sampling, "--box", "25%,50%,75%,100%", "--prune", "--preview", out],
+        ["complete", picture, "a red disc", *sampling, "--variations", "--tile"],
+        ["caption", picture, "--labels", "a red disc,a blue box", "--blind", "--model", folder],
         ["info", folder],
         ["write", "a red", "--model", folder],
         ["plan", str(home.folder / "transformer.yaml"), "model.patch=2", "--grid", "4"],
