@@ -14,14 +14,15 @@ SPACES = (
 )
 """White space and characters without any width."""
 QUOTES = {
-    '"': '"', "＂": "＂", "”": "“„”", "“": "„", "»": "«", "«": "»", "›": "‹", "‹": "›", "’": "‘‚", "‘": "‚", "'": "'",
+    '"': '"', "＂": "＂", "”": "“„”", "“": "„", "»": "«»", "«": "»", "›": "‹", "‹": "›", "’": "‘‚", "‘": "‚", "'": "'",
     "」": "「", "』": "『", "〞": "〝", "〟": "〝",
 }  # fmt: skip
 """Closing quotation mark -> what may open it."""
 APOSTROPHES = "'’"
 """Closing quotation marks that can also end a word, as in `the dogs'`."""
-INITIALS = re.compile(rf"(?<!\w)((?:[^\W\d_]\.){{2,}})[{re.escape(MARKS + SPACES)}]*$")
-"""Letters with a full stop each, as in `U.S.A.`, at the end of a text; the stops belong to them."""
+INITIALS = re.compile(rf"(?<!\w)((?:([^\W\d_])\2?\.[ \xa0]?)+([^\W\d_])\3?\.)[{re.escape(MARKS + SPACES)}]*$")
+"""Letters, single or doubled, with a full stop each at the end of a text, as in `U.S.A.`, `E. T.` or `EE. UU.`; the
+stops belong to them."""
 LONGEST_INITIALS = 64
 """Characters at the end of a text among which initials are looked for."""
 MAX_LAYERS = 8

@@ -36,6 +36,8 @@ def test_marks_at_the_end_are_removed(mark):
         ('a sign that says "stop."', 'a sign that says "stop"'),
         ("the dogs'.", "the dogs'"),
         ("U.S.A.!", "U.S.A."),
+        ("E. T. !", "E. T."),
+        ("»en anka.»", "en anka"),
         ("🙂!", "🙂"),
     ],
 )
@@ -56,6 +58,9 @@ def test_marks_are_removed_with_the_quotation_marks_around_all(text, expected):
         "A.B.C.",
         "the U.S.",
         "at 5 p.m.",
+        "c. q. d.",
+        "ч. т. д.",
+        "Islas Vírgenes de EE. UU.",
         "Hi! there",
         'a sign that says "stop"',
         '"stop" and "go"',
