@@ -262,7 +262,7 @@ class _Drawing:
                     affordable = int((left / each + place) / (MIN_CAPTIONS - number))
                     count = min(count, max(2, affordable))
             missing = max(0, MIN_CAPTIONS - number - 1)
-            if each * count * missing > PATIENCE * clock.left_until(1):
+            if missing and each * count * missing > PATIENCE * clock.left_until(1):
                 return ()
             if not missing and left < each * count:
                 break

@@ -207,6 +207,21 @@ def test_in_too_short_a_time_nothing_changes(reference, clock):
     assert choice.seconds < 5
 
 
+def test_a_round_that_ends_late_counts(reference, clock):
+    dalle = FakeDalle(clock)
+    draw, drawn = dalle.generate, []
+
+    def generate(prompt, candidates, keep, **options):
+        drawn.append(candidates)
+        clock.now += 100 * (drawn.count(16) == 17)  # the first drawing of the ninth caption in the last round
+        return draw(prompt, candidates, keep, **options)
+
+    dalle.generate = generate
+    choice = choose_sampling(dalle, reference, colour_judge(), 200)
+    assert choice.seconds > 200
+    assert [trials[0].candidates for trials in choice.rounds] == [4, 8, 16]
+
+
 def test_prune_and_tile_stay_and_are_not_used_on_the_way(reference, clock):
     def error(sampling):
         assert not sampling.prune
