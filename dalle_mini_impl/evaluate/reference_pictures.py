@@ -28,6 +28,7 @@ from dalle_mini_impl.evaluate.feature_cache import (
 )
 from dalle_mini_impl.evaluate.judges import Judge
 from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
+from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
 
 CHUNK = 128
@@ -87,7 +88,7 @@ def open_reference_pictures(data: str | Path, size: int | tuple[int, int]) -> Re
     """Open a store, or make one from a source.
 
     Where every picture has a `concept` and a `vendor`, as in the emoji set, these count. In other sets pictures are
-    of the same concept if their first captions are equal but for case, spaces and a full stop.
+    of the same concept if their first captions are equal but for case, spaces and marks at the end.
 
     Args:
         data: a picture store, or a source as in `evaluate.data.store_config`.
@@ -216,8 +217,8 @@ def first_caption(entry: PictureEntry) -> Caption:
 
 
 def caption_key(caption: Caption) -> str:
-    """Text that is equal for captions that differ in case, spaces and a full stop or exclamation mark only."""
-    return " ".join(caption.text.casefold().split()).rstrip(".! ")
+    """Text that is equal for captions that differ in case, spaces and marks at the end (`clean_caption`) only."""
+    return " ".join(clean_caption(caption.text).casefold().split())
 
 
 def _index_names(names: list[str]) -> tuple[Tensor, tuple[str, ...]]:
