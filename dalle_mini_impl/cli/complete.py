@@ -44,7 +44,7 @@ REGIONS = {
 )
 @click.argument("image", type=click.Path())
 @click.argument("prompt", default="")
-@click.option("--keep-rows", type=Count(), help="Keep this many rows of the token grid; redraw all below.")
+@click.option("--keep-rows", type=Count(0), help="Keep this many rows of the token grid; redraw all below.")
 @click.option(
     "--box",
     metavar="LEFT,TOP,RIGHT,BOTTOM",
@@ -102,7 +102,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
         canvas = completion_canvas(
             *canvas_of, Region(options["keep_rows"], box, mask, options["panel"]), options["paste"]
         )
-        click.echo(describe_region(canvas.known.redraw), err=True)
+        click.echo(describe_region(dalle.stream.to_order(canvas.known.redraw)), err=True)
     with tqdm(total=id_count, unit=" ids", disable=None, leave=False) as bar:  # None: only on a terminal
         result = generate_shown(dalle, {"prompt": text, **arguments}, bar, options, canvas)
     layout = {"columns": options["columns"], "scores": options["scores"]}
@@ -141,12 +141,11 @@ def describe_region(cells: "Tensor") -> str:
     """One line on how many cells are redrawn, and how many kept ones cannot influence all of them.
 
     Args:
-        cells: (h, w) bool, the cells to redraw.
+        cells: (h * w,) bool, the cells to redraw in the order of the stream.
     """
-    flat = cells.flatten()
-    redrawn = int(flat.sum())
-    kept_later = int((~flat[int(flat.int().argmax()) :]).sum())
-    line = f"redrawing {redrawn} of {flat.numel()} cells"
+    redrawn = int(cells.sum())
+    kept_later = int((~cells[int(cells.int().argmax()) :]).sum())
+    line = f"redrawing {redrawn} of {len(cells)} cells"
     if kept_later:
         line += f"; {kept_later} kept cells come after the first redrawn one and do not influence all of them"
     return line

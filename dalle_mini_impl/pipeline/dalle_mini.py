@@ -208,10 +208,11 @@ class DalleMini:
     ) -> Result:
         """Redraw a part of a picture, given by one of `rows`, `box`, `mask` and `panel`, and keep the rest.
 
-        Ids are sampled in raster order, each conditioned on those above it and on its left. With `rows` these are all
-        the known ids, so candidates follow exactly the model's distribution given them. Known ids further down are not
-        in the context of the sampled ones: only ranking by likelihood, which is that of the whole picture, prefers
-        candidates that fit them. So sample many.
+        Ids are sampled in raster order, each conditioned on those above it and on its left; in a model over patches of
+        ids, patch by patch. With `rows`, a multiple of the patches' height, these are all the known ids, so candidates
+        follow exactly the model's distribution given them. Known ids further down are not in the context of the sampled
+        ones: only ranking by likelihood, which is that of the whole picture, prefers candidates that fit them. So
+        sample many.
 
         Args:
             picture: of any size; cropped to the model's proportions, and white where transparent.

@@ -55,8 +55,8 @@ def close_seams(
 ) -> GeneratedIds:
     """Sample the ids at the edges of pictures again, with each picture rolled so that its edges meet in the middle.
 
-    An id is conditioned on the cells above it and on its left, never on its right neighbour, so a new edge may also fit
-    worse than the old one. It is therefore used only where the whole rolled picture has become likelier.
+    An id is conditioned on the cells before it in the order of the stream, not on its right neighbour, so a new edge
+    may also fit worse than the old one. It is therefore used only where the whole rolled picture has become likelier.
 
     Args:
         transformer: see `generate`.

@@ -135,6 +135,22 @@ def test_likelihood_sums_to_one_and_is_that_of_sampling(pair):
     assert float(last.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
+def test_blind_likelihood_scores_each_cell_at_its_place_in_the_stream(pair):
+    transformer, stream = pair
+    picture = torch.randint(11, GRID, generator=torch.Generator().manual_seed(2))
+    hidden = torch.cat([stream.prefix([CAPTION]), torch.full((1, 23), STREAM.bos_id)], 1)
+    with torch.no_grad():
+        nats = transformer.logits(transformer(hidden)[:, 7:], stream.image_range).log_softmax(-1)[0]
+    total, place = 0.0, 0
+    for top in (0, 2):
+        for left in (0, 2, 4):
+            for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+                total += float(nats[place, picture[row, column]])
+                place += 1
+    table = likelihood_table(transformer, stream, [CAPTION], picture[None], blind=True)
+    assert float(table) == pytest.approx(total, abs=1e-4)
+
+
 def test_sampling_takes_the_ids_of_a_patch_in_turn(pair):
     transformer, stream = pair
     greedy = SamplingConfig(temperature=0.0, guidance=1.0)

@@ -85,3 +85,15 @@ def test_the_command_line_draws_and_describes_it(home, tmp_path):
     ):
         result = CliRunner().invoke(dalle, arguments)
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(("rows", "later"), [(1, "; 2 kept cells come after the first redrawn one"), (2, "")])
+def test_kept_cells_that_come_later_are_counted_in_patches(home, tmp_path, rows, later):
+    picture = tmp_path / "disc.png"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    options = ["--model", str(home.folder / "model"), "--candidates", "1", "--out", str(tmp_path / "grid.png")]
+    result = CliRunner().invoke(dalle, ["complete", str(picture), "--keep-rows", str(rows), *options])
+    assert result.exit_code == 0, result.output
+    line = next(line for line in result.stderr.splitlines() if line.startswith("redrawing"))
+    assert line.startswith(f"redrawing {16 - 4 * rows} of 16 cells{later}")
+    assert bool(later) == ("kept cells" in line)
