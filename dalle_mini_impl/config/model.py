@@ -122,7 +122,7 @@ class StreamConfig:
     """Text id at the beginning of every stream; -1 for none (minDALL-E)."""
     pad_id: int = -1
     """Text id that is replaced by the padding id of its position wherever it occurs in captions; -1 for none."""
-    patch: Width = 1
+    patch: Side = 1
     """Side in cells of the patches of image ids, as `TransformerConfig.patch`. Image ids are in raster order of the
     patches, and in raster order within a patch."""
 
@@ -176,16 +176,16 @@ class TransformerConfig:
     `conv_square`, `axial_row`, `axial_col` or `conv_like`; see `model/masks.py`."""
     last_attention_mask: str = ""
     """Attention mask of the last block, if it is another one."""
-    mask_kernel: Width = 11
+    mask_kernel: Side = 11
     """Side of the square of the `conv` masks in cells."""
     mask_origin: str = "input"
     """Where the picture begins for the masks: at its first id (`input`), or at the position before, which predicts that
     id (`target`; ruDALL-E)."""
     block: BlockConfig = field(default_factory=BlockConfig)
-    patch: Width = 1
+    patch: Side = 1
     """Side in cells of the square patches of image ids that are one position each; 1 for one position per id, 2 for
     four ids at a time (Lee et al. 2022, RQ-Transformer; Yu et al. 2023, MEGABYTE)."""
-    depth_layers: Width = 1
+    depth_layers: Annotated[int, Interval(1, 10_000)] = 1
     """Blocks of the depth transformer, which predicts the ids of a patch one after another; used with `patch` only."""
     last_norms: Width = 1
     """Number of norms after the last block; more than one for imported models."""

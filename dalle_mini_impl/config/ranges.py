@@ -38,15 +38,15 @@ class NotEmpty:
 Count = Annotated[int, Interval(1)]
 Natural = Annotated[int, Interval(0)]
 Side = Annotated[int, Interval(1, 2**14)]
-"""Pixels of a picture or patch along a side."""
+"""Pixels or cells along a side."""
 Width = Annotated[int, Interval(1, 2**20)]
 """Channels, heads or vectors of a network."""
 Depth = Annotated[int, Interval(0, 10_000)]
-"""Blocks of a network, or variants of a picture."""
+"""Blocks of a network."""
 Length = Annotated[int, Interval(1, 2**16)]
 """Ids of a caption."""
 Batch = Annotated[int, Interval(1, 2**24)]
-"""Pictures or passes of a step, or ids of a vocabulary."""
+"""Pictures or passes of a step."""
 NonNegative = Annotated[float, Interval(0)]
 Positive = Annotated[float, Interval(0, above=True)]
 Share = Annotated[float, Interval(0, 1)]

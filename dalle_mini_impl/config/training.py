@@ -13,7 +13,6 @@ from dalle_mini_impl.config.ranges import (
     Batch,
     Count,
     Decay,
-    Depth,
     Interval,
     Length,
     Natural,
@@ -130,7 +129,7 @@ class TextTokenizerRun:
     data: DataConfig = field(default_factory=DataConfig)
     out: str = ""
     """The SentencePiece model file to write."""
-    vocab_size: Batch = 8192
+    vocab_size: Annotated[int, Interval(1, 2**24)] = 8192
     """Largest number of text ids, special and byte ids included; a small set may support fewer."""
     normalization: str = "nfkc_cf"
     """Unicode normalization: `nfkc`, or `nfkc_cf`, which also folds case."""
@@ -175,7 +174,7 @@ class EncodeRun:
     """Checkpoint folder with the image tokenizer."""
     out: str = ""
     """Folder of the token cache to write."""
-    variants: Depth = 16
+    variants: Annotated[int, Interval(0, 10_000)] = 16
     """Augmented variants of each training picture; 0 encodes it once, unchanged. Validation pictures are never
     augmented."""
     batch_size: Batch = 128

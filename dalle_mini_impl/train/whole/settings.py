@@ -58,7 +58,9 @@ def divide_settings(settings: Iterable[str]) -> Settings:
         key = rest if name in divided and rest else key
         having = [stage for stage in stages if has_key(stage, key)]
         if not having:
-            raise UserError(f"no stage has the setting {setting.partition('=')[0]!r}; {_closest(stages, key)}")
+            raise UserError(
+                f"expected a setting of a stage, got {setting.partition('=')[0]!r}; {_closest(stages, key)}"
+            )
         for stage in having:
             if key in (*PATHS, *CLOCK, *PATH_OF_STAGE.get(stage, ())):
                 raise UserError(

@@ -24,7 +24,7 @@ def facts(**changes):
 
 def advice(logs=None, figures=FIGURES, side=100.0, preset="", **changes):
     record = Record(request={"minutes": 15.0, "preset": preset}, data={"side": side}, figures=figures)
-    return " ".join(advise(record, facts(**changes), {**FINE, **(logs or {})}, 64))
+    return " ".join(advise(record, facts(**changes), {**FINE, **(logs or {})}, 96))
 
 
 def test_nothing_stands_out():

@@ -40,7 +40,7 @@ def test_what_is_held_out_is_bounded(tmp_path):
 
 
 def test_stored_pictures_fit_the_largest_preset(tmp_path):
-    assert choose_data_settings(composer(tmp_path), look(1000))["store_size"] == 128
+    assert choose_data_settings(composer(tmp_path), look(1000))["store_size"] == 192
     assert choose_data_settings(composer(tmp_path, minutes=60.0), look(1000))["store_size"] == 256
     sizes = ("image_tokenizer.model.height=64", "image_tokenizer.model.width=96")
     for minutes in (15.0, 60.0):

@@ -166,7 +166,7 @@ def test_an_earlier_run_is_kept_where_the_new_one_cannot_begin(finished, tmp_pat
     shutil.copytree(finished[0], out)
     with pytest.raises(UserError, match="does not exist"):
         train_whole(tmp_path / "nothing", out, overwrite=True)
-    with pytest.raises(UserError, match="no stage has the setting"):
+    with pytest.raises(UserError, match="expected a setting of a stage"):
         train_whole(tmp_path / "nothing", out, "run.stepz=3", overwrite=True)
     assert (out / "model" / "transformer.safetensors").is_file()
     assert not (out / "earlier").exists()

@@ -31,8 +31,8 @@ def test_settings_go_to_the_stages_that_have_them():
     [
         ("run.steps", "expected KEY=VALUE"),
         ("=3", "expected KEY=VALUE"),
-        ("run.stepz=3", "no stage has the setting 'run.stepz'; did you mean 'run.steps'"),
-        ("encode.run.steps=3", "no stage has the setting 'encode.run.steps'"),
+        ("run.stepz=3", "expected a setting of a stage, got 'run.stepz'; did you mean 'run.steps'"),
+        ("encode.run.steps=3", "expected a setting of a stage, got 'encode.run.steps'"),
         ("scorer.wings=2", "dalle train STAGE --help lists them"),
         ("data.store=x", "which follows from SOURCE, --out and --minutes; leave it out"),
         ("scorer.text_tokenizer=x", "leave it out"),
