@@ -35,6 +35,8 @@ SHOWN_GROUPS = 5
 """Groups of duplicates listed in the report."""
 SHOWN_KEYS = 4
 """Pictures listed of each group of duplicates."""
+SIDE_STEP = 16
+"""Suggested sides are multiples of so many pixels: of 2 × 2 tokens at factor 8, as presets join them to patches."""
 LOSS_TO_MENTION = 0.05
 """Share of the pictures that lose over a tenth of what is drawn, above which another setting is suggested."""
 COMMON_ASPECT = 1.15
@@ -255,9 +257,11 @@ def _suggestions(measured: _Measurements, frame: tuple[int, int]) -> list[str]:
     median, own = statistics.median(aspects), frame[1] / frame[0]
     alike = sum(1 / COMMON_ASPECT < aspect / median < COMMON_ASPECT for aspect in aspects)
     if unfitting > LOSS_TO_MENTION * count and alike > count / 2:
-        # The same number of pixels in the pictures' proportions, in whole tokens.
-        area = frame[0] * frame[1]
-        height, width = (max(1, round((area * ratio) ** 0.5 / 8)) * 8 for ratio in (1 / median, median))
+        # About the same number of pixels in the pictures' proportions.
+        elongation = max(median, 1 / median)
+        shorter = max(1, round((frame[0] * frame[1] / elongation) ** 0.5 / SIDE_STEP))
+        longer = round(shorter * elongation)
+        height, width = (SIDE_STEP * side for side in sorted((shorter, longer), reverse=median < 1))
         if abs(width / height / median - 1) < abs(own / median - 1) / 2:
             suggestions.append(
                 f"{alike} of {count} pictures have a width : height near {median:.3g}; model.image_size=0 "

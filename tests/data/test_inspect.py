@@ -212,10 +212,10 @@ def test_report_counts_what_is_lost():
 
 
 def test_proportions_that_most_pictures_have_are_suggested():
-    suggestion = "model.image_size=0 model.height=40 model.width=112 would fit them better"
+    suggestion = "model.image_size=0 model.height=32 model.width=96 would fit them better"
     report, _ = inspect_pairs(wide_pictures(5))
     assert report.suggestions == [f"5 of 5 pictures have a width : height near 3; {suggestion}"]
-    assert inspect_pairs(wide_pictures(5), frame=(40, 112))[0].suggestions == []
+    assert inspect_pairs(wide_pictures(5), frame=(32, 96))[0].suggestions == []
     assert inspect_pairs(wide_pictures(5, (40, 40)))[0].suggestions == []
     mixed = [make_pair(str(n), noise(n, size)) for n, size in enumerate([(90, 30), (30, 90), (40, 40), (60, 30)])]
     assert inspect_pairs(mixed)[0].suggestions == []
