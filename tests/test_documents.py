@@ -43,7 +43,8 @@ SMALL = [
 
 TINY_STAGES = {
     "all": "image_tokenizer.model.image_size=16 image_tokenizer.model.channels=[16] transformer.model.n_layer=1 "
-    "model.n_head=2 model.n_embd=16 scorer.model.image_size=16 scorer.model.patch_size=8 run.steps=2 run.batch_size=4 encode.variants=2",
+    "model.n_head=2 model.n_embd=16 scorer.model.image_size=16 scorer.model.patch_size=8 run.steps=2 run.batch_size=4 "
+    "encode.variants=2",
     "text-tokenizer": "vocab_size=300",
     "image-tokenizer": "model.image_size=16 model.channels=[16] model.decoder_blocks=1 run.steps=2 run.batch_size=4",
     "encode": "variants=2",

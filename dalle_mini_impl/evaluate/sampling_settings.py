@@ -46,7 +46,6 @@ MIN_CAPTIONS = 8
 """Captions that each setting must have drawn, or nothing is concluded."""
 REFERENCE_SHARE = 0.25
 """Largest share of the time for the judge's features of real pictures; where it does not do, some are left out."""
-
 ALIKE = 0.05
 """Settings whose fit is within this many nats of the best draw equally well."""
 PATIENCE = 1.5

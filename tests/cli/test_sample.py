@@ -397,6 +397,14 @@ def test_a_scorer_that_a_picture_names_is_not_read_but_said_to_be_missing(
     assert "scorer" not in second
 
 
+def test_a_scorer_without_a_name_has_to_be_given_one(refused, ranked_by_another, tiny_model):
+    record = read_metadata(ranked_by_another)
+    save_png(Image.new("RGB", (4, 4)), "nameless.png", {**record, "scorer": {**record["scorer"], "name": ""}})
+    error = one_line(refused("sample", "--from", "nameless.png", "--model", tiny_model))
+    assert "was ranked by a scorer without a name" in error
+    assert "add --scorer NAME, or" in error
+
+
 def test_another_scorer_than_the_recorded_one_is_refused(refused, sample, ranked_by_another, tiny_model):
     arguments = ("sample", "--from", ranked_by_another, "--model", tiny_model, "--scorer", tiny_model)
     error = one_line(refused(*arguments))
