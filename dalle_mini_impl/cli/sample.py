@@ -152,9 +152,9 @@ def recorded_scorer(recorded: "Recorded", options: dict[str, Any]) -> str | None
         return given or (None if options["rank"] == "none" else recorded.scorer.name)
     shown = printable(recorded.scorer.name)
     raise UserError(
-        f"expected --scorer, because {path} was ranked by {shown or 'a scorer without a name'}, which does not ship with "
-        f"this program, got none; if you trust it, add --scorer {shown or 'NAME'}, or draw the pictures without their "
-        f"scores: --rank none"
+        f"expected --scorer, because {path} was ranked by {shown or 'a scorer without a name'}, which does not ship "
+        f"with this program, got none; if you trust it, add --scorer {shown or 'NAME'}, or draw the pictures without "
+        f"their scores: --rank none"
     )
 
 
