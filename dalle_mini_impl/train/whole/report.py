@@ -146,7 +146,7 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
             (
                 f"caption, {KIND_NAMES[kind]}",
                 f"{nats:.1f} nats",
-                "likelier a picture is with its own caption than another",
+                "by which a picture is likelier with its own caption",
             )
         )
     measured = record.figures.get("r_precision", {})

@@ -89,7 +89,8 @@ def test_killed_three_times_the_result_is_that_of_an_undisturbed_run(finished, p
     assert {stage: value for stage, value in results(record).items() if stage != "encode"} == {
         stage: value for stage, value in results(expected).items() if stage != "encode"
     }
-    assert record.figures["r_precision"] == expected.figures["r_precision"]
+    # Unlike other figures this one does not depend on how many captions there is time to draw.
+    assert record.figures["caption_nats"] == expected.figures["caption_nats"]
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
