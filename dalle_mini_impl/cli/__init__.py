@@ -22,7 +22,7 @@ SECTIONS = {
     "Train": {
         "data": "Build sets of captioned pictures, and inspect your own.",
         "config": "List, print and copy the configs that ship with the package.",
-        "train": "Train one part of a model.",
+        "train": "Train a whole model, or one part of it.",
         "plan": "Estimate what training a transformer takes.",
         "compare": "Train image tokenizers for equal time and measure them.",
     },

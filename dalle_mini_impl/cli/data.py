@@ -80,10 +80,11 @@ def emoji(out: Path, size: int, art: str) -> None:
     help="Folder of the drawings, where it is not that of the Debian package.  [/usr/share/openclipart/svg]",
 )
 def openclipart(out: Path, count: int, svg: Path | None) -> None:
-    """Build a folder of captioned drawings from Debian's package openclipart-svg.
+    """Build a folder of captioned clip art.
 
-    These are PNG files with transparency and many proportions, in nested folders, each with its caption beside it: a
-    set to try training on pictures of one's own with. The drawings are in the public domain.
+    The drawings are those of Debian's package openclipart-svg, in the public domain. They become PNG files with
+    transparency and many proportions, in nested folders, each with its caption beside it: a set to try training on
+    pictures of one's own with.
     """
     from dalle_mini_impl.data.openclipart import CONTENTS, FOLDER, build_openclipart
 
@@ -163,9 +164,9 @@ def store(source: str, out: Path, size: tuple[int, int], validation: float, fit:
 )
 @json_option("Write the report as JSON to FILE; - is standard output.")
 def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], json_file: str | None) -> None:
-    """Report what SOURCE holds, what in it cannot be used, and what the model will see of its pictures.
+    """Report what SOURCE holds, and what a model sees of it.
 
-    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars.
+    What cannot be used is listed with the reason. SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars.
     """
     from dataclasses import asdict
 

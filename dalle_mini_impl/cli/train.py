@@ -43,7 +43,7 @@ def train() -> None:
     epilog=examples(
         "dalle train all my_pictures --out runs/mine --minutes 15",
         "dalle train all my_pictures.jsonl --out runs/mine --minutes 60 transformer.model.n_layer=8",
-        "accelerate launch -m dalle_mini_impl train all my_pictures --out runs/mine",
+        "dalle train all my_pictures --out runs/tuned --from emoji",
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -261,7 +261,7 @@ def test_command_writes_a_table_and_json(tmp_path):
         (["--repeats", "0"], "0 is not in the range x>=1"),
         (["--candidates", "1,many"], "'many' is not a valid integer range"),
         (["--candidates", "1,0"], "0 is not in the range x>=1"),
-        (["--minutes", "-1"], "-1.0 is not in the range x>=0"),
+        (["--minutes", "-1"], "-1.0 is not in the range 0<=x<=1000000"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):

@@ -18,8 +18,8 @@ ALL_COMMANDS = all_commands()
 LEAVES = {words: command for words, command in ALL_COMMANDS.items() if not isinstance(command, click.Group)}
 SHORT_FORMS = {"--candidates": "-n", "--keep": "-k", "--out": "-o", "--model": "-m", "--seed": "-s"}
 FREE_TEXT = {
-    "--beginning", "--box", "--config", "--device", "--labels", "--message", "--model", "--negative", "--noise-prompt",
-    "--scorer", "--second-scorer", "--size", "--template",
+    "--beginning", "--box", "--config", "--device", "--from", "--labels", "--message", "--model", "--negative",
+    "--noise-prompt", "--own-source", "--preset", "--scorer", "--second-scorer", "--size", "--template",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
 SYNONYMS = {

@@ -108,7 +108,10 @@ def test_no_steps_give_the_picture_it_starts_from(tiny_model, tmp_path):
         (["a", "--cuts", "0"], "'--cuts': 0 is not in the range x>=1"),
         (["a", "--preview-every", "-1"], "'--preview-every': -1 is not in the range x>=0"),
         (["a", "--frames", "a.avi"], "expected a.avi to end in .gif or .mp4, got .avi; rename it"),
-        (["a", "--frames", "a.gif", "--frame-count", "1"], "expected 2 or more frames, the first and the last, got 1"),
+        (
+            ["a", "--frames", "a.gif", "--frame-count", "1"],
+            "expected 2 to 10000 frames, the first and the last included, got 1",
+        ),
         (["a", "--device", "none"], "device 'none' cannot be used"),
     ],
 )

@@ -41,7 +41,7 @@ def test_hit_rate_without_scores_is_the_mean_of_whole_groups():
 def make_curve():
     """Two prompts with seven candidates each; the results' own contents are not used."""
     ranks = torch.where(HITS, torch.tensor([[3], [0]]), 99)  # hits at rank 4, and at rank 1
-    pictures = GeneratedPictures([cast(Result, range(7))] * 2, {"pixels": ranks})
+    pictures = GeneratedPictures([cast(Result, range(7))] * 2, [0, 1], {}, {"pixels": ranks})
     totals = {method.score: SCORES for method in rerank.METHODS.values() if method.score != "chance"}
     totals["both"] = HITS.float()
     seconds = {

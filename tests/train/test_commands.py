@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from helpers.training import DEADLINE, STAGES, environment, python
 
 from dalle_mini_impl.cli import dalle
-from dalle_mini_impl.config.keys import config_sections
+from dalle_mini_impl.config.keys import ConfigKey, ConfigSection, config_sections
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train import stages
 from dalle_mini_impl.train.stages import format_section, stage_command
@@ -102,9 +102,12 @@ def test_a_section_is_printed_as_columns():
 
 
 def test_a_long_default_follows_the_meaning():
-    section = config_sections(stages.TransformerRun)[0]
-    text = " ".join(format_section(section, 79).split())
-    assert "Prompts of the sample pictures. Default: [a red heart, a cat, a yellow star, a green apple]" in text
+    keys = (
+        ConfigKey("names", "list of str", "[a red heart, a cat]", "Names to use."),
+        ConfigKey("n", "int", "3", "N."),
+    )
+    text = " ".join(format_section(ConfigSection("", "", keys), 79).split())
+    assert text == "names list of str Names to use. Default: [a red heart, a cat] n int 3 N."
 
 
 @pytest.mark.parametrize("width", [40, 60])

@@ -20,7 +20,7 @@ PATCHES = ("model.patch=2", "model.n_embd=64", "run.steps=4", "run.validate_ever
 @pytest.fixture(scope="module")
 def home(untrained, tmp_path_factory):
     """All five stages with 4 × 4 ids per picture in 2 × 2 patches."""
-    home = untrained.copy(tmp_path_factory.mktemp("patches") / "home")
+    home = untrained.copy(tmp_path_factory.mktemp("patches") / "home", "store")
     home.run("text_tokenizer", *SIZE)
     home.run("image_tokenizer", *PICTURES)
     home.run("encode", *SIZE, "soft_ids=3")

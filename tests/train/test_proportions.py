@@ -35,7 +35,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def wide(untrained, tmp_path_factory):
     """All five stages, trained on wide pictures."""
-    home = untrained.copy(tmp_path_factory.mktemp("wide") / "home")
+    home = untrained.copy(tmp_path_factory.mktemp("wide") / "home", "store")
     for number, path in enumerate(sorted((home.folder / "pictures").glob("*.png"))):
         with Image.open(path) as image:  # wide, tall and square ones
             image.resize(((96, 48), (30, 60), (48, 48))[number % 3]).save(path)

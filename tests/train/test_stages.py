@@ -122,6 +122,7 @@ def test_info_describes_a_trained_model(trained):
         "text_vocab": 300,
         "grid": [2, 2],
         "image_vocab": 13,
+        "patch": 1,
         "bos_id": 2,
         "pad_id": -1,
     }
@@ -682,7 +683,7 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
         ("text_tokenizer", "data.store=''", "data.store is empty"),
         ("text_tokenizer", "data.validation=1.0", "was built with .* the config says"),
         ("text_tokenizer", "vocab_size=100", "no vocabulary of 100 could be learned"),
-        ("scorer", "captions=0", "expected captions of at least 1, got 0; change it"),
+        ("scorer", "captions=0", "expected captions of at least 1 and at most 1000, got 0; change it"),
         ("image_tokenizer", "run.precision=fp16", "run.precision is 'fp16'; expected bf16 or fp32"),
         ("image_tokenizer", "run.model_dir=''", "both must name a folder"),
         ("image_tokenizer", "run.accumulation=5", "make it a multiple of 5"),

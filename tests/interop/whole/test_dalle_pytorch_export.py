@@ -116,7 +116,11 @@ def test_square_around_the_position_of_early_versions_is_not_exported(run):
             {"network": "taming"},
             "expected the image tokenizer's network to be 'dalle-pytorch', .*ming'",
         ),
-        ("image_config", {"image_size": 32}, "expected the image tokenizer's image_size to be 16, .* got 32;"),
+        (
+            "image_config",
+            {"image_size": 32},
+            "expected the image tokenizer's picture size to be \\(16, 16\\), .* got \\(32, 32\\);",
+        ),
     ],
 )
 def test_settings_that_dalle_pytorch_does_not_have_are_refused(part, changes, message):

@@ -133,7 +133,9 @@ def test_a_folder_without_an_image_tokenizer_gets_that_of_the_checkpoint(start, 
 
 def test_image_rows_are_new_for_another_image_tokenizer(start, trained):
     shutil.copy(trained.folder / "image_tokenizer.yaml", start.folder)
-    start.run("image_tokenizer", "run.seed=5", f"run.model_dir={start.folder}/model")
+    start.run(
+        "image_tokenizer", "run.seed=5", f"run.model_dir={start.folder}/model", f"run.state_dir={start.folder}/it"
+    )
     start.run("encode")
     with pytest.raises(UserError, match=r"expected lora\.embeddings with an image tokenizer that .* got false; leave"):
         start.run("transformer", "lora.rank=2", "lora.embeddings=false")
