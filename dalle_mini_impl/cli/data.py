@@ -166,7 +166,8 @@ def store(source: str, out: Path, size: tuple[int, int], validation: float, fit:
 def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], json_file: str | None) -> None:
     """Report what SOURCE holds, and what a model sees of it.
 
-    What cannot be used is listed with the reason. SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars.
+    What cannot be used is listed with the reason. SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv
+    file, or WebDataset tars.
     """
     from dataclasses import asdict
 
