@@ -80,11 +80,12 @@ class DataConfig:
             factor = max(2, math.ceil(SMALLEST_STORE_SIZE / max(picture)))
             return factor * picture[0], factor * picture[1]
         if any(picture) and not fits_into(picture, frame):
+            suited = size_settings((2 * picture[0], 2 * picture[1]))
+            typed = " ".join(f"data.{key}={value}" for key, value in suited.items())
             raise UserError(
                 f"stored pictures have {frame[0]}×{frame[1]} pixels (data.store_size, or store_height and "
                 f"store_width), expected at least the {picture[0]}×{picture[1]} of the model's pictures, in their "
-                f"proportions; set {size_settings((2 * picture[0], 2 * picture[1]))}, or all to 0 for a size that "
-                f"follows from the model"
+                f"proportions; set {typed}, or all to 0 for a size that follows from the model"
             )
         return frame
 
@@ -96,10 +97,10 @@ def fits_into(picture: tuple[int, int], frame: tuple[int, int]) -> bool:
     return same and picture[0] <= frame[0] and picture[1] <= frame[1]
 
 
-def size_settings(frame: tuple[int, int]) -> str:
-    """The settings of a store with pictures of (height, width), as they are typed."""
+def size_settings(frame: tuple[int, int]) -> dict[str, int]:
+    """The settings of a store with pictures of (height, width)."""
     height, width = frame
-    return f"data.store_size={height}" if height == width else f"data.store_height={height} data.store_width={width}"
+    return {"store_size": height} if height == width else {"store_height": height, "store_width": width}
 
 
 @dataclass(frozen=True, kw_only=True)

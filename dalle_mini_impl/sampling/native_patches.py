@@ -119,9 +119,6 @@ def _native_blocks(
         transformer.head_dim,
         mlp=kinds[0].mlp.kind,
         qk_norm=kinds[0].attention.q_norm is not None,
-        rotate_values=False,
-        reversible=False,
-        sources=None,
         unit_output=isinstance(norm, RMSNorm),
     )
     layers = [layer_weights(block, table, length) for block in kinds]

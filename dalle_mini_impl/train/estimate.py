@@ -15,11 +15,10 @@ from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.train.losses.stream import StreamLoss
+from dalle_mini_impl.train.shared.memory import BF16, FP32
 from dalle_mini_impl.train.shared.optimizers import build_optimizers
 from dalle_mini_impl.util.errors import UserError
 
-BF16, FP32 = 2, 4
-"""Bytes of a number."""
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory to plan with; the rest is left to kernels, buffers and fragmentation."""
 SECONDS_PER_DAY = 86400

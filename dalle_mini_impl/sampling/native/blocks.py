@@ -39,12 +39,12 @@ class BlocksShape(NamedTuple):
     mlp: str
     """Kind of the feed-forward layer, as `model.blocks.MLP.kind`."""
     qk_norm: bool
-    rotate_values: bool
-    reversible: bool
-    sources: Tensor | None
-    """(2, T) positions that shifted channels come from, as `foreign.blocks.shift_tokens`; None for no token shift."""
     unit_output: bool
     """Whether rows of the result are scaled to length 1."""
+    rotate_values: bool = False
+    reversible: bool = False
+    sources: Tensor | None = None
+    """(2, T) positions that shifted channels come from, as `foreign.blocks.shift_tokens`; None for no token shift."""
 
 
 class NativeBlocks:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.config.data import DataConfig, size_settings
 from dalle_mini_impl.config.presets import PresetConfig, PresetTable, find_preset, suited_presets
 from dalle_mini_impl.data.picture_store import build_store, open_store, source_changes
 from dalle_mini_impl.evaluate.reuse import image_tokenizer_fit
@@ -197,16 +197,10 @@ def choose_data_settings(composer: Composer, look: FirstLook) -> dict[str, Any]:
     every = max(1, math.ceil(look.total / max(readable, table.looked_at)))
     used = look.total // every
     return {
-        **store_size(config.data.frame_for(config.model.size)),
+        **size_settings(config.data.frame_for(config.model.size)),
         "validation": round(min(table.validation, table.validation_pictures / used), 6),
         **({"every": every} if every > 1 else {}),
     }
-
-
-def store_size(frame: tuple[int, int]) -> dict[str, int]:
-    """Settings for stored pictures of (height, width)."""
-    height, width = frame
-    return {"store_size": height} if height == width else {"store_height": height, "store_width": width}
 
 
 def presets_for(request: Request, table: PresetTable, pictures: int, side: float) -> list[PresetConfig]:
