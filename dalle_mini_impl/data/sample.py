@@ -41,6 +41,7 @@ MAX_DEPTH = 50
 SPLITS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "unused": "unused",
 }  # fmt: skip
 """Accepted values of the field `split`, in lower case -> split."""
 

@@ -1,6 +1,6 @@
 """Fetches emoji art with npm and draws it as square RGBA pictures.
 
-There are four vendors, all under permissive licences. Left out on purpose are Apple and Facebook art (no licence to
+There are seven vendors, all under permissive licences. Left out on purpose are Apple and Facebook art (no licence to
 reuse) and the flags in the Fluent 3D package (Microsoft drew none; those come from elsewhere).
 """
 
@@ -10,7 +10,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from PIL import Image
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 VARIATION_SELECTOR = "\ufe0f"
+IconMatcher = Callable[[Iterable[str]], dict[str, str]]
+"""Names of a package's icons -> emoji -> name of its icon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,9 @@ class Vendor:
     attribution: str
     """Credit that the licence requires."""
     flags: bool
-    """Whether the flags in the package are this vendor's own art."""
+    """Whether the flags in the package are used: they are this vendor's own art, and it tells which is whose."""
+    added: bool = False
+    """Whether the vendor joined the set later; its pictures change no split of the pictures of those before."""
 
 
 VENDORS = (
@@ -48,6 +52,12 @@ VENDORS = (
            attribution="Fluent Emoji, Microsoft Corporation", flags=False),
     Vendor(name="fluent-3d", style="3d", package="@lobehub/fluent-emoji-3d@1.1.0", licence="MIT",
            attribution="Fluent Emoji, Microsoft Corporation", flags=False),
+    Vendor(name="noto-v1", style="blob", package="@iconify-json/noto-v1@1.2.5", licence="Apache-2.0",
+           attribution="Noto Emoji (version 1), Google", flags=False, added=True),
+    Vendor(name="fxemoji", style="fxemoji", package="@iconify-json/fxemoji@1.2.2", licence="Apache-2.0",
+           attribution="Firefox OS Emoji, Mozilla", flags=False, added=True),
+    Vendor(name="streamline", style="streamline", package="@iconify-json/streamline-emojis@1.2.4",
+           licence="CC-BY-4.0", attribution="Streamline Emojis, streamlinehq.com", flags=False, added=True),
 )  # fmt: skip
 
 
@@ -112,11 +122,14 @@ def codepoint_key(emoji: str) -> str:
     return "-".join(f"{ord(character):04x}" for character in emoji if character != VARIATION_SELECTOR)
 
 
-def _iconify_drawer(folder: Path, size: int) -> Callable[[str], Image.Image | None]:
-    """Draws emoji from an Iconify package: SVG bodies in `icons.json`, names by code points in `chars.json`."""
+def _iconify_drawer(folder: Path, size: int, match: IconMatcher | None) -> Callable[[str], Image.Image | None]:
+    """Draws emoji from an Iconify package: SVG bodies in `icons.json`, names by `match` or in `chars.json`."""
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    table = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
-    names = {key.replace("-fe0f", ""): name for key, name in table.items()}
+    if match is None:
+        table = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+        names = {key.replace("-fe0f", ""): name for key, name in table.items()}
+    else:
+        names = {codepoint_key(emoji): name for emoji, name in match(icons["icons"]).items()}
     default_width = icons.get("width", 16)
     default_height = icons.get("height", default_width)
 
@@ -145,9 +158,18 @@ def _webp_drawer(folder: Path, size: int) -> Callable[[str], Image.Image | None]
     return draw
 
 
-def draw_vendor(emojis: list[str], folder: Path, size: int) -> Iterator[tuple[str, Image.Image]]:
-    """Yield `(emoji, RGBA picture of size × size)` for each of `emojis` that the unpacked package in `folder` has."""
-    draw = _webp_drawer(folder, size) if (folder / "assets").is_dir() else _iconify_drawer(folder, size)
+def draw_vendor(
+    emojis: list[str], folder: Path, size: int, match: IconMatcher | None = None
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield `(emoji, RGBA picture of size × size)` for each of `emojis` that the unpacked package in `folder` has.
+
+    Args:
+        emojis: what to draw.
+        folder: the unpacked package.
+        size: side in pixels.
+        match: names of icons -> emoji -> name of its icon, where the package does not tell code points.
+    """
+    draw = _webp_drawer(folder, size) if (folder / "assets").is_dir() else _iconify_drawer(folder, size, match)
     for emoji in emojis:
         picture = draw(emoji)
         if picture is not None:

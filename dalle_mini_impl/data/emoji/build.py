@@ -1,11 +1,13 @@
-"""Builds the captioned emoji set: four vendors' art, captions in 24 languages, a deterministic split."""
+"""Builds the captioned emoji set: seven vendors' art, captions in 24 languages, a deterministic split."""
 
 import io
 import json
 import tarfile
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from dalle_mini_impl.data.emoji import captions as emoji_captions
-from dalle_mini_impl.data.emoji.art import VENDORS, Vendor, codepoint_key, draw_vendor, fetch_package
+from dalle_mini_impl.data.emoji.art import VENDORS, IconMatcher, Vendor, codepoint_key, draw_vendor, fetch_package
 from dalle_mini_impl.data.emoji.captions import Annotations, captions_for, load_annotations, stable_hash
+from dalle_mini_impl.data.emoji.icon_names import CORRECTIONS, match_icons
+from dalle_mini_impl.data.emoji.near_twins import mark_near_twins
 from dalle_mini_impl.util.files import replace_folder
 
 EMOJI_LIST = "unicode-emoji-json@0.9.0"
@@ -44,12 +48,16 @@ class EmojiSet:
     """Package, licence, hash and use of each source of the set, for the manifest."""
 
 
-def build(out: Path, size: int = SIZE) -> dict[str, Any]:
+def build(
+    out: Path, size: int = SIZE, *, vendors: Sequence[Vendor] = VENDORS, leave_out_twins: bool = True
+) -> dict[str, Any]:
     """Fetch, draw, caption, split and pack the emoji set.
 
     Args:
         out: folder to write; an existing one is replaced once the set is complete.
         size: side of the pictures in pixels.
+        vendors: whose art to use.
+        leave_out_twins: see `write_set`.
 
     Returns:
         The manifest, also written as `manifest.json`: sources, versions, licences, hashes and counts.
@@ -69,15 +77,25 @@ def build(out: Path, size: int = SIZE) -> dict[str, Any]:
             source = {"package": package, "licence": emoji_captions.LICENCE, "sha256": digest}
             sources.append({**source, "use": "captions"})
         pictures: dict[tuple[str, str], Image.Image] = {}
-        for vendor in VENDORS:
+        for vendor in vendors:
             path, digest = fetch_package(vendor.package, downloads)
             emojis = [emoji for emoji, entry in table.items() if vendor.flags or entry["group"] != "Flags"]
-            for emoji, picture in tqdm(draw_vendor(emojis, path, size), total=len(emojis), desc=vendor.name):
+            match = icon_matcher(vendor, {emoji: table[emoji] for emoji in emojis})
+            for emoji, picture in tqdm(draw_vendor(emojis, path, size, match), total=len(emojis), desc=vendor.name):
                 pictures[emoji, vendor.name] = picture
             sources.append(art_source(vendor, digest))
         annotations = load_annotations(annotation_folders)
-        emoji_set = EmojiSet(table=table, vendors=VENDORS, pictures=pictures, annotations=annotations, sources=sources)
-        return write_set(folder, emoji_set, size)
+        emoji_set = EmojiSet(
+            table=table, vendors=tuple(vendors), pictures=pictures, annotations=annotations, sources=sources
+        )
+        return write_set(folder, emoji_set, size, leave_out_twins)
+
+
+def icon_matcher(vendor: Vendor, table: dict[str, dict[str, str]]) -> IconMatcher | None:
+    """What finds the icons of a vendor whose package does not tell their code points; None for the other vendors."""
+    if vendor.name not in CORRECTIONS:
+        return None
+    return partial(match_icons, table=table, vendor=vendor.name)
 
 
 def art_source(vendor: Vendor, digest: str) -> dict[str, str]:
@@ -122,18 +140,21 @@ def may_flip(name: str, group: str) -> bool:
     return group not in ("Symbols", "Flags") and not any(word in name.lower() for word in directional)
 
 
-def write_set(folder: Path, emoji_set: EmojiSet, size: int) -> dict[str, Any]:
+def write_set(folder: Path, emoji_set: EmojiSet, size: int, leave_out_twins: bool = True) -> dict[str, Any]:
     """Split, caption and pack a set as tars of PNG and JSON, with its `manifest.json`.
 
     Args:
         folder: an empty folder.
         emoji_set: content of the set; an emoji without captions is left out.
         size: side of its pictures in pixels, for the manifest.
+        leave_out_twins: whether training pictures that are nearly held-out ones of the same emoji are left out of
+            training; see `mark_near_twins`.
 
     Returns:
         The manifest.
     """
     records = _records(emoji_set)
+    twins = mark_near_twins(records, emoji_set.pictures, leave_out=leave_out_twins)
     for start in range(0, len(records), PICTURES_PER_TAR):
         with tarfile.open(folder / f"emoji-{start // PICTURES_PER_TAR:03d}.tar", "w") as archive:
             for record in records[start : start + PICTURES_PER_TAR]:
@@ -151,6 +172,7 @@ def write_set(folder: Path, emoji_set: EmojiSet, size: int) -> dict[str, Any]:
             "by_vendor": dict(Counter(r["vendor"] for r in records)),
             "by_split": dict(Counter(r["split"] for r in records)),
             "by_kind": dict(Counter(r["kind"] for r in records)),
+            "near_twins": twins,
         },
     }  # fmt: skip
     text = json.dumps(manifest, ensure_ascii=False, indent=2)
@@ -163,7 +185,12 @@ def _records(emoji_set: EmojiSet) -> list[dict[str, Any]]:
     keep_one = len(emoji_set.vendors) > 1
     for emoji, entry in emoji_set.table.items():
         vendors = [vendor for vendor in emoji_set.vendors if (emoji, vendor.name) in emoji_set.pictures]
-        split = split_vendors(emoji, [vendor.name for vendor in vendors], keep_one)
+        first = [vendor.name for vendor in vendors if not vendor.added]
+        added = [vendor.name for vendor in vendors if vendor.added]
+        split = {
+            **split_vendors(emoji, first, keep_one),
+            **split_vendors(emoji, added, keep_one and not first),
+        }
         for vendor in vendors:
             record = {
                 "emoji": emoji, "vendor": vendor.name, "concept": entry["name"], "group": entry["group"],
@@ -173,17 +200,21 @@ def _records(emoji_set: EmojiSet) -> list[dict[str, Any]]:
             }  # fmt: skip
             if record["captions"]:
                 records.append(record)
-    _move_copies_to_training(records, emoji_set.pictures)
+    later = {vendor.name for vendor in emoji_set.vendors if vendor.added}
+    before = [record for record in records if record["vendor"] not in later]
+    _move_copies_to_training(before, before, emoji_set.pictures)
+    _move_copies_to_training([r for r in records if r["vendor"] in later], records, emoji_set.pictures)
     # The order is shuffled by a hash, so that any part of the set is a random sample of it.
     return sorted(records, key=lambda record: stable_hash("order", record["emoji"], record["vendor"]))
 
 
-def _move_copies_to_training(records: list[dict[str, Any]], pictures: dict[tuple[str, str], Image.Image]) -> None:
-    """Move validation pictures to training if a picture with the same pixels is already there."""
-    content = [pictures[record["emoji"], record["vendor"]].tobytes() for record in records]
-    training = {pixels for pixels, record in zip(content, records, strict=True) if record["split"] == "train"}
-    for pixels, record in zip(content, records, strict=True):
-        if pixels in training:
+def _move_copies_to_training(
+    records: list[dict[str, Any]], among: list[dict[str, Any]], pictures: dict[tuple[str, str], Image.Image]
+) -> None:
+    """Move those of `records` that are held out to training, if a picture of the same pixels `among` these is there."""
+    training = {pictures[r["emoji"], r["vendor"]].tobytes() for r in among if r["split"] == "train"}
+    for record in records:
+        if pictures[record["emoji"], record["vendor"]].tobytes() in training:
             record["split"] = "train"
 
 

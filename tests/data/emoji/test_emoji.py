@@ -23,6 +23,7 @@ from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.util.errors import UserError
 
 VENDOR_NAMES = [vendor.name for vendor in VENDORS]
+FIRST_NAMES = [vendor.name for vendor in VENDORS if not vendor.added]
 HEART = "❤️"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="{}" d="M0 0h16v8H0z"/></svg>'
 
@@ -43,9 +44,9 @@ def make_annotations(*emojis):
 
 def test_split_depends_on_emoji_and_vendor_alone():
     emojis = [chr(0x1F300 + number) for number in range(1000)]
-    splits = {one: split_vendors(one, VENDOR_NAMES) for one in emojis}
-    assert splits == {one: split_vendors(one, VENDOR_NAMES[::-1]) for one in reversed(emojis)}
-    two = {one: split_vendors(one, VENDOR_NAMES[:2]) for one in emojis}
+    splits = {one: split_vendors(one, FIRST_NAMES) for one in emojis}
+    assert splits == {one: split_vendors(one, FIRST_NAMES[::-1]) for one in reversed(emojis)}
+    two = {one: split_vendors(one, FIRST_NAMES[:2]) for one in emojis}
     moved = [one for one in emojis for vendor in two[one] if two[one][vendor] != splits[one][vendor]]
     assert len(moved) < 20  # only those that would have left no vendor in training
     held_out = sum(list(split.values()).count("validation") for split in splits.values())
@@ -218,17 +219,17 @@ def test_codepoint_key_has_no_variation_selector():
 # --- the set on disk
 
 
-def make_set(*emojis):
+def make_set(*emojis, vendors=VENDORS[:4]):
     pictures = {
-        (one, vendor.name): Image.new("RGBA", (13, 13), (number * 9, index, 77, 255))
+        (one, vendor.name): Image.new("RGBA", (13, 13), (number * 9, index % 3 * 120, index // 3 * 100, 255))
         for number, one in enumerate(emojis)
-        for index, vendor in enumerate(VENDORS)
+        for index, vendor in enumerate(vendors)
         if (number + index) % 4
     }
     table = {one: {"name": f"concept {number}", "group": "Objects"} for number, one in enumerate(emojis)}
     return EmojiSet(
         table=table,
-        vendors=VENDORS,
+        vendors=vendors,
         pictures=pictures,
         annotations=make_annotations(*emojis[:-1]),
         sources=[{"package": "fake@1.2.3"}],
@@ -247,7 +248,7 @@ def test_written_set_is_read_back_pair_by_pair(tmp_path, monkeypatch):
     assert len(pairs) == manifest["counts"]["pictures"] == 16 * 3  # the last emoji has no captions
     assert len(list(tmp_path.glob("*.tar"))) == 3
     pair = pairs["twemoji-1f304"]
-    assert pair.image.getpixel((5, 5)) == (36, 1, 77, 255)
+    assert pair.image.getpixel((5, 5)) == (36, 120, 0, 255)
     assert pair.details == {
         "emoji": "\U0001f304",
         "vendor": "twemoji",
@@ -284,6 +285,36 @@ def test_same_set_is_written_with_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in sorted((tmp_path / "a").glob("*.tar"))] == [
         path.read_bytes() for path in sorted((tmp_path / "b").glob("*.tar"))
     ]
+
+
+def written_splits(folder, emoji_set):
+    folder.mkdir()
+    write_set(folder, emoji_set, 13)
+    return {pair.key: pair.split for pair in read_pairs(folder, SkipLog())}
+
+
+def test_added_vendors_move_no_picture_of_the_first_ones_into_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji, "VALIDATION_PER_MILLE", 500)
+    emojis = [chr(0x1F300 + number) for number in range(28)]
+    before = written_splits(tmp_path / "before", make_set(*emojis))
+    after = written_splits(tmp_path / "after", make_set(*emojis, vendors=VENDORS))
+    assert {key: after[key] for key in before} == before
+    assert {"train", "validation"} == {split for key, split in after.items() if key not in before}
+
+
+def test_held_out_copy_of_an_added_vendor_moves_to_training_and_none_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji, "VALIDATION_PER_MILLE", 500)
+    emojis = [chr(0x1F300 + number) for number in range(28)]
+    first, both = make_set(*emojis), make_set(*emojis, vendors=VENDORS)
+    for one in emojis:  # added art that is a copy of the Twemoji picture
+        if (one, "noto-v1") in both.pictures and (one, "twemoji") in both.pictures:
+            both.pictures[one, "noto-v1"] = both.pictures[one, "twemoji"]
+    before, after = written_splits(tmp_path / "before", first), written_splits(tmp_path / "after", both)
+    assert {key: split for key, split in after.items() if key in before} == before
+    copies = {key: after[key] for key in after if key.replace("noto-v1", "twemoji") in before and "noto-v1" in key}
+    sides = {(before[key.replace("noto-v1", "twemoji")], split) for key, split in copies.items()}
+    assert {("train", "train"), ("validation", "unused"), ("validation", "validation")} >= sides
+    assert ("validation", "unused") in sides
 
 
 # --- art
@@ -437,7 +468,8 @@ def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
             names = {"❤": {"tts": ["rotes Herz"]}, "🇳🇴": {"tts": ["Flagge: Norwegen"]}}
             write_annotations(folder, "annotations", "de", names)
         else:
-            icons = {"icons": {"any": {"body": '<path d="M0 0h16v16H0z"/>'}}}
+            body = {"body": '<path d="M0 0h16v16H0z"/>'}
+            icons = {"icons": {"any": body, "red-heart": body, "norway": body}}
             (folder / "icons.json").write_text(json.dumps(icons))
             (folder / "chars.json").write_text(json.dumps({"2764": "any", "1f1f3-1f1f4": "any"}))
         return folder, f"hash of {package}"
@@ -448,7 +480,7 @@ def test_build_joins_list_art_and_captions(tmp_path, monkeypatch):
     keys = {pair.key for pair in read_pairs(tmp_path / "set", SkipLog())}
     assert keys == {f"{vendor}-2764" for vendor in VENDOR_NAMES} | {"noto-1f1f3-1f1f4", "twemoji-1f1f3-1f1f4"}
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text(encoding="utf-8"))
-    assert len(manifest["sources"]) == 7
+    assert len(manifest["sources"]) == 10
     assert all(source["sha256"] == f"hash of {source['package']}" for source in manifest["sources"])
     assert {source["licence"] for source in manifest["sources"]} == {
         "MIT",
