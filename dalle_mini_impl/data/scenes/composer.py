@@ -21,6 +21,7 @@ MAX_COVER = 0.8
 STYLE_SHARE = 0.5
 """Share of captions with the vendor's style word."""
 MAX_TRIES = 200
+"""Most scenes that are drawn until one works."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,19 @@ class Scene:
 def scene_art(store: PictureStore) -> SceneArt:
     """Choose the pictures of a store of the emoji set that can stand in scenes.
 
-    Left out are groups other than `GROUPS`, names in the plural or with a colon, and drawings that fill their frame.
+    Left out are groups other than `GROUPS`, names that no caption can be made of (see `is_plain_name`), and drawings
+    that fill their frame.
     """
     rows: dict[str, dict[str, int]] = defaultdict(dict)
     names: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
     styles: dict[str, str] = {}
     for index, entry in enumerate(store.entries):
         details = entry.details
-        if details.get("kind") != "plain" or details.get("group") not in GROUPS or not is_singular(details["concept"]):
+        if (
+            details.get("kind") != "plain"
+            or details.get("group") not in GROUPS
+            or not is_plain_name(details["concept"])
+        ):
             continue
         if (store.take(np.array([index]))[0, ..., 3] >= OPAQUE).mean() > MAX_COVER:
             continue
@@ -75,9 +81,11 @@ def scene_art(store: PictureStore) -> SceneArt:
     return SceneArt(store, dict(rows), names, styles)
 
 
-def is_singular(name: str) -> bool:
-    """Whether an English name can have an article and a plural, judged by its ending."""
-    return ":" not in name and (not name.endswith("s") or name.endswith("ss"))
+def is_plain_name(name: str) -> bool:
+    """Whether an English name can have an article, a plural and a colour: one thing, in the singular, of no colour."""
+    words = set(name.lower().replace("-", " ").split())
+    singular = not name.endswith("s") or name.endswith("ss")
+    return singular and ":" not in name and not words & {*COLOURS, "and"}
 
 
 def compose_scene(
@@ -162,7 +170,8 @@ def _boxes(plan: ScenePlan, size: int, random: np.random.Generator) -> list[tupl
     for left, top, cell in cells:
         side = int(cell * size * shrink)
         slack = cell * size - side
-        shift = random.uniform(0, slack, 2)
+        # Things that touched would look like one.
+        shift = random.uniform(0, slack, 2) if count == 1 else random.uniform(0.2 * slack, 0.8 * slack, 2)
         boxes.append((int(left * size + shift[0]), int(top * size + shift[1]), side))
     return boxes
 

@@ -14,12 +14,15 @@ TASKS = ("single", "two", "position", "counting", "colour", "two_colours")
 RELATIONS = ("left", "right", "above", "below")
 """Where the first of two objects is, seen from the second."""
 MAX_COUNT = 4
+"""Most things of one kind."""
 HELD_OUT_PER_MILLE = 150
 """Thousandths of the combinations that never occur in training."""
 BACKGROUND_SHARE = 0.5
 """Share of scenes whose background has a named colour; the others are white, unsaid."""
 MAX_TRIES = 1000
+"""Most plans that are drawn until one is of the split that is asked."""
 Split = Literal["train", "held_out"]
+"""Which combinations a scene is made of."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Captions of scenes."""
+
+import numpy as np
+import pytest
+
+from dalle_mini_impl.data.scenes.captions import WORDS, plural, scene_caption, with_article
+from dalle_mini_impl.data.scenes.colours import COLOURS
+from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan
+
+NAMES = {"cat": "Katze", "dog": "Hund"}
+SAME = {"cat": "cat", "dog": "dog", "orange": "orange"}
+CAT, DOG = SceneObject("cat"), SceneObject("dog")
+
+
+def wordings(plan, names=SAME, language="en", style=""):
+    return {scene_caption(plan, names, language, np.random.default_rng(row), style) for row in range(60)}
+
+
+def test_english_sentences():
+    assert wordings(ScenePlan("single", (CAT,))) == {"a cat"}
+    assert wordings(ScenePlan("two", (CAT, DOG))) == {"a cat and a dog"}
+    assert wordings(ScenePlan("counting", (SceneObject("cat", count=3),))) == {"three cats", "3 cats"}
+    assert wordings(ScenePlan("position", (CAT, DOG), relation="left")) == {
+        "a cat to the left of a dog",
+        "a cat left of a dog",
+        "a cat on the left of a dog",
+    }
+    assert wordings(ScenePlan("colour", (SceneObject("cat", "orange"),), background="orange")) == {
+        "an orange cat on an orange background",
+        "an orange cat in front of an orange background",
+        "an orange cat, orange background",
+    }
+    two = (SceneObject("cat", "blue"), SceneObject("dog", "red"))
+    assert wordings(ScenePlan("two_colours", two), style="3d") == {"a blue cat and a red dog, 3d"}
+
+
+def test_lists_of_other_languages():
+    plan = ScenePlan("position", (CAT, DOG), relation="below", background="blue")
+    assert wordings(plan, NAMES, "de") == {"unten: Katze, oben: Hund, Hintergrund: blau"}
+    plan = ScenePlan("colour", (SceneObject("cat", "blue"),), background="red")
+    assert wordings(plan, {"cat": "mačka"}, "sl") == {"mačka (barva: modra), ozadje: rdeče"}
+    assert wordings(plan, {"cat": "kass"}, "et") == {"kass (värv: sinine), taust: punane"}
+    plan = ScenePlan("counting", (SceneObject("cat", count=4),))
+    assert wordings(plan, {"cat": "katt"}, "no") == {"4 × katt"}
+    assert wordings(ScenePlan("two", (CAT, DOG)), {"cat": "kat", "dog": "hond"}, "nl", "flat") == {"kat, hond, flat"}
+
+
+def test_every_language_has_every_colour():
+    for words in WORDS.values():
+        assert len(set(words.colours)) == len(COLOURS)
+        assert len(words.background_colours) in (0, len(COLOURS))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cat", "cats"),
+        ("cat face", "cat faces"),
+        ("fox", "foxes"),
+        ("cherry", "cherries"),
+        ("monkey", "monkeys"),
+        ("slice of pizza", "slices of pizza"),
+        ("cloud with rain", "clouds with rain"),
+        ("mouse", "mice"),
+        ("maple leaf", "maple leaves"),
+    ],
+)
+def test_plural(name, expected):
+    assert plural(name) == expected
+
+
+def test_article():
+    assert [with_article(name) for name in ("owl", "cat", "orange cat")] == ["an owl", "a cat", "an orange cat"]

@@ -1,0 +1,130 @@
+"""Scenes follow from (seed, step, row) and show what their captions say."""
+
+import numpy as np
+import pytest
+
+from dalle_mini_impl.data.pair import Caption
+from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore
+from dalle_mini_impl.data.scenes.colours import COLOURS
+from dalle_mini_impl.data.scenes.composer import LANGUAGES, compose_scene, is_plain_name, scene_art
+from dalle_mini_impl.data.scenes.plan import is_held_out
+
+SHADES = {name: (20 * (number + 1), 90, 250 - 20 * number) for number, name in enumerate("abcdefgh")}
+"""Concept -> colour of its drawing, a square of 16 pixels in a frame of 32."""
+
+
+def entry(concept, vendor, **details):
+    captions = [
+        Caption(text, language) for language in LANGUAGES for text in (concept, f"{concept}, style of {vendor}")
+    ]
+    details = {"concept": concept, "vendor": vendor, "kind": "plain", "group": "Objects", **details}
+    return PictureEntry(f"{vendor}-{concept}", "train", True, tuple(captions), details)
+
+
+def make_art(*entries):
+    entries = entries or [entry(name, vendor) for vendor in ("x", "y") for name in SHADES]
+    pixels = np.zeros((len(entries), 32, 32, 4), np.uint8)
+    for row, one in enumerate(entries):
+        pixels[row, 8:24, 8:24] = (*SHADES.get(one.details["concept"], (9, 9, 9)), 255)
+    return scene_art(PictureStore(pixels, np.arange(len(entries)), list(entries)))
+
+
+def scenes(art, count=40, **settings):
+    return [compose_scene(art, **{"seed": 3, "step": 5, "row": row, "size": 64, **settings}) for row in range(count)]
+
+
+def centre(scene, concept):
+    """Middle (row, column) of the pixels that have the colour of a concept's drawing."""
+    found = (np.abs(np.asarray(scene.image).astype(int) - SHADES[concept]).max(2) < 4).nonzero()
+    return [positions.mean() for positions in found]
+
+
+def test_scene_follows_from_seed_step_and_row():
+    art = make_art()
+    first, again = scenes(art), scenes(art)
+    assert [(one.caption, one.image.tobytes()) for one in first] == [
+        (one.caption, one.image.tobytes()) for one in again
+    ]
+    others = [*scenes(art, step=6), *scenes(art, seed=4)]
+    assert len({one.image.tobytes() for one in first + others}) > 100
+
+
+def test_first_object_is_where_the_caption_says():
+    seen = set()
+    for scene in scenes(make_art(), 60, tasks=("position",)):
+        (row, column), (other_row, other_column) = (centre(scene, one.concept) for one in scene.plan.objects)
+        expected = {
+            "left": column < other_column - 16,
+            "right": column > other_column + 16,
+            "above": row < other_row - 16,
+            "below": row > other_row + 16,
+        }
+        assert expected[scene.plan.relation]
+        seen.add(scene.plan.relation)
+    assert len(seen) == 4
+
+
+def test_things_are_as_many_as_said_and_do_not_overlap():
+    for scene in scenes(make_art(), 30, tasks=("counting",), size=65):
+        (one,) = scene.plan.objects
+        drawn = np.abs(np.asarray(scene.image).astype(int) - SHADES[one.concept]).max(2) < 4
+        # Each thing lies in a quarter, or half, of its own.
+        edges = drawn[:, 1:] & ~drawn[:, :-1], drawn[1:] & ~drawn[:-1]
+        sides = np.sqrt(drawn.sum() / one.count)
+        assert edges[0].sum() == pytest.approx(one.count * sides, rel=0.15)
+        assert edges[1].sum() == pytest.approx(one.count * sides, rel=0.15)
+
+
+def test_background_and_colours_are_those_said():
+    for scene in scenes(make_art(), 40, tasks=("colour", "two_colours")):
+        background = COLOURS[scene.plan.background] if scene.plan.background else (255, 255, 255)
+        assert scene.image.getpixel((0, 0)) == background
+        pixels = np.asarray(scene.image).reshape(-1, 3).astype(int)
+        for one in scene.plan.objects:
+            near = np.abs(pixels - COLOURS[one.colour]).max(1) < 12
+            assert near.sum() > 100
+
+
+def test_held_out_combinations_are_only_where_asked():
+    art = make_art()
+    for scene in scenes(art, tasks=("colour",)):
+        assert not is_held_out("colour", scene.plan.objects[0].colour, scene.plan.objects[0].concept)
+    for scene in scenes(art, 10, tasks=("colour",), split="held_out"):
+        assert is_held_out("colour", scene.plan.objects[0].colour, scene.plan.objects[0].concept)
+
+
+def test_style_word_is_that_of_the_vendor():
+    styled = [one for one in scenes(make_art()) if "style of" in one.caption]
+    assert 5 < len(styled) < 35
+    assert all(one.caption.endswith(f", style of {one.vendor}") for one in styled)
+
+
+def test_languages_are_those_asked():
+    assert {one.language for one in scenes(make_art())} == set(LANGUAGES)
+    assert {one.language for one in scenes(make_art(), 5, languages=("et",))} == {"et"}
+
+
+def test_art_that_cannot_stand_in_scenes_is_left_out():
+    entries = [
+        entry("a", "x"),
+        entry("glasses", "x"),
+        entry("flag: Norway", "x"),
+        entry("b", "x", kind="flag"),
+        entry("c", "x", group="Symbols"),
+    ]
+    assert make_art(*entries).concepts("x") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("cat", True), ("dress", True), ("glasses", False), ("blue book", False), ("sofa and lamp", False)],
+)
+def test_names_of_one_thing_without_a_colour_are_plain(name, expected):
+    assert is_plain_name(name) is expected
+
+
+def test_art_that_has_no_scene_is_refused():
+    art = make_art(entry("a", "x"), entry("b", "x"))
+    art.store.pixels[...] = 0
+    with pytest.raises(ValueError, match="expected drawings that colour can be made of, found none"):
+        scenes(art, 1, tasks=("colour",))
