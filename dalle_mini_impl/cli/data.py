@@ -18,6 +18,7 @@ from dalle_mini_impl.cli.options import (
 from dalle_mini_impl.cli.outputs import PNG_FILE
 from dalle_mini_impl.config.data import FITS, SMALLEST_STORE_SIZE, DataConfig
 from dalle_mini_impl.config.model import DEFAULT_IMAGE_SIZE
+from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable
 
@@ -110,6 +111,60 @@ def openclipart(out: Path, count: int, svg: Path | None) -> None:
     click.echo(f"{len(manifest['pictures'])} pictures, {len(captions)} different captions, {manifest['licence']}")
     if len(manifest["pictures"]) < count:
         click.echo(f"the collection has no more drawings that fit; {count} were asked")
+    click.echo(out)
+
+
+@data.command(
+    epilog=examples(
+        "dalle data scenes data/emoji-store --out scenes",
+        "dalle data scenes data/emoji-store --held-out --task colour --language en --count 100 -o colours",
+    )
+)
+@click.argument("source", type=click.Path())
+@out_option("Folder to write the scenes to.", required=True, folder=True)
+@click.option("--count", type=Count(), default=1000, show_default=True, help="Number of scenes.")
+@click.option("--size", type=click.IntRange(16, 1024), default=128, show_default=True, help="Side in pixels.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another one gives other scenes.")
+@click.option("--task", "tasks", type=click.Choice(TASKS), multiple=True, help="Kind of scene; may repeat.  [all]")
+@click.option(
+    "--language", "languages", type=click.Choice(LANGUAGES), multiple=True, help="Of the captions; may repeat.  [all]"
+)
+@click.option("--held-out", is_flag=True, help="Only combinations that scenes for training never have.")
+def scenes(
+    source: str,
+    out: Path,
+    count: int,
+    size: int,
+    seed: int,
+    tasks: tuple[str, ...],
+    languages: tuple[str, ...],
+    held_out: bool,
+) -> None:
+    """Compose captioned scenes of the emoji set's pictures: synthetic, with what each shows.
+
+    SOURCE is the emoji set or a picture store of it. A scene has one object, two, or two to four of a kind, in their
+    own or other colours, on a plain background. 15 % of the combinations of an object with a colour, a count or another
+    object are held out.
+    """
+    from dalle_mini_impl.data.picture_store import open_store
+    from dalle_mini_impl.data.scenes.benchmark import CONTENTS, write_scenes
+    from dalle_mini_impl.evaluate.data import store_config
+
+    if held_out and set(tasks) == {"single"}:
+        raise UserError("expected tasks with combinations, got --held-out --task single; name another task")
+    check_replaceable(out, CONTENTS)
+    manifest = write_scenes(
+        out,
+        open_store(store_config(source), "train"),
+        count=count,
+        size=size,
+        seed=seed,
+        tasks=tasks or [task for task in TASKS if task != "single" or not held_out],
+        languages=languages or LANGUAGES,
+        split="held_out" if held_out else "train",
+    )
+    for counts in manifest["counts"].values():
+        click.echo(", ".join(f"{name} {number}" for name, number in counts.items()))
     click.echo(out)
 
 

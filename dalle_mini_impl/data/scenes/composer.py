@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
 from dalle_mini_impl.data.picture_store import PictureStore
-from dalle_mini_impl.data.scenes.captions import WORDS, scene_caption
+from dalle_mini_impl.data.scenes.captions import scene_caption
 from dalle_mini_impl.data.scenes.colours import COLOURS, OPAQUE, recolour
-from dalle_mini_impl.data.scenes.plan import TASKS, ScenePlan, Split, draw_plan
+from dalle_mini_impl.data.scenes.plan import ScenePlan, Split, draw_plan
 
-LANGUAGES = ("en", *WORDS)
-"""Languages of the captions."""
 GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
 """Unicode groups of what can stand in a scene."""
 MAX_COVER = 0.8

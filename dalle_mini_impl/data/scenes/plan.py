@@ -9,8 +9,6 @@ import numpy as np
 from dalle_mini_impl.data.emoji.captions import stable_hash
 from dalle_mini_impl.data.scenes.colours import COLOURS
 
-TASKS = ("single", "two", "position", "counting", "colour", "two_colours")
-"""Kinds of scenes, after the tasks of GenEval."""
 RELATIONS = ("left", "right", "above", "below")
 """Where the first of two objects is, seen from the second."""
 MAX_COUNT = 4
@@ -40,6 +38,7 @@ class ScenePlan:
     """What a scene shows."""
 
     task: str
+    """One of `config.scenes.TASKS`."""
     objects: tuple[SceneObject, ...]
     relation: str = ""
     """One of `RELATIONS`; empty where the caption says no place."""
@@ -72,7 +71,7 @@ def draw_plan(random: np.random.Generator, concepts: Sequence[str], task: str, s
     Args:
         random: the only source of randomness.
         concepts: English names to choose from, at least two.
-        task: one of `TASKS`; a single object has no combination, so all of `single` belongs to `train`.
+        task: one of `config.scenes.TASKS`; a single object has no combination, so all of `single` belongs to `train`.
         split: which combinations to use.
 
     Raises:

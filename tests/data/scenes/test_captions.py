@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dalle_mini_impl.config.scenes import LANGUAGES
 from dalle_mini_impl.data.scenes.captions import WORDS, plural, scene_caption, with_article
 from dalle_mini_impl.data.scenes.colours import COLOURS
 from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan
@@ -46,6 +47,7 @@ def test_lists_of_other_languages():
 
 
 def test_every_language_has_every_colour():
+    assert ("en", *WORDS) == LANGUAGES
     for words in WORDS.values():
         assert len(set(words.colours)) == len(COLOURS)
         assert len(words.background_colours) in (0, len(COLOURS))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from dalle_mini_impl.config.scenes import TASKS
 from dalle_mini_impl.data.scenes.colours import COLOURS
-from dalle_mini_impl.data.scenes.plan import TASKS, combinations, draw_plan, is_held_out, split_of_plan
+from dalle_mini_impl.data.scenes.plan import combinations, draw_plan, is_held_out, split_of_plan
 
 CONCEPTS = [f"thing {number}" for number in range(40)]
 
