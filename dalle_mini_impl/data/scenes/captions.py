@@ -17,7 +17,7 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 _ENGLISH_RELATIONS = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
-    "above": ("above", "over", "higher than"),
+    "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
 }
 """Relation of the first object to the second -> wordings."""

@@ -15,6 +15,8 @@ from dalle_mini_impl.data.scenes.plan import ScenePlan, Split, draw_plan
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
 """Unicode groups of what can stand in a scene."""
+NOT_IN_NAMES = ("and", "o’clock", "thirty", "locked", "unlocked", "volume")
+"""Words in names of two things, of times, and of what is no thing."""
 MAX_COVER = 0.8
 """Largest share of its frame that a drawing may cover; those above are pictures of scenes or signs."""
 STYLE_SHARE = 0.5
@@ -84,7 +86,7 @@ def is_plain_name(name: str) -> bool:
     """Whether an English name can have an article, a plural and a colour: one thing, in the singular, of no colour."""
     words = set(name.lower().replace("-", " ").split())
     singular = not name.endswith("s") or name.endswith("ss")
-    return singular and ":" not in name and not words & {*COLOURS, "and"}
+    return singular and ":" not in name and not words & {*COLOURS, *NOT_IN_NAMES}
 
 
 def compose_scene(

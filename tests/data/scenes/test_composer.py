@@ -118,7 +118,14 @@ def test_art_that_cannot_stand_in_scenes_is_left_out():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("cat", True), ("dress", True), ("glasses", False), ("blue book", False), ("sofa and lamp", False)],
+    [
+        ("cat", True),
+        ("dress", True),
+        ("glasses", False),
+        ("blue book", False),
+        ("sofa and lamp", False),
+        ("one-thirty", False),
+    ],
 )
 def test_names_of_one_thing_without_a_colour_are_plain(name, expected):
     assert is_plain_name(name) is expected
