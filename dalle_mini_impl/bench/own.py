@@ -46,7 +46,7 @@ SHEET_FILE = "own.png"
 CONTENTS = (RECORD_FILE, SHEET_FILE, "set", "new", "former", "reference", "*.log", "reference.*")
 """What the folder of a comparison holds; the first name marks it."""
 PEER = "former"
-"""Name of the peer in the rows."""
+"""Name of the peer in the rows, of its parts and of its folder."""
 KINDS = {"seen": "train", "held-out": "validation"}
 """Kinds of captions -> split of their pictures."""
 CUT = 0.01
@@ -69,6 +69,8 @@ class OwnSettings:
     """Pictures of the set of clip art."""
     validation: float = 0.1
     """Share of the pictures that is held out."""
+    former: bool = True
+    """Train with the former commands as well."""
     former_steps: int = 0
     """Steps of each of the former stages; 0 for as many as they had."""
     captions: int = 60
@@ -106,7 +108,7 @@ class Drawn:
 
 
 def own_rows(settings: OwnSettings, out: Path) -> Iterator[BenchRow]:
-    """Train both ways, and compare.
+    """Train both ways, and compare; or the new way alone.
 
     Args:
         settings: what to do.
@@ -121,11 +123,13 @@ def own_rows(settings: OwnSettings, out: Path) -> Iterator[BenchRow]:
     if not settings.source:
         record.timed("set", lambda: build_openclipart(out / "set", settings.count))
     record.timed("new", lambda: train_all(source, settings, out / "new"))
-    record.timed("former", lambda: run_commands(source, settings.validation, out / "former", settings.former_steps))
+    fits = {"new": load(ImageTokenizerRun, out / "new/configs/image_tokenizer.yaml").data.fit}
+    if settings.former:
+        record.timed(PEER, lambda: run_commands(source, settings.validation, out / PEER, settings.former_steps))
+        fits[PEER] = FIT
     record.timed("reference", lambda: build_store(_reference_config(source, settings, out)))
-    drawn = {name: draw(out / name / "model", settings, out / "reference", judge) for name in ("new", "former")}
-    fit = load(ImageTokenizerRun, out / "new/configs/image_tokenizer.yaml").data.fit
-    cropped = {name: cropped_share(source, how) for name, how in (("new", fit), ("former", FIT))}
+    drawn = {name: draw(out / name / "model", settings, out / "reference", judge) for name in fits}
+    cropped = {name: cropped_share(source, how) for name, how in fits.items()}
     yield from _rows(record, drawn, cropped)
     captions = choose_captions(open_reference_pictures(out / "reference", STORE_SIZE), "seen", settings.prompts)
     save_png(sheet([caption.text for caption in captions], drawn), out / SHEET_FILE)
@@ -231,29 +235,34 @@ def cropped_share(source: Path, fit: str) -> float:
 
 
 def _rows(record: _Record, drawn: dict[str, Drawn], cropped: dict[str, float]) -> Iterator[BenchRow]:
-    new, former = drawn["new"], drawn["former"]
-    for kind in new.shares:
+    peer = PEER if PEER in drawn else ""
+    for kind in drawn["new"].shares:
         for place, k in enumerate(TOP_K):
-            ours, theirs = new.shares[kind][place], former.shares[kind][place]
-            note = f"R-precision, best of {record.settings['candidates']}: {format_share(ours)}, {format_share(theirs)}"
-            details = {"ours": asdict(ours), "theirs": asdict(theirs)}
+            shares = {name: of_model.shares[kind][place] for name, of_model in drawn.items()}
+            noted = ", ".join(format_share(share) for share in shares.values())
             yield BenchRow(
-                f"own/{kind}/top-{k}", ours.value, PEER, theirs.value, note=note, higher_is_better=True, details=details
+                f"own/{kind}/top-{k}",
+                shares["new"].value,
+                peer,
+                shares[PEER].value if peer else math.nan,
+                note=f"R-precision, best of {record.settings['candidates']}: {noted}",
+                higher_is_better=True,
+                details={name: asdict(share) for name, share in shares.items()},
             )
-    minutes = {name: record.seconds[name] / 60 for name in ("new", "former")}
+    minutes = {name: record.seconds.get(name, math.nan) / 60 for name in ("new", PEER)}
     details = {"seconds": record.seconds, "settings": record.settings}
-    yield BenchRow("own/minutes", minutes["new"], PEER, minutes["former"], note="of training", details=details)
+    yield BenchRow("own/minutes", minutes["new"], peer, minutes[PEER], note="of training", details=details)
     note = "share of the pictures that lose something drawn"
-    yield BenchRow("own/cropped", cropped["new"], PEER, cropped["former"], note=note)
+    yield BenchRow("own/cropped", cropped["new"], peer, cropped.get(PEER, math.nan), note=note)
 
 
 def sheet(captions: list[str], drawn: dict[str, Drawn]) -> Image.Image:
-    """A row for each caption: the best pictures of the one command, then those of the former commands."""
+    """A row for each caption: the best pictures of the one command, then those of the former commands, if they ran."""
     images: list[Image.Image] = []
     labels: list[str] = []
     columns = 0
     for number, caption in enumerate(captions):
-        for name in ("new", "former"):
+        for name in drawn:
             pictures = [
                 one.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS) for one in drawn[name].pictures[number]
             ]

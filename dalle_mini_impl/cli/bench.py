@@ -121,7 +121,7 @@ def bench(
     measured memory bandwidth and matrix throughput. In a clone, make peers installs the peers.
 
     --only own trains on pictures of one's own with `dalle train all`, then with README's five former commands, and
-    compares what both draw: half an hour and more.
+    compares what both draw: half an hour and more. With --peer none it trains with the one command alone.
     """
     if plot_file and "growth" not in only:
         raise UserError("expected --only growth with --plot, which plots its rows, got neither; add --only growth")
@@ -149,7 +149,7 @@ def bench(
     peer_classes = find_peers(peers)
     measured = all_rows(machine, shape, peer_classes, only or PARTS, repeats, candidates)
     if "own" in only:
-        measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, own_out))
+        measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, "none" not in peers, own_out))
     for row in measured:
         rows.append(row)
         click.echo(f"  {row.name} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
@@ -162,11 +162,12 @@ def bench(
     write_json_file(json_file, [row.as_json() for row in rows])
 
 
-def rows_of_own(source: str, minutes: float, quick: bool, out: Path) -> "Iterator[BenchRow]":
+def rows_of_own(source: str, minutes: float, quick: bool, former: bool, out: Path) -> "Iterator[BenchRow]":
     """Rows of training on pictures of one's own; `quick` tests that everything runs, other values are options."""
     from dalle_mini_impl.bench.own import OwnSettings, own_rows
 
     settings = OwnSettings.quick(source) if quick else OwnSettings(source=source)
+    settings = dataclasses.replace(settings, former=former)
     return own_rows(dataclasses.replace(settings, minutes=minutes) if minutes else settings, out)
 
 

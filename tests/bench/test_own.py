@@ -1,6 +1,7 @@
 """Training on pictures of one's own beside the former commands: what both get, what is measured, the sheet."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_both_ways_are_trained_on_the_same_pictures_and_measured(pictures, train
         for k in (1, 5):
             row = rows[f"own/{kind}/top-{k}"]
             assert row.ours == row.theirs  # the same model
-            assert 0 <= row.details["ours"]["low"] <= row.ours <= row.details["ours"]["high"] <= 1
+            assert 0 <= row.details["new"]["low"] <= row.ours <= row.details["new"]["high"] <= 1
     assert rows["own/minutes"].ours > 0
     picture = open_picture(tmp_path / "out/own.png")
     assert picture.width >= 4 * own.SHEET_SIDE
@@ -114,6 +115,15 @@ def test_both_ways_are_trained_on_the_same_pictures_and_measured(pictures, train
     (tmp_path / "mine/a.txt").write_text("x")
     with pytest.raises(UserError, match=r"a\.txt"):
         next(own_rows(settings, tmp_path / "mine"))
+
+
+def test_new_way_can_be_measured_alone(pictures, trained, tmp_path):
+    settings = OwnSettings(source=str(pictures), former=False, captions=1, candidates=1, prompts=1, shown=1)
+    rows = list(own_rows(settings, tmp_path / "out"))
+    assert [calls[:2] for calls in trained] == [["train", "all"]]
+    assert {row.name: row.peer for row in rows}.items() >= {"own/seen/top-1": "", "own/minutes": ""}.items()
+    assert all(math.isnan(row.theirs) for row in rows)
+    assert open_picture(tmp_path / "out/own.png").height < 2 * own.SHEET_SIDE
 
 
 def test_training_that_was_broken_off_begins_anew(pictures, trained, tmp_path, monkeypatch):
