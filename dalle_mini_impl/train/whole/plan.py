@@ -13,6 +13,8 @@ from dalle_mini_impl.util.tables import aligned_table
 
 LEAST_STEPS = 4
 """Steps of a stage, however little time there is."""
+LEAST_OF_SHARE = 0.5
+"""Part of its share of the whole time that each part gets at least, however little time is left."""
 LEAST_SAVING = 30.0
 """Seconds between two resumable states, at the least."""
 WARM_UP_SHARE = 0.1
@@ -43,18 +45,22 @@ class PlannedStage:
     """How fast it was measured to be."""
 
 
-def budget(preset: PresetConfig, part: str, left: float) -> float:
+def budget(preset: PresetConfig, part: str, left: float, total: float) -> float:
     """Seconds for one part of the time, if it and all after it divide what is left.
+
+    A stage that took longer than planned, because other programs became busy, does not leave nothing to those after
+    it: a scorer of a few steps would be worse than none. The whole then takes longer than asked for.
 
     Args:
         preset: whose shares count.
         part: one of `STAGE_NAMES`.
         left: seconds.
+        total: seconds that were asked for.
     """
     names = list(STAGE_NAMES)
     shares = [getattr(preset.shares, name) for name in names]
     here = names.index(part)
-    return max(0.0, left) * shares[here] / sum(shares[here:])
+    return max(left * shares[here] / sum(shares[here:]), LEAST_OF_SHARE * total * shares[here] / sum(shares))
 
 
 def with_steps(config: Any, seconds: float, speed: Speed, table: PresetTable, fixed: frozenset[str]) -> Any:

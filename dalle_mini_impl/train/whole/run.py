@@ -73,9 +73,14 @@ class Run:
         return self.composer.folder
 
     @property
+    def total(self) -> float:
+        """Seconds that were asked for."""
+        return 60 * self.composer.request.minutes
+
+    @property
     def left(self) -> float:
         """Seconds until everything should be finished."""
-        return 60 * self.composer.request.minutes - self.spent - (time.monotonic() - self.began)
+        return self.total - self.spent - (time.monotonic() - self.began)
 
     @property
     def scratch(self) -> Path:
@@ -93,7 +98,7 @@ class Run:
 
     def measure(self, stage: str, config: Any) -> Speed:
         """The speed of a stage; all processes must call this."""
-        seconds = max(LEAST_PROBE, self.composer.table.probe * 60 * self.composer.request.minutes)
+        seconds = max(LEAST_PROBE, self.composer.table.probe * self.total)
         return measure_stage(stage, config, seconds, self.scratch)
 
 
@@ -147,7 +152,7 @@ def main(request: Request, out: Path, overwrite: bool = False) -> None:
             if processes.is_main:
                 print(f"drawing and measuring; {remaining(run)}")
                 with folder.timed(record, "report"):
-                    results = measure_results(folder, run.left)
+                    results = measure_results(folder, plan.budget(run.preset, "report", run.left, run.total))
                 record.figures = results.figures
                 write_report(folder, record, run.stores(), facts, results)
                 folder.save(record)
@@ -222,7 +227,7 @@ def plan_all(run: Run, speeds: dict[str, Any]) -> tuple[dict[str, plan.PlannedSt
     for part in plan.STAGE_NAMES:
         if part == "image_tokenizer" and run.reuse:
             continue
-        seconds = plan.budget(run.preset, part, left)
+        seconds = plan.budget(run.preset, part, left, run.total)
         if part in TRAINED:
             configs[part] = plan.with_steps(
                 configs[part], seconds, speeds[part], run.composer.table, run.composer.fixed[part]
@@ -290,7 +295,7 @@ def begin_stage(run: Run, stage: str, config: Any, speed: Speed | None) -> None:
     shutil.rmtree(run.scratch, ignore_errors=True)
     seconds = 0.0
     if stage != "text_tokenizer":
-        seconds = plan.budget(run.preset, stage, run.left)
+        seconds = plan.budget(run.preset, stage, run.left, run.total)
     number = stage_of(stage).name.replace("-", " ")
     if speed is not None:
         table, fixed = run.composer.table, run.composer.fixed[stage]

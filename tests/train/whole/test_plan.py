@@ -15,10 +15,15 @@ NOTHING: frozenset[str] = frozenset()
 
 
 def test_what_is_left_is_divided_among_the_parts_to_come():
-    assert plan.budget(PRESET, "image_tokenizer", 100) == pytest.approx(40)
-    assert plan.budget(PRESET, "transformer", 100) == pytest.approx(60)
-    assert plan.budget(PRESET, "report", 100) == 100
-    assert plan.budget(PRESET, "scorer", -3) == 0
+    assert plan.budget(PRESET, "image_tokenizer", 100, 100) == pytest.approx(40)
+    assert plan.budget(PRESET, "transformer", 100, 100) == pytest.approx(60)
+    assert plan.budget(PRESET, "report", 100, 100) == 100
+
+
+def test_a_late_stage_leaves_half_of_their_shares_to_those_after_it():
+    assert plan.budget(PRESET, "scorer", -3, 100) == pytest.approx(5)
+    assert plan.budget(PRESET, "report", 4, 100) == pytest.approx(5)
+    assert plan.budget(PRESET, "report", 6, 100) == pytest.approx(6)
 
 
 def test_steps_fill_the_time_beside_validations_and_sheets():
