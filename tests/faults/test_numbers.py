@@ -36,6 +36,7 @@ OF_JUDGES = (
     "dalle evaluate sampling",
     "dalle data emoji",
     "dalle data openclipart",
+    "dalle data scenes",
     "dalle train all",
 )
 """Commands that need judges or drawings, or train; their numbers are those of commands that are walked."""
