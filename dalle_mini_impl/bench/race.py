@@ -21,8 +21,8 @@ from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, open_cache, read_header
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
-from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.order import batch_indices
 from dalle_mini_impl.train.transformer import make_batch
 from dalle_mini_impl.util.errors import UserError
 
@@ -174,7 +174,7 @@ def peer_side(
 
     def step(number: int, share: float) -> Tensor:
         random = np.random.default_rng([config.run.seed, number])
-        indices = loop.batch_indices(number, batch, len(train), config.run.seed)
+        indices = batch_indices(number, batch, len(train), config.run)
         sampled = [captions.sample(int(index), random).text for index in indices]
         texts = [tokenizer.encode(text)[: shape.text_length] for text in sampled]
         ids = train.image_ids[indices, random.integers(train.image_ids.shape[1])].astype(np.int64)

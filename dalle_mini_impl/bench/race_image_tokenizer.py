@@ -23,9 +23,9 @@ from dalle_mini_impl.evaluate.perceptual import efficientnet_distance
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.train.image_tokenizer import batch_pixels
 from dalle_mini_impl.train.losses.pictures import reconstruction_loss
-from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.order import batch_indices
 from dalle_mini_impl.util.errors import UserError
 
 PEER_RATE, PEER_RATE_DECAY, PEER_BATCH = 1e-3, 0.98, 8
@@ -134,7 +134,7 @@ def peer_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Si
         if number and number % PEER_PERIOD == 0:
             temperature = max(temperature * math.exp(-PEER_TEMPERATURE_DECAY * number), PEER_LAST_TEMPERATURE)
             optimizer.param_groups[0]["lr"] *= PEER_RATE_DECAY
-        indices = loop.batch_indices(number, PEER_BATCH, len(train), config.run.seed)
+        indices = batch_indices(number, PEER_BATCH, len(train), config.run)
         pixels = pixels_on_white(train.take(indices), shape.size).to(device)
         loss = model((pixels + 1) / 2, return_loss=True, temp=temperature)
         apply_gradients(model, [optimizer], loss, clip=float("inf"))

@@ -23,6 +23,9 @@ from dalle_mini_impl.config.ranges import (
 )
 from dalle_mini_impl.config.sampling import SamplingConfig
 
+ORDERS = ("keyed", "permuted")
+"""Values of `run.order`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -65,6 +68,9 @@ class RunConfig:
     """Forward and backward passes per optimizer step, each over an equal part of the batch."""
     seed: Natural = 0
     """Seed of everything random."""
+    order: str = ORDERS[0]
+    """How the pictures of an epoch are ordered: `keyed`, in time that does not grow with the set, or `permuted`, as in
+    version 0.1. A resumed run keeps its own."""
     precision: str = "bf16"
     """`bf16` (autocast) or `fp32`."""
     ema: Decay = 0.999

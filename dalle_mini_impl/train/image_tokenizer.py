@@ -29,6 +29,7 @@ from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_los
 from dalle_mini_impl.train.shared import loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.order import batch_indices, continue_order
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.start import load_image_tokenizer_weights, open_start
 from dalle_mini_impl.train.shared.state import load_state, save_state
@@ -46,7 +47,7 @@ SHEET_PICTURES = 32
 def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
     """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch."""
     run = config.run
-    indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
+    indices = batch_indices(step, run.batch_size, len(store), run)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
     return augmented_pixels(store.take(indices), may_flip, changes, config.model.size, config.augment.keep_inside)
@@ -129,6 +130,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     Raises:
         UserError: a setting is wrong, data or state cannot be read, or the training keeps diverging.
     """
+    config = continue_order(config) if resume else config
     run = config.run
     check_ranges(config)
     check_codebook_size(config.model.codebook_size)

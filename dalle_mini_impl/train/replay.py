@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.config.training import RunConfig, TransformerRun
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, open_cache
-from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared.order import batch_indices
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -51,13 +51,11 @@ def open_replay(config: TransformerRun, train: TokenCache) -> Replay | None:
 
 
 def batch_pictures(
-    cache: TokenCache, captions: CaptionSampler, replay: Replay | None, batch_size: int, step: int, seed: int
+    cache: TokenCache, captions: CaptionSampler, replay: Replay | None, step: int, run: RunConfig
 ) -> list[tuple[TokenCache, CaptionSampler, int]]:
     """The pictures of a step's global batch: the token cache of each, its captions and its index there."""
-    own = batch_size - (replay.rows if replay else 0)
+    own = run.batch_size - (replay.rows if replay else 0)
     sources = [(cache, captions, own)] + ([(replay.cache, replay.captions, replay.rows)] if replay else [])
     return [
-        (part, sampler, index)
-        for part, sampler, rows in sources
-        for index in loop.batch_indices(step, rows, len(part), seed)
+        (part, sampler, index) for part, sampler, rows in sources for index in batch_indices(step, rows, len(part), run)
     ]

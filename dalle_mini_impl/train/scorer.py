@@ -34,6 +34,7 @@ from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
 from dalle_mini_impl.train.shared import loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.order import batch_indices, continue_order
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.start import (
     add_image_tokenizer,
@@ -97,7 +98,7 @@ def make_batch(
         indices (B,) in the store.
     """
     run = config.run
-    indices = loop.batch_indices(step, run.batch_size, len(store), run.seed)[rows]
+    indices = batch_indices(step, run.batch_size, len(store), run)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = np.array([store.entries[index].may_flip for index in indices])
     pixels = augmented_pixels(
@@ -165,6 +166,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     Raises:
         UserError: a setting is wrong, or data, tokenizers or state cannot be read.
     """
+    config = continue_order(config) if resume else config
     check_ranges(config)
     run = config.run
     accelerator = loop.start_run(run)

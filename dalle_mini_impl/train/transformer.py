@@ -35,6 +35,7 @@ from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
 from dalle_mini_impl.train.shared import fsdp, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.order import continue_order
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.sample_prompts import SamplePrompt, choose_prompts, describe_prompts, save_sheet
@@ -83,7 +84,7 @@ def make_batch(
         their probabilities (B, h × w, k).
     """
     run = config.run
-    pictures = batch_pictures(cache, captions, replay, run.batch_size, step, run.seed)[rows]
+    pictures = batch_pictures(cache, captions, replay, step, run)[rows]
     texts: list[list[int]] = []
     target_ids: list[np.ndarray] = []
     input_ids: list[np.ndarray] = []
@@ -174,6 +175,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     Raises:
         UserError: a setting is wrong, or token cache, tokenizers or state cannot be read.
     """
+    config = continue_order(config) if resume else config
     run = config.run
     check_ranges(config)
     accelerator = loop.start_run(run, can_shard=True)

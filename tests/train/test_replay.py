@@ -47,7 +47,9 @@ def test_each_kind_has_epochs_of_its_own(trained, earlier):
     mixed = open_replay(maker.config, maker.cache)
     count = len(maker.cache)
     steps = -(-count // 6)
-    chosen = [transformer.batch_pictures(maker.cache, maker.captions, mixed, 12, step, 0) for step in range(steps)]
+    chosen = [
+        transformer.batch_pictures(maker.cache, maker.captions, mixed, step, maker.config.run) for step in range(steps)
+    ]
     for cache in (maker.cache, mixed.cache):
         indices = [index for batch in chosen for source, _, index in batch if source is cache]
         assert sorted(indices[:count]) == list(range(count))

@@ -24,6 +24,7 @@ from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
+from dalle_mini_impl.train.shared.order import check_order
 from dalle_mini_impl.train.shared.state import how_to_go_on, set_earlier_run_aside
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
@@ -84,6 +85,7 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
     if run.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise need_extra("tensorboard", "tensorboard")
     check_ranges(run, "run")
+    check_order(run)
     accelerator = make_accelerator(
         mixed_precision=mixed_precision("run.precision", run.precision),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -104,27 +106,6 @@ def generator_for(*seeds: int) -> torch.Generator:
     """A CPU generator seeded with a sequence of integers."""
     state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
-
-
-def batch_indices(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """Which pictures make up the global batch of a step: every epoch is a new random order of all pictures.
-
-    Args:
-        step: optimizer step, from 0.
-        batch_size: pictures per step over all processes.
-        count: pictures in the set.
-        seed: of the run.
-
-    Returns:
-        (batch_size,) indices in [0, count).
-    """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    indices = np.empty(batch_size, dtype=np.int64)
-    for epoch in np.unique(positions // count):
-        order = np.random.default_rng([seed, int(epoch)]).permutation(count)
-        in_epoch = positions // count == epoch
-        indices[in_epoch] = order[positions[in_epoch] % count]
-    return indices
 
 
 def pass_rows(accelerator: Accelerator, run: RunConfig) -> list[slice]:

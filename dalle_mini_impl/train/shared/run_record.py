@@ -7,9 +7,11 @@ from typing import Any
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.util.errors import UserError
 
-FIXED = ("model", "start_from", "lora", "replay.share", "run.seed", "run.batch_size")
+FIXED = ("model", "start_from", "lora", "replay.share", "run.seed", "run.order", "run.batch_size")
 """Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
 come in an epoch are others."""
+OF_OLD_VERSIONS = {"run.order": "permuted"}
+"""Settings that records of old versions lack, where the value is not today's default."""
 UNCOMPARED = ("run.model_dir", "run.state_dir")
 """Settings that may differ unsaid: a run's folders may be moved."""
 
@@ -66,7 +68,7 @@ def read_record(text: str) -> RunRecord:
     tables = (values["settings"], values["parts"]) if isinstance(values, dict) and len(values) == 3 else (None,)
     if not all(isinstance(table, dict) for table in tables) or not isinstance(values["stage"], str):
         raise ValueError("no record of a run")
-    return RunRecord(**values)
+    return RunRecord(values["stage"], {**OF_OLD_VERSIONS, **values["settings"]}, values["parts"])
 
 
 def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:

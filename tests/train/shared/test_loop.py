@@ -47,31 +47,6 @@ def start(monkeypatch):
     return fresh
 
 
-# --- which pictures
-
-
-def drawn(steps, batch_size, count, seed=0):
-    return np.concatenate([common.batch_indices(step, batch_size, count, seed) for step in range(steps)])
-
-
-@pytest.mark.parametrize(("batch_size", "count"), [(5, 23), (7, 21), (31, 11), (3, 3), (1, 2)])
-def test_each_epoch_is_a_permutation(batch_size, count):
-    epochs = 4
-    indices = drawn(math.ceil(epochs * count / batch_size), batch_size, count)[: epochs * count]
-    for epoch in indices.reshape(epochs, count):
-        assert sorted(epoch) == list(range(count))
-
-
-def test_epochs_steps_and_seeds_differ():
-    epochs = drawn(4, 23, 23)
-    assert len({tuple(epoch) for epoch in epochs.reshape(4, 23)}) == 4
-    assert (common.batch_indices(3, 23, 23, seed=0) != common.batch_indices(3, 23, 23, seed=1)).any()
-
-
-def test_the_batch_of_a_step_does_not_depend_on_earlier_calls():
-    assert (drawn(9, 5, 23)[8 * 5 :] == common.batch_indices(8, 5, 23, 0)).all()
-
-
 # --- random numbers
 
 
