@@ -1,8 +1,9 @@
 """BPE dropout: merging the characters of a text into pieces, with possible merges skipped at random.
 
 Provilkov et al. 2020, https://arxiv.org/abs/1910.13267. In each round every place draws a random number, and the best
-merge whose place is not skipped is done. All of these numbers would be a quadratic amount; only those of merges that
-are considered are computed, by moving the generator to them. So the time is linear in the length of the text, but for a
+merge whose place is not skipped is done. All of these numbers are a quadratic amount, which is drawn at once where the
+text is short enough for that to be the fastest. Of rounds with more places only the numbers of merges that are
+considered are computed, by moving the generator to them. So the time is linear in the length of the text, but for a
 logarithm, while the pieces are those of the definition, number by number.
 """
 
@@ -12,6 +13,8 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
+DRAWN_AT_ONCE = 512
+"""Places of a round from which on all numbers of this and the following rounds are drawn at once."""
 WRAP = 2**128
 """Period of the generator; moving by `WRAP - n` moves back by n."""
 
@@ -31,7 +34,7 @@ def split_with_dropout(
     Returns:
         The pieces, which joined give the text.
     """
-    draws = _Draws(random)
+    draws = _Draws(random, dropout)
     starts = list(range(len(text)))
     """Where the pieces start, in order."""
     ends = list(range(1, len(text) + 1))
@@ -54,7 +57,7 @@ def split_with_dropout(
             _, left, middle, end = merge
             if ends[left] != middle or middle == len(text) or ends[middle] != end:
                 continue  # one of the two pieces has been merged with another one
-            if draws.at(round_start + bisect_left(starts, left)) < dropout:
+            if draws.is_skipped(round_start, len(starts) - 1, bisect_left(starts, left)):
                 skipped.append(merge)
             else:
                 chosen = left, middle, end
@@ -86,24 +89,43 @@ def skip_undrawn(characters: int, pieces: int, random: np.random.Generator) -> N
     """
     # Rounds of n characters, n - 1 pieces, ..., and a last one without a merge unless a single piece is left.
     drawn = (characters * (characters - 1) - (pieces - 1) * (pieces - 2)) // 2 if characters else 0
-    _Draws(random).finish(drawn)
+    _Draws(random, 0.0).finish(drawn)
 
 
 class _Draws:
-    """The numbers that a generator would draw, in any order."""
+    """Which numbers that a generator would draw are below the dropout, in any order."""
 
-    def __init__(self, random: np.random.Generator) -> None:
-        self._random = random
+    def __init__(self, random: np.random.Generator, dropout: float) -> None:
+        self._random, self._dropout = random, dropout
         self._source = random.bit_generator
         self._half_used = self._source.state
         """Moving the generator forgets the half of a number that a draw of 32 bits has left; restored at the end."""
         self._position = 0
+        self._drawn = b""
+        """For each number of the last rounds, whether it is below the dropout."""
+        self._drawn_from = 0
 
-    def at(self, position: int) -> float:
-        """The number that would be drawn after `position` others."""
-        self._move(position)
-        self._position += 1
-        return self._random.random()
+    def is_skipped(self, round_start: int, places: int, place: int) -> bool:
+        """Whether the number of a place of a round is below the dropout.
+
+        Args:
+            round_start: numbers that the rounds before draw.
+            places: of this round.
+            place: from 0.
+        """
+        if self._dropout <= 0:
+            return False
+        if places > DRAWN_AT_ONCE:
+            self._move(round_start + place)
+            self._position += 1
+            return self._random.random() < self._dropout
+        if not self._drawn:
+            self._move(round_start)
+            self._drawn_from = round_start
+            numbers = self._random.random(places * (places + 1) // 2)  # the next round has a place less, and so on
+            self._position += len(numbers)
+            self._drawn = (numbers < self._dropout).tobytes()
+        return bool(self._drawn[round_start - self._drawn_from + place])
 
     def finish(self, drawn: int) -> None:
         """Leave the generator as if `drawn` numbers had been drawn."""

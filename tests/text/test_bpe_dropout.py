@@ -7,7 +7,7 @@ import pytest
 from helpers import reference
 from helpers.models import CAPTIONS
 
-from dalle_mini_impl.text.bpe_dropout import skip_undrawn, split_with_dropout
+from dalle_mini_impl.text.bpe_dropout import DRAWN_AT_ONCE, skip_undrawn, split_with_dropout
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 
 EMOJI = "tokenizers/emoji.model"
@@ -37,6 +37,16 @@ def test_pieces_and_generator_are_those_of_the_definition(dropout):
             text, LETTERS, dropout, plain
         )
         assert ours.bit_generator.state == plain.bit_generator.state
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("length", [DRAWN_AT_ONCE, DRAWN_AT_ONCE + 1, DRAWN_AT_ONCE + 2, 2 * DRAWN_AT_ONCE])
+def test_long_texts_have_the_pieces_of_the_definition(length, dropout):
+    text = "".join(np.random.default_rng(length).choice(list("abcx"), size=length))
+    ours, plain = generators(length, left_over=length % 2)
+    expected = reference.split_with_dropout(text, LETTERS, dropout, plain)
+    assert split_with_dropout(text, LETTERS, dropout, ours) == expected
+    assert ours.bit_generator.state == plain.bit_generator.state
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.6])
