@@ -1,16 +1,16 @@
 """Decoded pictures in one memory-mapped file, so that training reads any picture in microseconds.
 
-A store is a folder with `pixels.npy` (n, H, W, 4) uint8 RGBA, `pairs.jsonl` (one line per picture: key, split,
-captions, …), `sources.json` (the files that it was built from, with sizes and times) and `store.json` (its settings,
-and checksums of the other files). Because pictures are read by number, a run can shuffle them, resume at any step and
-divide them among processes exactly.
+A store is a folder with `pixels.npy` (n, H, W, 4) uint8 RGBA, what else is known of each picture (`entries.py`),
+`sources.json` (the files that it was built from, with sizes and times) and `store.json` (its settings, and checksums of
+the other files). Because pictures are read by number, a run can shuffle them, resume at any step and divide them among
+processes exactly.
 """
 
 import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,9 @@ from dalle_mini_impl.data.checksums import (
     verify_once,
     write_header_file,
 )
+from dalle_mini_impl.data.entries import ENTRIES_FILE, ENTRY_FILES, PictureEntries, PictureEntry, write_entries
 from dalle_mini_impl.data.fit import FitCounts, fit_picture
-from dalle_mini_impl.data.pair import Caption, SkipLog, fill_splits, split_of
+from dalle_mini_impl.data.pair import SkipLog, fill_splits, split_of
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.source_files import describe_changes, source_states
 from dalle_mini_impl.data.store_size import (
@@ -43,11 +44,10 @@ from dalle_mini_impl.util.files import check_replaceable, file_digest, only_writ
 from dalle_mini_impl.util.memory import check_memory
 
 HEADER_FILE = "store.json"
-ENTRIES_FILE = "pairs.jsonl"
 PIXELS_FILE = "pixels.npy"
 SOURCES_FILE = "sources.json"
 SKIPPED_FILE = "skipped.txt"
-CONTENTS = (PIXELS_FILE, HEADER_FILE, ENTRIES_FILE, SOURCES_FILE, SKIPPED_FILE, VERIFIED_FILE)
+CONTENTS = (PIXELS_FILE, HEADER_FILE, *ENTRY_FILES, SOURCES_FILE, SKIPPED_FILE, VERIFIED_FILE)
 """What a store's folder holds; the first marks it."""
 FIT_OF_OLD_STORES = "crop"
 """How pictures were fitted where a store does not say."""
@@ -58,17 +58,6 @@ PIXEL_BYTES = 16
 
 
 @dataclass(frozen=True)
-class PictureEntry:
-    """What a store or token cache holds about a picture besides its pixels or ids; see `Pair` for the fields."""
-
-    key: str
-    split: str
-    may_flip: bool
-    captions: tuple[Caption, ...]
-    details: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class PictureStore:
     """Decoded pictures of one split."""
 
@@ -76,7 +65,7 @@ class PictureStore:
     """(n, H, W, 4) uint8 RGBA of the whole store, memory-mapped."""
     rows: np.ndarray
     """(len(self),) rows of `pixels` that belong to this split."""
-    entries: list[PictureEntry]
+    entries: PictureEntries
     """One for each of `rows`."""
     version: str = ""
     """From `store_version`."""
@@ -135,22 +124,18 @@ def open_store(
             f"store {folder} holds pictures of {height}×{width} pixels, expected at least the "
             f"{picture[0]}×{picture[1]} of the model's pictures, in their proportions; {advice}"
         )
-    of_split = [
-        (row, entry)
-        for row, entry in enumerate(entries)
-        if entry.split == split and entry.details.get("kind") not in config.skip_kinds
-    ]
-    chosen = [(row, entry) for row, entry in of_split if entry.captions or captions == "optional"]
-    if not chosen and of_split:
+    of_split = entries.find(split, config.skip_kinds)
+    chosen = of_split
+    if captions == "needed":
+        chosen = of_split[entries.of_rows(of_split).caption_counts() > 0]
+    if not len(chosen) and len(of_split):
         raise UserError(
             f"none of the {len(of_split)} {split} pictures of store {folder} has a caption, which this needs; add a "
             f".txt file beside each picture and rebuild the store"
         )
-    if not chosen:
+    if not len(chosen):
         raise UserError(f"store {folder} has no {split} pictures; check data.validation and data.skip_kinds")
-    return PictureStore(
-        pixels, np.array([row for row, _ in chosen]), [entry for _, entry in chosen], store_version(folder)
-    )
+    return PictureStore(pixels, chosen, entries.of_rows(chosen), store_version(folder))
 
 
 def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> None:
@@ -185,8 +170,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
         if not count:
             raise UserError(f"{config.source} has no readable picture; see the list above")
         _fill_splits(builder.entries, builder.movable, config.validation)
-        with (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in builder.entries)
+        write_entries(folder, builder.entries)
         header = {
             "identity": {
                 "source": config.source,
@@ -198,7 +182,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
             "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
             "size": size_in_header(frame),
             "count": count,
-            "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, ENTRIES_FILE, SOURCES_FILE)},
+            "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, *ENTRY_FILES, SOURCES_FILE)},
         }
         write_header_file(folder / HEADER_FILE, header)
     if without := sum(not entry.captions for entry in builder.entries):
@@ -255,7 +239,7 @@ def _fill_splits(entries: list[PictureEntry], movable: Sequence[int], validation
         entries[index] = replace(entries[index], split=split)
 
 
-def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureEntry]]:
+def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, PictureEntries]:
     """Header, memory-mapped pixels and entries of a store, verified.
 
     Raises:
@@ -276,16 +260,15 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, list[PictureE
         ) from error
     try:
         checksums = header.get("checksums", {})  # stores of old versions have none
-        names = [name for name in (ENTRIES_FILE, PIXELS_FILE, SOURCES_FILE) if name in checksums]
+        names = [name for name in (*ENTRY_FILES, PIXELS_FILE, SOURCES_FILE) if name in checksums]
         verify_once(folder, names, lambda: check_checksums(folder, names, checksums))
-        lines = (folder / ENTRIES_FILE).read_text(encoding="utf-8").rstrip("\n").split("\n")
-        entries = [entry_from_json(json.loads(line)) for line in lines]
+        entries = PictureEntries.open(folder)
         pixels = open_array(folder / PIXELS_FILE)
         if pixels.dtype != np.uint8 or pixels.shape != (len(entries), *frame, 4):
             raise ValueError(
                 f"{PIXELS_FILE} holds {pixels.dtype} {pixels.shape}, expected uint8 {(len(entries), *frame, 4)}"
             )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"store {folder} is damaged ({type(error).__name__}: {error}); delete it, so that it is built anew from "
             f"{header['identity']['source'] or 'its source'}"
@@ -354,27 +337,6 @@ def store_fit(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return DataConfig.fit
     return fit if fit in FITS else DataConfig.fit
-
-
-def entry_from_json(values: dict[str, Any]) -> PictureEntry:
-    """Rebuild an entry from one line of `pairs.jsonl`.
-
-    Raises:
-        TypeError: a field has the wrong type.
-        KeyError: a field is missing.
-    """
-    captions = tuple(Caption(**caption) for caption in values["captions"])
-    entry = PictureEntry(values["key"], values["split"], values["may_flip"], captions, values["details"])
-    texts = [entry.key, entry.split, *(text for caption in captions for text in (caption.text, caption.language))]
-    if not all(isinstance(text, str) for text in texts) or not isinstance(entry.details, dict):
-        raise TypeError(f"{ENTRIES_FILE} describes a picture as {values}")
-    return entry
-
-
-def concept_indices(store: PictureStore) -> np.ndarray:
-    """An index (n,) int64 for each picture, equal for pictures of the same concept (detail `concept`, else the key)."""
-    concepts = [str(entry.details.get("concept", entry.key)) for entry in store.entries]
-    return np.unique(concepts, return_inverse=True)[1]
 
 
 def _real(path: str | Path) -> str:

@@ -1,8 +1,8 @@
 """Image ids of pictures that an image tokenizer has encoded, memory-mapped, with their captions.
 
 A cache is a folder with `cache.json` (identity of the image tokenizer, grid, K) and one folder per split with
-`image_ids.npy` (n, variants, h, w) uint16 and `pairs.jsonl`. Another image tokenizer decodes the same ids to other
-pictures, so a cache is opened only for the tokenizer that made it.
+`image_ids.npy` (n, variants, h, w) uint16 and what else is known of each picture (`entries.py`). Another image
+tokenizer decodes the same ids to other pictures, so a cache is opened only for the tokenizer that made it.
 
 A cache encoded with `soft_ids` also has `likely_ids.npy` (n, variants, h, w, k) uint16, the k most probable ids of each
 cell, and `shares.npy` of the same shape, float16, their probabilities.
@@ -12,8 +12,11 @@ import hashlib
 import json
 import os
 import warnings
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +29,9 @@ from dalle_mini_impl.data.checksums import (
     verify_once,
     write_header_file,
 )
+from dalle_mini_impl.data.entries import ENTRY_FILES, PictureEntries, PictureEntry
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import (
-    ENTRIES_FILE,
-    PictureEntry,
-    entry_from_json,
-    source_changes,
-    store_version,
-)
+from dalle_mini_impl.data.picture_store import source_changes, store_version
 from dalle_mini_impl.text.caption_tokenizer import shorten
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.util.errors import UserError
@@ -45,7 +43,7 @@ LIKELY_IDS_FILE = "likely_ids.npy"
 PROBABILITIES_FILE = "shares.npy"
 CONTENTS = (HEADER_FILE, "train", "validation", VERIFIED_FILE)
 """What a cache's folder holds; the first marks it."""
-SPLIT_CONTENTS = (IMAGE_IDS_FILE, ENTRIES_FILE, LIKELY_IDS_FILE, PROBABILITIES_FILE)
+SPLIT_CONTENTS = (IMAGE_IDS_FILE, *ENTRY_FILES, LIKELY_IDS_FILE, PROBABILITIES_FILE)
 """What the folder of a split holds."""
 MAX_IDS = 2**16
 """Largest codebook whose ids fit into uint16."""
@@ -80,7 +78,7 @@ class TokenCache:
     header: CacheHeader
     image_ids: np.ndarray
     """(n, variants, h, w) uint16, memory-mapped."""
-    entries: list[PictureEntry]
+    entries: PictureEntries
     """Captions and details of each picture."""
     likely_ids: np.ndarray | None = None
     """(n, variants, h, w, k) uint16, memory-mapped: the most probable ids of each cell, if stored."""
@@ -125,17 +123,18 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         UserError: there is no cache, it is damaged, or it was made with another image tokenizer.
     """
     folder = Path(folder)
-    names = [f"{split}/{name}" for name in (ENTRIES_FILE, IMAGE_IDS_FILE)]
-    if (folder / split / LIKELY_IDS_FILE).is_file():
-        names += [f"{split}/{name}" for name in (LIKELY_IDS_FILE, PROBABILITIES_FILE)]
     if not (folder / HEADER_FILE).is_file():
         raise UserError(f"{folder} is no token cache; make one with dalle_mini_impl.train.encode")
     try:
         header = read_header(folder)
-        with (folder / split / ENTRIES_FILE).open(encoding="utf-8") as lines:
-            entries = [entry_from_json(json.loads(line)) for line in lines]
-        image_ids, *distribution = (open_array(folder / name) for name in names[1:])
+        has_likely_ids = (folder / split / LIKELY_IDS_FILE).is_file()
+        arrays = [IMAGE_IDS_FILE, *((LIKELY_IDS_FILE, PROBABILITIES_FILE) if has_likely_ids else ())]
+        entries = PictureEntries.open(folder / split)
+        image_ids, *distribution = (open_array(folder / split / name) for name in arrays)
         _check_shapes(header, entries, image_ids, distribution)
+
+        files = [*(name for name in ENTRY_FILES if (folder / split / name).is_file()), *arrays]
+        names = [f"{split}/{name}" for name in files]
 
         def verify() -> None:
             check_checksums(folder, names, header.checksums)
@@ -155,7 +154,7 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
 
 
 def _check_shapes(
-    header: CacheHeader, entries: list[PictureEntry], image_ids: np.ndarray, distribution: Sequence[np.ndarray]
+    header: CacheHeader, entries: PictureEntries, image_ids: np.ndarray, distribution: Sequence[np.ndarray]
 ) -> None:
     """Refuse ids that do not fit the header or the captions, with a ValueError."""
     expected = (len(entries), *image_ids.shape[1:2], *header.grid)
@@ -238,14 +237,8 @@ def write_header(folder: Path, header: CacheHeader) -> None:
     write_header_file(folder / HEADER_FILE, asdict(header))
 
 
-def write_entries(folder: Path, entries: list[PictureEntry]) -> None:
-    """Write the captions and details of a split."""
-    with (folder / ENTRIES_FILE).open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in entries)
-
-
 def describe_cut_captions(
-    entries: list[PictureEntry], tokenizer: TextTokenizer, max_ids: int, max_captions: int = 5000
+    entries: PictureEntries, tokenizer: TextTokenizer, max_ids: int, max_captions: int = 5000
 ) -> str:
     """One line about captions that are longer than `max_ids`, or "" if none is.
 
@@ -255,8 +248,10 @@ def describe_cut_captions(
         max_ids: number of ids that fit.
         max_captions: number of captions examined, evenly spaced over all.
     """
-    captions = [caption.text for entry in entries for caption in entry.captions]
-    examined = captions[:: max(1, len(captions) // max_captions)]
+    ends = np.cumsum(entries.caption_counts())
+    numbers = np.arange(0, ends[-1], max(1, int(ends[-1]) // max_captions))
+    rows = np.searchsorted(ends, numbers, side="right")
+    examined = [entries[row].captions[number - ends[row]].text for row, number in zip(rows, numbers, strict=True)]
     too_long = [text for text in examined if len(tokenizer.encode(text)) > max_ids]
     if not too_long:
         return ""
@@ -276,20 +271,16 @@ class CaptionSampler:
         languages: relative frequency of each language; languages not named have 1.
     """
 
-    def __init__(self, entries: list[PictureEntry], languages: dict[str, float]) -> None:
-        self._captions = [entry.captions for entry in entries]
-        self._cumulative = [np.cumsum(self._weights(entry.captions, languages)) for entry in entries]
+    def __init__(self, entries: Sequence[PictureEntry], languages: dict[str, float]) -> None:
+        self._entries, self._languages = entries, languages
 
     def sample(self, index: int, random: np.random.Generator) -> Caption:
         """One caption of picture `index`."""
-        cumulative = self._cumulative[index]
-        chosen = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-        return self._captions[index][min(int(chosen), len(cumulative) - 1)]
+        captions = self._entries[index].captions
+        cumulative = list(accumulate(self._weights(captions)))
+        return captions[min(bisect_right(cumulative, random.random() * cumulative[-1]), len(captions) - 1)]
 
-    @staticmethod
-    def _weights(captions: tuple[Caption, ...], languages: dict[str, float]) -> np.ndarray:
-        """Weight (captions,) of each caption: that of its language, divided among the captions of the language."""
-        counts: dict[str, int] = {}
-        for caption in captions:
-            counts[caption.language] = counts.get(caption.language, 0) + 1
-        return np.array([languages.get(c.language, 1.0) / counts[c.language] for c in captions])
+    def _weights(self, captions: tuple[Caption, ...]) -> list[float]:
+        """The weight of each caption: that of its language, divided among the captions of the language."""
+        counts = Counter(caption.language for caption in captions)
+        return [self._languages.get(caption.language, 1.0) / counts[caption.language] for caption in captions]

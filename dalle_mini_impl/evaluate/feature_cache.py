@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle_mini_impl.checkpoint.parts import weights_identity
-from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PIXELS_FILE
+from dalle_mini_impl.data.entries import ENTRIES_FILE
+from dalle_mini_impl.data.picture_store import PIXELS_FILE
 from dalle_mini_impl.util.files import file_digest, replace_file
 
 

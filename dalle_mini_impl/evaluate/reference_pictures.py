@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.entries import PictureEntry
 from dalle_mini_impl.data.pair import Caption, caption_in_language
-from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore, open_store
+from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.evaluate.data import store_config
 from dalle_mini_impl.evaluate.feature_cache import (
     cache_key,
@@ -100,7 +101,7 @@ def open_reference_pictures(data: str | Path, size: int | tuple[int, int]) -> Re
     config = store_config(data)
     stores = open_splits(config)
     rows = np.concatenate([store.rows for store in stores])
-    entries = [entry for store in stores for entry in store.entries]
+    entries = stores[0].entries.of_rows(rows)
     if all({"concept", "vendor"} <= entry.details.keys() for entry in entries):
         concept_ids, concepts = _index_names([entry.details["concept"] for entry in entries])
         vendor_ids, vendor_names = _index_names([entry.details["vendor"] for entry in entries])

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.entries import concept_indices
 from dalle_mini_impl.data.pair import caption_in_language
-from dalle_mini_impl.data.picture_store import PictureStore, concept_indices
+from dalle_mini_impl.data.picture_store import PictureStore
 from dalle_mini_impl.evaluate.recall import DEPTHS, recalls
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
@@ -52,7 +53,7 @@ def evaluate_scorer(scorer: Scorer, store: PictureStore, languages: Sequence[str
         )
     by_count = [language for language, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     image_embed = embed_store(scorer, store)
-    concept_ids = torch.from_numpy(concept_indices(store))
+    concept_ids = torch.from_numpy(concept_indices(store.entries))
     reports = []
     for language in languages or by_count:
         rows = [row for row, known in enumerate(entry_languages) if language in known]

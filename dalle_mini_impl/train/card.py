@@ -18,7 +18,7 @@ def describe_run(config: TransformerRun, caches: Sequence[TokenCache], start_dat
         caches: image ids and captions of the training pictures.
         start_data: data that the checkpoint in `start_from` was trained on, which the result names as well.
     """
-    found = {caption.language for cache in caches for entry in cache.entries for caption in entry.captions} - {""}
+    found = {language for cache in caches for language in cache.entries.languages}
     weights = {code: config.language_weights.get(code, 1.0) for code in sorted(found)}
     languages = tuple(sorted((code for code in weights if weights[code] > 0), key=lambda code: -weights[code]))
     data = tuple(f"{cache.header.source}: {len(cache)} pictures" for cache in caches if cache.header.source)

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
-from dalle_mini_impl.data.picture_store import ENTRIES_FILE, PictureStore, open_store, store_version
+from dalle_mini_impl.data.entries import ENTRY_FILES, write_entries
+from dalle_mini_impl.data.picture_store import PictureStore, open_store, store_version
 from dalle_mini_impl.data.token_cache import (
     CONTENTS,
     IMAGE_IDS_FILE,
@@ -31,7 +32,6 @@ from dalle_mini_impl.data.token_cache import (
     CacheHeader,
     check_cache_replaceable,
     check_codebook_size,
-    write_entries,
     write_header,
 )
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
@@ -67,7 +67,7 @@ def variant_pixels(
     if config.variants == 0 or variant == NOT_AUGMENTED:
         return pixels_on_white(rgba, size)
     changes = [random_changes(1, config.augment, loop.generator_for(config.seed, variant, int(row))) for row in rows]
-    may_flip = np.array([store.entries[row].may_flip for row in rows])
+    may_flip = store.entries.may_flip(rows)
     return augmented_pixels(rgba, may_flip, torch.cat(changes), size, config.augment.keep_inside)
 
 
@@ -164,7 +164,7 @@ def check_settings(config: EncodeRun) -> None:
 
 def describe_cache(folder: Path, config: EncodeRun, tokenizer: ImageTokenizer, identity: str) -> CacheHeader:
     """Header of a cache whose other files are complete in `folder`."""
-    names = [ENTRIES_FILE, *(name for name, _ in file_types(config))]
+    names = [*ENTRY_FILES, *(name for name, _ in file_types(config))]
     paths = [f"{split}/{name}" for split in ("train", "validation") for name in names]
     return CacheHeader(
         image_tokenizer=identity,

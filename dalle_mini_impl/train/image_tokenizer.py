@@ -49,7 +49,7 @@ def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageToken
     run = config.run
     indices = batch_indices(step, run.batch_size, len(store), run)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
-    may_flip = np.array([store.entries[index].may_flip for index in indices])
+    may_flip = store.entries.may_flip(indices)
     return augmented_pixels(store.take(indices), may_flip, changes, config.model.size, config.augment.keep_inside)
 
 

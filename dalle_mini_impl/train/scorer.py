@@ -21,8 +21,9 @@ from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import ScorerRun
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
+from dalle_mini_impl.data.entries import concept_hashes, concept_indices
 from dalle_mini_impl.data.pair import caption_in_language
-from dalle_mini_impl.data.picture_store import PictureStore, concept_indices, open_store
+from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import CaptionSampler, describe_cut_captions
 from dalle_mini_impl.evaluate.recall import recalls
 from dalle_mini_impl.model.build import build_clip
@@ -100,7 +101,7 @@ def make_batch(
     run = config.run
     indices = batch_indices(step, run.batch_size, len(store), run)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
-    may_flip = np.array([store.entries[index].may_flip for index in indices])
+    may_flip = store.entries.may_flip(indices)
     pixels = augmented_pixels(
         store.take(indices), may_flip, changes, config.model.image_size, config.augment.keep_inside
     )
@@ -140,7 +141,7 @@ def validate(
         zero-shot accuracy, the share of pictures whose nearest caption is one of their own concept.
     """
     count = min(len(store), VALIDATION_PICTURES)
-    concepts = torch.from_numpy(concept_indices(store)[:count])
+    concepts = torch.from_numpy(concept_indices(store.entries[:count]))
     texts = [caption_in_language(entry.captions, language).text for entry in store.entries[:count]]
     image_parts: list[Tensor] = []
     text_parts: list[Tensor] = []
@@ -185,7 +186,6 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     if config.reconstructed_share:
         image_tokenizer, identities["image_tokenizer"] = load_reconstructor(config, str(accelerator.device))
     captions = CaptionSampler(train.entries, config.language_weights)
-    concepts = concept_indices(train)
     with memory.bounded_networks():
         clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
     # The pixels and texts of all passes are made first.
@@ -212,7 +212,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
             for rows in loop.pass_rows(accelerator, run)
         ]
         chunks = [(pixels, text_ids) for pixels, text_ids, _ in batches]
-        groups = torch.from_numpy(concepts[np.concatenate([indices for *_, indices in batches])])
+        groups = torch.from_numpy(concept_hashes(train.entries, np.concatenate([indices for *_, indices in batches])))
         loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
         log.check_finite(step, loss=float(loss))
         accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dalle_mini_impl.data.entries import PictureEntry, write_entries
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
     CaptionSampler,
     open_cache,
     read_header,
-    write_entries,
     write_header,
 )
 from dalle_mini_impl.util.errors import UserError
@@ -45,7 +44,7 @@ def cache(tmp_path):
 def test_written_cache_is_read_back(cache):
     read = open_cache(cache, "train", HEADER.image_tokenizer)
     assert read.header == HEADER == read_header(cache)
-    assert read.entries == ENTRIES
+    assert list(read.entries) == ENTRIES
     assert len(read) == 2
     assert read.image_ids.shape == (2, 7, 3, 5)
     assert read.image_ids[1, 6, 2, 4] == 209 % 61

@@ -13,8 +13,9 @@ from PIL import Image
 
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.data.entries import PictureEntry
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry, build_store
+from dalle_mini_impl.data.picture_store import build_store
 from dalle_mini_impl.evaluate import judges
 from dalle_mini_impl.evaluate import paint as paint_evaluation
 from dalle_mini_impl.evaluate.generation import (

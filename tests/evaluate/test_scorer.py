@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.data.entries import concept_indices
 from dalle_mini_impl.data.pair import Caption, caption_in_language
-from dalle_mini_impl.data.picture_store import concept_indices
 from dalle_mini_impl.evaluate import scorer as measure
 from dalle_mini_impl.evaluate.recall import recalls
 from dalle_mini_impl.evaluate.scorer import LanguageReport, evaluate_scorer, plot_recalls, table_cells
@@ -27,8 +27,7 @@ def entry(key, *captions, **details):
 
 
 def test_pictures_of_one_concept_have_one_index():
-    store = SimpleNamespace(entries=[entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
-    indices = concept_indices(store)
+    indices = concept_indices([entry("a", concept="cat"), entry("b"), entry("c", concept="cat"), entry("d")])
     assert indices[0] == indices[2]
     assert len(set(indices)) == 3
 

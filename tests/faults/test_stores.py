@@ -23,7 +23,7 @@ def damages(path, tries):
         yield bytes(flipped)
 
 
-@pytest.mark.parametrize("name", ["store/pixels.npy", "store/pairs.jsonl", "store/sources.json"])
+@pytest.mark.parametrize("name", ["store/pixels.npy", "store/pairs.jsonl", "store/pairs.npy", "store/sources.json"])
 def test_damage_to_a_store_is_named(home, name, tries, report):
     config = config_of(home, "encode").data
     open_store(config, "train")
@@ -40,7 +40,7 @@ def test_damage_to_a_store_is_named(home, name, tries, report):
     report("stores and caches cut off or with a flipped bit", f"{name} {count} of {count} named")
 
 
-@pytest.mark.parametrize("name", ["train/image_ids.npy", "train/pairs.jsonl", "cache.json"])
+@pytest.mark.parametrize("name", ["train/image_ids.npy", "train/pairs.jsonl", "train/pairs.npy", "cache.json"])
 def test_damage_to_a_cache_is_named(home, name, tries, report):
     cache_of(home, "train")
     path = home.folder / "ids" / name

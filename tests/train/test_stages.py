@@ -24,13 +24,13 @@ from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.entries import PictureEntries, PictureEntry, write_entries
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry, open_store
+from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import (
     CacheHeader,
     CaptionSampler,
     TokenCache,
-    write_entries,
     write_header,
 )
 from dalle_mini_impl.model.clip import CLIP
@@ -136,7 +136,7 @@ def test_the_checkpoint_describes_its_training_data(trained):
 
 def test_the_described_languages_are_those_with_a_weight():
     captions = [tuple(Caption("x", code) for code in codes) for codes in (("en", "sl"), ("de", "", "en", "no"))]
-    entries = [PictureEntry("a", "train", False, each, {}) for each in captions]
+    entries = PictureEntries.of(PictureEntry("a", "train", False, each, {}) for each in captions)
     cache = TokenCache(CacheHeader("x", 13, (2, 2), "hearts"), np.zeros((2, 1, 2, 2)), entries)
     about = describe_run(runs.TransformerRun(language_weights={"sl": 3.0, "no": 0.0, "fi": 5.0}), [cache])
     assert about == AboutConfig(languages=("sl", "de", "en"), data=("hearts: 2 pictures",))
@@ -334,7 +334,7 @@ def test_the_cache_has_every_picture_of_each_split(trained):
     data = config_of(trained, "encode").data
     for split, variants in (("train", 3), ("validation", 1)):
         cache, store = cache_of(trained, split), open_store(data, split)
-        assert cache.entries == store.entries
+        assert list(cache.entries) == list(store.entries)
         assert cache.image_ids.shape == (len(store), variants, 2, 2)
         assert cache.image_ids.dtype == np.uint16
         assert cache.image_ids.max() < 13

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dalle_mini_impl.data.picture_store import PictureEntry
+from dalle_mini_impl.data.entries import PictureEntries, PictureEntry
 from dalle_mini_impl.data.token_cache import CaptionSampler
 from dalle_mini_impl.util.images import contact_sheet, save_png
 from dalle_mini_impl.util.text import printable
@@ -31,8 +31,8 @@ class SamplePrompt:
 
 def choose_prompts(
     given: Sequence[str],
-    train: list[PictureEntry],
-    validation: list[PictureEntry],
+    train: PictureEntries,
+    validation: PictureEntries,
     language_weights: dict[str, float],
     seed: int,
 ) -> list[SamplePrompt]:
@@ -48,8 +48,7 @@ def choose_prompts(
     if given:
         return [SamplePrompt(text) for text in given]
     trained, held_out = (_some_captions(entries, language_weights, seed) for entries in (train, validation))
-    known = set(held_out).intersection(caption.text for entry in train for caption in entry.captions)
-    held_out.sort(key=lambda text: text in known)  # otherwise in the same order
+    held_out.sort(key=train.has_caption)  # otherwise in the same order
     chosen = [SamplePrompt(text, "trained") for text in trained[:PROMPTS_PER_SPLIT]]
     return chosen + [SamplePrompt(text, "held out") for text in held_out[:PROMPTS_PER_SPLIT]]
 
@@ -81,9 +80,9 @@ def save_sheet(pictures: Sequence[Image.Image], prompts: Sequence[SamplePrompt],
     save_png(sheet, path, {"prompts": [asdict(prompt) for prompt in prompts]})
 
 
-def _some_captions(entries: list[PictureEntry], language_weights: dict[str, float], seed: int) -> list[str]:
+def _some_captions(entries: Sequence[PictureEntry], language_weights: dict[str, float], seed: int) -> list[str]:
     """Different captions of some pictures, in random order."""
     random = np.random.default_rng([seed, CHOICE])
-    some = [entries[index] for index in random.permutation(len(entries))[:EXAMINED]]
+    some = [entries[index] for index in random.permutation(len(entries))[:EXAMINED].tolist()]
     captions = CaptionSampler(some, language_weights)
     return list(dict.fromkeys(captions.sample(index, random).text for index in range(len(some))))

@@ -17,8 +17,9 @@ import numpy as np
 
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun
+from dalle_mini_impl.data.entries import write_entries
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
-from dalle_mini_impl.data.token_cache import PROBABILITIES_FILE, CacheHeader, write_entries, write_header
+from dalle_mini_impl.data.token_cache import PROBABILITIES_FILE, CacheHeader, write_header
 from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
 from dalle_mini_impl.train.encode import create_files, encode_batch, variant_pixels
 from dalle_mini_impl.train.whole.folder import read_log

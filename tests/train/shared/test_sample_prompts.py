@@ -3,8 +3,8 @@
 import pytest
 from helpers.pictures import random_picture
 
+from dalle_mini_impl.data.entries import PictureEntries, PictureEntry
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry
 from dalle_mini_impl.train.shared.sample_prompts import (
     PROMPTS_PER_SPLIT,
     SamplePrompt,
@@ -16,7 +16,7 @@ from dalle_mini_impl.util.images import read_metadata
 
 
 def entries(*captions, language=""):
-    return [PictureEntry(text, "", False, (Caption(text, language),), {}) for text in captions]
+    return PictureEntries.of(PictureEntry(text, "", False, (Caption(text, language),), {}) for text in captions)
 
 
 TRAIN = entries(*(f"duck {number}" for number in range(150)), "common")
@@ -39,7 +39,7 @@ def test_captions_are_chosen_where_no_prompts_are_given():
 
 @pytest.mark.parametrize(("train", "validation", "count"), [(1, 1, 2), (2, 0, 2), (1, 9, 5)])
 def test_small_sets_have_fewer_prompts(train, validation, count):
-    assert len(choose_prompts([], TRAIN[:train], VALIDATION[:validation], {}, 0)) == count
+    assert len(choose_prompts([], *map(PictureEntries.of, (TRAIN[:train], VALIDATION[:validation])), {}, 0)) == count
 
 
 def test_captions_that_training_knows_too_are_taken_where_there_are_no_others():
@@ -48,7 +48,8 @@ def test_captions_that_training_knows_too_are_taken_where_there_are_no_others():
 
 
 def test_captions_are_in_the_languages_of_training():
-    both = [PictureEntry("1", "", False, (Caption("a duck", "en"), Caption("eine Ente", "de")), {})]
+    captions = (Caption("a duck", "en"), Caption("eine Ente", "de"))
+    both = PictureEntries.of([PictureEntry("1", "", False, captions, {})])
     for seed in range(9):
         assert choose_prompts([], both, both, {"en": 0}, seed)[0].text == "eine Ente"
 
