@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.remote import RemotePath, SourcePath
 from dalle_mini_impl.data.sample import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
@@ -34,29 +35,29 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 class _Files:
     """Files of one name, by what they hold."""
 
-    pictures: list[Path] = field(default_factory=list)
-    unreadable: list[Path] = field(default_factory=list)
+    pictures: list[SourcePath] = field(default_factory=list)
+    unreadable: list[SourcePath] = field(default_factory=list)
     """Pictures of a format that cannot be read."""
-    texts: dict[str, list[Path]] = field(default_factory=dict)
+    texts: dict[str, list[SourcePath]] = field(default_factory=dict)
     """Ending -> files."""
-    tables: list[Path] = field(default_factory=list)
+    tables: list[SourcePath] = field(default_factory=list)
     """JSON files."""
-    translations: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
+    translations: dict[str, dict[str, list[SourcePath]]] = field(default_factory=dict)
     """Language in the name -> ending -> files."""
     rows: list[TablePicture] = field(default_factory=list)
     """What tables of the folder say of the picture."""
 
-    def captions(self) -> list[tuple[str, Path]]:
+    def captions(self) -> list[tuple[str, SourcePath]]:
         """Language, or nothing, and path of each file with captions; the first kind of each language counts."""
         kinds = {"": self.texts} | dict(sorted(self.translations.items()))
         return [(language, path) for language, texts in kinds.items() for path in _first_kind(texts)]
 
 
-def _first_kind(texts: dict[str, list[Path]]) -> list[Path]:
+def _first_kind(texts: dict[str, list[SourcePath]]) -> list[SourcePath]:
     return next((texts[ending] for ending in CAPTION_ENDINGS if ending in texts), [])
 
 
-def folder_samples(folder: Path, log: SkipLog, note_log: SkipLog, needed: bool) -> list[PendingSample]:
+def folder_samples(folder: SourcePath, log: SkipLog, note_log: SkipLog, needed: bool) -> list[PendingSample]:
     """List the samples of a folder; empty if it holds no picture at all.
 
     Args:
@@ -66,11 +67,12 @@ def folder_samples(folder: Path, log: SkipLog, note_log: SkipLog, needed: bool) 
         needed: whether pictures without a caption are skipped.
     """
     files_of_key: dict[str, _Files] = {}
-    metadata: list[Path] = []
-    for path in list_files(folder, log):
+    metadata: list[SourcePath] = []
+    is_remote = isinstance(folder, RemotePath)
+    for path in folder.list_states(recursive=True) if is_remote else list_files(folder, log):
         if path.name in METADATA_FILES:
             metadata.append(path)
-        kind, ending = picture_kind(path), path.suffix.lower()
+        kind, ending = picture_kind(path.name), path.suffix.lower()
         if kind == "other" and ending not in (*CAPTION_ENDINGS, ".json"):
             continue
         files = files_of_key.setdefault(path.relative_to(folder).with_suffix("").as_posix(), _Files())
@@ -108,7 +110,7 @@ def _join_translations(files_of_key: dict[str, _Files]) -> None:
 
 
 def _join_rows_of_table(
-    table: Path, files_of_key: dict[str, _Files], log: SkipLog, needed: bool
+    table: SourcePath, files_of_key: dict[str, _Files], log: SkipLog, needed: bool
 ) -> list[PendingSample]:
     """Give the rows of a table in the folder to the pictures that they name; returns refusals of those without one."""
     try:
@@ -117,12 +119,12 @@ def _join_rows_of_table(
         log.add(str(table), f"unusable table: {error}")
         return []
     files_of_picture = {
-        os.path.normpath(path): files
+        os.path.normpath(str(path)): files
         for files in files_of_key.values()
         for path in (*files.pictures, *files.unreadable)
     }
     for name, row in rows.items():
-        files = files_of_picture.get(os.path.normpath(table.parent / name))
+        files = files_of_picture.get(os.path.normpath(str(table.parent / name)))
         if files is None:
             refused.append((row.where, f"no picture: {name} is not in the folder"))
         else:
@@ -144,7 +146,7 @@ def _join_names_with_ending(files_of_key: dict[str, _Files]) -> None:
 def _samples_of_key(key: str, files: _Files, log: SkipLog, needed: bool) -> list[PendingSample]:
     """The sample of one name, and a refusal for each file that cannot be part of it."""
     first = files.pictures[0] if files.pictures else None
-    unreadable: list[PendingSample] = [(str(path), refusal(unreadable_format(path))) for path in files.unreadable]
+    unreadable: list[PendingSample] = [(str(path), refusal(unreadable_format(path.name))) for path in files.unreadable]
     if first is None:
         reason = "no picture: none has the same name"
         return unreadable or [(str(path), refusal(reason)) for _, path in files.captions()]
@@ -154,7 +156,7 @@ def _samples_of_key(key: str, files: _Files, log: SkipLog, needed: bool) -> list
     return [(str(first), _folder_sample(key, first, files, log, needed)), *same_name]
 
 
-def _folder_sample(key: str, picture: Path, files: _Files, log: SkipLog, needed: bool) -> Callable[[], Pair]:
+def _folder_sample(key: str, picture: SourcePath, files: _Files, log: SkipLog, needed: bool) -> Callable[[], Pair]:
     def read() -> Pair:
         texts = files.captions()
         tables = [] if files.texts else files.tables

@@ -31,6 +31,7 @@ from dalle_mini_impl.data.entries import ENTRIES_FILE, ENTRY_FILES, PictureEntri
 from dalle_mini_impl.data.fit import FitCounts, fit_picture
 from dalle_mini_impl.data.pair import SkipLog, fill_splits, split_of
 from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.data.remote import is_address
 from dalle_mini_impl.data.source_files import describe_changes, source_states
 from dalle_mini_impl.data.store_size import (
     frame_of_header,
@@ -179,7 +180,7 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
                 "fit": config.fit,
                 "every": config.every,
             },
-            "source_from_here": os.path.relpath(_real(config.source), _real(config.store)),
+            "source_from_here": _source_from(config.source, config.store),
             "size": size_in_header(frame),
             "count": count,
             "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, *ENTRY_FILES, SOURCES_FILE)},
@@ -279,7 +280,7 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, PictureEntrie
 def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) -> None:
     """Refuse a store that was built from another source or with other settings."""
     built = header["identity"]
-    same_path = header.get("source_from_here") == os.path.relpath(_real(config.source), _real(folder))
+    same_path = header.get("source_from_here") == _source_from(config.source, folder)
     expected = {
         "source": built["source"] if same_path else config.source,
         "store_size": size_in_header(config.store_frame) or built["store_size"],
@@ -306,7 +307,8 @@ def source_changes(folder: Path, source: str = "") -> str:
     """
     try:
         before = json.loads((folder / SOURCES_FILE).read_text())
-        source = source or str(folder / read_header_file(folder / HEADER_FILE)["source_from_here"])
+        from_here = read_header_file(folder / HEADER_FILE)["source_from_here"]
+        source = source or (from_here if is_address(from_here) else str(folder / from_here))
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     now = source_states(source, known=before)
@@ -337,6 +339,11 @@ def store_fit(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return DataConfig.fit
     return fit if fit in FITS else DataConfig.fit
+
+
+def _source_from(source: str, folder: str | Path) -> str:
+    """The path of a source as seen from a folder; an address as it is."""
+    return source if is_address(source) else os.path.relpath(_real(source), _real(folder))
 
 
 def _real(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Reads captioned pictures from a folder, a JSONL or CSV file, or WebDataset tars.
+"""Reads captioned pictures from a folder, a JSONL or CSV file, or WebDataset tars, here or at an address.
 
 A sample that cannot be used never stops a reader: it is skipped and recorded in a `SkipLog` with the reason.
 """
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dalle_mini_impl.data.folder_reader import folder_samples
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
+from dalle_mini_impl.data.remote import RemotePath, SourcePath, is_address, source_path
 from dalle_mini_impl.data.sample import (
     PendingSample,
     UnusableSample,
@@ -49,7 +50,8 @@ def read_pairs(
     """Read every captioned picture of a source, in an order that depends on the source alone.
 
     Args:
-        source: one of three kinds; hidden files are ignored in all of them.
+        source: one of three kinds, here or at an address that fsspec knows, such as `s3://bucket/set-{000..007}.tar`;
+            hidden files are ignored in all of them.
             A folder of pictures, at any depth, each with a `.txt`, `.caption` or `.cap` file of the same name, one
             caption per line, or else a `.json` file as in tars, or else rows of a `metadata.jsonl` or `metadata.csv`
             in its folder or above. `NAME.de.txt` holds captions in German.
@@ -66,23 +68,25 @@ def read_pairs(
         workers: number of parts. They are disjoint and together cover the source.
 
     Raises:
-        UserError: the source is missing, of no known kind, or has no picture, tar or row at all.
+        UserError: the source is missing, of no known kind, or has no picture, tar or row at all, or its address cannot
+            be reached.
         ValueError: `worker` is not in 0 to `workers - 1`.
     """
     if not 0 <= worker < workers:
         raise ValueError(f"expected worker from 0 to {workers - 1}, got {worker}")
     if not str(source):
         raise UserError(f"no source was named; expected {EXPECTED}; set data.source or name one")
-    path = Path(source).expanduser()
+    path = source_path(source)
     try:
         return _reader_for(path, log, captions == "needed", worker, workers)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        checked = "the address, the connection and your credentials" if is_address(source) else "its permissions"
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check {checked}") from error
 
 
-def _reader_for(path: Path, log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
+def _reader_for(path: SourcePath, log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Choose the reader by the kind of the source."""
-    if path.is_dir():
+    if is_folder(path):
         folder_log = log if worker == 0 else SkipLog()  # one worker alone reports on the folder as a whole
         files = sorted(path.iterdir())
         tars = [file for file in files if is_tar(file) and not file.name.startswith(".")]
@@ -92,7 +96,7 @@ def _reader_for(path: Path, log: SkipLog, needed: bool, worker: int, workers: in
                 raise UserError(f"{path} holds neither pictures nor .tar files; expected {EXPECTED}; check the path")
             return read_samples(samples, log, worker, workers)
         for file in files:
-            if picture_kind(file) != "other":
+            if picture_kind(file.name) != "other":
                 folder_log.add(str(file), "beside tars: a folder is read as tars or as pictures")
         return read_tars(tars, log, needed, worker, workers)
     if path.suffix.lower() in TABLE_ENDINGS and path.exists():
@@ -100,20 +104,36 @@ def _reader_for(path: Path, log: SkipLog, needed: bool, worker: int, workers: in
     return read_tars(tars_of_pattern(str(path)), log, needed, worker, workers)
 
 
-def tars_of_pattern(pattern: str) -> list[Path]:
+def is_folder(path: SourcePath) -> bool:
+    """Whether a source is a folder.
+
+    Raises:
+        OSError: that of an address cannot be found out.
+    """
+    # A web server would have to send what the address names, to see whether it is a list of files.
+    is_file = isinstance(path, RemotePath) and (is_tar(path) or path.suffix.lower() in TABLE_ENDINGS)
+    return not is_file and path.is_dir()
+
+
+def tars_of_pattern(pattern: str) -> list[SourcePath]:
     """List the tars that a path or pattern names; those that braces name but are missing stay in, to be logged."""
-    names = [pattern] if os.path.exists(pattern) else _expand_braces(pattern)
-    paths: list[Path] = []
-    for name in names:
-        is_pattern = glob.has_magic(name) and not os.path.exists(name)
-        matches = sorted(glob.iglob(name, recursive=True)) if is_pattern else [name]
-        paths += [Path(path) for path in matches]
+    names = [pattern] if not is_address(pattern) and os.path.exists(pattern) else _expand_braces(pattern)
+    paths = [path for name in names for path in _matches(name)]
     if not any(path.exists() for path in paths):
         raise UserError(f"{pattern} does not exist; expected {EXPECTED}; check the path")
     tars = [path for path in dict.fromkeys(paths) if is_tar(path)]
     if not tars:
         raise UserError(f"{pattern} is none of the kinds that can be read; expected {EXPECTED}; convert it")
     return tars
+
+
+def _matches(name: str) -> list[SourcePath]:
+    """The paths that a name without braces stands for."""
+    if is_address(name):
+        path = RemotePath(name)
+        return [*path.glob()] if path.is_pattern else [path]
+    is_pattern = glob.has_magic(name) and not os.path.exists(name)
+    return [Path(match) for match in sorted(glob.iglob(name, recursive=True))] if is_pattern else [Path(name)]
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -149,7 +169,7 @@ def _alternatives(content: str) -> Iterable[str]:
     return (str(number).zfill(len(bounds[1])) for number in range(first, last + step, step))
 
 
-def _table_samples(table: Path, log: SkipLog, needed: bool) -> list[PendingSample]:
+def _table_samples(table: SourcePath, log: SkipLog, needed: bool) -> list[PendingSample]:
     pictures, refused = join_rows(table, log, needed)
     samples = [(where, refusal(reason)) for where, reason in refused]
     samples += [
@@ -162,17 +182,17 @@ def _table_samples(table: Path, log: SkipLog, needed: bool) -> list[PendingSampl
 
 
 def _table_sample(
-    path: Path, key: str, captions: list[Caption], details: dict[str, Any], needed: bool
+    path: SourcePath, key: str, captions: list[Caption], details: dict[str, Any], needed: bool
 ) -> Callable[[], Pair]:
     def read() -> Pair:
-        if picture_kind(path) == "unreadable":
-            raise UnusableSample(unreadable_format(path))
+        if picture_kind(path.name) == "unreadable":
+            raise UnusableSample(unreadable_format(path.name))
         return make_pair(key, captions, details, lambda: read_bytes(path), needed)
 
     return read
 
 
-def pictures_of_table(table: Path) -> list[str]:
+def pictures_of_table(table: SourcePath) -> list[str]:
     """Paths of the pictures that a `.jsonl`, `.csv` or `.tsv` file names, as they stand there, each once."""
     names: dict[str, None] = {}
     for _, fields in read_rows(table, captions_needed=False):

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dalle_mini_impl.data.languages import LANGUAGE
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
+from dalle_mini_impl.data.remote import RemotePath, SourcePath
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util import read_files
 from dalle_mini_impl.util.errors import UserError
@@ -107,7 +108,7 @@ def list_files(folder: Path, log: SkipLog, unlisted: list[Path] | None = None) -
     return files
 
 
-def read_bytes(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
+def read_bytes(path: SourcePath, limit: int = MAX_PICTURE_BYTES) -> bytes:
     """Read a file.
 
     Args:
@@ -118,7 +119,7 @@ def read_bytes(path: Path, limit: int = MAX_PICTURE_BYTES) -> bytes:
         UnusableSample: the file is missing, cannot be read, is a pipe or a device, or is too large.
     """
     try:
-        return read_files.read_bytes(path, limit)
+        return path.read_bytes(limit) if isinstance(path, RemotePath) else read_files.read_bytes(path, limit)
     except FileNotFoundError as error:
         raise UnusableSample(f"missing file: {path}") from error
     except (OSError, ValueError, MemoryError) as error:

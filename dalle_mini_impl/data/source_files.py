@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dalle_mini_impl.data.folder_reader import CAPTION_ENDINGS, METADATA_FILES
 from dalle_mini_impl.data.pair import SkipLog
-from dalle_mini_impl.data.readers import pictures_of_table, tars_of_pattern
+from dalle_mini_impl.data.readers import is_folder, pictures_of_table, tars_of_pattern
+from dalle_mini_impl.data.remote import RemotePath, file_states, source_path
 from dalle_mini_impl.data.sample import list_files
 from dalle_mini_impl.data.tables import TABLE_ENDINGS
 from dalle_mini_impl.data.tar_reader import is_tar
@@ -20,6 +21,9 @@ FileStates = dict[str, list[int]]
 def source_states(source: str, known: Collection[str] = ()) -> FileStates:
     """The present state of every file of a source; nothing is opened but a table.
 
+    At an address it is what the file system tells of the content in place of a time, and only the table itself of a
+    table.
+
     Args:
         source: as for `read_pairs`.
         known: names of an earlier call. With a table only these are looked up, which saves reading it: what it names
@@ -28,8 +32,10 @@ def source_states(source: str, known: Collection[str] = ()) -> FileStates:
     Returns:
         Empty where the source is missing or cannot be listed.
     """
-    path = Path(source).expanduser()
     try:
+        path = source_path(source)
+        if isinstance(path, RemotePath):
+            return _remote_states(path)
         if path.is_dir():
             tars = [name for name in sorted(os.listdir(path)) if is_tar(Path(name)) and not name.startswith(".")]
             return _states(path, tars or _folder_names(path))
@@ -54,9 +60,23 @@ def describe_changes(before: Mapping[str, list[int]], now: Mapping[str, list[int
 
 def _folder_names(folder: Path) -> list[str]:
     start = len(os.path.join(folder, ""))
-    relevant = (*PICTURE_ENDINGS, *CAPTION_ENDINGS, ".json")
-    files = list_files(folder, SkipLog())
-    return [str(path)[start:] for path in files if path.suffix.lower() in relevant or path.name in METADATA_FILES]
+    return [str(path)[start:] for path in list_files(folder, SkipLog()) if _is_relevant(path)]
+
+
+def _is_relevant(path: Path | RemotePath) -> bool:
+    """Whether a file of a folder of pictures is read."""
+    return path.suffix.lower() in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, ".json") or path.name in METADATA_FILES
+
+
+def _remote_states(path: RemotePath) -> FileStates:
+    if is_folder(path):
+        states = path.list_states()
+        tars = {file: state for file, state in states.items() if is_tar(file)}
+        files = tars or {f: state for f, state in path.list_states(recursive=True).items() if _is_relevant(f)}
+        return {str(file.relative_to(path)): state for file, state in files.items()}
+    tars_or_table = [path] if path.suffix.lower() in TABLE_ENDINGS else tars_of_pattern(str(path))
+    states = file_states([file for file in tars_or_table if isinstance(file, RemotePath)])
+    return {str(file): state for file, state in states.items()}
 
 
 def _states(folder: Path, names: Collection[str]) -> FileStates:

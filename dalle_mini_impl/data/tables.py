@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TextIO
 
 from dalle_mini_impl.data.pair import Caption, SkipLog
+from dalle_mini_impl.data.remote import RemotePath, SourcePath, open_source
 from dalle_mini_impl.data.sample import (
     CAPTION_FIELDS,
     CAPTION_IN_LANGUAGE,
@@ -26,7 +26,6 @@ from dalle_mini_impl.data.sample import (
 )
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind
-from dalle_mini_impl.util.read_files import open_regular
 from dalle_mini_impl.util.text import encoding_of
 
 TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
@@ -57,7 +56,7 @@ Line = tuple[int, str | None]
 """Number of a line, from 1, and its text without its end; None if it is longer than `MAX_LINE_CHARACTERS`."""
 
 
-def read_rows(table: Path, captions_needed: bool = True) -> Iterator[Row]:
+def read_rows(table: SourcePath, captions_needed: bool = True) -> Iterator[Row]:
     """Read the rows of a table.
 
     Args:
@@ -78,8 +77,8 @@ def read_rows(table: Path, captions_needed: bool = True) -> Iterator[Row]:
 
 
 @contextmanager
-def _open_text(table: Path) -> Iterator[TextIO]:
-    with open_regular(table) as file:
+def _open_text(table: SourcePath) -> Iterator[TextIO]:
+    with open_source(table) as file:
         size = file.seek(0, io.SEEK_END)
         if size > MAX_TABLE_BYTES:
             raise UserError(f"expected {table} to have at most {MAX_TABLE_BYTES} bytes, got {size}; divide it")
@@ -116,7 +115,7 @@ def _too_long(number: int) -> UnusableSample:
     return UnusableSample(f"malformed line: number {number} has more than {MAX_LINE_CHARACTERS} characters")
 
 
-def _jsonl_rows(table: Path, lines: Iterator[Line]) -> Iterator[Row]:
+def _jsonl_rows(table: SourcePath, lines: Iterator[Line]) -> Iterator[Row]:
     for number, line in lines:
         where = f"{table}:{number}"
         if line is None:
@@ -133,7 +132,7 @@ def _jsonl_rows(table: Path, lines: Iterator[Line]) -> Iterator[Row]:
                 yield where, fields if isinstance(fields, dict) else UnusableSample("malformed line: not a JSON object")
 
 
-def _delimited_rows(table: Path, lines: Iterator[Line], captions_needed: bool) -> Iterator[Row]:
+def _delimited_rows(table: SourcePath, lines: Iterator[Line], captions_needed: bool) -> Iterator[Row]:
     number, first = next(lines, (0, ""))
     if not number:
         return
@@ -173,7 +172,7 @@ class _TableFormat:
     """Whether a line looks like a row of its own: it has a picture's path where the path is expected."""
 
 
-def _detect_format(table: Path, first: str, captions_needed: bool) -> _TableFormat:
+def _detect_format(table: SourcePath, first: str, captions_needed: bool) -> _TableFormat:
     names = {
         delimiter: [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in _header(first, delimiter)]
         for delimiter in DELIMITERS
@@ -200,7 +199,9 @@ def _detect_format(table: Path, first: str, captions_needed: bool) -> _TableForm
     def is_row(line: str) -> bool:
         fields = line.split(delimiter)
         name = fields[path_column].strip(' "') if len(fields) > path_column else ""
-        return bool(name) and (picture_kind(name) != "other" or os.path.isfile(table.parent / name))
+        is_picture = bool(name) and picture_kind(name) != "other"
+        # At an address, a question for each line would take too long.
+        return is_picture or bool(name) and not isinstance(table, RemotePath) and os.path.isfile(table.parent / name)
 
     return _TableFormat(header, split, is_row)
 
@@ -296,7 +297,7 @@ class TablePicture:
 
 
 def join_rows(
-    table: Path, log: SkipLog, captions_needed: bool
+    table: SourcePath, log: SkipLog, captions_needed: bool
 ) -> tuple[dict[str, TablePicture], list[tuple[str, str]]]:
     """Join the rows of each picture; one row per caption is common.
 

@@ -11,12 +11,11 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.remote import SourcePath, open_source
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.read_files import open_regular
 
 COMPRESSIONS = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open))
 """First bytes of a compressed file, and what opens it."""
@@ -88,18 +87,18 @@ class TarFileObject(io.RawIOBase):
 
 
 @contextmanager
-def open_tar(tar: Path, log: SkipLog) -> Iterator[TarFileObject]:
-    """Open a tar; a compressed one is first unpacked into a temporary file without a name.
+def open_tar(tar: SourcePath, log: SkipLog) -> Iterator[TarFileObject]:
+    """Open a tar; one at an address is first copied, a compressed one unpacked into a temporary file without a name.
 
     Args:
-        tar: path of the file.
+        tar: the file.
         log: receives the fault if a compressed tar is damaged; what lies before it can be read.
 
     Raises:
         OSError: it cannot be read, or there is no space to unpack it.
         UserError: it is no regular file, or unpacks to far more bytes than pictures would.
     """
-    with open_regular(tar) as file:
+    with open_source(tar) as file:
         start = file.read(6)
         file.seek(0)
         unpack = next((opener for mark, opener in COMPRESSIONS if start.startswith(mark)), None)

@@ -5,13 +5,13 @@ sample unusable instead of the rest of the tar. Nothing is unpacked to disk by i
 """
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.remote import SourcePath
 from dalle_mini_impl.data.sample import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
@@ -40,7 +40,7 @@ Members = dict[str, tarfile.TarInfo]
 """Ending in lower case, with its dot -> member of the tar, for one sample."""
 
 
-def read_tars(tars: list[Path], log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
+def read_tars(tars: Sequence[SourcePath], log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Read one worker's part: whole tars if there are at least as many as workers, else samples of every tar.
 
     Args:
@@ -60,12 +60,12 @@ def read_tars(tars: list[Path], log: SkipLog, needed: bool, worker: int, workers
             yield from _read_tar(tar, log, tar_log, needed, 0, 1)
 
 
-def is_tar(path: Path) -> bool:
+def is_tar(path: SourcePath) -> bool:
     """Whether a file is a tar by its name."""
     return path.name.lower().endswith(TAR_ENDINGS)
 
 
-def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
+def _read_tar(tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Read every `workers`-th sample of a tar; `tar_log` receives faults of the tar, `log` those of samples."""
     with ExitStack() as opened:
         try:
@@ -83,7 +83,7 @@ def _read_tar(tar: Path, log: SkipLog, tar_log: SkipLog, needed: bool, worker: i
         yield from read_samples(samples, log, worker, workers)
 
 
-def _list_members(archive: tarfile.TarFile, file: TarFileObject, tar: Path, log: SkipLog) -> list[tarfile.TarInfo]:
+def _list_members(archive: tarfile.TarFile, file: TarFileObject, tar: SourcePath, log: SkipLog) -> list[tarfile.TarInfo]:
     """List the members of a tar, and log gaps between them.
 
     tarfile skips damaged headers without an error; they show as bytes between members that are not zero.
@@ -108,7 +108,7 @@ def _list_members(archive: tarfile.TarFile, file: TarFileObject, tar: Path, log:
     return members
 
 
-def _group(members: list[tarfile.TarInfo], tar: Path, log: SkipLog) -> dict[str, Members]:
+def _group(members: list[tarfile.TarInfo], tar: SourcePath, log: SkipLog) -> dict[str, Members]:
     """Group members into samples; hidden ones are left out.
 
     Members with the same name up to its first dot are one sample, as in WebDataset, unless the rest of their names

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.picture_store import HEADER_FILE, store_fit
+from dalle_mini_impl.data.remote import is_address
 from dalle_mini_impl.util.errors import UserError
 
 MAKE_STORE = "`dalle data emoji --out data/emoji` and `dalle data store data/emoji --out data/emoji-store --fit crop`"
@@ -17,12 +18,13 @@ def is_store(data: str | Path) -> bool:
 
 
 def check_exists(data: str | Path) -> None:
-    """Refuse a path that does not exist. Patterns of tar files (`*`, `?`, `{`) are left to the reader.
+    """Refuse a path that does not exist. Patterns of tar files (`*`, `?`, `{`) and addresses are left to the reader.
 
     Raises:
         UserError: naming the commands that make the default store.
     """
-    if not Path(data).expanduser().exists() and not any(letter in str(data) for letter in "*?{["):
+    left = is_address(data) or any(letter in str(data) for letter in "*?{[")
+    if not left and not Path(data).expanduser().exists():
         raise UserError(
             f"{data} does not exist; expected a picture store or a source of captioned pictures; "
             f"make a store of the emoji set with {MAKE_STORE}"
@@ -36,20 +38,20 @@ def store_config(data: str | Path, skip_kinds: Sequence[str] = ()) -> DataConfig
     beside it as `NAME-store`; one that lies there is used however its pictures were fitted.
 
     Args:
-        data: a picture store, or anything `read_pairs` reads except a pattern.
+        data: a picture store, or anything `read_pairs` reads except a pattern or an address.
         skip_kinds: kinds of pictures to leave out.
 
     Raises:
-        UserError: `data` does not exist, or is a pattern.
+        UserError: `data` does not exist, or is a pattern or an address.
     """
     check_exists(data)
     kinds = tuple(skip_kinds)
     if is_store(data):
         return DataConfig(store=str(data), skip_kinds=kinds)
     source = Path(data).expanduser()
-    if not source.exists():
+    if is_address(data) or not source.exists():
         raise UserError(
-            f"expected a picture store, got the pattern {data}; "
+            f"expected a picture store, got the {'address' if is_address(data) else 'pattern'} {data}; "
             f"make a store with: dalle data store '{data}' --out STORE"
         )
     name = source.resolve().name if source.is_dir() else source.stem

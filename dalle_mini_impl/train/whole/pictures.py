@@ -7,7 +7,9 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.inspect import inspect_pairs
 from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.picture_store import open_store
-from dalle_mini_impl.data.readers import read_pairs, tars_of_pattern
+from dalle_mini_impl.data.readers import is_folder, read_pairs, tars_of_pattern
+from dalle_mini_impl.data.remote import RemotePath, SourcePath, source_path
 from dalle_mini_impl.data.source_files import source_states
 from dalle_mini_impl.data.tar_file import TarFileObject
 from dalle_mini_impl.data.tar_reader import is_tar
@@ -27,6 +30,8 @@ LEAST_PICTURES = 2
 """One to train on and one to hold out."""
 LISTED_MEMBERS = 2000
 """Members of a tar by which the number of its pictures is estimated."""
+LISTED_BYTES = 1 << 24
+"""Bytes of a tar at an address by which it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,25 +104,27 @@ def listed_pictures(source: str) -> int:
     states = source_states(source)
     if count := sum(Path(name).suffix.lower() in PICTURE_ENDINGS for name in states):
         return count
-    path = Path(source).expanduser()
     try:
-        tars = sorted(tar for tar in path.iterdir() if is_tar(tar)) if path.is_dir() else tars_of_pattern(str(path))
-        return int(sum(tar.stat().st_size for tar in tars) * pictures_per_byte(tars[0]))
+        path = source_path(source)
+        folder = is_folder(path)
+        tars = sorted(tar for tar in path.iterdir() if is_tar(tar)) if folder else tars_of_pattern(str(path))
+        return int(sum(state[0] for state in states.values() if state) * pictures_per_byte(tars[0]))
     except (OSError, ValueError, LookupError, tarfile.TarError):  # reading it says what is wrong
         return 0
 
 
-def pictures_per_byte(tar: Path) -> float:
+def pictures_per_byte(tar: SourcePath) -> float:
     """Pictures for each byte at the beginning of a tar that is not compressed.
 
     Raises:
         OSError, ValueError or tarfile.TarError: it cannot be read so.
     """
-    with open_regular(tar) as file, tarfile.TarFile(fileobj=TarFileObject(file)) as archive:  # type: ignore[arg-type]
-        count = sum(
-            member.isfile() and Path(member.name).suffix.lower() in PICTURE_ENDINGS
-            for member in islice(archive, LISTED_MEMBERS)
-        )
+    start = BytesIO(tar.read_start(LISTED_BYTES)) if isinstance(tar, RemotePath) else open_regular(tar)
+    with start as file, tarfile.TarFile(fileobj=TarFileObject(file)) as archive:  # type: ignore[arg-type]
+        count = 0
+        with suppress(tarfile.ReadError):  # the end of what was read
+            for member in islice(archive, LISTED_MEMBERS):
+                count += member.isfile() and Path(member.name).suffix.lower() in PICTURE_ENDINGS
         return count / max(1, archive.offset)
 
 
