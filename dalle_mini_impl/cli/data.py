@@ -197,8 +197,8 @@ def scenes(
 def store(source: str, out: Path, size: tuple[int, int], validation: float, fit: str, every: int) -> None:
     """Decode the pictures of SOURCE into a picture store.
 
-    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. Training and
-    `dalle evaluate` read the store; training builds it by itself where it is missing.
+    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an address
+    such as s3://bucket/set. Training and `dalle evaluate` read the store; training builds it by itself where it is missing.
     """
     from dalle_mini_impl.data.picture_store import CONTENTS, build_store
 
@@ -232,26 +232,26 @@ def store(source: str, out: Path, size: tuple[int, int], validation: float, fit:
     show_default=True,
     help="Side of the model's pictures in pixels, or height x width.",
 )
+@click.option(
+    "--processes", type=Count(), default=1, show_default=True, metavar="N", help="Processes that read at the same time."
+)
 @json_option("Write the report as JSON to FILE; - is standard output.")
-def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], json_file: str | None) -> None:
+def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], processes: int, json_file: str | None) -> None:
     """Report what SOURCE holds, and what a model sees of it.
 
     What cannot be used is listed with the reason. SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv
-    file, or WebDataset tars.
+    file, or WebDataset tars, here or at an address such as s3://bucket/set.
     """
     from dataclasses import asdict
 
-    from tqdm import tqdm
-
-    from dalle_mini_impl.data.inspect import inspect_pairs, report_text
+    from dalle_mini_impl.data.inspect import SAMPLE_COUNT, Inspection, report_text
+    from dalle_mini_impl.data.inspect_processes import inspect_source
     from dalle_mini_impl.data.pair import SkipLog
-    from dalle_mini_impl.data.readers import read_pairs
     from dalle_mini_impl.util.images import contact_sheet, save_png
 
     log = SkipLog()
-    pairs = read_pairs(source, log)
-    click.echo(f"reading {source}", err=True)
-    report, sample = inspect_pairs(tqdm(pairs, desc="inspecting", unit=" pictures", delay=2), frame=size, fit=fit)
+    inspection = inspect_source(source, log, Inspection(SAMPLE_COUNT, size, fit), processes)
+    report, sample = inspection.report(), inspection.shown()
     if report is None:
         click.echo(log.report(), err=True)
         raise UserError(f"{source} has no usable picture; expected pictures with captions; see above what is wrong")

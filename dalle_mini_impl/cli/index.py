@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         "dalle index photos --scorer hf:openai/clip-vit-base-patch32 --out photos.index",
     )
 )
-@click.argument("pictures", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("source", type=click.Path(), metavar="DIR")
 @out_option("Folder of the index.  [default: DIR/.dalle-index]", folder=True)
 @scorer_option("Scorer, named as for dalle classify.  [default: the index's if included, or emoji]", default=None)
 @click.option("--rebuild", is_flag=True, help="Replace an existing index when the new one is whole.")
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--faiss", is_flag=True, help="With --export: also a faiss index (extra: faiss).")
 @device_option()
 def index(
-    pictures: Path,
+    source: str,
     out: Path | None,
     scorer: str | None,
     rebuild: bool,
@@ -42,6 +42,11 @@ def index(
     Pictures are found in DIR at any depth. An existing index is updated: only new and changed files are read. A run
     that was stopped continues where it was.
     """
+    from dalle_mini_impl.data.remote import is_address
+
+    if is_address(source):
+        raise UserError(f"expected a folder of this machine, got the address {source}; copy the pictures here first")
+    pictures = Path(source)
     if not pictures.is_dir():
         raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
     if faiss and not export_folder:

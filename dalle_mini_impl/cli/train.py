@@ -79,8 +79,8 @@ def train_all(
 ) -> None:
     """Train a model on captioned pictures: all five stages, within the time.
 
-    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars. The settings follow
-    from the pictures, the time and the speed of this machine, and are written to DIR/configs. After a kill the same
+    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an address
+    such as s3://bucket/set. The settings follow from the pictures, the time and the speed of this machine, and are written to DIR/configs. After a kill the same
     command goes on. KEY=VALUE sets a key of all stages that have it, such as data.validation=0.1; STAGE.KEY=VALUE that
     of one, such as transformer.model.n_layer=8.
     """

@@ -20,7 +20,8 @@ class DataConfig:
     """Where captioned pictures come from."""
 
     source: str = ""
-    """A folder of pictures with captions, a JSONL or CSV file, or WebDataset tars (a folder or a glob)."""
+    """A folder of pictures with captions, a JSONL or CSV file, or WebDataset tars (a folder or a glob), here or at an
+    address such as `s3://bucket/set`."""
     store: str = ""
     """Folder of decoded pictures; built from `source` if it does not exist yet. If the source has changed since, the
     store is refused; without a source it is used as it is."""

@@ -78,6 +78,12 @@ class FitCounts:
         self.lost_tenth += fitted.lost > 0.1
         self.lost_half += fitted.lost > 0.5
 
+    def merge(self, other: "FitCounts") -> None:
+        """Add the counts of other pictures."""
+        self.changes.update(other.changes)
+        self.lost_tenth += other.lost_tenth
+        self.lost_half += other.lost_half
+
     def text(self) -> str:
         """The counts in one line."""
         counts = ", ".join(f"{self.changes[name]} {name}" for name in get_args(Change) if self.changes[name])

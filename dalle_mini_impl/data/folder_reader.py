@@ -68,14 +68,14 @@ def folder_samples(folder: SourcePath, log: SkipLog, note_log: SkipLog, needed: 
     """
     files_of_key: dict[str, _Files] = {}
     metadata: list[SourcePath] = []
-    is_remote = isinstance(folder, RemotePath)
-    for path in folder.list_states(recursive=True) if is_remote else list_files(folder, log):
+    listed = folder.list_states(recursive=True) if isinstance(folder, RemotePath) else list_files(folder, log)
+    for path in listed:
         if path.name in METADATA_FILES:
             metadata.append(path)
         kind, ending = picture_kind(path.name), path.suffix.lower()
         if kind == "other" and ending not in (*CAPTION_ENDINGS, ".json"):
             continue
-        files = files_of_key.setdefault(path.relative_to(folder).with_suffix("").as_posix(), _Files())
+        files = files_of_key.setdefault(path.relative_to(folder).with_suffix("").as_posix(), _Files())  # type: ignore[arg-type]
         if kind != "other":
             (files.pictures if kind == "readable" else files.unreadable).append(path)
         elif ending == ".json":
@@ -85,7 +85,9 @@ def folder_samples(folder: SourcePath, log: SkipLog, note_log: SkipLog, needed: 
     if not any(files.pictures or files.unreadable for files in files_of_key.values()):
         return []
     for files in files_of_key.values():
-        files.pictures.sort(key=is_drawing)  # a picture made from a drawing shows what the drawing was meant to be
+        files.pictures.sort(
+            key=lambda path: is_drawing(path.name)
+        )  # a picture made from a drawing shows what the drawing was meant to be
     _join_translations(files_of_key)
     _join_names_with_ending(files_of_key)
     refused = [one for table in metadata for one in _join_rows_of_table(table, files_of_key, log, needed)]

@@ -1,12 +1,14 @@
-"""Examines a data source before training: sizes, captions, scripts, languages, duplicates, and a sample of pictures."""
+"""Examines a data source before training: sizes, captions, scripts, languages, duplicates, and a sample of pictures.
+
+Whatever the number of pictures, the memory is bounded.
+"""
 
 import hashlib
 import heapq
-import statistics
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -14,23 +16,18 @@ from PIL import Image
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.duplicates import Duplicates
 from dalle_mini_impl.data.fit import FitCounts, fit_picture
 from dalle_mini_impl.data.languages import is_known_language
 from dalle_mini_impl.data.pair import Caption, Pair
-from dalle_mini_impl.util.images import on_background, to_images
+from dalle_mini_impl.data.value_counts import ValueCounts
+from dalle_mini_impl.util.images import to_images
 from dalle_mini_impl.util.tables import aligned_table
 
 SAMPLE_COUNT = 48
 """Pictures on the contact sheet."""
 SHOWN_SIDE = 128
 """Side in pixels up to which smaller pictures are enlarged on the contact sheet, by a whole number."""
-MAX_COMPARED = 30_000
-"""Near duplicates are searched among this many pictures, because the work grows with the square of their number."""
-MAX_STEP_DIFFERENCES = 3
-"""In how many of its 64 brightness steps a near duplicate may differ."""
-MAX_COLOUR_DIFFERENCE = 24
-"""Largest difference (0 to 255) of the mean colour of any cell of a 16 × 16 grid in a near duplicate. Brightness steps
-alone would take a blue heart for a red one, and a smile for a frown."""
 SHOWN_GROUPS = 5
 """Groups of duplicates listed in the report."""
 SHOWN_KEYS = 4
@@ -82,7 +79,13 @@ class Report:
     unknown_languages: list[str]
     """Those of `languages` that are no codes of languages."""
     exact_duplicates: list[list[str]]
-    """Keys of pictures with equal pixels."""
+    """Keys of pictures with equal pixels, the first `data.duplicates.MAX_KEYS`."""
+    exact_repeats: int
+    """Pictures whose pixels an earlier one has."""
+    different: int
+    """Pictures with pixels of their own, at most `data.duplicates.MAX_DIFFERENT`."""
+    forgotten: int
+    """Pictures beyond these, which may repeat each other."""
     near_duplicates: list[list[str]]
     """Keys of pictures that differ little; of each group of exact duplicates only the first is compared."""
     leaking: int
@@ -103,35 +106,117 @@ class Report:
     """Settings under which less would be lost, in words."""
 
 
-@dataclass
-class _Measurements:
-    """Measurements collected while reading; lists have one entry per picture unless noted."""
-
-    keys: list[str] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    """(width, height) in pixels."""
-    modes: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    caption_counts: list[int] = field(default_factory=list)
-    caption_lengths: list[int] = field(default_factory=list)
-    """In characters, one entry per caption."""
-    letters: Counter[str] = field(default_factory=Counter)
-    """Letters by script."""
-    languages: Counter[str] = field(default_factory=Counter)
-    """Captions by language."""
-    digests: list[bytes] = field(default_factory=list)
-    """Hash of size and pixels."""
-    steps: list[np.ndarray] = field(default_factory=list)
-    """(8, 8) bool, see `near_duplicate_groups`."""
-    thumbnails: list[np.ndarray] = field(default_factory=list)
-    """(16, 16, 3) uint8, see `near_duplicate_groups`."""
-    fitted: FitCounts = field(default_factory=FitCounts)
-    saved: int = 0
-    """Of pictures that lost over a tenth, how many would lose nothing with `auto`."""
-
-
 Sample = list[tuple[str, Image.Image]]
 """(first caption, picture as the model sees it) of each picture to show."""
+
+
+class Inspection:
+    """Measures pictures one after another.
+
+    Args:
+        sample: number of pictures to show. The choice depends on the keys alone, so it is the same each time.
+        frame: height and width of the model's pictures.
+        fit: how pictures are fitted into it, as in `DataConfig`.
+    """
+
+    def __init__(self, sample: int, frame: tuple[int, int], fit: str) -> None:
+        self.sample, self.frame, self.fit = sample, frame, fit
+        self.pictures = 0
+        self.transparent = 0
+        self.splits: Counter[str] = Counter()
+        self.width, self.height, self.aspect = ValueCounts(), ValueCounts(), ValueCounts()
+        self.caption_counts, self.caption_lengths = ValueCounts(), ValueCounts()
+        self.letters: Counter[str] = Counter()
+        """Letters by script."""
+        self.languages: Counter[str] = Counter()
+        """Captions by language."""
+        self.duplicates = Duplicates()
+        self.fitted = FitCounts()
+        self.saved = 0
+        """Of pictures that lost over a tenth, how many would lose nothing with `auto`."""
+        self._shown: list[tuple[int, int, str, Image.Image]] = []
+        """Heap of minus the hash of the key, minus the number of the picture, first caption and picture."""
+
+    def add(self, pair: Pair) -> None:
+        """Measure a picture."""
+        image, split = pair.image, pair.split or "unassigned"
+        self.pictures += 1
+        self.transparent += image.mode == "RGBA"
+        self.splits[split] += 1
+        self.width.add(image.width)
+        self.height.add(image.height)
+        self.aspect.add(image.width / image.height)
+        self.caption_counts.add(len(pair.captions))
+        for caption in pair.captions:
+            self.caption_lengths.add(len(caption.text))
+            self.languages[caption.language or "unknown"] += 1
+        self.letters.update(scripts_of(pair.captions))
+        self.duplicates.add(pair.key, split, image)
+        fitted = fit_picture(image, self.frame, self.fit)
+        self.fitted.add(fitted)
+        if self.fit == "crop" and fitted.lost > 0.1:
+            self.saved += not fit_picture(image, self.frame, "auto").lost
+        rank = -int.from_bytes(hashlib.blake2b(pair.key.encode(), digest_size=8).digest(), "big")
+        if len(self._shown) < self.sample or rank > self._shown[0][0]:
+            self._show((rank, self.pictures, pair.captions[0].text, seen_by_model(image, self.frame, self.fit)))
+
+    def merge(self, other: "Inspection") -> None:
+        """Add what was measured of pictures that come after these."""
+        for rank, number, text, image in other._shown:
+            self._show((rank, self.pictures + number, text, image))
+        self.pictures += other.pictures
+        self.transparent += other.transparent
+        self.saved += other.saved
+        for name in ("splits", "letters", "languages"):
+            getattr(self, name).update(getattr(other, name))
+        for name in ("width", "height", "aspect", "caption_counts", "caption_lengths", "fitted", "duplicates"):
+            getattr(self, name).merge(getattr(other, name))
+
+    def _show(self, entry: tuple[int, int, str, Image.Image]) -> None:
+        push = heapq.heappush if len(self._shown) < self.sample else heapq.heappushpop
+        push(self._shown, entry)
+
+    def shown(self) -> Sample:
+        """The pictures to show."""
+        ordered = sorted(self._shown, reverse=True, key=lambda entry: entry[:2])
+        return [(text, image) for _, _, text, image in ordered]
+
+    def report(self) -> Report | None:
+        """What was measured; None if there was no picture."""
+        if not self.pictures:
+            return None
+        equal, near = self.duplicates.equal_groups(), list(self.duplicates.near_groups())
+        total = self.letters.total()
+        aspect = ValueCounts()
+        for value, count in self.aspect.counts.items():
+            aspect.add(round(value, 3), count)
+        return Report(
+            pictures=self.pictures,
+            captions=self.caption_lengths.total,
+            transparent=self.transparent,
+            splits=dict(self.splits.most_common()),
+            width=_range(self.width),
+            height=_range(self.height),
+            aspect=_range(aspect),
+            captions_per_picture=_range(self.caption_counts),
+            characters=_range(self.caption_lengths),
+            scripts={script: round(count / total, 6) for script, count in self.letters.most_common()},
+            languages=dict(self.languages.most_common()),
+            unknown_languages=[code for code in self.languages if code != "unknown" and not is_known_language(code)],
+            exact_duplicates=[group.keys for group in equal],
+            exact_repeats=sum(group.count - 1 for group in equal),
+            different=len(self.duplicates.firsts),
+            forgotten=self.duplicates.forgotten,
+            near_duplicates=[group.keys for group in near],
+            leaking=sum(group.splits >= {"train", "validation"} for group in equal + near),
+            compared=len(self.duplicates.compared),
+            fit=self.fit,
+            frame=self.frame,
+            fitted=dict(self.fitted.changes.most_common()),
+            lost_tenth=self.fitted.lost_tenth,
+            lost_half=self.fitted.lost_half,
+            suggestions=_suggestions(self),
+        )
 
 
 def inspect_pairs(
@@ -141,24 +226,17 @@ def inspect_pairs(
 
     Args:
         pairs: what a reader yields; each picture is dropped once measured.
-        sample: number of pictures to show. The choice depends on the keys alone, so it is the same each time.
-        frame: height and width of the model's pictures.
-        fit: how pictures are fitted into it, as in `DataConfig`.
+        sample: see `Inspection`.
+        frame: see `Inspection`.
+        fit: see `Inspection`.
 
     Returns:
         The report, or None if there was no picture, and the sample.
     """
-    measured = _Measurements()
-    heap: list[tuple[int, int, str, Image.Image]] = []
-    for number, pair in enumerate(pairs):
-        _measure(measured, pair)
-        _count_fit(measured, pair.image, frame, fit)
-        rank = -int.from_bytes(hashlib.blake2b(pair.key.encode(), digest_size=8).digest(), "big")
-        if len(heap) < sample or rank > heap[0][0]:
-            push = heapq.heappush if len(heap) < sample else heapq.heappushpop
-            push(heap, (rank, number, pair.captions[0].text, seen_by_model(pair.image, frame, fit)))
-    chosen = [(text, image) for _, _, text, image in sorted(heap, reverse=True, key=lambda entry: entry[:2])]
-    return (_report(measured, frame, fit) if measured.keys else None), chosen
+    inspection = Inspection(sample, frame, fit)
+    for pair in pairs:
+        inspection.add(pair)
+    return inspection.report(), inspection.shown()
 
 
 def seen_by_model(image: Image.Image, frame: tuple[int, int], fit: str) -> Image.Image:
@@ -167,31 +245,6 @@ def seen_by_model(image: Image.Image, frame: tuple[int, int], fit: str) -> Image
     (seen,) = to_images(pixels_on_white(np.array(stored)[None], frame))
     factor = max(1, SHOWN_SIDE // max(frame))
     return seen.resize((factor * frame[1], factor * frame[0]), Image.Resampling.NEAREST)
-
-
-def _count_fit(measured: _Measurements, image: Image.Image, frame: tuple[int, int], fit: str) -> None:
-    fitted = fit_picture(image, frame, fit)
-    measured.fitted.add(fitted)
-    if fit == "crop" and fitted.lost > 0.1:
-        measured.saved += not fit_picture(image, frame, "auto").lost
-
-
-def _measure(measured: _Measurements, pair: Pair) -> None:
-    measured.keys.append(pair.key)
-    measured.sizes.append(pair.image.size)
-    measured.modes.append(pair.image.mode)
-    measured.splits.append(pair.split or "unassigned")
-    measured.caption_counts.append(len(pair.captions))
-    for caption in pair.captions:
-        measured.caption_lengths.append(len(caption.text))
-        measured.languages[caption.language or "unknown"] += 1
-    measured.letters.update(scripts_of(pair.captions))
-    size = f"{pair.image.size}".encode()
-    measured.digests.append(hashlib.blake2b(size + pair.image.convert("RGBA").tobytes(), digest_size=16).digest())
-    rgb = on_background(pair.image)
-    brightness = np.asarray(rgb.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
-    measured.steps.append(brightness[:, 1:] > brightness[:, :-1])
-    measured.thumbnails.append(np.asarray(rgb.resize((16, 16), Image.Resampling.BOX)))
 
 
 def scripts_of(captions: Sequence[Caption]) -> Counter[str]:
@@ -210,52 +263,19 @@ def _script(letter: str) -> str:
     return SCRIPTS.get(word, word.title())
 
 
-def _report(measured: _Measurements, frame: tuple[int, int], fit: str) -> Report:
-    rows_of_digest = defaultdict(list)
-    for row, digest in enumerate(measured.digests):
-        rows_of_digest[digest].append(row)
-    exact = [group for group in rows_of_digest.values() if len(group) > 1]
-    compared = [group[0] for group in rows_of_digest.values()][:MAX_COMPARED]
-    near = near_duplicate_groups(np.stack(measured.steps)[compared], np.stack(measured.thumbnails)[compared])
-    near = [[compared[index] for index in group] for group in near]
-    leaking = [{measured.splits[row] for row in group} >= {"train", "validation"} for group in exact + near]
-    total = sum(measured.letters.values())
-    return Report(
-        pictures=len(measured.keys),
-        captions=len(measured.caption_lengths),
-        transparent=measured.modes.count("RGBA"),
-        splits=dict(Counter(measured.splits).most_common()),
-        width=_range([width for width, _ in measured.sizes]),
-        height=_range([height for _, height in measured.sizes]),
-        aspect=_range([round(width / height, 3) for width, height in measured.sizes]),
-        captions_per_picture=_range(measured.caption_counts),
-        characters=_range(measured.caption_lengths),
-        scripts={script: round(count / total, 6) for script, count in measured.letters.most_common()},
-        languages=dict(measured.languages.most_common()),
-        unknown_languages=[code for code in measured.languages if code != "unknown" and not is_known_language(code)],
-        exact_duplicates=[[measured.keys[row] for row in group] for group in exact],
-        near_duplicates=[[measured.keys[row] for row in group] for group in near],
-        leaking=sum(leaking),
-        compared=len(compared),
-        fit=fit,
-        frame=frame,
-        fitted=dict(measured.fitted.changes.most_common()),
-        lost_tenth=measured.fitted.lost_tenth,
-        lost_half=measured.fitted.lost_half,
-        suggestions=_suggestions(measured, frame),
-    )
-
-
-def _suggestions(measured: _Measurements, frame: tuple[int, int]) -> list[str]:
+def _suggestions(inspection: Inspection) -> list[str]:
     """Settings under which less of the pictures would be lost or distorted."""
     suggestions = []
-    if measured.saved:
-        suggestions.append(f"data.fit=auto would cut nothing off from {measured.saved} of these pictures")
-    changes, count = measured.fitted.changes, len(measured.keys)
-    unfitting = measured.fitted.lost_tenth - measured.saved + changes["padded"] + changes["stretched"]
-    aspects = [width / height for width, height in measured.sizes]
-    median, own = statistics.median(aspects), frame[1] / frame[0]
-    alike = sum(1 / COMMON_ASPECT < aspect / median < COMMON_ASPECT for aspect in aspects)
+    fitted, count, frame = inspection.fitted, inspection.pictures, inspection.frame
+    if inspection.saved:
+        suggestions.append(f"data.fit=auto would cut nothing off from {inspection.saved} of these pictures")
+    unfitting = fitted.lost_tenth - inspection.saved + fitted.changes["padded"] + fitted.changes["stretched"]
+    median, own = inspection.aspect.median(), frame[1] / frame[0]
+    alike = sum(
+        number
+        for aspect, number in inspection.aspect.counts.items()
+        if 1 / COMMON_ASPECT < aspect / median < COMMON_ASPECT
+    )
     if unfitting > LOSS_TO_MENTION * count and alike > count / 2:
         # About the same number of pixels in the pictures' proportions.
         elongation = max(median, 1 / median)
@@ -270,46 +290,13 @@ def _suggestions(measured: _Measurements, frame: tuple[int, int]) -> list[str]:
     return suggestions
 
 
-def _range(values: Sequence[float]) -> Range:
-    return Range(min(values), statistics.median(values), max(values))
-
-
-def near_duplicate_groups(steps: np.ndarray, thumbnails: np.ndarray, rows: int = 1024) -> list[list[int]]:
-    """Group pictures that differ in few brightness steps and little in colour.
-
-    Brightness steps are the difference hash (dHash): whether brightness rises from one cell to the next.
-
-    Args:
-        steps: (n, 8, 8) bool, steps within the rows of the picture at 8 × 9.
-        thumbnails: (n, 16, 16, 3) uint8, the picture at 16 × 16.
-        rows: number of pictures compared with all others at once, which bounds the memory.
-
-    Returns:
-        Groups of two or more indices. Pictures are in one group if a chain of near duplicates connects them.
-    """
-    signs = steps.reshape(len(steps), -1).astype(np.float32) * 2 - 1
-    parent = list(range(len(signs)))  # union-find
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = index = parent[parent[index]]
-        return index
-
-    for start in range(0, len(signs), rows):
-        # In the product, equal signs add 1 and different ones subtract 1.
-        alike = signs[start : start + rows] @ signs[start:].T >= signs.shape[1] - 2 * MAX_STEP_DIFFERENCES
-        for left, right in zip(*np.nonzero(np.triu(alike, 1)), strict=True):
-            first, second = start + int(left), start + int(right)
-            if np.abs(thumbnails[first].astype(np.int16) - thumbnails[second]).max() <= MAX_COLOUR_DIFFERENCE:
-                parent[root(second)] = root(first)
-    groups = defaultdict(list)
-    for index in range(len(parent)):
-        groups[root(index)].append(index)
-    return [group for group in groups.values() if len(group) > 1]
+def _range(values: ValueCounts) -> Range:
+    return Range(values.smallest, values.median(), values.largest)
 
 
 def report_text(report: Report) -> str:
     """The report as lines of text."""
+    near = report.near_duplicates
     rows = [
         ("pictures", f"{report.pictures} ({report.transparent} with transparency)"),
         ("captions", str(report.captions)),
@@ -322,21 +309,23 @@ def report_text(report: Report) -> str:
         ("caption length", f"{_range_text(report.characters)} characters"),
         ("scripts of letters", ", ".join(f"{name} {share:.1%}" for name, share in report.scripts.items())),
         ("caption languages", _counts_text(report.languages)),
-        ("same pixels", _duplicates_text(report.exact_duplicates)),
-        ("look alike", _duplicates_text(report.near_duplicates)),
+        ("same pixels", _duplicates_text(report.exact_repeats, report.exact_duplicates)),
+        ("look alike", _duplicates_text(sum(map(len, near)) - len(near), near)),
     ]
     fitted = FitCounts(Counter(report.fitted), report.lost_tenth, report.lost_half)
     rows.insert(3, (f"fit {report.fit} to {report.frame[0]}×{report.frame[1]}", fitted.text()))
     lines = aligned_table(rows, gap=3).split("\n")
     lines[-1:-1] = _group_lines(report.exact_duplicates)
-    lines += _group_lines(report.near_duplicates)
+    lines += _group_lines(near)
     if report.leaking:
         lines.append(f"  groups that are both in train and in validation: {report.leaking}")
     if report.unknown_languages:
         names = ", ".join(report.unknown_languages)
         lines.append(f"  languages that are not known: {names}; expected codes such as de, pt-BR or yue")
-    if report.compared == MAX_COMPARED:
-        lines.append(f"  (only the first {MAX_COMPARED} different pictures were compared)")
+    if report.forgotten:
+        lines.append(f"  (same pixels were searched among the first {report.different} different pictures)")
+    if report.compared < report.different:
+        lines.append(f"  (only the first {report.compared} different pictures were compared)")
     lines += [f"suggestion: {suggestion}" for suggestion in report.suggestions]
     return "\n".join(lines)
 
@@ -349,8 +338,8 @@ def _counts_text(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _duplicates_text(groups: list[list[str]]) -> str:
-    return f"repeats: {sum(len(group) - 1 for group in groups)}, groups: {len(groups)}"
+def _duplicates_text(repeats: int, groups: list[list[str]]) -> str:
+    return f"repeats: {repeats}, groups: {len(groups)}"
 
 
 def _group_lines(groups: list[list[str]]) -> list[str]:

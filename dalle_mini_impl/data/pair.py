@@ -72,38 +72,82 @@ def fill_splits(pictures: Sequence[tuple[str, str, bool]], validation: float) ->
     return splits
 
 
+MAX_ENTRIES = 100_000
+"""Skipped samples that a log lists; more are only counted."""
+
+
+@dataclass
+class _Record:
+    """What was skipped, or left out."""
+
+    entries: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of the first `MAX_ENTRIES`."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Category of the reason -> number of samples."""
+    unlisted: int = 0
+    """Entries beyond `MAX_ENTRIES`."""
+
+    def add(self, name: str, reason: str, count: int) -> None:
+        reason = printable(reason)
+        self.counts[reason.split(":")[0]] += count
+        if len(self.entries) < MAX_ENTRIES:
+            self.entries.append((printable(name), reason))
+        else:
+            self.unlisted += 1
+
+    def merge(self, other: "_Record") -> None:
+        kept = other.entries[: MAX_ENTRIES - len(self.entries)]
+        self.entries += kept
+        self.counts.update(other.counts)
+        self.unlisted += other.unlisted + len(other.entries) - len(kept)
+
+    def lines(self, title: str, limit: int) -> list[str]:
+        if not self.entries:
+            return []
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common())
+        lines = [
+            f"{title} {self.counts.total()}: {counts}",
+            *(f"  {name}: {why}" for name, why in self.entries[:limit]),
+        ]
+        more = len(self.entries) + self.unlisted - limit
+        return [*lines, f"  … and {more} more"] if more > 0 else lines
+
+
 @dataclass
 class SkipLog:
     """What a reader skipped, and why, so that nothing is left out silently."""
 
-    entries: list[tuple[str, str]] = field(default_factory=list)
-    """(path or tar member, reason); the reason's part before the first colon is its category."""
+    _skipped: _Record = field(default_factory=_Record)
+    _noted: _Record = field(default_factory=_Record)
 
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    """In the same form, what was left out of samples that are used."""
+    @property
+    def entries(self) -> list[tuple[str, str]]:
+        """(path or tar member, reason) of the first `MAX_ENTRIES` that were skipped; the reason's part before the first
+        colon is its category.
+        """
+        return self._skipped.entries
 
-    def add(self, name: str, reason: str) -> None:
-        """Record that `name` (a path or a tar member) was skipped."""
-        self.entries.append((printable(name), printable(reason)))
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """In the same form, what was left out of samples that are used."""
+        return self._noted.entries
+
+    def add(self, name: str, reason: str, count: int = 1) -> None:
+        """Record that `name` (a path or a tar member), or `count` samples of it, was skipped."""
+        self._skipped.add(name, reason, count)
 
     def note(self, name: str, reason: str) -> None:
         """Record that a part of `name` was left out, though the rest is used."""
-        self.notes.append((printable(name), printable(reason)))
+        self._noted.add(name, reason, 1)
+
+    def merge(self, other: "SkipLog") -> None:
+        """Add what another log recorded."""
+        self._skipped.merge(other._skipped)
+        self._noted.merge(other._noted)
 
     def report(self, limit: int = 20) -> str:
         """Counts by category, then the first `limit` entries; empty when nothing was skipped or left out."""
-        return "\n".join([*_listing("skipped", self.entries, limit), *_listing("left out in part", self.notes, limit)])
-
-
-def _listing(title: str, entries: list[tuple[str, str]], limit: int) -> list[str]:
-    if not entries:
-        return []
-    counts = Counter(reason.split(":")[0] for _, reason in entries)
-    lines = [f"{title} {len(entries)}: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common())]
-    lines += [f"  {name}: {reason}" for name, reason in entries[:limit]]
-    if len(entries) > limit:
-        lines.append(f"  … and {len(entries) - limit} more")
-    return lines
+        return "\n".join([*self._skipped.lines("skipped", limit), *self._noted.lines("left out in part", limit)])
 
 
 def caption_in_language(captions: tuple[Caption, ...], language: str) -> Caption:

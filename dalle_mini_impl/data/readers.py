@@ -88,7 +88,7 @@ def _reader_for(path: SourcePath, log: SkipLog, needed: bool, worker: int, worke
     """Choose the reader by the kind of the source."""
     if is_folder(path):
         folder_log = log if worker == 0 else SkipLog()  # one worker alone reports on the folder as a whole
-        files = sorted(path.iterdir())
+        files: list[SourcePath] = sorted(path.iterdir(), key=str)
         tars = [file for file in files if is_tar(file) and not file.name.startswith(".")]
         if not tars:
             samples = folder_samples(path, folder_log, log, needed)

@@ -58,7 +58,8 @@ class RemotePath:
 
     def __truediv__(self, name: str) -> "RemotePath":
         protocol, _, place = self.address.partition("://")
-        return RemotePath(f"{protocol}://{posixpath.normpath(f'{place}/{name}')}")
+        name = name.lstrip("/")
+        return RemotePath(f"{protocol}://{posixpath.normpath(f'{place}/{name}' if place else name)}")
 
     @property
     def is_web(self) -> bool:
@@ -88,7 +89,8 @@ class RemotePath:
     @property
     def parent(self) -> "RemotePath":
         """The folder that holds it."""
-        return RemotePath(self._plain.rpartition("/")[0])
+        protocol, _, place = self._plain.partition("://")
+        return RemotePath(f"{protocol}://{posixpath.dirname(place)}")
 
     @property
     def _plain(self) -> str:

@@ -41,7 +41,7 @@ def source_states(source: str, known: Collection[str] = ()) -> FileStates:
             return _states(path, tars or _folder_names(path))
         if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
             return _states(path.parent, known or (path.name, *pictures_of_table(path)))
-        found = [os.path.realpath(tar) for tar in tars_of_pattern(str(path))]
+        found = [os.path.realpath(str(tar)) for tar in tars_of_pattern(str(path))]
         folder = os.path.commonpath([os.path.dirname(tar) for tar in found])
         return _states(Path(folder), [os.path.relpath(tar, folder) for tar in found])
     except (OSError, ValueError):  # UserError, or paths on two drives of Windows

@@ -201,7 +201,7 @@ def _detect_format(table: SourcePath, first: str, captions_needed: bool) -> _Tab
         name = fields[path_column].strip(' "') if len(fields) > path_column else ""
         is_picture = bool(name) and picture_kind(name) != "other"
         # At an address, a question for each line would take too long.
-        return is_picture or bool(name) and not isinstance(table, RemotePath) and os.path.isfile(table.parent / name)
+        return is_picture or (bool(name) and not isinstance(table, RemotePath) and os.path.isfile(table.parent / name))
 
     return _TableFormat(header, split, is_row)
 

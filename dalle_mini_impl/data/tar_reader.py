@@ -65,7 +65,9 @@ def is_tar(path: SourcePath) -> bool:
     return path.name.lower().endswith(TAR_ENDINGS)
 
 
-def _read_tar(tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
+def _read_tar(
+    tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int
+) -> Iterator[Pair]:
     """Read every `workers`-th sample of a tar; `tar_log` receives faults of the tar, `log` those of samples."""
     with ExitStack() as opened:
         try:
@@ -83,7 +85,9 @@ def _read_tar(tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool, wor
         yield from read_samples(samples, log, worker, workers)
 
 
-def _list_members(archive: tarfile.TarFile, file: TarFileObject, tar: SourcePath, log: SkipLog) -> list[tarfile.TarInfo]:
+def _list_members(
+    archive: tarfile.TarFile, file: TarFileObject, tar: SourcePath, log: SkipLog
+) -> list[tarfile.TarInfo]:
     """List the members of a tar, and log gaps between them.
 
     tarfile skips damaged headers without an error; they show as bytes between members that are not zero.

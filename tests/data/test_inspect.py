@@ -1,8 +1,11 @@
 """Inspection of a data source, and `dalle data inspect`."""
 
+import gc
 import json
 import random
 import sys
+import tracemalloc
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,11 +15,13 @@ from PIL import Image, ImageDraw
 from dalle_mini_impl import cli
 from dalle_mini_impl.cli.data import data
 from dalle_mini_impl.config.data import DataConfig
-from dalle_mini_impl.data import inspect
+from dalle_mini_impl.data import duplicates, inspect
 from dalle_mini_impl.data.augment import pixels_on_white
+from dalle_mini_impl.data.duplicates import near_duplicate_groups
 from dalle_mini_impl.data.fit import fit_picture
-from dalle_mini_impl.data.inspect import inspect_pairs, near_duplicate_groups, report_text, scripts_of
-from dalle_mini_impl.data.pair import Caption, Pair
+from dalle_mini_impl.data.inspect import Inspection, inspect_pairs, report_text, scripts_of
+from dalle_mini_impl.data.inspect_processes import inspect_source
+from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
@@ -134,7 +139,7 @@ def test_another_colour_or_expression_is_no_duplicate():
 
 @pytest.mark.parametrize("rows", [3, 7, 1024])
 def test_near_duplicates_in_chunks_equal_comparing_each_with_each(rows):
-    limit = inspect.MAX_STEP_DIFFERENCES
+    limit = duplicates.MAX_STEP_DIFFERENCES
     rng = np.random.default_rng(5)
     steps = np.repeat(rng.random((6, 8, 8)) < 0.5, 4, axis=0)
     thumbs = np.full((24, 16, 16, 3), 100, np.uint8)
@@ -158,10 +163,84 @@ def test_near_duplicates_in_chunks_equal_comparing_each_with_each(rows):
 
 
 def test_search_for_near_duplicates_is_bounded_and_reported(monkeypatch):
-    monkeypatch.setattr(inspect, "MAX_COMPARED", 3)
+    monkeypatch.setattr(duplicates, "MAX_COMPARED", 3)
     report, _ = inspected(*(make_pair(str(seed), noise(seed)) for seed in range(5)))
     assert report.compared == 3
     assert "only the first 3 different pictures" in report_text(report)
+
+
+def test_search_for_same_pixels_is_bounded_and_reported(monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_DIFFERENT", 3)
+    report, _ = inspected(*(make_pair(str(number), noise(seed)) for number, seed in enumerate([1, 2, 3, 4, 1, 4, 2])))
+    assert report.exact_duplicates == [["0", "4"], ["1", "6"]]
+    assert (report.exact_repeats, report.different, report.forgotten) == (2, 3, 2)
+    assert "same pixels were searched among the first 3 different pictures" in report_text(report)
+
+
+def test_keys_of_equal_pictures_beyond_a_limit_are_counted_only(monkeypatch):
+    monkeypatch.setattr(duplicates, "MAX_KEYS", 3)
+    report, _ = inspected(*(make_pair(str(number), noise(number % 2)) for number in range(8)))
+    assert report.exact_duplicates == [["0", "2"], ["1"]]
+    assert report.exact_repeats == 6
+    assert "same pixels            repeats: 6, groups: 2" in report_text(report)
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(monkeypatch):
+    for name in ("MAX_DIFFERENT", "MAX_COMPARED", "MAX_KEYS"):
+        monkeypatch.setattr(duplicates, name, 40)
+    inspection = Inspection(5, (64, 64), "auto")
+
+    def held_after(first, last):
+        for number in range(first, last):
+            inspection.add(make_pair(f"key {number}", noise(number), f"caption {number:05}"))
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    held_after(0, 60)
+    tracemalloc.start()
+    try:
+        before = held_after(60, 80)
+        assert held_after(80, 180) - before < 100 * 150  # bytes; one thumbnail alone has 768
+    finally:
+        tracemalloc.stop()
+
+
+# --- several processes
+
+
+def sorted_lists(report):
+    """A report in which nothing depends on the order of the pictures."""
+    values = asdict(report)
+    for name in ("exact_duplicates", "near_duplicates"):
+        values[name] = sorted(sorted(group) for group in values[name])
+    return values
+
+
+def test_merged_parts_equal_the_whole():
+    pairs = [
+        make_pair(f"key {n}", noise(n % 9, (20 + n % 7, 30)), f"caption {n}", *["другая"] * (n % 3)) for n in range(23)
+    ]
+    whole = Inspection(5, (32, 48), "crop")
+    parts = [Inspection(5, (32, 48), "crop") for _ in range(3)]
+    for number, pair in enumerate(pairs):
+        whole.add(pair)
+        parts[number % 3].add(pair)
+    merged = Inspection(5, (32, 48), "crop")
+    for part in parts:
+        merged.merge(part)
+    assert sorted_lists(merged.report()) == sorted_lists(whole.report())
+    shown = [[(text, image.tobytes()) for text, image in one.shown()] for one in (merged, whole)]
+    assert shown[0] == shown[1]
+
+
+def test_two_processes_report_the_same(folder):
+    reports = []
+    for processes in (1, 2):
+        log = SkipLog()
+        inspection = inspect_source(str(folder), log, Inspection(48, (64, 64), "auto"), processes)
+        reports.append((sorted_lists(inspection.report()), log.entries, [text for text, _ in inspection.shown()]))
+    assert reports[0] == reports[1]
+    assert reports[0][0]["pictures"] == 8
 
 
 # --- the sample

@@ -18,7 +18,7 @@ class Web:
     files: dict[str, bytes] = field(default_factory=dict)
     """Path, beginning with a slash -> content."""
     faults: dict[str, list[int]] = field(default_factory=dict)
-    """Path -> what the next requests for it get: a status from 400 on, or less: so many bytes, then the line breaks.
+    """Path -> what the next requests for it get: a status, or minus the number of bytes after which the line breaks.
     The last entry stays."""
     ranges: bool = True
     """Whether a part of a file can be asked for."""
@@ -54,7 +54,7 @@ def web_server() -> Iterator[Web]:
                 start = int(place[1]) if place else 0
                 end = int(place[2]) + 1 if place and place[2] else len(content)
                 part = content[start:end]
-                self.reply(206 if place else 200, part, with_body, fault if fault != 200 else len(part))
+                self.reply(206 if place else 200, part, with_body, -fault if fault < 0 else len(part))
             elif below := sorted(name for name in web.files if name.startswith(path.rstrip("/") + "/")):
                 start = len(path.rstrip("/")) + 1
                 names = dict.fromkeys(name[start:].partition("/")[0] + "/" * ("/" in name[start:]) for name in below)
