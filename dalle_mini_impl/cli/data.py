@@ -198,7 +198,8 @@ def store(source: str, out: Path, size: tuple[int, int], validation: float, fit:
     """Decode the pictures of SOURCE into a picture store.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an address
-    such as s3://bucket/set. Training and `dalle evaluate` read the store; training builds it by itself where it is missing.
+    such as s3://bucket/set. Training and `dalle evaluate` read the store; training builds it by itself where it is
+    missing.
     """
     from dalle_mini_impl.data.picture_store import CONTENTS, build_store
 

@@ -79,10 +79,10 @@ def train_all(
 ) -> None:
     """Train a model on captioned pictures: all five stages, within the time.
 
-    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an address
-    such as s3://bucket/set. The settings follow from the pictures, the time and the speed of this machine, and are written to DIR/configs. After a kill the same
-    command goes on. KEY=VALUE sets a key of all stages that have it, such as data.validation=0.1; STAGE.KEY=VALUE that
-    of one, such as transformer.model.n_layer=8.
+    SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an
+    address such as s3://bucket/set. The settings follow from the pictures, the time and the speed of this machine,
+    and are written to DIR/configs. After a kill the same command goes on. KEY=VALUE sets a key of all stages that
+    have it, such as data.validation=0.1; STAGE.KEY=VALUE that of one, such as transformer.model.n_layer=8.
     """
     from dalle_mini_impl.train.whole.folder import Request
     from dalle_mini_impl.train.whole.run import main

@@ -77,7 +77,7 @@ MAX_ENTRIES = 100_000
 
 
 @dataclass
-class _Record:
+class _SkipList:
     """What was skipped, or left out."""
 
     entries: list[tuple[str, str]] = field(default_factory=list)
@@ -95,7 +95,7 @@ class _Record:
         else:
             self.unlisted += 1
 
-    def merge(self, other: "_Record") -> None:
+    def merge(self, other: "_SkipList") -> None:
         kept = other.entries[: MAX_ENTRIES - len(self.entries)]
         self.entries += kept
         self.counts.update(other.counts)
@@ -117,8 +117,8 @@ class _Record:
 class SkipLog:
     """What a reader skipped, and why, so that nothing is left out silently."""
 
-    _skipped: _Record = field(default_factory=_Record)
-    _noted: _Record = field(default_factory=_Record)
+    _skipped: _SkipList = field(default_factory=_SkipList)
+    _noted: _SkipList = field(default_factory=_SkipList)
 
     @property
     def entries(self) -> list[tuple[str, str]]:

