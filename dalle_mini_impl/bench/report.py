@@ -48,6 +48,13 @@ def bench_table(rows: Sequence[BenchRow]) -> str:
     return aligned_table([titles, *(_cells(row) for row in rows)])
 
 
+def row_line(row: BenchRow) -> str:
+    """One line for a row as soon as it is measured: this package's value, then the peer's under the peer's name."""
+    _, ours, peer, theirs, ratio, _, note = _cells(row)
+    beside = f"; {peer} {theirs}" + f", {ratio}" * bool(ratio) if theirs else ""
+    return f"{row.name}: {ours}{beside}" + f"; {note}" * bool(note)
+
+
 def _cells(row: BenchRow) -> tuple[str, ...]:
     return (
         row.name,

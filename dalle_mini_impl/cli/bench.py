@@ -130,7 +130,7 @@ def bench(
         repeats = 1
 
     from dalle_mini_impl.bench.machine import measure_machine
-    from dalle_mini_impl.bench.report import bench_table
+    from dalle_mini_impl.bench.report import bench_table, row_line
     from dalle_mini_impl.util.devices import choose_device
 
     echo = partial(echo_text, json_file=json_file)
@@ -152,7 +152,7 @@ def bench(
         measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, "none" not in peers, own_out))
     for row in measured:
         rows.append(row)
-        click.echo(f"  {row.name} {row.peer}: {row.ours:.4g} s {row.note}", err=True)
+        click.echo(f"  {row_line(row)}", err=True)
     echo(bench_table(rows))
     if plot_file:
         from dalle_mini_impl.bench.growth import plot_growth

@@ -35,6 +35,9 @@ class OptimizerConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: NonNegative = 0.0
     """Peak learning rate of Muon on hidden matrices and convolutions; 0 trains all weights with AdamW."""
+    muon_every: Count = 2
+    """Muon changes each hidden matrix in every so-manieth step, by as many times as much; matrices of one shape take
+    turns."""
     weight_decay: NonNegative = 0.05
     """Decoupled weight decay, on matrices only."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
@@ -71,8 +74,9 @@ class RunConfig:
     order: str = ORDERS[0]
     """How the pictures of an epoch are ordered: `keyed`, in time that does not grow with the set, or `permuted`, as in
     version 0.1. A resumed run keeps its own."""
-    precision: str = "bf16"
-    """`bf16` (autocast) or `fp32`."""
+    precision: str = "auto"
+    """`bf16` (autocast), `fp16` (autocast with loss scaling, for GPUs without bf16) or `fp32`; `auto` is the
+    launcher's `mixed_precision`, or bf16 where that is `no`."""
     ema: Decay = 0.999
     """Decay of the exponential moving average of the weights (EMA), which is what is validated and saved; 0 uses the
     latest weights."""
@@ -185,8 +189,9 @@ class EncodeRun:
     augmented."""
     batch_size: Batch = 128
     """Pictures per forward pass."""
-    precision: str = "bf16"
-    """`bf16` (autocast), which changes about one id in a hundred with no visible effect, or `fp32`."""
+    precision: str = "auto"
+    """`bf16` (autocast), which changes about one id in a hundred with no visible effect, `fp16` or `fp32`; `auto` is
+    the launcher's `mixed_precision`, or bf16 where that is `no`."""
     seed: Natural = 0
     """Seed of the augmentation."""
     soft_ids: Natural = 0

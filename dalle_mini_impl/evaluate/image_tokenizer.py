@@ -85,7 +85,7 @@ def evaluate_image_tokenizer(
         ids, after, seconds = time_round_trip(tokenizer, before)
         encode_seconds += seconds[0]
         decode_seconds += seconds[1]
-        counts += count_ids(ids, tokenizer.codebook_size)
+        counts += count_ids(ids, tokenizer.codebook_size).cpu()
         metrics.update(before, after)
         sample.add(before, after)
     if sample.count < 2:

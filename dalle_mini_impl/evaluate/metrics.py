@@ -19,8 +19,10 @@ def psnr(pixels: Tensor, reference: Tensor) -> Tensor:
 
 
 def count_ids(image_ids: Tensor, codebook_size: int) -> Tensor:
-    """Number of occurrences of each image id: (K,) int64 on the CPU."""
-    return torch.bincount(image_ids.flatten().cpu(), minlength=codebook_size)
+    """Number of occurrences of each image id: (K,) int64, on the device of the ids."""
+    ids = image_ids.flatten().long()
+    # On a GPU `bincount` would wait for the largest id.
+    return torch.zeros(codebook_size, dtype=torch.int64, device=ids.device).index_add_(0, ids, torch.ones_like(ids))
 
 
 def usage(counts: Tensor) -> float:

@@ -129,10 +129,10 @@ def attend_causally(q: Tensor, k: Tensor, v: Tensor, attention_mask: AttentionMa
     T = q.shape[2]
     if attention_mask is not None:
         return attend(q, k, v, attention_mask.allowed[:T, :T])
-    return attend(q, k, v, torch.ones(T, T, dtype=torch.bool, device=q.device).tril())
+    return attend(q, k, v, is_causal=True)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """Scaled dot-product attention, by whichever of two implementations is faster here.
 
     Args:
@@ -140,12 +140,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Te
         k: (B, n_head, S, head_dim).
         v: the same shape as k.
         allowed: bool, broadcast to (B, n_head, T, S): True where a query may attend to a key; None for everywhere.
+        is_causal: without `allowed`, and with T = S: each query attends to the keys up to its own position.
 
     Returns:
         (B, n_head, T, head_dim).
     """
     if q.device.type != "cpu" or not q.requires_grad:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        # Flash attention takes no mask, but skips what is not causal.
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=is_causal)
+    if is_causal:
+        allowed = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     # On a CPU the fused kernel's backward takes five times as long as these two matrix products.
     scores = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)
     if allowed is not None:

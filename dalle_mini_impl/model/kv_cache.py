@@ -53,11 +53,12 @@ class KVCache:
             positions = attention_mask.attended(self.length)
             return F.scaled_dot_product_attention(q, keys[:, :, positions], values[:, :, positions])
         allowed = None
+        is_causal = attention_mask is None and end == T
         if attention_mask is not None:
             allowed = attention_mask.allowed[self.length : end, :end]
-        elif T > 1:
+        elif T > 1 and not is_causal:
             allowed = torch.ones(T, end, dtype=torch.bool, device=q.device).tril(self.length)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed, is_causal=is_causal)
 
     def branch(self, count: int, capacity: int) -> "KVCache":
         """As `Cache.branch`; every new row gets a copy of its prompt's keys and values."""

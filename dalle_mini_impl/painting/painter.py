@@ -198,8 +198,8 @@ class Painter:
         Raises:
             UserError: the loss or its gradient is not a number; the picture stays as it was.
         """
-        loss, losses = self._compute_gradient()
-        if not (math.isfinite(loss) and bool(self._z.grad.isfinite().all())):  # type: ignore[union-attr]
+        loss, losses, is_finite = self._compute_gradient()
+        if not is_finite:
             raise UserError(
                 f"expected a finite loss and gradient, got loss {loss} at step {self.done + 1}; use smaller weights, "
                 f"or another scorer or image tokenizer if it comes with every prompt"
@@ -215,31 +215,39 @@ class Painter:
         return Step(self.done, loss, losses)
 
     @torch.enable_grad()
-    def _compute_gradient(self) -> tuple[float, dict[str, float]]:
-        """Set z's gradient to that of one step's loss; returns the loss, and each scorer's."""
+    def _compute_gradient(self) -> tuple[float, dict[str, float], bool]:
+        """Set z's gradient to that of one step's loss; returns the loss, each scorer's, and whether all is finite."""
         pixels = clamp_with_inward_gradient(self.tokenizer.decode_z(straight_through(self._z, self._table)), -1, 1)
-        pixel_gradient, losses = self._score(pixels.detach().requires_grad_())
+        pixel_gradient, parts = self._score(pixels.detach().requires_grad_())
         init_loss = self.settings.init_weight * F.mse_loss(self._z, self._start) / self._codebook_std**2
         # `autograd.grad` with respect to z alone computes no gradients of weights, so no module has to be frozen.
         gradients = [pixel_gradient, torch.ones_like(init_loss)]
-        (self._z.grad,) = torch.autograd.grad([pixels, init_loss], self._z, gradients)
-        return sum(losses.values()) / len(losses) + float(init_loss.detach()), losses
+        (gradient,) = torch.autograd.grad([pixels, init_loss], self._z, gradients)
+        self._z.grad = gradient
+        # All numbers of a step leave the device together, because each look has to wait for it.
+        *values, init_value, is_finite = torch.stack(
+            [*parts, init_loss.detach(), gradient.isfinite().all().to(init_loss.dtype)]
+        ).tolist()
+        names = [name for name, _, _ in self._scorers]
+        losses = {name: sum(values[number :: len(names)]) for number, name in enumerate(names)}
+        loss = sum(losses.values()) / len(losses) + init_value
+        return loss, losses, bool(is_finite) and math.isfinite(loss)
 
-    def _score(self, pixels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Gradient of the mean of the scorers' losses at the pixels (1, 3, H, W), and each scorer's loss."""
+    def _score(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Gradient of the mean of the scorers' losses at the pixels (1, 3, H, W), and each scorer's part per chunk."""
         cuts = self.settings.cuts
         gradient = torch.zeros_like(pixels)
-        losses = dict.fromkeys((name for name, _, _ in self._scorers), 0.0)
+        parts: list[Tensor] = []
         height, width = pixels.shape[2:]
         for boxes in sample_cuts(cuts, height, width, self._generator).split(cuts.chunk):
             views = cut_out(pixels, boxes, self._generator)
             total = pixels.new_zeros(())
-            for name, scorer, targets in self._scorers:
+            for _, scorer, targets in self._scorers:
                 loss = weighted_distances(scorer.embed_pixels(views), targets).sum() / cuts.count
-                losses[name] += float(loss.detach())
+                parts.append(loss.detach().to(pixels))
                 total = total + loss.to(total.device) / len(self._scorers)
             gradient += torch.autograd.grad(total, pixels)[0]
-        return gradient, losses
+        return gradient, parts
 
 
 def weighted_distances(embed: Tensor, targets: EmbeddedTargets) -> Tensor:

@@ -31,7 +31,7 @@ class CodebookUsage:
     def __init__(self, accelerator: Accelerator, config: ImageTokenizerConfig) -> None:
         self.accelerator = accelerator
         self.config = config
-        self.counts = torch.zeros(config.codebook_size, dtype=torch.int64)
+        self.counts = torch.zeros(config.codebook_size, dtype=torch.int64, device=accelerator.device)
         """Counts of this process. Part of the resumable state."""
         self.warned = False
 
@@ -41,7 +41,7 @@ class CodebookUsage:
 
     def figures(self) -> dict[str, float]:
         """Usage (0 to 1), perplexity (1 to K) and number of unused ids, over all processes; all must call this."""
-        counts = self.accelerator.reduce(self.counts.to(self.accelerator.device), "sum").cpu()
+        counts = self.accelerator.reduce(self.counts, "sum").cpu()
         return {"usage": usage(counts), "perplexity": perplexity(counts), "dead": int((counts == 0).sum())}
 
     def end_epoch(self, log: TrainingLog) -> None:

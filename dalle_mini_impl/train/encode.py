@@ -36,6 +36,7 @@ from dalle_mini_impl.data.token_cache import (
 )
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, mixed_precision
 from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
@@ -185,7 +186,8 @@ def main(config: EncodeRun) -> None:
             would replace anything but a cache.
     """
     check_settings(config)
-    accelerator = loop.make_accelerator(mixed_precision=loop.mixed_precision("precision", config.precision))
+    check_launch_settings()
+    accelerator = loop.make_accelerator(mixed_precision=mixed_precision("precision", config.precision))
     tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
     check_codebook_size(tokenizer.codebook_size)
     if not 0 <= config.soft_ids <= tokenizer.codebook_size:

@@ -122,7 +122,7 @@ def count(
     depth_matrices = sum(p.numel() for p in depth.parameters() if p.ndim == 2) if depth else 0
     block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
     outside = total - config.model.n_layer * block
-    width = BF16 if config.run.precision == "bf16" else FP32
+    width = FP32 if config.run.precision == "fp32" else BF16
     return Needs(
         parameters=total,
         in_blocks=config.model.n_layer * block,

@@ -28,7 +28,8 @@ from dalle_mini_impl.train.losses.adversary import Adversary, build_adversary
 from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_loss
 from dalle_mini_impl.train.shared import loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.figures import Figures
+from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices, continue_order
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.start import load_image_tokenizer_weights, open_start
@@ -71,7 +72,7 @@ def validate(
     for chunk in np.array_split(rows, max(1, len(rows) // VALIDATION_BATCH)):
         target = pixels_on_white(store.take(chunk), model.config.size)
         ids = model.encode(target.to(accelerator.device))
-        counts += count_ids(ids, model.codebook_size)
+        counts += count_ids(ids, model.codebook_size).cpu()
         pixels.append(target)
         decoded.append(model.decode(ids).cpu())
     before = torch.cat(pixels)
@@ -114,10 +115,21 @@ def sheet_path(step: int, run: RunConfig) -> Path | None:
     return Path(run.state_dir) / f"samples-{step + 1:06d}.png"
 
 
-def mean_figures(accelerator: Accelerator, sums: dict[str, Tensor], passes: int) -> dict[str, float]:
+def mean_figures(accelerator: Accelerator, sums: dict[str, Tensor], passes: int) -> dict[str, Tensor]:
     """Means over all passes of all processes, from sums over the passes of each process; all must call this."""
     means = accelerator.reduce(torch.stack([value.float() for value in sums.values()]) / passes, "mean")
-    return dict(zip(sums, means.tolist(), strict=True))
+    return dict(zip(sums, means, strict=True))
+
+
+def accepted_figures(guard: DivergenceGuard, figures: Figures, log: loop.TrainingLog) -> dict[str, float]:
+    """The figures of the latest step; none if a step since the last look diverged, which is then rolled back."""
+    means: dict[str, float] = {}
+    for step, values in figures.look():
+        means = {name: value for name, value in values.items() if name not in ("error", "norms")}
+        if not guard.accepts(values["error"], means["loss"], *values["norms"]):
+            log.message(guard.roll_back(step, means["loss"]))
+            return {}
+    return means
 
 
 def main(config: ImageTokenizerRun, resume: bool = False) -> None:
@@ -155,7 +167,8 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     if not resume:
         check_not_needed(run.model_dir, "image_tokenizer")
     ema = Ema(tokenizer, run.ema)
-    model, *optimizers = accelerator.prepare(tokenizer, *build_optimizers(tokenizer, config.optimizer))
+    model = accelerator.prepare(tokenizer)
+    optimizers = build_optimizers(tokenizer, config.optimizer)
     forward = torch.compile(model) if run.compile else model
     picture_loss = build_picture_loss(config, accelerator.device)
     codebook_usage = CodebookUsage(accelerator, config.model)
@@ -172,6 +185,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     first = load_state(accelerator, run, everything, optimizers, ema, record, **process_tensors) if resume else 0
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)
+    figures = Figures()
 
     for step, run in log.steps():
         config = replace(config, run=run)
@@ -180,28 +194,23 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
             adversary.set_schedule(run)
         set_learning_rate(optimizers, step, run.steps, config.optimizer, guard.rate_factor)
         sums: dict[str, Tensor] = {}
-        for rows in loop.pass_rows(accelerator, run):
+        for rows in loop.exchanging_in_last(loop.pass_rows(accelerator, run), *networks):
             target = batch_pixels(train, step, rows, config).to(accelerator.device)
             set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
                 result = forward(target)
-            loss, figures = pass_loss(result, target, picture_loss, adversary, step)
+            loss, terms = pass_loss(result, target, picture_loss, adversary, step)
             accelerator.backward(loss / run.accumulation)
             codebook_usage.add(result.image_ids)
-            sums = {name: value.detach() + sums.get(name, 0) for name, value in figures.items()}
+            sums = {name: value.detach() + sums.get(name, 0) for name, value in terms.items()}
         means = mean_figures(accelerator, sums, run.accumulation)
-        norms = [accelerator.clip_grad_norm_(network.parameters(), config.optimizer.clip) for network in networks]
-        if accepted := guard.accepts(means.pop("error"), means["loss"], *map(float, norms)):
-            for optimizer in optimizers:
-                optimizer.step()
-            ema.update(tokenizer, step)
-        else:
-            log.message(guard.roll_back(step, means["loss"]))
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        norms = apply_gradients(accelerator, networks, optimizers, config.optimizer.clip)
+        figures.add(step, {**means, "norms": torch.stack(norms)})
+        ema.update(tokenizer, step)
 
-        if accepted and loop.is_due(step, run.log_every, run):
-            log.record(step, **means, **codebook_usage.figures())
+        latest = accepted_figures(guard, figures, log) if loop.is_looked_at(step, run) else {}
+        if latest and loop.is_due(step, run.log_every, run):
+            log.record(step, **latest, **codebook_usage.figures())
         if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
             codebook_usage.end_epoch(log)
         if loop.is_due(step, run.validate_every, run):
@@ -211,7 +220,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
             log.record(step, **{f"validation_{name}": value for name, value in values.items()})
             log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         if loop.is_due(step, run.save_every, run):
-            if accepted:
+            if latest:
                 guard.save_good_state(step + 1)
             save_state(accelerator, run, step, everything, optimizers, ema, record, **process_tensors)
 

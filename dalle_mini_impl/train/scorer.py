@@ -34,7 +34,8 @@ from dalle_mini_impl.train.losses import grad_cache
 from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
 from dalle_mini_impl.train.shared import loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.figures import Figures
+from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices, continue_order
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.start import (
@@ -193,7 +194,8 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     memory.check_training_memory(accelerator, clip, run.batch_size // accelerator.num_processes * row_bytes)
     origin = load_scorer_weights(clip, tokenizer, config.model, start)
     ema = Ema(clip.to(accelerator.device), run.ema)
-    model, *optimizers = accelerator.prepare(clip, *build_optimizers(clip, config.optimizer))
+    model = accelerator.prepare(clip)
+    optimizers = build_optimizers(clip, config.optimizer)
     record = make_record(config, identities, train.version)
     first = load_state(accelerator, run, model, optimizers, ema, record) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
@@ -202,6 +204,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     if cut := describe_cut_captions(train.entries, tokenizer, config.model.text_length - 1):
         log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
+    figures = Figures()
     mean_loss = 0.0
 
     for step, run in log.steps():
@@ -214,24 +217,24 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         chunks = [(pixels, text_ids) for pixels, text_ids, _ in batches]
         groups = torch.from_numpy(concept_hashes(train.entries, np.concatenate([indices for *_, indices in batches])))
         loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
-        log.check_finite(step, loss=float(loss))
-        accelerator.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        figures.add(step, {"loss": loss})
+        apply_gradients(accelerator, [clip], optimizers, config.optimizer.clip)
         clip.clamp_logit_scale()
         ema.update(clip, step)
 
-        latest_weight = 1.0 if step == first else LATEST_LOSS_WEIGHT
-        mean_loss = (1 - latest_weight) * mean_loss + latest_weight * float(loss)
-        sigmoid = config.model.sigmoid
-        if step == CHANCE_STEPS and at_chance(mean_loss, run.batch_size, sigmoid):
-            log.message(
-                f"warning: the loss is {mean_loss:.3f}, which is chance level for {run.batch_size} pairs "
-                f"({chance_level(run.batch_size, sigmoid):.3f}); check captions and learning rate"
-            )
+        if not loop.is_looked_at(step, run):
+            continue
+        for number, values in figures.look():
+            log.check_finite(number, **values)
+            latest_weight = 1.0 if number == first else LATEST_LOSS_WEIGHT
+            mean_loss = (1 - latest_weight) * mean_loss + latest_weight * values["loss"]
+            if number == CHANCE_STEPS and at_chance(mean_loss, run.batch_size, config.model.sigmoid):
+                log.message(
+                    f"warning: the loss is {mean_loss:.3f}, which is chance level for {run.batch_size} pairs "
+                    f"({chance_level(run.batch_size, config.model.sigmoid):.3f}); check captions and learning rate"
+                )
         if loop.is_due(step, run.log_every, run):
-            log.record(step, loss=float(loss), scale=float(scale.exp()))
+            log.record(step, **values, scale=float(scale.exp()))
         if loop.is_due(step, run.validate_every, run):
             with ema.swapped_into(clip):
                 values = validate(accelerator, clip, validation, tokenizer, config.validation_language)

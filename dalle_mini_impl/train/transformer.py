@@ -34,7 +34,8 @@ from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
 from dalle_mini_impl.train.shared import fsdp, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
+from dalle_mini_impl.train.shared.figures import Figures
+from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import continue_order
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
@@ -229,6 +230,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
         log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
+    figures = Figures()
 
     def save(trained: StreamLoss) -> str:
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
@@ -244,25 +246,27 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     for step, run in log.steps():
         model.train()
         rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
-        totals = np.zeros(2)
-        for rows in loop.pass_rows(accelerator, run):
+        passes: list[Tensor] = []
+        for rows in loop.exchanging_in_last(loop.pass_rows(accelerator, run), model):
             batch = make_batch(train, captions, tokenizer, stream, config, step, rows, replay)
             with accelerator.autocast():
                 text, image = forward(*(part.to(accelerator.device) for part in batch))
             loss = weighted_loss(text, image, config.image_weight)
             accelerator.backward(loss / run.accumulation)
-            totals += np.array([float(text.detach()), float(image.detach())]) / run.accumulation
-        log.check_finite(step, text=totals[0], image=totals[1])
-        norm = accelerator.clip_grad_norm_(losses.parameters(), config.optimizer.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            passes.append(torch.stack([text.detach(), image.detach()]))
+        figures.add(step, {"losses": torch.cat(passes)})
+        (norm,) = apply_gradients(accelerator, [losses], optimizers, config.optimizer.clip)
         ema.update(losses, step)
-        plateau.add(weighted_loss(float(totals[0]), float(totals[1]), config.image_weight))
+        if not loop.is_looked_at(step, run):
+            continue
 
+        for number, values in figures.look():
+            totals = (np.reshape(values["losses"], (-1, 2)) / run.accumulation).sum(0)
+            log.check_finite(number, text=totals[0], image=totals[1])
+            plateau.add(weighted_loss(float(totals[0]), float(totals[1]), config.image_weight))
         if loop.is_due(step, run.log_every, run):
-            figures = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
-            means = accelerator.reduce(figures, "mean").tolist()
+            latest = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
+            means = accelerator.reduce(latest, "mean").tolist()
             log.record(step, text=means[0], image=means[1], gradient=float(fsdp.full_tensor(norm)), rate=rate)
         if loop.is_due(step, run.validate_every, run):
             with ema.swapped_into(losses):

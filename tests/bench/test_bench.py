@@ -14,7 +14,7 @@ from PIL import Image
 from dalle_mini_impl.bench import growth, neighbour, peers, race, race_image_tokenizer
 from dalle_mini_impl.bench.machine import MachineSpeed, measure_machine
 from dalle_mini_impl.bench.masks import mask_rows
-from dalle_mini_impl.bench.report import BenchRow, bench_table
+from dalle_mini_impl.bench.report import BenchRow, bench_table, row_line
 from dalle_mini_impl.bench.sampling import imported_rows
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
@@ -272,6 +272,13 @@ def test_bad_options_are_refused(arguments, message):
 
 def test_choices_of_shapes_are_the_shapes():
     assert tuple(SHAPES) == bench.SHAPE_NAMES
+
+
+def test_lines_of_progress_name_both_times():
+    row = BenchRow("train", 2.0, "transformers", 3.0, 0.5, "100 ids/s")
+    assert row_line(row) == "train: 2; transformers 3, 1.50x; 100 ids/s"
+    assert row_line(BenchRow("startup", 0.25)) == "startup: 0.25"
+    assert row_line(BenchRow("search", 0.25, "faiss", note="no peer")) == "search: 0.25; no peer"
 
 
 def test_json_on_standard_output_is_all_there_is():

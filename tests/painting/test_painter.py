@@ -126,7 +126,7 @@ def test_gradient_and_loss_of_several_scorers_are_means(tokenizer, scorer, secon
         for scorers in ({"a": scorer}, {"b": second_scorer}, both)
     )
     torch.testing.assert_close(gradient_both, (gradient_a + gradient_b) / 2, rtol=1e-3, atol=1e-7)
-    loss, losses = Painter(tokenizer, both, "a red heart", SHORT)._compute_gradient()
+    loss, losses, _ = Painter(tokenizer, both, "a red heart", SHORT)._compute_gradient()
     assert loss == pytest.approx((losses["a"] + losses["b"]) / 2)
     assert losses["a"] != losses["b"]
 

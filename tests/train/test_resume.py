@@ -145,6 +145,7 @@ def test_starting_again_begins_at_the_first_step(trained, tmp_path):
 def test_each_process_restores_its_own_tensors(tmp_path):
     run = RunConfig(state_dir=str(tmp_path))
     model, generators, counts = nn.Linear(2, 3), [], []
+    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**power) for power in (5, 9)]
     for seed in (0, 1):
         torch.manual_seed(seed)
         generators.append(torch.get_rng_state())
@@ -155,11 +156,12 @@ def test_each_process_restores_its_own_tensors(tmp_path):
             is_main_process=index == 0,
             process_index=index,
             device=torch.device("cpu"),
+            scaler=scalers[index % 2],
             unwrap_model=lambda model: model,
             wait_for_everyone=lambda: None,
             reduce=lambda value, kind: value,
             gather_for_metrics=lambda own, use_gather_object: list(
-                zip(generators, [{"counts": c} for c in counts], strict=True)
+                zip(generators, [{"counts": c, "scaler": torch.tensor([64.0, 3.0])} for c in counts], strict=True)
             ),
         )
 
@@ -171,6 +173,8 @@ def test_each_process_restores_its_own_tensors(tmp_path):
         assert load_state(accelerator(index), run, model, [], average, RunRecord(), counts=found) == 4
         assert torch.equal(torch.get_rng_state(), generators[index % 2])
         assert torch.equal(found, counts[index % 2])
+        scaling = scalers[index % 2].state_dict()
+        assert (scaling["scale"], scaling["_growth_tracker"]) == (64.0, 3)
 
 
 # --- what cannot be resumed

@@ -1,6 +1,6 @@
 """The adversarial loss of a VQGAN (Esser et al. 2021): a discriminator, its optimizer, and the generator loss."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -41,14 +41,13 @@ class Adversary:
         self.passes = run.accumulation
         self.set_schedule(run)
         self.discriminator = channels_last(Discriminator(config.channels)).to(accelerator.device)
-        optimizer = torch.optim.AdamW(
+        self.network = accelerator.prepare(self.discriminator)
+        self.optimizer = torch.optim.AdamW(
             self.discriminator.parameters(), lr=config.learning_rate, betas=BETAS, weight_decay=0.0
         )
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["peak_lr"] = group["lr"]
-        self.optimizer: Any
-        self.network, self.optimizer = accelerator.prepare(self.discriminator, optimizer)
-        self.mean_logits = torch.zeros(2)
+        self.mean_logits = torch.zeros(2, device=accelerator.device)
         """Running mean logits of real pictures and of reconstructions, for LeCam. Part of the resumable state."""
 
     def set_schedule(self, run: RunConfig) -> None:
@@ -107,8 +106,8 @@ class Adversary:
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
         """Squared distance of each kind's logits from the other kind's running mean (Tseng et al. 2021)."""
         means = self.accelerator.reduce(torch.stack([real.detach().mean(), fake.detach().mean()]), "mean")
-        self.mean_logits.lerp_(means.cpu(), 1 - LECAM_DECAY)
-        mean_real, mean_fake = self.mean_logits.to(real.device)
+        self.mean_logits.lerp_(means, 1 - LECAM_DECAY)
+        mean_real, mean_fake = self.mean_logits
         return F.relu(real - mean_fake).square().mean() + F.relu(mean_real - fake).square().mean()
 
 
@@ -136,5 +135,7 @@ def build_adversary(accelerator: Accelerator, config: ImageTokenizerRun, tokeniz
         )
     if not gan.weight:
         return None
+    if accelerator.mixed_precision == "fp16":  # its gradients at the decoder's output are not scaled
+        raise UserError("expected bf16 or fp32 with gan.weight above 0, got fp16; choose another run.precision")
     last_layer = [module for module in tokenizer.decoder.modules() if isinstance(module, nn.Conv2d)][-1]
     return Adversary(accelerator, gan, cast(nn.Parameter, last_layer.weight), config.run)

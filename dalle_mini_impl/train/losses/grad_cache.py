@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from dalle_mini_impl.train.losses.contrastive import contrastive_loss, gather_with_gradient
+from dalle_mini_impl.train.shared.loop import exchanging_in_last
 
 
 def backward(
@@ -53,10 +54,11 @@ def backward(
     if embed_twice:
         embedding_gradients = zip(*(output.grad.chunk(len(chunks)) for output in outputs[:2]), strict=True)
         scalar_gradients = [output.grad / len(chunks) for output in outputs[2:]]
-        for chunk, gradients in zip(chunks, embedding_gradients, strict=True):
+        pairs = list(zip(chunks, embedding_gradients, strict=True))
+        for chunk, gradients in exchanging_in_last(pairs, forward):
             products = [
                 (output * gradient).sum()
                 for output, gradient in zip(embed(chunk), (*gradients, *scalar_gradients), strict=True)
             ]
-            accelerator.backward(torch.stack(products).sum())
+            torch.stack(products).sum().backward()  # not scaled: with fp16 the embeddings' gradients are already
     return loss.detach(), scale.detach()

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from dalle_mini_impl.train.shared.fsdp import local_shard
+
 
 class Ema:
     """Exponential moving average of a model's parameters; buffers are copied.
@@ -27,11 +29,12 @@ class Ema:
     def update(self, model: nn.Module, step: int) -> None:
         """Average in the model's weights after optimizer step `step`, which counts from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            if name in self.parameter_names:
-                self.state[name].lerp_(value, 1 - decay)
-            else:
-                self.state[name].copy_(value)
+        weights = {name: local_shard(value) for name, value in model.state_dict().items()}
+        averages = {name: local_shard(value) for name, value in self.state.items()}
+        averaged = [name for name in weights if name in self.parameter_names]
+        torch._foreach_lerp_([averages[name] for name in averaged], [weights[name] for name in averaged], 1 - decay)
+        for name in weights.keys() - self.parameter_names:
+            averages[name].copy_(weights[name])
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:

@@ -20,13 +20,31 @@ from dalle_mini_impl.util.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 
-SUPPORTED_OPTIONS = {
-    "fsdp_version": "2",
-    "fsdp_offload_params": "false",
-    "fsdp_reshard_after_forward": "true",
-    "fsdp_activation_checkpointing": "false",
+SUPPORTED_OPTIONS: dict[str, tuple[str, ...]] = {
+    "fsdp_version": ("2",),
+    "fsdp_reshard_after_forward": ("true", "false"),
+    "fsdp_sharding_strategy": ("FULL_SHARD", "1"),
+    "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP",),
+    "fsdp_transformer_cls_to_wrap": ("Block", "ForeignBlock"),
+    "fsdp_state_dict_type": ("SHARDED_STATE_DICT",),
+    "fsdp_backward_prefetch": ("BACKWARD_PRE",),
+    "fsdp_forward_prefetch": ("false",),
+    "fsdp_use_orig_params": ("true",),
+    "fsdp_offload_params": ("false",),
+    "fsdp_activation_checkpointing": ("false",),
+    "fsdp_activation_checkpointing_offload": ("false",),
+    "fsdp_ignored_modules": (),
 }
-"""Options of the launcher's config file that would change how the model is sharded -> the only supported value."""
+"""Options of the launcher's config file -> the values that say what is done here; one that is left out says nothing.
+The launcher passes on defaults for some, which are among the values. Others (`fsdp_cpu_ram_efficient_loading`,
+`fsdp_sync_module_states`, `fsdp_min_num_params`) concern what does not occur here: each process makes the whole model
+from the seed, and each block is a unit."""
+INSTEAD = {
+    "fsdp_activation_checkpointing": "set recompute=true instead",
+    "fsdp_activation_checkpointing_offload": "set recompute=true instead",
+    "fsdp_sharding_strategy": "set fsdp_reshard_after_forward instead",
+}
+"""What to do instead of some options."""
 
 
 def fsdp_requested() -> bool:
@@ -38,12 +56,11 @@ def fsdp_requested() -> bool:
     if os.environ.get("ACCELERATE_USE_FSDP", "false") != "true":
         return False
     for name, supported in SUPPORTED_OPTIONS.items():
-        given = os.environ.get(name.upper(), supported)
-        if given != supported:
-            raise UserError(
-                f"{name} is {given} in the launcher's file; "
-                f"expected {supported}, as in configs/accelerate/gpus-8-fsdp.yaml"
-            )
+        given = os.environ.get(name.upper())
+        if given is not None and given not in supported:
+            expected = f"expected {' or '.join(supported)}" if supported else "leave it out"
+            instead = INSTEAD.get(name, "see configs/accelerate/gpus-8-fsdp.yaml")
+            raise UserError(f"{name} is {given} in the launcher's file; {expected}; {instead}")
     return True
 
 
@@ -66,8 +83,9 @@ def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
     for part in (*blocks, module):
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     return module
 
 

@@ -4,31 +4,39 @@ Everything random about step `s` follows from `(seed, s)` alone and is sampled f
 process takes its rows. So a run resumes exactly at any step, and two processes compute what one does.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, broadcast
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.train.shared import fsdp
+from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, mixed_precision
 from dalle_mini_impl.train.shared.order import check_order
 from dalle_mini_impl.train.shared.state import how_to_go_on, set_earlier_run_aside
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import os_errors_for_user, replace_file
+
+T = TypeVar("T")
+
+LOOK_EVERY = 100
+"""Largest number of steps after which a training looks at its losses, whatever else is due."""
 
 
 def make_accelerator(**options: Any) -> Accelerator:
@@ -38,27 +46,15 @@ def make_accelerator(**options: Any) -> Accelerator:
         **options: of `Accelerator`.
 
     Raises:
-        UserError: several were launched, but on this device they would not be connected.
+        UserError: several were launched, but on this device they would not be connected; or it cannot compute in the
+            precision.
     """
     # Without `cpu=True`, accelerate does not connect the processes of a machine without a GPU.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
     check_connected(accelerator.num_processes)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("expected bf16 or fp32 on a CPU, got fp16; choose bf16, which is as fast")
     return accelerator
-
-
-def mixed_precision(key: str, precision: str) -> str:
-    """Translate a precision into accelerate's word for it.
-
-    Args:
-        key: name of the setting, for the error message.
-        precision: its value.
-
-    Raises:
-        UserError: the value is unknown.
-    """
-    if precision not in ("bf16", "fp32"):
-        raise UserError(f"{key} is {precision!r}; expected bf16 or fp32")
-    return "bf16" if precision == "bf16" else "no"
 
 
 def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
@@ -71,7 +67,9 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
     Raises:
         UserError: a setting is missing or out of range, or this stage cannot be launched in that way.
     """
-    if fsdp.fsdp_requested() and not can_shard:
+    check_launch_settings(run.accumulation)
+    is_sharded = fsdp.fsdp_requested()
+    if is_sharded and not can_shard:
         raise UserError(
             "the launcher's file requests FSDP, which only the transformer stage supports; this stage's model is small "
             "enough for every process: use distributed_type MULTI_GPU"
@@ -86,8 +84,13 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
         raise need_extra("tensorboard", "tensorboard")
     check_ranges(run, "run")
     check_order(run)
+    precision = mixed_precision("run.precision", run.precision)
+    if is_sharded and precision == "fp16":
+        raise UserError(
+            "expected bf16 or fp32 with a sharded model, got fp16; choose bf16, which needs no loss scaling"
+        )
     accelerator = make_accelerator(
-        mixed_precision=mixed_precision("run.precision", run.precision),
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if run.tracker == "none" else run.tracker,
         project_dir=run.state_dir,
@@ -99,6 +102,9 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
             f"× {run.accumulation} passes; make it a multiple of {parts}"
         )
     torch.manual_seed(run.seed)
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # what is still in float32 goes through the tensor cores, as TF32
+        torch.backends.cudnn.benchmark = True
     return accelerator
 
 
@@ -113,6 +119,22 @@ def pass_rows(accelerator: Accelerator, run: RunConfig) -> list[slice]:
     size = run.batch_size // (accelerator.num_processes * run.accumulation)
     first = accelerator.process_index * run.accumulation
     return [slice((first + index) * size, (first + index + 1) * size) for index in range(run.accumulation)]
+
+
+def exchanging_in_last(items: Sequence[T], *networks: Any) -> Iterator[T]:
+    """The items of a step's passes; replicated networks exchange their gradients in the pass of the last item only.
+
+    Args:
+        items: one for each pass. Its forward and backward pass must be done before the next item is asked for.
+        networks: what is trained, as wrapped for several processes; compiled or not.
+    """
+    for item in items[:-1]:
+        with contextlib.ExitStack() as stack:
+            for network in (getattr(network, "_orig_mod", network) for network in networks):
+                if isinstance(network, DistributedDataParallel):
+                    stack.enter_context(network.no_sync())
+            yield item
+    yield items[-1]
 
 
 class TrainingLog:
@@ -187,7 +209,7 @@ class TrainingLog:
         self.accelerator.log(values, step=step)
 
     def check_finite(self, step: int, **values: float) -> None:
-        """End a run whose figures are no numbers any more, before they reach the weights or a file.
+        """End a run whose figures are no numbers any more, before they reach a file.
 
         Raises:
             UserError: a figure is not finite; in all processes, if they pass the same figures.
@@ -216,6 +238,8 @@ class TrainingLog:
     def _steps_by_the_clock(self, step: int) -> int:
         share = (time.monotonic() - self.started) / (60 * self.run.minutes)
         steps = step + 1 if share >= 1 else max(step + 2, round(step / max(share, 1e-9)))
+        if self.accelerator.num_processes == 1:
+            return steps
         # The clocks of processes differ, but they must make the same number of steps: that of the main process.
         return int(broadcast(torch.tensor(steps, device=self.accelerator.device)))
 
@@ -234,6 +258,12 @@ def _step_of_line(line: bytes) -> float:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, LookupError, TypeError, RecursionError):
         return math.inf
+
+
+def is_looked_at(step: int, run: RunConfig) -> bool:
+    """Whether the figures of the steps so far are read after `step`; only then is the device waited for."""
+    intervals = (run.log_every, run.validate_every, run.sample_every, run.save_every, LOOK_EVERY)
+    return any(is_due(step, every, run) for every in intervals)
 
 
 def is_due(step: int, every: int, run: RunConfig) -> bool:

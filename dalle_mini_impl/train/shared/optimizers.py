@@ -1,59 +1,18 @@
 """Optimizers (AdamW, Muon) and the learning-rate schedule."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dalle_mini_impl.config.training import OptimizerConfig
+from dalle_mini_impl.train.shared.muon import Muon
 
 MUON_MOMENTUM = 0.95
 """Momentum of Muon (Jordan 2024)."""
-
-
-class Muon(torch.optim.Muon):
-    """Muon (Jordan 2024) that also takes convolutions, each as the matrix whose rows are its filters.
-
-    Args:
-        weights: (out, in), or (out, in, h, w) in either memory format. Their storage must not change afterwards: the
-            matrices are views of it.
-        options: those of `torch.optim.Muon`.
-    """
-
-    def __init__(self, weights: list[nn.Parameter], **options: Any) -> None:
-        matrices = [
-            nn.Parameter(as_matrix(weight.detach(), weight)) if weight.ndim == 4 else weight for weight in weights
-        ]
-        self.convolutions = [pair for pair in zip(matrices, weights, strict=True) if pair[1].ndim == 4]
-        super().__init__(matrices, **options)
-
-    def step(self, closure: Any = None) -> Any:
-        """Make a step with the gradients of the weights passed to the constructor."""
-        for matrix, weight in self.convolutions:
-            matrix.grad = None if weight.grad is None else as_matrix(weight.grad, weight)
-        return super().step(closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Remove all gradients."""
-        super().zero_grad(set_to_none)
-        for _, weight in self.convolutions:
-            weight.grad = None
-
-
-def as_matrix(values: Tensor, weight: Tensor) -> Tensor:
-    """View a convolution's weight or gradient as a matrix, with columns in the memory order of the weight.
-
-    Args:
-        values: (out, in, h, w), the weight or its gradient.
-        weight: (out, in, h, w), the weight.
-
-    Returns:
-        (out, in × h × w).
-    """
-    if weight.is_contiguous(memory_format=torch.channels_last):
-        values = values.permute(0, 2, 3, 1)
-    return values.reshape(len(values), -1)
 
 
 def is_hidden(name: str, parameter: Tensor) -> bool:
@@ -91,12 +50,57 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
     ]
     if hidden:
         optimizers.append(
-            Muon(hidden, lr=config.muon_learning_rate, momentum=MUON_MOMENTUM, weight_decay=config.weight_decay)
+            Muon(hidden, config.muon_learning_rate, MUON_MOMENTUM, config.weight_decay, config.muon_every)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+class Together:
+    """All optimizers of a run as one, which is what a gradient scaler takes: if one gradient overflows, none steps."""
+
+    def __init__(self, optimizers: Sequence[Any], networks: Sequence[nn.Module]) -> None:
+        self.optimizers = optimizers
+        self.param_groups = [{"params": list(network.parameters())} for network in networks]
+
+    def step(self) -> None:
+        """Step all."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def apply_gradients(
+    accelerator: Accelerator, networks: Sequence[nn.Module], optimizers: Sequence[Any], limit: float
+) -> list[Tensor]:
+    """Clip the gradients of each network, step all optimizers, and remove the gradients.
+
+    With `fp16`, gradients are unscaled first, and a step whose gradients overflowed is left out.
+
+    Args:
+        accelerator: the processes of the run.
+        networks: what is trained.
+        optimizers: those of all networks.
+        limit: largest gradient norm of a network.
+
+    Returns:
+        The gradient norm of each network before clipping, a scalar on its device; 0 where it overflowed with `fp16`.
+    """
+    together: Any = Together(optimizers, networks)
+    scaler = accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(together)
+    norms = [accelerator.clip_grad_norm_(network.parameters(), limit) for network in networks]
+    if scaler is not None:
+        norms = [norm.nan_to_num(0.0, posinf=0.0) for norm in norms]
+        scaler.step(together)
+        scaler.update()
+    else:
+        together.step()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    return norms
 
 
 def rate_share(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -119,7 +123,7 @@ def rate_share(step: int, steps: int, config: OptimizerConfig) -> float:
 def set_learning_rate(
     optimizers: list[Any], step: int, steps: int, config: OptimizerConfig, factor: float = 1.0
 ) -> float:
-    """Set every parameter group's learning rate for a step.
+    """Set every parameter group's learning rate for a step, and with Muon whose turn it is.
 
     Args:
         optimizers: made by `build_optimizers`.
@@ -135,4 +139,6 @@ def set_learning_rate(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
+            if "turn" in group:
+                group["turn"] = step
     return share

@@ -60,7 +60,7 @@ def save_state(
         optimizers: those of the model.
         ema: of the model.
         record: what the state belongs to.
-        **process_tensors: further CPU tensors to store, with values of each process's own.
+        **process_tensors: further tensors to store, with values of each process's own.
 
     Raises:
         UserError: the folder cannot be written to, or weights are not finite; earlier states stay as they are.
@@ -68,8 +68,12 @@ def save_state(
     model = accelerator.unwrap_model(model)
     folder = Path(run.state_dir)
     check_finite_weights(accelerator, model, step, folder)
+    process_tensors = {name: value.cpu() for name, value in process_tensors.items()}
     if accelerator.device.type == "cuda":
         process_tensors["cuda_rng"] = torch.cuda.get_rng_state(accelerator.device)
+    if accelerator.scaler is not None:
+        scaling = accelerator.scaler.state_dict()
+        process_tensors["scaler"] = torch.tensor([scaling["scale"], scaling["_growth_tracker"]])
     if is_sharded(model):
         rank = accelerator.process_index
         tensors = sharded_state.named_tensors(model, optimizers, ema)
@@ -156,6 +160,10 @@ def load_state(
     torch.set_rng_state(saved["rng"])
     if accelerator.device.type == "cuda" and "cuda_rng" in saved:
         torch.cuda.set_rng_state(saved["cuda_rng"], accelerator.device)
+    if accelerator.scaler is not None and "scaler" in saved:
+        scale, tracker = saved["scaler"].tolist()
+        scaling = accelerator.scaler.state_dict()
+        accelerator.scaler.load_state_dict({**scaling, "scale": scale, "_growth_tracker": int(tracker)})
     for name in process_tensors.keys() & saved.keys():
         process_tensors[name].copy_(saved[name])
     return step

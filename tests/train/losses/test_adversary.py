@@ -13,9 +13,10 @@ from dalle_mini_impl.train.losses.discriminator import Discriminator
 from dalle_mini_impl.util.errors import UserError
 
 ALONE = SimpleNamespace(
+    mixed_precision="no",
     device=torch.device("cpu"),
     autocast=nullcontext,
-    prepare=lambda *parts: parts,
+    prepare=lambda network: network,
     reduce=lambda value, how: value,
     backward=lambda loss: loss.backward(),
 )

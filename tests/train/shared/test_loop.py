@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from torch import nn
+from torch import distributed, nn
 
 from dalle_mini_impl.config.training import RunConfig, TransformerRun
 from dalle_mini_impl.config.yaml_io import load
@@ -78,6 +78,43 @@ def test_passes_of_all_processes_cover_the_batch_once(processes, accumulation):
     rows = [np.arange(60)[rows] for own in slices for rows in own]
     assert {len(part) for part in rows} == {60 // processes // accumulation}
     assert (np.concatenate(rows) == np.arange(60)).all()
+
+
+@pytest.fixture
+def replicated():
+    """A network as DDP wraps it, in a process group of one."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield nn.parallel.DistributedDataParallel(nn.Linear(2, 1))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_gradients_are_exchanged_in_the_last_pass_only(replicated, is_compiled):
+    network = torch.compile(replicated) if is_compiled else replicated
+    plain = nn.Linear(2, 1)
+    found = [(item, replicated.require_backward_grad_sync) for item in common.exchanging_in_last("abc", network, plain)]
+    assert found == [("a", False), ("b", False), ("c", True)]
+    assert [(item, replicated.require_backward_grad_sync) for item in common.exchanging_in_last("a", network)] == [
+        ("a", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        ({"log_every": 3}, [2, 5, 6]),
+        ({"log_every": 0, "save_every": 5, "validate_every": 0, "sample_every": 4}, [3, 4, 6]),
+        ({"log_every": 0, "save_every": 0, "validate_every": 0, "sample_every": 0}, [6]),
+    ],
+)
+def test_losses_are_looked_at_when_something_is_due(every, expected):
+    run = RunConfig(steps=7, **{"save_every": 0, "validate_every": 0, "sample_every": 0, **every})
+    assert [step for step in range(7) if common.is_looked_at(step, run)] == expected
+
+
+def test_losses_are_looked_at_every_hundred_steps():
+    run = RunConfig(steps=1000, log_every=0, save_every=0, validate_every=0, sample_every=0)
+    assert [step for step in range(300) if common.is_looked_at(step, run)] == [99, 199, 299]
 
 
 # --- averaged weights
@@ -281,7 +318,8 @@ def test_unconnected_processes_are_refused(start, monkeypatch):
     [
         ({"model_dir": ""}, r"run\.model_dir is ''"),
         ({"state_dir": ""}, r"run\.state_dir ''; both must name a folder"),
-        ({"precision": "fp16"}, r"run\.precision is 'fp16'; expected bf16 or fp32"),
+        ({"precision": "int8"}, r"run\.precision is 'int8'; expected auto, bf16, fp16, fp32"),
+        ({"precision": "fp16"}, r"expected bf16 or fp32 on a CPU, got fp16"),
         ({"tracker": "wandb"}, r"run\.tracker is 'wandb'; expected none or tensorboard"),
         ({"batch_size": 10, "accumulation": 3}, r"run\.batch_size 10 cannot be split .* a multiple of 3"),
         ({"batch_size": 0}, r"expected run\.batch_size of at least 1 and at most 16777216, got 0; change it"),

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -10,10 +11,11 @@ from torch import nn
 from dalle_mini_impl.config.training import OptimizerConfig
 from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.model.vqvae import ResidualBlock
-from dalle_mini_impl.train.shared.optimizers import Muon, build_optimizers, rate_share, set_learning_rate
+from dalle_mini_impl.train.shared.muon import Muon
+from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, rate_share, set_learning_rate
 
 CONFIG = OptimizerConfig(learning_rate=0.3, weight_decay=0.07, warmup_steps=4, decay_start=0.5, final_rate=0.1)
-MUON = replace(CONFIG, muon_learning_rate=0.02)
+MUON = replace(CONFIG, muon_learning_rate=0.02, muon_every=1)
 MODELS = {
     "transformer": lambda: make_transformer()[0],
     "learned": lambda: make_transformer("learned")[0],
@@ -78,28 +80,6 @@ def test_muon_takes_the_convolutions_of_residual_blocks():
     assert {name for name, optimizer, _ in groups(model, MUON) if optimizer == "Muon"} == set(blocks)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_convolution_is_updated_as_the_matrix_of_its_filters(layout):
-    convolution = nn.Conv2d(6, 5, 3).to(memory_format=layout)  # type: ignore[call-overload]
-    start = convolution.weight.detach().flatten(1).clone()
-    linear = nn.Linear(54, 5)
-    linear.weight = nn.Parameter(start.clone())
-    ours = Muon([convolution.weight], lr=0.3, weight_decay=0.2)
-    theirs = torch.optim.Muon([linear.weight], lr=0.3, weight_decay=0.2)
-    for seed in range(3):
-        gradient = torch.randn(5, 6, 3, 3, generator=torch.Generator().manual_seed(seed))
-        convolution.weight.grad, linear.weight.grad = gradient.to(memory_format=layout), gradient.flatten(1)
-        for optimizer in (ours, theirs):
-            optimizer.step()
-    torch.testing.assert_close(convolution.weight.flatten(1), linear.weight, rtol=0.02, atol=0.02)  # bf16 inside
-    assert (linear.weight - start).abs().mean() > 0.05
-    ours.zero_grad()
-    assert convolution.weight.grad is None
-    before = convolution.weight.clone()
-    ours.step()
-    assert torch.equal(convolution.weight, before)
-
-
 @pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
 def test_a_step_moves_every_parameter(config):
     model = nn.ModuleDict({"embed": nn.Embedding(5, 7), "blocks": nn.ModuleList([nn.Linear(7, 7), nn.LayerNorm(7)])})
@@ -124,6 +104,52 @@ def test_weights_without_gradient_decay_at_their_own_rate():
     assert torch.allclose(after["embed.weight"], before["embed.weight"] * (1 - 0.3 * 0.07))
     assert torch.allclose(after["blocks.0.weight"], before["blocks.0.weight"] * (1 - 0.02 * 0.07))
     assert torch.equal(after["blocks.0.bias"], before["blocks.0.bias"])
+
+
+# --- a step of all optimizers
+
+
+def scaled(scaler):
+    """An accelerator that scales losses."""
+    return SimpleNamespace(scaler=scaler, clip_grad_norm_=torch.nn.utils.clip_grad_norm_)
+
+
+def two_networks():
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 2, bias=False), nn.Conv2d(3, 2, 1, bias=False)
+    optimizers = [Muon([second.weight], 0.1, 0.9, 0.0), torch.optim.AdamW(first.parameters(), 0.1, fused=True)]
+    return [first, second], optimizers
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**10])
+def test_gradients_are_clipped_by_network_and_all_optimizers_step(scale):
+    networks, optimizers = two_networks()
+    for number, network in enumerate(networks):
+        network.weight.grad = torch.full_like(network.weight, (number + 1.0) * (scale or 1))
+    scaler = scale and torch.amp.GradScaler("cpu", init_scale=scale)
+    if scaler:
+        scaler.scale(torch.ones(()))  # it makes its numbers at the first loss
+    before = [network.weight.detach().clone() for network in networks]
+    norms = apply_gradients(scaled(scaler), networks, optimizers, 1.0)
+    assert [float(norm) for norm in norms] == pytest.approx([6**0.5, 2 * 6**0.5])
+    assert all((network.weight != old).all() for network, old in zip(networks, before, strict=True))
+    assert all(network.weight.grad is None for network in networks)
+    moments = optimizers[1].state[networks[0].weight]["exp_avg"]
+    torch.testing.assert_close(moments, torch.full((2, 3), 0.1 * 6**-0.5))  # of gradients clipped to norm 1
+
+
+def test_a_step_whose_gradients_overflow_is_left_out():
+    networks, optimizers = two_networks()
+    networks[0].weight.grad = torch.ones(2, 3)
+    networks[1].weight.grad = torch.full((2, 3, 1, 1), math.inf)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    scaler.scale(torch.ones(()))
+    before = [network.weight.detach().clone() for network in networks]
+    norms = apply_gradients(scaled(scaler), networks, optimizers, 1.0)
+    assert float(norms[1]) == 0
+    assert all(torch.equal(network.weight, old) for network, old in zip(networks, before, strict=True))
+    assert scaler.get_scale() == 32
+    assert networks[0].weight.grad is None
 
 
 # --- the schedule: 4 steps of warmup, constant to step 12, then down to a tenth at step 24
@@ -166,3 +192,11 @@ def test_set_rate_keeps_each_optimizers_peak():
         assert set_learning_rate(optimizers, step, 24, MUON) == pytest.approx(share)
         assert [group["lr"] for group in optimizers[0].param_groups] == pytest.approx([0.3 * share] * 2)
         assert [group["lr"] for group in optimizers[1].param_groups] == pytest.approx([0.02 * share])
+
+
+def test_the_step_says_whose_turn_it_is_with_muon():
+    optimizers = build_optimizers(MODELS["transformer"](), replace(MUON, muon_every=2))
+    for step in (7, 4):
+        set_learning_rate(optimizers, step, 24, MUON)
+        assert optimizers[1].param_groups[0]["turn"] == step
+    assert optimizers[1].param_groups[0]["every"] == 2
