@@ -102,9 +102,15 @@ class TextTower(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, text_ids: Tensor) -> Tensor:
-        end = self._end_of_text(text_ids)
-        # Columns after the longest caption change nothing; most captions fill a third of the length.
-        text_ids = text_ids[:, : int(end.max()) + 1]
+        is_end = text_ids == self.eos_id
+        end = is_end.int().argmax(dim=1)  # the first
+        if text_ids.device.type == "cpu":  # a look at values of another device would wait for it
+            if not bool(is_end.any(dim=1).all()):
+                raise UserError(
+                    f"expected end-of-text id {self.eos_id} in every caption, got one without; encode with add_eos=True"
+                )
+            # Columns after the longest caption change nothing; most captions fill a third of the length.
+            text_ids = text_ids[:, : int(end.max()) + 1]
         length = text_ids.shape[1]
         if length > self.text_length:
             raise UserError(f"expected captions of up to {self.text_length} ids, got {length}; truncate the caption")
@@ -113,15 +119,6 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x, allowed)
         return self.project(self.norm(x[torch.arange(len(x), device=end.device), end]))
-
-    def _end_of_text(self, text_ids: Tensor) -> Tensor:
-        """Position (B,) of each row's first end-of-text."""
-        is_end = text_ids == self.eos_id
-        if not bool(is_end.any(dim=1).all()):
-            raise UserError(
-                f"expected end-of-text id {self.eos_id} in every caption, got one without; encode with add_eos=True"
-            )
-        return is_end.int().argmax(dim=1)
 
 
 class CLIP(nn.Module):

@@ -39,11 +39,13 @@ def check_ids(ids: Tensor, vocab: int, kind: str) -> Tensor:
         got = f"a tensor of type {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise UserError(f"expected a tensor of integer {kind} ids, got {got}; convert it, such as with .long()")
     ids = ids.long()
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
-        raise UserError(
-            f"expected {kind} ids from 0 to {vocab - 1}, got ids from {int(ids.min())} to {int(ids.max())}; "
-            f"encode with this model's own {kind} tokenizer"
-        )
+    if ids.numel():
+        low, high = torch.stack(ids.aminmax()).tolist()  # one look, because each waits for the device
+        if not 0 <= low <= high < vocab:
+            raise UserError(
+                f"expected {kind} ids from 0 to {vocab - 1}, got ids from {low} to {high}; "
+                f"encode with this model's own {kind} tokenizer"
+            )
     return ids
 
 

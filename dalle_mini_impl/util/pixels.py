@@ -31,7 +31,7 @@ def check_pixels(pixels: torch.Tensor) -> None:
         )
         raise UserError(f"expected pixels of shape (B, 3, H, W), got a tensor of shape {tuple(pixels.shape)}; {advice}")
     if pixels.is_floating_point() and pixels.numel():
-        low, high = (float(bound) for bound in pixels.detach().aminmax())
+        low, high = torch.stack(pixels.detach().aminmax()).tolist()  # one look, because each waits for the device
         if not -MAX_PIXEL <= low <= high <= MAX_PIXEL:
             raise UserError(
                 f"expected pixels in [-1, 1], got values from {low:g} to {high:g}; convert pictures with "

@@ -51,12 +51,16 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Make a step with the gradients of the weights passed to the constructor.
 
         The step's number, which decides whose turn it is, is `turn` of the parameter group. It counts up by itself; a
         training loop may set it.
         """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for matrix, weight in self.convolutions:
             matrix.grad = None if weight.grad is None else as_matrix(weight.grad, weight)
         for group in self.param_groups:
@@ -73,6 +77,7 @@ class Muon(torch.optim.Optimizer):
             for matrices in stacks(trained, group["every"], group["turn"]):
                 self._change(matrices, group)
             group["turn"] += 1
+        return loss
 
     def _change(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """Apply the updates of matrices of one shape."""
