@@ -89,6 +89,10 @@ class RPrecision:
         ]
         return torch.cat(parts).gather(1, concept_ids[:, None])[:, 0]
 
+    def nearest(self, features: Tensor) -> Tensor:
+        """The reference picture (B,) int64 with the largest cosine to each picture, features (B, d)."""
+        return torch.cat([(chunk @ self.reference_features.T).argmax(1) for chunk in features.split(CHUNK)])
+
     def _fit(self, features: Tensor, excluded_vendor_ids: Tensor | None = None) -> Tensor:
         """Largest cosine of each picture (B,) with any reference picture of each concept, (B, `concept_count`)."""
         cosines = features @ self.reference_features.T

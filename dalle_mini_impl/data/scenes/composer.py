@@ -166,13 +166,13 @@ def _boxes(plan: ScenePlan, size: int, random: np.random.Generator) -> list[tupl
     else:
         quarters = [(left, top, 0.5) for top in (0.0, 0.5) for left in (0.0, 0.5)]
         cells = [quarters[index] for index in random.permutation(4)[:count]]
-    shrink = random.uniform(0.6, 0.95) if count == 1 else random.uniform(0.75, 0.92)
+    shrink = random.uniform(0.6, 0.95) if count == 1 else random.uniform(0.72, 0.86)
     boxes = []
     for left, top, cell in cells:
         side = int(cell * size * shrink)
         slack = cell * size - side
-        # Things that touched would look like one.
-        shift = random.uniform(0, slack, 2) if count == 1 else random.uniform(0.2 * slack, 0.8 * slack, 2)
+        # Things that nearly touch would look like one, in small pictures too.
+        shift = random.uniform(0, slack, 2) if count == 1 else random.uniform(0.3 * slack, 0.7 * slack, 2)
         boxes.append((int(left * size + shift[0]), int(top * size + shift[1]), side))
     return boxes
 

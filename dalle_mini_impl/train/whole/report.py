@@ -166,7 +166,7 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
         [
             page.table(rows) if len(rows) > 1 else "",
             page.paragraph(
-                f"Only {facts.held_out} pictures are held out, so figures of them mean little."
+                f"Pictures held out: only {facts.held_out}, so figures of them mean little."
                 if len(rows) > 1 and facts.held_out < FEW_HELD_OUT
                 else ""
             ),
