@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from dalle_mini_impl.cli.options import (
+    CommaSeparated,
     Count,
     FiniteFloat,
     PictureSize,
@@ -13,6 +14,7 @@ from dalle_mini_impl.cli.options import (
     examples,
     json_option,
     out_option,
+    seed_option,
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PNG_FILE
@@ -117,17 +119,22 @@ def openclipart(out: Path, count: int, svg: Path | None) -> None:
 @data.command(
     epilog=examples(
         "dalle data scenes data/emoji-store --out scenes",
-        "dalle data scenes data/emoji-store --held-out --task colour --language en --count 100 -o colours",
+        "dalle data scenes data/emoji-store --held-out --task colour --languages en --count 100 -o colours",
     )
 )
 @click.argument("source", type=click.Path())
 @out_option("Folder to write the scenes to.", required=True, folder=True)
 @click.option("--count", type=Count(), default=1000, show_default=True, help="Number of scenes.")
 @click.option("--size", type=click.IntRange(16, 1024), default=128, show_default=True, help="Side in pixels.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another one gives other scenes.")
+@seed_option("Another one gives other scenes.")
 @click.option("--task", "tasks", type=click.Choice(TASKS), multiple=True, help="Kind of scene; may repeat.  [all]")
 @click.option(
-    "--language", "languages", type=click.Choice(LANGUAGES), multiple=True, help="Of the captions; may repeat.  [all]"
+    "--languages",
+    type=CommaSeparated(click.Choice(LANGUAGES), minimum=1),
+    default=",".join(LANGUAGES),
+    show_default=True,
+    metavar="A,B",
+    help="Of the captions.",
 )
 @click.option("--held-out", is_flag=True, help="Only combinations that scenes for training never have.")
 def scenes(
@@ -140,11 +147,11 @@ def scenes(
     languages: tuple[str, ...],
     held_out: bool,
 ) -> None:
-    """Compose captioned scenes of the emoji set's pictures: synthetic, with what each shows.
+    """Compose captioned scenes of the emoji set's pictures.
 
-    SOURCE is the emoji set or a picture store of it. A scene has one object, two, or two to four of a kind, in their
-    own or other colours, on a plain background. 15 % of the combinations of an object with a colour, a count or another
-    object are held out.
+    SOURCE is the emoji set or a picture store of it. Scenes are synthetic, and metadata.jsonl says what each shows: one
+    object, two, or two to four of a kind, in their own or other colours, on a plain background. 15 % of the
+    combinations of an object with a colour, a count or another object are held out.
     """
     from dalle_mini_impl.data.picture_store import open_store
     from dalle_mini_impl.data.scenes.benchmark import CONTENTS, write_scenes
@@ -160,7 +167,7 @@ def scenes(
         size=size,
         seed=seed,
         tasks=tasks or [task for task in TASKS if task != "single" or not held_out],
-        languages=languages or LANGUAGES,
+        languages=languages,
         split="held_out" if held_out else "train",
     )
     for counts in manifest["counts"].values():

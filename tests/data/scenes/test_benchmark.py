@@ -69,7 +69,7 @@ def test_scenes_are_written_with_captions_and_truth(tmp_path, emoji_set):
 
 
 def test_options_choose_tasks_language_and_held_out_combinations(tmp_path, emoji_set):
-    arguments = ["--task", "colour", "--language", "de", "--held-out", "--count", "5", "--size", "16"]
+    arguments = ["--task", "colour", "--languages", "de", "--held-out", "--count", "5", "--size", "16"]
     result = CliRunner().invoke(data, ["scenes", str(emoji_set), "--out", str(tmp_path / "out"), *arguments])
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "out" / "scenes.json").read_text())
