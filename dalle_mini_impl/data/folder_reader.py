@@ -1,20 +1,20 @@
 """Matches the pictures of a folder with the files that hold their captions, by their names."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from dalle_mini_impl.data.img2dataset import STATS_FILE, log_failures
 from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
-from dalle_mini_impl.data.remote import RemotePath, SourcePath
+from dalle_mini_impl.data.remote import SourcePath
 from dalle_mini_impl.data.sample import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
     PendingSample,
     UnusableSample,
-    list_files,
     make_pair,
     read_bytes,
     read_captions,
@@ -27,7 +27,7 @@ from dalle_mini_impl.util.images import is_drawing, picture_kind, unreadable_for
 CAPTION_ENDINGS = (".txt", ".caption", ".cap")
 """Endings of files with one caption per line, in lower case; of several kinds beside a picture the first counts."""
 
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Tables inside a folder whose rows hold captions of the pictures below, as in image folders of Hugging Face."""
 
 
@@ -57,21 +57,26 @@ def _first_kind(texts: dict[str, list[SourcePath]]) -> list[SourcePath]:
     return next((texts[ending] for ending in CAPTION_ENDINGS if ending in texts), [])
 
 
-def folder_samples(folder: SourcePath, log: SkipLog, note_log: SkipLog, needed: bool) -> list[PendingSample]:
+def folder_samples(
+    folder: SourcePath, listed: Sequence[SourcePath], log: SkipLog, note_log: SkipLog, needed: bool
+) -> list[PendingSample]:
     """List the samples of a folder; empty if it holds no picture at all.
 
     Args:
         folder: searched at any depth.
+        listed: all its files.
         log: receives what was skipped in the folder as a whole.
         note_log: receives, while samples are read, what was left out of them.
         needed: whether pictures without a caption are skipped.
     """
     files_of_key: dict[str, _Files] = {}
     metadata: list[SourcePath] = []
-    listed = folder.list_states(recursive=True) if isinstance(folder, RemotePath) else list_files(folder, log)
     for path in listed:
         if path.name in METADATA_FILES:
             metadata.append(path)
+        elif STATS_FILE.fullmatch(path.name):
+            log_failures(path, log)
+            continue
         kind, ending = picture_kind(path.name), path.suffix.lower()
         if kind == "other" and ending not in (*CAPTION_ENDINGS, ".json"):
             continue
@@ -85,9 +90,8 @@ def folder_samples(folder: SourcePath, log: SkipLog, note_log: SkipLog, needed: 
     if not any(files.pictures or files.unreadable for files in files_of_key.values()):
         return []
     for files in files_of_key.values():
-        files.pictures.sort(
-            key=lambda path: is_drawing(path.name)
-        )  # a picture made from a drawing shows what the drawing was meant to be
+        # A picture made from a drawing shows what the drawing was meant to be.
+        files.pictures.sort(key=lambda path: is_drawing(path.name))
     _join_translations(files_of_key)
     _join_names_with_ending(files_of_key)
     refused = [one for table in metadata for one in _join_rows_of_table(table, files_of_key, log, needed)]

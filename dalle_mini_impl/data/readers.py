@@ -4,16 +4,14 @@ A sample that cannot be used never stops a reader: it is skipped and recorded in
 """
 
 import contextlib
-import glob
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from dalle_mini_impl.data.folder_reader import folder_samples
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
-from dalle_mini_impl.data.remote import RemotePath, SourcePath, is_address, source_path
+from dalle_mini_impl.data.parquet_reader import holds_pictures, is_parquet
+from dalle_mini_impl.data.remote import SourcePath, is_address, source_path
 from dalle_mini_impl.data.sample import (
     PendingSample,
     UnusableSample,
@@ -22,21 +20,17 @@ from dalle_mini_impl.data.sample import (
     read_samples,
     refusal,
 )
+from dalle_mini_impl.data.shards import (
+    EXPECTED,
+    is_folder,
+    list_folder,
+    read_shards,
+    shards_of_folder,
+    shards_of_pattern,
+)
 from dalle_mini_impl.data.tables import TABLE_ENDINGS, join_rows, path_of_row, read_rows
-from dalle_mini_impl.data.tar_reader import is_tar, read_tars
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind, unreadable_format
-
-EXPECTED = "a folder of pictures with .txt captions, a .jsonl or .csv file, or .tar files"
-"""The sources that can be read, for error messages."""
-BRACES = re.compile(r"\{([^{}]*)\}")
-"""Braces of a pattern without others inside."""
-MAX_BRACES = 20
-"""Most pairs of braces in a pattern."""
-MAX_NAMES = 300_000
-"""Most names that a pattern may stand for."""
-MAX_PATTERN_CHARACTERS = 1 << 25
-"""Most characters of all names together that a pattern may stand for."""
 
 
 def read_pairs(
@@ -86,87 +80,25 @@ def read_pairs(
 
 def _reader_for(path: SourcePath, log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
     """Choose the reader by the kind of the source."""
+    own_log = log if worker == 0 else SkipLog()  # one worker alone reports on a folder or table as a whole
     if is_folder(path):
-        folder_log = log if worker == 0 else SkipLog()  # one worker alone reports on the folder as a whole
-        files: list[SourcePath] = sorted(path.iterdir(), key=str)
-        tars = [file for file in files if is_tar(file) and not file.name.startswith(".")]
-        if not tars:
-            samples = folder_samples(path, folder_log, log, needed)
-            if not samples:
-                raise UserError(f"{path} holds neither pictures nor .tar files; expected {EXPECTED}; check the path")
-            return read_samples(samples, log, worker, workers)
-        for file in files:
-            if picture_kind(file.name) != "other":
-                folder_log.add(str(file), "beside tars: a folder is read as tars or as pictures")
-        return read_tars(tars, log, needed, worker, workers)
-    if path.suffix.lower() in TABLE_ENDINGS and path.exists():
-        return read_samples(_table_samples(path, log if worker == 0 else SkipLog(), needed), log, worker, workers)
-    return read_tars(tars_of_pattern(str(path)), log, needed, worker, workers)
-
-
-def is_folder(path: SourcePath) -> bool:
-    """Whether a source is a folder.
-
-    Raises:
-        OSError: that of an address cannot be found out.
-    """
-    # A web server would have to send what the address names, to see whether it is a list of files.
-    is_file = isinstance(path, RemotePath) and (is_tar(path) or path.suffix.lower() in TABLE_ENDINGS)
-    return not is_file and path.is_dir()
-
-
-def tars_of_pattern(pattern: str) -> list[SourcePath]:
-    """List the tars that a path or pattern names; those that braces name but are missing stay in, to be logged."""
-    names = [pattern] if not is_address(pattern) and os.path.exists(pattern) else _expand_braces(pattern)
-    paths = [path for name in names for path in _matches(name)]
-    if not any(path.exists() for path in paths):
-        raise UserError(f"{pattern} does not exist; expected {EXPECTED}; check the path")
-    tars = [path for path in dict.fromkeys(paths) if is_tar(path)]
-    if not tars:
-        raise UserError(f"{pattern} is none of the kinds that can be read; expected {EXPECTED}; convert it")
-    return tars
-
-
-def _matches(name: str) -> list[SourcePath]:
-    """The paths that a name without braces stands for."""
-    if is_address(name):
-        path = RemotePath(name)
-        return [*path.glob()] if path.is_pattern else [path]
-    is_pattern = glob.has_magic(name) and not os.path.exists(name)
-    return [Path(match) for match in sorted(glob.iglob(name, recursive=True))] if is_pattern else [Path(name)]
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """Expand `{000..007}` and `{a,b}` as a shell does.
-
-    Raises:
-        UserError: they stand for more than `MAX_NAMES` names.
-    """
-    shown = pattern if len(pattern) <= 100 else pattern[:100] + "…"
-    error = UserError(f"{shown} stands for too many names; expected {MAX_NAMES} short ones at most; shorten it")
-    if pattern.count("{") > MAX_BRACES:
-        raise error
-    names = [pattern]
-    while any(BRACES.search(name) for name in names):
-        expanded: list[str] = []
-        for name in names:
-            match = BRACES.search(name)
-            for part in _alternatives(match[1]) if match else [""]:
-                expanded.append(name[: match.start()] + part + name[match.end() :] if match else name)
-                if len(expanded) > MAX_NAMES or len(expanded) * len(pattern) > MAX_PATTERN_CHARACTERS:
-                    raise error
-        names = expanded
-    return names
-
-
-def _alternatives(content: str) -> Iterable[str]:
-    """The texts that the content of a pair of braces stands for."""
-    bounds = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", content)
-    if bounds is None:
-        return content.split(",")
-    first, last = int(bounds[1]), int(bounds[2])
-    step = 1 if first <= last else -1
-    return (str(number).zfill(len(bounds[1])) for number in range(first, last + step, step))
+        folder_log = SkipLog()
+        files = list_folder(path, folder_log)
+        if shards := shards_of_folder(path, files):
+            kind = "Parquet files" if is_parquet(shards[0]) else "tars"
+            for file in files:
+                if file.parent == shards[0].parent and picture_kind(file.name) != "other":
+                    own_log.add(str(file), f"beside {kind}: a folder is read as {kind} or as pictures")
+            return read_shards(shards, log, needed, worker, workers)
+        own_log.merge(folder_log)
+        samples = folder_samples(path, files, own_log, log, needed)
+        if not samples:
+            raise UserError(f"{path} holds neither pictures nor .tar files; expected {EXPECTED}; check the path")
+        return read_samples(samples, log, worker, workers)
+    is_table = path.suffix.lower() in TABLE_ENDINGS and path.exists()
+    if is_table and not (is_parquet(path) and holds_pictures(path)):
+        return read_samples(_table_samples(path, own_log, needed), log, worker, workers)
+    return read_shards(shards_of_pattern(str(path)), log, needed, worker, workers)
 
 
 def _table_samples(table: SourcePath, log: SkipLog, needed: bool) -> list[PendingSample]:
@@ -193,7 +125,9 @@ def _table_sample(
 
 
 def pictures_of_table(table: SourcePath) -> list[str]:
-    """Paths of the pictures that a `.jsonl`, `.csv` or `.tsv` file names, as they stand there, each once."""
+    """Paths of the pictures that a table names, as they stand there, each once; none if it holds the pictures."""
+    if is_parquet(table) and holds_pictures(table):
+        return []
     names: dict[str, None] = {}
     for _, fields in read_rows(table, captions_needed=False):
         if isinstance(fields, dict):

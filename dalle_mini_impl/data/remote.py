@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -183,6 +183,15 @@ class RemotePath:
         except FileNotFoundError:
             return []
 
+    def open(self) -> Any:
+        """Open a file to read small parts of it. Nothing that fails is repeated.
+
+        Raises:
+            Exception: of any kind.
+        """
+        files, path = file_system(self.address)
+        return files.open(path, "rb")
+
     def blocks(self) -> Iterator[bytes]:
         """The content of a file, in blocks of any size.
 
@@ -303,7 +312,7 @@ def file_system(address: str) -> tuple[Any, str]:
         ) from error
 
 
-def file_states(paths: list[RemotePath]) -> dict[RemotePath, list[int]]:
+def file_states(paths: Sequence[RemotePath]) -> dict[RemotePath, list[int]]:
     """The states of files; an empty list for a missing one.
 
     Raises:

@@ -279,6 +279,8 @@ def read_captions(
 ) -> tuple[list[Caption], dict[str, Any]]:
     """Read the captions of one picture from its files; one that cannot be used does not make the others useless.
 
+    Lines that together are the caption of a JSON file are one caption, as img2dataset writes it into both.
+
     Args:
         texts: language, or nothing, and what reads a file with one caption per line, or raises `UnusableSample`.
         tables: each reads a JSON file with captions and other fields.
@@ -305,6 +307,8 @@ def read_captions(
             fields = fields_from_json(read())
             details |= fields
             more, details = captions_from_fields(details, other_names=not has_text, note=note)
+            if len(captions) > 1 and [_in_one_line(captions)] == [_in_one_line([caption]) for caption in more]:
+                captions = []
             captions += more
         except UnusableSample as failure:
             details = {name: value for name, value in details.items() if name.lower() not in CAPTION_FIELDS}
@@ -314,6 +318,10 @@ def read_captions(
     for failed in failures:
         note(str(failed))
     return captions, details
+
+
+def _in_one_line(captions: Sequence[Caption]) -> str:
+    return " ".join(" ".join(caption.text for caption in captions).split())
 
 
 def make_pair(

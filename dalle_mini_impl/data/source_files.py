@@ -1,16 +1,15 @@
 """The files that a source of captioned pictures consists of, with sizes and times, to notice when they change."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dalle_mini_impl.data.folder_reader import CAPTION_ENDINGS, METADATA_FILES
 from dalle_mini_impl.data.pair import SkipLog
-from dalle_mini_impl.data.readers import is_folder, pictures_of_table, tars_of_pattern
-from dalle_mini_impl.data.remote import RemotePath, file_states, source_path
-from dalle_mini_impl.data.sample import list_files
+from dalle_mini_impl.data.readers import pictures_of_table
+from dalle_mini_impl.data.remote import RemotePath, SourcePath, file_states, source_path
+from dalle_mini_impl.data.shards import is_folder, list_folder, shards_of_folder, shards_of_pattern
 from dalle_mini_impl.data.tables import TABLE_ENDINGS
-from dalle_mini_impl.data.tar_reader import is_tar
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.text import printable
 
@@ -37,13 +36,13 @@ def source_states(source: str, known: Collection[str] = ()) -> FileStates:
         if isinstance(path, RemotePath):
             return _remote_states(path)
         if path.is_dir():
-            tars = [name for name in sorted(os.listdir(path)) if is_tar(Path(name)) and not name.startswith(".")]
-            return _states(path, tars or _folder_names(path))
+            files = _files_read(path, list_folder(path, SkipLog()))
+            return _states(path, [os.path.relpath(str(file), path) for file in files])
         if path.is_file() and path.suffix.lower() in TABLE_ENDINGS:
             return _states(path.parent, known or (path.name, *pictures_of_table(path)))
-        found = [os.path.realpath(str(tar)) for tar in tars_of_pattern(str(path))]
-        folder = os.path.commonpath([os.path.dirname(tar) for tar in found])
-        return _states(Path(folder), [os.path.relpath(tar, folder) for tar in found])
+        found = [os.path.realpath(str(shard)) for shard in shards_of_pattern(str(path))]
+        folder = os.path.commonpath([os.path.dirname(shard) for shard in found])
+        return _states(Path(folder), [os.path.relpath(shard, folder) for shard in found])
     except (OSError, ValueError):  # UserError, or paths on two drives of Windows
         return {}
 
@@ -58,25 +57,20 @@ def describe_changes(before: Mapping[str, list[int]], now: Mapping[str, list[int
     return ", ".join(f"{len(names)} {kind} ({printable(names[0])})" for kind, names in changes.items() if names)
 
 
-def _folder_names(folder: Path) -> list[str]:
-    start = len(os.path.join(folder, ""))
-    return [str(path)[start:] for path in list_files(folder, SkipLog()) if _is_relevant(path)]
-
-
-def _is_relevant(path: Path | RemotePath) -> bool:
-    """Whether a file of a folder of pictures is read."""
-    return path.suffix.lower() in (*PICTURE_ENDINGS, *CAPTION_ENDINGS, ".json") or path.name in METADATA_FILES
+def _files_read(folder: SourcePath, files: Sequence[SourcePath]) -> list[SourcePath]:
+    """Those of all files of a folder that are read."""
+    relevant = (*PICTURE_ENDINGS, *CAPTION_ENDINGS, ".json")
+    return shards_of_folder(folder, files) or [
+        file for file in files if file.suffix.lower() in relevant or file.name in METADATA_FILES
+    ]
 
 
 def _remote_states(path: RemotePath) -> FileStates:
     if is_folder(path):
-        states = path.list_states()
-        tars = {file: state for file, state in states.items() if is_tar(file)}
-        files = tars or {f: state for f, state in path.list_states(recursive=True).items() if _is_relevant(f)}
-        return {str(file.relative_to(path)): state for file, state in files.items()}
-    tars_or_table = [path] if path.suffix.lower() in TABLE_ENDINGS else tars_of_pattern(str(path))
-    states = file_states([file for file in tars_or_table if isinstance(file, RemotePath)])
-    return {str(file): state for file, state in states.items()}
+        states = path.list_states(recursive=True)
+        return {str(file.relative_to(path)): states[file] for file in _files_read(path, [*states])}  # type: ignore[arg-type, index]
+    files = [path] if path.suffix.lower() in TABLE_ENDINGS else shards_of_pattern(str(path))
+    return {str(file): state for file, state in file_states([f for f in files if isinstance(f, RemotePath)]).items()}
 
 
 def _states(folder: Path, names: Collection[str]) -> FileStates:

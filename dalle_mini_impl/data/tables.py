@@ -1,5 +1,6 @@
-r"""Reads the rows of JSONL, CSV and TSV files, one after another; a row that cannot be used never hides those after it.
+r"""Reads the rows of JSONL, CSV, TSV and Parquet files, one after another.
 
+A row that cannot be used never hides those after it.
 Lines end in `\n`, `\r\n` or `\r`. The encoding is UTF-8, or UTF-16 with a byte order mark.
 """
 
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from dalle_mini_impl.data.pair import Caption, SkipLog
+from dalle_mini_impl.data.parquet_reader import is_parquet, parquet_rows
 from dalle_mini_impl.data.remote import RemotePath, SourcePath, open_source
 from dalle_mini_impl.data.sample import (
     CAPTION_FIELDS,
@@ -28,7 +30,7 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind
 from dalle_mini_impl.util.text import encoding_of
 
-TABLE_ENDINGS = (".jsonl", ".csv", ".tsv")
+TABLE_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
 """File name endings of tables, in lower case."""
 PATH_FIELDS = (
     "path", "image", "file_name", "filepath", "file_path", "filename", "image_path", "image_file", "image_name",
@@ -64,9 +66,13 @@ def read_rows(table: SourcePath, captions_needed: bool = True) -> Iterator[Row]:
         captions_needed: whether a CSV or TSV file must have a column for captions.
 
     Raises:
-        UserError: it is no regular file, too large, in another encoding, or a CSV or TSV file without known columns.
+        UserError: it is no regular file, too large, in another encoding, a CSV or TSV file without known columns, or a
+            damaged Parquet file, or the extra that reads these is not installed.
         OSError: it cannot be read.
     """
+    if is_parquet(table):
+        yield from ((f"{table}:{number}", fields) for number, fields in enumerate(parquet_rows(table)))
+        return
     with _open_text(table) as text:
         lines = _lines(text)
         yield from (

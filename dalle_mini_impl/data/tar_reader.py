@@ -5,7 +5,7 @@ sample unusable instead of the rest of the tar. Nothing is unpacked to disk by i
 """
 
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 
@@ -40,35 +40,24 @@ Members = dict[str, tarfile.TarInfo]
 """Ending in lower case, with its dot -> member of the tar, for one sample."""
 
 
-def read_tars(tars: Sequence[SourcePath], log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
-    """Read one worker's part: whole tars if there are at least as many as workers, else samples of every tar.
-
-    Args:
-        tars: the archives.
-        log: receives what was skipped, and why.
-        needed: whether pictures without a caption are skipped.
-        worker: which part to read, 0 to `workers - 1`.
-        workers: number of parts.
-    """
-    by_tar = len(tars) >= workers
-    for number, tar in enumerate(tars):
-        is_own = number % workers == worker
-        tar_log = log if is_own else SkipLog()  # one worker alone reports on a tar as a whole
-        if not by_tar:
-            yield from _read_tar(tar, log, tar_log, needed, worker, workers)
-        elif is_own:
-            yield from _read_tar(tar, log, tar_log, needed, 0, 1)
-
-
 def is_tar(path: SourcePath) -> bool:
     """Whether a file is a tar by its name."""
     return path.name.lower().endswith(TAR_ENDINGS)
 
 
-def _read_tar(
+def read_tar(
     tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int
 ) -> Iterator[Pair]:
-    """Read every `workers`-th sample of a tar; `tar_log` receives faults of the tar, `log` those of samples."""
+    """Read every `workers`-th sample of a tar, starting with number `worker`.
+
+    Args:
+        tar: the archive.
+        log: receives samples that were skipped, and why.
+        tar_log: receives faults of the tar.
+        needed: whether pictures without a caption are skipped.
+        worker: which part to read, 0 to `workers - 1`.
+        workers: number of parts.
+    """
     with ExitStack() as opened:
         try:
             file = opened.enter_context(open_tar(tar, tar_log))

@@ -183,14 +183,14 @@ def test_a_missing_address_is_refused_in_one_line(memory, source):
 
 
 def test_tars_of_a_web_server(web):
-    web.files = {f"/set/{number:03}.tar": tar_of(colour) for number, colour in enumerate(COLOURS[:3])}
-    assert keys(f"{web.address}/set/{{000..002}}.tar") == (["red", "lime", "blue"], [])
+    web.files = {f"/set/a-{number:03}.tar": tar_of(colour) for number, colour in enumerate(COLOURS[:3])}
+    assert keys(f"{web.address}/set/a-{{000..002}}.tar") == (["red", "lime", "blue"], [])
     assert [request for request in web.requests if request[0] == "GET"] == [
-        ("GET", f"/set/{number:03}.tar", "") for number in range(3)
+        ("GET", f"/set/a-{number:03}.tar", "") for number in range(3)
     ]
     assert keys(f"{web.address}/set/*.tar")[0] == ["red", "lime", "blue"]
     assert keys(f"{web.address}/set")[0] == ["red", "lime", "blue"]
-    assert keys(f"{web.address}/set/001.tar?signature=a/b&x=1") == (["lime"], [])
+    assert keys(f"{web.address}/set/a-001.tar?signature=a/b&x=1") == (["lime"], [])
 
 
 def test_folder_of_pictures_of_a_web_server(web):

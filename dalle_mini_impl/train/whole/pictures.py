@@ -16,12 +16,13 @@ from pathlib import Path
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.inspect import inspect_pairs
 from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.parquet_reader import count_rows, is_parquet
 from dalle_mini_impl.data.picture_store import open_store
-from dalle_mini_impl.data.readers import is_folder, read_pairs, tars_of_pattern
+from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.remote import RemotePath, SourcePath, source_path
+from dalle_mini_impl.data.shards import shards_of_source
 from dalle_mini_impl.data.source_files import source_states
 from dalle_mini_impl.data.tar_file import TarFileObject
-from dalle_mini_impl.data.tar_reader import is_tar
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 from dalle_mini_impl.util.read_files import open_regular
@@ -100,16 +101,17 @@ def look_at(source: str, count: int) -> FirstLook:
 
 
 def listed_pictures(source: str) -> int:
-    """Number of picture files of a folder or table, and about that of tars; 0 where it cannot be told."""
+    """Number of picture files of a folder or table, about that of tars or Parquet files; 0 where it cannot be told."""
     states = source_states(source)
     if count := sum(Path(name).suffix.lower() in PICTURE_ENDINGS for name in states):
         return count
     try:
-        path = source_path(source)
-        folder = is_folder(path)
-        tars = sorted(tar for tar in path.iterdir() if is_tar(tar)) if folder else tars_of_pattern(str(path))
-        return int(sum(state[0] for state in states.values() if state) * pictures_per_byte(tars[0]))
-    except (OSError, ValueError, LookupError, tarfile.TarError):  # reading it says what is wrong
+        first = shards_of_source(source_path(source))[0]
+        sizes = [state[0] for state in states.values() if state]
+        if is_parquet(first):
+            return count_rows(first) * sum(sizes) // sizes[0]
+        return int(sum(sizes) * pictures_per_byte(first))
+    except (OSError, ValueError, LookupError, ArithmeticError, tarfile.TarError):  # reading it says what is wrong
         return 0
 
 
