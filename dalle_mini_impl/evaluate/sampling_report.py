@@ -84,8 +84,10 @@ def _scorer_line(trial: Trial) -> list[str]:
     amount = f"{gain[0]:+.2f} nats (± {gain[1]:.2f}) over ranking by likelihood alone"
     if of_held_out and not all(trial.held_out):
         amount += f"; on held-out captions {of_held_out[0]:+.2f} (± {of_held_out[1]:.2f})"
-    if trial.best_rank in SCORER_RANKS:
+    if trial.best_rank in SCORER_RANKS and gain[0] > gain[1]:
         return [f"the scorer helps: {amount}"]
+    if trial.best_rank in SCORER_RANKS:
+        return [f"the scorer is used, but these captions are too few to say that it helps: {amount}"]
     return [f"the scorer does not help: {amount}; rank is {trial.best_rank}"]
 
 

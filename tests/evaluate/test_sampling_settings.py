@@ -171,8 +171,18 @@ def test_own_settings_stay_if_none_is_better(reference, clock):
 def test_the_ranking_that_finds_the_best_candidates_is_chosen(reference, clock, ranking):
     choice = choose_sampling(FakeDalle(clock, ranking=ranking), reference, colour_judge(), 150)
     assert choice.sampling.rank == ranking
-    assert ("the scorer helps: +" in choice_text(choice)) == (ranking == "clip")
     assert ("the scorer does not help: " in choice_text(choice)) == (ranking == "likelihood")
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"), [((0.4, 0.5, 0.6), "the scorer helps: +0.50"), ((0.9, -0.8, 0.2), "too few")]
+)
+def test_a_scorer_helps_only_beyond_chance(gains, said):
+    fits = {"likelihood": (0.0,) * 3, "clip": gains, "none": (-1.0,) * 3}
+    trial = Trial(OWN, 16, fits, dict.fromkeys(fits, 0.5), (True,) * 3)
+    choice = SamplingChoice(OWN, OWN, "", Captions((0, 1, 2), (True,) * 3), 2, ((trial,),), 0.0)
+    assert trial.best_rank == "clip"
+    assert said in choice_text(choice)
 
 
 def test_no_ranking_is_chosen_only_where_ranking_clearly_harms():
