@@ -86,10 +86,15 @@ class RunConfig:
     """Steps between validations; 0 makes none."""
     save_every: Natural = 200
     """Steps between resumable states. An image tokenizer whose loss diverges also returns to the last one."""
+    keep_states: Count = 2
+    """How many of the latest resumable states are kept."""
+    keep_every: Natural = 0
+    """Steps between states that are kept for good, in multiples of `save_every`; 0 keeps none."""
     sample_every: Natural = 1000
     """Steps between sheets of sample pictures; 0 writes none."""
     tracker: str = "none"
-    """`none` or `tensorboard` (needs the extra); log.jsonl is always written."""
+    """A tracker that gets the figures: one that accelerate knows, such as `tensorboard` (extra), `wandb` or `trackio`;
+    `none` for none. log.jsonl is always written."""
     compile: bool = False
     """Use torch.compile; needs a C++ compiler."""
 

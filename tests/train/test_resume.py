@@ -20,7 +20,7 @@ from dalle_mini_impl.train.shared import state
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.run_record import RunRecord
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState
-from dalle_mini_impl.train.shared.state import load_state, save_state
+from dalle_mini_impl.train.shared.state import find_states, load_state, read_file, save_state
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import only_writer
 
@@ -175,6 +175,41 @@ def test_each_process_restores_its_own_tensors(tmp_path):
         assert torch.equal(found, counts[index % 2])
         scaling = scalers[index % 2].state_dict()
         assert (scaling["scale"], scaling["_growth_tracker"]) == (64.0, 3)
+
+
+# --- how many states are kept
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "expected"),
+    [
+        (2, 0, ["previous-state.pt", "state.pt"]),
+        (1, 0, ["state.pt"]),
+        (4, 0, ["previous-state.pt", "state-00000006.pt", "state-00000009.pt", "state.pt"]),
+        (2, 6, ["previous-state.pt", "state-00000006.pt", "state.pt"]),
+        (1, 6, ["previous-state.pt", "state-00000006.pt", "state.pt"]),
+    ],
+)
+def test_the_last_states_and_every_so_manieth_are_kept(tmp_path, keep, every, expected):
+    run = RunConfig(state_dir=str(tmp_path), keep_states=keep, keep_every=every)
+    process = SimpleNamespace(
+        is_main_process=True,
+        device=torch.device("cpu"),
+        scaler=None,
+        unwrap_model=lambda model: model,
+        wait_for_everyone=lambda: None,
+        reduce=lambda value, kind: value,
+        gather_for_metrics=lambda own, use_gather_object: own,
+    )
+    model = nn.Linear(2, 3)
+    for steps in (3, 6, 9, 12, 15):
+        save_state(process, run, steps - 1, model, [], Ema(model, 0.9), RunRecord())
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == expected
+    newest, *older = find_states(tmp_path)
+    assert newest.name == "state.pt"
+    assert [int(read_file(path)["step"]) for path in older] == sorted(
+        (int(read_file(path)["step"]) for path in older), reverse=True
+    )
 
 
 # --- what cannot be resumed

@@ -695,7 +695,7 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
         ("encode", "precision=int8", "precision is 'int8'; expected bf16 or fp32"),
         ("encode", "model_dir=nowhere", "no model 'nowhere'"),
         ("transformer", "cache=nowhere", "nowhere is no token cache"),
-        ("transformer", "run.tracker=wandb", "expected none or tensorboard"),
+        ("transformer", "run.tracker=paper", "expected none, aim"),
         ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
         ("transformer", "model.n_head=3", "a multiple of 4, got n_embd 16, n_head 3"),
         ("scorer", "run.model_dir=''", "both must name a folder"),

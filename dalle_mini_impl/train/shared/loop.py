@@ -5,7 +5,6 @@ process takes its rows. So a run resumes exactly at any step, and two processes 
 """
 
 import contextlib
-import importlib.util
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -35,6 +34,8 @@ from dalle_mini_impl.util.files import os_errors_for_user, replace_file
 
 T = TypeVar("T")
 
+PROJECT = "dalle_mini_impl"
+"""Name under which a tracker files runs; TensorBoard's own is the name of a folder."""
 LOOK_EVERY = 100
 """Largest number of steps after which a training looks at its losses, whatever else is due."""
 
@@ -78,10 +79,7 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
         raise UserError(
             f"run.model_dir is {run.model_dir!r} and run.state_dir {run.state_dir!r}; both must name a folder"
         )
-    if run.tracker not in ("none", "tensorboard"):
-        raise UserError(f"run.tracker is {run.tracker!r}; expected none or tensorboard")
-    if run.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise need_extra("tensorboard", "tensorboard")
+    check_tracker(run.tracker)
     check_ranges(run, "run")
     check_order(run)
     precision = mixed_precision("run.precision", run.precision)
@@ -106,6 +104,21 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
         torch.set_float32_matmul_precision("high")  # what is still in float32 goes through the tensor cores, as TF32
         torch.backends.cudnn.benchmark = True
     return accelerator
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that cannot be used.
+
+    Raises:
+        UserError: accelerate knows none of this name, or it is not installed.
+    """
+    known = sorted(tracking.LOGGER_TYPE_TO_CLASS)
+    if name not in ("none", *known):
+        raise UserError(f"run.tracker is {name!r}; expected none, {', '.join(known)}")
+    if name != "none" and name not in map(str, tracking.get_available_trackers()):
+        if name == "tensorboard":
+            raise need_extra("tensorboard", "tensorboard")
+        raise UserError(f"expected {name} to be installed for run.tracker, got no such package; pip install {name}")
 
 
 def generator_for(*seeds: int) -> torch.Generator:
@@ -158,7 +171,7 @@ class TrainingLog:
         self.first_step = first_step
         self.bar = tqdm(initial=first_step, total=run.steps, disable=not accelerator.is_main_process, unit=" steps")
         if run.tracker != "none":
-            accelerator.init_trackers(run.tracker)
+            accelerator.init_trackers("tensorboard" if run.tracker == "tensorboard" else PROJECT)
         if accelerator.is_main_process:
             with os_errors_for_user(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,16 @@
 
     state.pt            a model that is not sharded; the main process writes it
     previous-state.pt   the one before
+    state-00000200.pt   one after step 200, where more than two are kept
     state-00000200/     a sharded model after step 200; each process writes its own shards (`sharded_state.py`)
 
-The newest state and the one before it are kept. Each carries checksums and a record of its run. A state that is damaged
-is named and passed over. Either kind can be read by any number of processes, sharded or not. No pickle in them can name
-code that is run.
+The newest states are kept (`run.keep_states`), and every so-manieth (`run.keep_every`). Each carries checksums and a
+record of its run. A state that is damaged is named and passed over. Either kind can be read by any number of processes,
+sharded or not. No pickle in them can name code that is run.
 """
 
 import contextlib
+import math
 import os
 import shutil
 import warnings
@@ -36,6 +38,8 @@ PREVIOUS_FILE = "previous-state.pt"
 """Name of the unsharded state before it."""
 SHARDED_STATES = "state-*"
 """Names of sharded states there; `*` is the number of steps done, in eight digits."""
+OLDER_FILES = "state-*.pt"
+"""Names of unsharded states before that."""
 EARLIER = "earlier"
 """Folder in `run.state_dir` for the states of an earlier run, when a new one starts there."""
 
@@ -82,7 +86,7 @@ def save_state(
         target = folder / SHARDED_STATES.replace("*", f"{step + 1:08d}")
         sharded_state.write(accelerator, target, tensors, record)
         if accelerator.is_main_process:
-            remove_old_states(folder, target)
+            remove_old_states(folder, target, run)
         accelerator.wait_for_everyone()
         return
     gathered = accelerator.gather_for_metrics([(torch.get_rng_state(), process_tensors)], use_gather_object=True)
@@ -97,7 +101,7 @@ def save_state(
             "record": record.as_json(),
         }
         _write_file(folder / STATE_FILE, state)
-        remove_old_states(folder, folder / STATE_FILE)
+        remove_old_states(folder, folder / STATE_FILE, run)
     accelerator.wait_for_everyone()
 
 
@@ -205,14 +209,18 @@ def how_to_go_on(folder: Path) -> str:
 
 def find_states(folder: Path) -> list[Path]:
     """The states in a folder, newest first."""
-    files = [path for path in (folder / STATE_FILE, folder / PREVIOUS_FILE) if path.is_file()]
+    names = (folder / STATE_FILE, folder / PREVIOUS_FILE)
+    files = [path for path in names if path.is_file()]
+    files += [path for path in folder.glob(OLDER_FILES) if path.is_file() and path.stem.split("-")[1].isdecimal()]
     folders = [path for path in folder.glob(SHARDED_STATES) if path.is_dir() and path.name.split("-")[1].isdecimal()]
     return sorted(files + folders, key=lambda path: (_step_of(path), path.name == STATE_FILE), reverse=True)
 
 
-def remove_old_states(folder: Path, newest: Path) -> None:
-    """Remove all states from a folder but the newest one and the one before it."""
-    for path in [path for path in find_states(folder) if path != newest][1:]:
+def remove_old_states(folder: Path, newest: Path, run: RunConfig) -> None:
+    """Remove all states from a folder but the latest `run.keep_states` and those of every `run.keep_every` steps."""
+    for path in [path for path in find_states(folder) if path != newest][run.keep_states - 1 :]:
+        if run.keep_every and _step_of(path) % run.keep_every == 0:
+            continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -236,8 +244,8 @@ def set_earlier_run_aside(folder: Path) -> str:
 
 def _step_of(path: Path) -> float:
     """Steps done in a state; infinity if it cannot be read, so that its damage is found and told."""
-    if path.is_dir():
-        return int(path.name.split("-")[1])
+    if path.name not in (STATE_FILE, PREVIOUS_FILE):
+        return int(path.stem.split("-")[1])
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"])
     except Exception:
@@ -251,8 +259,11 @@ def _write_file(path: Path, state: dict[str, Any]) -> None:
         except RuntimeError as error:  # how torch reports that the disk is full
             raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}; make space") from error
         seal(temporary)
+        previous = path.with_name(PREVIOUS_FILE)
+        if previous.is_file() and math.isfinite(step := _step_of(previous)):
+            os.replace(previous, path.with_name(OLDER_FILES.replace("*", f"{int(step):08d}")))
         if path.is_file():
-            os.replace(path, path.with_name(PREVIOUS_FILE))
+            os.replace(path, previous)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import LoggerType
 from torch import distributed, nn
 
 from dalle_mini_impl.config.training import RunConfig, TransformerRun
@@ -320,7 +322,7 @@ def test_unconnected_processes_are_refused(start, monkeypatch):
         ({"state_dir": ""}, r"run\.state_dir ''; both must name a folder"),
         ({"precision": "int8"}, r"run\.precision is 'int8'; expected auto, bf16, fp16, fp32"),
         ({"precision": "fp16"}, r"expected bf16 or fp32 on a CPU, got fp16"),
-        ({"tracker": "wandb"}, r"run\.tracker is 'wandb'; expected none or tensorboard"),
+        ({"tracker": "paper"}, r"run\.tracker is 'paper'; expected none, aim, .*tensorboard, trackio, wandb$"),
         ({"batch_size": 10, "accumulation": 3}, r"run\.batch_size 10 cannot be split .* a multiple of 3"),
         ({"batch_size": 0}, r"expected run\.batch_size of at least 1 and at most 16777216, got 0; change it"),
         ({"accumulation": 0}, r"expected run\.accumulation of at least 1 and at most 16777216, got 0; change it"),
@@ -334,13 +336,34 @@ def test_bad_settings_are_refused(start, settings, message):
         start(**settings)
 
 
-def test_missing_tensorboard_is_refused_before_training(start, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest)
+@pytest.mark.parametrize(
+    ("tracker", "message"),
+    [
+        ("tensorboard", r"tensorboard is not installed.*\[tensorboard\]"),
+        ("wandb", "expected wandb to be installed for run.tracker, got no such package; pip install wandb"),
+    ],
+)
+def test_trackers_that_are_not_installed_are_refused_before_training(start, monkeypatch, tracker, message):
+    monkeypatch.setattr(tracking, "get_available_trackers", list)
+    with pytest.raises(UserError, match=message):
+        start(tracker=tracker)
+
+
+def test_any_tracker_of_accelerate_gets_the_figures(start, tmp_path, monkeypatch):
+    calls = []
+    trackio = SimpleNamespace(
+        init=lambda project: calls.append(project) or trackio,
+        log=lambda values, step: calls.append((step, values)),
+        finish=lambda: calls.append("finished"),
     )
-    with pytest.raises(UserError, match=r"tensorboard is not installed.*\[tensorboard\]"):
-        start(tracker="tensorboard")
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TRACKIO])
+    accelerator = start(tracker="trackio", state_dir=str(tmp_path))
+    run = RunConfig(model_dir="model", state_dir=str(tmp_path), tracker="trackio")
+    log = common.TrainingLog(accelerator, run, TransformerRun(run=run), 0)
+    log.record(3, image=2.5)
+    log.close()
+    assert calls == ["dalle_mini_impl", (3, {"image": 2.5}), "finished"]
 
 
 def test_tensorboard_gets_the_figures_of_the_log(start, tmp_path):
