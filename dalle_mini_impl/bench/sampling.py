@@ -1,4 +1,4 @@
-"""Rows of sampling: candidates for one caption, with and without guidance, beside the peers."""
+"""Rows of sampling, with and without guidance: candidates for one caption beside the peers, many captions together."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,12 @@ from dalle_mini_impl.interop.whole import dalle_pytorch
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
-from dalle_mini_impl.sampling.generate import Prompt, generate
+from dalle_mini_impl.sampling.generate import GeneratedIds, generate, generate_many
 from dalle_mini_impl.sampling.packing import choose_precision, pack
+from dalle_mini_impl.sampling.requests import IdRequest, Prompt
+
+PROMPTS = 64
+"""Captions that are sampled together."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,45 @@ def sampling_rows(
     built = {name: build() for name, build in peers.items()}
     comparison = SamplingComparison("sample", shape, shape.stream(), transformer, built)
     yield from comparison_rows(comparison, machine, repeats, counts, modes)
+
+
+def prompt_rows(
+    shape: Shape, machine: MachineSpeed, repeats: int, count: int = PROMPTS, modes: Sequence[bool] = (True, False)
+) -> Iterator[BenchRow]:
+    """Time sampling one candidate for each of several captions, all together and one after the other.
+
+    Args:
+        shape: of the model.
+        machine: its device.
+        repeats: rounds of which the median counts.
+        count: number of captions, each of full length.
+        modes: with (True) and without guidance (False).
+
+    Yields:
+        Rows named `prompts/COUNT/guided` or `prompts/COUNT/plain`, with the time one after the other as the peer's.
+    """
+    transformer = shape.build().to(machine.device).eval()
+    randomise(transformer)
+    stream = shape.stream()
+    dtype = choose_precision("auto", transformer)
+    decoder = pack(transformer, dtype, stream.image_range)
+    captions = torch.randint(shape.text_vocab, (count, shape.text_length), generator=torch.Generator().manual_seed(0))
+    for guided in modes:
+        sampling = SamplingConfig(top_k=min(TOP_K, shape.image_vocab), guidance=GUIDANCE if guided else 1.0)
+        requests = [IdRequest(Prompt(ids), [seed], sampling) for seed, ids in enumerate(captions.tolist())]
+
+        def together(requests: Sequence[IdRequest] = requests) -> list[GeneratedIds]:
+            return list(generate_many(decoder, stream, requests, chunk=count))
+
+        def one_by_one(requests: Sequence[IdRequest] = requests) -> list[GeneratedIds]:
+            return [ids for request in requests for ids in generate_many(decoder, stream, [request])]
+
+        seconds = median_seconds({"together": together, "one by one": one_by_one}, machine.device, repeats)
+        own = seconds["together"]
+        note = f"{count * shape.image_length / own:.0f} ids/s, {peak_memory(together, machine.device) / 2**20:.0f} MiB"
+        name = f"prompts/{count}/{'guided' if guided else 'plain'}"
+        details = {"shape": shape.name, "precision": dtype}
+        yield BenchRow(name, own, "one by one", seconds["one by one"], note=note, details=details)
 
 
 def imported_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequence[int]) -> Iterator[BenchRow]:

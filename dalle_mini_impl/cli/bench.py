@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dalle_mini_impl.bench.machine import MachineSpeed
     from dalle_mini_impl.bench.report import BenchRow
 
-PARTS = ("sample", "train", "parts", "startup")
+PARTS = ("sample", "prompts", "train", "parts", "startup")
 """What is measured unless `--only` is given."""
 MORE_PARTS = ("imported", "growth", "masks", "search", "neighbour", "own")
 """What `--only` can add; these take minutes each, or need a peer."""
@@ -117,8 +117,9 @@ def bench(
 ) -> None:
     """Measure speed against peers and the machine's limits.
 
-    Measures sampling, training, the other parts and start-up in one run, beside what is possible at the machine's
-    measured memory bandwidth and matrix throughput. In a clone, make peers installs the peers.
+    Measures sampling, many prompts together and one by one, training, the other parts and start-up in one run, beside
+    what is possible at the machine's measured memory bandwidth and matrix throughput. In a clone, make peers installs
+    the peers.
 
     --only own trains on pictures of one's own with `dalle train all`, then with README's five former commands, and
     compares what both draw: half an hour and more. With --peer none it trains with the one command alone.
@@ -211,7 +212,7 @@ def all_rows(
     from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.masks import mask_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
-    from dalle_mini_impl.bench.sampling import imported_rows, sampling_rows
+    from dalle_mini_impl.bench.sampling import imported_rows, prompt_rows, sampling_rows
     from dalle_mini_impl.bench.search import search_rows
     from dalle_mini_impl.bench.shapes import SHAPES
     from dalle_mini_impl.bench.training import training_rows
@@ -226,6 +227,8 @@ def all_rows(
     quick = shape_name == "quick"
     if "sample" in parts:
         yield from sampling_rows(shape, machine, builders, repeats, counts)
+    if "prompts" in parts:
+        yield from prompt_rows(shape, machine, repeats)
     if "imported" in parts:
         yield from imported_rows(shape, machine, repeats, counts)
     if "train" in parts:

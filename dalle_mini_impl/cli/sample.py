@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.options import examples, model_option, precision_option, read_texts_file, texts_file_option
+from dalle_mini_impl.cli.many_prompts import draw_many, few_prompts
+from dalle_mini_impl.cli.options import examples, model_option, precision_option
 from dalle_mini_impl.cli.sampling_options import (
     announce_loading,
     generate_arguments,
@@ -17,7 +18,7 @@ from dalle_mini_impl.cli.sampling_options import (
     write_results,
 )
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.text import printable, without_surrogates
+from dalle_mini_impl.util.text import printable
 
 if TYPE_CHECKING:
     from dalle_mini_impl.pipeline.recorded import Recorded
@@ -27,12 +28,27 @@ if TYPE_CHECKING:
 @click.command(
     epilog=examples(
         'dalle sample "a red heart" -n 64 -k 8 -o heart.png',
-        "dalle sample --texts-file prompts.txt --save-dir pictures",
+        "dalle sample --prompts-file prompts.txt --save-dir pictures",
+        "dalle sample --prompts-file prompts.jsonl --save-dir pictures --shards",
         "dalle sample --from heart.png -o again.png",
     )
 )
 @click.argument("prompts", nargs=-1, metavar="[PROMPT]…")
-@texts_file_option("Text file with one prompt per line.")
+@click.option(
+    "--prompts-file",
+    "--texts-file",
+    "texts_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Text file with one prompt per line, or .jsonl with lines such as {"prompt": "a cat", "seed": 3}.',
+)
+@click.option(
+    "--no-grid",
+    is_flag=True,
+    help="Any number of prompts: write each one's pictures to --save-dir as soon as they are drawn, and no grid; the "
+    "same command continues after an interruption.",
+)
+@click.option("--shards", is_flag=True, help="As --no-grid, but with tars (WebDataset) in place of PNG files.")
 @click.option(
     "--from", "recorded_in", type=click.Path(), metavar="PNG", help="Generate the pictures of this PNG again."
 )
@@ -45,11 +61,14 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     When started in several processes (accelerate launch -m dalle_mini_impl sample …), each samples the pictures of
     some of the prompts.
     """
-    texts = read_prompts(prompts, options["texts_file"])
     path = options["recorded_in"]
-    if path and texts:
+    if options["no_grid"] or options["shards"]:
+        draw_many(prompts, options)
+        return
+    items = few_prompts(prompts, options["texts_file"])
+    if path and items:
         raise UserError("expected prompts or --from, got both; leave out the prompts, which --from reads from the PNG")
-    if not path and not texts:
+    if not path and not items:
         raise UserError('expected at least one prompt, got none; try: dalle sample "a red heart"')
 
     from tqdm import tqdm
@@ -63,7 +82,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     processes = Processes(options["device"])
     recorded = parse_recorded(read_metadata(path), path) if path else None
     if recorded is None:
-        requests = [{"prompt": text, **generate_arguments(options)} for text in texts]
+        arguments = generate_arguments(options)
+        requests = [{**arguments, **item} for item in items]
         name, scorer = options["model"] or "emoji", options["scorer"]
     else:
         requests = recorded.requests()
@@ -90,13 +110,13 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
             f"{dalle.scorer_source['identity']} of {scorer}; give the scorer that ranked it to --scorer"
         )
     own_requests = processes.own_items(requests)
-    own_results: list[Result] = []
     id_count = sum(sampled_id_count(request, dalle.stream.image_length) for request in own_requests)
-    own_options = options if processes.is_main else {**options, "preview": None}
     hidden = None if processes.is_main else True  # None hides the bar where standard error is no terminal
     with tqdm(total=id_count, unit=" ids", disable=hidden, leave=False) as bar:
-        for request in own_requests:
-            own_results.append(generate_shown(dalle, request, bar, own_options))
+        if options["preview"] and processes.is_main:
+            own_results = [generate_shown(dalle, request, bar, options) for request in own_requests]
+        else:
+            own_results = [*dalle.generate_many(own_requests, chunk=options["chunk"], progress=bar.update)]
     results = processes.gather(own_results)
     if not processes.is_main:
         return
@@ -156,14 +176,6 @@ def recorded_scorer(recorded: "Recorded", options: dict[str, Any]) -> str | None
         f"with this program, got none; if you trust it, add --scorer {shown or 'NAME'}, or draw the pictures without "
         f"their scores: --rank none"
     )
-
-
-def read_prompts(prompts: tuple[str, ...], texts_file: Path | None) -> list[str]:
-    """Prompts of the command line, then those of the file, each once, without empty ones."""
-    texts = [text for prompt in prompts if (text := without_surrogates(prompt)).strip()]
-    if texts_file:
-        texts += read_texts_file(texts_file)
-    return list(dict.fromkeys(texts))
 
 
 def grid_metadata(results: "list[Result]", zoom: int) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def sampled_id_count(arguments: dict[str, Any], image_length: int) -> int:
     """
     from dalle_mini_impl.sampling.tiling import SEAM_PASSES
 
-    candidates = len(arguments["seeds"]) if "seeds" in arguments else arguments["candidates"]
+    candidates = len(arguments["seeds"]) if arguments.get("seeds") else arguments["candidates"]
     return candidates * image_length * (1 + SEAM_PASSES * bool(arguments.get("tile")))
 
 

@@ -12,26 +12,26 @@ class Cache(Protocol):
     length: int
     """Positions filled so far."""
 
-    def branch(self, count: int, capacity: int) -> "Cache":
-        """A new cache whose rows continue the rows of this one: `count` for row 0, then `count` for row 1, and so on.
+    def branch(self, rows: Tensor, capacity: int) -> "Cache":
+        """A new cache whose row i continues row `rows[i]` of this one.
 
         So a prompt is run once, however many candidates continue it.
 
         Args:
-            count: rows per row of this cache.
+            rows: (n,) row indices of this cache, on the CPU.
             capacity: positions of the longest stream, those of this cache included.
         """
         ...
 
     def branch_bytes(self, count: int, capacity: int) -> int:
-        """Bytes that `branch` would allocate for these arguments."""
+        """Bytes that `branch` would allocate for `count` rows."""
         ...
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows of a branched cache but these.
 
         Args:
-            rows: (n,) row indices in their new order; equally many for each row of the prompt.
+            rows: (n,) row indices in their new order.
         """
         ...
 

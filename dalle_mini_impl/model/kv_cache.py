@@ -60,20 +60,20 @@ class KVCache:
             allowed = torch.ones(T, end, dtype=torch.bool, device=q.device).tril(self.length)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=allowed, is_causal=is_causal)
 
-    def branch(self, count: int, capacity: int) -> "KVCache":
+    def branch(self, rows: Tensor, capacity: int) -> "KVCache":
         """As `Cache.branch`; every new row gets a copy of its prompt's keys and values."""
-        n_layer, rows, n_head, _, head_dim = self.keys.shape
-        shape = (rows * count, n_head, capacity, head_dim)
+        n_layer, _, n_head, _, head_dim = self.keys.shape
+        shape = (len(rows), n_head, capacity, head_dim)
         cache = KVCache(n_layer, shape, self.keys.device, self.keys.dtype)
-        copy_positions(self.keys, cache.keys, self.length, count)
-        copy_positions(self.values, cache.values, self.length, count)
+        copy_positions(self.keys, cache.keys, self.length, rows)
+        copy_positions(self.values, cache.values, self.length, rows)
         cache.length = self.length
         return cache
 
     def branch_bytes(self, count: int, capacity: int) -> int:
         """As `Cache.branch_bytes`."""
-        n_layer, rows, n_head, _, head_dim = self.keys.shape
-        return 2 * n_layer * rows * count * n_head * capacity * head_dim * self.keys.element_size()
+        n_layer, _, n_head, _, head_dim = self.keys.shape
+        return 2 * n_layer * count * n_head * capacity * head_dim * self.keys.element_size()
 
     def keep(self, rows: Tensor) -> None:
         """As `Cache.keep`."""
@@ -81,6 +81,6 @@ class KVCache:
         self.values = self.values[:, rows]
 
 
-def copy_positions(source: Tensor, target: Tensor, length: int, count: int) -> None:
-    """Copy the first `length` positions (dimension -2), each row (dimension 1) `count` times in a row."""
-    target[..., :length, :] = source[..., :length, :].repeat_interleave(count, 1)
+def copy_positions(source: Tensor, target: Tensor, length: int, rows: Tensor) -> None:
+    """Copy the first `length` positions (dimension -2) of some rows (dimension 1) of one tensor to another."""
+    target[..., :length, :] = source[..., :length, :].index_select(1, rows.to(source.device))

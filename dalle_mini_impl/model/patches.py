@@ -55,13 +55,13 @@ class PatchCache:
         """What the depth transformer remembers of that patch, if it does; it begins anew after several ids at once
         and where rows branch off or are dropped."""
 
-    def branch(self, count: int, capacity: int) -> "PatchCache":
+    def branch(self, rows: Tensor, capacity: int) -> "PatchCache":
         """As `Cache.branch`."""
-        cache = PatchCache(self.backbone.branch(count, self.layout.positions(capacity)), self.layout)
+        cache = PatchCache(self.backbone.branch(rows, self.layout.positions(capacity)), self.layout)
         cache.length = self.length
         for name in ("pending", "hidden"):
-            rows = getattr(self, name)
-            setattr(cache, name, None if rows is None else rows.repeat_interleave(count, 0))
+            values = getattr(self, name)
+            setattr(cache, name, None if values is None else values.index_select(0, rows.to(values.device)))
         return cache
 
     def branch_bytes(self, count: int, capacity: int) -> int:

@@ -2,12 +2,11 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -22,13 +21,13 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.previews import generate_previews
-from dalle_mini_impl.pipeline.ranking import describe_scorer, rank_candidates, recommended_rank
+from dalle_mini_impl.pipeline.ranking import describe_scorer, finish, recommended_rank
 from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
 from dalle_mini_impl.pipeline.results import Preview, Result
-from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate, no_progress
+from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate_many, no_progress
 from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelihood
 from dalle_mini_impl.sampling.packing import choose_precision, pack
-from dalle_mini_impl.sampling.tiling import close_seams
+from dalle_mini_impl.sampling.requests import IdRequest
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
 from dalle_mini_impl.util.devices import choose_device
@@ -179,20 +178,45 @@ class DalleMini:
             UserError: a number is out of range, a sampling setting is unknown, or `rank` needs a scorer and there is
                 none.
         """
-        request = self._request(
-            prompt,
-            candidates=candidates,
-            keep=keep,
-            seed=seed,
-            negative=negative,
-            seeds=seeds,
-            chunk=chunk,
-            progress=progress,
-            canvas=canvas,
-            **sampling,
-        )
-        generated = generate(self.transformer, self.stream, **request.decoding_arguments)
-        return self._finish(request, generated)
+        request = {"prompt": prompt, "candidates": candidates, "keep": keep, "seed": seed, "negative": negative}
+        request |= {"seeds": seeds, "canvas": canvas, **sampling}
+        return next(self.generate_many([request], chunk=chunk, progress=progress))
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | Mapping[str, Any]],
+        *,
+        chunk: int = CHUNK,
+        progress: Progress = no_progress,
+        **options: Any,
+    ) -> Iterator[Result]:
+        """As `generate` for many prompts, which are decoded together where their candidates fit into a chunk.
+
+        Each result is the one that `generate` returns for its prompt alone. Prompts are read as they are needed and
+        results are not kept, so there may be any number of them.
+
+        Args:
+            prompts: captions, or arguments of `generate` by name: `prompt`, and those that differ from the options.
+            chunk: candidates decoded at a time, of all prompts together; see `generate`.
+            progress: see `generate`.
+            **options: all other arguments of `generate`, for all prompts.
+
+        Yields:
+            The result of each prompt, in their order.
+
+        Raises:
+            UserError: as `generate`.
+        """
+        waiting: deque[GenerationRequest] = deque()
+
+        def requests() -> Iterator[IdRequest]:
+            for item in prompts:
+                given = {"prompt": item} if isinstance(item, str) else item
+                waiting.append(self.request(**{**options, **given}, chunk=chunk, progress=progress))
+                yield waiting[-1].ids
+
+        for generated in generate_many(self.transformer, self.stream, requests(), chunk=chunk, progress=progress):
+            yield self._finish(waiting.popleft(), generated)
 
     def complete(
         self,
@@ -273,14 +297,14 @@ class DalleMini:
         Raises:
             UserError: as `generate`, or `show` or `share` is out of range.
         """
-        request = self._request(prompt, **options)
+        request = self.request(prompt, **options)
         generated = yield from generate_previews(
             self.transformer, self.stream, request, self.decode, show=show, share=share
         )
         result = self._finish(request, generated)
         yield Preview(1.0, [candidate.image for candidate in result], result)
 
-    def _request(self, prompt: str, **options: Any) -> GenerationRequest:
+    def request(self, prompt: str, **options: Any) -> GenerationRequest:
         """Check arguments of `generate`; those that are left out have the defaults of its signature."""
         rank = recommended_rank(self.sampling.rank, self._scorer, self._scorer is self._own_scorer)
         recommended = dataclasses.replace(self.sampling, rank=rank)
@@ -297,32 +321,13 @@ class DalleMini:
             self._scorer is not None,
         )
         request = make_request(encode=self.encode, recommended=recommended, **bound.arguments)
-        if request.sampling.rank == "auto":
-            rank = "likelihood" if self._scorer is None else "both"
-            request = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, rank=rank))
+        request = request.with_rank("likelihood" if self._scorer is None else "both")
         if request.sampling.rank not in ("clip", "both"):
             return request
         return dataclasses.replace(request, scorer=self.scorer, scorer_source=self.scorer_source)
 
     def _finish(self, request: GenerationRequest, generated: GeneratedIds) -> Result:
-        """Close the seams of tiles, rank, and decode."""
-        grid = self.stream.config.grid
-        if request.sampling.tile:
-            redraw = request.canvas.known.redraw if request.canvas else torch.ones(grid, dtype=torch.bool)
-            generated = close_seams(
-                self.transformer,
-                self.stream,
-                request.prompt_ids,
-                request.seeds,
-                request.sampling,
-                generated=generated,
-                redraw=redraw,
-                chunk=request.chunk,
-                progress=request.progress,
-            )
-        candidates = rank_candidates(request, generated, partial(self.decode, tile=request.sampling.tile))
-        picture = request.canvas.picture if request.canvas else None
-        return Result(request.prompt, request.negative, candidates, {**self.source, **request.metadata}, picture)
+        return finish(request, generated, self.transformer, self.stream, self.decode, self.source)
 
     def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
         """Image ids -> RGB pictures.

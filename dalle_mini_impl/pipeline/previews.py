@@ -1,6 +1,5 @@
 """Pictures that are shown while their ids are still being sampled."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Generator
 
@@ -63,8 +62,7 @@ def generate_previews(
         sampled += ids
         request.progress(ids)
 
-    counted = dataclasses.replace(request, progress=progress)
-    cells = generate_cells(transformer, stream, **counted.decoding_arguments)
+    cells = generate_cells(transformer, stream, request.ids, chunk=request.chunk, progress=progress)
     row = stream.config.grid[1] * stream.config.patch
     start = last = time.perf_counter()
     spent = 0.0  # seconds that all previews so far have taken

@@ -1,14 +1,18 @@
-"""Orders candidates by likelihood, by the CLIP scorer or by both, and decodes those that are kept."""
+"""Sampled ids -> result: orders candidates by likelihood, by the CLIP scorer or by both, and decodes those kept."""
 
 import math
 from collections.abc import Callable
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle_mini_impl.model.decoder import Decoder
+from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.request import GenerationRequest
-from dalle_mini_impl.pipeline.results import Candidate
+from dalle_mini_impl.pipeline.results import Candidate, Result
 from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds
+from dalle_mini_impl.sampling.tiling import close_seams
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
@@ -85,6 +89,43 @@ def rank_candidates(
     return tuple(
         Candidate(image, scores[i], seeds[i], image_ids[i]) for i, image in zip(order, kept_images, strict=True)
     )
+
+
+def finish(
+    request: GenerationRequest,
+    generated: GeneratedIds,
+    transformer: Decoder,
+    stream: Stream,
+    decode: Callable[[Tensor, bool], list[Image.Image]],
+    source: dict[str, str],
+) -> Result:
+    """Sampled ids -> result: close the seams of tiles, rank, and decode.
+
+    Args:
+        request: what was asked for.
+        generated: all candidates.
+        transformer: that sampled them.
+        stream: its layout.
+        decode: image ids (n, h, w), and whether they are tiles, -> RGB pictures.
+        source: what results record about the model.
+    """
+    tile = request.sampling.tile
+    if tile:
+        every_cell = torch.ones(stream.config.grid, dtype=torch.bool)
+        generated = close_seams(
+            transformer,
+            stream,
+            request.prompt_ids,
+            request.seeds,
+            request.sampling,
+            generated=generated,
+            redraw=request.canvas.known.redraw if request.canvas else every_cell,
+            chunk=request.chunk,
+            progress=request.progress,
+        )
+    candidates = rank_candidates(request, generated, lambda image_ids: decode(image_ids, tile))
+    picture = request.canvas.picture if request.canvas else None
+    return Result(request.prompt, request.negative, candidates, {**source, **request.metadata}, picture)
 
 
 def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images: list[Image.Image]) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.pipeline.canvas import Canvas
-from dalle_mini_impl.sampling.generate import Progress, Prompt
+from dalle_mini_impl.sampling.generate import Progress
+from dalle_mini_impl.sampling.requests import IdRequest, Prompt
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
@@ -44,18 +45,22 @@ class GenerationRequest:
     """Name and identity of a scorer that is not the checkpoint's own."""
 
     @property
-    def decoding_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `sampling.generate.generate`, all but the model."""
+    def ids(self) -> IdRequest:
+        """What to sample."""
         prunes = self.sampling.prune and self.sampling.rank != "none"
-        return {
-            "prompt": self.prompt_ids,
-            "seeds": self.seeds,
-            "sampling": self.sampling,
-            "chunk": self.chunk,
-            "progress": self.progress,
-            "prune_to": self.keep if prunes else None,
-            "known": self.canvas.known if self.canvas else None,
-        }
+        return IdRequest(
+            self.prompt_ids,
+            self.seeds,
+            self.sampling,
+            self.keep if prunes else None,
+            self.canvas.known if self.canvas else None,
+        )
+
+    def with_rank(self, rank: str) -> "GenerationRequest":
+        """The same with this ranking in place of `auto`."""
+        if self.sampling.rank != "auto":
+            return self
+        return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, rank=rank))
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Caption -> image ids: the prompt is run once, then all candidates are decoded together with a cache."""
+"""Captions -> image ids: prompts are run once, then candidates of one or several of them are decoded together."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,16 +10,15 @@ from torch import Tensor
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.sampling.decoding import Continuations, PromptState, run_prompts
+from dalle_mini_impl.sampling.decoding import GuidedContinuations, PromptState, run_prompts
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.native.next_id import sample_top_k
-from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
+from dalle_mini_impl.sampling.next_ids import RowSettings, next_ids
+from dalle_mini_impl.sampling.requests import CHUNK, IdRequest, Piece, Prompt, batches, divide
 from dalle_mini_impl.sampling.seeds import uniform_rows
-from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.ranking import best_first
 
-CHUNK = 64
-"""Candidates decoded at a time by default. Memory grows with it; the ids do not depend on it."""
+T = TypeVar("T")
 PRUNE_AFTER = (3 / 16, 7 / 16)
 """Pruning is successive halving (Jamieson & Talwalkar 2016): after each of these fractions of the ids to sample, the
 less likely half of the candidates is dropped, so that less than half of all ids (29/64) are sampled. `dalle evaluate
@@ -30,16 +29,6 @@ Progress = Callable[[int], object]
 
 def no_progress(ids: int) -> None:
     """Default callback: does nothing."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Caption and negative caption, as text ids."""
-
-    text_ids: Sequence[int]
-    """The caption."""
-    negative_ids: Sequence[int] = ()
-    """What guidance moves away from; empty means "no caption"."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,12 @@ class GeneratedIds:
 
     It is the model's own, at temperature 1 and without guidance, top-k or top-p, whatever the settings were.
     """
+
+    @classmethod
+    def join(cls, parts: "Sequence[GeneratedIds]") -> "GeneratedIds":
+        """All candidates of several parts."""
+        columns = ([getattr(part, name) for part in parts] for name in ("indices", "image_ids", "log_likelihood"))
+        return cls(*(torch.cat(column) for column in columns))
 
 
 def generate(
@@ -83,10 +78,8 @@ def generate(
         chunk: candidates decoded at a time, which bounds memory.
         progress: called with the number of image ids that each step has sampled; known ids and those that pruning
             leaves out count as well, so that all calls add up to every id of every candidate.
-        prune_to: drop the less likely candidates early by successive halving, but keep at least this many of each
-            chunk; None finishes all.
-        known: a picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the
-            known ids before it, not on those after it.
+        prune_to: see `IdRequest`.
+        known: see `IdRequest`.
 
     Returns:
         All candidates that were not pruned, in the order of their seeds.
@@ -95,28 +88,58 @@ def generate(
         UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the known picture
             does not fit the stream.
     """
-    cells = generate_cells(
-        transformer, stream, prompt, seeds, sampling, chunk=chunk, progress=progress, prune_to=prune_to, known=known
-    )
-    while True:
-        try:
-            next(cells)
-        except StopIteration as end:
-            return end.value
+    request = IdRequest(prompt, seeds, sampling, prune_to, known)
+    (generated,) = generate_many(transformer, stream, [request], chunk=chunk, progress=progress)
+    return generated
+
+
+@torch.inference_mode()
+def generate_many(
+    transformer: Decoder,
+    stream: Stream,
+    requests: Iterable[IdRequest],
+    *,
+    chunk: int = CHUNK,
+    progress: Progress = no_progress,
+) -> Iterator[GeneratedIds]:
+    """Sample the image ids of many prompts, several of them together where their candidates fit into a chunk.
+
+    The ids of a request are those that `generate` samples for it alone: rows of a batch have their own prompt, settings
+    and random numbers. Requests are read as they are needed, so there may be any number of them.
+
+    Args:
+        transformer: the model, in evaluation mode.
+        stream: the layout it was trained on.
+        requests: what to sample.
+        chunk: candidates decoded at a time, of all prompts together.
+        progress: see `generate`.
+
+    Yields:
+        What `generate` returns, for each request in their order.
+
+    Raises:
+        UserError: as `generate`.
+    """
+    parts: list[GeneratedIds] = []
+    start = None
+    for batch in batches(divide(stream, requests, chunk), chunk):
+        start = _run_start(transformer, stream, batch, start)
+        decoded = _last_value(_decode(transformer, stream, start, batch, progress))
+        for piece, part in zip(batch, decoded, strict=True):
+            parts.append(part)
+            if piece.is_last:
+                yield GeneratedIds.join(parts)
+                parts = []
 
 
 @torch.inference_mode()
 def generate_cells(
     transformer: Decoder,
     stream: Stream,
-    prompt: Prompt,
-    seeds: Sequence[int],
-    sampling: SamplingConfig,
+    request: IdRequest,
     *,
     chunk: int = CHUNK,
     progress: Progress = no_progress,
-    prune_to: int | None = None,
-    known: KnownIds | None = None,
 ) -> Generator[Tensor, None, GeneratedIds]:
     """As `generate`, but yields the image ids so far after each cell of the token grid.
 
@@ -126,41 +149,43 @@ def generate_cells(
     Returns:
         All candidates that were not pruned, in the order of their seeds.
     """
-    if not seeds:
-        raise UserError("expected at least one seed, got none; give one per candidate")
-    validate_sampling(sampling, stream.config.image_vocab)
-    if chunk < 1:
-        raise UserError(f"expected a chunk of at least 1 candidate, got {chunk}; {CHUNK} is the default")
-    known = known or KnownIds.none(stream.config.grid)
-    known.validate(stream, len(seeds))
-    captions = [prompt.text_ids] if sampling.guidance == 1 else [prompt.text_ids, prompt.negative_ids]
-    start = _run_start(transformer, stream, captions, known.shared_prefix(stream))
-    device = start.prompts.hidden.device
-    known_ids = stream.to_order(known.image_ids.to(device, torch.int64)).expand(len(seeds), -1)
-    parts = []
-    for first in range(0, len(seeds), chunk):
-        rows = [uniform_rows(seed, stream.image_length, 2) for seed in seeds[first : first + chunk]]
-        for_ids, for_redraw = torch.stack(rows).unbind(1)
-        redraw = stream.to_order(known.redraw.cpu()) & (for_redraw < known.redraw_probability)
-        candidates = _Chunk(for_ids.to(device), redraw.to(device), known_ids[first : first + chunk].clone())
-        part = yield from _decode_chunk(transformer, stream, start, candidates, sampling, progress, prune_to)
-        parts.append((part.indices + first, part.image_ids, part.log_likelihood))
-    return GeneratedIds(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    parts: list[GeneratedIds] = []
+    start = None
+    for piece in divide(stream, [request], chunk):
+        start = _run_start(transformer, stream, [piece], start)
+        parts += yield from _decode(transformer, stream, start, [piece], progress)
+    return GeneratedIds.join(parts)
 
 
 class _Start(NamedTuple):
-    """What all candidates begin with, run through the model once."""
+    """What the candidates of a batch begin with, run through the model once."""
 
     prompts: PromptState
-    """The caption and, with guidance, the negative caption, each followed by the ids that all candidates share."""
-    length: int
-    """How many image ids they share."""
+    """Each distinct caption, followed by the ids that all its candidates share."""
+    rows: dict[tuple[tuple[int, ...], tuple[int, ...]], int]
+    """Row of `prompts` by caption and shared ids."""
     log_likelihood: Tensor
-    """(1,), of these ids given the caption."""
+    """(P,), of the shared ids given the caption."""
 
 
-class _Chunk(NamedTuple):
-    """The candidates that are decoded together; h * w cells in the order of the stream."""
+def _run_start(transformer: Decoder, stream: Stream, batch: Sequence[Piece], before: _Start | None) -> _Start:
+    """Run the captions of a batch, each followed by its shared ids, unless that was done for the batch before."""
+    streams = list(dict.fromkeys(one for piece in batch for one in piece.streams))
+    if before is not None and list(before.rows) == streams:
+        return before
+    prefix = stream.prefix([caption for caption, _ in streams]).to(transformer.device)
+    shared = torch.tensor([ids for _, ids in streams], dtype=torch.int64, device=prefix.device)
+    prompts = run_prompts(transformer, torch.cat([prefix, shared + stream.image_offset], 1))
+    log_likelihood = torch.zeros(len(streams), device=prefix.device)
+    if shared.shape[1]:
+        hidden = prompts.hidden[:, prefix.shape[1] - 1 : -1]
+        log_probabilities = transformer.logits(hidden, stream.image_range).float().log_softmax(-1)
+        log_likelihood = log_probabilities.gather(-1, shared[:, :, None]).sum((1, 2))
+    return _Start(prompts, {one: row for row, one in enumerate(streams)}, log_likelihood)
+
+
+class _Candidates(NamedTuple):
+    """The n candidates of a batch; h * w cells in the order of the stream."""
 
     uniforms: Tensor
     """(n, h * w), the random number with which each id is sampled."""
@@ -168,53 +193,108 @@ class _Chunk(NamedTuple):
     """(n, h * w) bool: the cells whose ids are sampled."""
     image_ids: Tensor
     """(n, h * w), the known ids; overwritten where ids are sampled."""
+    indices: Tensor
+    """(n,), of each one's seed among those of its request."""
+    pieces: Tensor
+    """(n,), index of each one's piece in the batch."""
+    log_likelihood: Tensor
+    """(n,), of the ids so far."""
 
 
-def _run_start(transformer: Decoder, stream: Stream, captions: Sequence[Sequence[int]], image_ids: Tensor) -> _Start:
-    """Run the captions, each followed by the first image ids (m,), which all candidates share."""
-    prefix = stream.prefix(captions).to(transformer.device)
-    ids = image_ids.to(prefix.device).expand(len(captions), -1)
-    prompts = run_prompts(transformer, torch.cat([prefix, ids + stream.image_offset], 1))
-    hidden = prompts.hidden[:1, prefix.shape[1] - 1 : -1]
-    log_probabilities = transformer.logits(hidden, stream.image_range).float().log_softmax(-1)
-    return _Start(prompts, len(image_ids), log_probabilities.gather(-1, ids[:1, :, None]).sum((1, 2)))
+def _candidates(stream: Stream, start: _Start, batch: Sequence[Piece]) -> _Candidates:
+    """All candidates of a batch, with the ids that they begin with."""
+    columns: list[list[Tensor]] = [[] for _ in _Candidates._fields]
+    for number, piece in enumerate(batch):
+        count, known = len(piece.seeds), piece.known
+        rows = [uniform_rows(seed, stream.image_length, 2) for seed in piece.seeds]
+        for_ids, for_redraw = torch.stack(rows).unbind(1)
+        redraw = stream.to_order(known.redraw.cpu()) & (for_redraw < known.redraw_probability)
+        image_ids = stream.to_order(known.image_ids.cpu().to(torch.int64))
+        if image_ids.ndim == 2:
+            image_ids = image_ids[piece.first : piece.first + count]
+        row = start.rows[piece.streams[0]]
+        values = (
+            for_ids,
+            redraw,
+            image_ids.expand(count, -1),
+            torch.arange(piece.first, piece.first + count),
+            torch.full((count,), number),
+            start.log_likelihood[row].expand(count),
+        )
+        for column, value in zip(columns, values, strict=True):
+            column.append(value.to(start.log_likelihood.device))
+    return _Candidates(*(torch.cat(column) for column in columns))
 
 
-def _decode_chunk(
-    transformer: Decoder,
-    stream: Stream,
-    start: _Start,
-    candidates: _Chunk,
-    sampling: SamplingConfig,
-    progress: Progress,
-    prune_to: int | None,
-) -> Generator[Tensor, None, GeneratedIds]:
+def _continue(transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece]) -> GuidedContinuations:
+    """The rows of a batch's candidates."""
+    pieces = [piece for piece in batch for _ in piece.seeds]
+    return GuidedContinuations(
+        transformer,
+        start.prompts,
+        captions=[start.rows[piece.streams[0]] for piece in pieces],
+        negatives=[start.rows[piece.streams[1]] if piece.is_guided else None for piece in pieces],
+        scales=[piece.request.sampling.guidance for piece in pieces],
+        capacity=stream.length,
+    )
+
+
+def _decode(
+    transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece], progress: Progress
+) -> Generator[Tensor, None, list[GeneratedIds]]:
     """Continue from the start, one cell at a time for all candidates, and sum up their log-likelihoods."""
-    uniforms, redraw, image_ids = candidates
-    cells = stream.image_length
-    continuations = Continuations(transformer, start.prompts, len(image_ids), stream.length)
-    log_likelihood = start.log_likelihood.repeat(len(image_ids))
-    indices = torch.arange(len(image_ids), device=image_ids.device)
-    if start.length:
-        progress(len(image_ids) * start.length)
-    for cell in range(start.length, cells):
-        logits, *unconditional = continuations.next_logits(stream.image_range)
-        guided = guide(logits, unconditional[0], sampling.guidance) if unconditional else logits
-        ids = torch.where(redraw[:, cell], sample_ids(guided, uniforms[:, cell], sampling), image_ids[:, cell])
-        image_ids[:, cell] = ids
-        log_likelihood += logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+    now = _candidates(stream, start, batch)
+    continuations = _continue(transformer, stream, start, batch)
+    settings = RowSettings.of([piece.request.sampling for piece in batch for _ in piece.seeds], now.image_ids.device)
+    cells, shared = stream.image_length, len(batch[0].shared)
+    if shared:
+        progress(len(now.image_ids) * shared)
+    for cell in range(shared, cells):
+        logits, guided = continuations.next_logits(stream.image_range)
+        sampled = sample_ids(guided, now.uniforms[:, cell], settings)
+        ids = torch.where(now.redraw[:, cell], sampled, now.image_ids[:, cell])
+        now.image_ids[:, cell] = ids
+        now.log_likelihood.add_(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
         progress(len(ids))
-        kept = candidates_to_keep(log_likelihood, prune_to, cell + 1 - start.length, cells - start.length)
+        kept = _prune(batch, now, cell + 1 - shared, cells - shared)
         if kept is not None:
             progress((len(ids) - len(kept)) * (cells - cell - 1))
             continuations.keep(kept)
-            indices, uniforms, redraw, image_ids, log_likelihood, ids = (
-                values[kept] for values in (indices, uniforms, redraw, image_ids, log_likelihood, ids)
-            )
-        yield image_ids[:, : cell + 1]
+            settings, ids = settings.keep(kept), ids[kept]
+            now = _Candidates(*(values[kept] for values in now))
+        yield now.image_ids[:, : cell + 1]
         if cell + 1 < cells:
             continuations.append(ids + stream.image_offset)
-    return GeneratedIds(indices, stream.to_grid(image_ids), log_likelihood)
+    grids = stream.to_grid(now.image_ids)
+    of_piece = [(now.pieces == number).nonzero()[:, 0] for number in range(len(batch))]
+    return [GeneratedIds(now.indices[own], grids[own], now.log_likelihood[own]) for own in of_piece]
+
+
+def _last_value(generator: Generator[object, None, T]) -> T:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+def _prune(batch: Sequence[Piece], now: _Candidates, sampled: int, total: int) -> Tensor | None:
+    """Which candidates of a batch are kept, ascending indices, or None for all; see `candidates_to_keep`."""
+    if not prunes_now(sampled, total) or all(piece.request.prune_to is None for piece in batch):
+        return None
+    kept, is_pruned = [], False
+    for number, piece in enumerate(batch):
+        own = (now.pieces == number).nonzero()[:, 0]
+        chosen = candidates_to_keep(now.log_likelihood[own], piece.request.prune_to, sampled, total)
+        is_pruned |= chosen is not None
+        kept.append(own if chosen is None else own[chosen])
+    return torch.cat(kept) if is_pruned else None
+
+
+def prunes_now(sampled: int, total: int) -> bool:
+    """Whether pruning drops candidates once `sampled` of `total` ids are sampled."""
+    return sampled in [round(fraction * total) for fraction in PRUNE_AFTER]
 
 
 def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: int, total: int) -> Tensor | None:
@@ -229,7 +309,7 @@ def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: in
     Returns:
         (m,) ascending indices, or None where all candidates are kept.
     """
-    if prune_to is None or sampled not in [round(fraction * total) for fraction in PRUNE_AFTER]:
+    if prune_to is None or not prunes_now(sampled, total):
         return None
     count = max(prune_to, -(-len(log_likelihood) // 2))
     if count >= len(log_likelihood):
@@ -237,9 +317,14 @@ def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: in
     return best_first(log_likelihood)[:count].sort().values
 
 
-def sample_ids(logits: Tensor, uniforms: Tensor, sampling: SamplingConfig) -> Tensor:
-    """As `next_ids`, by compiled code where there is any for this device and these settings."""
+def sample_ids(logits: Tensor, uniforms: Tensor, settings: RowSettings) -> Tensor:
+    """As `next_ids`, by compiled code where there is any for the device and a row's settings."""
     ids = None
-    if logits.device.type == "cpu" and sampling.temperature > 0 and sampling.top_p == 1:
-        ids = sample_top_k(logits, uniforms, sampling.temperature, sampling.top_k or logits.shape[-1])
-    return next_ids(logits, uniforms, sampling) if ids is None else ids
+    if logits.device.type == "cpu":
+        ids = sample_top_k(logits, uniforms, settings.inverse_temperature, settings.top_k)
+    if ids is None:
+        return next_ids(logits, uniforms, settings)
+    if settings.any_greedy or settings.any_top_p:
+        others = (settings.greedy | (settings.top_p < 1)).nonzero()[:, 0]
+        ids[others] = next_ids(logits[others], uniforms[others], settings.keep(others))
+    return ids

@@ -136,7 +136,7 @@ def _pairs(transformer: Decoder, stream: Stream, prefix: Tensor, pictures: Tenso
     prompts = run_prompts(transformer, prefix)
     first = prompts.hidden[:, -1:].repeat_interleave(len(pictures), 0)
     ids = pictures.repeat(len(prefix), 1)
-    cache = prompts.cache.branch(len(pictures), stream.length)
+    cache = prompts.cache.branch(torch.arange(len(prefix)).repeat_interleave(len(pictures)), stream.length)
     hidden = transformer(ids + stream.image_offset, cache)[:, :-1]
     logits = transformer.logits(torch.cat([first, hidden], 1), stream.image_range).float()
     return logits.log_softmax(-1).gather(-1, ids[..., None]).sum((1, 2)).view(len(prefix), -1)

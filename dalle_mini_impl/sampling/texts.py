@@ -10,7 +10,7 @@ from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.decoding import Continuations, run_prompts
 from dalle_mini_impl.sampling.generate import CHUNK, sample_ids
-from dalle_mini_impl.sampling.next_ids import validate_sampling
+from dalle_mini_impl.sampling.next_ids import RowSettings, validate_sampling
 from dalle_mini_impl.sampling.seeds import uniform_rows
 from dalle_mini_impl.util.errors import UserError
 
@@ -61,13 +61,15 @@ def generate_texts(
     for first in range(0, len(seeds), chunk):
         part = seeds[first : first + chunk]
         uniforms = torch.cat([uniform_rows(seed, length, 1) for seed in part]).to(prompts.hidden.device)
-        continuations = Continuations(transformer, prompts, len(part), stream.prefix_length)
-        captions += _decode_chunk(continuations, stream, beginning, uniforms, sampling)
+        rows = torch.zeros(len(part), dtype=torch.int64)
+        continuations = Continuations(transformer, prompts, rows, stream.prefix_length)
+        settings = RowSettings.of([sampling] * len(part), uniforms.device)
+        captions += _decode_chunk(continuations, stream, beginning, uniforms, settings)
     return captions
 
 
 def _decode_chunk(
-    continuations: Continuations, stream: Stream, beginning: Sequence[int], uniforms: Tensor, sampling: SamplingConfig
+    continuations: Continuations, stream: Stream, beginning: Sequence[int], uniforms: Tensor, settings: RowSettings
 ) -> list[list[int]]:
     """Continue the beginning until all captions have ended; uniforms (n, text_length) are the random numbers."""
     length = stream.config.text_length
@@ -75,10 +77,10 @@ def _decode_chunk(
     texts = torch.tensor(beginning, dtype=torch.int64, device=uniforms.device).repeat(len(uniforms), 1)
     ended = torch.zeros(len(uniforms), dtype=torch.bool, device=uniforms.device)
     for position in range(len(beginning), length):
-        (logits,) = continuations.next_logits(stream.text_range)
+        logits = continuations.next_logits(stream.text_range)
         # The padding id of text position p is vocab + p; at position 0 the caption may not end.
         padding = logits[:, vocab + position : vocab + position + (position > 0)]
-        ids = sample_ids(torch.cat([logits[:, :vocab], padding], 1), uniforms[:, position], sampling)
+        ids = sample_ids(torch.cat([logits[:, :vocab], padding], 1), uniforms[:, position], settings)
         ended = ended | (ids == vocab)
         texts = torch.cat([texts, ids.masked_fill(ended, vocab)[:, None]], 1)
         if ended.all() or position + 1 == length:

@@ -8,9 +8,10 @@ from torch import Tensor
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.sampling.generate import GeneratedIds, Progress, Prompt, generate
+from dalle_mini_impl.sampling.generate import GeneratedIds, Progress, generate
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
+from dalle_mini_impl.sampling.requests import Prompt
 from dalle_mini_impl.sampling.seeds import candidate_seed
 
 SEAM_PASSES = 3

@@ -330,12 +330,20 @@ def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | No
     Raises:
         UserError: the file cannot be written.
     """
+    content = png_bytes(image, metadata)
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+    return Path(path)
+
+
+def png_bytes(image: Image.Image, metadata: dict[str, Any] | None = None) -> bytes:
+    """The content of a PNG with `metadata` in it as JSON."""
     info = PngImagePlugin.PngInfo()
     if metadata is not None:
         info.add_itxt(METADATA_KEY, dump_json(metadata))
-    with replace_file(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=info)
-    return Path(path)
+    content = io.BytesIO()
+    image.save(content, "PNG", pnginfo=info)
+    return content.getvalue()
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

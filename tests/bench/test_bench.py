@@ -247,7 +247,9 @@ def test_command_writes_a_table_and_json(tmp_path):
     rows = {row["name"]: row for row in json.loads(path.read_text())}
     sampling = {f"sample/{n}/{kind}" for n in (1, 16, 64) for kind in ("guided", "plain")}
     parts = {"encode", "decode", "train/image-tokenizer", "score", "text-tokenizer", "startup/help", "startup/sample"}
-    assert {*sampling, *parts, "train", "train/muon"} <= set(rows)
+    prompts = {f"prompts/64/{kind}" for kind in ("guided", "plain")}
+    assert {*sampling, *prompts, *parts, "train", "train/muon"} <= set(rows)
+    assert all(rows[name]["peer"] == "one by one" and rows[name]["theirs"] > 0 for name in prompts)
     assert all(rows[name]["ours"] > 0 and rows[name]["limit_share"] > 0 for name in (*sampling, "train"))
     assert result.output.rstrip().endswith(str(path))
     assert "sample/64/guided" in result.output

@@ -16,14 +16,17 @@ from dalle_mini_impl.cli import COMMANDS, SECTIONS, dalle, main
 
 ALL_COMMANDS = all_commands()
 LEAVES = {words: command for words, command in ALL_COMMANDS.items() if not isinstance(command, click.Group)}
-SHORT_FORMS = {"--candidates": "-n", "--keep": "-k", "--out": "-o", "--model": "-m", "--seed": "-s"}
+OTHER_FORMS = {
+    "--candidates": "-n", "--keep": "-k", "--out": "-o", "--model": "-m", "--seed": "-s",
+    "--prompts-file": "--texts-file",  # which may also hold settings, unlike the files of texts of other commands
+}  # fmt: skip
 FREE_TEXT = {
     "--beginning", "--box", "--config", "--device", "--from", "--labels", "--message", "--model", "--negative",
     "--noise-prompt", "--own-source", "--preset", "--scorer", "--second-scorer", "--size", "--template",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
 SYNONYMS = {
-    "--top": "--keep", "--shown": "--keep", "--best": "--keep", "--prompts-file": "--texts-file",
+    "--top": "--keep", "--shown": "--keep", "--best": "--keep",
     "--labels-file": "--texts-file", "--captions": "--texts-file", "--output": "--out", "--num": "--candidates",
 }  # fmt: skip
 """Names that an option must not have -> the name that it has everywhere."""
@@ -105,7 +108,7 @@ def test_options_have_the_same_name_and_short_form_everywhere(words):
     assert not {name: SYNONYMS[name] for name in options if name in SYNONYMS}
     assert not [name for name, option in options.items() if not option.help]
     for name, option in options.items():
-        assert option.opts[1:] == ([SHORT_FORMS[name]] if name in SHORT_FORMS else []), name
+        assert option.opts[1:] == ([OTHER_FORMS[name]] if name in OTHER_FORMS else []), name
     if "--device" in options:
         assert options["--device"].default == "auto"
     if "--json" in options:

@@ -56,12 +56,14 @@ def check_sampling(choose: random.Random) -> None:
         chosen = choose.choice([number for number, (_, share) in enumerate(intervals) if share > 1e-3])
         uniforms.append(sum(p for _, p in intervals[:chosen]) + intervals[chosen][1] / 2)
         expected.append(reference.next_id(row, uniforms[-1], temperature, top_k, 1.0))
-    assert sample_top_k(logits, torch.tensor(uniforms), temperature, top_k).tolist() == expected
+    settings = torch.full((rows,), 1 / temperature), torch.full((rows,), top_k)
+    assert sample_top_k(logits, torch.tensor(uniforms), *settings).tolist() == expected
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 3e38])
     share = choose.random()
     replaced = torch.rand(rows, vocab) < share
     wild = torch.where(replaced, special[torch.randint(len(special), (rows, vocab))], logits)
-    ids = sample_top_k(wild, torch.rand(rows), choose.choice([1e-300, 0.3, 1e300]), top_k)
+    inverse = torch.tensor([choose.choice([8.5e37, 3.3, 1e-38]) for _ in range(rows)])
+    ids = sample_top_k(wild, torch.rand(rows), inverse, torch.full((rows,), top_k))
     assert bool(((ids >= 0) & (ids < vocab)).all())
     possible = wild.nan_to_num(nan=-math.inf, neginf=-math.inf)
     chosen_logits = possible.gather(1, ids[:, None])[:, 0]
@@ -110,7 +112,7 @@ def check_transformer(choose: random.Random) -> None:
         expected = exact.logits(exact(ids), stream.image_range).float()
         cache = native.new_cache(prompts, begin)
         native(ids[::count, :begin], cache)
-        branch = cache.branch(count, stream.length)
+        branch = cache.branch(torch.arange(prompts).repeat_interleave(count), stream.length)
         parts = [native(ids[:, at : at + 1], branch) for at in range(begin, stream.length)]
         for hidden, exactly in (
             (native(ids), expected),

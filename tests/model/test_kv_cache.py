@@ -56,7 +56,7 @@ def test_branches_of_a_prompt_equal_whole_streams(count, prompts, position):
     with torch.no_grad():
         cache = model.new_cache(prompts, 8)
         model(ids, cache)
-        more = cache.branch(count, model.max_length)
+        more = cache.branch(torch.arange(prompts).repeat_interleave(count), model.max_length)
         cached = torch.cat([model(ends[:, t : t + 1], more) for t in range(15)], 1)
         whole = model(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 8:]
     assert more.length == 23
@@ -66,7 +66,7 @@ def test_branches_of_a_prompt_equal_whole_streams(count, prompts, position):
 def test_branches_do_not_share_memory():
     cache = filled_cache()
     before = cache.keys.clone()
-    first, second = cache.branch(2, 7), cache.branch(2, 7)
+    first, second = (cache.branch(torch.tensor([0, 0, 1, 1]), 7) for _ in range(2))
     q, k, v = (noise(4, 4, 1, 6, seed=n) for n in range(3))
     once = first.attend(0, q, k, v)
     first.length += 1
@@ -77,8 +77,9 @@ def test_branches_do_not_share_memory():
 
 
 def test_kept_rows_continue_as_before():
-    cache = filled_cache().branch(3, 7)
-    few = filled_cache().branch(3, 7)
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    cache = filled_cache().branch(rows, 7)
+    few = filled_cache().branch(rows, 7)
     few.keep(torch.tensor([0, 2, 3, 5]))
     q, k, v = (noise(6, 4, 1, 6, seed=n) for n in range(3))
     kept = [0, 2, 3, 5]
@@ -98,5 +99,5 @@ def test_a_single_position_reads_only_what_its_mask_allows():
 
 def test_bytes_of_a_branch_are_those_that_it_allocates():
     cache = KVCache(3, SHAPE, CPU, torch.bfloat16)
-    branch = cache.branch(5, 11)
+    branch = cache.branch(torch.tensor([1, 0, 1, 1, 0]), 11)
     assert cache.branch_bytes(5, 11) == branch.keys.nbytes + branch.values.nbytes

@@ -113,7 +113,7 @@ def test_rows_that_branch_off_continue_their_prompts(model, start):
     with torch.no_grad():
         cache = model.new_cache(2, start)
         model(prompts[:, :start], cache)
-        branched = cache.branch(3, T)
+        branched = cache.branch(torch.tensor([0, 0, 0, 1, 1, 1]), T)
         first = model(rest[:, :2], branched)
         branched.keep(kept)
         second = model(rest[kept, 2:], branched)

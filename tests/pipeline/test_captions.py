@@ -51,8 +51,8 @@ class FixedTransformer:
         def branch_bytes(self, count, capacity):
             return 0
 
-        def branch(self, count, capacity):
-            return type(self)(self.first.repeat_interleave(count, 0))
+        def branch(self, rows, capacity):
+            return type(self)(self.first[rows])
 
     def __call__(self, ids, cache=None):
         first = ids[:, 1] if cache is None or cache.first is None else cache.first

@@ -11,7 +11,7 @@ import torch
 
 from dalle_mini_impl import DalleMini, Scorer, UserError
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.sampling.generate import generate
+from dalle_mini_impl.sampling.generate import generate_many
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.identity import scorer_identity
 
@@ -190,8 +190,8 @@ def test_what_is_no_scorer_cannot_be_set(tiny_dalle, wrong):
 def test_with_prune_the_candidates_left_are_ranked_as_before(tiny_dalle, rank, keep, left):
     options = {"candidates": 9, "seed": 3, "rank": rank}
     every = {candidate.seed: candidate for candidate in tiny_dalle.generate("a red heart", keep=9, **options)}
-    request = tiny_dalle._request("a red heart", keep=keep, prune=True, **options)
-    generated = generate(tiny_dalle.transformer, tiny_dalle.stream, **request.decoding_arguments)
+    request = tiny_dalle.request("a red heart", keep=keep, prune=True, **options)
+    (generated,) = generate_many(tiny_dalle.transformer, tiny_dalle.stream, [request.ids])
     assert len(generated.indices) == left
     pruned = tiny_dalle.generate("a red heart", keep=keep, prune=True, **options)
     seeds = [request.seeds[index] for index in generated.indices]

@@ -8,6 +8,7 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling.generate import generate_cells
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.likelihood import log_likelihood
+from dalle_mini_impl.sampling.requests import IdRequest
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -65,7 +66,7 @@ def test_known_rows_are_part_of_the_first_ids_that_are_yielded(model):
     picture = random_image_ids()
     transformer, stream = model
     known = KnownIds(picture, REDRAW["lower rows"])
-    cells = list(generate_cells(transformer, stream, PROMPT, [3, 5], SETTINGS, known=known))
+    cells = list(generate_cells(transformer, stream, IdRequest(PROMPT, [3, 5], SETTINGS, known=known)))
     assert [ids.shape for ids in cells] == [(2, count) for count in range(11, 16)]
     assert torch.equal(cells[0][:, :10], picture[:2].flatten().expand(2, -1))
 

@@ -9,7 +9,7 @@ from hypothesis import given, strategies
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling.generate import sample_ids
 from dalle_mini_impl.sampling.native.library import load
-from dalle_mini_impl.sampling.next_ids import guide, next_ids, validate_sampling
+from dalle_mini_impl.sampling.next_ids import RowSettings, guide, next_ids, validate_sampling
 from dalle_mini_impl.util.errors import UserError
 
 ALMOST_ONE = 1 - 2**-24  # the largest number that torch.rand returns in fp32
@@ -25,11 +25,16 @@ def implementation(request, monkeypatch):
         monkeypatch.setitem(globals(), "next_ids", sample_ids)
 
 
+def of_rows(count, **settings):
+    """The same settings for so many rows."""
+    return RowSettings.of([SamplingConfig(**{**PLAIN, **settings})] * count)
+
+
 def sample(logits, uniforms, **settings):
     """Ids sampled from one row of logits, one for each uniform number."""
     uniforms = torch.tensor(uniforms, dtype=torch.float32)
     rows = torch.tensor(logits, dtype=torch.float32).expand(len(uniforms), -1)
-    return next_ids(rows, uniforms, SamplingConfig(**{**PLAIN, **settings})).tolist()
+    return next_ids(rows, uniforms, of_rows(len(rows), **settings)).tolist()
 
 
 def frequencies(logits, count=10_000, **settings):
@@ -119,9 +124,9 @@ def test_greedy_sampling_takes_the_first_of_equal_logits(settings):
 def test_greedy_sampling_does_not_depend_on_the_uniform_number():
     logits = torch.randn(13, 101, generator=torch.Generator().manual_seed(0))
     for settings in ({"temperature": 0.0}, {"top_k": 1}, {"temperature": 1e-4}):
-        config = SamplingConfig(**{**PLAIN, **settings})
         for uniform in (0.0, 0.5, ALMOST_ONE):
-            assert torch.equal(next_ids(logits, torch.full((13,), uniform), config), logits.argmax(-1))
+            ids = next_ids(logits, torch.full((13,), uniform), of_rows(13, **settings))
+            assert torch.equal(ids, logits.argmax(-1))
 
 
 # --- the ends of the interval
@@ -141,9 +146,9 @@ def test_intervals_include_their_lower_end():
 def test_rounding_never_leads_past_the_last_kept_id():
     # 4099 probabilities add up to less than 1 in fp32
     logits = torch.randn(5, 4099, generator=torch.Generator().manual_seed(0))
-    ids = next_ids(logits, torch.full((5,), ALMOST_ONE), SamplingConfig(**PLAIN))
+    ids = next_ids(logits, torch.full((5,), ALMOST_ONE), of_rows(5))
     assert bool(((ids >= 0) & (ids < 4099)).all())
-    ids = next_ids(logits, torch.full((5,), ALMOST_ONE), SamplingConfig(**{**PLAIN, "top_k": 7}))
+    ids = next_ids(logits, torch.full((5,), ALMOST_ONE), of_rows(5, top_k=7))
     kept = logits.topk(7).indices
     assert bool((ids[:, None] == kept).any(1).all())
 
@@ -218,7 +223,7 @@ def test_next_ids_equals_the_reference(temperature, top_k, top_p):
     logits = 2 * torch.randn(67, 23, generator=generator)
     logits[::3] = logits[::3].round()  # with ties
     uniforms = torch.rand(67, generator=generator)
-    ids = next_ids(logits, uniforms, SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p))
+    ids = next_ids(logits, uniforms, of_rows(67, temperature=temperature, top_k=top_k, top_p=top_p))
     expected = [
         reference.next_id(row, uniform, temperature, top_k, top_p)
         for row, uniform in zip(logits.tolist(), uniforms.tolist(), strict=True)
@@ -229,17 +234,37 @@ def test_next_ids_equals_the_reference(temperature, top_k, top_p):
 def test_rows_do_not_depend_on_each_other():
     logits = torch.randn(7, 13, generator=torch.Generator().manual_seed(0))
     uniforms = torch.rand(7, generator=torch.Generator().manual_seed(1))
-    config = SamplingConfig(temperature=1.3, top_k=11, top_p=0.9)
-    together = next_ids(logits, uniforms, config).tolist()
-    alone = [int(next_ids(logits[row : row + 1], uniforms[row : row + 1], config)) for row in range(7)]
+    settings = {"temperature": 1.3, "top_k": 11, "top_p": 0.9}
+    together = next_ids(logits, uniforms, of_rows(7, **settings)).tolist()
+    alone = [int(next_ids(logits[row : row + 1], uniforms[row : row + 1], of_rows(1, **settings))) for row in range(7)]
     assert together == alone
+
+
+def test_rows_of_different_settings_are_sampled_as_alone():
+    configs = [
+        SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        for temperature in (0.0, 0.4, 1.3)
+        for top_k in (0, 1, 5, 13)
+        for top_p in (0.3, 0.9, 1.0)
+    ]
+    count = len(configs)
+    logits = 2 * torch.randn(count, 13, generator=torch.Generator().manual_seed(0))
+    logits[::3] = logits[::3].round()  # with ties
+    for seed in range(20):
+        uniforms = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+        together = next_ids(logits, uniforms, RowSettings.of(configs))
+        for row, config in enumerate(configs):
+            alone = next_ids(logits[row : row + 1], uniforms[row : row + 1], RowSettings.of([config]))
+            assert int(alone) == int(together[row])
+        kept = torch.arange(1, count, 3)
+        assert torch.equal(next_ids(logits[kept], uniforms[kept], RowSettings.of(configs).keep(kept)), together[kept])
 
 
 def test_arguments_and_the_global_random_state_are_not_changed():
     logits, uniforms = torch.randn(5, 13), torch.rand(5)
     before = logits.clone(), uniforms.clone(), torch.get_rng_state()
     for temperature in (0.0, 0.7):
-        ids = next_ids(logits, uniforms, SamplingConfig(temperature=temperature, top_k=3, top_p=0.8))
+        ids = next_ids(logits, uniforms, of_rows(5, temperature=temperature, top_k=3, top_p=0.8))
         assert ids.dtype == torch.int64
         assert ids.shape == (5,)
     guide(logits, logits[:, :], 3)
@@ -250,7 +275,7 @@ def test_arguments_and_the_global_random_state_are_not_changed():
 
 def test_half_precision_logits_are_accepted():
     logits = torch.tensor([[1.0, 3.0, 2.0]], dtype=torch.bfloat16)
-    assert next_ids(logits, torch.tensor([0.05]), SamplingConfig(**PLAIN)).tolist() == [0]
+    assert next_ids(logits, torch.tensor([0.05]), of_rows(1)).tolist() == [0]
 
 
 # --- guidance
@@ -261,6 +286,8 @@ def test_guidance_extrapolates_from_unconditional_to_conditional_logits():
     assert guide(conditional, unconditional, 0).tolist() == [[1, 6]]
     assert guide(conditional, unconditional, 1).tolist() == [[3, 5]]
     assert guide(conditional, unconditional, 3).tolist() == [[7, 3]]
+    scales = torch.tensor([[0.0], [3.0]])
+    assert guide(conditional, unconditional.expand(2, -1), scales).tolist() == [[1, 6], [7, 3]]
 
 
 # --- settings

@@ -137,21 +137,21 @@ class ShiftCache(KVCache):
         self.channels[slot, :, self.length : end] = z
         return self.channels[slot, :, :end]
 
-    def branch(self, count: int, capacity: int) -> "ShiftCache":
+    def branch(self, rows: Tensor, capacity: int) -> "ShiftCache":
         """As `Cache.branch`; every new row gets a copy of its prompt."""
-        n_layer, rows, n_head, _, head_dim = self.keys.shape
-        shape = (rows * count, n_head, capacity, head_dim)
+        n_layer, _, n_head, _, head_dim = self.keys.shape
+        shape = (len(rows), n_head, capacity, head_dim)
         cache = ShiftCache(n_layer, shape, self.keys.device, self.keys.dtype, self.channels.shape[3])
-        copy_positions(self.keys, cache.keys, self.length, count)
-        copy_positions(self.values, cache.values, self.length, count)
-        copy_positions(self.channels, cache.channels, self.length, count)
+        copy_positions(self.keys, cache.keys, self.length, rows)
+        copy_positions(self.values, cache.values, self.length, rows)
+        copy_positions(self.channels, cache.channels, self.length, rows)
         cache.length = self.length
         return cache
 
     def branch_bytes(self, count: int, capacity: int) -> int:
         """As `Cache.branch_bytes`."""
-        slots, rows, _, width = self.channels.shape
-        channels = slots * rows * count * capacity * width
+        slots, _, _, width = self.channels.shape
+        channels = slots * count * capacity * width
         return super().branch_bytes(count, capacity) + channels * self.channels.element_size()
 
     def keep(self, rows: Tensor) -> None:

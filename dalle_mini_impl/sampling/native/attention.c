@@ -129,7 +129,7 @@ typedef struct {
 static Head head_of(const Blocks *blocks, const Cache *cache, int layer, int row, int head) {
     size_t own = head_start(cache, blocks, layer, row, head), from;
     if (!cache->prompt) return (Head){{NULL, cache->keys + own}, {NULL, cache->values + own}};
-    from = head_start(cache->prompt, blocks, layer, row / cache->branches, head);
+    from = head_start(cache->prompt, blocks, layer, cache->prompt_rows[row], head);
     return (Head){{cache->prompt->keys + from, cache->keys + own}, {cache->prompt->values + from, cache->values + own}};
 }
 

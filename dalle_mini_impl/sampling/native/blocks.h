@@ -62,9 +62,10 @@ typedef struct {
 typedef struct Cache {
     uint16_t *keys, *values;     // [layer][row][head][capacity × size]
     uint16_t *channels;          // [layer][attention, MLP][row][capacity][width / 2], with token shift
-    const struct Cache *prompt;  // earlier positions; row r continues row r / branches of it. NULL for none
+    const struct Cache *prompt;  // earlier positions; NULL for none
+    const int32_t *prompt_rows;  // of each row the row of the prompt that it continues
     const AttentionMask *const *attention_masks;  // [layer], NULL for full attention; NULL if all layers have that
-    int32_t rows, branches, capacity, length;
+    int32_t rows, capacity, length;
 } Cache;
 
 // 1 / √(Σ (x - mean)² + width · eps).

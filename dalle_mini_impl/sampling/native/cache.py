@@ -32,7 +32,8 @@ class NativeCache:
         rows: number of streams.
         capacity: number of positions.
         attention_masks: which positions each may attend to.
-        prompt: the cache that this one continues, with equally many rows for each of its rows.
+        prompt: the cache that this one continues.
+        prompt_rows: (rows,) which of its rows each row continues, on the CPU; None without a prompt.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class NativeCache:
         capacity: int,
         attention_masks: NativeMasks,
         prompt: "NativeCache | None" = None,
+        prompt_rows: Tensor | None = None,
     ) -> None:
         n_layer, n_head, head_dim, shifted, length = shape
         capacity = -(-capacity // MAX_LANES) * MAX_LANES
@@ -50,6 +52,7 @@ class NativeCache:
         self.shape = shape
         self._attention_masks = attention_masks
         self._prompt = prompt
+        self._prompt_rows = torch.zeros(rows) if prompt_rows is None else prompt_rows
         begin = prompt.length if prompt else 0
         self._end = min(begin + capacity, length)
         self._table = attention_masks.table(begin, self._end, prompt._end if prompt else 0)
@@ -57,7 +60,6 @@ class NativeCache:
             prompt=ctypes.addressof(prompt.struct) if prompt else None,
             attention_masks=self._table.address if self._table else None,
             rows=rows,
-            branches=rows // prompt.struct.rows if prompt else 1,
             capacity=capacity,
             length=0,
         )
@@ -77,48 +79,39 @@ class NativeCache:
         """Positions that can still be added."""
         return min(self.struct.capacity - self.struct.length, self.shape.length - self.length)
 
-    def branch(self, count: int, capacity: int) -> "NativeCache":
+    def branch(self, rows: Tensor, capacity: int) -> "NativeCache":
         """As `Cache.branch`. The prompt's keys and values are not copied, so the prompt must not grow afterwards.
 
         Raises:
             UserError: this cache already continues another.
+            ValueError: it has no such row.
         """
         if self._prompt is not None:
             raise UserError(
                 "expected the cache of a prompt, got one that continues a prompt; branch the prompt's cache"
             )
-        return NativeCache(self.shape, self.struct.rows * count, capacity - self.length, self._attention_masks, self)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.struct.rows:
+            raise ValueError(f"expected rows from 0 to {self.struct.rows - 1}, got {rows.tolist()}; name rows of this")
+        return NativeCache(self.shape, len(rows), capacity - self.length, self._attention_masks, self, rows)
 
     def branch_bytes(self, count: int, capacity: int) -> int:
         """As `Cache.branch_bytes`."""
         n_layer, n_head, head_dim, shifted, _ = self.shape
         positions = -(-(capacity - self.length) // MAX_LANES) * MAX_LANES
-        numbers = 2 * n_layer * self.struct.rows * count * positions * (n_head * head_dim + shifted)
+        numbers = 2 * n_layer * count * positions * (n_head * head_dim + shifted)
         return numbers * self._memory.element_size()
 
     def keep(self, rows: Tensor) -> None:
-        """As `Cache.keep`.
-
-        Raises:
-            ValueError: the rows of the prompt would be left with unequal numbers of rows.
-        """
-        branches = self.struct.branches
-        if self._prompt is not None:
-            prompts = self._prompt.struct.rows
-            kept = len(rows) // prompts
-            if not torch.equal(rows.cpu() // branches, torch.arange(prompts).repeat_interleave(kept)):
-                raise ValueError(
-                    f"expected as many rows for each of {prompts} prompts, in their order, got rows {rows.tolist()}; "
-                    "keep the same candidates of each prompt"
-                )
-            branches = kept
+        """As `Cache.keep`."""
         self._memory = self._memory[:, :, rows]
         self._channels = self._channels[:, rows]
-        self.struct.branches = branches
+        self._prompt_rows = self._prompt_rows[rows]
         self.struct.rows = len(rows)
         self._set_addresses()
 
     def _set_addresses(self) -> None:
+        self._prompt_rows = self._prompt_rows.to(torch.int32).contiguous()
+        self.struct.prompt_rows = self._prompt_rows.data_ptr()
         self.struct.keys = self._memory[0].data_ptr()
         self.struct.values = self._memory[1].data_ptr()
         self.struct.channels = self._channels.data_ptr()

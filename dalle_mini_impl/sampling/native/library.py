@@ -74,8 +74,9 @@ class CacheStruct(ctypes.Structure):
     """`Cache` of `blocks.h`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "channels", "prompt", "attention_masks")),
-        *((name, ctypes.c_int32) for name in ("rows", "branches", "capacity", "length")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "channels", "prompt", "prompt_rows")),
+        ("attention_masks", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("rows", "capacity", "length")),
     ]
 
 
@@ -204,6 +205,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.linear.restype = None
     library.sampling_workspace_size.argtypes = [number, number]
     library.sampling_workspace_size.restype = ctypes.c_int64
-    library.sample_ids.argtypes = [pointer, number, number, ctypes.c_float, number, pointer, pointer, pointer, number]
+    library.sample_ids.argtypes = [pointer, number, number, *[pointer] * 5, number]
     library.sample_ids.restype = None
     return library

@@ -94,10 +94,11 @@ int64_t sampling_workspace_size(int vocab, int threads) {
     return counters_size(1, threads) + (int64_t)threads * row_size(vocab) * (int64_t)sizeof(float);
 }
 
-// ids (rows) from logits (rows, vocab). `start` points to `sampling_workspace_size` bytes.
+// ids (rows) from logits (rows, vocab); temperature, top_k and random number are those of each row. `start` points to
+// `sampling_workspace_size` bytes.
 void sample_ids(
-    const float *logits, int rows, int vocab, float inverse_temperature, int top_k, const float *uniform, int64_t *ids,
-    char *start, int threads) {
+    const float *logits, int rows, int vocab, const float *inverse_temperature, const int32_t *top_k,
+    const float *uniform, int64_t *ids, char *start, int threads) {
     memset(start, 0, counters_size(1, threads));
     float *workspace = (float *)(start + counters_size(1, threads));
 #pragma omp parallel num_threads(threads)
@@ -107,6 +108,7 @@ void sample_ids(
         int64_t first, last;
         while (next_piece(&team, rows, &first, &last))
             for (int64_t row = first; row < last; row++)
-                ids[row] = sample(logits + row * vocab, vocab, inverse_temperature, top_k, uniform[row], weights);
+                ids[row] = sample(
+                    logits + row * vocab, vocab, inverse_temperature[row], top_k[row], uniform[row], weights);
     }
 }

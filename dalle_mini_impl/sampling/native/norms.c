@@ -48,7 +48,7 @@ static void shift_tokens(const Blocks *blocks, const Cache *cache, int slot, int
         if (source < 0)
             memset(z + start, 0, size);
         else if (source < before)
-            memcpy(z + start, channels_at(blocks, cache->prompt, slot, row / cache->branches, source) + start, size);
+            memcpy(z + start, channels_at(blocks, cache->prompt, slot, cache->prompt_rows[row], source) + start, size);
         else
             memcpy(z + start, channels_at(blocks, cache, slot, row, source - before) + start, size);
     }

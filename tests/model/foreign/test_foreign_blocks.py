@@ -66,7 +66,7 @@ def test_stored_channels_are_returned_with_all_earlier_ones():
 
 
 def test_branches_and_kept_rows_have_their_own_channels():
-    cache = shift_cache().branch(3, 7)
+    cache = shift_cache().branch(torch.tensor([0, 0, 0, 1, 1, 1]), 7)
     cache.keep(torch.tensor([1, 5]))
     assert torch.equal(cache.store_channels(2, noise(2, 1, 5, seed=9))[:, :4], noise(2, 4, 5, seed=2))
 

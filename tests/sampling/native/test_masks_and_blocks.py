@@ -93,7 +93,7 @@ def check(exact, native, prompt, *, length=STREAM.length, limit=0.04):
     )
     cache = native.new_cache(1, prompt)
     hidden = [native(piece, cache).expand(3, -1, -1) for piece in (ids[:1, :5], ids[:1, 5:prompt])]
-    cache = cache.branch(3, STREAM.length)
+    cache = cache.branch(torch.zeros(3, dtype=torch.int64), STREAM.length)
     hidden += [native(ids[:, t : t + 1], cache) for t in range(prompt, length)]
     logits = native.logits(torch.cat(hidden, 1), STREAM.image_range)
     for position in range(length):
@@ -171,7 +171,8 @@ def test_kept_rows_continue_as_if_they_were_alone(machine, options):
     def run(rows, until):
         cache = native.new_cache(2, 10)
         native(ids[[0, 5], :10], cache)
-        cache, hidden = cache.branch(len(rows) // 2, STREAM.length), []
+        prompts = torch.tensor([0, 1]).repeat_interleave(len(rows) // 2)
+        cache, hidden = cache.branch(prompts, STREAM.length), []
         for position in range(10, STREAM.length):
             if position == until:
                 cache.keep(kept)

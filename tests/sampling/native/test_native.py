@@ -15,6 +15,9 @@ from dalle_mini_impl.sampling.native.next_id import sample_top_k
 from dalle_mini_impl.sampling.packing import pack
 from dalle_mini_impl.util.errors import UserError
 
+TWICE = torch.tensor([0, 0])
+"""Two rows that continue the first one."""
+
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -73,7 +76,7 @@ def test_branches_of_a_prompt_equal_whole_streams(machine, prompts, count):
         cache = native.new_cache(prompts, 9)
         native(ids[:, :5], cache)
         native(ids[:, 5:], cache)
-        more = cache.branch(count, stream.length)
+        more = cache.branch(torch.arange(prompts).repeat_interleave(count), stream.length)
         cached = torch.cat([native(ends[:, t : t + 1], more) for t in range(26)], 1)
         whole = native(torch.cat([ids.repeat_interleave(count, 0), ends], 1))[:, 9:]
     assert (cache.length, more.length) == (9, 35)
@@ -101,7 +104,7 @@ def test_nothing_overflows(machine):
 
 def test_more_positions_than_the_capacity_are_refused(machine):
     _, native, stream = models(64, 2)
-    cache = native.new_cache(1, 16).branch(2, stream.length)
+    cache = native.new_cache(1, 16).branch(TWICE, stream.length)
     native(torch.zeros(2, stream.length, dtype=torch.int64), cache)
     with pytest.raises(UserError, match="expected at most 0 more positions in this cache, got 1; make a longer"):
         native(torch.zeros(2, 1, dtype=torch.int64), cache)
@@ -118,7 +121,7 @@ def test_a_cache_with_another_number_of_rows_is_refused(machine):
 def test_a_branch_cannot_be_branched(machine):
     _, native, stream = models(64, 2)
     with pytest.raises(UserError, match="expected the cache of a prompt, got one that continues a prompt"):
-        native.new_cache(1, 9).branch(2, stream.length).branch(2, stream.length)
+        native.new_cache(1, 9).branch(TWICE, stream.length).branch(TWICE, stream.length)
 
 
 def test_only_whole_vectors_and_small_heads_fit():
@@ -152,19 +155,43 @@ def test_nothing_to_compute_is_nothing(machine):
     assert native(torch.zeros(3, 0, dtype=torch.int64)).shape == (3, 0, 64)
 
 
-@pytest.mark.parametrize("rows", [[0], [0, 1, 2], [0, 0, 1, 5], [3, 0], [0, 1, 2, 3, 4]])
-def test_candidates_are_dropped_for_all_prompts_alike(machine, rows):
+def test_rows_continue_any_prompts_and_are_dropped_one_by_one(machine):
+    # Unequally many rows for each prompt, in any order, as where several prompts share a batch
     _, native, stream = models(64, 2)
-    prompt = native.new_cache(2, 4)
-    native(torch.zeros(2, 4, dtype=torch.int64), prompt)
-    cache = prompt.branch(3, stream.length)
-    with pytest.raises(ValueError, match="expected as many rows for each of 2 prompts, in their order"):
-        cache.keep(torch.tensor(rows))
-    cache.keep(torch.tensor([2, 0, 5, 3]))
-    assert native(torch.zeros(4, 1, dtype=torch.int64), cache).shape == (4, 1, 64)
+    prompts = torch.randint(stream.vocab_size, (3, 9), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(stream.vocab_size, (6, 26), generator=torch.Generator().manual_seed(1))
+    rows, kept = torch.tensor([2, 0, 2, 1, 2, 0]), torch.tensor([5, 0, 1, 4])
+    with torch.inference_mode():
+        cache = native.new_cache(3, 9)
+        native(prompts, cache)
+        more = cache.branch(rows, stream.length)
+        first = torch.cat([native(ends[:, t : t + 1], more) for t in range(11)], 1)
+        more.keep(kept)
+        second = torch.cat([native(ends[kept, t : t + 1], more) for t in range(11, 26)], 1)
+        for row, prompt in enumerate(rows):  # the same bits as alone
+            alone = native.new_cache(1, 9)
+            native(prompts[prompt : prompt + 1], alone)
+            own = alone.branch(torch.tensor([0]), stream.length)
+            hidden = torch.cat([native(ends[row : row + 1, t : t + 1], own) for t in range(26)], 1)[0]
+            assert torch.equal(first[row], hidden[:11])
+            if row in kept:
+                assert torch.equal(second[kept.tolist().index(row)], hidden[11:])
+
+
+def test_rows_of_no_prompt_are_refused(machine):
+    _, native, stream = models(64, 2)
+    for rows in ([0, 2], [-1]):
+        with pytest.raises(ValueError, match=r"expected rows from 0 to 1, got \["):
+            native.new_cache(2, 9).branch(torch.tensor(rows), stream.length)
 
 
 # --- sampling
+
+
+def sample(logits, uniform, temperature, top_k):
+    """Compiled sampling with the same settings for all rows."""
+    rows = len(logits)
+    return sample_top_k(logits, uniform, torch.full((rows,), 1 / temperature), torch.full((rows,), top_k))
 
 
 @pytest.mark.parametrize("top_k", [-(2**31), -1, 0, 38, 2**31 - 1])
@@ -172,15 +199,15 @@ def test_ids_are_in_range_whatever_the_settings_are(machine, top_k):
     logits = noise(29, 37).round()
     logits[::2, ::3] = float("nan")
     for uniform in (-1.0, 0.0, 1.0, 7.0, float("nan"), float("inf")):
-        ids = sample_top_k(logits, torch.full((29,), uniform), 0.7, top_k)
+        ids = sample(logits, torch.full((29,), uniform), 0.7, top_k)
         assert bool(((ids >= 0) & (ids < 37)).all())
 
 
 def test_rows_without_ids_or_numbers_are_refused(machine):
     for logits, uniform in ((noise(3, 0), noise(3)), (noise(3, 5), noise(2)), (noise(3, 5), noise(3, 1))):
-        with pytest.raises(ValueError, match=r"expected logits \(N, K\) with K at least 1 and N uniform numbers"):
-            sample_top_k(logits, uniform, 1.0, 1)
-    assert sample_top_k(noise(0, 5), noise(0), 1.0, 1).shape == (0,)
+        with pytest.raises(ValueError, match=r"expected logits \(N, K\) with K at least 1, and N random numbers"):
+            sample(logits, uniform, 1.0, 1)
+    assert sample(noise(0, 5), noise(0), 1.0, 1).shape == (0,)
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 255, 1009])
@@ -193,12 +220,12 @@ def test_each_id_is_sampled_within_its_interval(machine, top_k, temperature):
     ends = weights.cumsum(1) / weights.sum(1, keepdim=True)
     expected_ids = order.gather(1, torch.arange(61)[:, None] * 37 % top_k)
     middle = (ends - weights / weights.sum(1, keepdim=True) / 2).gather(1, expected_ids)
-    assert torch.equal(sample_top_k(logits, middle[:, 0], temperature, top_k), expected_ids[:, 0])
+    assert torch.equal(sample(logits, middle[:, 0], temperature, top_k), expected_ids[:, 0])
 
 
 def test_bytes_of_a_branch_are_those_that_it_allocates(machine):
     _, native, stream = models(64, 2)
     prompt = native.new_cache(2, 9)
     native(torch.zeros(2, 9, dtype=torch.int64), prompt)
-    branch = prompt.branch(5, stream.length)
+    branch = prompt.branch(torch.tensor([1, 0, 1, 1, 0]), stream.length)
     assert prompt.branch_bytes(5, stream.length) == branch._memory.nbytes + branch._channels.nbytes

@@ -1,0 +1,98 @@
+"""What to sample: requests of one prompt each, divided into pieces and put together into batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.sampling.known_ids import KnownIds
+from dalle_mini_impl.sampling.next_ids import validate_sampling
+from dalle_mini_impl.util.errors import UserError
+
+CHUNK = 64
+"""Candidates decoded at a time by default. Memory grows with it; the ids do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Caption and negative caption, as text ids."""
+
+    text_ids: Sequence[int]
+    """The caption."""
+    negative_ids: Sequence[int] = ()
+    """What guidance moves away from; empty means "no caption"."""
+
+
+@dataclass(frozen=True, eq=False)
+class IdRequest:
+    """What to sample for one prompt."""
+
+    prompt: Prompt
+    """Caption and negative caption."""
+    seeds: Sequence[int]
+    """One per candidate."""
+    sampling: SamplingConfig
+    """Temperature, top-k, top-p and guidance; the other settings are not used here."""
+    prune_to: int | None = None
+    """Drop the less likely candidates early by successive halving, but keep at least this many of each chunk; None
+    finishes all."""
+    known: KnownIds | None = None
+    """A picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the known
+    ids before it, not on those after it."""
+
+
+class Piece(NamedTuple):
+    """Candidates of one request that are decoded in one batch, alone or together with those of other requests."""
+
+    request: IdRequest
+    first: int
+    """Index of its first seed."""
+    seeds: Sequence[int]
+    known: KnownIds
+    shared: tuple[int, ...]
+    """Known ids that all its candidates begin with."""
+    is_last: bool
+    """Whether it is the last one of its request."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether its candidates have a second row, with the negative caption."""
+        return self.request.sampling.guidance != 1
+
+    @property
+    def streams(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What its rows continue: the caption and, with guidance, the negative caption, each with the shared ids."""
+        prompt = self.request.prompt
+        captions = [prompt.text_ids, prompt.negative_ids] if self.is_guided else [prompt.text_ids]
+        return [(tuple(caption), self.shared) for caption in captions]
+
+
+def divide(stream: Stream, requests: Iterable[IdRequest], chunk: int) -> Iterator[Piece]:
+    """Check requests, and divide each into pieces of at most `chunk` candidates."""
+    if chunk < 1:
+        raise UserError(f"expected a chunk of at least 1 candidate, got {chunk}; {CHUNK} is the default")
+    for request in requests:
+        seeds = request.seeds
+        if not seeds:
+            raise UserError("expected at least one seed, got none; give one per candidate")
+        validate_sampling(request.sampling, stream.config.image_vocab)
+        known = request.known or KnownIds.none(stream.config.grid)
+        known.validate(stream, len(seeds))
+        shared = tuple(known.shared_prefix(stream).tolist())
+        for first in range(0, len(seeds), chunk):
+            part = seeds[first : first + chunk]
+            yield Piece(request, first, part, known, shared, first + chunk >= len(seeds))
+
+
+def batches(pieces: Iterable[Piece], chunk: int) -> Iterator[list[Piece]]:
+    """Neighbouring pieces of at most `chunk` candidates together, and of equally many shared ids."""
+    batch: list[Piece] = []
+    for piece in pieces:
+        size = sum(len(other.seeds) for other in batch) + len(piece.seeds)
+        if batch and (size > chunk or len(piece.shared) != len(batch[0].shared)):
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
