@@ -178,7 +178,11 @@ class _Block:
                 save_png(image, self._folder.path / file, metadata)
                 continue
             caption = " ".join(result.prompt.split())  # readers take each line for a caption
-            contents = {"png": png_bytes(image, metadata), "txt": caption, "json": dump_json(metadata)}
+            contents: dict[str, bytes | str] = {
+                "png": png_bytes(image, metadata),
+                "txt": caption,
+                "json": dump_json(metadata),
+            }
             members += b"".join(_member(f"{name}.{ending}", content) for ending, content in contents.items())
         entry = {"index": index, "prompt": result.prompt, "negative": result.negative, "pictures": pictures}
         with os_errors_for_user(self._path):

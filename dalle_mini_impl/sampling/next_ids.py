@@ -7,6 +7,7 @@ depend on which others are sampled in the same batch.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class RowSettings:
 
     def keep(self, rows: Tensor) -> "RowSettings":
         """Those of some rows, (n,) indices."""
-        kept = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **kept)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import tarfile
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import only_writer
 from dalle_mini_impl.util.images import read_metadata
 
-PROMPTS = [
+PROMPTS: list[dict[str, Any]] = [
     {"prompt": "a red heart"},
     {"prompt": "a red heart", "seed": 5},
     {"prompt": "a cat\nand a dog", "guidance": 1.0, "keep": 1},
