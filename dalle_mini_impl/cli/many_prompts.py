@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ def draw_many(prompts: tuple[str, ...], options: dict[str, Any]) -> None:
     blocks = processes.own_items(range(folder.blocks))
     total = sum(len(folder.indices(block)) for block in blocks)
     hidden = None if processes.is_main else True
-    with tqdm(total=total, unit=" prompts", disable=hidden, leave=False) as bar:
+    with tqdm(total=total, unit=" prompts", disable=hidden, leave=False) as bar, warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)  # otherwise the text of each one is kept, to show it once only
         drawn = draw_blocks(
             dalle,
             lambda: all_prompts(prompts, file),

@@ -3,8 +3,8 @@
 Reading order:
 
 1. `next_ids`: logits -> next id (temperature, top-k, top-p, guidance), as pure functions.
-2. `decoding`: run a prompt once, branch its cache for all candidates, append one id at a time.
-3. `generate`: caption -> image ids, with guidance, known ids and pruning.
+2. `decoding`: run prompts once, branch their cache for all candidates, append one id at a time.
+3. `requests` and `generate`: captions -> image ids, with guidance, known ids and pruning.
 4. `texts`: beginning of a caption -> captions.
 5. `tiling`: a second pass over the edges of pictures that are to be laid side by side.
 6. `likelihood`: log-probabilities of given pictures and captions.
