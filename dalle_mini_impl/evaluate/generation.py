@@ -294,28 +294,29 @@ def generation_rows(context: EvaluationContext) -> tuple[list[ShareRow], dict[st
     if reference.has_vendors:
         without_style = generate_pictures(context, held_out.indices, "no style word", with_style=False)
         rows += generated_rows("  no style word", without_style)
+        twin_free = [bool(reference.store.entries[index].details.get("twin_free")) for index in held_out.indices]
+        rows += part_rows("  without near twins in training", held_out, torch.tensor(twin_free))
     else:
-        rows += new_caption_rows(context, held_out)
+        seen = set(reference.concept_ids[reference.of_split("train")].tolist())
+        new = [int(reference.concept_ids[index]) not in seen for index in held_out.indices]
+        rows += part_rows("  of these, new captions", held_out, torch.tensor(new))
     for language in settings.languages:
         rows += generated_rows(f"  in {language}", generate_pictures(context, held_out.indices, language, language))
     return rows, pictures
 
 
-def new_caption_rows(context: EvaluationContext, held_out: GeneratedPictures) -> list[ShareRow]:
-    """Rows of those held-out captions that no picture of the training split has, where some are and some are not."""
-    reference = context.reference
-    seen = set(reference.concept_ids[reference.of_split("train")].tolist())
-    new = torch.tensor([int(reference.concept_ids[index]) not in seen for index in held_out.indices])
-    if new.all() or not new.any():
+def part_rows(name: str, pictures: GeneratedPictures, part: Tensor) -> list[ShareRow]:
+    """Rows of a part (prompts,) bool of the prompts, where it is neither none nor all."""
+    if part.all() or not part.any():
         return []
-    chosen = new.nonzero()[:, 0].tolist()
+    chosen = part.nonzero()[:, 0].tolist()
     return generated_rows(
-        "  of these, new captions",
+        name,
         GeneratedPictures(
-            [held_out.results[number] for number in chosen],
-            [held_out.indices[number] for number in chosen],
-            {judge: values[new] for judge, values in held_out.features.items()},
-            {judge: values[new] for judge, values in held_out.ranks.items()},
+            [pictures.results[number] for number in chosen],
+            [pictures.indices[number] for number in chosen],
+            {judge: values[part] for judge, values in pictures.features.items()},
+            {judge: values[part] for judge, values in pictures.ranks.items()},
         ),
     )
 

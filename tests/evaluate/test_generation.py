@@ -422,6 +422,9 @@ def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
     assert figures["seconds"] > 0
     assert "best: temperature 0.8, guidance" in output
     assert "22 pictures of 8 concepts" in output
+    assert "concept and style together" in output
+    assert figures["style"]["together"]["count"] == 2
+    assert 0 <= figures["style"]["drawn"]["pixels"]["value"] <= 1
     for row in figures["rows"]:
         top1, top5 = row["shares"]["pixels"]
         assert 0 <= top1["low"] <= top1["value"] <= top5["value"] <= top5["high"] <= 1

@@ -22,6 +22,7 @@ from dalle_mini_impl.cli.outputs import PNG_FILE
 
 if TYPE_CHECKING:
     from dalle_mini_impl.evaluate.generation import EvaluationContext, GeneratedPictures
+    from dalle_mini_impl.evaluate.intervals import Share
 
 SHEET_BEST = 3
 """Drawn pictures for each prompt on the sheet."""
@@ -68,7 +69,7 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
     A picture for "a red heart" is right at top-5 if the real pictures of a red heart are among those of the five
     captions it resembles most. Captions of the training split and held-out ones are drawn, and the pictures of both
     compared with all pictures of the data. Two judges measure resemblance: EfficientNet-Lite0, and the bare pixels.
-    Needs the extra judge.
+    In the emoji set, a linear probe on their features also tells whose style a picture has. Needs the extra judge.
     """
     start = time.perf_counter()
     echo = partial(echo_text, json_file=json_file)
@@ -86,11 +87,16 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
         sweep,
     )
     from dalle_mini_impl.evaluate.intervals import share_table
+    from dalle_mini_impl.evaluate.styles import style_figures
 
     rows = [*reference_rows(context), *reconstruction_rows(context)]
     echo(share_table(rows))
     generated_rows, pictures = generation_rows(context)
-    echo(share_table(generated_rows))
+    held_out = pictures.get("held-out pairs")  # of sets with vendors, whose styles prompts name
+    style = style_figures(context, held_out) if held_out else None
+    echo(share_table([*generated_rows, style.together] if style else generated_rows))
+    if style:
+        echo(f"style of held-out pairs right: drawn {format_shares(style.drawn)}; real art {format_shares(style.real)}")
     nearest = nearest_training_pictures(context, pictures)
     echo("nearest picture of the training split, median cosine of features: " + format_cosines(nearest))
     sweep_results = sweep(context)
@@ -104,6 +110,7 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
         "data": options["data"],
         "settings": dataclasses.asdict(context.settings),
         "rows": [dataclasses.asdict(row) for row in [*rows, *generated_rows]],
+        "style": dataclasses.asdict(style) if style else None,
         "nearest_training": {name: round(cosine, 4) for name, cosine in nearest.items()},
         "sweep": [dataclasses.asdict(result) for result in sweep_results],
         "seconds": round(time.perf_counter() - start, 1),
@@ -116,6 +123,13 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
 def format_cosines(cosines: dict[str, float]) -> str:
     """Names with their cosines, on one line."""
     return ", ".join(f"{name} {cosine:.2f}" for name, cosine in cosines.items()) or "none"
+
+
+def format_shares(shares: "dict[str, Share]") -> str:
+    """A share by each judge, on one line."""
+    from dalle_mini_impl.evaluate.intervals import format_share
+
+    return ", ".join(f"{judge} {format_share(share)}" for judge, share in shares.items())
 
 
 def write_sheet(context: "EvaluationContext", pictures: "dict[str, GeneratedPictures]", path: Path) -> Path:
