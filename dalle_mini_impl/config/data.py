@@ -16,12 +16,26 @@ FITS = ("auto", "pad", "crop", "stretch")
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One of several sources."""
+
+    path: str
+    """As `source`."""
+    weight: Positive = 1.0
+    """How often its training pictures are shown, relative to those of the other sources: with 2 beside 1, twice as
+    often."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where captioned pictures come from."""
 
     source: str = ""
     """A folder of pictures with captions, a JSONL or CSV file, or WebDataset tars (a folder or a glob), here or at an
     address such as `s3://bucket/set`."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several sources in place of `source`, each with a weight: `[{path: a, weight: 2}, {path: b}]`. All are in one
+    store; weights may be changed without building it anew, and take effect in every stage that reads it."""
     store: str = ""
     """Folder of decoded pictures; built from `source` if it does not exist yet. If the source has changed since, the
     store is refused; without a source it is used as it is."""
@@ -57,8 +71,20 @@ class DataConfig:
                 f"expected data.store_size, or data.store_height and data.store_width, got {self.store_size}, "
                 f"{sides[0]} and {sides[1]}; leave out the one or the others"
             )
+        if self.source and self.sources:
+            raise UserError(
+                f"expected data.source or data.sources, got both, {self.source!r} and {len(self.sources)} more; "
+                f"set one of them"
+            )
+        if not all(source.path for source in self.sources):
+            raise UserError("expected a path for each of data.sources, got an empty one; name it or leave it out")
         if self.fit not in FITS:
             raise UserError(f"expected data.fit of {', '.join(FITS)}, got {self.fit!r}; change it")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The sources, one or several; none where a store is used as it is."""
+        return tuple(source.path for source in self.sources) or ((self.source,) if self.source else ())
 
     @property
     def store_frame(self) -> tuple[int, int]:

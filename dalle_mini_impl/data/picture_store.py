@@ -29,16 +29,16 @@ from dalle_mini_impl.data.checksums import (
 )
 from dalle_mini_impl.data.entries import ENTRIES_FILE, ENTRY_FILES, PictureEntries, PictureEntry, write_entries
 from dalle_mini_impl.data.fit import FitCounts, fit_picture
+from dalle_mini_impl.data.mixture import describe_source_changes, read_sources, repeat_rows, states_of
 from dalle_mini_impl.data.pair import SkipLog, fill_splits, split_of
-from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.data.remote import is_address
-from dalle_mini_impl.data.source_files import describe_changes, source_states
+from dalle_mini_impl.data.shards import EXPECTED
 from dalle_mini_impl.data.store_size import (
     frame_of_header,
     height_and_width,
+    rebuild_advice,
     shown_size,
     size_in_header,
-    store_command,
 )
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable, file_digest, only_writer, replace_folder
@@ -110,17 +110,17 @@ def open_store(
     if not folder.exists():
         build_store(config, needed)
     header, pixels, entries = _read_store(folder)
-    if config.source:
+    if config.paths:
         _check_settings(folder, header, config)
         if changes := source_changes(folder, config.source):
             raise UserError(
-                f"expected {config.source} to be as it was when the store {folder} was built, got {changes}; rebuild "
-                f"with `{store_command(config, pixels.shape[1:3])}`, or set data.source='' to use the store as it is"
+                f"expected {', '.join(config.paths)} to be as it was when the store {folder} was built, got {changes}; "
+                f"{rebuild_advice(config, pixels.shape[1:3])}, or set data.source='' to use the store as it is"
             )
     height, width = pixels.shape[1:3]
     large_enough = max(height, width) >= max(picture)
     if any(picture) and not (large_enough if any_proportions else fits_into(picture, (height, width))):
-        advice = f"rebuild with `{store_command(config, frame)}`, or name another" if config.source else "name another"
+        advice = f"{rebuild_advice(config, frame)}, or name another" if config.paths else "name another"
         raise UserError(
             f"store {folder} holds pictures of {height}×{width} pixels, expected at least the "
             f"{picture[0]}×{picture[1]} of the model's pictures, in their proportions; {advice}"
@@ -136,14 +136,17 @@ def open_store(
         )
     if not len(chosen):
         raise UserError(f"store {folder} has no {split} pictures; check data.validation and data.skip_kinds")
+    if config.sources and split == "train":
+        pictures = [source["pictures"] for source in header["sources"]]
+        chosen = repeat_rows(chosen, pictures, [source.weight for source in config.sources])
     return PictureStore(pixels, chosen, entries.of_rows(chosen), store_version(folder))
 
 
 def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> None:
-    """Decode every picture of `config.source` into `config.store`, and print what was skipped.
+    """Decode every picture of `config.source` or `config.sources` into `config.store`, and print what was skipped.
 
     Args:
-        config: names source and store.
+        config: names sources and store.
         picture_size: side of a square, or height and width, in pixels of the model's pictures, from which the size of
             the stored ones follows where the config does not set it; 0 if there is no model.
 
@@ -155,21 +158,25 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
     check_replaceable(config.store, CONTENTS)
     check_memory(math.prod(frame) * PIXEL_BYTES, f"pictures of {frame[0]}×{frame[1]} pixels", "choose a smaller size")
     log = SkipLog()
-    pairs = read_pairs(config.source, log, captions="optional", workers=config.every)
+    if not config.paths:
+        raise UserError(f"no source was named; expected {EXPECTED}; set data.source or name one")
+    pairs = read_sources(config, log)
+    counts = [0] * len(config.paths)
     with only_writer(config.store), replace_folder(config.store, CONTENTS) as folder:
         # Listed before the pictures are read: what changes meanwhile is noticed when the store is opened.
-        (folder / SOURCES_FILE).write_text(json.dumps(source_states(config.source)))
+        (folder / SOURCES_FILE).write_text(json.dumps(states_of(config.paths, {})))
         builder = _Builder(folder, frame, config.fit)
         with builder:
-            for pair in tqdm(pairs, desc="decoding", unit=" pictures"):
-                split = pair.split or split_of(pair.key, config.validation)
-                entry = PictureEntry(pair.key, split, pair.may_flip, pair.captions, pair.details)
+            for number, key, pair in tqdm(pairs, desc="decoding", unit=" pictures"):
+                split = pair.split or split_of(key, config.validation)
+                counts[number] += 1
+                entry = PictureEntry(key, split, pair.may_flip, pair.captions, pair.details)
                 builder.add(pair.image, entry, may_move=not pair.split)
         print(log.report() or "nothing was skipped")
         (folder / SKIPPED_FILE).write_text(log.report(limit=MAX_SKIPPED_LINES), encoding="utf-8")
         count = len(builder.entries)
         if not count:
-            raise UserError(f"{config.source} has no readable picture; see the list above")
+            raise UserError(f"{', '.join(config.paths)} has no readable picture; see the list above")
         _fill_splits(builder.entries, builder.movable, config.validation)
         write_entries(folder, builder.entries)
         header = {
@@ -180,7 +187,12 @@ def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0) -> 
                 "fit": config.fit,
                 "every": config.every,
             },
-            "source_from_here": _source_from(config.source, config.store),
+            "source_from_here": _source_from(config.source, config.store) if config.source else "",
+            "sources": [
+                {"from_here": _source_from(path, config.store), "pictures": number}
+                for path, number in zip(config.paths, counts, strict=True)
+                if config.sources
+            ],
             "size": size_in_header(frame),
             "count": count,
             "checksums": {name: file_digest(folder / name) for name in (PIXELS_FILE, *ENTRY_FILES, SOURCES_FILE)},
@@ -280,6 +292,13 @@ def _read_store(folder: Path) -> tuple[dict[str, Any], np.ndarray, PictureEntrie
 def _check_settings(folder: Path, header: dict[str, Any], config: DataConfig) -> None:
     """Refuse a store that was built from another source or with other settings."""
     built = header["identity"]
+    others = [source["from_here"] for source in header.get("sources", [])]
+    if config.sources and others != [_source_from(path, folder) for path in config.paths]:
+        was = ", ".join(others) or built["source"]
+        raise UserError(
+            f"store {folder} was built from {was}, the config names {', '.join(config.paths)}; "
+            f"delete the store or name another"
+        )
     same_path = header.get("source_from_here") == _source_from(config.source, folder)
     expected = {
         "source": built["source"] if same_path else config.source,
@@ -307,12 +326,13 @@ def source_changes(folder: Path, source: str = "") -> str:
     """
     try:
         before = json.loads((folder / SOURCES_FILE).read_text())
-        from_here = read_header_file(folder / HEADER_FILE)["source_from_here"]
-        source = source or (from_here if is_address(from_here) else str(folder / from_here))
+        header = read_header_file(folder / HEADER_FILE)
+        several = [entry["from_here"] for entry in header.get("sources", [])]
+        from_here = several or [header["source_from_here"]]
+        paths = [source] if source else [path if is_address(path) else str(folder / path) for path in from_here]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    now = source_states(source, known=before)
-    return describe_changes(before, now) if any(now.values()) else ""
+    return describe_source_changes(paths, before)
 
 
 def skipped_text(folder: Path) -> str:

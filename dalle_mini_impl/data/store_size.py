@@ -33,6 +33,13 @@ def shown_size(frame: Sequence[int]) -> str:
     return str(frame[0]) if frame[0] == frame[1] else f"{frame[0]}×{frame[1]}"
 
 
+def rebuild_advice(config: DataConfig, frame: Sequence[int]) -> str:
+    """What to do so that the store of a config is built anew with pictures of (height, width)."""
+    if config.sources:
+        return "delete the store, so that training builds it anew"
+    return f"rebuild with `{store_command(config, frame)}`"
+
+
 def store_command(config: DataConfig, frame: Sequence[int]) -> str:
     """The command that builds the store of a config with pictures of (height, width)."""
     paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"

@@ -171,7 +171,7 @@ def describe_cache(folder: Path, config: EncodeRun, tokenizer: ImageTokenizer, i
         image_tokenizer=identity,
         codebook_size=tokenizer.codebook_size,
         grid=tokenizer.config.grid,
-        source=Path(config.data.source or config.data.store).name,
+        source=", ".join(Path(path).name for path in config.data.paths or (config.data.store,)),
         store=os.path.relpath(os.path.realpath(config.data.store), os.path.realpath(config.out)),
         store_version=store_version(Path(config.data.store)),
         checksums={path: file_digest(folder / path) for path in paths},
