@@ -12,6 +12,7 @@ from dalle_mini_impl.data.inspect import Inspection
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.memory import check_processes
 
 SECONDS_BETWEEN_LOOKS = 0.2
 """How often the progress of other processes is looked at."""
@@ -36,8 +37,10 @@ def inspect_source(source: str, log: SkipLog, inspection: Inspection, processes:
         What was measured.
 
     Raises:
-        UserError: the source cannot be read, or a process was ended from outside.
+        UserError: there are too many processes for the memory, the source cannot be read, or a process was ended from
+            outside.
     """
+    check_processes(processes, "--processes")
     pairs = read_pairs(source, log)  # says at once what is wrong with the source
     print(f"reading {source}", file=sys.stderr)
     with tqdm(desc="inspecting", unit=" pictures", delay=2) as bar:

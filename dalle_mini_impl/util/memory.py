@@ -14,6 +14,10 @@ CGROUP_FILES = (
 """Limit and use of a container's memory: cgroup version 2 and 1."""
 
 
+PROCESS_BYTES = 300 * 2**20
+"""What a Python process takes that has imported PyTorch and reads pictures, at the least."""
+
+
 def available_memory() -> int:
     """Bytes that this process can still allocate without swapping: what machine, container and `ulimit -v` leave."""
     available = int(min(psutil.virtual_memory().available, _address_space()))
@@ -53,3 +57,16 @@ def check_memory(needed: float, what: str, advice: str, available: int | None = 
             f"expected {what} to fit into the {available / 2**30:.1f} GiB of free memory, got a need of "
             f"{needed / 2**30:.1f} GiB; {advice}"
         )
+
+
+def check_processes(count: int, setting: str) -> None:
+    """Refuse more processes than fit into the memory, before the first is started.
+
+    Args:
+        count: processes.
+        setting: what asks for them, for the message.
+
+    Raises:
+        UserError: there are too many.
+    """
+    check_memory(PROCESS_BYTES * count, f"{count} processes of {setting}", "choose fewer; one for each core is enough")

@@ -44,3 +44,10 @@ def test_memory_of_another_device_counts_where_the_work_is_done_there():
     check_memory(2**60, "a picture", "name a smaller size", 2**60)
     with pytest.raises(UserError, match=r"fit into the 1\.0 GiB of free memory"):
         check_memory(2**30 + 1, "a picture", "name a smaller size", 2**30)
+
+
+def test_more_processes_than_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 * memory.PROCESS_BYTES)
+    memory.check_processes(10, "run.workers")
+    with pytest.raises(UserError, match=r"11 processes of run\.workers .*choose fewer"):
+        memory.check_processes(11, "run.workers")
