@@ -90,6 +90,9 @@ class RunConfig:
     """How many of the latest resumable states are kept."""
     keep_every: Natural = 0
     """Steps between states that are kept for good, in multiples of `save_every`; 0 keeps none."""
+    workers: Annotated[int, Interval(0, 1024)] = 0
+    """Processes, for each process of the training, that make batches ahead; 0 makes each when it is needed. The batches
+    are the same. It pays beside a GPU, or where some cores are idle (Linux, macOS)."""
     sample_every: Natural = 1000
     """Steps between sheets of sample pictures; 0 writes none."""
     tracker: str = "none"

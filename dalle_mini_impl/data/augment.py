@@ -1,6 +1,7 @@
 """Random variants of stored pictures: size, position, mirror image, background colour."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def pixels_on_white(rgba: np.ndarray, size: int | tuple[int, int]) -> Tensor:
     Returns:
         (B, 3, height, width) float32 in [-1, 1].
     """
-    layers = _premultiplied(rgba)
+    layers = _premultiplied(torch.from_numpy(np.ascontiguousarray(rgba)))
     over_white = layers[:, :3] + (1 - layers[:, 3:])
     size = (size, size) if isinstance(size, int) else size
     return F.interpolate(over_white, size, mode="bilinear", antialias=True).clamp(0, 1) * 2 - 1
@@ -54,42 +55,87 @@ def random_changes(batch: int, config: AugmentConfig, generator: torch.Generator
     return torch.cat([scale, mirrored, shift, colour], 1)
 
 
-def augmented_pixels(
-    rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, size: int | tuple[int, int], keep_inside: bool = True
-) -> Tensor:
-    """Apply sampled changes to stored pictures.
+class ChangedPictures(NamedTuple):
+    """Stored pictures, and what is to be done to them; small enough to be moved to a device before it is done."""
+
+    rgba: Tensor
+    """(B, H, W, 4) uint8."""
+    matrix: Tensor
+    """(B, 2, 3) float32: positions in the result -> positions in the picture, from -1 to 1, right and down."""
+    background: Tensor
+    """(B, 3, 1, 1) in [0, 1], colour behind transparent parts."""
+    is_full: Tensor
+    """(B, 1) bool, whether a picture fills its frame; then it is continued by its edges, otherwise by its ground."""
+    ground: Tensor
+    """(B, 4, 1, 1) in [0, 1]: colour times alpha, and alpha, of the ground."""
+
+
+def change_pictures(
+    rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, keep_inside: bool = True
+) -> ChangedPictures:
+    """Work out what sampled changes do to stored pictures.
 
     Args:
-        rgba: (B, H, W, 4) uint8; about twice `size` gives the sharpest result.
+        rgba: (B, H, W, 4) uint8.
         may_flip: (B,) bool, whether the mirror image is allowed.
         changes: (B, 7) from `random_changes`.
-        size: side of a square, or height and width, of the result in pixels, in the proportions of `rgba`.
+        keep_inside: as in `AugmentConfig`.
+    """
+    scale, shift = changes[:, :1], changes[:, 2:4]
+    mirrored = torch.where(torch.from_numpy(may_flip), changes[:, 1], 1.0)
+    is_full, ground = torch.ones(len(rgba), 1, dtype=torch.bool), torch.zeros(len(rgba), 4, 1, 1)
+    if keep_inside:
+        surroundings = _surroundings(rgba)
+        scale, shift = surroundings.limit(scale, shift)
+        is_full, ground = surroundings.full, surroundings.colour
+    # affine_grid maps output positions to input positions, so this is the inverse of the change.
+    matrix = torch.zeros(len(rgba), 2, 3)
+    matrix[:, 0, 0] = mirrored / scale[:, 0]
+    matrix[:, 1, 1] = 1 / scale[:, 0]
+    matrix[:, :, 2] = -shift / scale
+    pixels = torch.from_numpy(np.ascontiguousarray(rgba))
+    return ChangedPictures(pixels, matrix, changes[:, 4:, None, None], is_full, ground)
+
+
+def changed_pixels(pictures: ChangedPictures, size: int | tuple[int, int], keep_inside: bool = True) -> Tensor:
+    """Change pictures, on the device where they are.
+
+    Args:
+        pictures: B pictures; about twice `size` gives the sharpest result.
+        size: side of a square, or height and width, of the result in pixels, in the proportions of the pictures.
         keep_inside: as in `AugmentConfig`.
 
     Returns:
         (B, 3, height, width) float32 in [-1, 1].
     """
     height, width = (size, size) if isinstance(size, int) else size
-    scale, shift = changes[:, :1], changes[:, 2:4]
-    mirrored = torch.where(torch.from_numpy(may_flip), changes[:, 1], 1.0)
-    layers = _premultiplied(rgba)
-    surroundings = _surroundings(rgba) if keep_inside else None
-    if surroundings:
-        scale, shift = surroundings.limit(scale, shift)
-    background = changes[:, 4:, None, None]
-    # affine_grid maps output positions to input positions, so this is the inverse of the change.
-    matrix = torch.zeros(len(rgba), 2, 3)
-    matrix[:, 0, 0] = mirrored / scale[:, 0]
-    matrix[:, 1, 1] = 1 / scale[:, 0]
-    matrix[:, :, 2] = -shift / scale
-    if rgba.shape[1] > 2 * height:  # grid_sample interpolates 4 neighbours: shrinking more than twofold would alias
+    layers = _premultiplied(pictures.rgba)
+    if layers.shape[2] > 2 * height:  # grid_sample interpolates 4 neighbours: shrinking more than twofold would alias
         layers = F.interpolate(layers, (2 * height, 2 * width), mode="bilinear", antialias=True)
-    grid = F.affine_grid(matrix, [len(rgba), 4, height, width], align_corners=False)
-    if surroundings:
-        warped = surroundings.sample(layers, grid)
+    grid = F.affine_grid(pictures.matrix, [len(layers), 4, height, width], align_corners=False)
+    if keep_inside:
+        # The middles of the outermost pixels, right and down; as numbers, which need not be moved to the device.
+        right, down = (float(1 - np.float32(1) / np.float32(side)) for side in (layers.shape[3], layers.shape[2]))
+        inside = torch.stack([grid[..., 0].clamp(-right, right), grid[..., 1].clamp(-down, down)], -1)
+        grid = torch.where(pictures.is_full[..., None, None], inside, grid)
+        # Outside, zeros are sampled, so the ground's colour is made zero meanwhile.
+        layers = layers - pictures.ground
+        warped = F.grid_sample(layers, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        warped = warped + pictures.ground
     else:
         warped = F.grid_sample(layers, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return (warped[:, :3] + (1 - warped[:, 3:]) * background).clamp(0, 1) * 2 - 1
+    return (warped[:, :3] + (1 - warped[:, 3:]) * pictures.background).clamp(0, 1) * 2 - 1
+
+
+def augmented_pixels(
+    rgba: np.ndarray, may_flip: np.ndarray, changes: Tensor, size: int | tuple[int, int], keep_inside: bool = True
+) -> Tensor:
+    """Apply sampled changes to stored pictures: `change_pictures`, then `changed_pixels`.
+
+    Returns:
+        (B, 3, height, width) float32 in [-1, 1].
+    """
+    return changed_pixels(change_pictures(rgba, may_flip, changes, keep_inside), size, keep_inside)
 
 
 @dataclass(frozen=True)
@@ -113,15 +159,6 @@ class _Surroundings:
         # What is drawn larger than the frame may be shifted until its edge reaches the frame's.
         return scale, shift.clamp(limits.amin(0), limits.amax(0))
 
-    def sample(self, layers: Tensor, grid: Tensor) -> Tensor:
-        """Sample layers (B, 4, H, W) at the positions of a grid; beyond their edges there is the ground."""
-        # The middles of the outermost pixels, right and down.
-        inside = 1 - 1 / torch.tensor([layers.shape[-1], layers.shape[-2]])
-        grid = torch.where(self.full[..., None, None], grid.clamp(-inside, inside), grid)
-        # Outside, zeros are sampled, so the ground's colour is made zero meanwhile.
-        warped = F.grid_sample(layers - self.colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return warped + self.colour
-
 
 def _surroundings(rgba: np.ndarray) -> _Surroundings:
     """Examine pictures (B, H, W, 4)."""
@@ -138,9 +175,8 @@ def _surroundings(rgba: np.ndarray) -> _Surroundings:
     )
 
 
-def _premultiplied(rgba: np.ndarray) -> Tensor:
+def _premultiplied(rgba: Tensor) -> Tensor:
     """Colour times alpha, and alpha: (B, 4, H, W) in [0, 1]. Resampling this makes no coloured fringes."""
-    planes = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2)
-    layers = planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    layers = rgba.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     layers[:, :3] *= layers[:, 3:]
     return layers

@@ -16,7 +16,13 @@ from dalle_mini_impl.checkpoint.parts import check_not_needed, save_part
 from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
+from dalle_mini_impl.data.augment import (
+    ChangedPictures,
+    change_pictures,
+    changed_pixels,
+    pixels_on_white,
+    random_changes,
+)
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import check_codebook_size
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
@@ -26,7 +32,7 @@ from dalle_mini_impl.train.divergence_guard import DivergenceGuard
 from dalle_mini_impl.train.dvae_schedule import set_relaxation
 from dalle_mini_impl.train.losses.adversary import Adversary, build_adversary
 from dalle_mini_impl.train.losses.pictures import PictureLoss, build_picture_loss
-from dalle_mini_impl.train.shared import loop, memory
+from dalle_mini_impl.train.shared import loader, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
@@ -45,13 +51,26 @@ SHEET_PICTURES = 32
 """Pictures on the before/after sheet."""
 
 
-def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
-    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch."""
+def batch_pictures(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> ChangedPictures:
+    """Some rows of a step's global batch, and how they are augmented."""
     run = config.run
     indices = batch_indices(step, run.batch_size, len(store), run)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = store.entries.may_flip(indices)
-    return augmented_pixels(store.take(indices), may_flip, changes, config.model.size, config.augment.keep_inside)
+    return change_pictures(store.take(indices), may_flip, changes, config.augment.keep_inside)
+
+
+def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
+    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch."""
+    return changed_pixels(batch_pictures(store, step, rows, config), config.model.size, config.augment.keep_inside)
+
+
+def pixels_on(device: torch.device, batch: Tensor | ChangedPictures, config: ImageTokenizerRun) -> Tensor:
+    """The pixels of `batch_pixels` or `batch_pictures` on a device; the latter are augmented there."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    pictures = ChangedPictures(*(part.to(device, non_blocking=True) for part in batch))
+    return changed_pixels(pictures, config.model.size, config.augment.keep_inside)
 
 
 def validate(
@@ -186,6 +205,10 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)
     figures = Figures()
+    # A GPU resamples the pictures itself; on a CPU that is work for those who make batches.
+    make = batch_pictures if accelerator.device.type == "cuda" else batch_pixels
+    slices = loop.pass_rows(accelerator, run)
+    batches = loader.passes(lambda step, rows: make(train, step, rows, config), slices, first, run, accelerator.device)
 
     for step, run in log.steps():
         config = replace(config, run=run)
@@ -194,8 +217,8 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
             adversary.set_schedule(run)
         set_learning_rate(optimizers, step, run.steps, config.optimizer, guard.rate_factor)
         sums: dict[str, Tensor] = {}
-        for rows in loop.exchanging_in_last(loop.pass_rows(accelerator, run), *networks):
-            target = batch_pixels(train, step, rows, config).to(accelerator.device)
+        for rows in loop.exchanging_in_last(slices, *networks):
+            target = pixels_on(accelerator.device, next(batches), config)
             set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
                 result = forward(target)

@@ -8,6 +8,7 @@ of its decoder, too.
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses import grad_cache
 from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
-from dalle_mini_impl.train.shared import loop, memory
+from dalle_mini_impl.train.shared import loader, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
@@ -75,37 +76,47 @@ def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, 
     return image_tokenizer, identity
 
 
+class ScorerBatch(NamedTuple):
+    """Some rows of a step's global batch."""
+
+    pixels: Tensor
+    """(B, 3, S, S) in [-1, 1]."""
+    text_ids: Tensor
+    """(B × captions, L), with the captions of a picture in a row."""
+    indices: Tensor
+    """(B,) int64, the pictures in the store."""
+    is_reconstructed: Tensor
+    """(B,) bool: whether a picture is to be encoded and decoded by the image tokenizer."""
+    originals: Tensor
+    """(n, 3, height, width) in [-1, 1]: the pictures that are, in the image tokenizer's size."""
+
+
 def make_batch(
     store: PictureStore,
     captions: CaptionSampler,
     tokenizer: TextTokenizer,
-    image_tokenizer: ImageTokenizer | None,
+    decoded_size: tuple[int, int] | None,
     config: ScorerRun,
     step: int,
     rows: slice,
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Some rows of a step's global batch.
+) -> ScorerBatch:
+    """Some rows of a step's global batch, before any picture is reconstructed.
 
     Args:
         store: the training pictures.
         captions: samples their captions.
         tokenizer: encodes the captions.
-        image_tokenizer: reconstructs some pictures; None for none.
+        decoded_size: height and width of the image tokenizer's pictures; None if none is reconstructed.
         config: settings of the stage.
         step: optimizer step, from 0.
         rows: B rows of the batch.
-
-    Returns:
-        Pixels (B, 3, S, S), text ids (B × captions, L) with the captions of a picture in a row, and the pictures'
-        indices (B,) in the store.
     """
     run = config.run
+    size = (config.model.image_size,) * 2
     indices = batch_indices(step, run.batch_size, len(store), run)[rows]
     changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
     may_flip = store.entries.may_flip(indices)
-    pixels = augmented_pixels(
-        store.take(indices), may_flip, changes, config.model.image_size, config.augment.keep_inside
-    )
+    pixels = augmented_pixels(store.take(indices), may_flip, changes, size, config.augment.keep_inside)
     text_ids: list[list[int]] = []
     is_reconstructed: list[bool] = []
     for row, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
@@ -115,20 +126,27 @@ def make_batch(
             text = captions.sample(int(index), random).text
             ids = tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.model.text_length)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
-    if image_tokenizer is not None and any(is_reconstructed):
-        chosen = np.array(is_reconstructed)
-        device, size = image_tokenizer.device, image_tokenizer.config.size
-        original = pixels[chosen]
-        if size != original.shape[2:]:  # squashed only after decoding, as candidates are
-            original = augmented_pixels(
-                store.take(indices[chosen]), may_flip[chosen], changes[chosen], size, config.augment.keep_inside
-            )
-        with torch.autocast(device.type, torch.bfloat16):
-            decoded = image_tokenizer.decode(image_tokenizer.encode(original.to(device))).cpu()
-        if size != pixels.shape[2:]:
-            decoded = F.interpolate(decoded, pixels.shape[2:], mode="bicubic", antialias=True).clamp(-1, 1)
-        pixels[chosen] = decoded
-    return pixels, torch.tensor(text_ids), indices
+    chosen = np.array(is_reconstructed) & (decoded_size is not None)
+    originals = pixels[chosen]
+    if decoded_size not in (None, size) and chosen.any():  # squashed only after decoding, as candidates are
+        originals = augmented_pixels(
+            store.take(indices[chosen]), may_flip[chosen], changes[chosen], decoded_size, config.augment.keep_inside
+        )
+    return ScorerBatch(pixels, torch.tensor(text_ids), torch.from_numpy(indices), torch.from_numpy(chosen), originals)
+
+
+def reconstruct(batch: ScorerBatch, image_tokenizer: ImageTokenizer | None) -> Tensor:
+    """The pixels (B, 3, S, S) of a batch, some of them encoded and decoded by the image tokenizer."""
+    if image_tokenizer is None or not len(batch.originals):
+        return batch.pixels
+    device, size = image_tokenizer.device, batch.pixels.shape[2:]
+    with torch.autocast(device.type, torch.bfloat16):
+        decoded = image_tokenizer.decode(image_tokenizer.encode(batch.originals.to(device))).cpu()
+    if decoded.shape[2:] != size:
+        decoded = F.interpolate(decoded, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    pixels = batch.pixels.clone()
+    pixels[batch.is_reconstructed] = decoded
+    return pixels
 
 
 @torch.inference_mode()
@@ -206,16 +224,21 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     forward = torch.compile(model) if run.compile else model
     figures = Figures()
     mean_loss = 0.0
+    decoded_size = image_tokenizer.config.size if image_tokenizer else None
+    batches = loader.passes(
+        lambda step, rows: make_batch(train, captions, tokenizer, decoded_size, config, step, rows),
+        loop.pass_rows(accelerator, run),
+        first,
+        run,
+        accelerator.device,
+    )
 
     for step, run in log.steps():
         model.train()
         set_learning_rate(optimizers, step, run.steps, config.optimizer)
-        batches = [
-            make_batch(train, captions, tokenizer, image_tokenizer, config, step, rows)
-            for rows in loop.pass_rows(accelerator, run)
-        ]
-        chunks = [(pixels, text_ids) for pixels, text_ids, _ in batches]
-        groups = torch.from_numpy(concept_hashes(train.entries, np.concatenate([indices for *_, indices in batches])))
+        parts = [next(batches) for _ in range(run.accumulation)]
+        chunks = [(reconstruct(part, image_tokenizer), part.text_ids) for part in parts]
+        groups = torch.from_numpy(concept_hashes(train.entries, torch.cat([part.indices for part in parts]).numpy()))
         loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
         figures.add(step, {"loss": loss})
         apply_gradients(accelerator, [clip], optimizers, config.optimizer.clip)

@@ -9,6 +9,7 @@ import importlib
 import os
 import shutil
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,10 +134,15 @@ def run_alone(stage: Stage, settings: Any, resume: bool = False, main: Callable[
             for path in written_paths(stage, settings):
                 stack.enter_context(only_writer(path))
         stage_main = main or importlib.import_module(stage.module_name).main
-        if stage.can_resume:
-            stage_main(settings, resume)
-        else:
-            stage_main(settings)
+        try:
+            if stage.can_resume:
+                stage_main(settings, resume)
+            else:
+                stage_main(settings)
+        except BaseException as error:
+            # Until the traceback is gone, its frames would keep processes that make batches from ending in order.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 def load_settings(stage: Stage, config: str, overrides: Sequence[str] = (), resume: bool = False) -> Any:

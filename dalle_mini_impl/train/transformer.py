@@ -32,7 +32,7 @@ from dalle_mini_impl.train.lora import add_adapters, with_merged_adapters
 from dalle_mini_impl.train.losses.image_targets import check_targets, sample_ids
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
-from dalle_mini_impl.train.shared import fsdp, loop, memory
+from dalle_mini_impl.train.shared import fsdp, loader, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
@@ -231,6 +231,13 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         log.message(f"warning: {cut}")
     forward = torch.compile(model) if run.compile else model
     figures = Figures()
+    batches = loader.passes(
+        lambda step, rows: make_batch(train, captions, tokenizer, stream, config, step, rows, replay),
+        loop.pass_rows(accelerator, run),
+        first,
+        run,
+        accelerator.device,
+    )
 
     def save(trained: StreamLoss) -> str:
         settings = {"stream": to_dict(layout), "transformer": to_dict(config.model)}
@@ -247,10 +254,10 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         model.train()
         rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
         passes: list[Tensor] = []
-        for rows in loop.exchanging_in_last(loop.pass_rows(accelerator, run), model):
-            batch = make_batch(train, captions, tokenizer, stream, config, step, rows, replay)
+        for _ in loop.exchanging_in_last(range(run.accumulation), model):
+            batch = (part.to(accelerator.device, non_blocking=True) for part in next(batches))
             with accelerator.autocast():
-                text, image = forward(*(part.to(accelerator.device) for part in batch))
+                text, image = forward(*batch)
             loss = weighted_loss(text, image, config.image_weight)
             accelerator.backward(loss / run.accumulation)
             passes.append(torch.stack([text.detach(), image.detach()]))

@@ -68,6 +68,8 @@ def _run(command: click.Command, name: str) -> None:
     except OSError as error:  # of the system, where no command knows more to say about it
         exit_with(f"error: {printable(_system_error(error))}", BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker (pid" in str(error):  # PyTorch has no class for it
+            exit_with("error: a process that makes batches was ended from outside; lower run.workers", BAD_INPUT)
         if not is_out_of_memory(error):
             raise
         exit_with("error: the memory is full; ask for less at a time, or close other programs", BAD_INPUT)

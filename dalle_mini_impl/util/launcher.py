@@ -71,8 +71,15 @@ def end_with_launcher() -> None:
     launcher = find_launcher()
     if launcher is None or not is_one_of_several():
         return
+    end_with_parent(launcher)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent, of this process id, ends, however it ends (Linux only)."""
+    if not sys.platform.startswith("linux"):
+        return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != launcher:  # it ended before the kernel was told
+    if os.getppid() != parent:  # it ended before the kernel was told
         os._exit(1)
 
 

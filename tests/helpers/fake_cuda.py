@@ -230,7 +230,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "scorer": lambda: train(scorer, "make_batch", "data.source=''", "reconstructed_share=0", "run.accumulation=3"),
     "image-tokenizer": lambda: train(
         image_tokenizer,
-        "batch_pixels",
+        "batch_pictures",
         "data.source=''",
         "model.quantizer=lfq",
         "model.codebook_size=16",
@@ -239,7 +239,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     ),
     "gan": lambda: train(
         image_tokenizer,
-        "batch_pixels",
+        "batch_pictures",
         "data.source=''",
         "model.quantizer=simvq",
         "gan.weight=0.5",

@@ -10,6 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -277,6 +279,20 @@ def interrupt(home, stage, step, monkeypatch, *settings):
         patch.setattr(Ema, "update", killing_update)
         with pytest.raises(Killed):
             home.run(stage, *settings)
+
+
+def wait_for_step(log, step, process):
+    """Wait until a process has logged a step."""
+    deadline = time.monotonic() + DEADLINE
+    while not log.is_file() or not any(json.loads(line)["step"] >= step for line in whole_lines(log)):
+        assert time.monotonic() < deadline
+        with suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"ended with {process.wait(timeout=0.02)}")
+
+
+def whole_lines(path):
+    """The lines of a file that end with a newline; the last one may still be written."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def run_sharded(function, *arguments):

@@ -139,9 +139,9 @@ def test_reconstructed_pictures_of_the_scorer_are_squashed_after_decoding(wide, 
         model.image_tokenizer, "encode", lambda pixels: sizes.append(pixels.shape[2:]) or encode(pixels)
     )
     captions = scorer_stage.CaptionSampler(store.entries, {})
-    pixels, _, _ = scorer_stage.make_batch(
-        store, captions, model.text_tokenizer, model.image_tokenizer, config, 0, slice(0, 5)
-    )
+    size = model.image_tokenizer.config.size
+    batch = scorer_stage.make_batch(store, captions, model.text_tokenizer, size, config, 0, slice(0, 5))
+    pixels = scorer_stage.reconstruct(batch, model.image_tokenizer)
     assert sizes == [(HEIGHT, WIDTH)]
     assert pixels.shape == (5, 3, 16, 16)
 

@@ -1,17 +1,13 @@
-import json
 import math
 import os
 import pickle
 import signal
-import subprocess
-import time
 import zipfile
-from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.training import ADAMW, DEADLINE, Killed, interrupt, outcome, python, run_sharded
+from helpers.training import ADAMW, Killed, interrupt, outcome, python, run_sharded, wait_for_step
 from torch import nn
 
 from dalle_mini_impl.config.training import RunConfig
@@ -91,19 +87,6 @@ def test_transformer_resumes_bit_for_bit_after_sigkill(trained, tmp_path):
     broken.run("transformer", *settings, "--resume")
     assert len(whole.log("transformer")) == 123
     assert outcome(broken, "transformer") == outcome(whole, "transformer")
-
-
-def wait_for_step(log, step, process):
-    """Wait until a process has logged a step."""
-    deadline = time.monotonic() + DEADLINE
-    while not log.is_file() or not any(json.loads(line)["step"] >= step for line in whole_lines(log)):
-        assert time.monotonic() < deadline
-        with suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"ended with {process.wait(timeout=0.02)}")
-
-
-def whole_lines(path):
-    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def test_a_kill_while_saving_leaves_the_state_before(trained, tmp_path, monkeypatch):

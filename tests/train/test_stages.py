@@ -306,6 +306,9 @@ def test_pixels_of_some_rows_equal_those_of_the_whole_batch(trained):
     for rows in (slice(0, 5), slice(5, 12)):
         assert torch.equal(image_tokenizer.batch_pixels(store, 3, rows, config), whole[rows])
     assert not torch.equal(image_tokenizer.batch_pixels(store, 4, slice(0, 12), config), whole)
+    on_device = image_tokenizer.batch_pictures(store, 3, slice(0, 12), config)  # as for a GPU
+    assert on_device.rgba.dtype == torch.uint8
+    assert torch.equal(image_tokenizer.pixels_on(torch.device("cpu"), on_device, config), whole)
 
 
 def test_image_tokenizer_learns(untrained, tmp_path):
@@ -594,7 +597,8 @@ def test_scorer_batches_hold_the_configured_share_of_reconstructions(trained, re
 
     def draw(rows):
         captions = CaptionSampler(store.entries, {})
-        return scorer.make_batch(store, captions, tokenizer, Through(), config, 3, rows)
+        batch = scorer.make_batch(store, captions, tokenizer, (16, 16), config, 3, rows)
+        return scorer.reconstruct(batch, Through()), batch.text_ids, batch.indices
 
     pixels, text_ids, indices = draw(slice(0, 12))
     assert pixels.shape == (12, 3, 16, 16)
@@ -617,13 +621,14 @@ def test_each_picture_has_the_configured_number_of_captions(trained):
     config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed_share=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     captions = CaptionSampler(store.entries, {})
-    pixels, text_ids, indices = scorer.make_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
+    batch = scorer.make_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
+    pixels, text_ids, indices = batch[:3]
     assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
     known = [
         {tuple(tokenizer.cut_or_pad(tokenizer.encode(caption.text), 11, add_eos=True)) for caption in entry.captions}
         for entry in store.entries
     ]
-    for index, rows in zip(indices, text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
+    for index, rows in zip(indices.tolist(), text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
         assert {tuple(row) for row in rows} <= known[index]
     assert len({tuple(row) for row in text_ids.tolist()}) > 5
 

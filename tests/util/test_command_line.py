@@ -206,6 +206,12 @@ def test_memory_that_torch_cannot_allocate_ends_with_one_line(run):
     assert "the memory is full" in errors
 
 
+def test_a_worker_that_was_killed_ends_with_one_line(run):
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    message = "error: a process that makes batches was ended from outside; lower run.workers\n"
+    assert run(raising(error)) == (2, message)
+
+
 def test_other_errors_of_torch_are_not_hidden(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(RuntimeError, match="shapes do not fit"):

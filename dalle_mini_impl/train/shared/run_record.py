@@ -12,8 +12,8 @@ FIXED = ("model", "start_from", "lora", "replay.share", "run.seed", "run.order",
 come in an epoch are others."""
 OF_OLD_VERSIONS = {"run.order": "permuted"}
 """Settings that records of old versions lack, where the value is not today's default."""
-UNCOMPARED = ("run.model_dir", "run.state_dir")
-"""Settings that may differ unsaid: a run's folders may be moved."""
+UNCOMPARED = ("run.model_dir", "run.state_dir", "run.workers")
+"""Settings that may differ unsaid: a run's folders may be moved, and batches are the same whoever makes them."""
 
 
 @dataclass(frozen=True)

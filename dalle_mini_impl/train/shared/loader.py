@@ -1,0 +1,100 @@
+"""Batches made ahead by worker processes, while the trainer computes.
+
+A worker makes the whole batch of a step, which follows from the step's number alone. So batches are the same however
+many workers there are, and a resumed run needs no state of theirs.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.launcher import end_with_parent
+
+T = TypeVar("T")
+
+AHEAD = 2
+"""Steps whose batches each worker makes before they are asked for."""
+
+
+def passes(
+    make: Callable[[int, slice], T], rows: Sequence[slice], first_step: int, run: RunConfig, device: torch.device
+) -> Iterator[T]:
+    """The batches of all passes of a step and of all following steps, in order, without an end.
+
+    They are made by `run.workers` processes, or when asked for if there are none. Workers are forked with the first
+    batch and end with the iterator. They compute with one thread, and leave the device alone.
+
+    Args:
+        make: makes the batch of a step and some rows, tensors on the CPU in lists or tuples; nothing may be random in
+            it but what follows from the step.
+        rows: of the passes of each step.
+        first_step: from 0.
+        run: settings of the run, of which `workers` counts.
+        device: that the batches are for; for CUDA those of workers lie in pinned memory.
+
+    Raises:
+        UserError: `make` raised it, or this system cannot fork processes.
+        RuntimeError: a worker was ended from outside, such as for lack of memory; in whatever the process is doing.
+    """
+    if not run.workers:
+        for step in itertools.count(first_step):
+            for part in rows:
+                yield make(step, part)
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError(
+            f"expected run.workers 0 on a system that cannot fork processes, got {run.workers}; leave it out"
+        )
+    loader: DataLoader[Any] = DataLoader(
+        _Steps(make, rows),
+        batch_size=None,
+        sampler=_From(first_step),
+        num_workers=run.workers,
+        prefetch_factor=AHEAD,
+        multiprocessing_context="fork",
+        worker_init_fn=partial(_prepare_worker, os.getpid()),
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or it would draw from the generator of the training
+    )
+    for batches in loader:
+        if isinstance(batches, UserError):
+            raise batches
+        yield from batches
+
+
+class _From(Sampler[int]):
+    """A number and all following ones."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._first)
+
+
+class _Steps(Dataset[Any]):
+    """The batches of the passes of all steps, by the step's number; where they cannot be made, the mistake."""
+
+    def __init__(self, make: Callable[[int, slice], Any], rows: Sequence[slice]) -> None:
+        self._make, self._rows = make, rows
+
+    def __getitem__(self, step: int) -> list[Any] | UserError:
+        try:
+            return [self._make(step, rows) for rows in self._rows]
+        except UserError as error:  # raised here, it would come out of a worker with a traceback in its message
+            return error
+
+
+def _prepare_worker(trainer: int, worker: int) -> None:
+    """Have a worker end with the trainer, which alone answers Ctrl-C and SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(trainer)
