@@ -18,6 +18,11 @@ from dalle_mini_impl.util.text import printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit codes: what shells use for wrong arguments, and for a program that Ctrl-C ended."""
+LOST_WORKER = (
+    "expected the processes that make batches to work, got one that was ended from outside, perhaps for lack of "
+    "memory; lower run.workers"
+)
+"""What is said when `is_lost_worker`."""
 
 
 def run_program(command: click.Command, name: str) -> None:
@@ -68,8 +73,8 @@ def _run(command: click.Command, name: str) -> None:
     except OSError as error:  # of the system, where no command knows more to say about it
         exit_with(f"error: {printable(_system_error(error))}", BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if "DataLoader worker (pid" in str(error):  # PyTorch has no class for it
-            exit_with("error: a process that makes batches was ended from outside; lower run.workers", BAD_INPUT)
+        if is_lost_worker(error):
+            exit_with(f"error: {LOST_WORKER}", BAD_INPUT)
         if not is_out_of_memory(error):
             raise
         exit_with("error: the memory is full; ask for less at a time, or close other programs", BAD_INPUT)
@@ -83,6 +88,11 @@ def _system_error(error: OSError) -> str:
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     place = "" if name is None else f"{name}: "
     return f"{place}{error.strerror or error}; check the path, its access rights and the space on its disk"
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """Whether PyTorch, which has no class for it, says that a process that makes batches has ended."""
+    return str(error).startswith("DataLoader worker (pid")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.util.command_line import LOST_WORKER, is_lost_worker
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.launcher import end_with_parent
 
@@ -31,7 +32,8 @@ def passes(
     """The batches of all passes of a step and of all following steps, in order, without an end.
 
     They are made by `run.workers` processes, or when asked for if there are none. Workers are forked with the first
-    batch and end with the iterator. They compute with one thread, and leave the device alone.
+    batch and end with the iterator. They compute with one thread, and leave the device alone. When one is ended from
+    outside, such as for lack of memory, PyTorch may raise a RuntimeError in whatever the trainer does (`run_program`).
 
     Args:
         make: makes the batch of a step and some rows, tensors on the CPU in lists or tuples; nothing may be random in
@@ -42,8 +44,7 @@ def passes(
         device: that the batches are for; for CUDA those of workers lie in pinned memory.
 
     Raises:
-        UserError: `make` raised it, or this system cannot fork processes.
-        RuntimeError: a worker was ended from outside, such as for lack of memory; in whatever the process is doing.
+        UserError: `make` raised it, a worker was ended from outside, or this system cannot fork processes.
     """
     if not run.workers:
         for step in itertools.count(first_step):
@@ -64,7 +65,15 @@ def passes(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or it would draw from the generator of the training
     )
-    for batches in loader:
+    steps = iter(loader)
+    while True:
+        try:
+            batches = next(steps)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # "Caught …" begins what `make` raised. Connections break where a worker ends with a batch on its way.
+            if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and not is_lost_worker(error)):
+                raise
+            raise UserError(LOST_WORKER) from error
         if isinstance(batches, UserError):
             raise batches
         yield from batches

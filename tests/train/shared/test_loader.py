@@ -83,8 +83,20 @@ def test_a_worker_that_is_killed_ends_the_training():
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.tensor(step)
 
-    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid"):
+    # PyTorch's own error comes where the signal finds the trainer outside of the iterator.
+    with pytest.raises(
+        (UserError, RuntimeError), match=r"ended from outside|^DataLoader worker \("
+    ):
         made(make, 1, 8)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ConnectionError])
+def test_a_bug_in_a_worker_is_not_hidden(kind):
+    def make(step, rows):
+        raise kind("shapes do not fit")
+
+    with pytest.raises(kind, match="shapes do not fit"):
+        made(make, 1, 1)
 
 
 def test_workers_need_a_system_that_forks(monkeypatch):
