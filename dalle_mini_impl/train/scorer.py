@@ -83,8 +83,8 @@ class ScorerBatch(NamedTuple):
     """(B, 3, S, S) in [-1, 1]."""
     text_ids: Tensor
     """(B × captions, L), with the captions of a picture in a row."""
-    indices: Tensor
-    """(B,) int64, the pictures in the store."""
+    concepts: Tensor
+    """(B,) int64, equal for pictures of one concept."""
     is_reconstructed: Tensor
     """(B,) bool: whether a picture is to be encoded and decoded by the image tokenizer."""
     originals: Tensor
@@ -132,7 +132,8 @@ def make_batch(
         originals = augmented_pixels(
             store.take(indices[chosen]), may_flip[chosen], changes[chosen], decoded_size, config.augment.keep_inside
         )
-    return ScorerBatch(pixels, torch.tensor(text_ids), torch.from_numpy(indices), torch.from_numpy(chosen), originals)
+    concepts = torch.from_numpy(concept_hashes(store.entries, indices))
+    return ScorerBatch(pixels, torch.tensor(text_ids), concepts, torch.from_numpy(chosen), originals)
 
 
 def reconstruct(batch: ScorerBatch, image_tokenizer: ImageTokenizer | None) -> Tensor:
@@ -238,7 +239,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         set_learning_rate(optimizers, step, run.steps, config.optimizer)
         parts = [next(batches) for _ in range(run.accumulation)]
         chunks = [(reconstruct(part, image_tokenizer), part.text_ids) for part in parts]
-        groups = torch.from_numpy(concept_hashes(train.entries, torch.cat([part.indices for part in parts]).numpy()))
+        groups = torch.cat([part.concepts for part in parts])
         loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
         figures.add(step, {"loss": loss})
         apply_gradients(accelerator, [clip], optimizers, config.optimizer.clip)

@@ -24,7 +24,7 @@ from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import pixels_on_white
-from dalle_mini_impl.data.entries import PictureEntries, PictureEntry, write_entries
+from dalle_mini_impl.data.entries import PictureEntries, PictureEntry, concept_hashes, write_entries
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import (
@@ -598,9 +598,9 @@ def test_scorer_batches_hold_the_configured_share_of_reconstructions(trained, re
     def draw(rows):
         captions = CaptionSampler(store.entries, {})
         batch = scorer.make_batch(store, captions, tokenizer, (16, 16), config, 3, rows)
-        return scorer.reconstruct(batch, Through()), batch.text_ids, batch.indices
+        return scorer.reconstruct(batch, Through()), batch.text_ids, batch.concepts
 
-    pixels, text_ids, indices = draw(slice(0, 12))
+    pixels, text_ids, concepts = draw(slice(0, 12))
     assert pixels.shape == (12, 3, 16, 16)
     assert text_ids.shape == (12, 11)
     assert (text_ids == tokenizer.eos_id).sum(1).tolist() == [1] * 12
@@ -614,7 +614,7 @@ def test_scorer_batches_hold_the_configured_share_of_reconstructions(trained, re
         part = draw(rows)
         assert torch.equal(part[0], pixels[rows])
         assert torch.equal(part[1], text_ids[rows])
-        assert (part[2] == indices[rows]).all()
+        assert torch.equal(part[2], concepts[rows])
 
 
 def test_each_picture_has_the_configured_number_of_captions(trained):
@@ -622,14 +622,15 @@ def test_each_picture_has_the_configured_number_of_captions(trained):
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     captions = CaptionSampler(store.entries, {})
     batch = scorer.make_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
-    pixels, text_ids, indices = batch[:3]
+    pixels, text_ids, concepts = batch[:3]
     assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
-    known = [
+    captions_of_each = [
         {tuple(tokenizer.cut_or_pad(tokenizer.encode(caption.text), 11, add_eos=True)) for caption in entry.captions}
         for entry in store.entries
     ]
-    for index, rows in zip(indices.tolist(), text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
-        assert {tuple(row) for row in rows} <= known[index]
+    known = dict(zip(concept_hashes(store.entries, np.arange(len(store))).tolist(), captions_of_each, strict=True))
+    for concept, rows in zip(concepts.tolist(), text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
+        assert {tuple(row) for row in rows} <= known[concept]
     assert len({tuple(row) for row in text_ids.tolist()}) > 5
 
 

@@ -84,9 +84,7 @@ def test_a_worker_that_is_killed_ends_the_training():
         return torch.tensor(step)
 
     # PyTorch's own error comes where the signal finds the trainer outside of the iterator.
-    with pytest.raises(
-        (UserError, RuntimeError), match=r"ended from outside|^DataLoader worker \("
-    ):
+    with pytest.raises((UserError, RuntimeError), match=r"ended from outside|^DataLoader worker \("):
         made(make, 1, 8)
 
 
