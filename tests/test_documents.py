@@ -198,6 +198,7 @@ def workspace(tmp_path_factory) -> Path:
     (folder / "pictures").mkdir()
     for name in ("captions.txt", "classes.txt", "prompts.txt"):
         (folder / name).write_text("a red heart\na cat\n")
+    (folder / "prompts.jsonl").write_text('{"prompt": "a red heart"}\n{"prompt": "a cat", "seed": 3}\n')
     return folder
 
 
