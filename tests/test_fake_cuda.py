@@ -17,15 +17,16 @@ from helpers.training import DEADLINE, environment
 COMPILER = shutil.which("c++")
 SOURCE = Path(__file__).parent / "helpers" / "stand_in_cuda.cpp"
 TRAINERS = ("transformer", "masks", "image-tokenizer", "gan", "scorer")
-LOOK = "train/shared/figures.py:look"
+LOOK = "train/shared/figures.py"
 """Where a trainer waits for the device after the last of its steps, to read all its losses."""
 OTHERS = {
-    "sample": {"model/stream.py:check_ids": 1},
-    "decode": {"model/stream.py:check_ids": 1},
-    "score": {"scorer/scorer.py:scale": 1, "scorer/scorer.py:_embed": 2},
-    "paint": {"painting/painter.py:_compute_gradient": 3},
+    "sample": {"sampling/generate.py": 2, "model/stream.py": 1},
+    "decode": {"model/stream.py": 1},
+    "score": {"scorer/scorer.py": 3},
+    "paint": {"painting/painter.py": 3},
 }
-"""Checks besides training -> where they wait, and how often. A painting waits once in each of its three steps."""
+"""Checks besides training -> where they wait, and how often: drawing once for each of its two chunks, not for each id;
+a painting once in each of its three steps."""
 PLANTED = ("tensor:transformer", "wait:transformer")
 
 pytestmark = [

@@ -7,7 +7,7 @@ a real GPU. Whatever brings a value from the device, for which a program on a re
 
 LIBRARY is `stand_in_cuda.cpp`, compiled. HOME is a copy of a folder in which all five stages were trained. A CHECK is a
 name in `CHECKS`; `tensor:CHECK` and `wait:CHECK` plant a tensor on the wrong device, or a wait, in the transformer. For
-each a line of JSON is printed: the places in the package that waited, in order, and the error if there was one.
+each a line of JSON is printed: the modules of the package that waited, in order, and the error if there was one.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +31,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState  # no
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+# In inference mode some operations pass fake tensors by.
+torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontext()
 
 import dalle_mini_impl  # noqa: E402
 from dalle_mini_impl.config.sampling import SamplingConfig  # noqa: E402
@@ -55,17 +58,17 @@ READERS = [
     for name in ("model.image_tokenizer", "model.build", "scorer.scorer")
 ]
 """Modules that read weights from files."""
-VALUES = ("equal", "nonzero", "masked_select", "bincount", "_unique2")
+VALUES = ("equal", "masked_select", "bincount", "_unique2")
 """Operations whose result, or the shape of it, depends on values, besides the value of a scalar."""
 waits: list[str] = []
-"""The innermost place of the package at each time that a value was needed from the device."""
+"""The innermost module of the package at each time that a value was needed from the device."""
 mode = FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def remember_wait() -> None:
-    """Add the place in the package that is waiting."""
-    places = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
-    waits.append(f"{os.path.relpath(places[-1].filename, PACKAGE)}:{places[-1].name}" if places else "outside")
+    """Add the module of the package that is waiting."""
+    files = [frame.filename for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
+    waits.append(os.path.relpath(files[-1], PACKAGE) if files else "outside")
 
 
 class CountWaits(TorchDispatchMode):
@@ -75,6 +78,10 @@ class CountWaits(TorchDispatchMode):
         name = function.overloadpacket.__name__
         if name in ("item", "_local_scalar_dense", "is_nonzero"):
             return self.value_of(args[0], function)
+        if name == "nonzero":  # as if nothing were zero
+            if args[0].device.type == "cuda":
+                remember_wait()
+            return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64, device=args[0].device)
         on_gpu = any(isinstance(value, Tensor) and value.device.type == "cuda" for value in args)
         result = function(*args, **(kwargs or {}))
         if on_gpu and (name in VALUES or (isinstance(result, Tensor) and result.device.type == "cpu")):
@@ -280,7 +287,7 @@ def main() -> None:
                 place = [
                     f"{frame.filename}:{frame.lineno} {frame.line}" for frame in frames if PACKAGE in frame.filename
                 ]
-                error = f"{type(raised).__name__}: {raised} in {place[-1:]}"
+                error = f"{type(raised).__name__}: {str(raised)[:200]} in {place[-1:]}"
         print(json.dumps({"waits": waits, "error": error}), flush=True)
     os._exit(0)  # what stands in for a GPU cannot be taken down in order
 
