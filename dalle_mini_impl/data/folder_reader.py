@@ -1,7 +1,8 @@
 """Matches the pictures of a folder with the files that hold their captions, by their names."""
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Tables inside a folder whose rows hold captions of the pictures below, as in image folders of Hugging Face."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Files:
     """Files of one name, by what they hold."""
 
@@ -59,8 +60,8 @@ def _first_kind(texts: dict[str, list[SourcePath]]) -> list[SourcePath]:
 
 def folder_samples(
     folder: SourcePath, listed: Sequence[SourcePath], log: SkipLog, note_log: SkipLog, needed: bool
-) -> list[PendingSample]:
-    """List the samples of a folder; empty if it holds no picture at all.
+) -> Iterator[PendingSample] | None:
+    """The samples of a folder, made one by one so that few are in memory; None if it holds no picture at all.
 
     Args:
         folder: searched at any depth.
@@ -88,17 +89,17 @@ def folder_samples(
         else:
             files.texts.setdefault(ending, []).append(path)
     if not any(files.pictures or files.unreadable for files in files_of_key.values()):
-        return []
+        return None
     for files in files_of_key.values():
         # A picture made from a drawing shows what the drawing was meant to be.
         files.pictures.sort(key=lambda path: is_drawing(path.name))
     _join_translations(files_of_key)
     _join_names_with_ending(files_of_key)
     refused = [one for table in metadata for one in _join_rows_of_table(table, files_of_key, log, needed)]
-    samples = [
+    samples = (
         sample for key in sorted(files_of_key) for sample in _samples_of_key(key, files_of_key[key], note_log, needed)
-    ]
-    return samples + refused
+    )
+    return itertools.chain(samples, refused)
 
 
 def _join_translations(files_of_key: dict[str, _Files]) -> None:

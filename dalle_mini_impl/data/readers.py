@@ -92,7 +92,7 @@ def _reader_for(path: SourcePath, log: SkipLog, needed: bool, worker: int, worke
             return read_shards(shards, log, needed, worker, workers)
         own_log.merge(folder_log)
         samples = folder_samples(path, files, own_log, log, needed)
-        if not samples:
+        if samples is None:
             raise UserError(f"{path} holds neither pictures nor .tar files; expected {EXPECTED}; check the path")
         return read_samples(samples, log, worker, workers)
     is_table = path.suffix.lower() in TABLE_ENDINGS and path.exists()
