@@ -21,7 +21,7 @@ from PIL import Image
 import dalle_mini_impl
 from dalle_mini_impl.cli import dalle as command_line
 from dalle_mini_impl.config.checkpoint import CheckpointConfig
-from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.config.training import ImageTokenizerRun, TransformerRun
 from dalle_mini_impl.config.yaml_io import from_dict, read_yaml
 
 DOCUMENTS = sorted(
@@ -297,7 +297,7 @@ def test_yaml_of_the_documents_holds_real_settings():
                 if "about" in values:
                     from_dict(CheckpointConfig, {"sampling": {}, **values})
                 else:
-                    from_dict(TransformerRun, values)
+                    from_dict(ImageTokenizerRun if "data" in values else TransformerRun, values)
 
 
 # --- links
