@@ -3,7 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -34,28 +34,29 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 @dataclass(slots=True)
 class _Files:
-    """Files of one name, by what they hold."""
+    """Files of one name, by what they hold. There may be millions, so what is empty takes no memory."""
 
-    pictures: list[SourcePath] = field(default_factory=list)
-    unreadable: list[SourcePath] = field(default_factory=list)
+    pictures: tuple[SourcePath, ...] = ()
+    unreadable: tuple[SourcePath, ...] = ()
     """Pictures of a format that cannot be read."""
-    texts: dict[str, list[SourcePath]] = field(default_factory=dict)
-    """Ending -> files."""
-    tables: list[SourcePath] = field(default_factory=list)
+    texts: tuple[SourcePath, ...] = ()
+    """Files with one caption per line."""
+    tables: tuple[SourcePath, ...] = ()
     """JSON files."""
-    translations: dict[str, dict[str, list[SourcePath]]] = field(default_factory=dict)
-    """Language in the name -> ending -> files."""
-    rows: list[TablePicture] = field(default_factory=list)
+    translations: tuple[tuple[str, tuple[SourcePath, ...]], ...] = ()
+    """Language in the name, and files with captions in it."""
+    rows: tuple[TablePicture, ...] = ()
     """What tables of the folder say of the picture."""
 
     def captions(self) -> list[tuple[str, SourcePath]]:
         """Language, or nothing, and path of each file with captions; the first kind of each language counts."""
-        kinds = {"": self.texts} | dict(sorted(self.translations.items()))
-        return [(language, path) for language, texts in kinds.items() for path in _first_kind(texts)]
+        kinds = [("", self.texts), *sorted(dict(self.translations).items(), key=lambda kind: kind[0])]
+        return [(language, path) for language, texts in kinds for path in _first_kind(texts)]
 
 
-def _first_kind(texts: dict[str, list[SourcePath]]) -> list[SourcePath]:
-    return next((texts[ending] for ending in CAPTION_ENDINGS if ending in texts), [])
+def _first_kind(texts: Sequence[SourcePath]) -> list[SourcePath]:
+    kinds = ([path for path in texts if path.suffix.lower() == ending] for ending in CAPTION_ENDINGS)
+    return next((paths for paths in kinds if paths), [])
 
 
 def folder_samples(
@@ -83,16 +84,19 @@ def folder_samples(
             continue
         files = files_of_key.setdefault(path.relative_to(folder).with_suffix("").as_posix(), _Files())  # type: ignore[arg-type]
         if kind != "other":
-            (files.pictures if kind == "readable" else files.unreadable).append(path)
+            if kind == "readable":
+                files.pictures += (path,)
+            else:
+                files.unreadable += (path,)
         elif ending == ".json":
-            files.tables.append(path)
+            files.tables += (path,)
         else:
-            files.texts.setdefault(ending, []).append(path)
+            files.texts += (path,)
     if not any(files.pictures or files.unreadable for files in files_of_key.values()):
         return None
     for files in files_of_key.values():
         # A picture made from a drawing shows what the drawing was meant to be.
-        files.pictures.sort(key=lambda path: is_drawing(path.name))
+        files.pictures = tuple(sorted(files.pictures, key=lambda path: is_drawing(path.name)))
     _join_translations(files_of_key)
     _join_names_with_ending(files_of_key)
     refused = [one for table in metadata for one in _join_rows_of_table(table, files_of_key, log, needed)]
@@ -112,8 +116,8 @@ def _join_translations(files_of_key: dict[str, _Files]) -> None:
         if owner is None and picture_kind(stem) != "other":
             owner = files_of_key.setdefault(stem, _Files())
         if owner is not None:
-            owner.translations[language] = files.texts
-            files.texts = {}
+            owner.translations += ((language, files.texts),)
+            files.texts = ()
 
 
 def _join_rows_of_table(
@@ -135,7 +139,7 @@ def _join_rows_of_table(
         if files is None:
             refused.append((row.where, f"no picture: {name} is not in the folder"))
         else:
-            files.rows.append(row)
+            files.rows += (row,)
     return [(where, refusal(reason)) for where, reason in refused]
 
 
@@ -166,7 +170,7 @@ def _samples_of_key(key: str, files: _Files, log: SkipLog, needed: bool) -> list
 def _folder_sample(key: str, picture: SourcePath, files: _Files, log: SkipLog, needed: bool) -> Callable[[], Pair]:
     def read() -> Pair:
         texts = files.captions()
-        tables = [] if files.texts else files.tables
+        tables = () if files.texts else files.tables
         if texts or tables:
             captions, details = read_captions(
                 [(language, partial(read_bytes, path, MAX_CAPTION_BYTES)) for language, path in texts],
