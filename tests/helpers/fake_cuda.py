@@ -33,7 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 # In inference mode some operations pass fake tensors by.
-torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontext()
+torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontext()  # type: ignore[return-value]
 
 import dalle_mini_impl  # noqa: E402
 from dalle_mini_impl.config.sampling import SamplingConfig  # noqa: E402

@@ -19,6 +19,7 @@ from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.util.command_line import LOST_WORKER, is_lost_worker
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.launcher import end_with_parent
+from dalle_mini_impl.util.memory import check_processes
 
 T = TypeVar("T")
 
@@ -44,8 +45,10 @@ def passes(
         device: that the batches are for; for CUDA those of workers lie in pinned memory.
 
     Raises:
-        UserError: `make` raised it, a worker was ended from outside, or this system cannot fork processes.
+        UserError: `make` raised it, there are too many workers for the memory, one was ended from outside, or this
+            system cannot fork processes.
     """
+    check_processes(run.workers, "run.workers")
     if not run.workers:
         for step in itertools.count(first_step):
             for part in rows:

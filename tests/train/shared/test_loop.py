@@ -351,7 +351,7 @@ def test_trackers_that_are_not_installed_are_refused_before_training(start, monk
 
 def test_any_tracker_of_accelerate_gets_the_figures(start, tmp_path, monkeypatch):
     calls = []
-    trackio = SimpleNamespace(
+    trackio: SimpleNamespace = SimpleNamespace(
         init=lambda project: calls.append(project) or trackio,
         log=lambda values, step: calls.append((step, values)),
         finish=lambda: calls.append("finished"),
