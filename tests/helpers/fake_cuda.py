@@ -144,6 +144,7 @@ def pretended() -> Iterator[None]:
         for target, name, value in (
             (nn.Module, "to", to),
             (FakeTensor, "tolist", as_list),
+            (FakeTensor, "__deepcopy__", lambda tensor, memo: tensor.clone()),  # their memory must not be copied
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *args: True),
             (torch.accelerator, "is_available", lambda: False),
