@@ -252,6 +252,9 @@ class FiniteFloat(click.FloatRange):
             self.fail(f"expected a finite number, got {value}; give another", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        return "" if self.min is None and self.max is None else super()._describe_range()  # click would say x<=None
+
 
 class Count(click.IntRange):
     """A whole number of things, pixels or steps.
