@@ -35,7 +35,8 @@ def compare(one, two, stage):
     assert [len(state(home, stage)["rng"]) for home in (one, two)] == [1, 2]
     assert len(one.log(stage)) == 8
     for line, expected in zip(two.log(stage), one.log(stage), strict=True):
-        assert line == pytest.approx(expected, rel=1e-5)
+        # Some figures are small differences of numbers near 1, whose last digits are rounded differently.
+        assert line == pytest.approx(expected, rel=1e-5, abs=float(torch.finfo(torch.float32).eps))
     expected = gradients(one, stage)
     assert (gradients(two, stage) - expected).norm() <= 1e-4 * expected.norm()
 
