@@ -24,6 +24,9 @@ LOST_WORKER = (
 )
 """What is said when `is_lost_worker`."""
 
+_interrupted = False
+"""Whether a signal has asked this program to end."""
+
 
 def run_program(command: click.Command, name: str) -> None:
     """Run a command with the arguments of this process.
@@ -38,7 +41,7 @@ def run_program(command: click.Command, name: str) -> None:
         name: what its usage line calls the program.
     """
     _open_closed_streams()
-    with escaped_output():
+    with escaped_output(), _remembered_interruption():
         _run(command, name)
 
 
@@ -103,8 +106,34 @@ def is_out_of_memory(error: Exception) -> bool:
     return "can't allocate memory" in str(error)  # of torch on a CPU, which has no class of its own
 
 
+@contextlib.contextmanager
+def _remembered_interruption() -> Iterator[None]:
+    """Answer Ctrl-C by `_interrupt`, unless it is ignored, as shells have it in the background."""
+    global _interrupted
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        _interrupted = False
+        signal.signal(signal.SIGINT, before)
+
+
+def check_interruption() -> None:
+    """End what goes on although it was interrupted: Python drops exceptions that arrive in a destructor or a callback.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM has come since `run_program` began.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
 def _interrupt(number: int, _: Any) -> NoReturn:
-    """Have SIGTERM, which job schedulers send, remove what is half written, as Ctrl-C does."""
+    """Have Ctrl-C, and SIGTERM, which job schedulers send, remove what is half written."""
+    global _interrupted
+    _interrupted = True
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     raise KeyboardInterrupt
 

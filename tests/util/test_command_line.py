@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from dalle_mini_impl.util.command_line import run_program
+from dalle_mini_impl.util.command_line import check_interruption, run_program
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 
@@ -85,6 +86,17 @@ def test_sigterm_ends_as_an_interruption_does_and_leaves_nothing_behind(run, tmp
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_that_python_has_dropped_is_noticed(run):
+    def working_on():
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does in a destructor
+            os.kill(os.getpid(), signal.SIGINT)
+        check_interruption()
+
+    assert run(working_on) == (130, "\nstopped\n")
+    check_interruption()  # forgotten with the program
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_closed_pipe_ends_without_a_word(run):

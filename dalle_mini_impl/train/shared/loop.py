@@ -28,6 +28,7 @@ from dalle_mini_impl.train.shared import fsdp
 from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, mixed_precision
 from dalle_mini_impl.train.shared.order import check_order
 from dalle_mini_impl.train.shared.state import how_to_go_on, set_earlier_run_aside
+from dalle_mini_impl.util.command_line import check_interruption
 from dalle_mini_impl.util.distributed import check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import os_errors_for_user, replace_file
@@ -191,6 +192,7 @@ class TrainingLog:
         step = self.first_step
         run = self.run
         while step < run.steps:
+            check_interruption()
             if run.minutes:
                 run = replace(run, steps=self._steps_by_the_clock(step))
                 self.bar.total = run.steps

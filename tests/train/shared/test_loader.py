@@ -12,6 +12,7 @@ from helpers.training import interrupt, outcome, python, wait_for_step
 
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.train.shared.loader import passes
+from dalle_mini_impl.util.command_line import LOST_WORKER
 from dalle_mini_impl.util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -77,15 +78,31 @@ def test_workers_compute_with_one_thread_and_leave_signals_to_the_trainer():
     assert not any(psutil.pid_exists(worker) for worker in workers)
 
 
-def test_a_worker_that_is_killed_ends_the_training():
-    def make(step, rows):
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return torch.tensor(step)
+LOST = """
+import os, signal, click, torch
+from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.train.shared.loader import passes
+from dalle_mini_impl.util.command_line import run_program
 
-    # PyTorch's own error comes where the signal finds the trainer outside of the iterator.
-    with pytest.raises((UserError, RuntimeError), match=r"ended from outside|^DataLoader worker \("):
-        made(make, 1, 8)
+def make(step, rows):
+    if step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.tensor(step)
+
+@click.command()
+def train():
+    for _ in passes(make, [slice(0, 1)], 0, RunConfig(workers=1), torch.device("cpu")):
+        pass
+
+run_program(train, "train")
+"""
+"""Has a worker that is killed. PyTorch's signal handler may raise anywhere in the program."""
+
+
+def test_a_worker_that_is_killed_ends_the_training_with_one_line():
+    process = python("-c", LOST, stderr=subprocess.PIPE)
+    assert process.communicate(timeout=ENOUGH)[1] == f"error: {LOST_WORKER}\n"
+    assert process.returncode == 2
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ConnectionError])

@@ -73,7 +73,7 @@ def test_batches_can_be_divided_among_processes(tmp_path):
 
 
 def test_one_precision_for_all(tmp_path):
-    with pytest.raises(UserError, match=r"expected one precision for all stages, got bf16 and fp32; set both"):
+    with pytest.raises(UserError, match=r"expected one precision for all stages, got auto and fp32; set both"):
         composer(tmp_path, "run.precision=fp32").compose(TABLE.presets[0])
 
 
