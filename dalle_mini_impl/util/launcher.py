@@ -66,12 +66,29 @@ def is_one_of_several() -> bool:
 def end_with_launcher() -> None:
     """Have the kernel end this process when the launcher of several processes ends, however it ends.
 
-    So no process stays behind when one of them ends the launcher. Does nothing under other parents.
+    So no process stays behind when one of them ends the launcher, not even before this process gets here. Does nothing
+    under other parents.
     """
-    launcher = find_launcher()
-    if launcher is None or not is_one_of_several():
+    if not is_one_of_several():
         return
-    end_with_parent(launcher)
+    launcher = find_launcher()
+    if launcher is not None:
+        end_with_parent(launcher)
+    elif is_orphan():  # it would wait for the others until a time limit
+        os._exit(1)
+
+
+def is_orphan() -> bool:
+    """Whether the parent of this process has ended, so that the first process of the system took its place (Linux).
+
+    In a container the first process may itself be torch elastic, which then has started this one.
+    """
+    if not sys.platform.startswith("linux") or os.getppid() != 1:
+        return False
+    try:
+        return b"torch" not in Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 def end_with_parent(parent: int) -> None:

@@ -162,3 +162,23 @@ def test_the_process_group_is_destroyed():
 
 def test_without_a_process_group_nothing_happens():
     leave_process_group()
+
+
+@LINUX
+@pytest.mark.parametrize(("several", "parent", "ends"), [(True, 1, True), (False, 1, False), (True, 4321, False)])
+def test_a_process_that_comes_after_its_launcher_has_ended_ends_as_well(monkeypatch, several, parent, ends):
+    codes = []
+    monkeypatch.setattr(launcher, "find_launcher", lambda: None)
+    monkeypatch.setattr(launcher, "is_one_of_several", lambda: several)
+    monkeypatch.setattr(launcher.os, "getppid", lambda: parent)
+    monkeypatch.setattr(launcher.Path, "read_bytes", lambda path: b"/sbin/init")
+    monkeypatch.setattr(launcher.os, "_exit", codes.append)
+    launcher.end_with_launcher()
+    assert codes == [1] * ends
+
+
+@LINUX
+def test_a_launcher_that_is_the_first_process_is_no_lost_one(monkeypatch):
+    monkeypatch.setattr(launcher.os, "getppid", lambda: 1)
+    monkeypatch.setattr(launcher.Path, "read_bytes", lambda path: b"python\0-m\0torch.distributed.run\0")
+    assert not launcher.is_orphan()

@@ -4,6 +4,7 @@ A worker makes the whole batch of a step, which follows from the step's number a
 many workers there are, and a resumed run needs no state of theirs.
 """
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -68,7 +69,12 @@ def passes(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or it would draw from the generator of the training
     )
-    steps = iter(loader)
+    # A worker must not collect what it has inherited: the end of a process group waits for threads it does not have.
+    gc.freeze()
+    try:
+        steps = iter(loader)
+    finally:
+        gc.unfreeze()
     while True:
         try:
             batches = next(steps)
