@@ -22,7 +22,7 @@ from dalle_mini_impl.data.scenes.colours import COLOURS, recolour
 from dalle_mini_impl.data.scenes.composer import Scene, SceneArt, compose_scene
 from dalle_mini_impl.data.scenes.plan import SceneObject, Split
 from dalle_mini_impl.evaluate.intervals import Share, mean_share
-from dalle_mini_impl.evaluate.judges import Judge
+from dalle_mini_impl.evaluate.judges import BATCH_SIZE, Judge
 from dalle_mini_impl.evaluate.r_precision import RPrecision, build_r_precision
 from dalle_mini_impl.evaluate.scene_parts import cut_out, find_parts
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
@@ -178,13 +178,18 @@ def _measure(
     art: SceneArt, judge: Judge, drawings: Sequence[tuple[str, str, str]]
 ) -> tuple[RPrecision, tuple[str, ...], tuple[str, ...]]:
     """Features of drawings (concept, vendor, colour), with the names of their concepts and vendors."""
-    features, kept = [], []
+    features, pixels, kept = [], [], []
     for concept, vendor, colour in tqdm(drawings, desc="judge", unit=" drawings", delay=2, leave=False):
         rgba = art.store.take(np.array([art.rows[vendor][concept]]))[0]
         coloured = recolour(rgba, colour) if colour else rgba
         if coloured is not None:
-            features.append(judge.features(cut_out(coloured)[None]))
+            pixels.append(cut_out(coloured))
             kept.append((concept, vendor))
+        if len(pixels) == BATCH_SIZE:
+            features.append(judge.features(torch.stack(pixels)))
+            pixels = []
+    if pixels:
+        features.append(judge.features(torch.stack(pixels)))
     concepts, vendors = (tuple(sorted(set(names))) for names in zip(*kept, strict=True))
     concept_ids = torch.tensor([concepts.index(concept) for concept, _ in kept])
     vendor_ids = torch.tensor([vendors.index(vendor) for _, vendor in kept])
