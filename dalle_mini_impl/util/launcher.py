@@ -51,11 +51,16 @@ def find_launcher() -> int | None:
 @functools.cache  # a process that is about to end, because another one ended it, has no command line any more
 def runs_launcher(process: int) -> bool:
     """Whether the process of this id runs `accelerate launch`."""
+    return is_launcher(command_line(process))
+
+
+def command_line(process: int) -> list[str]:
+    """The words of a process's command line; none if it is ending, or cannot be looked at."""
     try:
-        command = Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+        words = Path(f"/proc/{process}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
-        return False
-    return is_launcher(command[:-1])
+        return []
+    return words[:-1]
 
 
 def is_one_of_several() -> bool:
@@ -66,29 +71,17 @@ def is_one_of_several() -> bool:
 def end_with_launcher() -> None:
     """Have the kernel end this process when the launcher of several processes ends, however it ends.
 
-    So no process stays behind when one of them ends the launcher, not even before this process gets here. Does nothing
-    under other parents.
+    So no process stays behind when one of them ends the launcher, even while this one starts: it would wait for the
+    others until a time limit. Does nothing under other parents.
     """
-    if not is_one_of_several():
+    if not sys.platform.startswith("linux") or not is_one_of_several():
         return
-    launcher = find_launcher()
-    if launcher is not None:
-        end_with_parent(launcher)
-    elif is_orphan():  # it would wait for the others until a time limit
+    parent = os.getppid()
+    # A launcher that is ending has no command line for a while before its processes lose their parent.
+    if runs_launcher(parent) or not command_line(parent):
+        end_with_parent(parent)
+    elif parent == 1 and not any("torch" in word for word in command_line(parent)):  # the launcher has ended
         os._exit(1)
-
-
-def is_orphan() -> bool:
-    """Whether the parent of this process has ended, so that the first process of the system took its place (Linux).
-
-    In a container the first process may itself be torch elastic, which then has started this one.
-    """
-    if not sys.platform.startswith("linux") or os.getppid() != 1:
-        return False
-    try:
-        return b"torch" not in Path("/proc/1/cmdline").read_bytes()
-    except OSError:
-        return True
 
 
 def end_with_parent(parent: int) -> None:

@@ -165,20 +165,25 @@ def test_without_a_process_group_nothing_happens():
 
 
 @LINUX
-@pytest.mark.parametrize(("several", "parent", "ends"), [(True, 1, True), (False, 1, False), (True, 4321, False)])
-def test_a_process_that_comes_after_its_launcher_has_ended_ends_as_well(monkeypatch, several, parent, ends):
-    codes = []
-    monkeypatch.setattr(launcher, "find_launcher", lambda: None)
+@pytest.mark.parametrize(
+    ("several", "parent", "words", "done"),
+    [
+        (True, 4321, ["python", "-m", "accelerate.commands.launch"], "end with 4321"),
+        (True, 4322, [], "end with 4322"),  # it is ending, but still the parent
+        (True, 1, ["/sbin/init"], "exit 1"),  # it has ended
+        (True, 1, ["python", "-m", "torch.distributed.run"], ""),  # the first process of a container
+        (True, 4323, ["bash"], ""),
+        (False, 1, ["/sbin/init"], ""),
+    ],
+)
+def test_a_process_ends_with_its_launcher_even_if_that_ends_first(monkeypatch, several, parent, words, done):
+    calls = []
+    launcher.runs_launcher.cache_clear()
     monkeypatch.setattr(launcher, "is_one_of_several", lambda: several)
     monkeypatch.setattr(launcher.os, "getppid", lambda: parent)
-    monkeypatch.setattr(launcher.Path, "read_bytes", lambda path: b"/sbin/init")
-    monkeypatch.setattr(launcher.os, "_exit", codes.append)
+    monkeypatch.setattr(launcher, "command_line", lambda process: words)
+    monkeypatch.setattr(launcher, "end_with_parent", lambda process: calls.append(f"end with {process}"))
+    monkeypatch.setattr(launcher.os, "_exit", lambda code: calls.append(f"exit {code}"))
     launcher.end_with_launcher()
-    assert codes == [1] * ends
-
-
-@LINUX
-def test_a_launcher_that_is_the_first_process_is_no_lost_one(monkeypatch):
-    monkeypatch.setattr(launcher.os, "getppid", lambda: 1)
-    monkeypatch.setattr(launcher.Path, "read_bytes", lambda path: b"python\0-m\0torch.distributed.run\0")
-    assert not launcher.is_orphan()
+    launcher.runs_launcher.cache_clear()
+    assert calls == [done] * bool(done)
