@@ -10,6 +10,7 @@ scenes, which is chance.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, islice
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from dalle_mini_impl.config.scenes import TASKS
+from dalle_mini_impl.config.scenes import JUDGED_TASKS
 from dalle_mini_impl.data.scenes.colours import COLOURS, recolour
 from dalle_mini_impl.data.scenes.composer import Scene, SceneArt, compose_scene
 from dalle_mini_impl.data.scenes.plan import SceneObject, Split
@@ -48,8 +49,8 @@ class SceneSettings:
     """For each task and split."""
     candidates: int = 16
     """N, pictures per caption."""
-    tasks: tuple[str, ...] = TASKS
-    """Of `config.scenes.TASKS`."""
+    tasks: tuple[str, ...] = JUDGED_TASKS
+    """Of `config.scenes.JUDGED_TASKS`."""
     languages: tuple[str, ...] = ("en",)
     """Of the captions."""
     seed: int = 0
@@ -114,7 +115,7 @@ class SceneRow:
     """How often captions of one kind are shown rightly."""
 
     task: str
-    """One of `config.scenes.TASKS`, `BACKGROUND` or `STYLE`."""
+    """One of `config.scenes.JUDGED_TASKS`, `BACKGROUND` or `STYLE`."""
     split: Split
     """Whether its combinations are held out."""
     language: str
@@ -234,7 +235,7 @@ def _stands(relation: str, first: FoundPart, second: FoundPart) -> bool:
 
 
 def scenes_of(art: SceneArt, settings: SceneSettings, task: str, split: Split, language: str) -> list[Scene]:
-    """Composed scenes of one task, split and language.
+    """Composed scenes of one task, split and language, of those that can be judged: things in front of others cannot.
 
     Raises:
         ValueError: there are none.
@@ -243,13 +244,14 @@ def scenes_of(art: SceneArt, settings: SceneSettings, task: str, split: Split, l
         compose_scene,
         art,
         seed=settings.seed,
-        step=TASKS.index(task),
+        step=JUDGED_TASKS.index(task),
         size=art.store.pixels.shape[1],
         tasks=(task,),
         languages=(language,),
         split=split,
     )
-    return [compose(row=row) for row in range(settings.scenes)]
+    scenes = (compose(row=row) for row in count())
+    return list(islice((scene for scene in scenes if scene.plan.relation != "front"), settings.scenes))
 
 
 def draw_scenes(dalle: DalleMini, judge: SceneJudge, scenes: Sequence[Scene], candidates: int) -> list[DrawnScene]:

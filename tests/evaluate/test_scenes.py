@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dalle_mini_impl.cli.evaluate.scenes import scene_table, write_sheet
-from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
+from dalle_mini_impl.config.scenes import JUDGED_TASKS, LANGUAGES
 from dalle_mini_impl.data.entries import PictureEntry
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import PictureStore
@@ -169,7 +169,7 @@ def composed(judge):
         scene.caption: scene.image
         for language in SETTINGS.languages
         for split in ("train", "held_out")
-        for task in TASKS
+        for task in JUDGED_TASKS
         if (task, split) != ("single", "held_out")
         for scene in scenes_of(judge.art, SETTINGS, task, split, language)
     }
@@ -181,7 +181,7 @@ def test_who_draws_the_scenes_is_right_and_who_draws_one_is_not(judge, composed,
     assert len(rows) == 2 * (11 + 4)  # tasks of both splits, then backgrounds and styles, in two languages
     assert all(row.best.value == row.true.value == 1 for row in rows if row.task != "style"), rows
     assert all(row.mean == row.best for row in rows)
-    assert max(row.shuffled.value for row in rows if row.task in TASKS) < 1
+    assert max(row.shuffled.value for row in rows if row.task in JUDGED_TASKS) < 1
     table = scene_table(rows, 2)
     assert "two_colours" in table
     assert "best of 2" in table
@@ -189,12 +189,12 @@ def test_who_draws_the_scenes_is_right_and_who_draws_one_is_not(judge, composed,
     assert Image.open(tmp_path / "sheet.png").width > 2 * 3 * 64
     same = composed[next(iter(composed))]
     rows = [row for some, _ in scene_rows(StandIn(lambda _: same), judge, SETTINGS) for row in some]
-    assert all(row.best.value < 0.5 for row in rows if row.task in TASKS)
-    assert all(row.true.value == 1 for row in rows if row.task in TASKS)
+    assert all(row.best.value < 0.5 for row in rows if row.task in JUDGED_TASKS)
+    assert all(row.true.value == 1 for row in rows if row.task in JUDGED_TASKS)
 
 
 def test_scenes_for_training_and_for_measuring_share_no_combination(judge):
-    for task in TASKS[1:]:
+    for task in JUDGED_TASKS[1:]:
         plans = [
             {repr(scene.plan.objects) for scene in scenes_of(judge.art, SETTINGS, task, split, "en")}
             for split in ("train", "held_out")

@@ -23,7 +23,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PNG_FILE
-from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
+from dalle_mini_impl.config.scenes import JUDGED_TASKS, LANGUAGES
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.tables import aligned_table
 
@@ -47,7 +47,12 @@ SHOWN_PICTURES = 4
 @click.option("--scenes", "count", type=Count(), default=20, show_default=True, help="Scenes of each task and split.")
 @candidates_option(16, "Pictures per caption.")
 @click.option(
-    "--task", "tasks", type=click.Choice(TASKS), multiple=True, default=TASKS, help="Of scenes; may repeat.  [all]"
+    "--task",
+    "tasks",
+    type=click.Choice(JUDGED_TASKS),
+    multiple=True,
+    default=JUDGED_TASKS,
+    help="Of scenes; may repeat.  [all]",
 )
 @click.option(
     "--languages",

@@ -4,13 +4,14 @@ English has sentences. The other languages have lists, such as "links: Katze, re
 come from a table without gender or cases, and only a list is right with each of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dalle_mini_impl.data.scenes.colours import COLOURS
-from dalle_mini_impl.data.scenes.plan import ScenePlan
+from dalle_mini_impl.data.scenes.plan import LOOKS, SIZES, TURNS, SceneObject, ScenePlan
+from dalle_mini_impl.data.scenes.wearing import WORN
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 """Count -> English word."""
@@ -19,8 +20,37 @@ _ENGLISH_RELATIONS = {
     "right": ("to the right of", "right of", "on the right of"),
     "above": ("above", "over"),
     "below": ("below", "under", "beneath"),
+    "front": ("in front of", "partly in front of"),
 }
 """Relation of the first object to the second -> wordings."""
+_BEHIND = ("behind", "partly behind", "partly hidden by")
+"""The relation of the second object to a first one in front of it."""
+_ENGLISH_SIZES = {"big": ("big", "large", "huge"), "small": ("small", "little", "tiny")}
+_ENGLISH_TURNS = {
+    "upside down": ("an upside-down {name}", "{one} upside down", "{one} turned upside down", "{one}, upside down"),
+    "mirrored": ("a mirrored {name}", "{one}, mirrored", "a mirror image of {one}", "{one} facing the other way"),
+}
+_ENGLISH_LOOKS = {
+    "black and white": (
+        "a black and white picture of {one}", "{one} in black and white", "a black and white drawing of {one}",
+        "{one}, black and white",
+    ),
+    "outline": (
+        "an outline of {one}", "a line drawing of {one}", "an outline drawing of {one}", "{one} as an outline",
+        "{one}, outline",
+    ),
+    "pixel art": (
+        "pixel art of {one}", "a pixel art {name}", "{one} as pixel art", "a pixelated {name}", "{one}, pixel art",
+    ),
+}  # fmt: skip
+_ENGLISH_WEARING = (
+    "{one} wearing {worn}",
+    "{one} with {worn}",
+    "{one} that wears {worn}",
+    "{one} with {worn} on its {part}",
+)
+_FACE = " face"
+"""End of names of heads, which people leave out where the rest is a name as well."""
 
 
 @dataclass(frozen=True)
@@ -35,36 +65,54 @@ class LanguageWords:
     right: str
     above: str
     below: str
+    front: str
+    behind: str
+    size: str
+    sizes: tuple[str, ...]
+    """In the order of `SIZES`, as they agree with `size`."""
+    turns: tuple[str, ...]
+    """In the order of `TURNS`."""
+    wearing: str
+    """Verb before what is worn."""
+    looks: tuple[str, ...]
+    """In the order of `LOOKS`."""
     background_colours: tuple[str, ...] = ()
     """As they agree with `background`, where that differs."""
 
     def both(self, relation: str) -> tuple[str, str]:
         """The words for the places of the first and the second object."""
-        opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+        opposite = {"left": "right", "right": "left", "above": "below", "below": "above", "front": "behind"}
         return getattr(self, relation), getattr(self, opposite[relation])
 
 
 WORDS = {
     "de": LanguageWords(
         ("rot", "orange", "gelb", "grün", "blau", "lila", "rosa", "braun", "schwarz", "weiß"),
-        "Farbe", "Hintergrund", "links", "rechts", "oben", "unten",
+        "Farbe", "Hintergrund", "links", "rechts", "oben", "unten", "vorn", "hinten",
+        "Größe", ("groß", "klein"), ("kopfüber", "gespiegelt"), "trägt", ("schwarz-weiß", "Umriss", "Pixelgrafik"),
     ),
     "no": LanguageWords(
         ("rød", "oransje", "gul", "grønn", "blå", "lilla", "rosa", "brun", "svart", "hvit"),
-        "farge", "bakgrunn", "venstre", "høyre", "oppe", "nede",
+        "farge", "bakgrunn", "venstre", "høyre", "oppe", "nede", "foran", "bak",
+        "størrelse", ("stor", "liten"), ("opp ned", "speilvendt"), "har på seg",
+        ("svart-hvitt", "omriss", "pikselkunst"),
     ),
     "sl": LanguageWords(
         ("rdeča", "oranžna", "rumena", "zelena", "modra", "vijolična", "rožnata", "rjava", "črna", "bela"),
-        "barva", "ozadje", "levo", "desno", "zgoraj", "spodaj",
+        "barva", "ozadje", "levo", "desno", "zgoraj", "spodaj", "spredaj", "zadaj",
+        "velikost", ("velika", "majhna"), ("obrnjeno na glavo", "zrcalno"), "nosi",
+        ("črno-belo", "obris", "pikselska grafika"),
         ("rdeče", "oranžno", "rumeno", "zeleno", "modro", "vijolično", "rožnato", "rjavo", "črno", "belo"),
     ),
     "et": LanguageWords(
         ("punane", "oranž", "kollane", "roheline", "sinine", "lilla", "roosa", "pruun", "must", "valge"),
-        "värv", "taust", "vasakul", "paremal", "üleval", "all",
+        "värv", "taust", "vasakul", "paremal", "üleval", "all", "ees", "taga",
+        "suurus", ("suur", "väike"), ("tagurpidi", "peegelpildis"), "kannab", ("mustvalge", "piirjoon", "pikslikunst"),
     ),
     "nl": LanguageWords(
         ("rood", "oranje", "geel", "groen", "blauw", "paars", "roze", "bruin", "zwart", "wit"),
-        "kleur", "achtergrond", "links", "rechts", "boven", "onder",
+        "kleur", "achtergrond", "links", "rechts", "boven", "onder", "voor", "achter",
+        "grootte", ("groot", "klein"), ("ondersteboven", "gespiegeld"), "draagt", ("zwart-wit", "omtrek", "pixelkunst"),
     ),
 }  # fmt: skip
 """Language code -> words, for the languages other than English."""
@@ -87,26 +135,42 @@ def scene_caption(
 
 
 def _english(plan: ScenePlan, names: Mapping[str, str], random: np.random.Generator) -> str:
-    phrases = []
-    for one in plan.objects:
-        name = " ".join(filter(None, (one.colour, names[one.concept])))
-        if one.count == 1:
-            phrases.append(with_article(name))
-        else:
-            number = NUMBERS[one.count] if random.random() < 0.7 else str(one.count)
-            phrases.append(f"{number} {plural(name)}")
-    if plan.relation:
-        words = _ENGLISH_RELATIONS[plan.relation]
-        text = f" {words[random.integers(len(words))]} ".join(phrases)
+    phrases = [_english_object(one, plan.look, names, random) for one in plan.objects]
+    if plan.relation == "front" and random.random() < 0.5:
+        text = f" {_choice(_BEHIND, random)} ".join(reversed(phrases))
+    elif plan.relation:
+        text = f" {_choice(_ENGLISH_RELATIONS[plan.relation], random)} ".join(phrases)
     else:
         text = " and ".join(phrases)
     if not plan.background:
         return text
-    places = (f"on a {plan.background} background", f"in front of a {plan.background} background")
-    commas = (f", {plan.background} background",)
-    ends = [f" {place}" for place in places] + list(commas)
-    ends = [end.replace(" a orange", " an orange") for end in ends]
-    return text + ends[random.integers(len(ends))]
+    ends = (f" on a {plan.background} background", f", {plan.background} background")
+    if plan.relation != "front":
+        ends = (*ends, f" in front of a {plan.background} background")
+    return text + _choice(ends, random).replace(" a orange", " an orange")
+
+
+def _english_object(one: SceneObject, look: str, names: Mapping[str, str], random: np.random.Generator) -> str:
+    """One kind of thing with its article or number."""
+    name = names[one.concept]
+    if one.wearing and name.endswith(_FACE) and name.removesuffix(_FACE) in names and random.random() < 0.5:
+        name = name.removesuffix(_FACE)
+    size = _choice(_ENGLISH_SIZES[one.size], random) if one.size else ""
+    name = " ".join(filter(None, (size, one.colour, name)))
+    if one.count > 1:
+        number = NUMBERS[one.count] if random.random() < 0.7 else str(one.count)
+        return f"{number} {plural(name)}"
+    templates = _ENGLISH_TURNS.get(one.turn) or _ENGLISH_LOOKS.get(look) or ("{one}",)
+    if not one.wearing:
+        return _choice(templates, random).format(name=name, one=with_article(name))
+    worn, part = names[one.wearing], "nose"
+    if not WORN[one.wearing].on_eyes:
+        worn, part = with_article(worn), "head"
+    return _choice(_ENGLISH_WEARING, random).format(one=with_article(name), worn=worn, part=part)
+
+
+def _choice(options: Sequence[str], random: np.random.Generator) -> str:
+    return options[random.integers(len(options))]
 
 
 def _listed(plan: ScenePlan, names: Mapping[str, str], words: LanguageWords) -> str:
@@ -115,9 +179,17 @@ def _listed(plan: ScenePlan, names: Mapping[str, str], words: LanguageWords) -> 
         phrase = names[one.concept] if one.count == 1 else f"{one.count} × {names[one.concept]}"
         if one.colour:
             phrase += f" ({words.colour}: {words.colours[list(COLOURS).index(one.colour)]})"
+        if one.size:
+            phrase += f" ({words.size}: {words.sizes[SIZES.index(one.size)]})"
+        if one.turn:
+            phrase += f", {words.turns[TURNS.index(one.turn)]}"
+        if one.wearing:
+            phrase += f", {words.wearing}: {names[one.wearing]}"
         phrases.append(phrase)
     if plan.relation:
         phrases = [f"{place}: {phrase}" for place, phrase in zip(words.both(plan.relation), phrases, strict=True)]
+    if plan.look:
+        phrases.append(words.looks[LOOKS.index(plan.look)])
     if plan.background:
         colours = words.background_colours or words.colours
         phrases.append(f"{words.background}: {colours[list(COLOURS).index(plan.background)]}")

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -11,12 +12,15 @@ from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
 from dalle_mini_impl.data.picture_store import PictureStore
 from dalle_mini_impl.data.scenes.captions import scene_caption
 from dalle_mini_impl.data.scenes.colours import COLOURS, OPAQUE, recolour
-from dalle_mini_impl.data.scenes.plan import ScenePlan, Split, draw_plan
+from dalle_mini_impl.data.scenes.layout import boxes, fitted, overlapping_boxes
+from dalle_mini_impl.data.scenes.looks import turn, with_look
+from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan, Split, draw_plan
+from dalle_mini_impl.data.scenes.wearing import WORN, Wardrobe, dress, find_face, is_head
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
 """Unicode groups of what can stand in a scene."""
-NOT_IN_NAMES = ("and", "o’clock", "thirty", "locked", "unlocked", "volume")
-"""Words in names of two things, of times, and of what is no thing."""
+NOT_IN_NAMES = ("and", "o’clock", "thirty", "locked", "unlocked", "volume", "small")
+"""Words in names of two things, of times, of what is no thing, and of sizes."""
 MAX_COVER = 0.8
 """Largest share of its frame that a drawing may cover; those above are pictures of scenes or signs."""
 STYLE_SHARE = 0.5
@@ -36,10 +40,20 @@ class SceneArt:
     """Language -> English concept -> its name."""
     styles: dict[str, str] = field(default_factory=dict)
     """Vendor -> style word."""
+    wardrobes: dict[str, Wardrobe] = field(default_factory=dict)
+    """Vendor -> heads that can wear something, and what."""
 
     def concepts(self, vendor: str) -> list[str]:
         """Concepts of a vendor that have a name in every language, in order."""
-        return [name for name in sorted(self.rows[vendor]) if all(name in table for table in self.names.values())]
+        return self._concepts[vendor]
+
+    @cached_property
+    def _concepts(self) -> dict[str, list[str]]:
+        tables = self.names.values()
+        return {
+            vendor: [name for name in sorted(rows) if all(name in table for table in tables)]
+            for vendor, rows in self.rows.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -58,28 +72,37 @@ def scene_art(store: PictureStore) -> SceneArt:
     """Choose the pictures of a store of the emoji set that can stand in scenes.
 
     Left out are groups other than `GROUPS`, names that no caption can be made of (see `is_plain_name`), and drawings
-    that fill their frame.
+    that fill their frame. Heads of any group are kept as well where they can wear something, and what can be worn.
     """
     rows: dict[str, dict[str, int]] = defaultdict(dict)
     names: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
     styles: dict[str, str] = {}
+    wardrobes: dict[str, Wardrobe] = defaultdict(Wardrobe)
     for index, entry in enumerate(store.entries):
         details = entry.details
-        if (
-            details.get("kind") != "plain"
-            or details.get("group") not in GROUPS
-            or not is_plain_name(details["concept"])
-        ):
+        if details.get("kind") != "plain" or not {"group", "concept", "vendor"} <= set(details):
             continue
-        if (store.take(np.array([index]))[0, ..., 3] >= OPAQUE).mean() > MAX_COVER:
-            continue
-        rows[details["vendor"]][details["concept"]] = index
-        for language in LANGUAGES:
+        concept, vendor, used = details["concept"], details["vendor"], False
+        if concept in WORN:
+            wardrobes[vendor].things[concept] = index
+            used = True
+        if is_plain_name(concept) and (details["group"] in GROUPS or is_head(concept, details["group"])):
+            pixels = store.take(np.array([index]))[0]
+            face = find_face(pixels) if is_head(concept, details["group"]) else None
+            if face is not None:
+                wardrobes[vendor].heads[concept] = (index, face)
+                used = True
+            if details["group"] in GROUPS and (pixels[..., 3] >= OPAQUE).mean() <= MAX_COVER:
+                rows[vendor][concept] = index
+                used = True
+        for language in LANGUAGES if used else ():
             texts = [caption.text for caption in entry.captions if caption.language == language]
             if len(texts) > 1:  # the name, then the name with the style word
-                names[language][details["concept"]] = texts[0]
-                styles.setdefault(details["vendor"], texts[1].removeprefix(f"{texts[0]}, "))
-    return SceneArt(store, dict(rows), names, styles)
+                names[language][concept] = texts[0]
+                styles.setdefault(vendor, texts[1].removeprefix(f"{texts[0]}, "))
+    named = set.intersection(*(set(table) for table in names.values()))
+    wardrobes = {vendor: wardrobe.only(named) for vendor, wardrobe in wardrobes.items()}
+    return SceneArt(store, dict(rows), names, styles, wardrobes)
 
 
 def is_plain_name(name: str) -> bool:
@@ -118,7 +141,11 @@ def compose_scene(
     random = np.random.default_rng([seed, step, row])
     for _ in range(MAX_TRIES):
         vendor = str(random.choice(sorted(art.rows)))
-        plan = draw_plan(random, art.concepts(vendor), str(random.choice(list(tasks))), split)
+        task = str(random.choice(list(tasks)))
+        outfits = art.wardrobes[vendor].outfits if vendor in art.wardrobes else {}
+        if task == "wearing" and not outfits:
+            continue
+        plan = draw_plan(random, art.concepts(vendor), task, split, outfits)
         image = draw_scene(art, vendor, plan, size, random)
         if image is not None:
             break
@@ -133,48 +160,49 @@ def compose_scene(
 def draw_scene(
     art: SceneArt, vendor: str, plan: ScenePlan, size: int, random: np.random.Generator
 ) -> Image.Image | None:
-    """Draw a plan as an RGB picture; None where a drawing cannot have its colour, or vanishes on the background."""
+    """Draw a plan as an RGB picture; None where a drawing cannot be what the plan says, or vanishes on what is behind.
+
+    That is one that cannot have its colour, looks the same when turned over, or has no face for what it should wear.
+    """
     background = np.array(COLOURS[plan.background]) if plan.background else np.full(3, 255)
-    sprites = []
+    sprites: list[Image.Image] = []
     for one in plan.objects:
-        pixels = art.store.take(np.array([art.rows[vendor][one.concept]]))[0]
-        coloured = recolour(pixels, one.colour) if one.colour else pixels
-        if coloured is None or not _is_visible(coloured, background):
+        sprite = _sprite(art, vendor, one)
+        if sprite is None:
             return None
-        sprites += [_cropped(coloured)] * one.count
+        if plan.look == "black and white":
+            sprite = with_look(sprite, plan.look, size)
+        if plan.look != "outline" and not _is_visible(np.asarray(sprite), background):
+            return None
+        sprites += [sprite] * one.count
+    places = overlapping_boxes(sprites, size, random) if plan.relation == "front" else boxes(plan, size, random)
+    if places is None:
+        return None
     image = Image.new("RGBA", (size, size), tuple(int(value) for value in background))
-    for sprite, box in zip(sprites, _boxes(plan, size, random), strict=True):
+    for sprite, box in reversed(list(zip(sprites, places, strict=True))):  # the first thing is in front
         left, top, side = box
-        part = sprite.copy()
-        scale = side / max(part.size)
-        part = part.resize([max(1, round(length * scale)) for length in part.size], Image.Resampling.LANCZOS)
-        image.alpha_composite(part, (left + (side - part.width) // 2, top + (side - part.height) // 2))
+        drawn = with_look(sprite, plan.look, side) if plan.look in ("outline", "pixel art") else sprite
+        if plan.look == "pixel art":  # its pixels are those of the picture
+            side = max(drawn.size)
+        image.alpha_composite(*fitted(drawn, (left, top, side)))
     return image.convert("RGB")
 
 
-def _boxes(plan: ScenePlan, size: int, random: np.random.Generator) -> list[tuple[int, int, int]]:
-    """Left, top and side of a square for each thing, in order; no two overlap."""
-    count = sum(one.count for one in plan.objects)
-    if count == 1:
-        cells = [(0.0, 0.0, 1.0)]
-    elif count == 2:
-        relation = plan.relation or str(random.choice(["left", "right", "above", "below"]))
-        near, far = (0.0, 0.25, 0.5), (0.5, 0.25, 0.5)
-        cells = [near, far] if relation in ("left", "above") else [far, near]
-        if relation in ("above", "below"):
-            cells = [(top, left, side) for left, top, side in cells]
+def _sprite(art: SceneArt, vendor: str, one: SceneObject) -> Image.Image | None:
+    """The drawing of one thing, cropped; None where it cannot be what it should."""
+    if one.wearing:
+        wardrobe = art.wardrobes.get(vendor, Wardrobe())
+        if one.wearing not in wardrobe.outfits.get(one.concept, ()):
+            return None
+        row, face = wardrobe.heads[one.concept]
+        thing = art.store.take(np.array([wardrobe.things[one.wearing]]))[0]
+        pixels = dress(art.store.take(np.array([row]))[0], face, thing, one.wearing)
     else:
-        quarters = [(left, top, 0.5) for top in (0.0, 0.5) for left in (0.0, 0.5)]
-        cells = [quarters[index] for index in random.permutation(4)[:count]]
-    shrink = random.uniform(0.6, 0.95) if count == 1 else random.uniform(0.72, 0.86)
-    boxes = []
-    for left, top, cell in cells:
-        side = int(cell * size * shrink)
-        slack = cell * size - side
-        # Things that nearly touch would look like one, in small pictures too.
-        shift = random.uniform(0, slack, 2) if count == 1 else random.uniform(0.3 * slack, 0.7 * slack, 2)
-        boxes.append((int(left * size + shift[0]), int(top * size + shift[1]), side))
-    return boxes
+        pixels = art.store.take(np.array([art.rows[vendor][one.concept]]))[0]
+        pixels = recolour(pixels, one.colour) if one.colour else pixels
+    if pixels is None or not (pixels[..., 3] >= OPAQUE).any():
+        return None
+    return turn(_cropped(pixels), one.turn) if one.turn else _cropped(pixels)
 
 
 def _cropped(pixels: np.ndarray) -> Image.Image:

@@ -1,6 +1,6 @@
 """What a scene shows: drawn at random from a list of concepts, with a fixed part of all combinations held out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,8 +9,16 @@ import numpy as np
 from dalle_mini_impl.data.emoji.captions import stable_hash
 from dalle_mini_impl.data.scenes.colours import COLOURS
 
-RELATIONS = ("left", "right", "above", "below")
-"""Where the first of two objects is, seen from the second."""
+RELATIONS = ("left", "right", "above", "below", "front")
+"""Where the first of two objects is, seen from the second; in front, it covers a part of it."""
+SIZES = ("big", "small")
+"""An object that nearly fills the picture, and one that leaves most of it empty."""
+TURNS = ("upside down", "mirrored")
+"""How an object is turned over."""
+LOOKS = ("black and white", "outline", "pixel art")
+"""Manners of drawing."""
+LOOK_BACKGROUNDS = {"black and white": ("black", "white"), "outline": ("white",), "pixel art": tuple(COLOURS)}
+"""Look -> backgrounds with a name that go with it."""
 MAX_COUNT = 4
 """Most things of one kind."""
 HELD_OUT_PER_MILLE = 150
@@ -31,6 +39,12 @@ class SceneObject:
     colour: str = ""
     """A name in `COLOURS`; empty for the colours that it has."""
     count: int = 1
+    size: str = ""
+    """One of `SIZES`; empty for any."""
+    turn: str = ""
+    """One of `TURNS`; empty for upright."""
+    wearing: str = ""
+    """Concept of what it wears, one of `wearing.WORN`; empty for nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class ScenePlan:
     """One of `RELATIONS`; empty where the caption says no place."""
     background: str = ""
     """A name in `COLOURS`; empty for white that is not named."""
+    look: str = ""
+    """One of `LOOKS`; empty for the art as it is."""
 
 
 def is_held_out(*parts: str) -> bool:
@@ -52,9 +68,12 @@ def is_held_out(*parts: str) -> bool:
 
 
 def combinations(plan: ScenePlan) -> list[tuple[str, ...]]:
-    """What may be held out of a scene: colour and concept, count and concept, two concepts in any order."""
+    """What may be held out of a scene: two concepts in any order, and a concept with each of its properties."""
     found: list[tuple[str, ...]] = [("colour", one.colour, one.concept) for one in plan.objects if one.colour]
     found += [("count", str(one.count), one.concept) for one in plan.objects if one.count > 1]
+    for one in plan.objects:
+        properties = {"size": one.size, "turn": one.turn, "wearing": one.wearing, "look": plan.look}
+        found += [(name, value, one.concept) for name, value in properties.items() if value]
     if len(plan.objects) == 2:
         found.append(("concepts", *sorted(one.concept for one in plan.objects)))
     return found
@@ -65,7 +84,13 @@ def split_of_plan(plan: ScenePlan) -> Split:
     return "held_out" if any(is_held_out(*parts) for parts in combinations(plan)) else "train"
 
 
-def draw_plan(random: np.random.Generator, concepts: Sequence[str], task: str, split: Split) -> ScenePlan:
+def draw_plan(
+    random: np.random.Generator,
+    concepts: Sequence[str],
+    task: str,
+    split: Split,
+    outfits: Mapping[str, Sequence[str]] | None = None,
+) -> ScenePlan:
     """Draw a scene of a task and split.
 
     Args:
@@ -73,15 +98,25 @@ def draw_plan(random: np.random.Generator, concepts: Sequence[str], task: str, s
         concepts: English names to choose from, at least two.
         task: one of `config.scenes.TASKS`; a single object has no combination, so all of `single` belongs to `train`.
         split: which combinations to use.
+        outfits: concept -> concepts of what it can wear, to choose from for the task `wearing`, which needs some.
 
     Raises:
         ValueError: there is none of this task in this split.
     """
     for _ in range(MAX_TRIES):
-        plan = _any_plan(random, concepts, task)
-        if split_of_plan(plan) == split:
+        plan = _wearing_plan(random, outfits or {}) if task == "wearing" else _any_plan(random, concepts, task)
+        if plan is not None and split_of_plan(plan) == split:
             return plan
     raise ValueError(f"expected a task with {split} combinations of {len(concepts)} concepts, got {task!r}")
+
+
+def _wearing_plan(random: np.random.Generator, outfits: Mapping[str, Sequence[str]]) -> ScenePlan | None:
+    heads = list(outfits)
+    if not heads:
+        return None
+    head = heads[random.integers(len(heads))]
+    thing = outfits[head][random.integers(len(outfits[head]))]
+    return ScenePlan("wearing", (SceneObject(head, wearing=thing),), background=_background(random, list(COLOURS)))
 
 
 def _any_plan(random: np.random.Generator, concepts: Sequence[str], task: str) -> ScenePlan:
@@ -91,8 +126,14 @@ def _any_plan(random: np.random.Generator, concepts: Sequence[str], task: str) -
     if task in ("colour", "two_colours"):
         colours = [str(name) for name in random.choice(list(COLOURS), 2, replace=False)]
     count = int(random.integers(2, MAX_COUNT + 1)) if task == "counting" else 1
-    objects = tuple(SceneObject(name, colour, count) for name, colour in zip(chosen, colours, strict=False))
+    size = str(random.choice(SIZES)) if task == "size" else ""
+    turn = str(random.choice(TURNS)) if task == "turned" else ""
+    objects = tuple(SceneObject(name, colour, count, size, turn) for name, colour in zip(chosen, colours, strict=False))
     relation = str(random.choice(RELATIONS)) if task == "position" else ""
-    free = [name for name in COLOURS if name not in colours]
-    background = str(random.choice(free)) if random.random() < BACKGROUND_SHARE else ""
-    return ScenePlan(task, objects, relation, background)
+    look = str(random.choice(LOOKS)) if task == "look" else ""
+    free = [name for name in COLOURS if name not in colours and (not look or name in LOOK_BACKGROUNDS[look])]
+    return ScenePlan(task, objects, relation, _background(random, free), look)
+
+
+def _background(random: np.random.Generator, free: Sequence[str]) -> str:
+    return str(random.choice(free)) if random.random() < BACKGROUND_SHARE else ""

@@ -35,6 +35,58 @@ def test_english_sentences():
     assert wordings(ScenePlan("two_colours", two), style="3d") == {"a blue cat and a red dog, 3d"}
 
 
+def test_english_wordings_of_what_things_look_like():
+    assert wordings(ScenePlan("size", (SceneObject("orange", size="big"),))) == {
+        "a big orange",
+        "a large orange",
+        "a huge orange",
+    }
+    assert wordings(ScenePlan("turned", (SceneObject("cat", turn="upside down"),))) == {
+        "an upside-down cat",
+        "a cat upside down",
+        "a cat turned upside down",
+        "a cat, upside down",
+    }
+    assert wordings(ScenePlan("look", (CAT,), look="pixel art")) == {
+        "pixel art of a cat",
+        "a pixel art cat",
+        "a cat as pixel art",
+        "a pixelated cat",
+        "a cat, pixel art",
+    }
+    assert "a line drawing of an orange" in wordings(ScenePlan("look", (SceneObject("orange"),), look="outline"))
+    assert wordings(ScenePlan("position", (CAT, DOG), relation="front", background="red")) >= {
+        "a cat in front of a dog on a red background",
+        "a dog behind a cat, red background",
+    }
+
+
+def test_english_wordings_of_what_is_worn():
+    names = {"cat face": "cat face", "cat": "cat", "sad face": "sad face", "crown": "crown", "glasses": "glasses"}
+    crowned = wordings(ScenePlan("wearing", (SceneObject("cat face", wearing="crown"),)), names)
+    assert crowned == {
+        text.format(name)
+        for name in ("a cat face", "a cat")
+        for text in ("{} wearing a crown", "{} with a crown", "{} that wears a crown", "{} with a crown on its head")
+    }
+    assert wordings(ScenePlan("wearing", (SceneObject("sad face", wearing="glasses"),)), names) == {
+        "a sad face wearing glasses",
+        "a sad face with glasses",
+        "a sad face that wears glasses",
+        "a sad face with glasses on its nose",
+    }
+
+
+def test_lists_of_what_things_look_like():
+    assert wordings(ScenePlan("size", (SceneObject("cat", size="small"),)), NAMES, "de") == {"Katze (Größe: klein)"}
+    turned = ScenePlan("turned", (SceneObject("cat", turn="mirrored"),), background="red")
+    assert wordings(turned, NAMES, "de") == {"Katze, gespiegelt, Hintergrund: rot"}
+    names = {"cat": "kat", "dog": "hond", "crown": "kroon"}
+    assert wordings(ScenePlan("look", (CAT,), look="black and white"), names, "nl") == {"kat, zwart-wit"}
+    assert wordings(ScenePlan("wearing", (SceneObject("cat", wearing="crown"),)), names, "nl") == {"kat, draagt: kroon"}
+    assert wordings(ScenePlan("position", (CAT, DOG), relation="front"), names, "nl") == {"voor: kat, achter: hond"}
+
+
 def test_lists_of_other_languages():
     plan = ScenePlan("position", (CAT, DOG), relation="below", background="blue")
     assert wordings(plan, NAMES, "de") == {"unten: Katze, oben: Hund, Hintergrund: blau"}
@@ -51,6 +103,7 @@ def test_every_language_has_every_colour():
     for words in WORDS.values():
         assert len(set(words.colours)) == len(COLOURS)
         assert len(words.background_colours) in (0, len(COLOURS))
+        assert [len(set(some)) for some in (words.sizes, words.turns, words.looks)] == [2, 2, 3]
 
 
 @pytest.mark.parametrize(

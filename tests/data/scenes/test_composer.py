@@ -53,6 +53,8 @@ def test_scene_follows_from_seed_step_and_row():
 def test_first_object_is_where_the_caption_says():
     seen = set()
     for scene in scenes(make_art(), 60, tasks=("position",)):
+        if scene.plan.relation == "front":
+            continue
         (row, column), (other_row, other_column) = (centre(scene, one.concept) for one in scene.plan.objects)
         expected = {
             "left": column < other_column - 16,
@@ -74,6 +76,86 @@ def test_things_are_as_many_as_said_and_do_not_overlap():
         sides = np.sqrt(drawn.sum() / one.count)
         assert edges[0].sum() == pytest.approx(one.count * sides, rel=0.15)
         assert edges[1].sum() == pytest.approx(one.count * sides, rel=0.15)
+
+
+def test_first_object_covers_the_second_where_it_is_in_front():
+    found = [one for one in scenes(make_art(), 60, tasks=("position",)) if one.plan.relation == "front"]
+    assert len(found) > 4
+    for scene in found:
+        pixels = np.asarray(scene.image).astype(int)
+        front, rear = ((np.abs(pixels - SHADES[one.concept]).max(2) < 4) for one in scene.plan.objects)
+        width = (front.any(0) & rear.any(0)).sum()
+        height = (front.any(1) & rear.any(1)).sum()
+        # All of a square is in front, and the one behind lacks where both would be.
+        assert front.sum() == front.any(0).sum() * front.any(1).sum()
+        assert front.sum() < rear.sum() + width * height
+        assert rear.sum() < rear.any(0).sum() * rear.any(1).sum()
+
+
+def test_sizes_show():
+    for scene in scenes(make_art(), 20, tasks=("size",)):
+        (one,) = scene.plan.objects
+        side = (np.abs(np.asarray(scene.image).astype(int) - SHADES[one.concept]).max(2) < 4).any(0).sum()
+        assert side > 50 if one.size == "big" else side < 24
+
+
+def test_drawings_that_look_the_same_are_not_turned():
+    with pytest.raises(ValueError, match="expected drawings that turned can be made of, found none"):
+        scenes(make_art(), 1, tasks=("turned",))
+    art = make_art()
+    art.store.pixels[:, 8:16] = (255, 255, 255, 255)
+    art.store.pixels[:, 16:20] = (0, 0, 0, 255)
+    for scene in scenes(art, 10, tasks=("turned",)):
+        assert scene.plan.objects[0].turn == "upside down"
+        rows = np.asarray(scene.image)[:, 32].astype(int).sum(1)
+        (black,) = (rows < 30).nonzero()
+        (colour,) = (
+            (np.abs(np.asarray(scene.image).astype(int) - SHADES[scene.plan.objects[0].concept]).max(2) < 4)
+            .any(1)
+            .nonzero()
+        )
+        assert black.mean() > colour.mean()
+
+
+def test_looks_show():
+    seen = set()
+    for scene in scenes(make_art(), 40, tasks=("look",)):
+        seen.add(scene.plan.look)
+        own = (np.abs(np.asarray(scene.image).astype(int) - SHADES[scene.plan.objects[0].concept]).max(2) < 4).sum()
+        assert (own > 100) == (scene.plan.look == "pixel art")
+        if scene.plan.look == "outline":
+            assert scene.plan.background in ("", "white")
+    assert seen == {"black and white", "outline", "pixel art"}
+
+
+def test_heads_wear_what_the_caption_says():
+    art = make_art(
+        entry("cat face", "x", group="Animals & Nature"),
+        entry("glad face", "x", group="Smileys & Emotion"),
+        entry("crown", "x"),
+        entry("glasses", "x"),
+    )
+    assert art.wardrobes["x"].outfits == {}
+    with pytest.raises(ValueError, match="expected drawings that wearing can be made of, found none"):
+        scenes(art, 1, tasks=("wearing",))
+    for row in (0, 1):
+        art.store.pixels[row, 2:30, 2:30] = (240, 200, 60, 255)
+        art.store.pixels[row, 14:17, 8:11] = art.store.pixels[row, 14:17, 21:24] = (20, 20, 20, 255)
+    art.store.pixels[3, :14] = art.store.pixels[3, 18:] = 0
+    art = scene_art(art.store)
+    assert art.wardrobes["x"].outfits == dict.fromkeys(("cat face", "glad face"), ("crown", "glasses"))
+    assert art.concepts("x") == ["cat face", "crown"]  # smileys stand in no other scenes
+    seen = set()
+    for scene in scenes(art, 40, tasks=("wearing",), languages=("en",)):
+        (one,) = scene.plan.objects
+        seen.add((one.concept, one.wearing))
+        assert one.wearing in scene.caption
+        assert not is_held_out("wearing", one.wearing, one.concept)
+        pixels = np.asarray(scene.image).astype(int)
+        head = (np.abs(pixels - (240, 200, 60)).max(2) < 4).nonzero()[0]
+        worn = (np.abs(pixels - SHADES.get(one.wearing, (9, 9, 9))).max(2) < 4).nonzero()[0]
+        assert worn.min() < head.min() if one.wearing == "crown" else worn.min() > head.min()
+    assert len(seen) > 2
 
 
 def test_background_and_colours_are_those_said():

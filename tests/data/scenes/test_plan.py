@@ -5,13 +5,16 @@ import pytest
 
 from dalle_mini_impl.config.scenes import TASKS
 from dalle_mini_impl.data.scenes.colours import COLOURS
-from dalle_mini_impl.data.scenes.plan import combinations, draw_plan, is_held_out, split_of_plan
+from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan, combinations, draw_plan, is_held_out, split_of_plan
 
 CONCEPTS = [f"thing {number}" for number in range(40)]
 
 
+OUTFITS = dict.fromkeys(CONCEPTS[:20], ("crown", "glasses"))
+
+
 def plans(task, split, count=200):
-    return [draw_plan(np.random.default_rng([7, row]), CONCEPTS, task, split) for row in range(count)]
+    return [draw_plan(np.random.default_rng([7, row]), CONCEPTS, task, split, OUTFITS) for row in range(count)]
 
 
 def test_held_out_combinations_are_fixed():
@@ -43,14 +46,39 @@ def test_single_objects_are_never_held_out():
 
 def test_tasks_have_what_they_say():
     for plan in plans("position", "train"):
-        assert plan.relation in ("left", "right", "above", "below")
         assert len({one.concept for one in plan.objects}) == 2
+    relations = {plan.relation for plan in plans("position", "train")}
+    assert relations == {"left", "right", "above", "below", "front"}
+    assert {plan.objects[0].size for plan in plans("size", "train")} == {"big", "small"}
+    assert {plan.objects[0].turn for plan in plans("turned", "train")} == {"upside down", "mirrored"}
+    looks = {(plan.look, plan.background) for plan in plans("look", "train", 600)}
+    assert {look for look, _ in looks} == {"black and white", "outline", "pixel art"}
+    assert {background for look, background in looks if look == "outline"} == {"", "white"}
+    assert {background for look, background in looks if look == "black and white"} == {"", "white", "black"}
+    assert {background for look, background in looks if look == "pixel art"} == {"", *COLOURS}
+    for plan in plans("wearing", "train"):
+        assert plan.objects[0].wearing in OUTFITS[plan.objects[0].concept]
     assert {plan.objects[0].count for plan in plans("counting", "train")} == {2, 3, 4}
     for plan in plans("two_colours", "train"):
         first, second = (one.colour for one in plan.objects)
         assert first != second
         assert plan.background not in (first, second)
     assert {plan.background for plan in plans("single", "train", 400)} == {"", *COLOURS}
+
+
+def test_properties_are_held_out_with_their_concepts():
+    cat = SceneObject("cat", size="big", turn="mirrored", wearing="crown")
+    assert combinations(ScenePlan("task", (cat,), look="outline")) == [
+        ("size", "big", "cat"),
+        ("turn", "mirrored", "cat"),
+        ("wearing", "crown", "cat"),
+        ("look", "outline", "cat"),
+    ]
+
+
+def test_nothing_is_worn_where_nothing_fits():
+    with pytest.raises(ValueError, match="got 'wearing'"):
+        draw_plan(np.random.default_rng(0), CONCEPTS, "wearing", "train")
 
 
 def test_order_of_two_concepts_does_not_matter():
