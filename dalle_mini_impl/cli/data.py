@@ -150,8 +150,9 @@ def scenes(
     """Compose captioned scenes of the emoji set's pictures.
 
     SOURCE is the emoji set or a picture store of it. Scenes are synthetic, and metadata.jsonl says what each shows: one
-    object, two, or two to four of a kind, in their own or other colours, on a plain background. 15 % of the
-    combinations of an object with a colour, a count or another object are held out.
+    object, two beside, above or in front of each other, or two to four of a kind, in their own or other colours, big or
+    small, upside down or mirrored, in black and white, as an outline or pixel art, or a head with a hat or glasses, on
+    a plain background. 15 % of the combinations of an object with another one or with any of these are held out.
     """
     from dalle_mini_impl.data.picture_store import open_store
     from dalle_mini_impl.data.scenes.benchmark import CONTENTS, write_scenes

@@ -52,7 +52,7 @@ SHOWN_PICTURES = 4
     type=click.Choice(JUDGED_TASKS),
     multiple=True,
     default=JUDGED_TASKS,
-    help="Of scenes; may repeat.  [all]",
+    help="Of scenes; may repeat.  [all that can be judged]",
 )
 @click.option(
     "--languages",

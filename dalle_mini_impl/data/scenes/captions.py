@@ -144,9 +144,9 @@ def _english(plan: ScenePlan, names: Mapping[str, str], random: np.random.Genera
         text = " and ".join(phrases)
     if not plan.background:
         return text
-    ends = (f" on a {plan.background} background", f", {plan.background} background")
+    ends = [f" on a {plan.background} background", f", {plan.background} background"]
     if plan.relation != "front":
-        ends = (*ends, f" in front of a {plan.background} background")
+        ends.append(f" in front of a {plan.background} background")
     return text + _choice(ends, random).replace(" a orange", " an orange")
 
 
@@ -170,7 +170,7 @@ def _english_object(one: SceneObject, look: str, names: Mapping[str, str], rando
 
 
 def _choice(options: Sequence[str], random: np.random.Generator) -> str:
-    return options[random.integers(len(options))]
+    return options[int(random.integers(len(options)))]
 
 
 def _listed(plan: ScenePlan, names: Mapping[str, str], words: LanguageWords) -> str:

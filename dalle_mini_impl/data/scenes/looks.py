@@ -60,7 +60,7 @@ def with_look(drawing: Image.Image, look: str, side: int) -> Image.Image:
 def _outline(drawing: Image.Image) -> Image.Image:
     """Dark lines on white, at the edge of a drawing and where its colours change strongly."""
     width = max(1, round(max(drawing.size) / LINE))
-    wide = Image.new("RGBA", tuple(length + 2 * width for length in drawing.size))
+    wide = Image.new("RGBA", (drawing.width + 2 * width, drawing.height + 2 * width))
     wide.paste(drawing, (width, width))
     inside = wide.getchannel("A").point(lambda alpha: 255 * (alpha >= OPAQUE))
     ground = Image.new("RGBA", wide.size, (255, 255, 255, 255))

@@ -111,11 +111,10 @@ def draw_plan(
 
 
 def _wearing_plan(random: np.random.Generator, outfits: Mapping[str, Sequence[str]]) -> ScenePlan | None:
-    heads = list(outfits)
-    if not heads:
+    if not outfits:
         return None
-    head = heads[random.integers(len(heads))]
-    thing = outfits[head][random.integers(len(outfits[head]))]
+    head = str(random.choice(list(outfits)))
+    thing = str(random.choice(outfits[head]))
     return ScenePlan("wearing", (SceneObject(head, wearing=thing),), background=_background(random, list(COLOURS)))
 
 

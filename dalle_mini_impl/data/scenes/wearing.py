@@ -20,6 +20,8 @@ EYE_AREA = (0.0008, 0.03)
 """Least and largest area of an eye, of the square around the drawing."""
 EYE_ASPECT = 2.2
 """Largest ratio of an eye's sides."""
+ROUND = 0.65
+"""Least share of its frame that an open eye fills; a disc fills 0.79."""
 EYE_DISTANCE = (0.16, 0.6)
 """Least and largest distance between the eyes, of the width of the head at their height."""
 MAX_TILT = 0.08
@@ -100,10 +102,13 @@ def find_face(rgba: np.ndarray) -> Face | None:
         return None
     brightness = rgba[..., :3] @ np.array([0.299, 0.587, 0.114])
     for limit in DARKEST:
-        spots = list(_spots(solid & (brightness < limit), solid))
+        # Nostrils are lower than eyes. Brows are higher, but not round; only closed eyes are not round either.
+        spots = sorted(
+            _spots(solid & (brightness < limit), solid), key=lambda spot: (not spot.is_round, spot.centre[1])
+        )
         faces = [face for pair in combinations(spots, 2) if (face := _face_of(*pair, solid)) is not None]
         if faces:
-            return min(faces, key=lambda face: face.eye_height)  # nostrils are lower
+            return faces[0]
     return None
 
 
@@ -114,6 +119,11 @@ class _Spot:
     left: int
     top: int
     mask: np.ndarray
+
+    @property
+    def is_round(self) -> bool:
+        """Whether it fills the frame around it as a disc does."""
+        return bool(self.mask.mean() >= ROUND)
 
     @property
     def centre(self) -> tuple[float, float]:

@@ -36,6 +36,19 @@ def test_eyes_and_the_top_of_the_head_are_found():
     assert face.width == pytest.approx(98, abs=4)
 
 
+def test_brows_are_no_eyes():
+    image = Image.fromarray(head(*EYES), "RGBA")
+    draw = ImageDraw.Draw(image)
+    for x, end in ((36, 54), (92, 74)):
+        draw.line((x, 44, end, 52), DARK, 4)
+    assert find_face(np.asarray(image)).eye_height == pytest.approx(64.5, abs=1)
+    closed = Image.fromarray(head(), "RGBA")
+    draw = ImageDraw.Draw(closed)
+    for x in (46, 82):
+        draw.arc((x - 8, 52, x + 8, 72), 0, 180, DARK, 4)
+    assert find_face(np.asarray(closed)).eyes == pytest.approx((46.5, 82.5), abs=1)
+
+
 def test_nostrils_and_a_mouth_are_no_eyes():
     face = find_face(head(*EYES, (54, 92, 5), (74, 92, 5), (64, 108, 8)))
     assert face.eyes == pytest.approx((46.5, 82.5), abs=1)
