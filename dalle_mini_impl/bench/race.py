@@ -23,7 +23,8 @@ from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices
-from dalle_mini_impl.train.transformer import make_batch
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
+from dalle_mini_impl.train.stream_batch import make_batch
 from dalle_mini_impl.util.errors import UserError
 
 CurvePoint = tuple[float, float]
@@ -143,9 +144,9 @@ def own_side(
     def step(number: int, share: float) -> Tensor:
         schedule_step = config.optimizer.warmup_steps + int(share * SCHEDULE_STEPS)
         set_learning_rate(optimizers, schedule_step, SCHEDULE_STEPS, config.optimizer)
-        batch = make_batch(train, captions, tokenizer, stream, config, number, rows)
+        batch = make_batch(train, captions, tokenizer, stream, config, number, rows, SceneRows(config.run.batch_size))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            text, image = model(*(part.to(device) for part in batch))
+            text, image = model(batch.inputs.to(device), batch.targets.to(device))
         return apply_gradients(model, optimizers, weighted_loss(text, image, config.image_weight))
 
     @torch.inference_mode()

@@ -26,6 +26,7 @@ from dalle_mini_impl.train.losses.pictures import reconstruction_loss
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.util.errors import UserError
 
 PEER_RATE, PEER_RATE_DECAY, PEER_BATCH = 1e-3, 0.98, 8
@@ -91,12 +92,13 @@ def own_side(config: ImageTokenizerRun, train: PictureStore, device: str) -> Sid
     model = ImageTokenizer(config.model, config.commitment).to(device)
     ema = Ema(model, config.run.ema)
     optimizers = build_optimizers(model, config.optimizer)
+    scenes = SceneRows(config.run.batch_size)
 
     def step(number: int, share: float) -> None:
         model.train()
         schedule_step = config.optimizer.warmup_steps + int(share * SCHEDULE_STEPS)
         set_learning_rate(optimizers, schedule_step, SCHEDULE_STEPS, config.optimizer)
-        target = batch_pixels(train, number, slice(0, config.run.batch_size), config).to(device)
+        target = batch_pixels(train, scenes, number, slice(0, config.run.batch_size), config).to(device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             result = model(target)
         loss = reconstruction_loss(result.pixels, target, config.edge) + result.auxiliary

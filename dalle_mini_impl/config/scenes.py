@@ -1,4 +1,8 @@
-"""What composed scenes can be asked for."""
+"""What composed scenes can be asked for, and their part in a training."""
+
+from dataclasses import dataclass
+
+from dalle_mini_impl.config.ranges import Share
 
 JUDGED_TASKS = ("single", "two", "position", "counting", "colour", "two_colours")
 """Kinds of scenes after the tasks of GenEval, which `dalle evaluate scenes` can judge."""
@@ -6,3 +10,15 @@ TASKS = (*JUDGED_TASKS, "size", "turned", "look", "wearing")
 """Kinds of scenes."""
 LANGUAGES = ("en", "de", "no", "sl", "et", "nl")
 """Languages of their captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig:
+    """Scenes of the emoji set's pictures in every batch: composed anew for each row of each step, stored nowhere."""
+
+    store: str = ""
+    """The emoji set or a picture store of it, of whose training pictures scenes are composed; empty for no scenes."""
+    share: Share = 0.5
+    """Share of each batch that is scenes."""
+    tasks: tuple[str, ...] = TASKS
+    """Kinds of scenes, each as frequent as the others; see `dalle data scenes --help`."""

@@ -22,6 +22,7 @@ from dalle_mini_impl.config.ranges import (
     Width,
 )
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.config.scenes import ScenesConfig
 
 ORDERS = ("keyed", "permuted")
 """Values of `run.order`."""
@@ -162,6 +163,7 @@ class ImageTokenizerRun:
     """Checkpoint whose image tokenizer gives the initial weights and the settings in `model`: a shipped name, a folder
     or hf:USER/REPO. `model.image_size` may differ."""
     data: DataConfig = field(default_factory=DataConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -269,6 +271,7 @@ class TransformerRun:
     cache: str = ""
     """Folder of the token cache."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     text_tokenizer: str = ""
     """SentencePiece model file."""
     text_length: Length = 24
@@ -307,6 +310,7 @@ class ScorerRun:
     """Checkpoint whose scorer gives the initial weights, the settings in `model` and, if none is named, the text
     tokenizer: a shipped name, a folder or hf:USER/REPO."""
     data: DataConfig = field(default_factory=DataConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)

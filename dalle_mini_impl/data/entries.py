@@ -184,15 +184,20 @@ def entry_from_json(values: dict[str, Any]) -> PictureEntry:
 
 def concept_indices(entries: Iterable[PictureEntry]) -> np.ndarray:
     """An index (n,) int64 for each picture, equal for pictures of one concept: detail `concept`, else the key."""
-    return np.unique([_concept(entry) for entry in entries], return_inverse=True)[1]
+    return np.unique([concept_of(entry) for entry in entries], return_inverse=True)[1]
 
 
-def concept_hashes(entries: PictureEntries, indices: np.ndarray) -> np.ndarray:
-    """A number (m,) int64 for each of some pictures, equal for pictures of one concept, in whatever batch they are."""
-    return np.array([_hash(_concept(entries[int(index)])) for index in indices], np.uint64).view(np.int64)
+def concept_hashes(concepts: Sequence[str]) -> np.ndarray:
+    """A number (m,) int64 for each of some pictures, equal for pictures of one concept, in whatever batch they are.
+
+    Args:
+        concepts: of the pictures; see `concept_of`.
+    """
+    return np.array([_hash(concept) for concept in concepts], np.uint64).view(np.int64)
 
 
-def _concept(entry: PictureEntry) -> str:
+def concept_of(entry: PictureEntry) -> str:
+    """What a picture shows: its detail `concept`; its key where it has none."""
     return str(entry.details.get("concept", entry.key))
 
 

@@ -71,6 +71,12 @@ class PictureStore:
     version: str = ""
     """From `store_version`."""
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of the stored pictures."""
+        height, width = self.pixels.shape[1:3]
+        return height, width
+
     def __len__(self) -> int:
         return len(self.rows)
 

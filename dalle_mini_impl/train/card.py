@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.training import TransformerRun
@@ -22,5 +23,7 @@ def describe_run(config: TransformerRun, caches: Sequence[TokenCache], start_dat
     weights = {code: config.language_weights.get(code, 1.0) for code in sorted(found)}
     languages = tuple(sorted((code for code in weights if weights[code] > 0), key=lambda code: -weights[code]))
     data = tuple(f"{cache.header.source}: {len(cache)} pictures" for cache in caches if cache.header.source)
+    if config.scenes.store:
+        data += (f"scenes composed of {Path(config.scenes.store).name}",)
     about = config.about
     return replace(about, languages=about.languages or languages, data=about.data or data + start_data)

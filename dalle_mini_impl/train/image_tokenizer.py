@@ -38,6 +38,7 @@ from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices, continue_order
 from dalle_mini_impl.train.shared.run_record import make_record
+from dalle_mini_impl.train.shared.scene_rows import SceneRows, open_scenes, with_scenes
 from dalle_mini_impl.train.shared.start import load_image_tokenizer_weights, open_start
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
@@ -51,18 +52,24 @@ SHEET_PICTURES = 32
 """Pictures on the before/after sheet."""
 
 
-def batch_pictures(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> ChangedPictures:
-    """Some rows of a step's global batch, and how they are augmented."""
+def batch_pictures(
+    store: PictureStore, scenes: SceneRows, step: int, rows: slice, config: ImageTokenizerRun
+) -> ChangedPictures:
+    """Some rows of a step's global batch, scenes last, and how they are augmented."""
     run = config.run
-    indices = batch_indices(step, run.batch_size, len(store), run)[rows]
-    changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
-    may_flip = store.entries.may_flip(indices)
-    return change_pictures(store.take(indices), may_flip, changes, config.augment.keep_inside)
+    scene_rows, pictures = scenes.split(rows)
+    numbers = list(pictures.values())
+    indices = batch_indices(step, scenes.pictures, len(store), run)[numbers]
+    changes = random_changes(scenes.pictures, config.augment, loop.generator_for(run.seed, step))[numbers]
+    parts = (store.take(indices), store.entries.may_flip(indices), changes)
+    parts = with_scenes(*parts, [scenes.compose(step, row) for row in scene_rows])
+    return change_pictures(*parts, config.augment.keep_inside)
 
 
-def batch_pixels(store: PictureStore, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
-    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch."""
-    return changed_pixels(batch_pictures(store, step, rows, config), config.model.size, config.augment.keep_inside)
+def batch_pixels(store: PictureStore, scenes: SceneRows, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
+    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch, scenes last."""
+    pictures = batch_pictures(store, scenes, step, rows, config)
+    return changed_pixels(pictures, config.model.size, config.augment.keep_inside)
 
 
 def pixels_on(device: torch.device, batch: Tensor | ChangedPictures, config: ImageTokenizerRun) -> Tensor:
@@ -176,6 +183,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         size = config.model.size
         train = open_store(config.data, "train", captions="optional", picture_size=size)
         validation = open_store(config.data, "validation", captions="optional", picture_size=size)
+        scenes = open_scenes(config.scenes, run, train.frame)
     # Built after the Accelerator, because codebooks decide at construction whether to synchronise over processes.
     with memory.bounded_networks():
         tokenizer = ImageTokenizer(config.model, config.commitment, config.entropy)
@@ -200,7 +208,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
     guard = DivergenceGuard(everything, optimizers, ema)
     process_tensors["guard"] = guard.state
-    record = make_record(config, start.identities, train.version)
+    record = make_record(config, start.identities, train.version + scenes.version)
     first = load_state(accelerator, run, everything, optimizers, ema, record, **process_tensors) if resume else 0
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)
@@ -208,7 +216,9 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     # A GPU resamples the pictures itself; on a CPU that is work for those who make batches.
     make = batch_pictures if accelerator.device.type == "cuda" else batch_pixels
     slices = loop.pass_rows(accelerator, run)
-    batches = loader.passes(lambda step, rows: make(train, step, rows, config), slices, first, run, accelerator.device)
+    batches = loader.passes(
+        lambda step, rows: make(train, scenes, step, rows, config), slices, first, run, accelerator.device
+    )
 
     for step, run in log.steps():
         config = replace(config, run=run)
@@ -234,7 +244,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         latest = accepted_figures(guard, figures, log) if loop.is_looked_at(step, run) else {}
         if latest and loop.is_due(step, run.log_every, run):
             log.record(step, **latest, **codebook_usage.figures())
-        if (step + 1) * run.batch_size // len(train) > step * run.batch_size // len(train):
+        if (step + 1) * scenes.pictures // len(train) > step * scenes.pictures // len(train):
             codebook_usage.end_epoch(log)
         if loop.is_due(step, run.validate_every, run):
             sheet = sheet_path(step, run) if accelerator.is_main_process else None

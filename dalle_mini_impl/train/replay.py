@@ -18,12 +18,13 @@ class Replay:
     """How many rows of each batch are theirs: the last ones."""
 
 
-def open_replay(config: TransformerRun, train: TokenCache) -> Replay | None:
+def open_replay(config: TransformerRun, train: TokenCache, pictures: int) -> Replay | None:
     """Open the token cache that `replay` names.
 
     Args:
         config: settings of the stage.
         train: image ids of the training pictures.
+        pictures: rows of each batch that are no scenes.
 
     Returns:
         The earlier pictures; None if `replay` names no cache.
@@ -35,10 +36,10 @@ def open_replay(config: TransformerRun, train: TokenCache) -> Replay | None:
     if not config.replay.cache:
         return None
     cache = open_cache(config.replay.cache, "train", train.header.image_tokenizer)
-    rows = round(config.replay.share * config.run.batch_size)
-    if not 0 < rows < config.run.batch_size:
+    rows = round(config.replay.share * pictures)
+    if not 0 < rows < pictures:
         raise UserError(
-            f"expected replay.share of which a batch of {config.run.batch_size} has pictures of both kinds, got "
+            f"expected replay.share of which a batch of {pictures} has pictures of both kinds, got "
             f"{config.replay.share:g}; change it, or leave replay.cache out"
         )
     counts = [0 if part.likely_ids is None else part.likely_ids.shape[-1] for part in (train, cache)]
@@ -51,10 +52,10 @@ def open_replay(config: TransformerRun, train: TokenCache) -> Replay | None:
 
 
 def batch_pictures(
-    cache: TokenCache, captions: CaptionSampler, replay: Replay | None, step: int, run: RunConfig
+    cache: TokenCache, captions: CaptionSampler, replay: Replay | None, step: int, pictures: int, run: RunConfig
 ) -> list[tuple[TokenCache, CaptionSampler, int]]:
-    """The pictures of a step's global batch: the token cache of each, its captions and its index there."""
-    own = run.batch_size - (replay.rows if replay else 0)
+    """The `pictures` of a step's global batch: the token cache of each, its captions and its index there."""
+    own = pictures - (replay.rows if replay else 0)
     sources = [(cache, captions, own)] + ([(replay.cache, replay.captions, replay.rows)] if replay else [])
     return [
         (part, sampler, index) for part, sampler, rows in sources for index in batch_indices(step, rows, len(part), run)

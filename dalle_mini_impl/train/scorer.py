@@ -22,7 +22,7 @@ from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import ScorerRun
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
-from dalle_mini_impl.data.entries import concept_hashes, concept_indices
+from dalle_mini_impl.data.entries import concept_hashes, concept_indices, concept_of
 from dalle_mini_impl.data.pair import caption_in_language
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import CaptionSampler, describe_cut_captions
@@ -39,6 +39,7 @@ from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices, continue_order
 from dalle_mini_impl.train.shared.run_record import make_record
+from dalle_mini_impl.train.shared.scene_rows import SceneRows, open_scenes, with_scenes
 from dalle_mini_impl.train.shared.start import (
     add_image_tokenizer,
     load_scorer_weights,
@@ -93,6 +94,7 @@ class ScorerBatch(NamedTuple):
 
 def make_batch(
     store: PictureStore,
+    scenes: SceneRows,
     captions: CaptionSampler,
     tokenizer: TextTokenizer,
     decoded_size: tuple[int, int] | None,
@@ -100,11 +102,15 @@ def make_batch(
     step: int,
     rows: slice,
 ) -> ScorerBatch:
-    """Some rows of a step's global batch, before any picture is reconstructed.
+    """Some rows of a step's global batch, scenes last, before any picture is reconstructed.
+
+    Every second scene is the one before it with one thing changed, such as a colour: without these the scorer need only
+    look at what is shown.
 
     Args:
         store: the training pictures.
-        captions: samples their captions.
+        scenes: which rows are scenes.
+        captions: samples the captions of the pictures.
         tokenizer: encodes the captions.
         decoded_size: height and width of the image tokenizer's pictures; None if none is reconstructed.
         config: settings of the stage.
@@ -113,26 +119,33 @@ def make_batch(
     """
     run = config.run
     size = (config.model.image_size,) * 2
-    indices = batch_indices(step, run.batch_size, len(store), run)[rows]
-    changes = random_changes(run.batch_size, config.augment, loop.generator_for(run.seed, step))[rows]
-    may_flip = store.entries.may_flip(indices)
-    pixels = augmented_pixels(store.take(indices), may_flip, changes, size, config.augment.keep_inside)
+    scene_rows, pictures = scenes.split(rows)
+    numbers = list(pictures.values())
+    indices = batch_indices(step, scenes.pictures, len(store), run)[numbers]
+    changes = random_changes(scenes.pictures, config.augment, loop.generator_for(run.seed, step))[numbers]
+    composed = [scenes.compose_pair(step, row) for row in scene_rows]
+    rgba, may_flip, changes = with_scenes(store.take(indices), store.entries.may_flip(indices), changes, composed)
+    pixels = augmented_pixels(rgba, may_flip, changes, size, config.augment.keep_inside)
     text_ids: list[list[int]] = []
     is_reconstructed: list[bool] = []
-    for row, index in zip(range(*rows.indices(run.batch_size)), indices, strict=True):
+    for place, row in enumerate([*pictures, *scene_rows]):
         random = np.random.default_rng([run.seed, step, row])
         is_reconstructed.append(random.random() < config.reconstructed_share)
-        for _ in range(config.captions):
-            text = captions.sample(int(index), random).text
+        for number in range(config.captions):
+            if place < len(indices):
+                text = captions.sample(int(indices[place]), random).text
+            else:
+                text = scenes.caption(composed[place - len(indices)], step, row, number)
             ids = tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.model.text_length)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
     chosen = np.array(is_reconstructed) & (decoded_size is not None)
     originals = pixels[chosen]
     if decoded_size not in (None, size) and chosen.any():  # squashed only after decoding, as candidates are
         originals = augmented_pixels(
-            store.take(indices[chosen]), may_flip[chosen], changes[chosen], decoded_size, config.augment.keep_inside
+            rgba[chosen], may_flip[chosen], changes[chosen], decoded_size, config.augment.keep_inside
         )
-    concepts = torch.from_numpy(concept_hashes(store.entries, indices))
+    shown = [*(concept_of(store.entries[int(index)]) for index in indices), *(scene.plan.name for scene in composed)]
+    concepts = torch.from_numpy(concept_hashes(shown))
     return ScorerBatch(pixels, torch.tensor(text_ids), concepts, torch.from_numpy(chosen), originals)
 
 
@@ -199,7 +212,8 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         size = (config.model.image_size,) * 2
         train = open_store(config.data, "train", picture_size=size, any_proportions=True)
         validation = open_store(config.data, "validation", picture_size=size, any_proportions=True)
-    if train.pixels.shape[1] != train.pixels.shape[2]:
+        scenes = open_scenes(config.scenes, run, train.frame, config.language_weights)
+    if train.frame[0] != train.frame[1]:
         config = replace(config, model=replace(config.model, fit="squash"))
     identities = {"text_tokenizer": tokenizer.identity, **start.identities}
     image_tokenizer = None
@@ -215,7 +229,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     ema = Ema(clip.to(accelerator.device), run.ema)
     model = accelerator.prepare(clip)
     optimizers = build_optimizers(clip, config.optimizer)
-    record = make_record(config, identities, train.version)
+    record = make_record(config, identities, train.version + scenes.version)
     first = load_state(accelerator, run, model, optimizers, ema, record) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if origin:
@@ -227,7 +241,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     mean_loss = 0.0
     decoded_size = image_tokenizer.config.size if image_tokenizer else None
     batches = loader.passes(
-        lambda step, rows: make_batch(train, captions, tokenizer, decoded_size, config, step, rows),
+        lambda step, rows: make_batch(train, scenes, captions, tokenizer, decoded_size, config, step, rows),
         loop.pass_rows(accelerator, run),
         first,
         run,

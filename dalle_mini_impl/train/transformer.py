@@ -29,9 +29,9 @@ from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.lora import add_adapters, with_merged_adapters
-from dalle_mini_impl.train.losses.image_targets import check_targets, sample_ids
+from dalle_mini_impl.train.losses.image_targets import check_targets
 from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
-from dalle_mini_impl.train.replay import Replay, batch_pictures, open_replay
+from dalle_mini_impl.train.replay import open_replay
 from dalle_mini_impl.train.shared import fsdp, loader, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.figures import Figures
@@ -40,6 +40,7 @@ from dalle_mini_impl.train.shared.order import continue_order
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.sample_prompts import SamplePrompt, choose_prompts, describe_prompts, save_sheet
+from dalle_mini_impl.train.shared.scene_rows import open_scenes
 from dalle_mini_impl.train.shared.start import (
     add_image_tokenizer,
     load_transformer_weights,
@@ -48,6 +49,8 @@ from dalle_mini_impl.train.shared.start import (
 )
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
+from dalle_mini_impl.train.stream_batch import fill_scenes, make_batch, to_device
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
 T = TypeVar("T")
@@ -56,72 +59,6 @@ VALIDATION_PICTURES = 512
 """Largest number of held-out pictures in a validation."""
 VALIDATION_BATCH = 64
 SAMPLES_PER_PROMPT = 4
-
-
-def make_batch(
-    cache: TokenCache,
-    captions: CaptionSampler,
-    tokenizer: TextTokenizer,
-    stream: Stream,
-    config: TransformerRun,
-    step: int,
-    rows: slice,
-    replay: Replay | None = None,
-) -> tuple[Tensor, ...]:
-    """Some rows of a step's global batch.
-
-    Args:
-        cache: image ids of the training pictures.
-        captions: samples their captions.
-        tokenizer: encodes the captions.
-        stream: layout of the stream.
-        config: settings of the stage.
-        step: optimizer step, from 0.
-        rows: B rows of the batch.
-        replay: pictures of an earlier training, for the last rows of each batch.
-
-    Returns:
-        The arguments of `StreamLoss`: inputs and targets (B, T - 1); with `image_targets: soft` also likely ids and
-        their probabilities (B, h × w, k).
-    """
-    run = config.run
-    pictures = batch_pictures(cache, captions, replay, step, run)[rows]
-    texts: list[list[int]] = []
-    target_ids: list[np.ndarray] = []
-    input_ids: list[np.ndarray] = []
-    hidden: list[np.ndarray] = []
-    distributions: list[tuple[np.ndarray, np.ndarray]] = []
-    for row, (source, sampler, index) in zip(range(*rows.indices(run.batch_size)), pictures, strict=True):
-        random = np.random.default_rng([run.seed, step, row])
-        variant = int(random.integers(source.image_ids.shape[1]))
-        ids = source.image_ids[index, variant].astype(np.int64)
-        if config.image_targets != "argmax":
-            distributions.append(source.distribution(index, variant))
-            # From a separate generator, so that all other random numbers are the same for all kinds of targets.
-            ids = sample_ids(*distributions[-1], np.random.default_rng([run.seed, step, row, 1]))
-        target_ids.append(ids)
-        input_ids.append(corrupt(ids, source, config.id_corruption, random))
-        hidden_share = random.random() * (random.random() < config.id_dropout)
-        hidden.append(random.random(ids.size) < hidden_share)
-        if random.random() < config.caption_dropout:
-            texts.append([])
-        else:
-            text = sampler.sample(index, random).text
-            texts.append(tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.text_length))
-    prefix = stream.prefix(texts)
-    targets = stream.join(prefix, torch.from_numpy(np.stack(target_ids)))
-    inputs = stream.join(prefix, torch.from_numpy(np.stack(input_ids)))
-    inputs[:, prefix.shape[1] :][torch.from_numpy(np.stack(hidden))] = stream.config.bos_id
-    batch = (inputs[:, :-1], targets[:, 1:])
-    if config.image_targets != "soft":
-        return batch
-    return batch + tuple(torch.from_numpy(np.stack(part)).flatten(1, 2) for part in zip(*distributions, strict=True))
-
-
-def corrupt(image_ids: np.ndarray, cache: TokenCache, share: float, random: np.random.Generator) -> np.ndarray:
-    """Replace a share of the ids (h, w) by those of another picture, which resemble a model's own sampling errors."""
-    other_ids = cache.image_ids[random.integers(len(cache)), random.integers(cache.image_ids.shape[1])]
-    return np.where(random.random(image_ids.shape) < share, other_ids, image_ids)
 
 
 @torch.inference_mode()
@@ -188,8 +125,14 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     train = open_cache(config.cache, "train", identity)
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)
+    scenes = open_scenes(config.scenes, run, image_tokenizer.config.size, config.language_weights)
+    if scenes.count and config.image_targets != "argmax":
+        raise UserError(
+            f"expected image_targets argmax beside scenes, got {config.image_targets}; "
+            f"set it, or leave scenes.store out"
+        )
     captions = CaptionSampler(train.entries, config.language_weights)
-    replay = open_replay(config, train)
+    replay = open_replay(config, train, scenes.pictures)
     about = describe_run(config, [train, *([replay.cache] if replay else [])], start.data)
     layout = StreamConfig(
         text_length=config.text_length,
@@ -219,7 +162,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
     identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity, **start.identities}
-    record = make_record(config, identities, train.version + (replay.cache.version if replay else ""))
+    record = make_record(config, identities, train.version + (replay.cache.version if replay else "") + scenes.version)
     first = load_state(accelerator, run, losses, optimizers, ema, record, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if origin:
@@ -232,7 +175,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     forward = torch.compile(model) if run.compile else model
     figures = Figures()
     batches = loader.passes(
-        lambda step, rows: make_batch(train, captions, tokenizer, stream, config, step, rows, replay),
+        lambda step, rows: make_batch(train, captions, tokenizer, stream, config, step, rows, scenes, replay),
         loop.pass_rows(accelerator, run),
         first,
         run,
@@ -255,9 +198,9 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
         passes: list[Tensor] = []
         for _ in loop.exchanging_in_last(range(run.accumulation), model):
-            batch = (part.to(accelerator.device, non_blocking=True) for part in next(batches))
             with accelerator.autocast():
-                text, image = forward(*batch)
+                batch = fill_scenes(to_device(next(batches), accelerator.device), image_tokenizer, stream)
+                text, image = forward(batch.inputs, batch.targets, batch.likely_ids, batch.probabilities)
             loss = weighted_loss(text, image, config.image_weight)
             accelerator.backward(loss / run.accumulation)
             passes.append(torch.stack([text.detach(), image.detach()]))

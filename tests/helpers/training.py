@@ -29,8 +29,10 @@ from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.token_cache import CaptionSampler, open_cache
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.stream import Stream
-from dalle_mini_impl.train import stages, transformer
+from dalle_mini_impl.train import stages
 from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
+from dalle_mini_impl.train.stream_batch import make_batch
 
 ROOT = Path(__file__).parents[2]
 STAGES = [stage.file_name for stage in stages.STAGES.values()]
@@ -354,10 +356,12 @@ class BatchMaker:
         self.tokenizer = load_text_tokenizer(home.folder / "model")
         self.stream = Stream(load_transformer(home.folder / "model")[1])
         self.captions = CaptionSampler(self.cache.entries, {})
+        self.parts = 4 if self.config.image_targets == "soft" else 2
 
     def make(self, step=3, rows=slice(0, 12)):
-        """Some rows of the batch of one step."""
-        return transformer.make_batch(self.cache, self.captions, self.tokenizer, self.stream, self.config, step, rows)
+        """Inputs, targets and, if soft, likely ids and probabilities of some rows of one step's batch."""
+        parts = (self.cache, self.captions, self.tokenizer, self.stream, self.config)
+        return make_batch(*parts, step, rows, SceneRows(self.config.run.batch_size))[: self.parts]
 
     def make_many(self, steps=40):
         """Inputs and targets of several steps, concatenated."""

@@ -19,6 +19,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.painting.painter import Painter, PaintSettings
 from dalle_mini_impl.painting.targets import parse_targets
 from dalle_mini_impl.train import scorer as scorer_stage
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
 
 HEIGHT, WIDTH = 24, 40
 SHORT = ("run.steps=2", "run.validate_every=2", "run.sample_every=2")
@@ -140,7 +141,7 @@ def test_reconstructed_pictures_of_the_scorer_are_squashed_after_decoding(wide, 
     )
     captions = scorer_stage.CaptionSampler(store.entries, {})
     size = model.image_tokenizer.config.size
-    batch = scorer_stage.make_batch(store, captions, model.text_tokenizer, size, config, 0, slice(0, 5))
+    batch = scorer_stage.make_batch(store, SceneRows(12), captions, model.text_tokenizer, size, config, 0, slice(0, 5))
     pixels = scorer_stage.reconstruct(batch, model.image_tokenizer)
     assert sizes == [(HEIGHT, WIDTH)]
     assert pixels.shape == (5, 3, 16, 16)

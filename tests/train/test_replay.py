@@ -8,8 +8,9 @@ import torch
 from helpers.training import BatchMaker, Home, interrupt, outcome
 
 from dalle_mini_impl.checkpoint.settings import load_settings
-from dalle_mini_impl.train import transformer
-from dalle_mini_impl.train.replay import open_replay
+from dalle_mini_impl.train.replay import batch_pictures, open_replay
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
+from dalle_mini_impl.train.stream_batch import make_batch
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -27,12 +28,12 @@ def replay(home, share=0.25):
 
 def batches(maker, steps, rows=slice(0, 12)):
     """Batches in which the ids of all own pictures are 1, those of all earlier ones 2."""
-    mixed = open_replay(maker.config, maker.cache)
+    mixed = open_replay(maker.config, maker.cache, 12)
     assert mixed is not None
     own = replace(maker.cache, image_ids=np.full_like(maker.cache.image_ids, 1))
     mixed = replace(mixed, cache=replace(mixed.cache, image_ids=np.full_like(mixed.cache.image_ids, 2)))
     parts = (own, maker.captions, maker.tokenizer, maker.stream, maker.config)
-    return [transformer.make_batch(*parts, step, rows, mixed)[1] for step in range(steps)]
+    return [make_batch(*parts, step, rows, SceneRows(12), mixed).targets for step in range(steps)]
 
 
 def test_the_last_rows_of_each_batch_are_earlier_pictures(trained, earlier):
@@ -44,12 +45,10 @@ def test_the_last_rows_of_each_batch_are_earlier_pictures(trained, earlier):
 
 def test_each_kind_has_epochs_of_its_own(trained, earlier):
     maker = BatchMaker(trained, *replay(earlier, 0.5))
-    mixed = open_replay(maker.config, maker.cache)
+    mixed = open_replay(maker.config, maker.cache, 12)
     count = len(maker.cache)
     steps = -(-count // 6)
-    chosen = [
-        transformer.batch_pictures(maker.cache, maker.captions, mixed, step, maker.config.run) for step in range(steps)
-    ]
+    chosen = [batch_pictures(maker.cache, maker.captions, mixed, step, 12, maker.config.run) for step in range(steps)]
     for cache in (maker.cache, mixed.cache):
         indices = [index for batch in chosen for source, _, index in batch if source is cache]
         assert sorted(indices[:count]) == list(range(count))

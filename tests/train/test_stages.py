@@ -24,7 +24,7 @@ from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import pixels_on_white
-from dalle_mini_impl.data.entries import PictureEntries, PictureEntry, concept_hashes, write_entries
+from dalle_mini_impl.data.entries import PictureEntries, PictureEntry, concept_hashes, concept_of, write_entries
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import (
@@ -37,9 +37,10 @@ from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.sampling.generate import Prompt, generate
 from dalle_mini_impl.scorer.scorer import Scorer
-from dalle_mini_impl.train import encode, image_tokenizer, scorer, text_tokenizer, transformer
+from dalle_mini_impl.train import encode, image_tokenizer, scorer, stream_batch, text_tokenizer, transformer
 from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.adversary import Adversary
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.util.images import read_metadata
 
 TRAINED = ("image_tokenizer", "transformer", "scorer")
@@ -300,13 +301,13 @@ def test_text_tokenizer_learns_each_training_caption_once(trained, tmp_path, mon
 
 def test_pixels_of_some_rows_equal_those_of_the_whole_batch(trained):
     config = config_of(trained, "image_tokenizer")
-    store = open_store(config.data, "train")
-    whole = image_tokenizer.batch_pixels(store, 3, slice(0, 12), config)
+    store, scenes = open_store(config.data, "train"), SceneRows(12)
+    whole = image_tokenizer.batch_pixels(store, scenes, 3, slice(0, 12), config)
     assert whole.shape == (12, 3, 16, 16)
     for rows in (slice(0, 5), slice(5, 12)):
-        assert torch.equal(image_tokenizer.batch_pixels(store, 3, rows, config), whole[rows])
-    assert not torch.equal(image_tokenizer.batch_pixels(store, 4, slice(0, 12), config), whole)
-    on_device = image_tokenizer.batch_pictures(store, 3, slice(0, 12), config)  # as for a GPU
+        assert torch.equal(image_tokenizer.batch_pixels(store, scenes, 3, rows, config), whole[rows])
+    assert not torch.equal(image_tokenizer.batch_pixels(store, scenes, 4, slice(0, 12), config), whole)
+    on_device = image_tokenizer.batch_pictures(store, scenes, 3, slice(0, 12), config)  # as for a GPU
     assert on_device.rgba.dtype == torch.uint8
     assert torch.equal(image_tokenizer.pixels_on(torch.device("cpu"), on_device, config), whole)
 
@@ -496,8 +497,8 @@ def test_corruption_takes_ids_from_one_other_picture():
     cache = TokenCache(CacheHeader("x", 90, (3, 5)), ids, [None, None])
     mine = np.full((3, 5), 1000)
     random = np.random.default_rng(1)
-    assert (transformer.corrupt(mine, cache, 0.0, random) == mine).all()
-    replaced = transformer.corrupt(mine, cache, 0.5, random)
+    assert (stream_batch.corrupt(mine, cache, 0.0, random) == mine).all()
+    replaced = stream_batch.corrupt(mine, cache, 0.5, random)
     taken = replaced != mine
     assert 0 < taken.sum() < 15
     assert any((replaced == np.where(taken, variant, mine)).all() for variant in ids.reshape(6, 3, 5))
@@ -597,7 +598,7 @@ def test_scorer_batches_hold_the_configured_share_of_reconstructions(trained, re
 
     def draw(rows):
         captions = CaptionSampler(store.entries, {})
-        batch = scorer.make_batch(store, captions, tokenizer, (16, 16), config, 3, rows)
+        batch = scorer.make_batch(store, SceneRows(12), captions, tokenizer, (16, 16), config, 3, rows)
         return scorer.reconstruct(batch, Through()), batch.text_ids, batch.concepts
 
     pixels, text_ids, concepts = draw(slice(0, 12))
@@ -621,14 +622,15 @@ def test_each_picture_has_the_configured_number_of_captions(trained):
     config = config_of(trained, "scorer", "captions=3", "bpe_dropout=0", "reconstructed_share=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
     captions = CaptionSampler(store.entries, {})
-    batch = scorer.make_batch(store, captions, tokenizer, None, config, 3, slice(2, 7))
+    batch = scorer.make_batch(store, SceneRows(12), captions, tokenizer, None, config, 3, slice(2, 7))
     pixels, text_ids, concepts = batch[:3]
     assert text_ids.shape == (3 * len(pixels), 11) == (15, 11)
     captions_of_each = [
         {tuple(tokenizer.cut_or_pad(tokenizer.encode(caption.text), 11, add_eos=True)) for caption in entry.captions}
         for entry in store.entries
     ]
-    known = dict(zip(concept_hashes(store.entries, np.arange(len(store))).tolist(), captions_of_each, strict=True))
+    concepts_of_all = concept_hashes([concept_of(entry) for entry in store.entries]).tolist()
+    known = dict(zip(concepts_of_all, captions_of_each, strict=True))
     for concept, rows in zip(concepts.tolist(), text_ids.unflatten(0, (5, 3)).tolist(), strict=True):
         assert {tuple(row) for row in rows} <= known[concept]
     assert len({tuple(row) for row in text_ids.tolist()}) > 5

@@ -24,7 +24,6 @@ from dalle_mini_impl.cli.options import (
 )
 from dalle_mini_impl.cli.outputs import PNG_FILE
 from dalle_mini_impl.config.scenes import JUDGED_TASKS, LANGUAGES
-from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.tables import aligned_table
 
 if TYPE_CHECKING:
@@ -99,8 +98,6 @@ def scenes(
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
         store = open_reference_pictures(data, dalle.image_tokenizer.config.size).store
     art = scene_art(store)
-    if not art.rows:
-        raise UserError(f"expected the emoji set with transparency, got {data}, which has none of its things")
     scene_judge = build_scene_judge(art, judge)
     echo(
         f"{len(scene_judge.concepts)} things by {', '.join(scene_judge.vendors)}; share of captions that are shown "

@@ -55,11 +55,6 @@ def write_scenes(
         UserError: the store has no art that scenes can be made of, or `split` has no scene of these tasks.
     """
     art = scene_art(store)
-    if not art.rows:
-        raise UserError(
-            "the store has no picture that scenes can be made of; expected one of the emoji set, with transparency; "
-            "build it with `dalle data emoji` and `dalle data store`"
-        )
     used: dict[str, Counter[str]] = {"tasks": Counter(), "vendors": Counter(), "languages": Counter()}
     with replace_folder(out, CONTENTS) as folder:
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:

@@ -16,6 +16,7 @@ from dalle_mini_impl.data.scenes.layout import boxes, fitted, overlapping_boxes
 from dalle_mini_impl.data.scenes.looks import turn, with_look
 from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan, Split, draw_plan
 from dalle_mini_impl.data.scenes.wearing import WORN, Wardrobe, dress, find_face, is_head
+from dalle_mini_impl.util.errors import UserError
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
 """Unicode groups of what can stand in a scene."""
@@ -73,6 +74,9 @@ def scene_art(store: PictureStore) -> SceneArt:
 
     Left out are groups other than `GROUPS`, names that no caption can be made of (see `is_plain_name`), and drawings
     that fill their frame. Heads of any group are kept as well where they can wear something, and what can be worn.
+
+    Raises:
+        UserError: no picture is left.
     """
     rows: dict[str, dict[str, int]] = defaultdict(dict)
     names: dict[str, dict[str, str]] = {language: {} for language in LANGUAGES}
@@ -100,6 +104,11 @@ def scene_art(store: PictureStore) -> SceneArt:
             if len(texts) > 1:  # the name, then the name with the style word
                 names[language][concept] = texts[0]
                 styles.setdefault(vendor, texts[1].removeprefix(f"{texts[0]}, "))
+    if not rows:
+        raise UserError(
+            "expected the emoji set with transparency, got pictures of which none can stand in a scene; "
+            "build it with `dalle data emoji` and `dalle data store`"
+        )
     named = set.intersection(*(set(table) for table in names.values()))
     wardrobes = {vendor: wardrobe.only(named) for vendor, wardrobe in wardrobes.items()}
     return SceneArt(store, dict(rows), names, styles, wardrobes)
@@ -152,9 +161,13 @@ def compose_scene(
     else:
         raise ValueError(f"expected drawings that {', '.join(tasks)} can be made of, found none")
     language = str(random.choice(list(languages)))
+    return Scene(image, plan, worded(art, plan, vendor, language, random), language, vendor)
+
+
+def worded(art: SceneArt, plan: ScenePlan, vendor: str, language: str, random: np.random.Generator) -> str:
+    """A caption of a scene of a vendor's art, some with the vendor's style word."""
     style = art.styles.get(vendor, "") if random.random() < STYLE_SHARE else ""
-    caption = scene_caption(plan, art.names[language], language, random, style)
-    return Scene(image, plan, caption, language, vendor)
+    return scene_caption(plan, art.names[language], language, random, style)
 
 
 def draw_scene(

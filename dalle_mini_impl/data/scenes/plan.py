@@ -1,7 +1,7 @@
 """What a scene shows: drawn at random from a list of concepts, with a fixed part of all combinations held out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -60,6 +60,12 @@ class ScenePlan:
     """A name in `COLOURS`; empty for white that is not named."""
     look: str = ""
     """One of `LOOKS`; empty for the art as it is."""
+
+    @property
+    def name(self) -> str:
+        """Equal for plans that show the same; of a single thing as it is, on white, its concept."""
+        plain = ScenePlan(self.task, (SceneObject(self.objects[0].concept),))
+        return self.objects[0].concept if self == plain else repr(replace(self, task=""))
 
 
 def is_held_out(*parts: str) -> bool:

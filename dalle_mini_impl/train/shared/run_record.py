@@ -7,7 +7,7 @@ from typing import Any
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.util.errors import UserError
 
-FIXED = ("model", "start_from", "lora", "replay.share", "run.seed", "run.order", "run.batch_size")
+FIXED = ("model", "start_from", "lora", "replay.share", "scenes", "run.seed", "run.order", "run.batch_size")
 """Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
 come in an epoch are others."""
 OF_OLD_VERSIONS = {"run.order": "permuted"}

@@ -2,47 +2,20 @@
 
 import json
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.emoji import make_emoji_set
 from PIL import Image
 
 from dalle_mini_impl.cli.data import data
 from dalle_mini_impl.config.scenes import LANGUAGES
-from dalle_mini_impl.data.emoji.art import VENDORS
-from dalle_mini_impl.data.emoji.build import EmojiSet, write_set
-from dalle_mini_impl.data.emoji.captions import LANGUAGES as ALL_LANGUAGES
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import read_pairs
 
 
 @pytest.fixture(scope="module")
 def emoji_set(tmp_path_factory):
-    """A set of 12 emoji by the first two vendors, each a square."""
-    folder = tmp_path_factory.mktemp("set")
-    emojis = [chr(0x1F400 + number) for number in range(12)]
-    pixels = np.zeros((12, 2, 32, 32, 4), np.uint8)
-    for number in range(12):
-        for vendor in range(2):
-            pixels[number, vendor, 6:26, 6:26] = (20 * number, 200 * vendor, 90, 255)
-    write_set(
-        folder,
-        EmojiSet(
-            table={one: {"name": f"animal {n}", "group": "Animals & Nature"} for n, one in enumerate(emojis)},
-            vendors=VENDORS[:2],
-            pictures={
-                (one, VENDORS[v].name): Image.fromarray(pixels[n, v], "RGBA")
-                for n, one in enumerate(emojis)
-                for v in range(2)
-            },
-            annotations={
-                language: {one: (f"{language} {n}", []) for n, one in enumerate(emojis)} for language in ALL_LANGUAGES
-            },
-            sources=[],
-        ),
-        32,
-    )
-    return folder
+    return make_emoji_set(tmp_path_factory.mktemp("set"))
 
 
 def written(folder):
@@ -84,7 +57,7 @@ def test_pictures_of_another_set_are_refused(tmp_path, refused):
         Image.new("RGB", (40, 40), (60 * number, 9, 9)).save(tmp_path / "mine" / f"{number}.png")
         (tmp_path / "mine" / f"{number}.txt").write_text(f"picture {number}")
     message = refused("data", "scenes", tmp_path / "mine", "--out", tmp_path / "out")
-    assert "no picture that scenes can be made of" in message
+    assert "got pictures of which none can stand in a scene" in message
     assert not (tmp_path / "out").exists()
 
 
