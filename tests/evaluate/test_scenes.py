@@ -212,3 +212,12 @@ def test_other_data_are_refused_in_one_line(refused, tiny_model, trained):
     error = refused("evaluate", "scenes", tiny_model, "--data", trained.folder / "store")
     assert "expected the emoji set" in error
     assert error.count("\n") == 1
+
+
+def test_what_cannot_be_judged_is_left_out(judge, refused):
+    scenes = scenes_of(judge.art, SceneSettings(scenes=30), "position", "train", "en")
+    assert len(scenes) == 30
+    assert {scene.plan.relation for scene in scenes} == {"left", "right", "above", "below"}
+    error = refused("evaluate", "scenes", "--task", "wearing")
+    assert "'wearing' is not one of 'single', 'two', 'position', 'counting', 'colour', 'two_colours'" in error
+    assert error.count("\n") == 1
