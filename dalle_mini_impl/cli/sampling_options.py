@@ -62,6 +62,12 @@ sampling_options = add_options(
         ),
         click.option("--negative", default="", help="What the pictures should not show."),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
+        click.option(
+            "--diversity",
+            type=FiniteFloat(),
+            metavar="X",
+            help="Keep good pictures that differ, more so the higher; needs a scorer.  [default: the model's]",
+        ),
         scorer_option(
             "Rank by this scorer: shipped name, checkpoint folder, hf:FOLDER-OR-NAME or open_clip:MODEL:PRETRAINED.  "
             "[default: the model's]",
@@ -132,12 +138,13 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: more is to be kept than drawn, --seeds contradicts another option, or --rank leaves --scorer unused.
     """
-    if options["scorer"] and options["rank"] in ("likelihood", "none"):
-        raise UserError(
-            f"expected --rank both or clip with --scorer, got --rank {options['rank']}, which uses no scorer; leave "
-            f"one out"
-        )
-    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "prune", "tile")
+    for name in ("scorer", "diversity"):
+        if options[name] and options["rank"] in ("likelihood", "none"):
+            raise UserError(
+                f"expected --rank both or clip with --{name}, got --rank {options['rank']}, which uses no scorer; "
+                f"leave one out"
+            )
+    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile")
     arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:

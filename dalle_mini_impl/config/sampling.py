@@ -25,6 +25,9 @@ class SamplingConfig:
     rank: str = "auto"
     """What orders candidates: `likelihood`, `clip`, `both`, `none`, or `auto`, which is `both` where there is a scorer
     and `likelihood` otherwise."""
+    diversity: float = 0.0
+    """How much a kept picture should differ from those kept before it, where the scorer ranks; 0 keeps the best however
+    alike they are."""
     prune: bool = False
     """Drop the less likely candidates while sampling, so that only a quarter of them, or `keep`, is finished."""
     tile: bool = False

@@ -151,6 +151,9 @@ class DalleMini:
         log-probability given the prompt, with `clip` those whose CLIP embedding has the highest cosine with the
         prompt's, with `both` those with the highest sum of log-probability and scaled cosine; `none` keeps the order of
         the seeds. `auto` is `both` where the model has a scorer. A model without scorer ranks by likelihood.
+        With `diversity` the first picture is the best, and each further one good and unlike those before: similarity to
+        the nearest of them, by the scorer's embeddings, counts against it as much as `diversity` times as much
+        similarity to the prompt counts for it.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is finished: the less likely
         half is dropped after 3/16 of the ids to sample, and again after 7/16.
         With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the ids at the edges
@@ -168,8 +171,8 @@ class DalleMini:
             progress: called with the number of image ids that each step has sampled; all calls add up to every id of
                 every candidate, four times that with `tile`.
             canvas: a picture some of whose ids are known; `complete` and `variations` make one.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `prune`, `tile`, as in `SamplingConfig`;
-                the model's recommendation where left out or None.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `diversity`, `prune`, `tile`, as in
+                `SamplingConfig`; the model's recommendation where left out or None.
 
         Returns:
             The kept candidates, best first.

@@ -19,6 +19,9 @@ from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.ranking import best_first, check_finite
 
+EQUAL = 1 - 1e-5
+"""Cosine of embeddings above which pictures count as equal."""
+
 
 def recommended_rank(recommended: str, scorer: Scorer | None, own: bool) -> str:
     """How to rank where the caller does not say.
@@ -56,7 +59,8 @@ def rank_candidates(
 ) -> tuple[Candidate, ...]:
     """The candidates to keep, best first; equally good ones stay in the order of their seeds.
 
-    Candidates whose score is not a number come last, and have none.
+    Candidates whose score is not a number come last, and have none. With `diversity`, the best one is followed by those
+    that are good and unlike the ones before; see `most_diverse`.
 
     Args:
         request: gives the ranking, the scorer and how many to keep.
@@ -81,6 +85,9 @@ def rank_candidates(
         if not values.isfinite().any():
             check_finite(values, "scores of candidates", "the model's weights are damaged: copy or train it again")
         order = best_first(values).tolist()
+        if request.scorer is not None and request.sampling.diversity:
+            weight = request.sampling.diversity * _cosine_scale(request.scorer, request)
+            order = most_diverse(values, request.scorer.embed_images(images), weight, request.keep)
         scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
     kept_images = [images[i] for i in order] if images else pictures(generated.image_ids[order])
@@ -128,10 +135,42 @@ def finish(
     return Result(request.prompt, request.negative, candidates, {**source, **request.metadata}, picture)
 
 
+def most_diverse(scores: Tensor, embed: Tensor, weight: float, count: int) -> list[int]:
+    """Indices of good candidates that are unlike each other (maximal marginal relevance, Carbonell and Goldstein 1998).
+
+    The first is the best one. Each further one has the highest score, less `weight` times its cosine with the most
+    similar candidate before it; candidates that equal one before come last. As no value depends on the candidates that
+    are not taken, those that are taken come in the same order when they are drawn again alone.
+
+    Args:
+        scores: (n,); candidates whose score is not a number come last.
+        embed: (n, D) of the pictures, normalised.
+        weight: what a cosine of 1 costs, in units of the scores.
+        count: how many to take at most.
+    """
+    left = torch.where(scores.isfinite(), scores, -torch.inf)
+    nearest = torch.full_like(scores, -torch.inf)
+    order: list[int] = []
+    while len(order) < count and bool(left.isfinite().any()):
+        values = left - weight * nearest if order else left
+        order.append(int(best_first(values)[0]))
+        cosines = (embed @ embed[order[-1]]).to(scores)
+        nearest = torch.maximum(nearest, cosines)
+        left[cosines > EQUAL] = -torch.inf
+        left[order[-1]] = -torch.inf
+    return [*order, *(index for index in best_first(scores).tolist() if index not in order)][:count]
+
+
+def _cosine_scale(scorer: Scorer, request: GenerationRequest) -> float:
+    """What the scorer's cosines are multiplied by in the ranking."""
+    return scorer.scale if request.sampling.rank == "both" else 1.0
+
+
 def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images: list[Image.Image]) -> Tensor:
     """Score of each candidate, (n,), the higher the better; see `DalleMini.generate`. Only the scorer uses `images`."""
     log_likelihood = generated.log_likelihood.cpu()
     if request.scorer is None:
         return log_likelihood
     cosines = request.scorer.cosines(images, clean_caption(request.prompt))
-    return log_likelihood + request.scorer.scale * cosines if request.sampling.rank == "both" else cosines
+    scaled = _cosine_scale(request.scorer, request) * cosines
+    return log_likelihood + scaled if request.sampling.rank == "both" else scaled

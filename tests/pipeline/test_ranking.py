@@ -11,6 +11,8 @@ import torch
 
 from dalle_mini_impl import DalleMini, Scorer, UserError
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.pipeline.ranking import most_diverse
+from dalle_mini_impl.pipeline.recorded import parse_recorded
 from dalle_mini_impl.sampling.generate import generate_many
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.identity import scorer_identity
@@ -254,3 +256,37 @@ def test_scorers_get_prompts_without_marks_at_the_end(tiny_dalle):
     scorer = RedScorer()
     with_scorer(tiny_dalle, scorer).generate("A red heart!", candidates=5, rank="clip")
     assert scorer.calls == [(5, "A red heart")]
+
+
+def test_diverse_candidates_are_good_and_unlike_those_before():
+    embed = torch.tensor([[1.0, 0.0], [0.96, 0.28], [0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
+    scores = torch.tensor([5.0, 4.9, 1.0, 5.0, 3.0])
+    assert most_diverse(scores, embed, 0.0, 5) == [0, 1, 4, 2, 3]  # equal pictures come last in any case
+    # Less twice the cosine with the nearest before: 4.9 - 1.92, 1 - 0, 3 - 1.2; then 1 - 2 * 0.28, 3 - 2 * 0.8.
+    assert most_diverse(scores, embed, 2.0, 5) == [0, 1, 4, 2, 3]
+    assert most_diverse(scores, embed, 5.0, 5) == [0, 2, 1, 4, 3]
+    assert most_diverse(scores, embed, 5.0, 2) == [0, 2]
+    broken = torch.tensor([torch.nan, 4.9, 1.0, 5.0, torch.inf])
+    assert most_diverse(broken, embed, 5.0, 5) == [3, 2, 1, 0, 4]
+
+
+@pytest.mark.parametrize("rank", ["clip", "both"])
+def test_diverse_pictures_are_remade_in_their_order(tiny_dalle, rank):
+    options = {"candidates": 24, "seed": 3, "rank": rank, "temperature": 2.0, "guidance": 1.0}
+    weight = 3.0 if rank == "clip" else 1e4  # random weights: likelihoods differ by far more than cosines
+    best = tiny_dalle.generate("a red heart", keep=6, **options)
+    kept = tiny_dalle.generate("a red heart", keep=6, diversity=weight, **options)
+    assert kept[0].seed == best[0].seed
+    assert [c.seed for c in kept] != [c.seed for c in best]
+    embed = tiny_dalle.scorer.embed_images([c.image for c in kept])
+    other = tiny_dalle.scorer.embed_images([c.image for c in best])
+    assert (embed @ embed.T).mean() < (other @ other.T).mean()
+    assert kept.settings["sampling"]["diversity"] == weight
+    (request,) = parse_recorded({**kept.metadata(), "precision": "fp32"}, "x.png").requests()
+    again = tiny_dalle.generate(**request)
+    assert [(c.seed, c.score) for c in again] == [(c.seed, pytest.approx(c.score)) for c in kept]
+
+
+def test_diversity_is_no_negative_number(tiny_dalle):
+    with pytest.raises(UserError, match=r"expected a diversity of 0 or more, got -1\.0; 0 keeps the best"):
+        tiny_dalle.generate("a cat", candidates=1, diversity=-1)
