@@ -31,9 +31,11 @@ def compose_contrast(
         ValueError: no change of the scene can be drawn.
     """
     random = np.random.default_rng([seed, step, row])
-    for _ in range(MAX_TRIES):
+    for trial in range(MAX_TRIES):
         outfits = art.wardrobes[scene.vendor].outfits if scene.vendor in art.wardrobes else {}
-        plan = changed_plan(scene.plan, art.concepts(scene.vendor), random, outfits)
+        # Where the one other value is held out, or cannot be drawn, another object is left.
+        other_object = trial >= MAX_TRIES // 10
+        plan = changed_plan(scene.plan, art.concepts(scene.vendor), random, outfits, other_object=other_object)
         if split_of_plan(plan) == "train":
             image = draw_scene(art, scene.vendor, plan, size, random)
             if image is not None:
@@ -50,6 +52,8 @@ def changed_plan(
     concepts: Sequence[str],
     random: np.random.Generator,
     outfits: Mapping[str, Sequence[str]] | None = None,
+    *,
+    other_object: bool = False,
 ) -> ScenePlan:
     """A plan with one thing changed: a colour, the number, the places, …; an object only where it has none of these.
 
@@ -58,6 +62,10 @@ def changed_plan(
         concepts: English names to choose another object from.
         random: the only source of randomness.
         outfits: concept -> concepts of what it can wear.
+        other_object: whether to change an object in any case.
+
+    Raises:
+        ValueError: there is no other object.
     """
     changes: list[ScenePlan] = []
     used = {plan.background, *(one.colour for one in plan.objects)}
@@ -87,11 +95,15 @@ def changed_plan(
         changes.append(replace(plan, look=_other((*LOOKS, ""), plan.look, random)))
     if plan.background and not plan.look:  # not every look goes with every background
         changes.append(replace(plan, background=other_colour))
-    if not changes:
+    if other_object or not changes:
         shown = {one.concept for one in plan.objects}
-        name = str(random.choice([name for name in concepts if name not in shown]))
         index = int(random.integers(len(plan.objects)))
-        changes.append(_with_object(plan, index, replace(plan.objects[index], concept=name)))
+        if worn := plan.objects[index].wearing:
+            concepts = [head for head, things in (outfits or {}).items() if worn in things]
+        others = [name for name in concepts if name not in shown]
+        if not others:
+            raise ValueError(f"expected another object than {', '.join(sorted(shown))}, found none")
+        changes = [_with_object(plan, index, replace(plan.objects[index], concept=str(random.choice(others))))]
     return changes[random.integers(len(changes))]
 
 

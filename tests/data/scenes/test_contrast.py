@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.scenes import SHADES, make_art
+from helpers.scenes import SHADES, entry, make_art
 
-from dalle_mini_impl.data.scenes.composer import compose_scene
+from dalle_mini_impl.data.scenes.composer import Scene, compose_scene, draw_scene
 from dalle_mini_impl.data.scenes.contrast import changed_plan, compose_contrast
-from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan, split_of_plan
+from dalle_mini_impl.data.scenes.plan import SIZES, SceneObject, ScenePlan, is_held_out, split_of_plan
 
 CAT, DOG = SceneObject("a"), SceneObject("b")
 
@@ -57,6 +57,28 @@ def test_only_where_nothing_else_can_change_another_object_comes():
         *(("a", name) for name in left),
         *((name, "b") for name in left),
     }
+
+
+def test_another_object_comes_where_the_one_other_value_is_held_out():
+    names = (f"thing {number}" for number in range(1000))
+    held_out = next(name for name in names if [is_held_out("size", size, name) for size in SIZES] == [False, True])
+    art = make_art(*[entry(name, "x") for name in (held_out, *SHADES)])
+    plan = ScenePlan("size", (SceneObject(held_out, size="big"),))
+    scene = Scene(draw_scene(art, "x", plan, 32, np.random.default_rng(0)), plan, "a big thing", "en", "x")
+    other = compose_contrast(art, scene, seed=1, step=2, row=3, size=32, languages=["en"])
+    assert other.plan.objects[0].size == "big"
+    assert other.plan.objects[0].concept != held_out
+
+
+def test_another_head_wears_the_same():
+    plan = ScenePlan("wearing", (replace(CAT, wearing="crown"),))
+    outfits = {"a": ["crown"], "b": ["glasses"], "c": ["crown", "glasses"]}
+    found = {
+        changed_plan(plan, list(SHADES), np.random.default_rng(seed), outfits, other_object=True) for seed in range(20)
+    }
+    assert found == {ScenePlan("wearing", (SceneObject("c", wearing="crown"),))}
+    with pytest.raises(ValueError, match="expected another object than a, found none"):
+        changed_plan(plan, list(SHADES), np.random.default_rng(0), {"a": ["crown"]})
 
 
 def test_contrasting_scene_is_of_the_same_art_and_of_the_training_split():
