@@ -98,8 +98,8 @@ def changed_plan(
     if other_object or not changes:
         shown = {one.concept for one in plan.objects}
         index = int(random.integers(len(plan.objects)))
-        if worn := plan.objects[index].wearing:
-            concepts = [head for head, things in (outfits or {}).items() if worn in things]
+        if thing := plan.objects[index].wearing:
+            concepts = [head for head, things in (outfits or {}).items() if thing in things]
         others = [name for name in concepts if name not in shown]
         if not others:
             raise ValueError(f"expected another object than {', '.join(sorted(shown))}, found none")
