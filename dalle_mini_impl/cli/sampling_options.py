@@ -76,6 +76,11 @@ sampling_options = add_options(
         click.option("--prune/--no-prune", default=None, help="Stop weak candidates early.  [default: the model's]"),
         click.option("--tile/--no-tile", default=None, help="Make seamless tiles.  [default: the model's]"),
         click.option(
+            "--transparent/--no-transparent",
+            default=None,
+            help="Make plain grounds transparent.  [default: the model's]",
+        ),
+        click.option(
             "--columns", type=Count(0), default=0, metavar="N", help="Pictures per row of the grid; 0 chooses."
         ),
         click.option(
@@ -144,7 +149,7 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
                 f"expected --rank both or clip with --{name}, got --rank {options['rank']}, which uses no scorer; "
                 f"leave one out"
             )
-    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile")
+    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile", "transparent")
     arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:

@@ -32,3 +32,5 @@ class SamplingConfig:
     """Drop the less likely candidates while sampling, so that only a quarter of them, or `keep`, is finished."""
     tile: bool = False
     """Sample pictures that tile: left and right, and top and bottom edges match. Takes four times as long."""
+    transparent: bool = False
+    """Make the ground of pictures transparent where it is plain."""

@@ -172,7 +172,7 @@ def choose_sampling(
     captions = choose_captions(reference, seed)
     measure, concept_ids = measure_within(reference, judge, captions, seconds * REFERENCE_SHARE, seed)
     drawing = _Drawing(dalle, reference, measure, concept_ids, captions, seed)
-    own = dataclasses.replace(dalle.sampling, prune=False, tile=False, rank="none")
+    own = dataclasses.replace(dalle.sampling, prune=False, tile=False, transparent=False, rank="none")
     codebook_size = dalle.image_tokenizer.codebook_size
     settings = first_settings(own, codebook_size)
     rounds: list[tuple[Trial, ...]] = []
@@ -195,7 +195,7 @@ def choose_sampling(
     )
     if choice.best is None:
         return choice
-    kept = {"prune": dalle.sampling.prune, "tile": dalle.sampling.tile}
+    kept = {name: getattr(dalle.sampling, name) for name in ("diversity", "prune", "tile", "transparent")}
     best = dataclasses.replace(choice.best.sampling, rank=choice.best.best_rank, **kept)
     return dataclasses.replace(choice, sampling=best)
 

@@ -171,8 +171,8 @@ class DalleMini:
             progress: called with the number of image ids that each step has sampled; all calls add up to every id of
                 every candidate, four times that with `tile`.
             canvas: a picture some of whose ids are known; `complete` and `variations` make one.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `diversity`, `prune`, `tile`, as in
-                `SamplingConfig`; the model's recommendation where left out or None.
+            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `diversity`, `prune`, `tile`,
+                `transparent`, as in `SamplingConfig`; the model's recommendation where left out or None.
 
         Returns:
             The kept candidates, best first.

@@ -39,6 +39,7 @@ class PromptLine:
     diversity: float = 0.0
     prune: bool = False
     tile: bool = False
+    transparent: bool = False
 
 
 def read_prompts(path: Path | str, *, allow_pipe: bool = False) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dalle_mini_impl.data.cut_out import without_ground
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.request import GenerationRequest
@@ -91,6 +92,8 @@ def rank_candidates(
         scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
     kept_images = [images[i] for i in order] if images else pictures(generated.image_ids[order])
+    if request.sampling.transparent:
+        kept_images = [without_ground(image) for image in kept_images]
     image_ids = generated.image_ids.cpu()
     seeds = [request.seeds[index] for index in generated.indices.tolist()]
     return tuple(

@@ -19,7 +19,7 @@ class Candidate:
     """One sampled picture."""
 
     image: Image.Image
-    """RGB."""
+    """RGB; RGBA if it was sampled with `transparent`."""
     score: float | None
     """What it was ranked by: a cosine with `rank="clip"`, otherwise nats; None if it was not ranked."""
     seed: int
@@ -148,4 +148,5 @@ def grid(results: Sequence[Result], columns: int = 0, scores: bool = False, zoom
         columns = max(len(result) + (result.source is not None) for result in results)
         if len(results) > MAX_GRID_ROWS:
             columns *= math.ceil(math.sqrt(len(results) / columns))  # about as many columns as rows
-    return contact_sheet(enlarge(images, zoom), columns, labels)
+    transparent = any(image.mode == "RGBA" for image in images)
+    return contact_sheet(enlarge(images, zoom), columns, labels, transparent=transparent)

@@ -277,18 +277,24 @@ pictures of up to 89 million pixels."""
 
 
 def contact_sheet(
-    images: Sequence[Image.Image], columns: int = 0, labels: Sequence[str] = (), gap: int = 4
+    images: Sequence[Image.Image],
+    columns: int = 0,
+    labels: Sequence[str] = (),
+    gap: int = 4,
+    *,
+    transparent: bool = False,
 ) -> Image.Image:
-    """Arrange pictures in rows on a white sheet.
+    """Arrange pictures in rows on a white sheet, or a transparent one.
 
     Args:
         images: at least one; all cells are as large as the largest picture.
         columns: pictures per row; 0 makes the sheet about square.
         labels: text under each picture, cut to the cell's width; empty for none.
         gap: space between cells in pixels.
+        transparent: keep transparency instead of putting everything on white.
 
     Returns:
-        The sheet. If it would have more than `MAX_SHEET_PIXELS`, the pictures in it are made smaller.
+        The sheet, RGB or RGBA. If it would have more than `MAX_SHEET_PIXELS`, the pictures in it are made smaller.
 
     Raises:
         UserError: there is no picture, or `columns` is negative.
@@ -305,19 +311,20 @@ def contact_sheet(
     if columns * rows * (width + gap) * (height + gap) > MAX_SHEET_PIXELS:
         while columns * rows * (width + gap) * (height + gap) > MAX_SHEET_PIXELS and max(width, height) > 1:
             width, height = max(1, width * 9 // 10), max(1, height * 9 // 10)
-        images = [on_background(image) for image in images]
+        images = [image.convert("RGBA") if transparent else on_background(image) for image in images]
         for image in images:
             image.thumbnail((width, height), Image.Resampling.LANCZOS)
     font_size = max(9, min(14, width // 8))
     font = ImageFont.load_default(size=font_size)
     text_height = int(font_size * 1.4) if labels else 0
     cell_width, cell_height = width + gap, height + gap + text_height
-    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    size = (columns * cell_width + gap, rows * cell_height + gap)
+    sheet = Image.new("RGBA", size) if transparent else Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for number, image in enumerate(images):
         left = gap + number % columns * cell_width
         top = gap + number // columns * cell_height
-        sheet.paste(on_background(image), (left, top))
+        sheet.paste(image if transparent else on_background(image), (left, top))
         if number < len(labels):
             text = _shorten(" ".join(labels[number].split()), lambda part: pen.textlength(part, font=font), width)
             pen.text((left, top + height + 1), text, fill="black", font=font)

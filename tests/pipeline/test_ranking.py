@@ -11,6 +11,7 @@ import torch
 
 from dalle_mini_impl import DalleMini, Scorer, UserError
 from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.data.cut_out import without_ground
 from dalle_mini_impl.pipeline.ranking import most_diverse
 from dalle_mini_impl.pipeline.recorded import parse_recorded
 from dalle_mini_impl.sampling.generate import generate_many
@@ -290,3 +291,15 @@ def test_diverse_pictures_are_remade_in_their_order(tiny_dalle, rank):
 def test_diversity_is_no_negative_number(tiny_dalle):
     with pytest.raises(UserError, match=r"expected a diversity of 0 or more, got -1\.0; 0 keeps the best"):
         tiny_dalle.generate("a cat", candidates=1, diversity=-1)
+
+
+def test_transparent_pictures_are_those_without_it_cut_out(tiny_dalle):
+    options = {"candidates": 3, "seed": 3, "rank": "both"}
+    plain = tiny_dalle.generate("a red heart", **options)
+    cut = tiny_dalle.generate("a red heart", transparent=True, **options)
+    assert [c.seed for c in cut] == [c.seed for c in plain]
+    assert [c.image.tobytes() for c in cut] == [without_ground(c.image).tobytes() for c in plain]
+    assert cut.grid().mode == "RGBA"
+    assert cut.grid().getpixel((0, 0))[3] == 0
+    assert plain.grid().mode == "RGB"
+    assert cut.settings["sampling"]["transparent"] is True
