@@ -41,6 +41,7 @@ from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.sample_prompts import SamplePrompt, choose_prompts, describe_prompts, save_sheet
 from dalle_mini_impl.train.shared.scene_rows import open_scenes
+from dalle_mini_impl.train.shared.sharded_state import Writer
 from dalle_mini_impl.train.shared.start import (
     add_image_tokenizer,
     load_transformer_weights,
@@ -155,7 +156,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     memory.check_training_memory(accelerator, losses, pass_bytes)
     origin = load_transformer_weights(losses.transformer, stream, tokenizer, config, start)
     add_adapters(losses, config)
-    model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks)
+    model = fsdp.wrap_model(accelerator, losses, losses.transformer.blocks, run.compile)
+    losses.transformer.make_mask_blocks(stream.positions - 1)
     ema = Ema(losses, run.ema)
     optimizers = build_optimizers(losses, config.optimizer)
     plateau = Plateau(config.plateau)
@@ -172,7 +174,6 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         log.message(describe_prompts(prompts))
     if cut := describe_cut_captions(train.entries, tokenizer, config.text_length):
         log.message(f"warning: {cut}")
-    forward = torch.compile(model) if run.compile else model
     figures = Figures()
     batches = loader.passes(
         lambda step, rows: make_batch(train, captions, tokenizer, stream, config, step, rows, scenes, replay),
@@ -193,45 +194,46 @@ def main(config: TransformerRun, resume: bool = False) -> None:
             full = fsdp.gather_full(accelerator, losses, build)
             return action(with_merged_adapters(full, build)) if accelerator.is_main_process else None
 
-    for step, run in log.steps():
-        model.train()
-        rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
-        passes: list[Tensor] = []
-        for _ in loop.exchanging_in_last(range(run.accumulation), model):
-            with accelerator.autocast():
-                batch = fill_scenes(to_device(next(batches), accelerator.device), image_tokenizer, stream)
-                text, image = forward(batch.inputs, batch.targets, batch.likely_ids, batch.probabilities)
-            loss = weighted_loss(text, image, config.image_weight)
-            accelerator.backward(loss / run.accumulation)
-            passes.append(torch.stack([text.detach(), image.detach()]))
-        figures.add(step, {"losses": torch.cat(passes)})
-        (norm,) = apply_gradients(accelerator, [losses], optimizers, config.optimizer.clip)
-        ema.update(losses, step)
-        if not loop.is_looked_at(step, run):
-            continue
+    with Writer(accelerator) as writer:
+        for step, run in log.steps():
+            model.train()
+            rate = set_learning_rate(optimizers, step, run.steps, schedule, plateau.rate_factor)
+            passes: list[Tensor] = []
+            for _ in loop.exchanging_in_last(range(run.accumulation), model):
+                with accelerator.autocast():
+                    batch = fill_scenes(to_device(next(batches), accelerator.device), image_tokenizer, stream)
+                    text, image = model(batch.inputs, batch.targets, batch.likely_ids, batch.probabilities)
+                loss = weighted_loss(text, image, config.image_weight)
+                accelerator.backward(loss / run.accumulation)
+                passes.append(torch.stack([text.detach(), image.detach()]))
+            figures.add(step, {"losses": torch.cat(passes)})
+            (norm,) = apply_gradients(accelerator, [losses], optimizers, config.optimizer.clip)
+            ema.update(losses, step)
+            if not loop.is_looked_at(step, run):
+                continue
 
-        for number, values in figures.look():
-            totals = (np.reshape(values["losses"], (-1, 2)) / run.accumulation).sum(0)
-            log.check_finite(number, text=totals[0], image=totals[1])
-            plateau.add(weighted_loss(float(totals[0]), float(totals[1]), config.image_weight))
-        if loop.is_due(step, run.log_every, run):
-            latest = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
-            means = accelerator.reduce(latest, "mean").tolist()
-            log.record(step, text=means[0], image=means[1], gradient=float(fsdp.full_tensor(norm)), rate=rate)
-        if loop.is_due(step, run.validate_every, run):
-            with ema.swapped_into(losses):
-                values = validate(accelerator, losses, validation, tokenizer, config)
-            log.record(step, **values)
-            log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-            held_out = weighted_loss(values["validation_text"], values["validation_image"], config.image_weight)
-            if announcement := plateau.after_validation(accelerator, held_out):
-                log.message(f"step {step + 1}: {announcement}")
-        if loop.is_due(step, run.sample_every, run):
-            path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
-            with_ema(partial(write_samples, image_tokenizer, tokenizer, config, prompts, path))
-        if loop.is_due(step, run.save_every, run):
-            save_state(accelerator, run, step, losses, optimizers, ema, record, plateau=plateau.state)
-            with_ema(save)
+            for number, values in figures.look():
+                totals = (np.reshape(values["losses"], (-1, 2)) / run.accumulation).sum(0)
+                log.check_finite(number, text=totals[0], image=totals[1])
+                plateau.add(weighted_loss(float(totals[0]), float(totals[1]), config.image_weight))
+            if loop.is_due(step, run.log_every, run):
+                latest = torch.tensor(totals, dtype=torch.float32, device=accelerator.device)
+                means = accelerator.reduce(latest, "mean").tolist()
+                log.record(step, text=means[0], image=means[1], gradient=float(fsdp.full_tensor(norm)), rate=rate)
+            if loop.is_due(step, run.validate_every, run):
+                with ema.swapped_into(losses):
+                    values = validate(accelerator, losses, validation, tokenizer, config)
+                log.record(step, **values)
+                log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+                held_out = weighted_loss(values["validation_text"], values["validation_image"], config.image_weight)
+                if announcement := plateau.after_validation(accelerator, held_out):
+                    log.message(f"step {step + 1}: {announcement}")
+            if loop.is_due(step, run.sample_every, run):
+                path = Path(run.state_dir) / f"samples-{step + 1:06d}.png"
+                with_ema(partial(write_samples, image_tokenizer, tokenizer, config, prompts, path))
+            if loop.is_due(step, run.save_every, run):
+                save_state(accelerator, run, step, losses, optimizers, ema, record, writer, plateau=plateau.state)
+                with_ema(save)
 
     if saved := with_ema(save):
         print(f"transformer {saved} written to {Path(run.model_dir) / 'transformer.safetensors'}")

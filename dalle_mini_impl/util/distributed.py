@@ -11,6 +11,10 @@ from dalle_mini_impl.util.errors import UserError
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other: as long as the one that reads a large set, writes, or has most work takes.
+PyTorch's own limit is ten minutes on GPUs. A process that fails ends the others through the launcher."""
+
 
 class Processes:
     """The launched processes; a single one if the command was not started by a launcher.
@@ -31,8 +35,7 @@ class Processes:
 
             # Without cpu=True accelerate does not connect the processes of a machine that has only a CPU.
             cpu = device == "cpu" or not torch.accelerator.is_available()
-            # The timeout is long because processes wait in `gather` for the one with most work.
-            state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+            state = PartialState(cpu=cpu, timeout=PATIENCE)
             check_connected(state.num_processes)
             self.index = state.process_index
             self.device = str(state.device) if device == "auto" else device

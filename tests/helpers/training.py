@@ -232,6 +232,29 @@ def launch(launcher: str, processes: int, *arguments: str) -> tuple[int, str]:
     return process.returncode, output
 
 
+def launch_machines(launcher: str, machines: int, processes: int, *arguments: str) -> None:
+    """Run a module or script as if in so many processes on each of several machines; all must succeed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "config_file": ROOT / f"configs/accelerate/{launcher}.yaml",
+        "num_machines": machines,
+        "num_processes": machines * processes,
+        "main_process_ip": "127.0.0.1",
+        "main_process_port": port,
+    }
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    launched = [
+        python("-m", "accelerate.commands.launch", *words, "--machine_rank", str(rank), *arguments,
+               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        for rank in range(machines)
+    ]  # fmt: skip
+    for process in launched:
+        output, _ = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0, output
+
+
 def launch_two(*arguments: str, launcher: str = "cpu-2") -> str:
     """Run a module or script in two processes, which must succeed; returns their output."""
     code, output = launch(launcher, 2, *arguments)

@@ -7,12 +7,12 @@ in the launcher's config file.
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -20,10 +20,12 @@ from dalle_mini_impl.util.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 
+HYBRID = ("HYBRID_SHARD", "4")
+"""Values of `fsdp_sharding_strategy` for shards within each machine, and equal copies of them on all machines."""
 SUPPORTED_OPTIONS: dict[str, tuple[str, ...]] = {
     "fsdp_version": ("2",),
     "fsdp_reshard_after_forward": ("true", "false"),
-    "fsdp_sharding_strategy": ("FULL_SHARD", "1"),
+    "fsdp_sharding_strategy": ("FULL_SHARD", "1", *HYBRID),
     "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP",),
     "fsdp_transformer_cls_to_wrap": ("Block", "ForeignBlock"),
     "fsdp_state_dict_type": ("SHARDED_STATE_DICT",),
@@ -64,7 +66,9 @@ def fsdp_requested() -> bool:
     return True
 
 
-def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module]) -> nn.Module:
+def wrap_model(
+    accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.Module], compiled: bool = False
+) -> nn.Module:
     """Wrap a model for distributed training: replicated (DDP), or sharded if the processes were launched with FSDP.
 
     Weights stay in float32 either way. With FSDP, one or two blocks at a time are gathered, in the precision of the
@@ -74,19 +78,50 @@ def wrap_model(accelerator: Accelerator, module: nn.Module, blocks: Iterable[nn.
         accelerator: the processes of the run.
         module: the model, identical in all processes, on the CPU; moved to the device, and sharded in place.
         blocks: submodules that are gathered one after the other; the rest of the model is one more unit.
+        compiled: use torch.compile: on the whole model, or on each block of a sharded one.
 
     Returns:
         The module to call in training. `module` still holds the weights, or this process's shards of them.
+
+    Raises:
+        UserError: the processes cannot be divided among the machines.
     """
     if not fsdp_requested():
-        return accelerator.prepare(module)
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        prepared: Any = accelerator.prepare(module)
+        return cast(nn.Module, torch.compile(prepared)) if compiled else prepared
+    mesh = _mesh(accelerator)
     compute_dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true") == "true"
+    blocks = list(blocks)
+    if compiled:  # before sharding, so that no compiled code has to gather weights
+        for block in blocks:
+            block.compile()
     for part in (*blocks, module):
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     return module
+
+
+def _mesh(accelerator: Accelerator) -> DeviceMesh:
+    """All processes in a row, or with hybrid sharding a row for each machine."""
+    count, kind = accelerator.num_processes, accelerator.device.type
+    if os.environ.get("FSDP_SHARDING_STRATEGY") not in HYBRID:
+        return init_device_mesh(kind, (count,))
+    in_machine = shard_count(count)
+    if count % in_machine:
+        raise UserError(
+            f"expected equally many processes on each machine for hybrid sharding, got {count} in all and {in_machine} "
+            f"on this one; change num_processes"
+        )
+    return init_device_mesh(kind, (count // in_machine, in_machine), mesh_dim_names=("machines", "processes"))
+
+
+def shard_count(processes: int) -> int:
+    """Among how many of all processes each weight is divided; 1 without FSDP."""
+    if not fsdp_requested():
+        return 1
+    is_hybrid = os.environ.get("FSDP_SHARDING_STRATEGY") in HYBRID
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_hybrid else processes
 
 
 def is_sharded(module: nn.Module) -> bool:

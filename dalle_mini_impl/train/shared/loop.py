@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, tracking
-from accelerate.utils import GradientAccumulationPlugin, broadcast
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, 
 from dalle_mini_impl.train.shared.order import check_order
 from dalle_mini_impl.train.shared.state import how_to_go_on, set_earlier_run_aside
 from dalle_mini_impl.util.command_line import check_interruption
-from dalle_mini_impl.util.distributed import check_connected
+from dalle_mini_impl.util.distributed import PATIENCE, check_connected
 from dalle_mini_impl.util.errors import UserError, need_extra
 from dalle_mini_impl.util.files import os_errors_for_user, replace_file
 
@@ -52,7 +52,8 @@ def make_accelerator(**options: Any) -> Accelerator:
             precision.
     """
     # Without `cpu=True`, accelerate does not connect the processes of a machine without a GPU.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers, **options)
     check_connected(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("expected bf16 or fp32 on a CPU, got fp16; choose bf16, which is as fast")

@@ -14,6 +14,7 @@ from dalle_mini_impl.checkpoint.check_weights import limited_numbers
 from dalle_mini_impl.config.model import TransformerConfig
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.train.shared.fsdp import shard_count
 from dalle_mini_impl.util.devices import free_memory
 from dalle_mini_impl.util.memory import available_memory, check_memory
 
@@ -61,7 +62,7 @@ def check_training_memory(accelerator: Accelerator, module: nn.Module, pass_byte
     """
     weights = sum(parameter.numel() for parameter in module.parameters())
     check_memory(
-        COPIES * FP32 * weights / accelerator.num_processes + pass_bytes,  # FSDP shards the copies
+        COPIES * FP32 * weights / shard_count(accelerator.num_processes) + pass_bytes,
         f"the training of {weights:,} weights",
         "make the model smaller, lower run.batch_size or raise run.accumulation",
         free_memory(accelerator.device),

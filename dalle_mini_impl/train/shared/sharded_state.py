@@ -1,21 +1,27 @@
 """States of a sharded model, in the format of torch.distributed.checkpoint: each process writes and reads its shards.
 
+Written while the training goes on, from a copy of the shards in main memory.
+
 The format's index, `.metadata`, is a pickle. It is read with a list of the classes that it needs, so that no code of
 the file is run. `run.json` holds checksums of all files and the record of the run.
 """
 
+import contextlib
 import json
 import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -23,6 +29,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, read_record
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_sizes, errors_as_damage
+from dalle_mini_impl.util.distributed import PATIENCE
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import file_digest, flush_to_disk, values_digest, write_json
 
@@ -85,41 +92,97 @@ def named_tensors(model: nn.Module, optimizers: list[Any], ema: Ema) -> dict[str
     return tensors
 
 
-def write(accelerator: Accelerator, target: Path, tensors: dict[str, Tensor], record: RunRecord) -> None:
-    """Write a state into a folder that gets its name once all processes have written; all must call this.
+class Writer:
+    """Writes states while the training goes on, one after the other. As a context it ends with the last one written.
 
     Args:
         accelerator: the processes of the run.
-        target: the folder.
-        tensors: this process's shards, by name.
-        record: what the state belongs to.
-
-    Raises:
-        UserError: the folder cannot be written.
     """
-    partial = target.with_name(".state.partial")  # one run writes here at a time, see `TrainingLog`
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        checkpoint.save(tensors, checkpoint_id=partial)
-        own = [path for path in partial.iterdir() if _writer_of(path) == accelerator.process_index]
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._thread = ThreadPoolExecutor(1)
+        self._target = Path()
+        self._running: Future[None] | None = None
+        self._group: Any = None
+
+    def begin(
+        self, target: Path, tensors: dict[str, Tensor], record: RunRecord, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Copy a state into main memory and begin to write it; waits for the one before. All processes must call this.
+
+        Args:
+            target: a folder that gets its name once all processes have written.
+            tensors: this process's shards, by name.
+            record: what the state belongs to.
+            then: called by the main process afterwards, in another thread.
+
+        Raises:
+            UserError: as `wait`.
+        """
+        self.wait()
+        partial = target.with_name(".state.partial")  # one run writes here at a time, see `TrainingLog`
+        if self._accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._accelerator.wait_for_everyone()
+        # A group of its own: what its processes exchange must not come between what the training exchanges.
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        self._target = target
+        written = cast("Future[Any]", checkpoint.async_save(tensors, checkpoint_id=partial, process_group=self._group))
+        self._running = self._thread.submit(self._finish, written, partial, record, then)
+
+    def wait(self) -> None:
+        """Wait until the last state is written; all processes must call this.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        try:
+            running.result()
+        except (CheckpointException, OSError) as error:
+            if self._accelerator.is_main_process:  # what was written takes the space that is missing
+                shutil.rmtree(self._target.with_name(".state.partial"), ignore_errors=True)
+            cause = first_cause(error)
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause).splitlines()[0]
+            raise UserError(f"cannot write {self._target}: {reason}; make space, or choose a writable path") from error
+        self._accelerator.wait_for_everyone()
+        distributed.destroy_process_group(self._group)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.wait()
+            elif self._running is not None:
+                with contextlib.suppress(BaseException):  # the first error is the one to tell
+                    self._running.result()
+        finally:
+            self._thread.shutdown()
+
+    def _finish(self, written: "Future[Any]", partial: Path, record: RunRecord, then: Callable[[], None]) -> None:
+        """What follows the shards: checksums of all files, the record, and the name of the folder."""
+        written.result()
+        own = [path for path in partial.iterdir() if _writer_of(path) == self._accelerator.process_index]
         for path in own:
             flush_to_disk(path)
-        digests = dict(gather_object([(path.name, file_digest(path)) for path in own]))
-        if accelerator.is_main_process:
-            content = {"digests": digests, "record": record.as_json()}
+        digests: list[Any] = [None] * self._accelerator.num_processes
+        own_digests = {path.name: file_digest(path) for path in own}
+        distributed.all_gather_object(digests, own_digests, group=self._group)
+        if self._accelerator.is_main_process:
+            everywhere = {name: digest for some in digests for name, digest in some.items()}
+            content = {"digests": everywhere, "record": record.as_json()}
             write_json(partial / RUN_FILE, {**content, "checksum": values_digest(content)})
-            shutil.rmtree(target, ignore_errors=True)  # of a run that was resumed at an earlier step
-            partial.rename(target)
-            flush_to_disk(target.parent)
-    except (CheckpointException, OSError) as error:
-        if accelerator.is_main_process:  # what was written takes the space that is missing
-            shutil.rmtree(partial, ignore_errors=True)
-        cause = first_cause(error)
-        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause).splitlines()[0]
-        raise UserError(f"cannot write {target}: {reason}; make space, or choose a writable path") from error
-    accelerator.wait_for_everyone()
+            shutil.rmtree(self._target, ignore_errors=True)  # of a run that was resumed at an earlier step
+            partial.rename(self._target)
+            flush_to_disk(self._target.parent)
+            then()
 
 
 def load(

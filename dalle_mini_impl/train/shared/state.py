@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def save_state(
     optimizers: list[Any],
     ema: Ema,
     record: RunRecord,
+    writer: sharded_state.Writer | None = None,
+    /,
     **process_tensors: Tensor,
 ) -> None:
     """Write everything that `load_state` needs to continue exactly after `step`; all processes must call this.
@@ -64,6 +67,8 @@ def save_state(
         optimizers: those of the model.
         ema: of the model.
         record: what the state belongs to.
+        writer: writes the state of a sharded model while the training goes on, and raises errors of that when it is
+            used next; None waits.
         **process_tensors: further tensors to store, with values of each process's own.
 
     Raises:
@@ -84,10 +89,8 @@ def save_state(
         for name, value in {"rng": torch.get_rng_state(), **process_tensors}.items():
             tensors[f"own.{rank}.{name}"] = value
         target = folder / SHARDED_STATES.replace("*", f"{step + 1:08d}")
-        sharded_state.write(accelerator, target, tensors, record)
-        if accelerator.is_main_process:
-            remove_old_states(folder, target, run)
-        accelerator.wait_for_everyone()
+        with contextlib.nullcontext(writer) if writer else sharded_state.Writer(accelerator) as used:
+            used.begin(target, tensors, record, partial(remove_old_states, folder, target, run))
         return
     gathered = accelerator.gather_for_metrics([(torch.get_rng_state(), process_tensors)], use_gather_object=True)
     if accelerator.is_main_process:

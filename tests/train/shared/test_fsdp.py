@@ -5,6 +5,7 @@ Most tests share it out to a single process, this one. Of those that start proce
 
 import argparse
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -14,13 +15,25 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_multi_gpu_env
-from helpers.training import ADAMW, RECORD_RANKS, Killed, interrupt, launch, launch_two, outcome, run_sharded, states
+from helpers.training import (
+    ADAMW,
+    DEADLINE,
+    RECORD_RANKS,
+    Killed,
+    interrupt,
+    launch,
+    launch_machines,
+    launch_two,
+    outcome,
+    run_sharded,
+    states,
+)
 from torch import nn
 from torch.distributed import checkpoint
 
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.training import RunConfig
-from dalle_mini_impl.train.shared import fsdp
+from dalle_mini_impl.train.shared import fsdp, sharded_state
 from dalle_mini_impl.train.shared import loop as common
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.run_record import RunRecord
@@ -94,6 +107,35 @@ def test_accumulation_and_recomputation_work_with_sharding(trained, tmp_path):
     )
     compare(one, two)
     compare_parts(one, two)
+
+
+@pytest.mark.slow
+def test_two_machines_with_copies_of_the_shards_match_one_process(trained, tmp_path):
+    settings = (*FEW, *ADAMW, "model.position=learned")
+    one, four = (trained.copy(tmp_path / name, "transformer") for name in ("one", "four"))
+    one.run("transformer", *settings)
+    arguments = four.arguments("transformer", *settings)
+    launch_machines("gpus-nodes-fsdp", 2, 2, RECORD_RANKS, str(four.folder), "-1", "transformer", *arguments)
+    compare(one, four)
+    compare_parts(one, four)
+    weights = read_part(one.folder / "model", "transformer").tensors.values()
+    for rank in range(4):
+        share = sum(weight.chunk(2)[rank % 2].numel() for weight in weights)
+        held = torch.load(four.folder / f"{rank}-5.pt")
+        assert held == {"weights": share, "gradients": share, "moments": 2 * share, "ema": share}
+    alone = four.copy(tmp_path / "alone")
+    run_sharded(alone.run, "transformer", *settings, "--resume", "run.steps=8")
+    assert states(alone)[-1] == "state-00000008"
+
+
+@pytest.mark.slow
+def test_compiled_blocks_of_a_sharded_model_compute_the_same(trained, tmp_path):
+    settings = (*FEW, *ADAMW, "run.compile=true")
+    whole, shared = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "shared"))
+    whole.run("transformer", *FEW, *ADAMW)
+    run_sharded(shared.run, "transformer", *settings)
+    compare(whole, shared)
+    compare_parts(whole, shared)
 
 
 @pytest.mark.slow
@@ -177,21 +219,70 @@ def test_resumes_bit_for_bit(trained, home, monkeypatch, step):
 
 
 def test_a_kill_while_writing_leaves_the_state_before(trained, home):
-    save = checkpoint.save
+    save = checkpoint.async_save
 
-    def deadly(shares, checkpoint_id):
+    def deadly(shares, checkpoint_id, process_group):
         if states(home):
             checkpoint_id.mkdir()
             (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
             raise Killed
-        save(shares, checkpoint_id=checkpoint_id)
+        return save(shares, checkpoint_id=checkpoint_id, process_group=process_group)
 
-    with mock.patch.object(checkpoint, "save", deadly), pytest.raises(Killed):
+    with mock.patch.object(checkpoint, "async_save", deadly), pytest.raises(Killed):
         run_sharded(home.run, "transformer")
     assert states(home) == ["state-00000004"]
     run_sharded(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
     assert not (home.folder / "transformer" / ".state.partial").exists()
+
+
+def test_a_state_is_written_while_the_training_goes_on(trained, home):
+    trained_on = threading.Event()
+    update, digest = Ema.update, sharded_state.file_digest
+
+    def tell(ema, model, step):
+        update(ema, model, step)
+        if step == 6:  # of ten; a state is due after steps 4, 8 and 10
+            trained_on.set()
+
+    def digest_later(path):
+        assert trained_on.wait(DEADLINE)
+        return digest(path)
+
+    with mock.patch.object(Ema, "update", tell), mock.patch.object(sharded_state, "file_digest", digest_later):
+        run_sharded(interrupt_after_writing, home)
+    # What was written is the state after step 4, not that of the weights while it was written.
+    assert states(home) == ["state-00000004"]
+    run_sharded(home.run, "transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+
+
+def interrupt_after_writing(home):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(home, "transformer", 7, patch)
+
+
+def test_a_training_that_fails_ends_its_state_first(home):
+    begun = threading.Event()
+    digest, check = sharded_state.file_digest, common.TrainingLog.check_finite
+
+    def digest_late(path):
+        assert begun.wait(DEADLINE)
+        return digest(path)
+
+    def diverge(log, step, **values):
+        if step < 5:
+            return check(log, step, **values)
+        begun.set()
+        raise UserError("the training has diverged")
+
+    with (
+        mock.patch.object(sharded_state, "file_digest", digest_late),
+        mock.patch.object(common.TrainingLog, "check_finite", diverge),
+        pytest.raises(UserError, match="the training has diverged"),
+    ):
+        run_sharded(home.run, "transformer")
+    assert states(home) == ["state-00000004"]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +306,30 @@ def test_a_kill_between_two_states_leaves_one(trained, home, owner, call, path, 
     run_sharded(home.run, "transformer", "--resume")
     assert outcome(home, "transformer") == outcome(trained, "transformer")
     assert states(home)[-1] == "state-00000010"
+
+
+def test_hybrid_sharding_changes_nothing(trained, home, monkeypatch):
+    monkeypatch.setenv("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD")
+    (home.folder / "model" / "transformer.safetensors").unlink()
+    run_sharded(interrupt, home, "transformer", 9, monkeypatch)
+    monkeypatch.setenv("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD")
+    run_sharded(home.run, "transformer", "--resume")
+    assert outcome(home, "transformer") == outcome(trained, "transformer")
+
+
+def test_hybrid_sharding_of_unequal_machines_is_refused(monkeypatch):
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_SHARDING_STRATEGY", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert fsdp.shard_count(6) == 2
+    process = SimpleNamespace(num_processes=5, device=torch.device("cpu"), mixed_precision="no")
+    with pytest.raises(
+        UserError, match=r"expected equally many processes on each machine .* got 5 in all and 2 on this"
+    ):
+        fsdp.wrap_model(process, nn.Linear(2, 3), [])
+    monkeypatch.setenv("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
+    assert fsdp.shard_count(6) == 6
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    assert fsdp.shard_count(6) == 1
 
 
 def test_a_new_run_sets_the_states_of_an_earlier_one_aside(finished, tmp_path):
@@ -325,7 +440,7 @@ def test_stages_with_small_models_refuse_sharding(trained, monkeypatch, stage):
         ("FSDP_VERSION", "1", "expected 2; see configs/accelerate/gpus-8-fsdp.yaml"),
         ("FSDP_OFFLOAD_PARAMS", "true", "expected false; see"),
         ("FSDP_RESHARD_AFTER_FORWARD", "SHARD_GRAD_OP", "expected true or false; see"),
-        ("FSDP_SHARDING_STRATEGY", "HYBRID_SHARD", "expected FULL_SHARD or 1; set fsdp_reshard_after_forward instead"),
+        ("FSDP_SHARDING_STRATEGY", "NO_SHARD", "expected FULL_SHARD or 1 or HYBRID_SHARD or 4; set fsdp_reshard_after"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "expected false; set recompute=true instead"),
         ("FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "true", "expected false; set recompute=true instead"),
         ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "expected TRANSFORMER_BASED_WRAP; see"),

@@ -35,8 +35,8 @@ def train(trained, folder, launcher, *extra):
     settings = {
         "cache": trained.folder / "ids", "text_tokenizer": trained.folder / "words.model", "text_length": 11,
         "run.model_dir": folder / "model", "run.state_dir": folder / "state", "run.steps": 3, "run.batch_size": 4,
-        "run.precision": "fp32", "run.ema": 0.5, "run.log_every": 1, "run.validate_every": 3, "run.save_every": 3,
-        "run.sample_every": 0, "optimizer.warmup_steps": 2,
+        "run.accumulation": 1, "run.precision": "fp32", "run.ema": 0.5, "run.log_every": 1,
+        "run.validate_every": 3, "run.save_every": 3, "run.sample_every": 0, "optimizer.warmup_steps": 2,
     }  # fmt: skip
     (folder / "model").mkdir(parents=True, exist_ok=True)
     shutil.copy(trained.folder / "model" / "image_tokenizer.safetensors", folder / "model")

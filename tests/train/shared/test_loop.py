@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from accelerate import tracking
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import LoggerType
+from helpers.training import run_sharded
 from torch import distributed, nn
 
 from dalle_mini_impl.config.training import RunConfig, TransformerRun
@@ -47,6 +49,19 @@ def start(monkeypatch):
         )
 
     return fresh
+
+
+def test_processes_wait_for_each_other_for_days():
+    found = []
+
+    def connect():
+        AcceleratorState._reset_state(reset_partial_state=True)
+        common.make_accelerator()
+        backend = distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+        found.append(backend.options._timeout)
+
+    run_sharded(connect)
+    assert found == [timedelta(days=7)]
 
 
 # --- random numbers
