@@ -45,14 +45,14 @@ def plan(
     flops: float,
     json_file: str | None,
 ) -> None:
-    """Estimate what training a transformer takes.
+    """Estimate what training a transformer takes, and propose how to run it.
 
     CONFIG is a config of the transformer stage. Nothing is allocated, so any size can be estimated.
     """
     from tqdm import tqdm
 
     from dalle_mini_impl.config.model import StreamConfig
-    from dalle_mini_impl.train.estimate import TrainingMachine, block_count, count, plans
+    from dalle_mini_impl.train.estimate import TrainingMachine, block_count, count_both, plans, propose
     from dalle_mini_impl.train.stages import STAGES, load_settings
 
     run = load_settings(STAGES["transformer"], config, changes)
@@ -65,9 +65,13 @@ def plan(
         patch=run.model.patch,
     )
     with tqdm(total=block_count(run), desc="counting", unit=" blocks", delay=2, leave=False) as bar:
-        needs = count(run, stream, bar.update)
-    ways = list(plans(needs, TrainingMachine(gpus, memory * 1e9, flops), pictures))
-    write_json_file(json_file, {"needs": asdict(needs), "plans": [asdict(way) for way in ways]})
+        both = count_both(run, stream, bar.update)
+    needs = both[run.recompute]
+    machine = TrainingMachine(gpus, memory * 1e9, flops)
+    ways = list(plans(needs, machine, pictures))
+    proposal = propose(both, machine, run.run.batch_size, pictures)
+    facts = {"needs": asdict(needs), "plans": [asdict(way) for way in ways]}
+    write_json_file(json_file, {**facts, "proposal": proposal and asdict(proposal)})
     echo_text(
         f"{needs.parameters / 1e6:,.0f} M weights ({needs.in_blocks / 1e6:,.0f} M in the blocks), "
         f"{needs.ids} ids per picture, {needs.flops / 1e12:.3g} TFLOP per picture, "
@@ -84,3 +88,13 @@ def plan(
         fit = f"{way.pictures_at_once} pictures at once on each" if way.pictures_at_once else "does not fit"
         line = f"{gpus} GPUs, {name}: {way.states / 1e9:.3g} GB of {memory:g}, {fit}, {way.days:.3g} days"
         echo_text(line, json_file)
+    if proposal:
+        settings = f"run.accumulation={proposal.accumulation} recompute={str(proposal.recompute).lower()}"
+        launch = "sharded (FSDP)" if proposal.sharded else "a full copy on each (DDP)"
+        echo_text(
+            f"proposed for run.batch_size={run.run.batch_size}: {settings}, {launch}: {proposal.pictures} pictures at "
+            f"once on each, {proposal.days:.3g} days",
+            json_file,
+        )
+    else:
+        echo_text("proposed: more GPUs, or ones with more memory", json_file)

@@ -4,7 +4,7 @@ The model is built of fake tensors, which have shapes but no storage.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from dalle_mini_impl.util.errors import UserError
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory to plan with; the rest is left to kernels, buffers and fragmentation."""
 SECONDS_PER_DAY = 86400
+FULL_PASS = 8192
+"""Positions of a pass on each GPU from which its matrix products are large enough to keep it busy."""
 MAX_TENSOR_NUMBERS = 10**17
 """Torch cannot count the bytes of tensors with more than some 100 times as many numbers."""
 LARGEST_NUMBER = 1e30
@@ -74,15 +76,38 @@ class Estimate:
     """Duration of the training."""
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """How to train with a batch: settings of the run, and of the launch."""
+
+    sharded: bool
+    """Whether to launch with FSDP."""
+    recompute: bool
+    """The config's `recompute`."""
+    accumulation: int
+    """The config's `run.accumulation`."""
+    pictures: int
+    """Pictures in each pass on each GPU."""
+    days: float
+    """Duration of the training."""
+
+
 def block_count(config: TransformerRun) -> int:
     """How many blocks `count` runs, for a progress bar."""
-    return (4 if config.recompute else 2) * config.model.n_layer
+    return 4 * config.model.n_layer
 
 
 def count(
     config: TransformerRun, stream: StreamConfig, progress: Callable[[int], object] = lambda blocks: None
 ) -> Needs:
-    """Count parameters, bytes and operations of a transformer config.
+    """Count parameters, bytes and operations of a transformer config; see `count_both`."""
+    return count_both(config, stream, progress)[config.recompute]
+
+
+def count_both(
+    config: TransformerRun, stream: StreamConfig, progress: Callable[[int], object] = lambda blocks: None
+) -> tuple[Needs, Needs]:
+    """Count parameters, bytes and operations without and with `recompute`, whichever the config has.
 
     Args:
         config: of the transformer stage.
@@ -112,18 +137,15 @@ def count(
             for p in group["params"]
         )
         activations = _activations(model, layout, progress)
-        if config.recompute:
-            recomputing = StreamLoss(build_transformer(config.model, stream, recompute=True), layout)
-            always_stored = _activations(recomputing, layout, progress)
-            # The rest is recomputed; at any time only one block's part of it is stored.
-            activations = always_stored + (activations - always_stored) // config.model.n_layer
+        recomputing = StreamLoss(build_transformer(config.model, stream, recompute=True), layout)
+        always_stored = _activations(recomputing, layout, progress)
     matrices = sum(p.numel() for p in model.transformer.blocks.parameters() if p.ndim == 2)
     depth = getattr(model.transformer, "depth", None)
     depth_matrices = sum(p.numel() for p in depth.parameters() if p.ndim == 2) if depth else 0
     block = sum(p.numel() for p in model.transformer.blocks[0].parameters())
     outside = total - config.model.n_layer * block
     width = FP32 if config.run.precision == "fp32" else BF16
-    return Needs(
+    without = Needs(
         parameters=total,
         in_blocks=config.model.n_layer * block,
         # Weights and gradients outside of the blocks, of one block and of the next, which is prefetched; and an fp32
@@ -132,8 +154,12 @@ def count(
         ids=ids,
         states=FP32 * (2 * total + moments + (total if config.run.ema else 0)),
         activations=activations,
-        flops=_flops(config, layout, matrices, depth_matrices),
+        flops=_flops(replace(config, recompute=False), layout, matrices, depth_matrices),
     )
+    # The rest is recomputed; at any time only one block's part of it is stored.
+    stored = always_stored + (activations - always_stored) // config.model.n_layer
+    flops = _flops(replace(config, recompute=True), layout, matrices, depth_matrices)
+    return without, replace(without, activations=stored, flops=flops)
 
 
 def _activations(model: StreamLoss, layout: Stream, progress: Callable[[int], object] = lambda blocks: None) -> int:
@@ -222,3 +248,41 @@ def plans(needs: Needs, machine: TrainingMachine, pictures: float) -> Iterator[E
         states = needs.states / machine.gpus + needs.gathered if sharded else needs.states
         fitting = max(0, int((USABLE_MEMORY * machine.memory - states) // needs.activations))
         yield Estimate(sharded, states, fitting, days)
+
+
+def propose(needs: tuple[Needs, Needs], machine: TrainingMachine, batch_size: int, pictures: float) -> Proposal | None:
+    """The fastest way to train with a batch that fits into the memory.
+
+    Recomputing costs operations and sharding an exchange in every pass; accumulation costs nothing, as long as a pass
+    is large enough for a GPU (`FULL_PASS`). So of the ways with passes that large it is the one without recomputing,
+    then the one without sharding.
+
+    Args:
+        needs: from `count_both`.
+        machine: to train on.
+        batch_size: pictures per optimizer step.
+        pictures: pictures to train on, repetitions counted.
+
+    Returns:
+        None if nothing fits.
+
+    Raises:
+        UserError: as `plans`, or the batch cannot be divided among the GPUs.
+    """
+    if batch_size % machine.gpus:
+        raise UserError(
+            f"expected a batch that {machine.gpus} GPUs can share equally, got run.batch_size {batch_size}; make it a "
+            f"multiple of {machine.gpus}"
+        )
+    share = batch_size // machine.gpus
+    ways = []
+    for recompute, need in enumerate(needs):
+        for way in plans(need, machine, pictures):
+            passes = [number for number in range(1, share + 1) if share % number == 0]
+            fitting = [number for number in passes if share // number <= way.pictures_at_once]
+            if fitting:
+                rows = share // fitting[0]
+                is_small = fitting[0] > 1 and rows * need.ids < FULL_PASS
+                proposal = Proposal(way.sharded, bool(recompute), fitting[0], rows, way.days)
+                ways.append(((is_small, recompute, way.sharded), proposal))
+    return min(ways, key=lambda way: way[0])[1] if ways else None

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,8 +115,56 @@ def test_the_large_configs_are_of_their_size(name, weights):
     assert load(TransformerRun, f"configs/{name}.yaml", []).run.batch_size >= 1024
 
 
+@pytest.mark.parametrize(("name", "gpus"), [("300m", 8), ("1.3b", 8)])
+def test_the_large_configs_are_what_the_plan_proposes(name, gpus):
+    arguments = ["plan", f"configs/{name}.yaml", "--gpus", str(gpus), "--json", "-"]
+    proposal = json.loads(CliRunner().invoke(dalle, arguments, catch_exceptions=False).stdout)["proposal"]
+    run = load(TransformerRun, f"configs/{name}.yaml", [])
+    assert (run.recompute, run.run.accumulation) == (proposal["recompute"], proposal["accumulation"])
+    assert run.run.batch_size == gpus * proposal["accumulation"] * proposal["pictures"]
+    assert f"{gpus} GPUs of 80 GB" in Path(f"configs/{name}.yaml").read_text()
+
+
+def needs(states, activations, flops, gathered=0):
+    return plan.Needs(
+        1000, in_blocks=900, gathered=gathered, ids=1024, states=states, activations=activations, flops=flops
+    )
+
+
+@pytest.mark.parametrize(
+    ("states", "activations", "expected"),
+    [
+        (8000, (10, 1), plan.Proposal(False, False, 1, 64, 0)),  # all fits
+        (8000, (100, 1), plan.Proposal(False, False, 8, 8, 0)),  # 10 fit, of which 8 divide the batch
+        (8000, (300, 20), plan.Proposal(True, False, 4, 16, 0)),  # 3 are too small a pass; without a full copy more fit
+        (8000, (900, 20), plan.Proposal(False, True, 2, 32, 0)),  # then still too few
+        (16000, (200, 150), plan.Proposal(True, False, 4, 16, 0)),  # a full copy does not fit
+        (16000, (4900, 4500), plan.Proposal(True, False, 64, 1, 0)),  # nothing better fits
+        (80000, (200, 150), None),
+    ],
+)
+def test_the_proposal_is_the_fastest_way_that_fits(states, activations, expected):
+    both = tuple(needs(states, size, flops) for size, flops in zip(activations, (3.0, 4.0), strict=True))
+    found = plan.propose(both, plan.TrainingMachine(gpus=4, memory=10_000, flops=1e3), 256, pictures=1.0)
+    assert (found and dataclasses.replace(found, days=0)) == expected
+    if found:
+        assert found.days == (4.0 if found.recompute else 3.0) / 4e3 / 86400
+
+
+def test_a_batch_that_the_gpus_cannot_share_is_refused():
+    result = CliRunner().invoke(dalle, ["plan", "configs/300m.yaml", "--gpus", "7"])
+    assert isinstance(result.exception, UserError)
+    assert "expected a batch that 7 GPUs can share equally, got run.batch_size 1024; make it a multiple" in str(
+        result.exception
+    )
+
+
 def test_the_command_prints_the_estimate():
     result = CliRunner().invoke(dalle, ["plan", "configs/dalle1/12b.yaml", "--gpus", "8"], catch_exceptions=False)
+    assert (
+        "proposed for run.batch_size=1024: run.accumulation=4 recompute=true, sharded (FSDP): 32 pictures at once"
+        in (result.output)
+    )
     assert "12,295 M weights (12,095 M in the blocks), 1280 ids per picture" in result.output
     assert "8 GPUs, a full copy on each (DDP): 246 GB of 80, does not fit" in result.output
     assert "8 GPUs, sharded (FSDP)" in result.output
