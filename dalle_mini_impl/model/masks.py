@@ -16,12 +16,25 @@ of which the `m`-th is in row `m // w` and column `m % w` of the token grid, a m
 The masks of DALL-E 1 are those of Ramesh et al. 2021, appendix B.1.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from dalle_mini_impl.util.errors import UserError
 
 KINDS = ("full", "row", "column", "conv", "conv_torus", "conv_square", "axial_row", "axial_col", "conv_like")
+
+
+class MaskBlocks(NamedTuple):
+    """A mask as FlexAttention takes it: squares of positions of which none is allowed are left out."""
+
+    order: Tensor
+    """(T,) the order in which queries, keys and values are laid out."""
+    places: Tensor
+    """(T,) place of each position in that order."""
+    block_mask: Any
+    """`BlockMask` over the places."""
 
 
 class AttentionMask(nn.Module):
@@ -41,6 +54,7 @@ class AttentionMask(nn.Module):
         self.register_buffer("allowed", allowed, persistent=False)
         self.register_buffer("order", torch.arange(len(allowed)) if order is None else order, persistent=False)
         self._attended: dict[int, Tensor] = {}
+        self._blocks: dict[tuple[int, torch.device], MaskBlocks] = {}
 
     def attended(self, position: int) -> Tensor:
         """The positions (n,) that a position attends to, ascending; the last is the position itself."""
@@ -48,6 +62,26 @@ class AttentionMask(nn.Module):
         if positions is None or positions.device != self.allowed.device:
             positions = self._attended[position] = self.allowed[position].nonzero()[:, 0]
         return positions
+
+    def blocks(self, length: int) -> MaskBlocks:
+        """The mask of the first `length` positions in blocks, on the device of `allowed`; made once."""
+        key = (length, self.allowed.device)
+        if key not in self._blocks:
+            self._blocks[key] = self._make_blocks(length)
+        return self._blocks[key]
+
+    def _make_blocks(self, length: int) -> MaskBlocks:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        order = self.order[self.order < length]
+        places = order.argsort()
+        allowed = self.allowed[order][:, order].contiguous()
+
+        def is_allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return allowed[query, key]
+
+        block_mask = create_block_mask(is_allowed, None, None, length, length, device=str(allowed.device))
+        return MaskBlocks(order, places, block_mask)
 
 
 def mask_matrix(kind: str, before: int, grid: tuple[int, int], kernel: int = 11) -> Tensor:

@@ -5,6 +5,7 @@ just the rows it needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ class Transformer(nn.Module):
             cache.length = span.stop
         return self.norm(x)
 
-    def run_blocks(self, x: Tensor, span: slice, cache: Cache | None) -> Tensor:
+    def run_blocks(self, x: Tensor, span: slice | Tensor, cache: Any) -> Tensor:
         """Run all blocks over x (B, T, C), the embedded ids at the positions `span`; the result has the same shape."""
         table = self.table[span] if self.table is not None else None
         for layer, block in enumerate(self.blocks):
@@ -132,6 +133,13 @@ class Transformer(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
+
+    def make_mask_blocks(self, length: int) -> None:
+        """Make what attention on a GPU needs of the masks of the first `length` positions, before compiling."""
+        for block in self.blocks:
+            mask: Any = block.get_submodule("attention").attention_mask
+            if mask is not None and self.device.type == "cuda":
+                mask.blocks(length)
 
     def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
         """Logits of the next id.

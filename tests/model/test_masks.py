@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
+from dalle_mini_impl.model.attention import attend, attend_in_blocks
 from dalle_mini_impl.model.build import build_transformer
-from dalle_mini_impl.model.masks import KINDS, AttentionMask, mask_matrix
+from dalle_mini_impl.model.masks import KINDS, AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.util.errors import UserError
 
@@ -216,3 +217,32 @@ def test_an_unknown_origin_is_refused():
     config = TransformerConfig(n_layer=1, n_head=2, n_embd=8, mask_origin="text")
     with pytest.raises(UserError, match="expected mask_origin input or target, got 'text'"):
         build_transformer(config, layout())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [BEFORE + 35, BEFORE + 34])
+def test_attention_in_blocks_equals_attention_with_the_matrix(kind, length):
+    mask = AttentionMask(mask_matrix(kind, BEFORE, GRID, 3), contiguous_order(kind, BEFORE, GRID))
+    q, k, v = torch.randn(3, 2, 2, length, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = attend(q, k, v, mask.allowed[:length, :length])
+        torch.testing.assert_close(attend_in_blocks(q, k, v, mask), expected)
+
+
+def test_blocks_that_a_mask_leaves_out_are_left_out():
+    # 8 + 32 × 32 positions are 9 × 9 blocks of 128; a column's positions are laid out side by side.
+    kept = {}
+    for kind in ("full", "row", "column", "conv"):
+        mask = AttentionMask(mask_matrix(kind, 8, (32, 32)), contiguous_order(kind, 8, (32, 32)))
+        kept[kind] = int(mask.blocks(8 + 32 * 32).block_mask.to_dense().sum())
+    assert kept["full"] == 9 * 10 // 2
+    # The first column of blocks holds the text, which all attend to; the others are those around the diagonal.
+    assert kept["row"] <= 9 + 2 * 8
+    assert kept["column"] <= 9 + 2 * 8
+    assert kept["conv"] <= 9 + 3 * 8
+
+
+def test_blocks_of_a_length_are_made_once():
+    mask = AttentionMask(mask_matrix("row", BEFORE, GRID))
+    assert mask.blocks(20) is mask.blocks(20)
+    assert mask.blocks(20).block_mask is not mask.blocks(21).block_mask

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dalle_mini_impl.model.attention import rotary_from_angles
 from dalle_mini_impl.model.blocks import make_norm
-from dalle_mini_impl.model.decoder import Cache
 from dalle_mini_impl.model.foreign.blocks import ForeignBlock, ShiftCache
 from dalle_mini_impl.model.kv_cache import KVCache
 from dalle_mini_impl.model.masks import AttentionMask
@@ -91,7 +90,7 @@ class ForeignTransformer(Transformer):
         self.reversible = reversible
         self.divide_by_max = divide_by_max
 
-    def run_blocks(self, x: Tensor, span: slice, cache: Cache | None) -> Tensor:
+    def run_blocks(self, x: Tensor, span: slice | Tensor, cache: Any) -> Tensor:
         table = self.table[span] if self.table is not None else None
         sources = self.sources[:, span] if self.sources is not None else None
         if self.reversible:
