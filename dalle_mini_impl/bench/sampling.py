@@ -108,6 +108,36 @@ def prompt_rows(
         yield BenchRow(name, own, "one by one", seconds["one by one"], note=note, details=details)
 
 
+def chunk_rows(shape: Shape, machine: MachineSpeed, count: int = 16) -> Iterator[BenchRow]:
+    """How far ids depend on how many candidates are decoded together.
+
+    Each row of a batch is computed by itself, but a matrix product of other size may add up in another order. An id
+    that differs changes all after it, so the share of pictures up to their first difference is what counts.
+
+    Args:
+        shape: of the model.
+        machine: its device.
+        count: candidates, drawn together, one by one and in quarters.
+
+    Yields:
+        Rows named `chunks/SIZE`: the mean share of a picture's ids before the first that differs.
+    """
+    transformer = shape.build().to(machine.device).eval()
+    randomise(transformer)
+    stream = shape.stream()
+    dtype = choose_precision("auto", transformer)
+    decoder = pack(transformer, dtype, stream.image_range)
+    sampling = SamplingConfig(top_k=min(TOP_K, shape.image_vocab), guidance=GUIDANCE)
+    prompt = Prompt([3] * shape.text_length)
+    together = generate(decoder, stream, prompt, range(count), sampling, chunk=count).image_ids.flatten(1)
+    for size in (1, max(1, count // 4)):
+        ids = generate(decoder, stream, prompt, range(count), sampling, chunk=size).image_ids.flatten(1)
+        equal = (ids == together).int()
+        note = f"{equal.all(1).float().mean():.0%} of {count} pictures equal, {dtype}"
+        share = float(equal.cumprod(1).float().mean())
+        yield BenchRow(f"chunks/{size}", share, note=note, higher_is_better=True, details={"shape": shape.name})
+
+
 def imported_rows(shape: Shape, machine: MachineSpeed, repeats: int, counts: Sequence[int]) -> Iterator[BenchRow]:
     """Time sampling of a dalle-pytorch model and of the same model converted by `dalle import`: equal weights.
 

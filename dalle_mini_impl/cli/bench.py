@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 PARTS = ("sample", "prompts", "train", "parts", "startup")
 """What is measured unless `--only` is given."""
-MORE_PARTS = ("imported", "growth", "masks", "search", "neighbour", "own")
+MORE_PARTS = ("chunks", "imported", "growth", "masks", "search", "neighbour", "own")
 """What `--only` can add; these take minutes each, or need a peer."""
-SHAPE_NAMES = ("R", "emoji", "gpu", "quick")
+SHAPE_NAMES = ("R", "emoji", "gpu", "300m", "quick")
 """Keys of `bench.shapes.SHAPES`, repeated here because that module imports torch."""
 PEER_MODULES = {"dalle-pytorch": "dalle_pytorch", "transformers": "transformers", "faiss": "faiss"}
 """Peer -> module that it is imported as."""
@@ -212,7 +212,7 @@ def all_rows(
     from dalle_mini_impl.bench.growth import growth_rows
     from dalle_mini_impl.bench.masks import mask_rows
     from dalle_mini_impl.bench.parts import image_tokenizer_rows, scorer_rows, startup_rows
-    from dalle_mini_impl.bench.sampling import imported_rows, prompt_rows, sampling_rows
+    from dalle_mini_impl.bench.sampling import chunk_rows, imported_rows, prompt_rows, sampling_rows
     from dalle_mini_impl.bench.search import search_rows
     from dalle_mini_impl.bench.shapes import SHAPES
     from dalle_mini_impl.bench.training import training_rows
@@ -229,6 +229,8 @@ def all_rows(
         yield from sampling_rows(shape, machine, builders, repeats, counts)
     if "prompts" in parts:
         yield from prompt_rows(shape, machine, repeats)
+    if "chunks" in parts:
+        yield from chunk_rows(shape, machine)
     if "imported" in parts:
         yield from imported_rows(shape, machine, repeats, counts)
     if "train" in parts:

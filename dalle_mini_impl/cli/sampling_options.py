@@ -102,10 +102,8 @@ sampling_options = add_options(
         click.option(
             "--chunk",
             type=Count(),
-            default=64,
-            show_default=True,
             metavar="N",
-            help="Candidates to sample at a time; fewer need less memory.",
+            help="Candidates to sample at a time; fewer need less memory.  [default: 64; on a GPU as many as fit]",
         ),
         json_option("Write seeds and scores as JSON to FILE; - is standard output."),
     ]
@@ -235,13 +233,14 @@ def generate_shown(
 
     from dalle_mini_impl.pipeline.canvas import model_size
     from dalle_mini_impl.pipeline.previews import first_preview
+    from dalle_mini_impl.sampling.requests import CHUNK
     from dalle_mini_impl.util.images import contact_sheet, enlarge, save_png
 
     def show(images: "list[Image.Image]") -> None:
         save_png(contact_sheet(enlarge(images, options["zoom"] or 1)), options["preview"])
 
     candidates = len(request["seeds"]) if request.get("seeds") else request["candidates"]
-    count = min(request["keep"], candidates, options["chunk"])
+    count = min(request["keep"], candidates, options["chunk"] or CHUNK)
     show([first_preview(model_size(dalle.image_tokenizer, dalle.stream.config.grid), canvas)] * count)
     for preview in dalle.stream_previews(**arguments, show=count):
         show(preview.images)

@@ -82,11 +82,11 @@ def sample_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator)
         cuts: how many, and the ranges.
         height: of the picture in pixels.
         width: of the picture in pixels.
-        generator: on the CPU.
+        generator: on the device that the parameters are made on.
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(cuts.count, generator=generator)
+        return low + (high - low) * torch.rand(cuts.count, generator=generator, device=generator.device)
 
     # The order in which random numbers are drawn is part of what a seed means.
     side = uniform(*cuts.shares) * min(height, width)
@@ -115,7 +115,7 @@ def cut_out(pixels: Tensor, boxes: CutBoxes, generator: torch.Generator) -> Tens
     Args:
         pixels: (1, 3, H, W) in [-1, 1].
         boxes: n cuts.
-        generator: on the CPU, for the noise, which is drawn cut by cut, so that it does not depend on the chunks.
+        generator: for the noise, which is drawn cut by cut, so that it does not depend on the chunks.
 
     Returns:
         (n, 3, S, S), where S is the shorter side of the picture.
@@ -124,5 +124,6 @@ def cut_out(pixels: Tensor, boxes: CutBoxes, generator: torch.Generator) -> Tens
     side = min(pixels.shape[2:])
     grid = F.affine_grid(boxes.theta, [count, 3, side, side], align_corners=False).to(pixels.device)
     views = F.grid_sample(pixels.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
-    noise = torch.stack([torch.randn(3, side, side, generator=generator) for _ in range(count)]) * boxes.noise
+    shape, device = (3, side, side), generator.device
+    noise = torch.stack([torch.randn(shape, generator=generator, device=device) for _ in range(count)]) * boxes.noise
     return views * boxes.contrast.to(pixels) + (boxes.brightness + noise).to(pixels)

@@ -106,7 +106,8 @@ class Painting:
 class Painter:
     """Paints one picture; iterate over it to run its steps.
 
-    Neither the image tokenizer nor the scorers are changed. On a CPU, equal arguments give equal pictures.
+    Neither the image tokenizer nor the scorers are changed. On a CPU, equal arguments give equal pictures; on another
+    device the same seed means other cuts.
 
     Args:
         tokenizer: decodes the latent that is optimised; trained here or imported, with any quantizer.
@@ -156,8 +157,11 @@ class Painter:
         self._table = tokenizer.table()
         self._codebook_std = float(self._table.std())
         self._low, self._high = (bound[:, None, None] for bound in self._table.aminmax(dim=0))
-        self._generator = torch.Generator().manual_seed(settings.seed)
-        self._ids = start_ids(tokenizer, settings.size, start, self._generator).to(self._table.device)
+        generator = torch.Generator().manual_seed(settings.seed)
+        self._ids = start_ids(tokenizer, settings.size, start, generator).to(self._table.device)
+        device = self._table.device
+        # Millions of random numbers a step are drawn where they are needed; the first ids are the same on all devices.
+        self._generator = generator if device.type == "cpu" else torch.Generator(device).manual_seed(settings.seed)
         self._start = self._table[self._ids].permute(0, 3, 1, 2).contiguous()
         self._z = self._start.clone().requires_grad_()
         self._optimizer = torch.optim.Adam([self._z])

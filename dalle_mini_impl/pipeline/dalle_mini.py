@@ -140,7 +140,7 @@ class DalleMini:
         *,
         negative: str = "",
         seeds: Sequence[int] | None = None,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         progress: Progress = no_progress,
         canvas: Canvas | None = None,
         **sampling: Any,
@@ -167,7 +167,7 @@ class DalleMini:
             negative: what guidance moves away from; "" means "no caption".
             seeds: the candidates' own seeds, instead of `seed` and `candidates`.
             chunk: candidates decoded at a time, which bounds memory and changes nothing else, but that each chunk is
-                pruned by itself.
+                pruned by itself; None is 64, or on CUDA what fits.
             progress: called with the number of image ids that each step has sampled; all calls add up to every id of
                 every candidate, four times that with `tile`.
             canvas: a picture some of whose ids are known; `complete` and `variations` make one.
@@ -189,7 +189,7 @@ class DalleMini:
         self,
         prompts: Iterable[str | Mapping[str, Any]],
         *,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         progress: Progress = no_progress,
         **options: Any,
     ) -> Iterator[Result]:
@@ -317,7 +317,7 @@ class DalleMini:
         ids = self.stream.image_length
         check_candidates_memory(
             len(given["seeds"]) if given["seeds"] else given["candidates"],
-            given["chunk"],
+            given["chunk"] or CHUNK,
             ids,
             self.stream.config.image_vocab,
             ids * self.image_tokenizer.config.factor**2,
@@ -330,7 +330,7 @@ class DalleMini:
         return dataclasses.replace(request, scorer=self.scorer, scorer_source=self.scorer_source)
 
     def _finish(self, request: GenerationRequest, generated: GeneratedIds) -> Result:
-        return finish(request, generated, self.transformer, self.stream, self.decode, self.source)
+        return finish(request, generated, self.transformer, self.stream, self.image_tokenizer, self.source)
 
     def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
         """Image ids -> RGB pictures.

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from dalle_mini_impl.data.cut_out import without_ground
 from dalle_mini_impl.model.decoder import Decoder
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Candidate, Result
 from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds
 from dalle_mini_impl.sampling.tiling import close_seams
 from dalle_mini_impl.scorer.identity import scorer_identity
-from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.scorer.scorer import Images, Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.images import to_bytes, to_images
 from dalle_mini_impl.util.ranking import best_first, check_finite
 
 EQUAL = 1 - 1e-5
@@ -56,7 +58,7 @@ def describe_scorer(scorer: Scorer | None) -> dict[str, str] | None:
 
 
 def rank_candidates(
-    request: GenerationRequest, generated: GeneratedIds, decode: Callable[[Tensor], list[Image.Image]]
+    request: GenerationRequest, generated: GeneratedIds, decode: Callable[[Tensor], Tensor]
 ) -> tuple[Candidate, ...]:
     """The candidates to keep, best first; equally good ones stay in the order of their seeds.
 
@@ -66,32 +68,41 @@ def rank_candidates(
     Args:
         request: gives the ranking, the scorer and how many to keep.
         generated: all candidates.
-        decode: image ids (n, h, w) -> RGB pictures.
+        decode: image ids (n, h, w) -> pixels (n, 3, H, W).
 
     Raises:
         UserError: no candidate has a score that is a number.
     """
 
-    def pictures(image_ids: Tensor) -> list[Image.Image]:
+    def pictures(image_ids: Tensor) -> Tensor:
         size = min(request.chunk, CHUNK)  # decoding takes more memory than sampling
-        images = [image for part in image_ids.split(size) for image in decode(part)]
+        return torch.cat([to_bytes(decode(part)) for part in image_ids.split(size)])
+
+    def finished(pixels: Tensor) -> list[Image.Image]:
+        images = to_images(pixels)
         return [request.canvas.paste_original(image) for image in images] if request.canvas else images
 
     # Decoding all candidates takes about as long as sampling them, so without a scorer only the kept ones are decoded.
-    images = pictures(generated.image_ids) if request.scorer else []
+    pixels = pictures(generated.image_ids) if request.scorer else None
+    # A scorer on a GPU looks at the pixels where they are, one on a CPU at pictures, which have a better resampling.
+    stay = request.scorer is not None and request.scorer.is_on_gpu and not request.canvas
+    scored = pixels if stay or pixels is None else finished(pixels)
     order = list(range(len(generated.indices)))
     scores: list[float | None] = [None] * len(order)
     if request.sampling.rank != "none":
-        values = _ranking_scores(request, generated, images)
+        values = _ranking_scores(request, generated, scored)
         if not values.isfinite().any():
             check_finite(values, "scores of candidates", "the model's weights are damaged: copy or train it again")
         order = best_first(values).tolist()
-        if request.scorer is not None and request.sampling.diversity:
+        if request.scorer is not None and scored is not None and request.sampling.diversity:
             weight = request.sampling.diversity * _cosine_scale(request.scorer, request)
-            order = most_diverse(values, request.scorer.embed_images(images), weight, request.keep)
+            order = most_diverse(values, request.scorer.embed_images(scored), weight, request.keep)
         scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
-    kept_images = [images[i] for i in order] if images else pictures(generated.image_ids[order])
+    if isinstance(scored, list):
+        kept_images = [scored[i] for i in order]
+    else:
+        kept_images = finished(pictures(generated.image_ids[order]) if pixels is None else pixels[order])
     if request.sampling.transparent:
         kept_images = [without_ground(image) for image in kept_images]
     image_ids = generated.image_ids.cpu()
@@ -106,7 +117,7 @@ def finish(
     generated: GeneratedIds,
     transformer: Decoder,
     stream: Stream,
-    decode: Callable[[Tensor, bool], list[Image.Image]],
+    image_tokenizer: ImageTokenizer,
     source: dict[str, str],
 ) -> Result:
     """Sampled ids -> result: close the seams of tiles, rank, and decode.
@@ -116,7 +127,7 @@ def finish(
         generated: all candidates.
         transformer: that sampled them.
         stream: its layout.
-        decode: image ids (n, h, w), and whether they are tiles, -> RGB pictures.
+        image_tokenizer: decodes them.
         source: what results record about the model.
     """
     tile = request.sampling.tile
@@ -133,7 +144,8 @@ def finish(
             chunk=request.chunk,
             progress=request.progress,
         )
-    candidates = rank_candidates(request, generated, lambda image_ids: decode(image_ids, tile))
+    device = image_tokenizer.device
+    candidates = rank_candidates(request, generated, lambda ids: image_tokenizer.decode(ids.to(device), tile))
     picture = request.canvas.picture if request.canvas else None
     return Result(request.prompt, request.negative, candidates, {**source, **request.metadata}, picture)
 
@@ -169,10 +181,10 @@ def _cosine_scale(scorer: Scorer, request: GenerationRequest) -> float:
     return scorer.scale if request.sampling.rank == "both" else 1.0
 
 
-def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images: list[Image.Image]) -> Tensor:
+def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images: Images | None) -> Tensor:
     """Score of each candidate, (n,), the higher the better; see `DalleMini.generate`. Only the scorer uses `images`."""
     log_likelihood = generated.log_likelihood.cpu()
-    if request.scorer is None:
+    if request.scorer is None or images is None:
         return log_likelihood
     cosines = request.scorer.cosines(images, clean_caption(request.prompt))
     scaled = _cosine_scale(request.scorer, request) * cosines

@@ -9,7 +9,7 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.pipeline.canvas import Canvas
 from dalle_mini_impl.sampling.generate import Progress
-from dalle_mini_impl.sampling.requests import IdRequest, Prompt
+from dalle_mini_impl.sampling.requests import CHUNK, IdRequest, Prompt
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
@@ -80,7 +80,7 @@ def make_request(
     seed: int,
     negative: str,
     seeds: Sequence[int] | None,
-    chunk: int,
+    chunk: int | None,
     progress: Progress,
     canvas: Canvas | None,
     sampling: dict[str, Any],
@@ -96,7 +96,7 @@ def make_request(
         seed: of the run.
         negative: what guidance moves away from.
         seeds: the candidates' own seeds.
-        chunk: candidates decoded at a time.
+        chunk: candidates decoded at a time; None for the default.
         progress: callback.
         canvas: a picture some of whose ids are known.
         sampling: sampling settings by name; None leaves one at its recommendation.
@@ -122,7 +122,7 @@ def make_request(
         seeds=seeds,
         sampling=_merge_settings(recommended, sampling),
         keep=keep,
-        chunk=chunk,
+        chunk=CHUNK if chunk is None else chunk,
         progress=progress,
         canvas=canvas,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.decoding import GuidedContinuations, PromptState, run_prompts
+from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, GraphSteps
 from dalle_mini_impl.sampling.known_ids import KnownIds
-from dalle_mini_impl.sampling.native.next_id import sample_top_k
-from dalle_mini_impl.sampling.next_ids import RowSettings, next_ids
-from dalle_mini_impl.sampling.requests import CHUNK, IdRequest, Piece, Prompt, batches, divide
+from dalle_mini_impl.sampling.next_ids import RowSettings
+from dalle_mini_impl.sampling.requests import CHUNK, IdRequest, Piece, Prompt, batches, choose_chunk, divide
 from dalle_mini_impl.sampling.seeds import uniform_rows
+from dalle_mini_impl.sampling.steps import Candidates, PlainSteps, Steps
 from dalle_mini_impl.util.ranking import best_first
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def generate(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Progress = no_progress,
     prune_to: int | None = None,
     known: KnownIds | None = None,
@@ -75,7 +76,8 @@ def generate(
         prompt: caption and negative caption.
         seeds: one per candidate.
         sampling: temperature, top-k, top-p and guidance; the other settings are not used here.
-        chunk: candidates decoded at a time, which bounds memory.
+        chunk: candidates decoded at a time, which bounds memory; None is `CHUNK`, on CUDA as many as half the free
+            memory holds, up to 512. Those of a pruned request are then `CHUNK`: which are dropped depends on it.
         progress: called with the number of image ids that each step has sampled; known ids and those that pruning
             leaves out count as well, so that all calls add up to every id of every candidate.
         prune_to: see `IdRequest`.
@@ -99,7 +101,7 @@ def generate_many(
     stream: Stream,
     requests: Iterable[IdRequest],
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Progress = no_progress,
 ) -> Iterator[GeneratedIds]:
     """Sample the image ids of many prompts, several of them together where their candidates fit into a chunk.
@@ -111,7 +113,7 @@ def generate_many(
         transformer: the model, in evaluation mode.
         stream: the layout it was trained on.
         requests: what to sample.
-        chunk: candidates decoded at a time, of all prompts together.
+        chunk: candidates decoded at a time, of all prompts together; see `generate`.
         progress: see `generate`.
 
     Yields:
@@ -122,7 +124,8 @@ def generate_many(
     """
     parts: list[GeneratedIds] = []
     start = None
-    for batch in batches(divide(stream, requests, chunk), chunk):
+    size = choose_chunk(transformer, stream) if chunk is None else chunk
+    for batch in batches(divide(stream, requests, size, CHUNK if chunk is None else size), size):
         start = _run_start(transformer, stream, batch, start)
         decoded = _last_value(_decode(transformer, stream, start, batch, progress))
         for piece, part in zip(batch, decoded, strict=True):
@@ -138,7 +141,7 @@ def generate_cells(
     stream: Stream,
     request: IdRequest,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Progress = no_progress,
 ) -> Generator[Tensor, None, GeneratedIds]:
     """As `generate`, but yields the image ids so far after each cell of the token grid.
@@ -151,7 +154,8 @@ def generate_cells(
     """
     parts: list[GeneratedIds] = []
     start = None
-    for piece in divide(stream, [request], chunk):
+    size = CHUNK if chunk is None else chunk
+    for piece in divide(stream, [request], size, size):
         start = _run_start(transformer, stream, [piece], start)
         parts += yield from _decode(transformer, stream, start, [piece], progress)
     return GeneratedIds.join(parts)
@@ -184,26 +188,9 @@ def _run_start(transformer: Decoder, stream: Stream, batch: Sequence[Piece], bef
     return _Start(prompts, {one: row for row, one in enumerate(streams)}, log_likelihood)
 
 
-class _Candidates(NamedTuple):
-    """The n candidates of a batch; h * w cells in the order of the stream."""
-
-    uniforms: Tensor
-    """(n, h * w), the random number with which each id is sampled."""
-    redraw: Tensor
-    """(n, h * w) bool: the cells whose ids are sampled."""
-    image_ids: Tensor
-    """(n, h * w), the known ids; overwritten where ids are sampled."""
-    indices: Tensor
-    """(n,), of each one's seed among those of its request."""
-    pieces: Tensor
-    """(n,), index of each one's piece in the batch."""
-    log_likelihood: Tensor
-    """(n,), of the ids so far."""
-
-
-def _candidates(stream: Stream, start: _Start, batch: Sequence[Piece]) -> _Candidates:
+def _candidates(stream: Stream, start: _Start, batch: Sequence[Piece]) -> Candidates:
     """All candidates of a batch, with the ids that they begin with."""
-    columns: list[list[Tensor]] = [[] for _ in _Candidates._fields]
+    columns: list[list[Tensor]] = [[] for _ in Candidates._fields]
     for number, piece in enumerate(batch):
         count, known = len(piece.seeds), piece.known
         rows = [uniform_rows(seed, stream.image_length, 2) for seed in piece.seeds]
@@ -223,51 +210,54 @@ def _candidates(stream: Stream, start: _Start, batch: Sequence[Piece]) -> _Candi
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value.to(start.log_likelihood.device))
-    return _Candidates(*(torch.cat(column) for column in columns))
+    return Candidates(*(torch.cat(column) for column in columns))
 
 
-def _continue(transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece]) -> GuidedContinuations:
-    """The rows of a batch's candidates."""
+def _steps(transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece]) -> Steps:
+    """The steps of a batch, in the way that the decoder is made for."""
+    now = _candidates(stream, start, batch)
+    settings = RowSettings.of([piece.request.sampling for piece in batch for _ in piece.seeds], now.image_ids.device)
     pieces = [piece for piece in batch for _ in piece.seeds]
-    return GuidedContinuations(
-        transformer,
-        start.prompts,
-        captions=[start.rows[piece.streams[0]] for piece in pieces],
-        negatives=[start.rows[piece.streams[1]] if piece.is_guided else None for piece in pieces],
-        scales=[piece.request.sampling.guidance for piece in pieces],
-        capacity=stream.length,
-    )
+    rows: dict[str, Any] = {
+        "captions": [start.rows[piece.streams[0]] for piece in pieces],
+        "negatives": [start.rows[piece.streams[1]] if piece.is_guided else None for piece in pieces],
+        "scales": [piece.request.sampling.guidance for piece in pieces],
+    }
+    if isinstance(transformer, GraphDecoder):
+        return GraphSteps(transformer, stream, start.prompts, **rows, now=now, settings=settings)
+    continuations = GuidedContinuations(transformer, start.prompts, **rows, capacity=stream.length)
+    return PlainSteps(continuations, stream, now, settings)
 
 
 def _decode(
     transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece], progress: Progress
 ) -> Generator[Tensor, None, list[GeneratedIds]]:
     """Continue from the start, one cell at a time for all candidates, and sum up their log-likelihoods."""
-    now = _candidates(stream, start, batch)
-    continuations = _continue(transformer, stream, start, batch)
-    settings = RowSettings.of([piece.request.sampling for piece in batch for _ in piece.seeds], now.image_ids.device)
+    steps = _steps(transformer, stream, start, batch)
+    try:
+        yield from _draw(steps, stream, batch, progress)
+        now = steps.now
+        grids = stream.to_grid(now.image_ids)
+        of_piece = [(now.pieces == number).nonzero()[:, 0] for number in range(len(batch))]
+        return [GeneratedIds(now.indices[own], grids[own], now.log_likelihood[own]) for own in of_piece]
+    finally:
+        steps.close()
+
+
+def _draw(steps: Steps, stream: Stream, batch: Sequence[Piece], progress: Progress) -> Iterator[Tensor]:
+    """Draw all cells; yields the ids so far after each."""
     cells, shared = stream.image_length, len(batch[0].shared)
     if shared:
-        progress(len(now.image_ids) * shared)
+        progress(len(steps.now.image_ids) * shared)
     for cell in range(shared, cells):
-        logits, guided = continuations.next_logits(stream.image_range)
-        sampled = sample_ids(guided, now.uniforms[:, cell], settings)
-        ids = torch.where(now.redraw[:, cell], sampled, now.image_ids[:, cell])
-        now.image_ids[:, cell] = ids
-        now.log_likelihood.add_(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1))
-        progress(len(ids))
-        kept = _prune(batch, now, cell + 1 - shared, cells - shared)
+        steps.draw(cell)
+        count = len(steps.now.image_ids)
+        progress(count)
+        kept = _prune(batch, steps.now, cell + 1 - shared, cells - shared)
         if kept is not None:
-            progress((len(ids) - len(kept)) * (cells - cell - 1))
-            continuations.keep(kept)
-            settings, ids = settings.keep(kept), ids[kept]
-            now = _Candidates(*(values[kept] for values in now))
-        yield now.image_ids[:, : cell + 1]
-        if cell + 1 < cells:
-            continuations.append(ids + stream.image_offset)
-    grids = stream.to_grid(now.image_ids)
-    of_piece = [(now.pieces == number).nonzero()[:, 0] for number in range(len(batch))]
-    return [GeneratedIds(now.indices[own], grids[own], now.log_likelihood[own]) for own in of_piece]
+            progress((count - len(kept)) * (cells - cell - 1))
+            steps.keep(kept)
+        yield steps.now.image_ids[:, : cell + 1]
 
 
 def _last_value(generator: Generator[object, None, T]) -> T:
@@ -279,7 +269,7 @@ def _last_value(generator: Generator[object, None, T]) -> T:
             return end.value
 
 
-def _prune(batch: Sequence[Piece], now: _Candidates, sampled: int, total: int) -> Tensor | None:
+def _prune(batch: Sequence[Piece], now: Candidates, sampled: int, total: int) -> Tensor | None:
     """Which candidates of a batch are kept, ascending indices, or None for all; see `candidates_to_keep`."""
     if not prunes_now(sampled, total) or all(piece.request.prune_to is None for piece in batch):
         return None
@@ -315,16 +305,3 @@ def candidates_to_keep(log_likelihood: Tensor, prune_to: int | None, sampled: in
     if count >= len(log_likelihood):
         return None
     return best_first(log_likelihood)[:count].sort().values
-
-
-def sample_ids(logits: Tensor, uniforms: Tensor, settings: RowSettings) -> Tensor:
-    """As `next_ids`, by compiled code where there is any for the device and a row's settings."""
-    ids = None
-    if logits.device.type == "cpu":
-        ids = sample_top_k(logits, uniforms, settings.inverse_temperature, settings.top_k)
-    if ids is None:
-        return next_ids(logits, uniforms, settings)
-    if settings.any_greedy or settings.any_top_p:
-        others = (settings.greedy | (settings.top_p < 1)).nonzero()[:, 0]
-        ids[others] = next_ids(logits[others], uniforms[others], settings.keep(others))
-    return ids

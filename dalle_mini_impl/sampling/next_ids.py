@@ -126,7 +126,7 @@ def next_ids(logits: Tensor, uniforms: Tensor, settings: RowSettings) -> Tensor:
     Returns:
         (N,) int64 ids in [0, K).
     """
-    logits = torch.where(logits.isnan(), -math.inf, logits)
+    logits = logits.masked_fill(logits.isnan(), -math.inf)
     top = logits.amax(-1, keepdim=True)
     # argmax may return any of several maxima; this returns the first.
     likeliest = (logits == top).int().argmax(-1) if settings.any_greedy else None

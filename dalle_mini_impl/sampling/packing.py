@@ -1,6 +1,7 @@
 """Fast decoders made of a transformer, in the precision and layout that its device is fastest with.
 
-On a CPU with a C compiler this is the compiled code of `native`, elsewhere the transformer itself in PyTorch.
+On a CPU with a C compiler this is the compiled code of `native`, on CUDA `graph_decoder`, elsewhere the transformer
+itself in PyTorch.
 """
 
 import copy
@@ -11,6 +12,7 @@ from torch import nn
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.patches import PatchTransformer
 from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, can_record
 from dalle_mini_impl.sampling.native.blocks import fits
 from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.native_decoder import NativeDecoder
@@ -48,18 +50,20 @@ def choose_precision(precision: str, transformer: Transformer) -> str:
 def pack(transformer: Transformer, precision: str, allowed: tuple[int, int]) -> Decoder:
     """Make a decoder with the weights of a transformer, which is not changed.
 
-    With fp32 it is the transformer itself. Else it has a copy of the weights, except that compiled code shares the
-    embeddings and the last norm; drop the transformer afterwards to free the others.
+    With fp32 it is the transformer itself, on CUDA in a `GraphDecoder`. Else it has a copy of the weights, except that
+    compiled code shares the embeddings and the last norm; drop the transformer afterwards to free the others.
 
     Args:
         transformer: on its device.
         precision: as `choose_precision` returns it: `fp32`, `bf16`, or `int8` (weights only, CPU).
         allowed: `(first, end)` of the ids that will be sampled; the output head is packed for these.
     """
+    if transformer.device.type != "cpu":
+        copied = transformer if precision == "fp32" else _bf16_copy(transformer)
+        is_cuda = transformer.device.type == "cuda"
+        return GraphDecoder(copied, records=True) if is_cuda and can_record(transformer) else copied
     if precision == "fp32":
         return transformer
-    if transformer.device.type != "cpu":
-        return _bf16_copy(transformer)
     if isinstance(transformer, PatchTransformer):
         return NativePatchDecoder(transformer, load(), precision == "int8", allowed)
     return NativeDecoder(transformer, load(), precision == "int8", allowed)

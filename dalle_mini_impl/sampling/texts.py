@@ -9,9 +9,10 @@ from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.decoding import Continuations, run_prompts
-from dalle_mini_impl.sampling.generate import CHUNK, sample_ids
+from dalle_mini_impl.sampling.generate import CHUNK
 from dalle_mini_impl.sampling.next_ids import RowSettings, validate_sampling
 from dalle_mini_impl.sampling.seeds import uniform_rows
+from dalle_mini_impl.sampling.steps import sample_ids
 from dalle_mini_impl.util.errors import UserError
 
 

@@ -4,6 +4,7 @@ Models with a softmax over texts are as in CLIP (Radford et al. 2021), those wit
 `logit_bias`, as in SigLIP (Zhai et al. 2023).
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class TextEncoder(Protocol):
 class Scorer:
     """Scores how well pictures fit texts (Radford et al. 2021; Zhai et al. 2023).
 
-    All results are on the CPU, in fp32. The model is moved to `device` and put into evaluation mode.
+    All results are on the CPU, in fp32. The model is moved to `device` and put into evaluation mode. On CUDA pictures
+    are embedded in bf16.
 
     Raises:
         UserError: the preprocess does not belong to the model.
@@ -195,7 +197,8 @@ class Scorer:
                 pixels = self.preprocess.from_pixels(part)
             else:
                 pixels = self.preprocess.from_images(part)
-            return self.model.encode_image(pixels.to(self.device))
+            with self._precision():
+                return self.model.encode_image(pixels.to(self.device))
 
         return _check_embeddings(self._embed(len(images), encode))
 
@@ -208,7 +211,12 @@ class Scorer:
         Returns:
             (N, D), L2-normalised; rows that are not finite are left to the caller.
         """
-        return self._embed(len(pixels), lambda chunk: self.model.encode_image(pixels[chunk].to(self.device)))
+
+        def encode(chunk: slice) -> Tensor:
+            with self._precision():
+                return self.model.encode_image(pixels[chunk].to(self.device))
+
+        return self._embed(len(pixels), encode)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """Embed pixels with gradients, in one pass; the result stays on `device`.
@@ -326,6 +334,15 @@ class Scorer:
         advice = "embed them with embed_images and embed_labels"
         cosines = check_finite(image_embed @ label_embed.T, "cosines of embeddings", advice)
         return self._to_scores(cosines) if self._bias is not None else (self.scale * cosines).softmax(dim=-1)
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether it computes on CUDA."""
+        return torch.device(self.device).type == "cuda"
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Context in which pictures are embedded: bf16 on CUDA, the weights' own precision elsewhere."""
+        return torch.autocast("cuda", torch.bfloat16) if self.is_on_gpu else contextlib.nullcontext()
 
     def _to_scores(self, cosines: Tensor) -> Tensor:
         """Probabilities of a sigmoid model, cosines of a softmax model."""

@@ -249,9 +249,14 @@ def to_pixels(images: Sequence[Image.Image], size: int | tuple[int, int]) -> tor
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Round pixels in [-1, 1] to uint8 from 0 to 255, on their device; values outside the range are clamped."""
+    return ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:
-    """Convert pixels (B, 3, H, W) in [-1, 1] to B RGB pictures; values outside the range are clamped."""
-    values = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    """Convert pixels (B, 3, H, W), as for `to_bytes` or uint8, to B RGB pictures."""
+    values = (pixels if pixels.dtype == torch.uint8 else to_bytes(pixels)).cpu()
     return [Image.fromarray(picture) for picture in values.permute(0, 2, 3, 1).contiguous().numpy()]
 
 

@@ -38,11 +38,14 @@ torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontex
 import dalle_mini_impl  # noqa: E402
 from dalle_mini_impl.config.sampling import SamplingConfig  # noqa: E402
 from dalle_mini_impl.config.yaml_io import load  # noqa: E402
+from dalle_mini_impl.model import attention  # noqa: E402
 from dalle_mini_impl.model.build import load_transformer  # noqa: E402
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer  # noqa: E402
+from dalle_mini_impl.model.masks import AttentionMask  # noqa: E402
 from dalle_mini_impl.model.stream import Stream  # noqa: E402
 from dalle_mini_impl.painting.painter import Painter, PaintSettings  # noqa: E402
 from dalle_mini_impl.sampling.generate import Prompt, generate  # noqa: E402
+from dalle_mini_impl.sampling.graph_decoder import GraphDecoder  # noqa: E402
 from dalle_mini_impl.sampling.likelihood import log_likelihood  # noqa: E402
 from dalle_mini_impl.scorer.scorer import Scorer  # noqa: E402
 from dalle_mini_impl.train import image_tokenizer, scorer, transformer  # noqa: E402
@@ -148,6 +151,12 @@ def pretended() -> Iterator[None]:
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             (torch.cuda, "is_bf16_supported", lambda *args: True),
             (torch.accelerator, "is_available", lambda: False),
+            (
+                attention,
+                "attend_in_blocks",
+                in_one_piece,
+            ),  # compiling does not take fake tensors, nor do masks in blocks
+            (AttentionMask, "blocks", lambda mask, length: None),
             (torch.cuda, "mem_get_info", lambda device: (2**40, 2**40)),
             (torch.cuda, "memory_reserved", lambda device: 0),
             (torch.cuda, "memory_allocated", lambda device: 0),
@@ -160,6 +169,11 @@ def pretended() -> Iterator[None]:
             for context in reversed(entered):
                 context.__exit__(None, None, None)
             entered.clear()
+
+
+def in_one_piece(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+    """In place of `attend_in_blocks`."""
+    return attention.attend(q, k, v, mask.allowed[: q.shape[2], : q.shape[2]])
 
 
 def real(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -209,6 +223,14 @@ def sample() -> None:
     assert log_likelihood(network, stream, [5, 6], drawn.image_ids).shape == (3, config.grid[0] * config.grid[1])
 
 
+def graph() -> None:
+    """Draw pictures in the steps that a GPU would record."""
+    network, config = load_transformer(HOME / "model", "cuda:0")
+    decoder, stream = GraphDecoder(network, records=False), Stream(config)
+    sampling = SamplingConfig(temperature=0.9, top_k=5, top_p=0.9, guidance=2.0)
+    assert generate(decoder, stream, Prompt([5, 6]), [0, 1, 2], sampling, chunk=2).image_ids.device == CUDA
+
+
 def decode() -> None:
     """Encode and decode pictures."""
     tokenizer = ImageTokenizer.from_pretrained(HOME / "model", "cuda:0")
@@ -226,10 +248,33 @@ def paint() -> None:
     """Run the steps of a painting."""
     tokenizer = ImageTokenizer.from_pretrained(HOME / "model", "cuda:0")
     scorers = {"own": Scorer.from_pretrained(HOME / "model", "cuda:0")}
-    painter = Painter(tokenizer, scorers, "a red disc", PaintSettings(size=(16, 16), steps=3))
-    waits.clear()
-    for _ in painter:
-        pass
+    with ExitStack() as stack:
+        for name in ("rand", "randn"):
+            stack.enter_context(mock.patch.object(torch, name, without_generator(getattr(torch, name))))
+        with mock.patch.object(torch, "Generator", generator):
+            painter = Painter(tokenizer, scorers, "a red disc", PaintSettings(size=(16, 16), steps=3))
+        waits.clear()
+        for _ in painter:
+            pass
+
+
+class GpuGenerator:
+    """In place of a generator on the GPU, which this build of PyTorch cannot make."""
+
+    device = CUDA
+
+    def manual_seed(self, seed: int) -> "GpuGenerator":
+        return self
+
+
+def generator(device: Any = "cpu", make: Any = torch.Generator) -> Any:
+    """In place of `torch.Generator`."""
+    return GpuGenerator() if torch.device(device).type == "cuda" else make(device)
+
+
+def without_generator(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes random numbers, which gets no generator: values of fake tensors do not matter."""
+    return lambda *args, generator=None, **options: function(*args, **options)
 
 
 CHECKS: dict[str, Callable[[], None]] = {
@@ -259,6 +304,7 @@ CHECKS: dict[str, Callable[[], None]] = {
         "perceptual=gradient-ssim",
     ),
     "sample": sample,
+    "graph": graph,
     "decode": decode,
     "score": score,
     "paint": paint,

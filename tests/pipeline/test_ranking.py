@@ -17,6 +17,7 @@ from dalle_mini_impl.pipeline.recorded import parse_recorded
 from dalle_mini_impl.sampling.generate import generate_many
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.identity import scorer_identity
+from dalle_mini_impl.util.images import to_images
 
 
 def redness(image):
@@ -28,6 +29,7 @@ class RedScorer:
     """A scorer whose cosines are the redness of pictures, and which records how it was called."""
 
     scale = 1000.0
+    is_on_gpu = False
 
     def __init__(self):
         self.calls = []
@@ -207,17 +209,39 @@ def test_with_prune_the_candidates_left_are_ranked_as_before(tiny_dalle, rank, k
 @pytest.mark.parametrize(("rank", "decoded"), [("likelihood", 2), ("none", 2), ("clip", 5), ("both", 5)])
 def test_only_candidates_that_are_kept_or_scored_are_decoded(tiny_dalle, monkeypatch, rank, decoded):
     counts = []
-    decode = tiny_dalle.decode
+    decode = tiny_dalle.image_tokenizer.decode
 
     def counting_decode(image_ids, tile):
         counts.append(len(image_ids))
-        return decode(image_ids, tile=tile)
+        return decode(image_ids, tile)
 
-    monkeypatch.setattr(tiny_dalle, "decode", counting_decode)
+    monkeypatch.setattr(tiny_dalle.image_tokenizer, "decode", counting_decode)
     result = tiny_dalle.generate("a red heart", candidates=5, keep=2, rank=rank)
     assert sum(counts) == decoded
     for candidate in result:
-        assert candidate.image.tobytes() == decode(candidate.image_ids[None])[0].tobytes()
+        assert candidate.image.tobytes() == to_images(decode(candidate.image_ids[None]))[0].tobytes()
+
+
+class BrightnessOfPixels:
+    """A scorer that says it is on a GPU, and gets pixels."""
+
+    scale = 1000.0
+    is_on_gpu = True
+
+    def cosines(self, images, text):
+        assert images.dtype == torch.uint8
+        assert images.shape[1] == 3
+        return images[:, 0].float().mean((1, 2)) / 255
+
+
+def test_a_scorer_on_a_gpu_gets_the_pixels_of_the_same_pictures(tiny_dalle):
+    options = {"candidates": 7, "keep": 3, "seed": 3, "rank": "clip"}
+    expected = with_scorer(tiny_dalle, RedScorer()).generate("a red heart", **options)
+    found = with_scorer(tiny_dalle, BrightnessOfPixels()).generate("a red heart", **options)
+    for candidate, other in zip(found, expected, strict=True):
+        assert candidate.seed == other.seed
+        assert candidate.image.tobytes() == other.image.tobytes()
+        assert candidate.score == pytest.approx(other.score)
 
 
 @pytest.mark.parametrize(("candidates", "keep", "expected"), [(1, 1, 1), (3, 8, 3), (5, 2, 2)])

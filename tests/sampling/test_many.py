@@ -2,46 +2,21 @@
 
 import pytest
 import torch
-from helpers.models import make_transformer, randomise
-from helpers.sampling import PROMPT, SETTINGS, make_packable_text_model, sample
+from helpers.models import make_transformer
+from helpers.sampling import (
+    PROMPT,
+    SETTINGS,
+    alone,
+    make_packable_text_model,
+    make_patches,
+    requests_of_every_kind,
+)
 
-from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
-from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.model.build import build_transformer
-from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.generate import generate_many
-from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.packing import pack
 from dalle_mini_impl.sampling.requests import IdRequest, Prompt
 from dalle_mini_impl.util.errors import UserError
-
-
-def requests_of_every_kind(stream):
-    """With unequally many candidates, guided and not, pruned, and with known ids that all or some begin with."""
-    h, w = stream.config.grid
-    pictures = torch.randint(61, (2, h, w), generator=torch.Generator().manual_seed(1))
-    everywhere = torch.ones(h, w, dtype=torch.bool)
-    below = torch.arange(h)[:, None].expand(h, w) >= 2
-    guided = SamplingConfig(guidance=2.0)
-    return [
-        IdRequest(PROMPT, [3, 5, 8], SETTINGS),
-        IdRequest(Prompt((9, 8)), [1], SamplingConfig(temperature=0.7, guidance=3.0)),
-        IdRequest(PROMPT, [3], SamplingConfig(top_k=5, guidance=1.0)),
-        IdRequest(Prompt(()), [2, 3], SamplingConfig(temperature=0.0, guidance=4.0)),
-        IdRequest(Prompt((5, 300, 17)), [7], SamplingConfig(guidance=1.0)),
-        IdRequest(Prompt((41,)), list(range(9)), guided, prune_to=1),
-        IdRequest(PROMPT, [11], SETTINGS, known=KnownIds(pictures[0], everywhere, 0.5)),
-        IdRequest(PROMPT, [4, 9], SETTINGS, known=KnownIds(pictures, everywhere, 0.5)),
-        IdRequest(PROMPT, [3, 4], SETTINGS, known=KnownIds(pictures[0], below)),
-        IdRequest(Prompt((6,)), [4], SETTINGS, known=KnownIds(pictures[1], below)),
-        IdRequest(Prompt((6,)), list(range(100, 113)), guided, prune_to=2),
-    ]
-
-
-def alone(model, request, chunk):
-    options = {"prune_to": request.prune_to, "known": request.known, "chunk": chunk}
-    return sample(model, request.seeds, request.prompt, request.sampling, **options)
 
 
 @pytest.fixture(scope="module", params=["learned", "patches", "compiled", "compiled patches"])
@@ -58,13 +33,6 @@ def pack_compiled(transformer, stream):
     if load() is None:
         pytest.skip("there is no C compiler with OpenMP")
     return pack(transformer, "bf16", stream.image_range), stream
-
-
-def make_patches(width):
-    """A random transformer over patches of 2 × 2 ids."""
-    layout = StreamConfig(text_length=7, text_vocab=367, grid=(4, 6), image_vocab=61, patch=2)
-    config = TransformerConfig(n_layer=2, n_head=2, n_embd=width, patch=2, depth_layers=1)
-    return randomise(build_transformer(config, layout), 3), Stream(layout)
 
 
 @pytest.mark.parametrize("chunk", [4, 64])

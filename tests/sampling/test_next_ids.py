@@ -7,9 +7,9 @@ from helpers import reference
 from hypothesis import given, strategies
 
 from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.sampling.generate import sample_ids
 from dalle_mini_impl.sampling.native.library import load
 from dalle_mini_impl.sampling.next_ids import RowSettings, guide, next_ids, validate_sampling
+from dalle_mini_impl.sampling.steps import sample_ids
 from dalle_mini_impl.util.errors import UserError
 
 ALMOST_ONE = 1 - 2**-24  # the largest number that torch.rand returns in fp32
