@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-faults check peers clean
+.PHONY: demo test test-all test-faults test-gpu bench-gpu check peers clean
 
 demo: $(READY)  ## draw pictures with the shipped model
 	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
@@ -18,6 +18,12 @@ test-all: check  ## also the slow tests
 
 test-faults: $(READY)  ## attacks: kills, full disks, damaged and hostile files, threads; prints a table of figures
 	FAULTS=full $(BIN)/python -m pytest -m "" tests/faults
+
+test-gpu: $(READY)  ## what needs a GPU; skipped without one
+	$(BIN)/python -m pytest -m "" tests/gpu
+
+bench-gpu: $(READY)  ## tests and figures of a GPU, into runs/gpu; ends with one line without one
+	PYTHON=$(CURDIR)/$(BIN)/python sh benchmarks/gpu.sh runs/gpu
 
 check: $(READY)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
