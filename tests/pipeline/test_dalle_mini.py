@@ -217,8 +217,13 @@ def test_more_candidates_at_a_time_than_fit_into_the_memory_are_refused(tiny_mod
 
 def test_no_more_pictures_are_decoded_at_a_time_than_by_default(tiny_dalle, monkeypatch):
     sizes = []
-    decode = tiny_dalle.decode
-    monkeypatch.setattr(tiny_dalle, "decode", lambda ids, tile=False: sizes.append(len(ids)) or decode(ids, tile))
+    decode = tiny_dalle.image_tokenizer.decode
+
+    def counting_decode(ids, tile=False):
+        sizes.append(len(ids))
+        return decode(ids, tile)
+
+    monkeypatch.setattr(tiny_dalle.image_tokenizer, "decode", counting_decode)
     assert len(tiny_dalle.generate("a cat", candidates=150, keep=150, chunk=150, rank="none")) == 150
     assert sizes == [64, 64, 22]
 
