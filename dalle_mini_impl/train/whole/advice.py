@@ -22,11 +22,15 @@ MEMORISED = 1.15
 """Ratio of the last held-out loss to the lowest above which the model has begun to recite."""
 WELL_LEARNED = 0.5
 """Share of captions of the set whose picture is among the five nearest, above which they count as learned."""
+ENOUGH_PASSES = 90
+"""Passes over the pictures after which a small model draws most captions of its set (docs/log.md)."""
 USEFUL_SCORER = 2.0
 """How many times better than chance a scorer should find captions of held-out pictures."""
 
 
-def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, float]]], side: int) -> list[str]:
+def advise(
+    record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, float]]], side: int, batch_size: int
+) -> list[str]:
     """Sentences on what to try next, the most important first.
 
     Args:
@@ -34,8 +38,11 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
         facts: about the pictures.
         logs: figures of each stage, by its file name.
         side: the shorter one of the model's pictures in pixels.
+        batch_size: pictures in each of the transformer's steps.
     """
     minutes = record.request["minutes"]
+    last_step = last(logs["transformer"], "step")
+    passes = 0.0 if last_step is None else (last_step + 1) * batch_size / max(1, facts.train)
     more = f"--minutes {2 * minutes:g}"
     advice: list[str] = []
     psnr = last(logs["image_tokenizer"], "validation_psnr")
@@ -48,7 +55,7 @@ def advise(record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, f
     elif larger := _of_size(record, facts, side):
         advice.append(larger)
     if record.figures:
-        advice += _of_figures(record.figures, facts, more)
+        advice += _of_figures(record.figures, facts, more, passes, minutes)
     losses = [line["validation_image"] for line in logs["transformer"] if "validation_image" in line]
     if losses and losses[-1] > MEMORISED * min(losses) and facts.held_out >= FEW_HELD_OUT:
         advice.append(
@@ -88,7 +95,7 @@ def _of_size(record: Record, facts: PictureFacts, side: int) -> str:
     return ""
 
 
-def _of_figures(figures: dict[str, Any], facts: PictureFacts, more: str) -> list[str]:
+def _of_figures(figures: dict[str, Any], facts: PictureFacts, more: str, passes: float, minutes: float) -> list[str]:
     advice = []
     nats = figures["caption_nats"].get("seen")
     if nats is not None and nats < CLEAR_NATS:
@@ -101,7 +108,7 @@ def _of_figures(figures: dict[str, Any], facts: PictureFacts, more: str) -> list
     if seen and seen["top_5"] < WELL_LEARNED:
         advice.append(
             f"Only {seen['top_5']:.0%} of the set's own captions give a picture that is among the five nearest to the "
-            f"real one: there was too little time for so many pictures. Try {more}."
+            f"real one: there was too little time for so many pictures. {_of_passes(passes, minutes) or f'Try {more}.'}"
         )
     if seen and held_out and facts.held_out >= FEW_HELD_OUT and held_out["top_5"] < seen["top_5"] / 3:
         advice.append(
@@ -109,6 +116,18 @@ def _of_figures(figures: dict[str, Any], facts: PictureFacts, more: str) -> list
             f"Captions that share words with others, and several captions per picture, help most."
         )
     return advice
+
+
+def _of_passes(passes: float, minutes: float) -> str:
+    """How long it would take to see the pictures often enough; empty where they were."""
+    if not 0 < passes < ENOUGH_PASSES:
+        return ""
+    needed = minutes * ENOUGH_PASSES / passes
+    unit = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return (
+        f"The transformer saw each picture {passes:.3g} times; about {ENOUGH_PASSES} times are needed until most of "
+        f"them are known. Try --minutes {unit * math.ceil(needed / unit)}, or fewer pictures."
+    )
 
 
 def _of_scorer(log: Sequence[dict[str, float]], facts: PictureFacts) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureStore, skipped_text
 from dalle_mini_impl.evaluate.reference_pictures import first_caption
@@ -80,11 +82,13 @@ def write_report(
         tokenizer, _ = load_image_tokenizer(folder.model)
     size = tokenizer.config.size if tokenizer else DEFAULT_SIZE
     source = printable(record.request["source"])
+    batch_size = load(TransformerRun, folder.config("transformer")).run.batch_size if results else 0
+    advice = advise(record, facts, logs, min(size), batch_size) if results else []
     sections = [
         page.paragraph("" if results else f"Unfinished: {progress(record)}. Load the page again after each stage."),
         *([drawn_section(kind, results) for kind in KINDS] if results else [latest_sheet(folder)]),
         page.section("Measured", figures_table(record, facts, logs)),
-        page.section("What to try next", page.listing(advise(record, facts, logs, min(size))) if results else ""),
+        page.section("What to try next", page.listing(advice) if results else ""),
         page.section("Commands", page.commands(command_lines(folder, record))),
         page.section(
             "The pictures as the model sees them",

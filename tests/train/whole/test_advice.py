@@ -22,9 +22,9 @@ def facts(**changes):
     return PictureFacts(**{**values, **changes})
 
 
-def advice(logs=None, figures=FIGURES, side=100.0, preset="", **changes):
+def advice(logs=None, figures=FIGURES, side=100.0, preset="", batch_size=32, **changes):
     record = Record(request={"minutes": 15.0, "preset": preset}, data={"side": side}, figures=figures)
-    return " ".join(advise(record, facts(**changes), {**FINE, **(logs or {})}, 96))
+    return " ".join(advise(record, facts(**changes), {**FINE, **(logs or {})}, 96, batch_size))
 
 
 def test_nothing_stands_out():
@@ -68,3 +68,13 @@ def test_few_held_out_pictures_prove_nothing():
     text = advice(logs={**rising, "scorer": [{"step": 1, "text_to_image_at_1": 0.0}]}, held_out=3)
     assert "recite" not in text
     assert "--rank" not in text
+
+
+def test_too_few_passes_say_how_long_it_would_take():
+    poor = {**FIGURES, "r_precision": {"seen": {"top_5": 0.2}}}
+    log = [{"step": 673, "validation_image": 4.0}, {"step": 674, "validation_image": 3.8}]
+    text = advice({"transformer": log}, poor)  # 675 steps of 32 are 24 passes over 900
+    assert "saw each picture 24 times; about 90 times are needed" in text
+    assert "Try --minutes 57, or fewer pictures." in text
+    assert "Try --minutes 5700," in advice({"transformer": log}, poor, train=90_000)
+    assert "Try --minutes 30." in advice({"transformer": [{**line, "step": 9000} for line in log]}, poor)
