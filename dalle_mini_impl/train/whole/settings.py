@@ -153,7 +153,21 @@ def load_settings(
             values["start_from"] = origin
         config: Any = build_checked(stage.config, values, str(path))
         configs[stage.file_name] = complete_settings(config, values) if origin else config
+    _check_grid(configs["image_tokenizer"].model.grid, configs["transformer"].model.patch)
     return configs
+
+
+def _check_grid(grid: tuple[int, int], patch: int) -> None:
+    """Refuse a token grid that is not of whole patches, which the fourth stage would find out.
+
+    Raises:
+        UserError: naming both.
+    """
+    if any(side % patch for side in grid):
+        raise UserError(
+            f"expected a token grid of whole patches of {patch} × {patch} ids, got {grid[0]} × {grid[1]} ids; change "
+            f"image_tokenizer.model.image_size, or set transformer.model.patch=1"
+        )
 
 
 def write_config(path: Path, stage: str, config: Any) -> None:

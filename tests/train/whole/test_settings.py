@@ -1,9 +1,10 @@
 import pytest
 import yaml
 
+from dalle_mini_impl.config.presets import load_presets
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.config.yaml_io import load
-from dalle_mini_impl.train.whole.settings import divide_settings, without_defaults, write_config
+from dalle_mini_impl.train.whole.settings import divide_settings, load_settings, without_defaults, write_config
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -56,3 +57,12 @@ def test_written_configs_hold_what_differs_and_read_back(tmp_path):
     )
     assert yaml.safe_load(text)["model"]["block"] == {"norm": "layer"}
     assert without_defaults(TransformerRun()) == {}
+
+
+def test_a_grid_of_half_patches_is_refused_before_anything_is_trained():
+    preset = next(preset for preset in load_presets().presets if preset.name == "small")
+    assert load_settings(preset)["transformer"].model.patch == 2
+    odd = divide_settings(["image_tokenizer.model.image_size=72"])
+    with pytest.raises(UserError, match=r"expected a token grid of whole patches of 2 × 2 ids, got 9 × 9 ids"):
+        load_settings(preset, odd)
+    assert load_settings(preset, odd, divide_settings(["transformer.model.patch=1"]))
