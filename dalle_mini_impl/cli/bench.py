@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 PARTS = ("sample", "prompts", "train", "parts", "startup")
 """What is measured unless `--only` is given."""
-MORE_PARTS = ("chunks", "imported", "growth", "masks", "search", "neighbour", "own")
+MORE_PARTS = ("data", "chunks", "imported", "growth", "masks", "search", "neighbour", "own")
 """What `--only` can add; these take minutes each, or need a peer."""
 SHAPE_NAMES = ("R", "emoji", "gpu", "300m", "quick")
 """Keys of `bench.shapes.SHAPES`, repeated here because that module imports torch."""
 PEER_MODULES = {"dalle-pytorch": "dalle_pytorch", "transformers": "transformers", "faiss": "faiss"}
 """Peer -> module that it is imported as."""
+PICTURES, QUICK_PICTURES = 20_000, 256
 SEARCH_VECTORS = 1_000_000
 QUICK_SEARCH_VECTORS = 4096
 
@@ -44,6 +45,7 @@ QUICK_SEARCH_VECTORS = 4096
     epilog=examples(
         "dalle bench --quick",
         "dalle bench --only sample --only train --candidates 1,16 --json speed.json",
+        "dalle bench --only data",
         "dalle bench --only own --minutes 15 --json own.json",
     )
 )
@@ -74,6 +76,13 @@ QUICK_SEARCH_VECTORS = 4096
     help="Numbers of candidates for sampling and masks.",
 )
 @click.option("--repeats", type=Count(), default=5, show_default=True, help="Rounds of which the median counts.")
+@click.option(
+    "--pictures",
+    type=Count(),
+    default=PICTURES,
+    show_default=True,
+    help="--only data: pictures of the set in tars that is made for it.",
+)
 @click.option(
     "--minutes",
     type=FiniteFloat(0, MAX_MINUTES),
@@ -107,6 +116,7 @@ def bench(
     peers: tuple[str, ...],
     candidates: tuple[int, ...],
     repeats: int,
+    pictures: int,
     minutes: float,
     own_source: str,
     own_out: Path,
@@ -127,8 +137,7 @@ def bench(
     if plot_file and "growth" not in only:
         raise UserError("expected --only growth with --plot, which plots its rows, got neither; add --only growth")
     if quick:
-        shape = "quick"
-        repeats = 1
+        shape, repeats, pictures = "quick", 1, QUICK_PICTURES
 
     from dalle_mini_impl.bench.machine import measure_machine
     from dalle_mini_impl.bench.report import bench_table, row_line
@@ -149,6 +158,10 @@ def bench(
         rows += race_image_tokenizer.race(configs / "image_tokenizer.yaml", minutes, device)
     peer_classes = find_peers(peers)
     measured = all_rows(machine, shape, peer_classes, only or PARTS, repeats, candidates)
+    if "data" in only:
+        from dalle_mini_impl.bench.data import data_rows
+
+        measured = itertools.chain(measured, data_rows(pictures, repeats))
     if "own" in only:
         measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, "none" not in peers, own_out))
     for row in measured:

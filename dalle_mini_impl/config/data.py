@@ -38,7 +38,8 @@ class DataConfig:
     store; weights may be changed without building it anew, and take effect in every stage that reads it."""
     store: str = ""
     """Folder of decoded pictures; built from `source` if it does not exist yet. If the source has changed since, the
-    store is refused; without a source it is used as it is."""
+    store is refused; without a source it is used as it is. Empty: there is none, and the encode stage reads the
+    pictures straight from `source`, as large sets need."""
     store_size: Annotated[int, Interval(0, LARGEST_STORE_SIZE)] = 0
     """Side of the stored pictures in pixels. 0 takes a store of any size that is not below the model's picture size,
     and builds one of twice that size, which leaves room for random crops, but at least 128."""

@@ -199,6 +199,9 @@ class EncodeRun:
     augmented."""
     batch_size: Batch = 128
     """Pictures per forward pass."""
+    workers: Annotated[int, Interval(0, 1024)] = 0
+    """Without `data.store`: processes, for each process of the stage, that read and augment pictures ahead; 0 reads
+    them in between. The ids are the same (more than 0: Linux, macOS)."""
     precision: str = "auto"
     """`bf16` (autocast), which changes about one id in a hundred with no visible effect, `fp16` or `fp32`; `auto` is
     the launcher's `mixed_precision`, or bf16 where that is `no`."""

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex, overload
+from typing import Any, BinaryIO, SupportsIndex, overload
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class PictureEntries(Sequence[PictureEntry]):
     def of(cls, entries: Iterable[PictureEntry]) -> "PictureEntries":
         """The entries of a list, in memory."""
         entries = list(entries)
-        lines = [_line(entry) for entry in entries]
+        lines = [entry_line(entry) for entry in entries]
         index, languages = _index_of(zip(entries, map(len, lines), strict=True))
         return cls(b"".join(lines), index, languages)
 
@@ -155,16 +155,26 @@ class PictureEntries(Sequence[PictureEntry]):
 
 
 def write_entries(folder: Path, entries: Iterable[PictureEntry]) -> None:
-    """Write the entries of a folder."""
+    """Write the entries of a folder, in memory that does not grow with their number."""
 
     def written() -> Iterator[tuple[PictureEntry, int]]:
         with (folder / ENTRIES_FILE).open("wb") as lines:
             for entry in entries:
-                yield entry, lines.write(_line(entry))
+                yield entry, lines.write(entry_line(entry))
 
-    index, languages = _index_of(written())
-    np.save(folder / INDEX_FILE, index)
-    (folder / LANGUAGES_FILE).write_text(json.dumps(languages, ensure_ascii=False), encoding="utf-8")
+    languages: set[str] = set()
+    with (folder / INDEX_FILE).open("wb") as file:
+        # The number of entries is unknown at first. The format leaves room in the header to write it in the end.
+        _write_index_header(file, 0)
+        size = sum(file.write(row) for row in _index_rows(written(), languages))
+        file.seek(0)
+        _write_index_header(file, size // ROW.itemsize)
+    (folder / LANGUAGES_FILE).write_text(json.dumps(sorted(languages), ensure_ascii=False), encoding="utf-8")
+
+
+def _write_index_header(file: BinaryIO, count: int) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(ROW), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def entry_from_json(values: dict[str, Any]) -> PictureEntry:
@@ -201,22 +211,29 @@ def concept_of(entry: PictureEntry) -> str:
     return str(entry.details.get("concept", entry.key))
 
 
-def _line(entry: PictureEntry) -> bytes:
+def entry_line(entry: PictureEntry) -> bytes:
+    """The line of `pairs.jsonl` for an entry."""
     values = {**vars(entry), "captions": [vars(caption) for caption in entry.captions]}
     return json.dumps(values, ensure_ascii=False).encode() + b"\n"
 
 
 def _index_of(entries: Iterable[tuple[PictureEntry, int]]) -> tuple[np.ndarray, list[str]]:
     """The rows of numbers and the sorted languages of entries, each given with the bytes of its line."""
-    rows = bytearray()
     languages: set[str] = set()
+    rows = bytearray()
+    for row in _index_rows(entries, languages):
+        rows += row
+    return np.frombuffer(rows, ROW), sorted(languages)
+
+
+def _index_rows(entries: Iterable[tuple[PictureEntry, int]], languages: set[str]) -> Iterator[bytes]:
+    """The row of numbers of each entry, given with the bytes of its line; adds the codes of its languages to a set."""
     end = 0
     for entry, size in entries:
         end += size
         kind = _hash(entry.details.get("kind"))
-        rows += PACKED_ROW.pack(end, kind, len(entry.captions), _split_number(entry.split), bool(entry.may_flip))
-        languages.update(caption.language for caption in entry.captions)
-    return np.frombuffer(rows, ROW), sorted(languages - {""})
+        languages.update(caption.language for caption in entry.captions if caption.language)
+        yield PACKED_ROW.pack(end, kind, len(entry.captions), _split_number(entry.split), bool(entry.may_flip))
 
 
 def _split_number(split: str) -> int:

@@ -10,16 +10,15 @@ from pathlib import Path
 from dalle_mini_impl.data.img2dataset import STATS_FILE, log_failures
 from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.parts import PendingSample, refusal
 from dalle_mini_impl.data.remote import SourcePath
 from dalle_mini_impl.data.sample import (
     MAX_CAPTION_BYTES,
     MAX_JSON_BYTES,
-    PendingSample,
     UnusableSample,
     make_pair,
     read_bytes,
     read_captions,
-    refusal,
 )
 from dalle_mini_impl.data.tables import TablePicture, join_rows
 from dalle_mini_impl.util.errors import UserError

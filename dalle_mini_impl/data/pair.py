@@ -50,7 +50,12 @@ def split_of(key: str, validation: float) -> str:
 
 def hash_position(key: str) -> float:
     """A number in [0, 1) that follows from a picture's key; those of many keys are evenly distributed."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+    return key_hash(key) / 2**64
+
+
+def key_hash(key: str) -> int:
+    """A number below 2⁶⁴ that follows from a picture's key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def fill_splits(pictures: Sequence[tuple[str, str, bool]], validation: float) -> list[str]:
@@ -101,6 +106,15 @@ class _SkipList:
         self.counts.update(other.counts)
         self.unlisted += other.unlisted + len(other.entries) - len(kept)
 
+    def as_json(self) -> dict[str, Any]:
+        return {"entries": self.entries, "counts": dict(self.counts), "unlisted": self.unlisted}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "_SkipList":
+        return cls(
+            [(name, reason) for name, reason in values["entries"]], Counter(values["counts"]), values["unlisted"]
+        )
+
     def lines(self, title: str, limit: int) -> list[str]:
         if not self.entries:
             return []
@@ -144,6 +158,25 @@ class SkipLog:
         """Add what another log recorded."""
         self._skipped.merge(other._skipped)
         self._noted.merge(other._noted)
+
+    def take(self) -> "SkipLog":
+        """Hand over what was recorded so far, and begin anew."""
+        taken = SkipLog(self._skipped, self._noted)
+        self._skipped, self._noted = _SkipList(), _SkipList()
+        return taken
+
+    def as_json(self) -> dict[str, Any]:
+        """What was recorded, as JSON values."""
+        return {"skipped": self._skipped.as_json(), "noted": self._noted.as_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "SkipLog":
+        """The log that `as_json` gave.
+
+        Raises:
+            LookupError, TypeError or ValueError: the values have another form.
+        """
+        return cls(_SkipList.from_json(values["skipped"]), _SkipList.from_json(values["noted"]))
 
     def report(self, limit: int = 20) -> str:
         """Counts by category, then the first `limit` entries; empty when nothing was skipped or left out."""

@@ -11,15 +11,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.parts import PendingSample
 from dalle_mini_impl.data.remote import RemotePath, SourcePath, open_source
-from dalle_mini_impl.data.sample import (
-    PendingSample,
-    UnusableSample,
-    captions_from_fields,
-    make_pair,
-    read_bytes,
-    read_samples,
-)
+from dalle_mini_impl.data.sample import UnusableSample, captions_from_fields, make_pair, read_bytes
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 T = TypeVar("T")
@@ -114,35 +108,27 @@ def parquet_rows(path: SourcePath) -> Iterator[dict[str, Any]]:
             yield {name: _as_json(value) for name, value in row.items()}
 
 
-def read_parquet(
-    path: SourcePath, log: SkipLog, file_log: SkipLog, needed: bool, worker: int, workers: int
-) -> Iterator[Pair]:
-    """Read every `workers`-th row of a file with pictures, starting with row `worker`.
+def parquet_samples(path: SourcePath, log: SkipLog, file_log: SkipLog, needed: bool) -> Iterator[PendingSample]:
+    """The samples of a file with pictures, one for each row.
 
     Args:
         path: of the file.
-        log: receives rows that were skipped, and why.
+        log: receives, while samples are read, what was left out of them.
         file_log: receives faults of the file.
         needed: whether pictures without a caption are skipped.
-        worker: which part to read, 0 to `workers - 1`.
-        workers: number of parts.
     """
-
-    def samples() -> Iterator[PendingSample]:
-        number = 0
-        try:
-            with _open_parquet(path) as file:
-                if not (column := picture_column(file.schema_arrow)):
-                    raise DamagedParquet(path, f"no column has pictures; expected one of {', '.join(PICTURE_COLUMNS)}")
-                for row in _rows(file):
-                    yield f"{path}:{number}", partial(_pair_of_row, path, number, row, column, log, needed)
-                    number += 1
-        except DamagedParquet as error:
-            file_log.add(str(path), f"damaged Parquet file: {error.reason}, after {number} rows")
-        except (OSError, ValueError, MemoryError) as error:
-            file_log.add(str(path), f"unreadable Parquet file: {error}, after {number} rows")
-
-    yield from read_samples(samples(), log, worker, workers)
+    number = 0
+    try:
+        with _open_parquet(path) as file:
+            if not (column := picture_column(file.schema_arrow)):
+                raise DamagedParquet(path, f"no column has pictures; expected one of {', '.join(PICTURE_COLUMNS)}")
+            for row in _rows(file):
+                yield f"{path}:{number}", partial(_pair_of_row, path, number, row, column, log, needed)
+                number += 1
+    except DamagedParquet as error:
+        file_log.add(str(path), f"damaged Parquet file: {error.reason}, after {number} rows")
+    except (OSError, ValueError, MemoryError) as error:
+        file_log.add(str(path), f"unreadable Parquet file: {error}, after {number} rows")
 
 
 def _pair_of_row(path: SourcePath, number: int, row: dict[str, Any], column: str, log: SkipLog, needed: bool) -> Pair:

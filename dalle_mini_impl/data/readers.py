@@ -11,20 +11,14 @@ from typing import Any, Literal
 from dalle_mini_impl.data.folder_reader import folder_samples
 from dalle_mini_impl.data.pair import Caption, Pair, SkipLog
 from dalle_mini_impl.data.parquet_reader import holds_pictures, is_parquet
+from dalle_mini_impl.data.parts import PendingSample, SourcePart, read_parts, refusal
 from dalle_mini_impl.data.remote import SourcePath, is_address, source_path
-from dalle_mini_impl.data.sample import (
-    PendingSample,
-    UnusableSample,
-    make_pair,
-    read_bytes,
-    read_samples,
-    refusal,
-)
+from dalle_mini_impl.data.sample import UnusableSample, make_pair, read_bytes
 from dalle_mini_impl.data.shards import (
     EXPECTED,
     is_folder,
     list_folder,
-    read_shards,
+    shard_parts,
     shards_of_folder,
     shards_of_pattern,
 )
@@ -68,19 +62,36 @@ def read_pairs(
     """
     if not 0 <= worker < workers:
         raise ValueError(f"expected worker from 0 to {workers - 1}, got {worker}")
+    parts = source_parts(source, log, log if worker == 0 else SkipLog(), captions)
+    return read_parts(parts, log, worker, workers)
+
+
+def source_parts(
+    source: str | Path, log: SkipLog, source_log: SkipLog, captions: Literal["needed", "optional"] = "needed"
+) -> list[SourcePart]:
+    """The parts of a source, in order: one for each tar or Parquet file, or a single one.
+
+    Args:
+        source: as for `read_pairs`.
+        log: receives, while samples are read, what was left out of them.
+        source_log: receives what was skipped of the source as a whole.
+        captions: as for `read_pairs`.
+
+    Raises:
+        UserError: as `read_pairs`.
+    """
     if not str(source):
         raise UserError(f"no source was named; expected {EXPECTED}; set data.source or name one")
     path = source_path(source)
     try:
-        return _reader_for(path, log, captions == "needed", worker, workers)
+        return _parts_of(path, log, source_log, captions == "needed")
     except OSError as error:
         checked = "the address, the connection and your credentials" if is_address(source) else "its permissions"
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check {checked}") from error
 
 
-def _reader_for(path: SourcePath, log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
+def _parts_of(path: SourcePath, log: SkipLog, source_log: SkipLog, needed: bool) -> list[SourcePart]:
     """Choose the reader by the kind of the source."""
-    own_log = log if worker == 0 else SkipLog()  # one worker alone reports on a folder or table as a whole
     if is_folder(path):
         folder_log = SkipLog()
         files = list_folder(path, folder_log)
@@ -88,17 +99,18 @@ def _reader_for(path: SourcePath, log: SkipLog, needed: bool, worker: int, worke
             kind = "Parquet files" if is_parquet(shards[0]) else "tars"
             for file in files:
                 if file.parent == shards[0].parent and picture_kind(file.name) != "other":
-                    own_log.add(str(file), f"beside {kind}: a folder is read as {kind} or as pictures")
-            return read_shards(shards, log, needed, worker, workers)
-        own_log.merge(folder_log)
-        samples = folder_samples(path, files, own_log, log, needed)
+                    source_log.add(str(file), f"beside {kind}: a folder is read as {kind} or as pictures")
+            return shard_parts(shards, log, needed)
+        source_log.merge(folder_log)
+        samples = folder_samples(path, files, source_log, log, needed)
         if samples is None:
             raise UserError(f"{path} holds neither pictures nor .tar files; expected {EXPECTED}; check the path")
-        return read_samples(samples, log, worker, workers)
+        return [lambda _: samples]
     is_table = path.suffix.lower() in TABLE_ENDINGS and path.exists()
     if is_table and not (is_parquet(path) and holds_pictures(path)):
-        return read_samples(_table_samples(path, own_log, needed), log, worker, workers)
-    return read_shards(shards_of_pattern(str(path)), log, needed, worker, workers)
+        rows = _table_samples(path, source_log, needed)
+        return [lambda _: rows]
+    return shard_parts(shards_of_pattern(str(path)), log, needed)
 
 
 def _table_samples(table: SourcePath, log: SkipLog, needed: bool) -> list[PendingSample]:

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,33 +48,7 @@ SPLITS = {
 
 
 class UnusableSample(Exception):
-    """A sample cannot be used; the message is `category: details`. `read_samples` catches and logs it."""
-
-
-PendingSample = tuple[str, Callable[[], Pair]]
-"""Name of a sample, for the log, and a function that reads it or raises `UnusableSample`."""
-
-
-def read_samples(samples: Iterable[PendingSample], log: SkipLog, worker: int, workers: int) -> Iterator[Pair]:
-    """Read every `workers`-th sample, starting with number `worker`, and log those that cannot be used."""
-    for number, (name, read) in enumerate(samples):
-        if number % workers != worker:
-            continue
-        try:
-            pair = read()
-        except UnusableSample as reason:
-            log.add(printable(name), printable(str(reason)))
-        else:
-            yield pair
-
-
-def refusal(reason: str) -> Callable[[], Pair]:
-    """The reading of a sample that is known to be unusable."""
-
-    def refuse() -> Pair:
-        raise UnusableSample(reason)
-
-    return refuse
+    """A sample cannot be used; the message is `category: details`. `read_sample` catches and logs it."""
 
 
 def list_files(folder: Path, log: SkipLog, unlisted: list[Path] | None = None) -> list[Path]:

@@ -1,28 +1,27 @@
-"""The files that a large source consists of: tars, or Parquet files with pictures in them.
-
-Workers divide them among themselves.
-"""
+"""The files that a large source consists of: tars, or Parquet files with pictures in them."""
 
 import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from dalle_mini_impl.data.folder_reader import METADATA_FILES
 from dalle_mini_impl.data.img2dataset import log_failures_of_tar
-from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.parquet_reader import (
     check_parquet,
     holds_pictures,
     is_parquet,
     parquet_installed,
-    read_parquet,
+    parquet_samples,
 )
+from dalle_mini_impl.data.parts import PendingSample, SourcePart
 from dalle_mini_impl.data.remote import RemotePath, SourcePath, is_address
 from dalle_mini_impl.data.sample import list_files
 from dalle_mini_impl.data.tables import TABLE_ENDINGS
-from dalle_mini_impl.data.tar_reader import is_tar, read_tar
+from dalle_mini_impl.data.tar_reader import is_tar, tar_samples
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind
 
@@ -38,27 +37,22 @@ MAX_PATTERN_CHARACTERS = 1 << 25
 """Most characters of all names together that a pattern may stand for."""
 
 
-def read_shards(shards: Sequence[SourcePath], log: SkipLog, needed: bool, worker: int, workers: int) -> Iterator[Pair]:
-    """Read one worker's part: whole files if there are at least as many as workers, else samples of every file.
+def shard_parts(shards: Sequence[SourcePath], log: SkipLog, needed: bool) -> list[SourcePart]:
+    """The parts of a source that consists of tars or Parquet files, one for each.
 
     Args:
-        shards: tars or Parquet files.
-        log: receives what was skipped, and why.
+        shards: the files.
+        log: receives, while samples are read, what was left out of them.
         needed: whether pictures without a caption are skipped.
-        worker: which part to read, 0 to `workers - 1`.
-        workers: number of parts.
     """
-    by_shard = len(shards) >= workers
-    for number, shard in enumerate(shards):
-        is_own = number % workers == worker
-        shard_log = log if is_own else SkipLog()  # one worker alone reports on a file as a whole
-        read = read_parquet if is_parquet(shard) else read_tar
-        if is_own and is_tar(shard):
-            log_failures_of_tar(shard, shard_log)
-        if not by_shard:
-            yield from read(shard, log, shard_log, needed, worker, workers)
-        elif is_own:
-            yield from read(shard, log, shard_log, needed, 0, 1)
+    return [partial(_shard_samples, shard, log, needed) for shard in shards]
+
+
+def _shard_samples(shard: SourcePath, log: SkipLog, needed: bool, shard_log: SkipLog) -> Iterator[PendingSample]:
+    if is_parquet(shard):
+        return parquet_samples(shard, log, shard_log, needed)
+    log_failures_of_tar(shard, shard_log)
+    return tar_samples(shard, log, shard_log, needed)
 
 
 def list_folder(folder: SourcePath, log: SkipLog) -> list[SourcePath]:

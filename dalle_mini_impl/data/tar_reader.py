@@ -11,15 +11,9 @@ from functools import partial
 
 from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.parts import PendingSample
 from dalle_mini_impl.data.remote import SourcePath
-from dalle_mini_impl.data.sample import (
-    MAX_CAPTION_BYTES,
-    MAX_JSON_BYTES,
-    UnusableSample,
-    make_pair,
-    read_captions,
-    read_samples,
-)
+from dalle_mini_impl.data.sample import MAX_CAPTION_BYTES, MAX_JSON_BYTES, UnusableSample, make_pair, read_captions
 from dalle_mini_impl.data.tar_file import TarFileObject, open_tar
 from dalle_mini_impl.util.images import is_drawing, picture_kind, unreadable_format
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES
@@ -45,18 +39,14 @@ def is_tar(path: SourcePath) -> bool:
     return path.name.lower().endswith(TAR_ENDINGS)
 
 
-def read_tar(
-    tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool, worker: int, workers: int
-) -> Iterator[Pair]:
-    """Read every `workers`-th sample of a tar, starting with number `worker`.
+def tar_samples(tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool) -> Iterator[PendingSample]:
+    """The samples of a tar, which can be read until the next one is asked for.
 
     Args:
         tar: the archive.
-        log: receives samples that were skipped, and why.
+        log: receives, while samples are read, what was left out of them.
         tar_log: receives faults of the tar.
         needed: whether pictures without a caption are skipped.
-        worker: which part to read, 0 to `workers - 1`.
-        workers: number of parts.
     """
     with ExitStack() as opened:
         try:
@@ -67,11 +57,9 @@ def read_tar(
         except TAR_ERRORS as error:
             tar_log.add(str(tar), f"unreadable tar: {error}")
             return
-        samples = [
-            (f"{tar}:{key}", _tar_sample(archive, f"{tar}:{key}", key, members, log, needed))
-            for key, members in members_of_key.items()
-        ]
-        yield from read_samples(samples, log, worker, workers)
+        for key, members in members_of_key.items():
+            name = f"{tar}:{key}"
+            yield name, _tar_sample(archive, name, key, members, log, needed)
 
 
 def _list_members(

@@ -4,6 +4,8 @@ dalle train encode --config configs/emoji/encode.yaml
 
 Each training picture is encoded in several augmented variants, or once without augmentation: with a single id sequence
 per picture a transformer memorises it, which small sets may want (docs/log.md). Validation pictures are not augmented.
+Where the config names a picture store, pictures come from there; otherwise they are read straight from their source
+(`encode_source.py`).
 """
 
 import contextlib
@@ -22,25 +24,18 @@ from tqdm import tqdm
 from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
-from dalle_mini_impl.data.entries import ENTRY_FILES, write_entries
+from dalle_mini_impl.data.entries import write_entries
 from dalle_mini_impl.data.picture_store import PictureStore, open_store, store_version
-from dalle_mini_impl.data.token_cache import (
-    CONTENTS,
-    IMAGE_IDS_FILE,
-    LIKELY_IDS_FILE,
-    PROBABILITIES_FILE,
-    CacheHeader,
-    check_cache_replaceable,
-    check_codebook_size,
-    write_header,
-)
+from dalle_mini_impl.data.token_cache import CONTENTS, check_cache_replaceable, check_codebook_size, write_header
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.train.encode_source import encode_source
 from dalle_mini_impl.train.shared import loop
+from dalle_mini_impl.train.shared.encoding import describe_cache, encode_batch, file_shapes, file_types, summary
 from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, mixed_precision
 from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.files import file_digest, replace_folder
+from dalle_mini_impl.util.files import replace_folder
 from dalle_mini_impl.util.memory import check_memory
 
 NOT_AUGMENTED = -1
@@ -94,19 +89,6 @@ def encode_split(
         file.flush()
 
 
-def encode_batch(tokenizer: ImageTokenizer, pixels: Tensor, config: EncodeRun) -> tuple[Tensor, ...]:
-    """Encode pixels (B, 3, H, W) into one tensor for each of `file_types`."""
-    if config.soft_ids:
-        return tokenizer.encode_soft(pixels, config.soft_ids, config.soft_temperature)
-    return (tokenizer.encode(pixels),)
-
-
-def file_types(config: EncodeRun) -> list[tuple[str, str]]:
-    """Name and number type of each file of a split."""
-    files = [(IMAGE_IDS_FILE, "uint16")]
-    return [*files, (LIKELY_IDS_FILE, "uint16"), (PROBABILITIES_FILE, "float16")] if config.soft_ids else files
-
-
 def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int]) -> None:
     """Create the files of a split at their full size, to be filled by `encode_split`.
 
@@ -116,9 +98,8 @@ def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int
         OSError: there is not enough space.
     """
     folder.mkdir()
-    variants = max(1, config.variants) if folder.name == "train" else 1
-    for name, number_type in file_types(config):
-        shape = (pictures, variants, *grid, *([] if name == IMAGE_IDS_FILE else [config.soft_ids]))
+    for name, (number_type, of_picture) in file_shapes(config, grid).items():
+        shape = (pictures, *(of_picture if folder.name == "train" else (1, *of_picture[1:])))
         with (folder / name).open("wb") as file:
             header = {"descr": np.dtype(number_type).str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -139,61 +120,8 @@ def reserve_space(file: BinaryIO, size: int) -> None:
         file.write(ZEROS[: size - start])
 
 
-def describe_certainty(folder: Path) -> str:
-    """One line on the probabilities of the training pictures' ids."""
-    probabilities = np.load(folder / "train" / PROBABILITIES_FILE, mmap_mode="r")
-    ids = probabilities.shape[-1]
-    likeliest = np.mean(probabilities[..., :1], dtype=np.float64)
-    total = np.mean(probabilities, dtype=np.float64) * ids
-    return (
-        f"of {ids} ids stored for each cell, the likeliest has a probability of {likeliest:.3f} "
-        f"on average, all together {total:.3f}"
-    )
-
-
-def check_settings(config: EncodeRun) -> None:
-    """Refuse settings that are out of range, and an output that is no cache, before anything is loaded.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if not config.out:
-        raise UserError("out is empty; name the folder of the token cache")
-    check_ranges(config)
-    check_cache_replaceable(config.out)
-
-
-def describe_cache(folder: Path, config: EncodeRun, tokenizer: ImageTokenizer, identity: str) -> CacheHeader:
-    """Header of a cache whose other files are complete in `folder`."""
-    names = [*ENTRY_FILES, *(name for name, _ in file_types(config))]
-    paths = [f"{split}/{name}" for split in ("train", "validation") for name in names]
-    return CacheHeader(
-        image_tokenizer=identity,
-        codebook_size=tokenizer.codebook_size,
-        grid=tokenizer.config.grid,
-        source=", ".join(Path(path).name for path in config.data.paths or (config.data.store,)),
-        store=os.path.relpath(os.path.realpath(config.data.store), os.path.realpath(config.out)),
-        store_version=store_version(Path(config.data.store)),
-        checksums={path: file_digest(folder / path) for path in paths},
-    )
-
-
-def main(config: EncodeRun) -> None:
-    """Encode both splits and write the token cache.
-
-    Raises:
-        UserError: a setting is wrong, pictures or image tokenizer cannot be read, or the cache cannot be written, or
-            would replace anything but a cache.
-    """
-    check_settings(config)
-    check_launch_settings()
-    accelerator = loop.make_accelerator(mixed_precision=mixed_precision("precision", config.precision))
-    tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
-    check_codebook_size(tokenizer.codebook_size)
-    if not 0 <= config.soft_ids <= tokenizer.codebook_size:
-        raise UserError(
-            f"soft_ids is {config.soft_ids}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids"
-        )
+def encode_store(accelerator: Accelerator, tokenizer: ImageTokenizer, identity: str, config: EncodeRun) -> None:
+    """Encode the pictures of a store, which is built first if it is missing, and write the token cache."""
     picture_size = tokenizer.config.size
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split, picture_size=picture_size) for split in ("train", "validation")}
@@ -213,12 +141,45 @@ def main(config: EncodeRun) -> None:
             encode_split(accelerator, tokenizer, store, folder / split, config)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_header(folder, describe_cache(folder, config, tokenizer, identity))
+            path = os.path.relpath(os.path.realpath(config.data.store), os.path.realpath(config.out))
+            version = store_version(Path(config.data.store))
+            write_header(folder, describe_cache(folder, config, tokenizer, identity, path, version))
     if accelerator.is_main_process:
-        counts = ", ".join(f"{len(store)} {split}" for split, store in stores.items())
-        print(f"encoded {counts} pictures with image tokenizer {identity} into {config.out}")
-        if config.soft_ids:
-            print(describe_certainty(Path(config.out)))
+        print(summary({split: len(store) for split, store in stores.items()}, identity, config))
+
+
+def check_settings(config: EncodeRun) -> None:
+    """Refuse settings that are out of range, and an output that is no cache, before anything is loaded.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not config.out:
+        raise UserError("out is empty; name the folder of the token cache")
+    check_ranges(config)
+    check_cache_replaceable(config.out)
+    if not config.data.store and not config.data.paths:
+        raise UserError("expected data.source, or data.store with decoded pictures, got neither; set one")
+
+
+def main(config: EncodeRun) -> None:
+    """Encode both splits and write the token cache.
+
+    Raises:
+        UserError: a setting is wrong, pictures or image tokenizer cannot be read, or the cache cannot be written, or
+            would replace anything but a cache.
+    """
+    check_settings(config)
+    check_launch_settings()
+    accelerator = loop.make_accelerator(mixed_precision=mixed_precision("precision", config.precision))
+    tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
+    check_codebook_size(tokenizer.codebook_size)
+    if not 0 <= config.soft_ids <= tokenizer.codebook_size:
+        raise UserError(
+            f"soft_ids is {config.soft_ids}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids"
+        )
+    encode = encode_store if config.data.store else encode_source
+    encode(accelerator, tokenizer, identity, config)
 
 
 if __name__ == "__main__":

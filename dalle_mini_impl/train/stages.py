@@ -100,7 +100,7 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
                 raise
             raise KeyboardInterrupt("--resume continues from the last saved state") from error
 
-    resume_help = "Continue from the last saved state." if stage.can_resume else "No effect: this stage starts anew."
+    resume_help = "Continue from the last saved state." if stage.can_resume else "No effect on this stage."
     return StageCommand(
         stage,
         name=stage.name,

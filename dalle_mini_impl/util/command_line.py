@@ -20,7 +20,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 """Exit codes: what shells use for wrong arguments, and for a program that Ctrl-C ended."""
 LOST_WORKER = (
     "expected the processes that make batches to work, got one that was ended from outside, perhaps for lack of "
-    "memory; lower run.workers"
+    "memory; choose fewer workers"
 )
 """What is said when `is_lost_worker`."""
 

@@ -11,8 +11,9 @@ from helpers.sources import SIZE, encode, put, put_tar, read, reasons, texts
 from PIL import Image
 
 from dalle_mini_impl.data.pair import Caption, SkipLog
+from dalle_mini_impl.data.parts import read_samples
 from dalle_mini_impl.data.readers import pictures_of_table, read_pairs
-from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_samples
+from dalle_mini_impl.data.sample import UnusableSample, decode_picture
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import PICTURE_ENDINGS
 

@@ -222,7 +222,7 @@ def test_a_worker_that_was_killed_ends_with_one_line(run):
     error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     code, errors = run(raising(error))
     assert (code, errors.count("\n")) == (2, 1)
-    assert "got one that was ended from outside, perhaps for lack of memory; lower run.workers" in errors
+    assert "got one that was ended from outside, perhaps for lack of memory; choose fewer workers" in errors
 
 
 def test_other_errors_of_torch_are_not_hidden(monkeypatch):

@@ -49,20 +49,38 @@ def passes(
         UserError: `make` raised it, there are too many workers for the memory, one was ended from outside, or this
             system cannot fork processes.
     """
-    check_processes(run.workers, "run.workers")
     if not run.workers:
         for step in itertools.count(first_step):
             for part in rows:
                 yield make(step, part)
+    for batches in load(_Steps(make, rows), run.workers, "run.workers", device, _From(first_step)):
+        yield from batches
+
+
+def load(
+    dataset: Dataset[Any], workers: int, setting: str, device: torch.device, sampler: Sampler[int] | None = None
+) -> Iterator[Any]:
+    """The items of a data set that worker processes make ahead; see `passes` for what they may do.
+
+    Args:
+        dataset: makes an item, or has a UserError for one in its place.
+        workers: their number, at least one.
+        setting: that asks for them, for messages.
+        device: that the items are for.
+        sampler: chooses the items, unless each worker's data set yields its own.
+
+    Raises:
+        UserError: an item is one, there are too many workers for the memory, one was ended from outside, or this system
+            cannot fork processes.
+    """
+    check_processes(workers, setting)
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise UserError(
-            f"expected run.workers 0 on a system that cannot fork processes, got {run.workers}; leave it out"
-        )
+        raise UserError(f"expected {setting} 0 on a system that cannot fork processes, got {workers}; leave it out")
     loader: DataLoader[Any] = DataLoader(
-        _Steps(make, rows),
+        dataset,
         batch_size=None,
-        sampler=_From(first_step),
-        num_workers=run.workers,
+        sampler=sampler,
+        num_workers=workers,
         prefetch_factor=AHEAD,
         multiprocessing_context="fork",
         worker_init_fn=partial(_prepare_worker, os.getpid()),
@@ -72,20 +90,22 @@ def passes(
     # A worker must not collect what it has inherited: the end of a process group waits for threads it does not have.
     gc.freeze()
     try:
-        steps = iter(loader)
+        items = iter(loader)
     finally:
         gc.unfreeze()
     while True:
         try:
-            batches = next(steps)
+            item = next(items)
+        except StopIteration:
+            return
         except (RuntimeError, ConnectionError, EOFError) as error:
             # "Caught …" begins what `make` raised. Connections break where a worker ends with a batch on its way.
             if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and not is_lost_worker(error)):
                 raise
             raise UserError(LOST_WORKER) from error
-        if isinstance(batches, UserError):
-            raise batches
-        yield from batches
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
 class _From(Sampler[int]):

@@ -1,0 +1,136 @@
+"""Reads a source in blocks: stretches of samples, each of which several processes and repeated runs read alike.
+
+A block is always the same stretch of the same part of the source, whoever reads it and whatever was read before. So
+work on a source is divided, and continued after an interruption, block by block.
+"""
+
+import itertools
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+
+from dalle_mini_impl.config.data import DataConfig
+from dalle_mini_impl.data.pair import Pair, SkipLog
+from dalle_mini_impl.data.parts import SourcePart, read_sample
+from dalle_mini_impl.data.readers import source_parts
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """A stretch of samples of one part of a source, by their numbers from 0."""
+
+    part: int
+    number: int
+
+
+FIRST = Block(0, 0)
+
+
+@dataclass(frozen=True)
+class SourcePicture:
+    """A picture of a block."""
+
+    block: Block
+    source: int
+    """Number of the source among those that the config names."""
+    key: str
+    """Identifies it among the pictures of all sources."""
+    pair: Pair
+
+
+@dataclass(frozen=True)
+class BlockEnd:
+    """All pictures of a block have been read."""
+
+    block: Block
+    is_last: bool
+    """Whether it is the last one of its part."""
+    log: SkipLog
+    """What was skipped, and why."""
+
+
+@dataclass
+class FinishedBlocks:
+    """The blocks that need not be read again."""
+
+    blocks: Container[Block]
+    lengths: Mapping[int, int]
+    """Part -> number of its blocks, as far as its last one is finished."""
+
+    def is_whole(self, part: int) -> bool:
+        """Whether all blocks of a part are finished."""
+        return part in self.lengths and all(Block(part, number) in self.blocks for number in range(self.lengths[part]))
+
+
+@dataclass
+class SourceBlocks:
+    """The blocks of the sources that a config names; pictures without a caption are skipped."""
+
+    parts: list[tuple[int, SourcePart]]
+    """Number of the source, and part."""
+    every: int
+    """One of so many samples counts."""
+    size: int
+    """Samples of a block."""
+    several: bool
+    """Whether keys start with the number of the source."""
+    _log: SkipLog
+    """Of the samples that are being read."""
+    _source_log: SkipLog
+    """Of the sources as a whole."""
+
+    @classmethod
+    def open(cls, config: DataConfig, size: int) -> "SourceBlocks":
+        """List the parts of the sources; one object is read once.
+
+        Args:
+            config: names the sources.
+            size: samples of a block.
+
+        Raises:
+            UserError: a source cannot be read.
+        """
+        log, source_log = SkipLog(), SkipLog()
+        of_source = [source_parts(path, log, source_log) for path in config.paths]
+        every = config.every
+        if all(len(parts) >= every for parts in of_source):  # then whole parts are left out, which is faster
+            of_source, every = [parts[::every] for parts in of_source], 1
+        parts = [(number, part) for number, own in enumerate(of_source) for part in own]
+        return cls(parts, every, size, bool(config.sources), log, source_log)
+
+    def read(self, finished: FinishedBlocks, worker: int = 0, workers: int = 1) -> Iterator[SourcePicture | BlockEnd]:
+        """Read one worker's blocks that are not finished.
+
+        Args:
+            finished: blocks to leave out.
+            worker: whose blocks to read, 0 to `workers - 1`.
+            workers: number of those that read at the same time. Each reads whole parts if there are at least as many,
+                else blocks of every part.
+
+        Yields:
+            The pictures of a block, then its end.
+        """
+        first_log = self._source_log  # belongs to the first block
+        by_part = len(self.parts) >= workers
+        for number, (source, part) in enumerate(self.parts):
+            if (by_part and number % workers != worker) or finished.is_whole(number):
+                continue
+            part_log = SkipLog()
+            samples = itertools.islice(iter(part(part_log)), 0, None, self.every)
+            upcoming = next(samples, None)
+            for block in (Block(number, index) for index in itertools.count()):
+                is_own = by_part or (number + block.number) % workers == worker
+                is_read = is_own and block not in finished.blocks
+                for _ in range(self.size):
+                    if upcoming is None:
+                        break
+                    if is_read and (pair := read_sample(upcoming, self._log)):
+                        key = f"{source}/{pair.key}" if self.several else pair.key
+                        yield SourcePicture(block, source, key, pair)
+                    upcoming = next(samples, None)
+                log = SkipLog()
+                for part_of_log in (*([first_log] if block == FIRST else []), part_log.take(), self._log.take()):
+                    log.merge(part_of_log)
+                if is_read:
+                    yield BlockEnd(block, upcoming is None, log)
+                if upcoming is None:
+                    break

@@ -1,0 +1,111 @@
+"""Files of encoded blocks, and the token cache that they become."""
+
+import numpy as np
+import pytest
+
+from dalle_mini_impl.data.blocks import Block
+from dalle_mini_impl.data.encoded_blocks import EncodedBlocks
+from dalle_mini_impl.data.entries import ENTRY_FILES, PictureEntry, write_entries
+from dalle_mini_impl.data.pair import Caption, SkipLog
+from dalle_mini_impl.util.errors import UserError
+
+WORK = {"variants": 2, "data": {"source": "a"}}
+FILES = {"image_ids.npy": ("uint16", (2, 3, 4)), "shares.npy": ("float16", (2, 3, 4, 5))}
+
+
+def entry(number, split):
+    return PictureEntry(
+        f"ä{number}", split, False, (Caption(f"number {number}", "de"),), {"kind": "thing", "n": number}
+    )
+
+
+def ids(numbers, split):
+    """Arrays of pictures that tell them apart."""
+    variants = 2 if split == "train" else 1
+    return {
+        name: np.broadcast_to(
+            np.array(numbers, kind).reshape(-1, *[1] * len(shape)), (len(numbers), variants, *shape[1:])
+        )
+        for name, (kind, shape) in FILES.items()
+    }
+
+
+def log_of(*names):
+    log = SkipLog()
+    for name in names:
+        log.add(name, "broken picture: a test")
+    return log
+
+
+@pytest.fixture
+def blocks(tmp_path):
+    """Three blocks: of both splits, of training pictures alone, and of none."""
+    made = EncodedBlocks(tmp_path / "ids.blocks")
+    made.prepare(WORK)
+    write(made, Block(1, 0), True, {"train": [4], "validation": []}, "c")
+    write(made, Block(0, 0), False, {"train": [1, 2], "validation": [3]}, "a", "b")
+    write(made, Block(0, 1), True, {"train": [], "validation": []})
+    return made
+
+
+def write(blocks, block, is_last, numbers, *skipped):
+    entries = {split: [entry(number, split) for number in own] for split, own in numbers.items()}
+    blocks.write(block, is_last, entries, {split: ids(own, split) for split, own in numbers.items()}, log_of(*skipped))
+
+
+def test_blocks_are_joined_in_their_order(blocks, tmp_path):
+    log = SkipLog()
+    counts = blocks.count(log)
+    assert counts == {"train": 3, "validation": 1}
+    assert [name for name, _ in log.entries] == ["a", "b", "c"]
+    out = tmp_path / "out"
+    out.mkdir()
+    blocks.join(out, counts, FILES)
+    for split, numbers in (("train", [1, 2, 4]), ("validation", [3])):
+        for name, expected in ids(numbers, split).items():
+            found = np.load(out / split / name)
+            assert found.dtype == expected.dtype
+            assert np.array_equal(found, expected)
+        (tmp_path / split).mkdir()
+        write_entries(tmp_path / split, [entry(number, split) for number in numbers])
+        for name in ENTRY_FILES:
+            assert (out / split / name).read_bytes() == (tmp_path / split / name).read_bytes()
+
+
+def test_what_is_finished_is_read_from_the_names(blocks):
+    finished = blocks.finished()
+    assert finished.blocks == {Block(0, 0), Block(0, 1), Block(1, 0)}
+    assert finished.lengths == {0: 2, 1: 1}
+    assert finished.is_whole(0)
+    (blocks.folder / "000000-000000.npz").unlink()
+    assert not blocks.finished().is_whole(0)
+    (blocks.folder / "000001-000000-last.npz").unlink()
+    assert not blocks.finished().is_whole(1)
+
+
+def test_the_same_work_goes_on_and_other_work_is_refused(blocks):
+    blocks.prepare(WORK)
+    with pytest.raises(UserError, match=r"begun with another data, seed; repeat the command .* or remove"):
+        blocks.prepare({**WORK, "data": {"source": "b"}, "seed": 1})
+    (blocks.folder / "work.json").write_text("{")
+    with pytest.raises(UserError, match=r"work\.json is damaged"):
+        blocks.prepare(WORK)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "ids.blocks").mkdir()
+    (tmp_path / "ids.blocks" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"letter\.txt"):
+        EncodedBlocks(tmp_path / "ids.blocks").prepare(WORK)
+
+
+@pytest.mark.parametrize("part", ["image_ids", "entries"])
+def test_a_changed_bit_is_found(blocks, tmp_path, part):
+    path = blocks.folder / "000000-000000.npz"
+    content = bytearray(path.read_bytes())
+    place = content.rfind(b"number 2") if part == "entries" else content.index(b"train/image_ids.npy") + 200
+    content[place] ^= 4
+    path.write_bytes(content)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"000000-000000\.npz is damaged .* remove it and repeat the command"):
+        blocks.join(tmp_path / "out", {"train": 3, "validation": 1}, FILES)
