@@ -277,6 +277,9 @@ class CaptionSampler:
     def sample(self, index: int, random: np.random.Generator) -> Caption:
         """One caption of picture `index`."""
         captions = self._entries[index].captions
+        if len(captions) == 1:
+            random.random()  # as for several
+            return captions[0]
         cumulative = list(accumulate(self._weights(captions)))
         return captions[min(bisect_right(cumulative, random.random() * cumulative[-1]), len(captions) - 1)]
 

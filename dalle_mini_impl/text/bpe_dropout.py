@@ -37,44 +37,47 @@ def split_with_dropout(
     draws = _Draws(random, dropout)
     starts = list(range(len(text)))
     """Where the pieces start, in order."""
-    ends = list(range(1, len(text) + 1))
+    ends = [*range(1, len(text) + 1), 0]
     """Where the piece that starts at each place ends; 0 where none starts."""
-    before = list(range(-1, len(text) - 1))
+    before = list(range(-1, len(text)))
     """Start of the piece before the one that starts at each place."""
-
-    def candidate(left: int, middle: int, end: int) -> tuple[float, int, int, int] | None:
-        score = scores.get(text[left:end])
-        return None if score is None else (-score, left, middle, end)
-
-    candidates = [merge for left in starts[:-1] if (merge := candidate(left, left + 1, left + 2)) is not None]
+    known = scores.get
+    candidates = [
+        (-score, left, left + 1, left + 2)
+        for left in starts[:-1]
+        if (score := known(text[left : left + 2])) is not None
+    ]
+    """Minus the score of each possible merge, and where its first piece starts, its second one starts, and it ends."""
     heapify(candidates)
     round_start = 0
-    while len(starts) > 1:
+    drawn, first_drawn = b"", 0
+    for places in range(len(text) - 1, 0, -1):
+        if not drawn and places <= DRAWN_AT_ONCE:
+            drawn, first_drawn = draws.are_skipped(round_start, places), round_start
         skipped = []
-        chosen = None
-        while candidates and chosen is None:
+        while candidates:
             merge = heappop(candidates)
             _, left, middle, end = merge
-            if ends[left] != middle or middle == len(text) or ends[middle] != end:
+            if ends[left] != middle or ends[middle] != end:
                 continue  # one of the two pieces has been merged with another one
-            if draws.is_skipped(round_start, len(starts) - 1, bisect_left(starts, left)):
+            place = bisect_left(starts, left)
+            if drawn[round_start - first_drawn + place] if drawn else draws.is_skipped(round_start + place):
                 skipped.append(merge)
             else:
-                chosen = left, middle, end
-        round_start += len(starts) - 1
-        if chosen is None:
+                break
+        else:
+            round_start += places
             break
+        round_start += places
         for merge in skipped:
             heappush(candidates, merge)
-        left, middle, end = chosen
         ends[left], ends[middle] = end, 0
-        del starts[bisect_left(starts, middle)]
-        if end < len(text):
-            before[end] = left
-            if merge := candidate(left, end, ends[end]):
-                heappush(candidates, merge)
-        if left > 0 and (merge := candidate(before[left], left, end)):
-            heappush(candidates, merge)
+        del starts[place + 1]
+        if left > 0 and (score := known(text[(first := before[left]) : end])) is not None:
+            heappush(candidates, (-score, first, left, end))
+        before[end] = left
+        if end < len(text) and (score := known(text[left : ends[end]])) is not None:
+            heappush(candidates, (-score, left, end, ends[end]))
     draws.finish(round_start)
     return [text[start : ends[start]] for start in starts]
 
@@ -101,31 +104,25 @@ class _Draws:
         self._half_used = self._source.state
         """Moving the generator forgets the half of a number that a draw of 32 bits has left; restored at the end."""
         self._position = 0
-        self._drawn = b""
-        """For each number of the last rounds, whether it is below the dropout."""
-        self._drawn_from = 0
 
-    def is_skipped(self, round_start: int, places: int, place: int) -> bool:
-        """Whether the number of a place of a round is below the dropout.
-
-        Args:
-            round_start: numbers that the rounds before draw.
-            places: of this round.
-            place: from 0.
-        """
+    def is_skipped(self, position: int) -> bool:
+        """Whether the number at a position is below the dropout."""
         if self._dropout <= 0:
             return False
-        if places > DRAWN_AT_ONCE:
-            self._move(round_start + place)
-            self._position += 1
-            return self._random.random() < self._dropout
-        if not self._drawn:
-            self._move(round_start)
-            self._drawn_from = round_start
-            numbers = self._random.random(places * (places + 1) // 2)  # the next round has a place less, and so on
-            self._position += len(numbers)
-            self._drawn = (numbers < self._dropout).tobytes()
-        return bool(self._drawn[round_start - self._drawn_from + place])
+        self._move(position)
+        self._position += 1
+        return self._random.random() < self._dropout
+
+    def are_skipped(self, position: int, places: int) -> bytes:
+        """Whether each number of a round of so many places, which begins at a position, and of all following rounds is
+        below the dropout; one byte for each.
+        """
+        count = places * (places + 1) // 2  # the next round has a place less, and so on
+        if self._dropout <= 0:
+            return bytes(count)
+        self._move(position)
+        self._position += count
+        return (self._random.random(count) < self._dropout).tobytes()
 
     def finish(self, drawn: int) -> None:
         """Leave the generator as if `drawn` numbers had been drawn."""

@@ -52,7 +52,7 @@ def test_written_cache_is_read_back(cache):
 
 def test_ids_are_memory_mapped_and_read_only(cache):
     read = open_cache(str(cache), "train", HEADER.image_tokenizer)
-    assert isinstance(read.image_ids, np.memmap)
+    assert isinstance(read.image_ids.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         read.image_ids[0, 0, 0, 0] = 3
 

@@ -214,8 +214,8 @@ def test_a_soft_cache_has_the_same_ids_and_more(trained, soft):
         assert old.likely_ids is old.probabilities is None
         assert new.likely_ids.shape == new.probabilities.shape == (*new.image_ids.shape, 5)
         assert (new.likely_ids.dtype, new.probabilities.dtype) == (np.uint16, np.float16)
-        assert isinstance(new.likely_ids, np.memmap)
-        assert isinstance(new.probabilities, np.memmap)
+        assert isinstance(new.likely_ids.base, np.memmap)
+        assert isinstance(new.probabilities.base, np.memmap)
         assert (new.likely_ids[..., 0] == new.image_ids).all()
     store = open_store(config_of(soft, "encode").data, "validation")
     _, likely, shares = tokenizer.encode_soft(pixels_on_white(store.take(np.arange(3)), 16), 5, 0.3)
