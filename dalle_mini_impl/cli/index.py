@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog=examples(
         "dalle index photos",
+        "dalle index s3://bucket/photos --out photos.index",
         "dalle index photos --scorer hf:openai/clip-vit-base-patch32 --out photos.index",
     )
 )
@@ -39,16 +40,18 @@ def index(
 ) -> None:
     """Make the pictures of a folder searchable.
 
-    Pictures are found in DIR at any depth. An existing index is updated: only new and changed files are read. A run
-    that was stopped continues where it was.
+    DIR is a folder here, or at an address such as s3://bucket/photos, which needs --out. Pictures are found in it at
+    any depth. An existing index is updated: only new and changed files are read. A run that was stopped continues where
+    it was.
     """
     from dalle_mini_impl.data.remote import is_address
 
-    if is_address(source):
-        raise UserError(f"expected a folder of this machine, got the address {source}; copy the pictures here first")
-    pictures = Path(source)
-    if not pictures.is_dir():
-        raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
+    if is_address(source) and out is None:
+        raise UserError(
+            f"expected --out with the address {source}, got none; name a folder of this machine for the index"
+        )
+    if not is_address(source) and not Path(source).is_dir():
+        raise UserError(f"expected a folder of pictures, got {source}; check the path")
     if faiss and not export_folder:
         raise UserError("expected --export with --faiss, got --faiss alone; add --export FOLDER")
 
@@ -60,7 +63,7 @@ def index(
     from dalle_mini_impl.search.store import DEFAULT_FOLDER, DamagedIndexError
     from dalle_mini_impl.util.devices import choose_device
 
-    folder = out or pictures / DEFAULT_FOLDER
+    folder = out or Path(source) / DEFAULT_FOLDER
     device = choose_device(device)
     if export_folder:
         check_export(export_folder, with_faiss=faiss)
@@ -73,15 +76,15 @@ def index(
             scorer = None
     if rebuild:
         scorer = scorer or "emoji"
-        click.echo(f"indexing {printable(str(pictures))} with {scorer}", err=True)
-        image_index, changes = ImageIndex.rebuild(folder, scorer, pictures, log, device)
+        click.echo(f"indexing {printable(source)} with {scorer}", err=True)
+        image_index, changes = ImageIndex.rebuild(folder, scorer, source, log, device)
     else:
         if exists:
             image_index = ImageIndex.open(folder, scorer or "", device)
         else:
             image_index = ImageIndex.create(folder, scorer or "emoji", device, replace=False)
-        click.echo(f"indexing {printable(str(pictures))}", err=True)
-        changes = image_index.update(pictures, log)
+        click.echo(f"indexing {printable(source)}", err=True)
+        changes = image_index.update(source, log)
     if log.entries:
         click.echo(log.report(), err=True)
     for line in notes(changes):

@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from dalle_mini_impl.data.remote import SourcePath
 from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_bytes
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.images import pixel_count
@@ -61,7 +61,7 @@ class _Prepared(Generic[Item]):
 def embed_picture_files(
     scorer: Scorer,
     items: Iterable[Item],
-    path_of: Callable[[Item], Path],
+    path_of: Callable[[Item], SourcePath],
     known: Collection[bytes] = (),
 ) -> Iterator[list[EmbeddedPicture[Item]]]:
     """Read and embed picture files in order.
@@ -106,7 +106,7 @@ def _embed(scorer: Scorer, batch: list[_Prepared[Item]]) -> list[EmbeddedPicture
 
 
 def _prepare_ahead(
-    scorer: Scorer, items: Iterable[Item], path_of: Callable[[Item], Path], known: Collection[bytes]
+    scorer: Scorer, items: Iterable[Item], path_of: Callable[[Item], SourcePath], known: Collection[bytes]
 ) -> Iterator[_Prepared[Item]]:
     prepare = partial(_prepare, scorer, path_of, known, _PixelBudget(MAX_PIXELS))
     started: deque[Future[_Prepared[Item]]] = deque()
@@ -120,7 +120,7 @@ def _prepare_ahead(
 
 
 def _prepare(
-    scorer: Scorer, path_of: Callable[[Item], Path], known: Collection[bytes], budget: "_PixelBudget", item: Item
+    scorer: Scorer, path_of: Callable[[Item], SourcePath], known: Collection[bytes], budget: "_PixelBudget", item: Item
 ) -> _Prepared[Item]:
     try:
         data = read_bytes(path_of(item))

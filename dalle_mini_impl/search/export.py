@@ -82,7 +82,7 @@ def export_clip_retrieval(index: ImageIndex, folder: str | Path) -> list[Path]:
                 rows = [row for _, row in pictures[start : start + CHUNK]]
                 file.write(index.vectors[rows].numpy().tobytes())
         # File names may hold bytes that are not UTF-8, which parquet cannot store.
-        paths = [os.fsencode(path).decode("utf-8", "backslashreplace") for path, _ in pictures]
+        paths = [os.fsencode(str(path)).decode("utf-8", "backslashreplace") for path, _ in pictures]
         columns = pyarrow.table({"image_path": paths}).replace_schema_metadata(WRITER)
         parquet.write_table(columns, new_table)
         (Path(folder) / FAISS_INDEX).unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.remote import SourcePath, is_address, source_path
+from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_bytes
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.integrity import DATABASE
@@ -48,10 +50,10 @@ SHEET_SIZE = 160
 class Hit:
     """A result of a search."""
 
-    path: Path
+    path: SourcePath
     score: float
     """Cosine with the query, in [-1, 1]. Only differences are meaningful: good fits of a text are far below 1."""
-    copies: tuple[Path, ...]
+    copies: tuple[SourcePath, ...]
     """Other files of equal content."""
 
 
@@ -168,13 +170,15 @@ class ImageIndex:
         return len(self.vectors) if self._used is None else int(self._used.sum())
 
     @property
-    def root(self) -> Path:
+    def root(self) -> SourcePath:
         """The folder that is indexed; the index's own folder until the first update.
 
         It is recorded relative to the index, so that both can be moved together, and absolutely, so that the index can
         be moved alone. The one under which more of the pictures are found counts.
         """
         with one_line_errors(self._files.folder):
+            if is_address(self._files.metadata("root")):
+                return source_path(self._files.metadata("root"))
             here = (self._files.folder.resolve() / self._files.metadata("root")).resolve()
             absolute = Path(self._files.metadata("absolute_root") or here)
             if absolute == here:
@@ -182,7 +186,7 @@ class ImageIndex:
             sample = [os.fsdecode(path) for path in self._files.some_paths(ROOT_SAMPLE)]
             return max((here, absolute), key=lambda root: sum((root / path).exists() for path in sample))
 
-    def pictures(self) -> list[tuple[Path, int]]:
+    def pictures(self) -> list[tuple[SourcePath, int]]:
         """Every picture that can be found, with the row of its vector, ordered by path."""
         self._check_whole()
         with one_line_errors(self._files.folder):
@@ -193,7 +197,7 @@ class ImageIndex:
         """Update the index from a folder of pictures. An update that was killed continues after its last commit.
 
         Args:
-            pictures: the folder, searched at any depth; hidden files are ignored.
+            pictures: the folder, here or at an address, searched at any depth; hidden files are ignored.
             log: records what could not be read, and why.
 
         Returns:
@@ -288,14 +292,23 @@ class ImageIndex:
         return self.scorer.embed_images([open_picture(term) if isinstance(term, Path) else term])[0]
 
 
-def _folder_of_pictures(pictures: str | Path) -> Path:
-    root = Path(pictures).resolve()
-    if not root.is_dir():
-        raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
-    return root
+def _folder_of_pictures(pictures: str | Path) -> SourcePath:
+    if is_address(pictures):
+        root = source_path(pictures)
+        try:
+            if root.is_dir():
+                return root
+        except OSError as error:
+            raise UserError(
+                f"{root} cannot be read ({error.strerror or error}); check the address, the connection and your "
+                f"credentials"
+            ) from error
+    elif (folder := Path(pictures).resolve()).is_dir():
+        return folder
+    raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
 
 
-def _inside(root: Path, path: bytes) -> Path:
+def _inside(root: SourcePath, path: bytes) -> SourcePath:
     """The path of a picture of an index, which may be a stranger's.
 
     Raises:
@@ -314,7 +327,7 @@ def find_index_folder(folder: str | Path) -> Path:
 
 
 def hits_sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
-    """Hits in one picture, best first, with scores and names; a file that no longer exists is white.
+    """Hits in one picture, best first, with scores and names; a file that cannot be read any more is white.
 
     Args:
         hits: at least one.
@@ -326,9 +339,9 @@ def hits_sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
     images = []
     for hit in hits:
         try:
-            image = open_picture(hit.path)
+            image = decode_picture(read_bytes(hit.path))
             image.thumbnail((SHEET_SIZE, SHEET_SIZE))
-        except UserError:
+        except UnusableSample:
             image = Image.new("RGB", (SHEET_SIZE, SHEET_SIZE), "white")
         images.append(image)
     return contact_sheet(images, columns, [printable(f"{hit.score:.3f} {hit.path.name}") for hit in hits])

@@ -1,4 +1,7 @@
-"""Lists the pictures of a folder, and tells those that are gone from those that cannot be looked at now."""
+"""Lists the pictures of a folder, here or at an address.
+
+Tells those that are gone from those that cannot be looked at now.
+"""
 
 import os
 import stat
@@ -9,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.remote import RemotePath, SourcePath
 from dalle_mini_impl.data.sample import list_files
 from dalle_mini_impl.search.store import PictureFile
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind
 
 CLOCK_STEP_NS = 2_000_000_000
@@ -22,7 +27,7 @@ milliseconds, or once a second."""
 class Listing:
     """What a folder holds."""
 
-    root: Path
+    root: SourcePath
     files: list[PictureFile] = field(default_factory=list)
     unlisted: set[bytes] = field(default_factory=set)
     """Folders, relative to the root (`b""`), whose content could not be listed."""
@@ -39,6 +44,8 @@ class Listing:
             path: of the picture, relative to the root.
             former_mounts: folders that were on file systems of their own when the pictures were listed before.
         """
+        if isinstance(self.root, RemotePath):  # which is listed whole, or not at all
+            return True
         folder = os.path.dirname(path)
         folders = [folder]
         while folder:
@@ -54,7 +61,7 @@ class Listing:
 
     def _is_away(self, folder: bytes, former_mounts: Collection[bytes]) -> bool | None:
         """Whether a folder is there but cannot be looked at; False if it is absent, None if it can be looked at."""
-        path = os.path.join(os.fsencode(self.root), folder)
+        path = os.path.join(os.fsencode(str(self.root)), folder)
         if folder in self.unlisted:
             return True
         if folder in former_mounts and folder not in self.mounts and not self._has_files(folder):
@@ -72,14 +79,20 @@ class Listing:
         return any(file.path.startswith(folder + b"/") for file in self.files)
 
 
-def list_pictures(root: Path, log: SkipLog) -> Listing:
+def list_pictures(root: SourcePath, log: SkipLog) -> Listing:
     """All picture files below a folder, recognised by their suffixes; links are followed.
 
     Args:
         root: the folder.
         log: records folders that cannot be listed.
+
+    Raises:
+        UserError: it is at an address, and cannot be listed.
     """
     listing = Listing(root)
+    if isinstance(root, RemotePath):
+        _list_remote(root, listing)
+        return listing
     unlisted: list[Path] = []
     for path in list_files(root, log, unlisted):
         kind = picture_kind(path)
@@ -98,6 +111,23 @@ def list_pictures(root: Path, log: SkipLog) -> Listing:
         listing.unlisted.add(b"")
     listing.mounts = _mounts(root, {os.path.dirname(file.path) for file in listing.files})
     return listing
+
+
+def _list_remote(root: RemotePath, listing: Listing) -> None:
+    """Add the picture files below a folder at an address; what tells of their content stands for their times."""
+    try:
+        states = root.list_states(recursive=True)
+    except OSError as error:
+        raise UserError(
+            f"{root} cannot be listed ({error.strerror or error}); check the address, the connection and your "
+            f"credentials"
+        ) from error
+    for path, (size, stamp) in states.items():
+        kind = picture_kind(path.name)
+        if kind == "unreadable":
+            listing.unsupported[path.suffix.lower()] += 1
+        elif kind == "readable":
+            listing.files.append(PictureFile(os.fsencode(str(path.relative_to(root))), stamp or None, size))
 
 
 def _settled_time(mtime_ns: int) -> int | None:

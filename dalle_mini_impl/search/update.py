@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from tqdm import tqdm
 
 from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.remote import RemotePath, SourcePath
 from dalle_mini_impl.scorer.picture_files import EmbeddedPicture, embed_picture_files
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.search.listing import Listing
@@ -113,7 +113,7 @@ def check_has_pictures(listing: Listing) -> None:
 
 def _record(
     index: IndexFiles,
-    root: Path,
+    root: SourcePath,
     batch: list[EmbeddedPicture[PictureFile]],
     before: Mapping[bytes, tuple[int | None, int, int | None]],
     rows: dict[bytes, int],
@@ -159,10 +159,13 @@ def _repair(index: IndexFiles) -> None:
         index.mark_lost(damaged)
 
 
-def _has_changed(root: Path, file: PictureFile) -> bool:
+def _has_changed(root: SourcePath, file: PictureFile) -> bool:
     """Whether a file was written between its listing and now, so that what was read may belong to another time."""
+    path = _path(root, file)
+    if isinstance(path, RemotePath):  # what was written meanwhile has another state in the next listing
+        return False
     try:
-        status = _path(root, file).stat()
+        status = path.stat()
     except OSError:
         return True
     return (status.st_mtime_ns, status.st_size) != (file.mtime_ns, file.size)
@@ -175,9 +178,10 @@ def _read_mounts(index: IndexFiles) -> set[bytes]:
 
 def _write_folders(index: IndexFiles, listing: Listing, mounts: set[bytes]) -> None:
     names = json.dumps(sorted(map(os.fsdecode, mounts)))
-    root = os.path.relpath(listing.root, index.folder.resolve())
+    is_remote = isinstance(listing.root, RemotePath)
+    root = str(listing.root) if is_remote else os.path.relpath(str(listing.root), index.folder.resolve())
     index.set_metadata({"root": root, "absolute_root": str(listing.root), "mounts": names})
 
 
-def _path(root: Path, file: PictureFile) -> Path:
+def _path(root: SourcePath, file: PictureFile) -> SourcePath:
     return root / os.fsdecode(file.path)

@@ -380,10 +380,6 @@ def test_inspect_reads_an_address(memory, run, tmp_path):
     assert "pictures               6 (0 with transparency)" in output
 
 
-def test_an_index_of_an_address_is_refused_in_one_line(refused):
-    assert refused("index", "s3://bucket/x").startswith("error: expected a folder of this machine, got the address s3:")
-
-
 def test_local_tars_keep_their_patterns(tmp_path):
     for number in range(3):
         put_tar(tmp_path / f"{number:02}.tar", [(f"{number}.png", encode()), (f"{number}.txt", "red")])

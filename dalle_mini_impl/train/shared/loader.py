@@ -4,6 +4,7 @@ A worker makes the whole batch of a step, which follows from the step's number a
 many workers there are, and a resumed run needs no state of theirs.
 """
 
+import contextlib
 import gc
 import itertools
 import multiprocessing
@@ -102,6 +103,8 @@ def load(
             # "Caught …" begins what `make` raised. Connections break where a worker ends with a batch on its way.
             if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and not is_lost_worker(error)):
                 raise
+            with contextlib.suppress(RuntimeError):  # or deleting the iterator would report the loss once more
+                items._shutdown_workers()
             raise UserError(LOST_WORKER) from error
         if isinstance(item, UserError):
             raise item
