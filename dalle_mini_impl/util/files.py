@@ -31,6 +31,9 @@ PACKAGE = Path(__file__).parent.parent
 READ_BYTES = 2**22
 """Bytes hashed at a time, which bounds memory."""
 
+_held_locks: set[int] = set()
+"""The locked files by which this process holds the right to write."""
+
 
 def find_shipped(path: Path | str) -> Path:
     """Return the path itself if it exists, else the file of that name that ships with the package, if any.
@@ -205,11 +208,20 @@ def only_writer(path: Path | str) -> Iterator[None]:
         lock = path.with_name(f".{path.name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(lock, path)
+    _held_locks.add(file)
     try:
         yield
     finally:
+        _held_locks.discard(file)
         lock.unlink(missing_ok=True)
         os.close(file)
+
+
+def leave_locks_to_parent() -> None:
+    """In a forked process: let go of the rights to write that it has inherited, which then end with its parent."""
+    for file in _held_locks:
+        os.close(file)
+    _held_locks.clear()
 
 
 def _open_locked(lock: Path, path: Path) -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from dalle_mini_impl.util.files import (
     check_folder_output,
     check_replaceable,
     find_shipped,
+    leave_locks_to_parent,
     only_writer,
     replace_file,
     replace_folder,
@@ -381,3 +383,23 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(tmp_path, monk
     folder.rmdir()
     with pytest.raises(UserError, match="cannot write name: No such file or directory"):
         WRITERS[writer]("name")
+
+
+def test_a_forked_process_that_outlives_its_parent_keeps_no_lock(tmp_path):
+    ready, go_on = os.pipe(), os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with only_writer(tmp_path / "a"):
+            if os.fork() == 0:
+                leave_locks_to_parent()
+                os.write(ready[1], b".")
+                os.read(go_on[0], 1)
+                os._exit(0)
+            os.read(ready[0], 1)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    try:
+        with only_writer(tmp_path / "a"):
+            pass
+    finally:
+        os.write(go_on[1], b".")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.util.command_line import LOST_WORKER, is_lost_worker
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.files import leave_locks_to_parent
 from dalle_mini_impl.util.launcher import end_with_parent
 from dalle_mini_impl.util.memory import check_processes
 
@@ -138,4 +139,5 @@ def _prepare_worker(trainer: int, worker: int) -> None:
     """Have a worker end with the trainer, which alone answers Ctrl-C and SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_locks_to_parent()
     end_with_parent(trainer)
