@@ -37,7 +37,8 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.text.sentencepiece_tokenizer import SPACE, TextTokenizer
 from dalle_mini_impl.train.encode_source import BLOCK_SAMPLES, Batch, SourceBatches, encode_blocks, write_cache
 from dalle_mini_impl.train.shared import loader, loop
-from dalle_mini_impl.train.transformer import make_batch
+from dalle_mini_impl.train.shared.scene_rows import SceneRows
+from dalle_mini_impl.train.stream_batch import make_batch
 from dalle_mini_impl.util.files import find_shipped
 from dalle_mini_impl.util.text import without_surrogates
 
@@ -256,8 +257,8 @@ def _maker(
         image_vocab=cache.header.codebook_size,
         bos_id=tokenizer.bos_id,
     )
-    stream, rows = Stream(layout), slice(0, BATCH)
-    return lambda step: make_batch(cache, captions, tokenizer, stream, config, step, rows)
+    stream, rows, scenes = Stream(layout), slice(0, BATCH), SceneRows(BATCH)
+    return lambda step: make_batch(cache, captions, tokenizer, stream, config, step, rows, scenes)
 
 
 def _row(name: str, seconds: float, count: int, growth: Growth) -> BenchRow:

@@ -15,21 +15,21 @@ from dalle_mini_impl.data.readers import source_parts
 
 
 @dataclass(frozen=True, order=True)
-class Block:
+class SampleBlock:
     """A stretch of samples of one part of a source, by their numbers from 0."""
 
     part: int
     number: int
 
 
-FIRST = Block(0, 0)
+FIRST = SampleBlock(0, 0)
 
 
 @dataclass(frozen=True)
 class SourcePicture:
     """A picture of a block."""
 
-    block: Block
+    block: SampleBlock
     source: int
     """Number of the source among those that the config names."""
     key: str
@@ -41,7 +41,7 @@ class SourcePicture:
 class BlockEnd:
     """All pictures of a block have been read."""
 
-    block: Block
+    block: SampleBlock
     is_last: bool
     """Whether it is the last one of its part."""
     log: SkipLog
@@ -52,13 +52,15 @@ class BlockEnd:
 class FinishedBlocks:
     """The blocks that need not be read again."""
 
-    blocks: Container[Block]
+    blocks: Container[SampleBlock]
     lengths: Mapping[int, int]
     """Part -> number of its blocks, as far as its last one is finished."""
 
     def is_whole(self, part: int) -> bool:
         """Whether all blocks of a part are finished."""
-        return part in self.lengths and all(Block(part, number) in self.blocks for number in range(self.lengths[part]))
+        return part in self.lengths and all(
+            SampleBlock(part, number) in self.blocks for number in range(self.lengths[part])
+        )
 
 
 @dataclass
@@ -117,7 +119,7 @@ class SourceBlocks:
             part_log = SkipLog()
             samples = itertools.islice(iter(part(part_log)), 0, None, self.every)
             upcoming = next(samples, None)
-            for block in (Block(number, index) for index in itertools.count()):
+            for block in (SampleBlock(number, index) for index in itertools.count()):
                 is_own = by_part or (number + block.number) % workers == worker
                 is_read = is_own and block not in finished.blocks
                 for _ in range(self.size):

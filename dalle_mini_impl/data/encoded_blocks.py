@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dalle_mini_impl.data.blocks import Block, FinishedBlocks
+from dalle_mini_impl.data.blocks import FinishedBlocks, SampleBlock
 from dalle_mini_impl.data.entries import PictureEntry, entry_from_json, entry_line, write_entries
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.util.errors import UserError
@@ -72,7 +72,7 @@ class EncodedBlocks:
         blocks, lengths = set(), {}
         for name in sorted(path.name for path in self.folder.iterdir()):
             if match := BLOCK_FILE.fullmatch(name):
-                block = Block(int(match[1]), int(match[2]))
+                block = SampleBlock(int(match[1]), int(match[2]))
                 blocks.add(block)
                 if match[3]:
                     lengths[block.part] = block.number + 1
@@ -80,7 +80,7 @@ class EncodedBlocks:
 
     def write(
         self,
-        block: Block,
+        block: SampleBlock,
         is_last: bool,
         entries: Mapping[str, Sequence[PictureEntry]],
         arrays: Mapping[str, Mapping[str, np.ndarray]],

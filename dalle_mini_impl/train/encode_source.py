@@ -25,7 +25,7 @@ from tqdm import tqdm
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
-from dalle_mini_impl.data.blocks import Block, BlockEnd, FinishedBlocks, SourceBlocks, SourcePicture
+from dalle_mini_impl.data.blocks import BlockEnd, FinishedBlocks, SampleBlock, SourceBlocks, SourcePicture
 from dalle_mini_impl.data.encoded_blocks import SPLITS, EncodedBlocks
 from dalle_mini_impl.data.entries import PictureEntry
 from dalle_mini_impl.data.fit import fit_picture
@@ -55,7 +55,7 @@ NOT_RESULTS = ("workers", "out", "model_dir", "precision")
 class Batch:
     """One variant of some pictures of one split of one block, ready to be encoded."""
 
-    block: Block
+    block: SampleBlock
     split: str
     entries: list[PictureEntry]
     """Of the pictures, with their first variant; none with the others, which follow."""
@@ -117,7 +117,7 @@ class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
                 waiting[split].append(picture)
                 yield from self._take(waiting[split], item.block, split, self._config.batch_size)
 
-    def _take(self, waiting: "list[_Picture]", block: Block, split: str, least: int) -> Iterator[Batch]:
+    def _take(self, waiting: "list[_Picture]", block: SampleBlock, split: str, least: int) -> Iterator[Batch]:
         """The variants of the waiting pictures, if these are enough for a batch."""
         if len(waiting) >= least:
             rgba = np.stack([picture.rgba for picture in waiting])
@@ -238,7 +238,7 @@ def encode_blocks(
 ) -> None:
     """Encode this process's batches, and write each block when it is whole."""
     types = file_types(config)
-    opened: defaultdict[Block, _OpenBlock] = defaultdict(_OpenBlock)
+    opened: defaultdict[SampleBlock, _OpenBlock] = defaultdict(_OpenBlock)
     with tqdm(desc="encoding", unit=" pictures", disable=not accelerator.is_main_process) as bar:
         for item in items:
             if isinstance(item, UserError):

@@ -7,7 +7,7 @@ import pytest
 from helpers.sources import encode, put, put_tar
 
 from dalle_mini_impl.config.data import DataConfig, SourceConfig
-from dalle_mini_impl.data.blocks import Block, BlockEnd, FinishedBlocks, SourceBlocks, SourcePicture
+from dalle_mini_impl.data.blocks import BlockEnd, FinishedBlocks, SampleBlock, SourceBlocks, SourcePicture
 
 NOTHING = FinishedBlocks(set(), {})
 COUNT = 11
@@ -46,7 +46,7 @@ KINDS = {kind.__name__: kind for kind in (tars, one_tar, pictures, table)}
 
 def read(config, size=3, finished=NOTHING, workers=1):
     """Captions of each block, and the blocks that are the last of their part, as some workers read them."""
-    found: dict[Block, list[str]] = {}
+    found: dict[SampleBlock, list[str]] = {}
     last = []
     logs: Counter[str] = Counter()
     for worker in range(workers):
@@ -79,7 +79,7 @@ def test_blocks_follow_the_tars(tmp_path):
     blocks, last, _ = read(DataConfig(source=str(tars(tmp_path))))
     sizes = {(block.part, block.number): len(texts) for block, texts in blocks.items()}
     assert sizes == {(0, 0): 3, (0, 1): 1, (1, 0): 1, (2, 0): 3, (2, 1): 3}
-    assert last == [Block(0, 1), Block(1, 0), Block(2, 1)]
+    assert last == [SampleBlock(0, 1), SampleBlock(1, 0), SampleBlock(2, 1)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,20 +94,20 @@ def test_finished_blocks_are_left_out(tmp_path, kind):
 def test_a_finished_part_is_not_opened(tmp_path):
     config = DataConfig(source=str(tars(tmp_path)))
     (tmp_path / "a.tar").write_bytes(b"no tar any more")
-    finished = FinishedBlocks({Block(0, 0), Block(0, 1)}, {0: 2})
+    finished = FinishedBlocks({SampleBlock(0, 0), SampleBlock(0, 1)}, {0: 2})
     blocks, _, logs = read(config, finished=finished)
     assert {block.part for block in blocks} == {1, 2}
     assert not logs
     # Without its first block the part is not whole, and is read again.
-    assert read(config, finished=FinishedBlocks({Block(0, 1)}, {0: 2}))[2]
+    assert read(config, finished=FinishedBlocks({SampleBlock(0, 1)}, {0: 2}))[2]
 
 
 def test_a_tar_without_pictures_is_one_empty_block(tmp_path):
     tars(tmp_path)
     (tmp_path / "b.tar").write_bytes(b"no tar at all")
     blocks, last, logs = read(DataConfig(source=str(tmp_path)), workers=2)
-    assert blocks[Block(1, 0)] == []
-    assert Block(1, 0) in last
+    assert blocks[SampleBlock(1, 0)] == []
+    assert SampleBlock(1, 0) in last
     assert [reason.split(":")[0] for reason in logs] == ["unreadable tar"]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dalle_mini_impl.data.blocks import Block
+from dalle_mini_impl.data.blocks import SampleBlock
 from dalle_mini_impl.data.encoded_blocks import EncodedBlocks
 from dalle_mini_impl.data.entries import ENTRY_FILES, PictureEntry, write_entries
 from dalle_mini_impl.data.pair import Caption, SkipLog
@@ -42,9 +42,9 @@ def blocks(tmp_path):
     """Three blocks: of both splits, of training pictures alone, and of none."""
     made = EncodedBlocks(tmp_path / "ids.blocks")
     made.prepare(WORK)
-    write(made, Block(1, 0), True, {"train": [4], "validation": []}, "c")
-    write(made, Block(0, 0), False, {"train": [1, 2], "validation": [3]}, "a", "b")
-    write(made, Block(0, 1), True, {"train": [], "validation": []})
+    write(made, SampleBlock(1, 0), True, {"train": [4], "validation": []}, "c")
+    write(made, SampleBlock(0, 0), False, {"train": [1, 2], "validation": [3]}, "a", "b")
+    write(made, SampleBlock(0, 1), True, {"train": [], "validation": []})
     return made
 
 
@@ -74,7 +74,7 @@ def test_blocks_are_joined_in_their_order(blocks, tmp_path):
 
 def test_what_is_finished_is_read_from_the_names(blocks):
     finished = blocks.finished()
-    assert finished.blocks == {Block(0, 0), Block(0, 1), Block(1, 0)}
+    assert finished.blocks == {SampleBlock(0, 0), SampleBlock(0, 1), SampleBlock(1, 0)}
     assert finished.lengths == {0: 2, 1: 1}
     assert finished.is_whole(0)
     (blocks.folder / "000000-000000.npz").unlink()

@@ -105,7 +105,7 @@ def load(
             if str(error).startswith("Caught ") or (isinstance(error, RuntimeError) and not is_lost_worker(error)):
                 raise
             with contextlib.suppress(RuntimeError):  # or deleting the iterator would report the loss once more
-                items._shutdown_workers()
+                items._shutdown_workers()  # type: ignore[attr-defined]
             raise UserError(LOST_WORKER) from error
         if isinstance(item, UserError):
             raise item
