@@ -165,6 +165,6 @@ def _mask_all_but_top_p(logits: Tensor, p: Tensor) -> Tensor:
     """Logits (N, K) with minus infinity for all but the smallest set of likeliest ids with at least probability p."""
     ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
     likelier_mass = torch.softmax(ordered, -1).cumsum(-1).roll(1, -1)  # probability of all likelier ids
-    likelier_mass[:, 0] = -1  # the likeliest id stays, also where p is 0 in fp32
+    likelier_mass[:, 0].fill_(-1)  # the likeliest id stays, also where p is 0 in fp32
     left_out = (likelier_mass >= p) & (p < 1)
     return torch.empty_like(logits).scatter_(-1, ids, ordered.masked_fill(left_out, -math.inf))

@@ -45,7 +45,7 @@ from dalle_mini_impl.model.masks import AttentionMask  # noqa: E402
 from dalle_mini_impl.model.stream import Stream  # noqa: E402
 from dalle_mini_impl.painting.painter import Painter, PaintSettings  # noqa: E402
 from dalle_mini_impl.sampling.generate import Prompt, generate  # noqa: E402
-from dalle_mini_impl.sampling.graph_decoder import GraphDecoder  # noqa: E402
+from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, StaticBatch  # noqa: E402
 from dalle_mini_impl.sampling.likelihood import log_likelihood  # noqa: E402
 from dalle_mini_impl.scorer.scorer import Scorer  # noqa: E402
 from dalle_mini_impl.train import image_tokenizer, scorer, transformer  # noqa: E402
@@ -86,6 +86,8 @@ class CountWaits(TorchDispatchMode):
                 remember_wait()
             return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64, device=args[0].device)
         on_gpu = any(isinstance(value, Tensor) and value.device.type == "cuda" for value in args)
+        if recorded and any(isinstance(value, Tensor) and value.device.type == "cpu" for value in args):
+            remember_wait()  # what comes from the CPU cannot be part of a recorded step
         result = function(*args, **(kwargs or {}))
         if on_gpu and (name in VALUES or (isinstance(result, Tensor) and result.device.type == "cpu")):
             remember_wait()
@@ -135,6 +137,8 @@ def to(module: nn.Module, *args: Any, **options: Any) -> nn.Module:
     return module
 
 
+recorded: list[int] = []
+"""Not empty in a step that a GPU would record."""
 plain_to = nn.Module.to
 entered: list[Any] = []
 
@@ -228,7 +232,15 @@ def graph() -> None:
     network, config = load_transformer(HOME / "model", "cuda:0")
     decoder, stream = GraphDecoder(network, records=False), Stream(config)
     sampling = SamplingConfig(temperature=0.9, top_k=5, top_p=0.9, guidance=2.0)
-    assert generate(decoder, stream, Prompt([5, 6]), [0, 1, 2], sampling, chunk=2).image_ids.device == CUDA
+    step = StaticBatch._step
+
+    def marked(batch: StaticBatch, span: int) -> None:
+        recorded.append(span)
+        step(batch, span)
+        recorded.pop()
+
+    with mock.patch.object(StaticBatch, "_step", marked):
+        assert generate(decoder, stream, Prompt([5, 6]), [0, 1, 2], sampling, chunk=2).image_ids.device == CUDA
 
 
 def decode() -> None:

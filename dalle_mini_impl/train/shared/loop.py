@@ -18,6 +18,7 @@ import torch
 import yaml
 from accelerate import Accelerator, tracking
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -139,16 +140,25 @@ def pass_rows(accelerator: Accelerator, run: RunConfig) -> list[slice]:
 def exchanging_in_last(items: Sequence[T], *networks: Any) -> Iterator[T]:
     """The items of a step's passes; replicated networks exchange their gradients in the pass of the last item only.
 
+    A sharded network exchanges them in every pass, as none of its processes has room for all; but between machines that
+    hold the same shards it does so in the last pass only.
+
     Args:
         items: one for each pass. Its forward and backward pass must be done before the next item is asked for.
         networks: what is trained, as wrapped for several processes; compiled or not.
     """
+    networks = tuple(getattr(network, "_orig_mod", network) for network in networks)
     for item in items[:-1]:
         with contextlib.ExitStack() as stack:
-            for network in (getattr(network, "_orig_mod", network) for network in networks):
+            for network in networks:
                 if isinstance(network, DistributedDataParallel):
                     stack.enter_context(network.no_sync())
+                elif isinstance(network, FSDPModule):
+                    network.set_requires_all_reduce(False)
             yield item
+    for network in networks:
+        if isinstance(network, FSDPModule):
+            network.set_requires_all_reduce(True)
     yield items[-1]
 
 

@@ -111,7 +111,7 @@ def test_accumulation_and_recomputation_work_with_sharding(trained, tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_with_copies_of_the_shards_match_one_process(trained, tmp_path):
-    settings = (*FEW, *ADAMW, "model.position=learned")
+    settings = (*FEW, *ADAMW, "model.position=learned", "run.accumulation=3")
     one, four = (trained.copy(tmp_path / name, "transformer") for name in ("one", "four"))
     one.run("transformer", *settings)
     arguments = four.arguments("transformer", *settings)
