@@ -4,7 +4,7 @@ English has sentences. The other languages have lists, such as "links: Katze, re
 come from a table without gender or cases, and only a list is right with each of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,8 @@ _ENGLISH_WEARING = (
     "{one} that wears {worn}",
     "{one} with {worn} on its {part}",
 )
+KEYWORD_SHARE = 0.25
+"""Share of English captions that are keywords, such as "blue cat, yellow background"."""
 _FACE = " face"
 """End of names of heads, which people leave out where the rest is a name as well."""
 
@@ -135,23 +137,29 @@ def scene_caption(
 
 
 def _english(plan: ScenePlan, names: Mapping[str, str], random: np.random.Generator) -> str:
-    phrases = [_english_object(one, plan.look, names, random) for one in plan.objects]
+    are_keywords = bool(random.random() < KEYWORD_SHARE)
+    article: Callable[[str], str] = str if are_keywords else with_article
+    phrases = [_english_object(one, plan.look, names, article, random) for one in plan.objects]
     if plan.relation == "front" and random.random() < 0.5:
         text = f" {_choice(_BEHIND, random)} ".join(reversed(phrases))
     elif plan.relation:
         text = f" {_choice(_ENGLISH_RELATIONS[plan.relation], random)} ".join(phrases)
     else:
-        text = " and ".join(phrases)
+        text = (", " if are_keywords else " and ").join(phrases)
     if not plan.background:
         return text
-    ends = [f" on a {plan.background} background", f", {plan.background} background"]
-    if plan.relation != "front":
+    ends = [f", {plan.background} background"]
+    if not are_keywords:
+        ends.append(f" on a {plan.background} background")
+    if not are_keywords and plan.relation != "front":
         ends.append(f" in front of a {plan.background} background")
     return text + _choice(ends, random).replace(" a orange", " an orange")
 
 
-def _english_object(one: SceneObject, look: str, names: Mapping[str, str], random: np.random.Generator) -> str:
-    """One kind of thing with its article or number."""
+def _english_object(
+    one: SceneObject, look: str, names: Mapping[str, str], article: Callable[[str], str], random: np.random.Generator
+) -> str:
+    """One kind of thing with its article, if any, or number."""
     name = names[one.concept]
     if one.wearing and name.endswith(_FACE) and name.removesuffix(_FACE) in names and random.random() < 0.5:
         name = name.removesuffix(_FACE)
@@ -162,11 +170,11 @@ def _english_object(one: SceneObject, look: str, names: Mapping[str, str], rando
         return f"{number} {plural(name)}"
     templates = _ENGLISH_TURNS.get(one.turn) or _ENGLISH_LOOKS.get(look) or ("{one}",)
     if not one.wearing:
-        return _choice(templates, random).format(name=name, one=with_article(name))
+        return _choice(templates, random).format(name=name, one=article(name))
     worn, part = names[one.wearing], "nose"
     if not WORN[one.wearing].on_eyes:
-        worn, part = with_article(worn), "head"
-    return _choice(_ENGLISH_WEARING, random).format(one=with_article(name), worn=worn, part=part)
+        worn, part = article(worn), "head"
+    return _choice(_ENGLISH_WEARING, random).format(one=article(name), worn=worn, part=part)
 
 
 def _choice(options: Sequence[str], random: np.random.Generator) -> str:

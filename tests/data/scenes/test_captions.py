@@ -1,9 +1,12 @@
 """Captions of scenes."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from dalle_mini_impl.config.scenes import LANGUAGES
+from dalle_mini_impl.data.scenes import captions
 from dalle_mini_impl.data.scenes.captions import WORDS, plural, scene_caption, with_article
 from dalle_mini_impl.data.scenes.colours import COLOURS
 from dalle_mini_impl.data.scenes.plan import SceneObject, ScenePlan
@@ -13,8 +16,9 @@ SAME = {"cat": "cat", "dog": "dog", "orange": "orange"}
 CAT, DOG = SceneObject("cat"), SceneObject("dog")
 
 
-def wordings(plan, names=SAME, language="en", style=""):
-    return {scene_caption(plan, names, language, np.random.default_rng(row), style) for row in range(60)}
+def wordings(plan, names=SAME, language="en", style="", keywords=0.0):
+    with mock.patch.object(captions, "KEYWORD_SHARE", keywords):
+        return {scene_caption(plan, names, language, np.random.default_rng(row), style) for row in range(60)}
 
 
 def test_english_sentences():
@@ -33,6 +37,20 @@ def test_english_sentences():
     }
     two = (SceneObject("cat", "blue"), SceneObject("dog", "red"))
     assert wordings(ScenePlan("two_colours", two), style="3d") == {"a blue cat and a red dog, 3d"}
+
+
+def test_english_keywords():
+    two = (SceneObject("cat", "blue"), SceneObject("dog", "red"))
+    assert wordings(ScenePlan("two_colours", two, background="orange"), keywords=1.0) == {
+        "blue cat, red dog, orange background"
+    }
+    assert wordings(
+        ScenePlan("wearing", (SceneObject("cat", wearing="crown"),)), SAME | {"crown": "crown"}, "en", "3d", 1
+    ) == {f"cat {text}, 3d" for text in ("wearing crown", "with crown", "that wears crown", "with crown on its head")}
+    plan = ScenePlan("colour", two[:1])
+    drawn = [scene_caption(plan, SAME, "en", np.random.default_rng(row)) for row in range(400)]
+    assert set(drawn) == {"a blue cat", "blue cat"}
+    assert 70 < drawn.count("blue cat") < 130  # a quarter
 
 
 def test_english_wordings_of_what_things_look_like():
