@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.model.decoder import Cache
+from dalle_mini_impl.model.decoder import Cache, Decoder
 from dalle_mini_impl.model.foreign.transformer import ForeignTransformer
 from dalle_mini_impl.model.kv_cache import KVCache
 from dalle_mini_impl.model.masks import AttentionMask
@@ -28,7 +28,8 @@ from dalle_mini_impl.util.devices import free_memory
 from dalle_mini_impl.util.memory import check_memory
 
 SPAN = 64
-"""A step reads the cache up to a multiple of this many positions; for each multiple a graph is recorded."""
+"""A step reads the cache up to a multiple of this many positions; for each multiple a graph is recorded. Attention on a
+GPU wants masks aligned to 8 of them."""
 RECORDINGS = 3
 """Sizes of batches whose recorded steps are kept; pruning makes three."""
 
@@ -88,6 +89,11 @@ class GraphDecoder:
         check_memory(needed, what, "decode fewer at a time, with a smaller chunk", free_memory(self.device))
         return StaticBatch(self, stream, candidates, guided, settings, kind)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of keys and values that are kept for the next batches."""
+        return sum(2 * batch.cache.keys.nbytes for batch in self._unused.values())
+
     def give_back(self, batch: "StaticBatch") -> None:
         """Keep a batch for the next one of its kind."""
         self._unused[batch.kind] = batch
@@ -95,10 +101,21 @@ class GraphDecoder:
             self._unused.popitem(last=False)
 
 
-def cache_bytes(transformer: Transformer, rows: int, capacity: int) -> int:
-    """Bytes of keys and values of so many rows and positions."""
+def free_for_batches(decoder: Decoder) -> int:
+    """Bytes that batches can take on the device of a decoder; those that it keeps for the next one count as free."""
+    kept = decoder.kept_bytes if isinstance(decoder, GraphDecoder) else 0
+    return free_memory(decoder.device) + kept
+
+
+def whole_spans(positions: int) -> int:
+    """The next multiple of `SPAN`."""
+    return -(-positions // SPAN) * SPAN
+
+
+def cache_bytes(transformer: Transformer, rows: int, length: int) -> int:
+    """Bytes of keys and values of so many rows of a stream."""
     size = transformer.embed.weight.element_size()
-    return 2 * transformer.n_layer * rows * transformer.n_head * capacity * transformer.head_dim * size
+    return 2 * transformer.n_layer * rows * transformer.n_head * whole_spans(length) * transformer.head_dim * size
 
 
 class StaticCache:
@@ -107,21 +124,38 @@ class StaticCache:
     Args:
         transformer: the model.
         rows: R.
-        capacity: positions of the longest stream.
+        length: of the stream.
     """
 
-    def __init__(self, transformer: Transformer, rows: int, capacity: int) -> None:
-        shape = (transformer.n_layer, rows, transformer.n_head, capacity, transformer.head_dim)
+    def __init__(self, transformer: Transformer, rows: int, length: int) -> None:
+        shape = (transformer.n_layer, rows, transformer.n_head, whole_spans(length), transformer.head_dim)
         device = transformer.device
         self.keys = torch.zeros(shape, device=device, dtype=transformer.embed.weight.dtype)
         self.values = torch.zeros_like(self.keys)
         self.position = torch.zeros(rows, device=device, dtype=torch.int64)
         """(R,) of the next id."""
-        self.span = 0
-        """Positions that a step reads."""
+        self._span = 0
+        self._biases: dict[AttentionMask | None, Tensor] = {}
         self._rows = torch.arange(rows, device=device)[:, None]
         self._heads = torch.arange(transformer.n_head, device=device)
-        self._places = torch.arange(capacity, device=device)
+        self._places = torch.arange(whole_spans(length), device=device)
+
+    def begin_step(self, span: int) -> None:
+        """Begin a step that reads the first `span` positions, a multiple of `SPAN` that no row is beyond."""
+        self._span = span
+        self._biases = {}
+
+    def _bias(self, attention_mask: AttentionMask | None) -> Tensor:
+        """What is added to the scores, (R, 1, 1, span): 0 or minus infinity; made once for all layers with a mask."""
+        if attention_mask not in self._biases:
+            if attention_mask is None:
+                allowed = self._places[: self._span] <= self.position[:, None]
+            else:
+                allowed = attention_mask.allowed[:, : self._span].index_select(0, self.position)
+                allowed = F.pad(allowed, (0, self._span - allowed.shape[1]))
+            bias = torch.zeros_like(allowed, dtype=self.keys.dtype).masked_fill(~allowed, -torch.inf)
+            self._biases[attention_mask] = bias[:, None, None]
+        return self._biases[attention_mask]
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention_mask: AttentionMask | None = None
@@ -142,12 +176,9 @@ class StaticCache:
         where = (self._rows, self._heads, self.position[:, None])
         self.keys[layer].index_put_(where, k.to(self.keys.dtype))
         self.values[layer].index_put_(where, v.to(self.values.dtype))
-        if attention_mask is None:
-            allowed = self._places[: self.span] <= self.position[:, None]
-        else:
-            allowed = attention_mask.allowed[:, : self.span].index_select(0, self.position)
-        keys, values = self.keys[layer, :, :, : self.span], self.values[layer, :, :, : self.span]
-        y = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=allowed[:, None, None])
+        keys, values = self.keys[layer, :, :, : self._span], self.values[layer, :, :, : self._span]
+        bias = self._bias(attention_mask)
+        y = F.scaled_dot_product_attention(q[:, :, None].to(keys.dtype), keys, values, attn_mask=bias)
         return y[:, :, 0].transpose(0, 1)[None]
 
     def load(self, prompts: KVCache, rows: Tensor) -> None:
@@ -248,7 +279,7 @@ class StaticBatch:
         now.image_ids.index_copy_(1, self.cell, ids[:, None])
         now.log_likelihood.add_(log_probabilities(logits, ids))
         # The id of the last cell is run as well, which nothing needs: so all steps are alike.
-        self.cache.span = span
+        self.cache.begin_step(span)
         stream_ids = torch.cat([ids, ids[self.guided]]) + self._stream.image_offset
         position = self.cache.position
         x = embed_ids(stream_ids[None], transformer.coordinates[position], transformer.embed, transformer.positions)
@@ -301,7 +332,7 @@ class GraphSteps:
     def draw(self, cell: int) -> None:
         """As `Steps.draw`."""
         end = self._first_position + cell - self._first_cell + 1
-        self._batch.run_step(min(-(-end // SPAN) * SPAN, self._stream.length))
+        self._batch.run_step(whole_spans(end))
 
     def keep(self, candidates: Tensor) -> None:
         """As `Steps.keep`."""

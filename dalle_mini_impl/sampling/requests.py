@@ -7,9 +7,9 @@ from typing import NamedTuple
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.sampling.graph_decoder import free_for_batches
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.next_ids import validate_sampling
-from dalle_mini_impl.util.devices import free_memory
 from dalle_mini_impl.util.errors import UserError
 
 CHUNK = 64
@@ -78,7 +78,7 @@ def choose_chunk(transformer: Decoder, stream: Stream) -> int:
         return CHUNK
     # With guidance each has two rows; logits are in fp32, and there are a few copies of them.
     bytes_each = transformer.new_cache(1, 1).branch_bytes(2, stream.length) + 40 * stream.config.image_vocab
-    fitting = max(1, free_memory(transformer.device) // 2 // bytes_each)
+    fitting = max(1, free_for_batches(transformer) // 2 // bytes_each)
     return min(LARGEST_CHUNK, 2 ** (fitting.bit_length() - 1))
 
 

@@ -9,7 +9,7 @@ from dalle_mini_impl.config.model import BlockConfig
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling import graph_decoder
 from dalle_mini_impl.sampling.generate import generate, generate_cells, generate_many
-from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, can_record
+from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, can_record, free_for_batches
 from dalle_mini_impl.sampling.requests import IdRequest, Prompt
 from dalle_mini_impl.util.errors import UserError
 
@@ -70,11 +70,16 @@ def test_drawing_in_the_middle_of_another_drawing_disturbs_neither(both):
     assert torch.equal(last, sample(plain, [3, 4]).image_ids.flatten(1))
 
 
-def test_few_sizes_of_batches_are_kept(both):
+def test_few_sizes_of_batches_are_kept(both, monkeypatch):
     _, (decoder, stream) = both
     for count in range(1, 6):
         sample((decoder, stream), range(count))
     assert [kind[1] for kind in decoder._unused] == [3, 4, 5]
+    # Two rows for each candidate, in whole spans of the stream's 23 positions; keys and values of 3 layers of 24.
+    assert decoder.kept_bytes == 2 * (3 + 4 + 5) * 25 * 2 * 3 * 24 * 4
+    monkeypatch.setattr(graph_decoder, "free_memory", lambda device: 1000)
+    assert free_for_batches(decoder) == 1000 + decoder.kept_bytes
+    assert free_for_batches(decoder.transformer) == 1000
 
 
 def test_a_cache_that_does_not_fit_is_refused_after_others_are_dropped(both, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from helpers.models import make_transformer
 from helpers.sampling import PROMPT, SETTINGS
 
-from dalle_mini_impl.sampling import requests
+from dalle_mini_impl.sampling import graph_decoder
 from dalle_mini_impl.sampling.requests import CHUNK, LARGEST_CHUNK, IdRequest, choose_chunk, divide
 
 
@@ -16,7 +16,7 @@ def test_on_a_gpu_as_many_candidates_as_half_the_memory_holds(monkeypatch, fitti
     transformer, stream = make_transformer()
     cache = transformer.new_cache(2, stream.length)
     each = 2 * cache.keys.numel() * 4 + 40 * 61  # keys and values of two rows, logits
-    monkeypatch.setattr(requests, "free_memory", lambda device: 2 * fitting * each)
+    monkeypatch.setattr(graph_decoder, "free_memory", lambda device: 2 * fitting * each)
     decoder = SimpleNamespace(device=torch.device("cuda"), new_cache=transformer.new_cache)
     assert choose_chunk(decoder, stream) == expected
     assert choose_chunk(transformer, stream) == CHUNK
