@@ -1,6 +1,7 @@
-"""The prepared script, on a machine without a GPU."""
+"""The prepared script, as far as it can be tried without a GPU."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.training import DEADLINE
+
+from dalle_mini_impl.cli.bench import bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,3 +29,11 @@ def test_without_a_gpu_the_script_ends_with_one_line(tmp_path):
     assert done.stdout == ""
     assert done.stderr == "error: expected a GPU that PyTorch can use, got none; nothing was measured\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_commands_of_the_script_parse():
+    script = (ROOT / "benchmarks" / "gpu.sh").read_text().replace("$PEER", "none")
+    commands = [shlex.split(line)[2:] for line in script.splitlines() if line.startswith("bench ")]
+    assert len(commands) == 4
+    for command in commands:
+        bench.make_context("bench", ["--device", "cuda", "--json", "x.json", *command])
