@@ -9,7 +9,11 @@
 #include "team.h"
 #include "vectors.h"
 
-enum { OUTPUTS = 2 * LANES, LARGEST_HEAD = 256 };
+enum {
+    OUTPUTS = 2 * LANES,
+    LARGEST_HEAD = 256,
+    LINE = 64  // bytes that a CPU's caches fetch at a time
+};
 static const float EPS = 1e-6f;  // added to the mean square by RMSNorm, as in attention.py
 
 typedef struct {
@@ -68,31 +72,59 @@ typedef struct Cache {
     int32_t rows, capacity, length;
 } Cache;
 
+// Neighbouring rows of a cache that go through a layer together, with `tokens` next positions each.
+typedef struct {
+    const Blocks *blocks;
+    const Cache *cache;
+    int first, rows, tokens;
+} Group;
+
+// Keys and values that attention will read soon. Products fetch them into the CPU's caches while they compute, because
+// their own operands leave the memory idle.
+typedef struct {
+    Group group;
+    int layer;
+    Run all;           // slots that attention without a mask reads
+    const Run *runs;   // those that it reads with a mask, else NULL
+    int count;         // of runs
+    int64_t next;      // index of the next run: [head][row][keys, values][run]
+    int64_t end;       // index of the one after this thread's last
+    const char *at;    // what is left of the current run
+    int64_t left;      // bytes of that
+    int64_t budget;    // bytes that may still be fetched
+} Ahead;
+
+// Has the CPU fetch some bytes into its second-level cache while it goes on.
+static inline void fetch(const char *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(from + i, 0, 2);
+}
+
 // 1 / √(Σ (x - mean)² + width · eps).
 float inverse_length(const float *x, int width, float mean, float eps);
 
 // How many floats a thread needs for the scores of a query.
 int score_count(const Blocks *blocks, const Cache *cache, int tokens);
 
+// What a thread will read of a group's keys and values in a layer.
+Ahead look_ahead(const Team *team, Group group, int layer);
+
+// At most `most` neighbouring bytes of what is ahead; returns their number, 0 at the end.
+int64_t next_ahead(Ahead *ahead, int64_t most, const char **at);
+
 // The following functions are called by all threads of a parallel region, and are one phase of their work.
 
-// y (rows, outputs) from x (rows, width) in bf16.
+// y (rows, outputs) from x (rows, width) in bf16. `ahead` may be NULL.
 void product(
-    Team *team, const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y);
+    Team *team, const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y,
+    Ahead *ahead);
 
 // Normalised rows of x (rows × tokens, width) in bf16, their channels shifted if there is a token shift; `slot` is
 // 2 × layer before attention, 2 × layer + 1 before the MLP.
-void normalise(
-    Team *team, const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y);
+void normalise(Team *team, const Group *group, int slot, Norm norm, const float *x, uint16_t *y);
 
 // x += normalised rows of `added`, both (rows, width).
 void add_normalised(Team *team, const float *added, int rows, int width, Norm norm, float *x);
 
-// Splits queries, keys and values (rows × tokens, 3, heads, size): queries to `q`, keys and values into the cache.
-void store_keys_values(
-    Team *team, const Blocks *blocks, const Cache *cache, int layer, const float *qkv, int tokens, uint16_t *q);
-
-// Attention of queries (rows × tokens, heads, size) to the prompt and to the cache up to their own position.
-void attend(
-    Team *team, const Blocks *blocks, const Cache *cache, int layer, const uint16_t *q, int tokens, float *scores,
-    uint16_t *y);
+// Attention to the prompt and to the cache up to each one's own position, (rows × tokens, heads, size), from queries,
+// keys and values (rows × tokens, 3, heads, size); the latter two are stored in the cache.
+void attend(Team *team, const Group *group, int layer, const float *qkv, float *scores, uint16_t *y);

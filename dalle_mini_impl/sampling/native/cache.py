@@ -1,6 +1,9 @@
 """A cache of keys and values in the layout of `blocks.h`."""
 
+import contextlib
 import ctypes
+import math
+import mmap
 from typing import NamedTuple
 
 import torch
@@ -9,6 +12,10 @@ from torch import Tensor
 from dalle_mini_impl.sampling.native.library import CacheStruct
 from dalle_mini_impl.sampling.native.masks import MAX_LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
+
+
+LARGE_PAGE = 2**21
+"""Bytes of a large page of memory on most machines."""
 
 
 class CacheShape(NamedTuple):
@@ -47,7 +54,7 @@ class NativeCache:
     ) -> None:
         n_layer, n_head, head_dim, shifted, length = shape
         capacity = -(-capacity // MAX_LANES) * MAX_LANES
-        self._memory = torch.zeros(2, n_layer, rows, n_head, capacity * head_dim, dtype=torch.bfloat16)
+        self._memory = zeros(2, n_layer, rows, n_head, capacity * head_dim)
         self._channels = torch.zeros(2 * n_layer, rows, capacity * shifted, dtype=torch.bfloat16)
         self.shape = shape
         self._attention_masks = attention_masks
@@ -103,7 +110,8 @@ class NativeCache:
 
     def keep(self, rows: Tensor) -> None:
         """As `Cache.keep`."""
-        self._memory = self._memory[:, :, rows]
+        kept = zeros(*self._memory.shape[:2], len(rows), *self._memory.shape[3:])
+        self._memory = torch.index_select(self._memory, 2, rows, out=kept)
         self._channels = self._channels[:, rows]
         self._prompt_rows = self._prompt_rows[rows]
         self.struct.rows = len(rows)
@@ -115,3 +123,19 @@ class NativeCache:
         self.struct.keys = self._memory[0].data_ptr()
         self.struct.values = self._memory[1].data_ptr()
         self.struct.channels = self._channels.data_ptr()
+
+
+def zeros(*shape: int) -> Tensor:
+    """Zeros in bf16, in large pages of memory where the system has them.
+
+    All keys and values are read at every step; with pages of 4 KiB, looking up their addresses takes a third of the time.
+    """
+    size = math.prod(shape) * 2
+    if size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(shape, dtype=torch.bfloat16)
+    memory = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    values = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -values.data_ptr() % LARGE_PAGE
+    return values[start : start + size].view(torch.bfloat16).view(shape)

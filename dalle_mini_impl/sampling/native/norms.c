@@ -54,18 +54,19 @@ static void shift_tokens(const Blocks *blocks, const Cache *cache, int slot, int
     }
 }
 
-void normalise(
-    Team *team, const Blocks *blocks, const Cache *cache, int slot, Norm norm, const float *x, int tokens, uint16_t *y) {
+void normalise(Team *team, const Group *group, int slot, Norm norm, const float *x, uint16_t *y) {
     // With token shift one thread does all tokens of a row, as later ones need the channels of earlier ones.
-    const int width = blocks->width, per_item = blocks->sources ? tokens : 1;
+    const Blocks *blocks = group->blocks;
+    const int width = blocks->width, tokens = group->tokens, per_item = blocks->sources ? tokens : 1;
     int64_t first, last;
-    while (next_piece(team, (int64_t)cache->rows * tokens / per_item, &first, &last))
+    while (next_piece(team, (int64_t)group->rows * tokens / per_item, &first, &last))
         for (int64_t at = first * per_item; at < last * per_item; at++) {
             const float *from = x + at * width;
             uint16_t *to = y + at * width;
             const RowNorm row = row_norm(from, width, norm);
             for (int i = 0; i < width; i += LANES) *(halves *)(to + i) = to_bf16(apply_norm(from, i, &row));
-            if (blocks->sources) shift_tokens(blocks, cache, slot, (int)(at / tokens), (int)(at % tokens), to);
+            if (blocks->sources)
+                shift_tokens(blocks, group->cache, slot, group->first + (int)(at / tokens), (int)(at % tokens), to);
         }
 }
 

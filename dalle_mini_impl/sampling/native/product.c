@@ -10,6 +10,8 @@ enum { TILE = 12 };
 enum { TILE = 5 };
 #endif
 
+enum { LEAST_AHEAD = 5 };  // rows of a tile that leaves the memory idle; with fewer the weights keep it busy
+
 typedef int16_t shorts __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 
@@ -63,9 +65,10 @@ typedef struct {
     int64_t stride;  // bytes between rows of results
 } Task;
 
-// `rows` rows of x times a block of outputs. `rows` is known at compile time, so the sums stay in registers.
+// `rows` rows of x times a block of outputs. `rows` is known at compile time, so the sums stay in registers. Meanwhile
+// `step` bytes from `ahead` are fetched with each pair of columns.
 static inline __attribute__((always_inline)) void tile(
-    const int rows, const int int8, const uint16_t *x, const Task *task, char *y) {
+    const int rows, const int int8, const uint16_t *x, const Task *task, const char *ahead, int64_t step, char *y) {
     const char *weight = task->matrix.weight;
     const int width = task->width;
     floats sum[TILE][2];
@@ -78,17 +81,23 @@ static inline __attribute__((always_inline)) void tile(
             sum[r][0] = dot(sum[r][0], left, both);
             sum[r][1] = dot(sum[r][1], right, both);
         }
+        if (rows < LEAST_AHEAD) continue;
+        fetch(ahead + k * step, 1);
+        fetch(ahead + k * step + step / 2, 1);
     }
     write_sums(sum, rows, task->matrix.scale, task->matrix.bias, task->epilogue, y, task->stride);
 }
 
 // All rows of x times a block of outputs, TILE rows at a time.
-static void tiles(const uint16_t *x, int rows, const Task *task, char *y) {
+static void tiles(const uint16_t *x, int rows, const Task *task, Ahead *ahead, char *y) {
     for (; rows > 0; rows -= TILE, x += (size_t)TILE * task->width, y += TILE * task->stride) {
+        const char *at = (const char *)x;
+        int64_t step = 0;  // at most two lines
+        if (ahead && rows >= LEAST_AHEAD) step = next_ahead(ahead, LINE * task->width, &at) / (task->width / 2);
 #define CASE(n) \
     case n: \
-        if (task->matrix.scale) tile(n, 1, x, task, y); \
-        else tile(n, 0, x, task, y); \
+        if (task->matrix.scale) tile(n, 1, x, task, at, step, y); \
+        else tile(n, 0, x, task, at, step, y); \
         break;
         switch (rows < TILE ? rows : TILE) {
             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
@@ -107,7 +116,8 @@ static int result_size(Epilogue epilogue) {
 }
 
 void product(
-    Team *team, const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y) {
+    Team *team, const uint16_t *x, int rows, int width, Matrix matrix, int outputs, Epilogue epilogue, void *y,
+    Ahead *ahead) {
     const int each = result_size(epilogue);
     const int64_t stride = outputs / OUTPUTS * each;
     const size_t weights = (size_t)OUTPUTS * width * (matrix.scale ? 1 : 2);
@@ -120,6 +130,6 @@ void product(
                 matrix.bias ? matrix.bias + block * OUTPUTS : NULL,
             };
             const Task task = {part, width, epilogue, stride};
-            tiles(x, rows, &task, (char *)y + block * each);
+            tiles(x, rows, &task, ahead, (char *)y + block * each);
         }
 }

@@ -10,6 +10,7 @@ from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
 from dalle_mini_impl.model.build import build_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.sampling.native.blocks import fits
+from dalle_mini_impl.sampling.native.cache import LARGE_PAGE, zeros
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
 from dalle_mini_impl.sampling.native.next_id import sample_top_k
 from dalle_mini_impl.sampling.packing import pack
@@ -176,6 +177,34 @@ def test_rows_continue_any_prompts_and_are_dropped_one_by_one(machine):
             assert torch.equal(first[row], hidden[:11])
             if row in kept:
                 assert torch.equal(second[kept.tolist().index(row)], hidden[11:])
+
+
+def test_rows_beyond_a_group_are_those_that_they_are_alone(machine):
+    # More rows than go through a layer together, the last group smaller than the others
+    _, native, stream = models(64, 2)
+    prompts = torch.randint(stream.vocab_size, (67, 9), generator=torch.Generator().manual_seed(0))
+    ends = torch.randint(stream.vocab_size, (67, 4), generator=torch.Generator().manual_seed(1))
+
+    def run(rows):
+        cache = native.new_cache(len(rows), 9)
+        first = native(prompts[rows], cache)
+        more = cache.branch(torch.arange(len(rows)), stream.length)
+        return torch.cat([first, *(native(ends[rows, t : t + 1], more) for t in range(4))], 1)
+
+    with torch.inference_mode():
+        together = run(torch.arange(67))
+        for row in (0, 21, 22, 23, 24, 45, 66):
+            assert torch.equal(together[row], run(torch.tensor([row]))[0])
+
+
+def test_large_memory_is_zero_and_begins_with_a_page():
+    values = zeros(3, LARGE_PAGE)
+    assert values.shape == (3, LARGE_PAGE) and values.dtype == torch.bfloat16
+    assert values.data_ptr() % LARGE_PAGE == 0
+    assert not values.any()
+    values[2, -1] = 1
+    assert float(values.sum()) == 1
+    assert zeros(2, 3).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_rows_of_no_prompt_are_refused(machine):
