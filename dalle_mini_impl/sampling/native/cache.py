@@ -13,7 +13,6 @@ from dalle_mini_impl.sampling.native.library import CacheStruct
 from dalle_mini_impl.sampling.native.masks import MAX_LANES, NativeMasks
 from dalle_mini_impl.util.errors import UserError
 
-
 LARGE_PAGE = 2**21
 """Bytes of a large page of memory on most machines."""
 
@@ -128,7 +127,7 @@ class NativeCache:
 def zeros(*shape: int) -> Tensor:
     """Zeros in bf16, in large pages of memory where the system has them.
 
-    All keys and values are read at every step; with pages of 4 KiB, looking up their addresses takes a third of the time.
+    All keys and values are read at every step; with pages of 4 KiB a third of the time goes into looking up addresses.
     """
     size = math.prod(shape) * 2
     if size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):

@@ -199,7 +199,7 @@ def test_rows_beyond_a_group_are_those_that_they_are_alone(machine):
 
 def test_large_memory_is_zero_and_begins_with_a_page():
     values = zeros(3, LARGE_PAGE)
-    assert values.shape == (3, LARGE_PAGE) and values.dtype == torch.bfloat16
+    assert (values.shape, values.dtype) == ((3, LARGE_PAGE), torch.bfloat16)
     assert values.data_ptr() % LARGE_PAGE == 0
     assert not values.any()
     values[2, -1] = 1
