@@ -107,7 +107,7 @@ def test_training_steps_have_the_losses_of_a_cpu(changes, compiled):
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            losses[device].append(float(loss))
+            losses[device].append(float(loss.detach()))
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=0.03)
 
 
