@@ -7,6 +7,7 @@ permutes the whole set for each batch, of captions that are Python objects, whic
 import contextlib
 import io
 import itertools
+import math
 import tarfile
 import tempfile
 import time
@@ -75,12 +76,12 @@ class FormerTokenizer(TextTokenizer):
         """As `TextTokenizer.encode_with_dropout`, with the same ids."""
         pieces = list(self._model.normalize(without_surrogates(text)).replace(" ", SPACE))
         while len(pieces) > 1:
-            best, best_score = -1, -np.inf
+            best, best_cost = -1, math.inf
             skip = random.random(len(pieces) - 1) < dropout
             for left in range(len(pieces) - 1):
-                score = self._scores.get(pieces[left] + pieces[left + 1])
-                if score is not None and not skip[left] and score > best_score:
-                    best, best_score = left, score
+                cost = self._costs.get(pieces[left] + pieces[left + 1])
+                if cost is not None and not skip[left] and cost < best_cost:
+                    best, best_cost = left, cost
             if best < 0:
                 break
             pieces[best : best + 2] = [pieces[best] + pieces[best + 1]]

@@ -104,16 +104,14 @@ class Stream:
             UserError: a caption is too long, or an id is not a text id.
         """
         length, vocab = self.config.text_length, self.config.text_vocab
-        all_ids = [text_id for caption in captions for text_id in caption]
-        check_ids(torch.tensor(all_ids, dtype=torch.int64), vocab, "text")
+        text_ids = torch.tensor([text_id for caption in captions for text_id in caption], dtype=torch.int64)
+        check_ids(text_ids, vocab, "text")
+        lengths = torch.tensor([len(caption) for caption in captions])
+        if (longest := max(map(len, captions), default=0)) > length:
+            raise UserError(f"expected captions of up to {length} text ids, got {longest}; shorten the caption")
         rows = torch.arange(vocab, vocab + length).repeat(len(captions), 1)
-        for row, caption in zip(rows, captions, strict=True):
-            if len(caption) > length:
-                raise UserError(
-                    f"expected captions of up to {length} text ids, got {len(caption)}; shorten the caption"
-                )
-            text_ids = torch.tensor(caption, dtype=torch.int64)
-            row[: len(caption)] = torch.where(text_ids == self.config.pad_id, row[: len(caption)], text_ids)
+        places = torch.arange(length) < lengths[:, None]
+        rows[places] = torch.where(text_ids == self.config.pad_id, rows[places], text_ids)
         if self.config.bos_id < 0:
             return rows
         return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)

@@ -15,18 +15,26 @@ import numpy as np
 
 DRAWN_AT_ONCE = 512
 """Places of a round from which on all numbers of this and the following rounds are drawn at once."""
+PLACE_BITS = 32
+PLACE = 2**PLACE_BITS - 1
+"""What is left of a number when a place in a text is taken from it."""
 WRAP = 2**128
 """Period of the generator; moving by `WRAP - n` moves back by n."""
 
 
-def split_with_dropout(
-    text: str, scores: Mapping[str, float], dropout: float, random: np.random.Generator
-) -> list[str]:
+def merge_costs(scores: Mapping[str, float]) -> dict[str, int]:
+    """What `split_with_dropout` needs to know of pieces: a number for each, lower where the score is higher."""
+    ranks = {score: rank for rank, score in enumerate(sorted(set(scores.values()), reverse=True))}
+    return {piece: ranks[score] << 2 * PLACE_BITS for piece, score in scores.items()}
+
+
+def split_with_dropout(text: str, costs: Mapping[str, int], dropout: float, random: np.random.Generator) -> list[str]:
     """Split a normalised text into pieces.
 
     Args:
         text: its characters are the first pieces.
-        scores: of every piece that a merge may give; higher ones are merged first, equal ones from the left.
+        costs: of every piece that a merge may give, from `merge_costs`; merges of higher scores are done first, equal
+            ones from the left.
         dropout: probability of skipping a possible merge in a round.
         random: a generator of NumPy's default kind (PCG64). It ends as if each round had drawn a number for each two
             neighbouring pieces.
@@ -35,33 +43,34 @@ def split_with_dropout(
         The pieces, which joined give the text.
     """
     draws = _Draws(random, dropout)
+    cost_of = costs.get
     starts = list(range(len(text)))
     """Where the pieces start, in order."""
     ends = [*range(1, len(text) + 1), 0]
     """Where the piece that starts at each place ends; 0 where none starts."""
     before = list(range(-1, len(text)))
     """Start of the piece before the one that starts at each place."""
-    known = scores.get
     candidates = [
-        (-score, left, left + 1, left + 2)
+        cost + (left << PLACE_BITS) + left + 2
         for left in starts[:-1]
-        if (score := known(text[left : left + 2])) is not None
+        if (cost := cost_of(text[left : left + 2])) is not None
     ]
-    """Minus the score of each possible merge, and where its first piece starts, its second one starts, and it ends."""
+    """Possible merges, best first: the cost of the piece that each gives, where that starts, and where it ends."""
     heapify(candidates)
-    round_start = 0
-    drawn, first_drawn = b"", 0
+    round_start = drawn_from = 0
+    drawn = b""
     for places in range(len(text) - 1, 0, -1):
         if not drawn and places <= DRAWN_AT_ONCE:
-            drawn, first_drawn = draws.are_skipped(round_start, places), round_start
+            drawn, drawn_from = draws.are_skipped(round_start, places), round_start
         skipped = []
         while candidates:
             merge = heappop(candidates)
-            _, left, middle, end = merge
-            if ends[left] != middle or ends[middle] != end:
+            left, end = merge >> PLACE_BITS & PLACE, merge & PLACE
+            middle = ends[left]
+            if ends[middle] != end or middle == 0:
                 continue  # one of the two pieces has been merged with another one
             place = bisect_left(starts, left)
-            if drawn[round_start - first_drawn + place] if drawn else draws.is_skipped(round_start + place):
+            if drawn[round_start - drawn_from + place] if drawn else draws.is_skipped(round_start + place):
                 skipped.append(merge)
             else:
                 break
@@ -73,11 +82,11 @@ def split_with_dropout(
             heappush(candidates, merge)
         ends[left], ends[middle] = end, 0
         del starts[place + 1]
-        if left > 0 and (score := known(text[(first := before[left]) : end])) is not None:
-            heappush(candidates, (-score, first, left, end))
+        if left > 0 and (cost := cost_of(text[(first := before[left]) : end])) is not None:
+            heappush(candidates, cost + (first << PLACE_BITS) + end)
         before[end] = left
-        if end < len(text) and (score := known(text[left : ends[end]])) is not None:
-            heappush(candidates, (-score, left, end, ends[end]))
+        if end < len(text) and (cost := cost_of(text[left : ends[end]])) is not None:
+            heappush(candidates, cost + (left << PLACE_BITS) + ends[end])
     draws.finish(round_start)
     return [text[start : ends[start]] for start in starts]
 

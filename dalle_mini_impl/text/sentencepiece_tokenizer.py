@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from dalle_mini_impl.text.bpe_dropout import skip_undrawn, split_with_dropout
+from dalle_mini_impl.text.bpe_dropout import merge_costs, skip_undrawn, split_with_dropout
 from dalle_mini_impl.text.caption_tokenizer import MAX_TOKENIZER_BYTES, truncate_ids
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
@@ -67,7 +67,7 @@ class TextTokenizer:
         self.pieces = pieces
         """The text of each id, with `SPACE` for spaces; special ids and bytes as `<pad>`, `<0x41>` and so on."""
         self._ids = {pieces[i]: i for i in mergeable}
-        self._scores = {pieces[i]: model.get_score(i) for i in mergeable}
+        self._costs = merge_costs({pieces[i]: model.get_score(i) for i in mergeable})
         self._byte_ids = [model.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self._continuation_ids = frozenset(self._byte_ids[0x80:0xC0]) - {model.unk_id()}
         self._longest_piece = max(map(len, self._ids), default=1)
@@ -106,11 +106,11 @@ class TextTokenizer:
             return ids[:max_ids]
         if max_ids is not None:
             normal = self._beginning(normal, max_ids)
-        return self._ids_of_parts(split_with_dropout(normal, self._scores, dropout, random))[:max_ids]
+        return self._ids_of_parts(split_with_dropout(normal, self._costs, dropout, random))[:max_ids]
 
     def spell(self, piece: str) -> list[int]:
         """The ids of a piece of another tokenizer, in which `SPACE` stands for spaces, without a space before it."""
-        return self._ids_of_parts(split_with_dropout(piece, self._scores, 0.0, np.random.default_rng(0)))
+        return self._ids_of_parts(split_with_dropout(piece, self._costs, 0.0, np.random.default_rng(0)))
 
     def _ids_of_parts(self, parts: Iterable[str]) -> list[int]:
         ids: list[int] = []

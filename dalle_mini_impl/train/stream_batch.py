@@ -13,6 +13,7 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses.image_targets import sample_ids
 from dalle_mini_impl.train.replay import Replay, batch_pictures
+from dalle_mini_impl.train.shared.row_random import row_generators
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
 
 NO_ID = -1
@@ -69,8 +70,8 @@ def make_batch(
     input_ids: list[np.ndarray] = []
     hidden: list[np.ndarray] = []
     distributions: list[tuple[np.ndarray, np.ndarray]] = []
-    for row in range(*rows.indices(run.batch_size)):
-        random = np.random.default_rng([run.seed, step, row])
+    every = range(*rows.indices(run.batch_size))
+    for row, random in zip(every, row_generators(run.seed, step, every), strict=True):
         source, sampler, index = pictures[numbers[row]] if row in numbers else (cache, captions, 0)
         variant = int(random.integers(source.image_ids.shape[1]))
         ids = source.image_ids[index, variant].astype(np.int64)

@@ -29,6 +29,8 @@ import psutil
 import yaml
 from PIL import Image
 
+from dalle_mini_impl.checkpoint.parts import read_part
+
 ROOT = Path(__file__).parents[2]
 PER_TAR = 1000
 STORED = 5000
@@ -240,7 +242,8 @@ def train_transformer(run: Runner, out: Path, steps: int) -> Iterator[str]:
     run("transformer, continued", train("transformer", config, *again, "--resume"))
     if losses(out / "transformer") != losses(out / "again-transformer"):
         yield "losses differ"
-    yield from differences(out / "model", out / "again-model", "config.yaml", "MODEL_CARD.md")
+    if len({read_part(out / model, "transformer").identity for model in ("model", "again-model")}) > 1:
+        yield "weights differ"
 
 
 def losses(folder: Path) -> list[dict[str, float]]:

@@ -7,11 +7,12 @@ import pytest
 from helpers import reference
 from helpers.models import CAPTIONS
 
-from dalle_mini_impl.text.bpe_dropout import DRAWN_AT_ONCE, skip_undrawn, split_with_dropout
+from dalle_mini_impl.text.bpe_dropout import DRAWN_AT_ONCE, merge_costs, skip_undrawn, split_with_dropout
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 
 EMOJI = "tokenizers/emoji.model"
 LETTERS = {"ab": -1.0, "bc": -1.0, "abc": -2.0, "aa": -3.0, "aaaa": -4.0, "ca": -5.0, "bca": -5.0, "aaa": -6.0}
+COSTS = merge_costs(LETTERS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_pieces_and_generator_are_those_of_the_definition(dropout):
     for seed in range(150):
         text = "".join(letters.choice(list("abcx"), size=letters.integers(0, 40)))
         ours, plain = generators(seed, left_over=seed % 2)
-        assert split_with_dropout(text, LETTERS, dropout, ours) == reference.split_with_dropout(
+        assert split_with_dropout(text, COSTS, dropout, ours) == reference.split_with_dropout(
             text, LETTERS, dropout, plain
         )
         assert ours.bit_generator.state == plain.bit_generator.state
@@ -45,18 +46,19 @@ def test_long_texts_have_the_pieces_of_the_definition(length, dropout):
     text = "".join(np.random.default_rng(length).choice(list("abcx"), size=length))
     ours, plain = generators(length, left_over=length % 2)
     expected = reference.split_with_dropout(text, LETTERS, dropout, plain)
-    assert split_with_dropout(text, LETTERS, dropout, ours) == expected
+    assert split_with_dropout(text, COSTS, dropout, ours) == expected
     assert ours.bit_generator.state == plain.bit_generator.state
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.6])
 def test_captions_have_the_ids_of_the_definition(emoji, dropout):
+    scores = {piece: -cost for piece, cost in emoji._costs.items()}
     texts = [*CAPTIONS, "", "a", "Ein rotes Herz \ud83d und 字字 🦄", "심장 " * 9, "紅い心" * 20]
     for seed, text in enumerate(texts):
         ours, plain = generators(seed, left_over=seed % 2)
         normal = emoji._model.normalize(text.encode("utf-8", "replace").decode()).replace(" ", "\u2581")
         expected = []
-        for piece in reference.split_with_dropout(normal, emoji._scores, dropout, plain):
+        for piece in reference.split_with_dropout(normal, scores, dropout, plain):
             known = emoji._ids.get(piece)
             expected += [emoji._byte_ids[b] for b in piece.encode()] if known is None else [known]
         assert emoji.encode_with_dropout(text, dropout, ours) == expected
