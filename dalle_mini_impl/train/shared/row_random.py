@@ -23,7 +23,7 @@ def row_generators(seed: int, step: int, rows: Sequence[int]) -> list[np.random.
     """
     with np.errstate(over="ignore"):
         states = _states([*_words(seed), *_words(step), np.array(rows, np.uint32)])
-    return [np.random.Generator(np.random.PCG64(_Seed(state))) for state in states]
+    return [np.random.Generator(np.random.PCG64(_Seed(state))) for state in states]  # type: ignore[arg-type]
 
 
 class _Seed(np.random.bit_generator.ISeedSequence):
