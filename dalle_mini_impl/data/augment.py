@@ -138,6 +138,24 @@ def augmented_pixels(
     return changed_pixels(change_pictures(rgba, may_flip, changes, keep_inside), size, keep_inside)
 
 
+def pixels_on(
+    device: torch.device, pictures: Tensor | ChangedPictures, size: int | tuple[int, int], keep_inside: bool = True
+) -> Tensor:
+    """Pixels on a device, without waiting for copies from pinned memory; `ChangedPictures` are changed there.
+
+    Args:
+        device: where to.
+        pictures: pixels (B, 3, height, width), or what gives them.
+        size: as for `changed_pixels`.
+        keep_inside: as in `AugmentConfig`.
+    """
+    if isinstance(pictures, Tensor):
+        return pictures.to(device, non_blocking=True)
+    return changed_pixels(
+        ChangedPictures._make(part.to(device, non_blocking=True) for part in pictures), size, keep_inside
+    )
+
+
 @dataclass(frozen=True)
 class _Surroundings:
     """What is around the things drawn in pictures; coordinates run from -1 to 1, right and down."""

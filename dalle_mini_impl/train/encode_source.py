@@ -24,7 +24,14 @@ from tqdm import tqdm
 
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.config.yaml_io import to_dict
-from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, random_changes
+from dalle_mini_impl.data.augment import (
+    ChangedPictures,
+    change_pictures,
+    changed_pixels,
+    pixels_on,
+    pixels_on_white,
+    random_changes,
+)
 from dalle_mini_impl.data.blocks import BlockEnd, FinishedBlocks, SampleBlock, SourceBlocks, SourcePicture
 from dalle_mini_impl.data.encoded_blocks import SPLITS, EncodedBlocks
 from dalle_mini_impl.data.entries import PictureEntry
@@ -59,12 +66,14 @@ class Batch:
     split: str
     entries: list[PictureEntry]
     """Of the pictures, with their first variant; none with the others, which follow."""
-    pixels: Tensor
-    """(B, 3, H, W) in [-1, 1]."""
+    pictures: Tensor | ChangedPictures
+    """Pixels (B, 3, H, W) in [-1, 1], or what gives them on a GPU."""
 
     def pin_memory(self) -> "Batch":
-        """With pixels in memory that a GPU can copy from directly."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        """With pictures in memory that a GPU can copy from directly."""
+        if isinstance(self.pictures, Tensor):
+            return replace(self, pictures=self.pictures.pin_memory())
+        return replace(self, pictures=ChangedPictures._make(part.pin_memory() for part in self.pictures))
 
 
 class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
@@ -75,6 +84,7 @@ class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
         size: height and width of the image tokenizer's pictures.
         block: samples of a block.
         finished: blocks to leave out.
+        on_device: whether pictures are augmented where they are encoded, on a GPU, and not here.
         process: number of this process among those of the stage.
         processes: how many these are.
     """
@@ -85,11 +95,12 @@ class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
         size: tuple[int, int],
         block: int,
         finished: FinishedBlocks,
+        on_device: bool = False,
         process: int = 0,
         processes: int = 1,
     ) -> None:
         self._config, self._size, self._finished = config, size, finished
-        self._block = block
+        self._block, self._on_device = block, on_device
         self._process, self._processes = process, processes
         self._frame = config.data.frame_for(size)
         weights = [source.weight for source in config.data.sources] or [1.0]
@@ -126,7 +137,7 @@ class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
                 yield Batch(block, split, entries, self._variant(waiting, rgba, variant))
             waiting.clear()
 
-    def _variant(self, pictures: "list[_Picture]", rgba: np.ndarray, variant: int) -> Tensor:
+    def _variant(self, pictures: "list[_Picture]", rgba: np.ndarray, variant: int) -> Tensor | ChangedPictures:
         config = self._config
         if not config.variants or pictures[0].entry.split != "train":
             return pixels_on_white(rgba, self._size)
@@ -139,7 +150,8 @@ class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
             ]
         )
         may_flip = np.array([one.entry.may_flip for one in pictures])
-        return augmented_pixels(rgba, may_flip, changes, self._size, config.augment.keep_inside)
+        changed = change_pictures(rgba, may_flip, changes, config.augment.keep_inside)
+        return changed if self._on_device else changed_pixels(changed, self._size, config.augment.keep_inside)
 
     def _pictures(self, item: SourcePicture) -> "Iterator[_Picture]":
         """A picture, as often as the weight of its source asks for; none if it is to be left out."""
@@ -217,7 +229,8 @@ def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity:
             print(f"going on in {blocks.folder}, where {len(chosen[0].blocks)} blocks are finished")
     broadcast_object_list(chosen)
     processes = accelerator.process_index, accelerator.num_processes
-    batches = SourceBatches(config, tokenizer.config.size, block, chosen[0], *processes)
+    on_device = accelerator.device.type == "cuda"
+    batches = SourceBatches(config, tokenizer.config.size, block, chosen[0], on_device, *processes)
     items = load(batches, config.workers, "workers", accelerator.device) if config.workers else iter(batches)
     try:
         encode_blocks(accelerator, tokenizer, config, blocks, items)
@@ -247,8 +260,9 @@ def encode_blocks(
                 done = opened.pop(item.block, _OpenBlock())
                 blocks.write(item.block, item.is_last, done.entries, done.joined([name for name, _ in types]), item.log)
                 continue
+            pixels = pixels_on(accelerator.device, item.pictures, tokenizer.config.size, config.augment.keep_inside)
             with accelerator.autocast():
-                encoded = encode_batch(tokenizer, item.pixels.to(accelerator.device, non_blocking=True), config)
+                encoded = encode_batch(tokenizer, pixels, config)
             arrays = zip(encoded, types, strict=True)
             opened[item.block].add(item, tuple(values.cpu().numpy().astype(kind) for values, (_, kind) in arrays))
             bar.update(len(item.entries))

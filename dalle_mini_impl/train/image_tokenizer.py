@@ -20,6 +20,7 @@ from dalle_mini_impl.data.augment import (
     ChangedPictures,
     change_pictures,
     changed_pixels,
+    pixels_on,
     pixels_on_white,
     random_changes,
 )
@@ -69,14 +70,6 @@ def batch_pictures(
 def batch_pixels(store: PictureStore, scenes: SceneRows, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
     """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch, scenes last."""
     pictures = batch_pictures(store, scenes, step, rows, config)
-    return changed_pixels(pictures, config.model.size, config.augment.keep_inside)
-
-
-def pixels_on(device: torch.device, batch: Tensor | ChangedPictures, config: ImageTokenizerRun) -> Tensor:
-    """The pixels of `batch_pixels` or `batch_pictures` on a device; the latter are augmented there."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    pictures = ChangedPictures(*(part.to(device, non_blocking=True) for part in batch))
     return changed_pixels(pictures, config.model.size, config.augment.keep_inside)
 
 
@@ -228,7 +221,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         set_learning_rate(optimizers, step, run.steps, config.optimizer, guard.rate_factor)
         sums: dict[str, Tensor] = {}
         for rows in loop.exchanging_in_last(slices, *networks):
-            target = pixels_on(accelerator.device, next(batches), config)
+            target = pixels_on(accelerator.device, next(batches), config.model.size, config.augment.keep_inside)
             set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
                 result = forward(target)

@@ -82,6 +82,18 @@ def test_variants_differ_and_follow_from_the_key(home, source, tmp_path):
     assert np.array_equal(np.load(home.folder / "folder/train/image_ids.npy")[order], ids)
 
 
+def test_pictures_may_be_augmented_where_they_are_encoded(home, source, monkeypatch):
+    expected = run(home, source)
+
+    class OnDevice(encode_source.SourceBatches):
+        def __init__(self, config, size, block, finished, on_device, *processes):
+            assert not on_device
+            super().__init__(config, size, block, finished, True, *processes)
+
+    monkeypatch.setattr(encode_source, "SourceBatches", OnDevice)
+    assert run(home, source, "workers=1", out="device") == expected
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("moment", ["before", "within", "joining"])
 def test_a_killed_run_goes_on_to_the_same_cache(home, source, tmp_path, monkeypatch, workers, moment):

@@ -309,7 +309,9 @@ def test_pixels_of_some_rows_equal_those_of_the_whole_batch(trained):
     assert not torch.equal(image_tokenizer.batch_pixels(store, scenes, 4, slice(0, 12), config), whole)
     on_device = image_tokenizer.batch_pictures(store, scenes, 3, slice(0, 12), config)  # as for a GPU
     assert on_device.rgba.dtype == torch.uint8
-    assert torch.equal(image_tokenizer.pixels_on(torch.device("cpu"), on_device, config), whole)
+    assert torch.equal(
+        image_tokenizer.pixels_on(torch.device("cpu"), on_device, config.model.size, config.augment.keep_inside), whole
+    )
 
 
 def test_image_tokenizer_learns(untrained, tmp_path):
