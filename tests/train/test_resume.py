@@ -3,6 +3,7 @@ import os
 import pickle
 import signal
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from helpers.training import ADAMW, Killed, interrupt, outcome, python, run_sharded, wait_for_step
 from torch import nn
 
-from dalle_mini_impl.config.training import RunConfig
+from dalle_mini_impl.config.scenes import ScenesConfig
+from dalle_mini_impl.config.training import ImageTokenizerRun, RunConfig, ScorerRun, TransformerRun
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.train.shared import state
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.run_record import RunRecord
+from dalle_mini_impl.train.shared.run_record import RunRecord, changed_settings, make_record
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState
 from dalle_mini_impl.train.shared.state import find_states, load_state, read_file, save_state
 from dalle_mini_impl.util.errors import UserError
@@ -269,6 +271,18 @@ def test_a_changed_setting_that_cannot_be_applied_is_refused(trained, change):
     with pytest.raises(UserError, match=message):
         trained.run("transformer", "--resume", change)
     assert trained.log("transformer") == before
+
+
+@pytest.mark.parametrize("config", [ImageTokenizerRun(), TransformerRun(), ScorerRun()], ids=type)
+def test_settings_that_an_older_record_lacks_had_their_defaults(config):
+    run = make_record(config, {})
+    left = {name: value for name, value in run.settings.items() if not name.startswith(("scenes.", "optimizer."))}
+    older = RunRecord(run.stage, left)
+    assert changed_settings(older, run, "state.pt") == []
+    changed = make_record(replace(config, run=RunConfig(ema=0.5)), {})
+    assert changed_settings(older, changed, "state.pt") == ["run.ema 0.999 -> 0.5"]
+    with pytest.raises(UserError, match=r'got scenes\.store default -> "emoji"; change them back'):
+        changed_settings(older, make_record(replace(config, scenes=ScenesConfig(store="emoji")), {}), "state.pt")
 
 
 # --- states that are altered

@@ -26,6 +26,8 @@ class RunRecord:
     """The whole config, as plain values by dotted key."""
     parts: dict[str, str] = field(default_factory=dict)
     """Identities of the other parts that the run trains with, by name."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Today's defaults of the settings, which those that an older record lacks had; not written."""
 
     def section(self, name: str) -> dict[str, Any]:
         """The settings of one section, such as `model`, as nested plain values."""
@@ -54,8 +56,9 @@ def make_record(config: Any, parts: dict[str, str], pictures: str = "") -> RunRe
             may change: a run may go on with more pictures, but not unsaid.
     """
     # Through JSON, so that tuples equal the lists that are read back.
-    settings = json.loads(json.dumps(dict(_flat(to_dict(config)))))
-    return RunRecord(type(config).__name__, settings | ({"pictures": pictures} if pictures else {}), parts)
+    settings, defaults = (json.loads(json.dumps(dict(_flat(to_dict(one))))) for one in (config, type(config)()))
+    settings |= {"pictures": pictures} if pictures else {}
+    return RunRecord(type(config).__name__, settings, parts, defaults)
 
 
 def read_record(text: str) -> RunRecord:
@@ -95,10 +98,11 @@ def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
                 f"expected {name} {saved.parts.get(name, 'none')}, with which {where} was trained, got "
                 f"{run.parts.get(name, 'none')}; put that part back, or start without --resume"
             )
+    before = run.defaults | saved.settings
     changes = {
         name: f"{name} {_shown(saved, name)} -> {_shown(run, name)}"
-        for name in sorted(saved.settings.keys() | run.settings.keys())
-        if saved.settings.get(name) != run.settings.get(name) and name not in UNCOMPARED
+        for name in sorted(before.keys() | run.settings.keys())
+        if before.get(name) != run.settings.get(name) and name not in UNCOMPARED
     }
     refused = [text for name, text in changes.items() if any(f"{name}.".startswith(f"{key}.") for key in FIXED)]
     if refused:
