@@ -126,7 +126,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     train = open_cache(config.cache, "train", identity)
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)
-    scenes = open_scenes(config.scenes, run, image_tokenizer.config.size, config.language_weights)
+    with accelerator.main_process_first():
+        scenes = open_scenes(config.scenes, run, image_tokenizer.config.size, config.language_weights)
     if scenes.count and config.image_targets != "argmax":
         raise UserError(
             f"expected image_targets argmax beside scenes, got {config.image_targets}; "
