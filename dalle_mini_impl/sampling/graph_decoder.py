@@ -238,7 +238,11 @@ class StaticBatch:
     def run_step(self, span: int) -> None:
         """Draw the next id of each candidate, and run it through the model; `span` covers the ids' positions."""
         if span not in self._recorded:
-            self._recorded[span] = self._record(span) if self._decoder.records else lambda: self._step(span)
+            if self._decoder.records:
+                with torch.cuda.device(self._decoder.device):  # streams and graphs are those of the current device
+                    self._recorded[span] = self._record(span)
+            else:
+                self._recorded[span] = lambda: self._step(span)
         self._recorded[span]()
 
     @property

@@ -58,6 +58,14 @@ def test_recorded_steps_are_graphs_that_are_used_again():
     assert all(isinstance(getattr(step, "__self__", None), torch.cuda.CUDAGraph) for step in recorded.values())
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_steps_are_recorded_on_the_gpu_of_the_model():
+    transformer, stream = make_transformer()
+    transformer = transformer.to("cuda:1")
+    found = sample((GraphDecoder(transformer, records=True), stream), range(4))
+    assert torch.equal(found.image_ids, sample((transformer, stream), range(4)).image_ids)
+
+
 def test_chunks_change_few_ids_in_bf16():
     shape = SHAPES["R"]
     decoder = pack(randomise(shape.build(), 0).cuda(), "bf16", shape.stream().image_range)
