@@ -7,7 +7,16 @@ import numpy as np
 
 from dalle_mini_impl.data.scenes.colours import COLOURS
 from dalle_mini_impl.data.scenes.composer import MAX_TRIES, Scene, SceneArt, draw_scene, worded
-from dalle_mini_impl.data.scenes.plan import LOOKS, MAX_COUNT, SIZES, TURNS, SceneObject, ScenePlan, split_of_plan
+from dalle_mini_impl.data.scenes.plan import (
+    LOOK_BACKGROUNDS,
+    LOOKS,
+    MAX_COUNT,
+    SIZES,
+    TURNS,
+    SceneObject,
+    ScenePlan,
+    split_of_plan,
+)
 
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
 """Relation of two objects -> the one after they have changed places."""
@@ -92,7 +101,8 @@ def changed_plan(
     elif plan.relation:  # one object in front of the other
         changes.append(replace(plan, objects=plan.objects[::-1]))
     if plan.look:
-        changes.append(replace(plan, look=_other((*LOOKS, ""), plan.look, random)))
+        looks = [look for look in LOOKS if plan.background in ("", *LOOK_BACKGROUNDS[look])]
+        changes.append(replace(plan, look=_other((*looks, ""), plan.look, random)))
     if plan.background and not plan.look:  # not every look goes with every background
         changes.append(replace(plan, background=other_colour))
     if other_object or not changes:

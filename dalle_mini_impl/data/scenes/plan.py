@@ -64,8 +64,15 @@ class ScenePlan:
     @property
     def name(self) -> str:
         """Equal for plans that show the same; of a single thing as it is, on white, its concept."""
-        plain = ScenePlan(self.task, (SceneObject(self.objects[0].concept),))
-        return self.objects[0].concept if self == plain else repr(replace(self, task=""))
+        objects, relation = self.objects, self.relation
+        if not relation:
+            objects = tuple(sorted(objects, key=repr))
+        elif relation in ("right", "below"):
+            objects, relation = objects[::-1], "left" if relation == "right" else "above"
+        background = "" if self.background == "white" else self.background
+        shown = replace(self, task="", objects=objects, relation=relation, background=background)
+        concept = objects[0].concept
+        return concept if shown == ScenePlan("", (SceneObject(concept),)) else repr(shown)
 
 
 def is_held_out(*parts: str) -> bool:

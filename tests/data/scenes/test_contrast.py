@@ -41,6 +41,10 @@ def test_size_turn_look_clothes_and_who_is_in_front_change():
     assert {(one.look, one.background) for one in drawn} == {
         (look, "white") for look in ("black and white", "pixel art", "")
     }
+    drawn = changes(ScenePlan("look", (CAT,), look="pixel art", background="red"))
+    assert {(one.look, one.background) for one in drawn} == {("", "red")}  # no outline or grey picture is on red
+    drawn = changes(ScenePlan("look", (CAT,), look="pixel art", background="black"))
+    assert {(one.look, one.background) for one in drawn} == {("", "black"), ("black and white", "black")}
     assert changes(ScenePlan("position", (CAT, DOG), relation="front")) == {
         ScenePlan("position", (DOG, CAT), relation="front")
     }

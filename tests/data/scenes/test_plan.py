@@ -66,6 +66,20 @@ def test_tasks_have_what_they_say():
     assert {plan.background for plan in plans("single", "train", 400)} == {"", *COLOURS}
 
 
+def test_plans_that_show_the_same_have_one_name():
+    cat, dog = SceneObject("cat", colour="red"), SceneObject("dog")
+    assert ScenePlan("colour", (cat,)).name == ScenePlan("single", (cat,), background="white").name
+    assert ScenePlan("turned", (dog,), background="white").name == "dog"
+    assert ScenePlan("two", (cat, dog)).name == ScenePlan("two", (dog, cat)).name
+    names = {
+        ScenePlan("position", (cat, dog), relation).name for relation in ("left", "right", "above", "below", "front")
+    }
+    others = {ScenePlan("position", (dog, cat), relation).name for relation in ("right", "left", "below", "above")}
+    assert len(names) == 5
+    assert others < names
+    assert ScenePlan("position", (dog, cat), "front").name not in names
+
+
 def test_properties_are_held_out_with_their_concepts():
     cat = SceneObject("cat", size="big", turn="mirrored", wearing="crown")
     assert combinations(ScenePlan("task", (cat,), look="outline")) == [
