@@ -18,6 +18,8 @@ from dalle_mini_impl.train.shared.scene_rows import SceneRows
 
 NO_ID = -1
 """Stands for the image ids of a scene until it is encoded."""
+SCENE = 2
+"""Last number of the seed of a scene's row, which keeps what is changed in it apart from what the scene shows."""
 
 
 class StreamBatch(NamedTuple):
@@ -71,7 +73,8 @@ def make_batch(
     hidden: list[np.ndarray] = []
     distributions: list[tuple[np.ndarray, np.ndarray]] = []
     every = range(*rows.indices(run.batch_size))
-    for row, random in zip(every, row_generators(run.seed, step, every), strict=True):
+    for row, of_row in zip(every, row_generators(run.seed, step, every), strict=True):
+        random = np.random.default_rng([run.seed, step, row, SCENE]) if row in composed else of_row
         source, sampler, index = pictures[numbers[row]] if row in numbers else (cache, captions, 0)
         variant = int(random.integers(source.image_ids.shape[1]))
         ids = source.image_ids[index, variant].astype(np.int64)

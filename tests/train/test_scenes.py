@@ -15,7 +15,7 @@ from dalle_mini_impl.checkpoint.settings import load_settings
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import CaptionSampler
-from dalle_mini_impl.train import image_tokenizer, scorer
+from dalle_mini_impl.train import image_tokenizer, scorer, stream_batch
 from dalle_mini_impl.train.shared.scene_rows import SceneRows, open_scenes
 from dalle_mini_impl.train.stream_batch import fill_scenes, make_batch
 from dalle_mini_impl.util.errors import UserError
@@ -124,6 +124,21 @@ def test_the_transformer_learns_the_ids_of_scenes_from_their_captions(trained):
     assert torch.equal(torch.cat([half.targets for half in halves]), batch.targets)
 
 
+def test_what_is_changed_in_a_scene_does_not_follow_from_what_it_shows(trained, monkeypatch):
+    maker, streams = BatchMaker(trained), []
+
+    def record(ids, cache, share, random):
+        streams.append(random.bit_generator.state["state"]["inc"])
+        return ids
+
+    monkeypatch.setattr(stream_batch, "corrupt", record)
+    rows = scenes_of(size=16)
+    make_batch(maker.cache, maker.captions, maker.tokenizer, maker.stream, maker.config, 3, slice(0, 12), rows)
+    for row, stream in enumerate(streams):
+        of_row = np.random.default_rng([maker.config.run.seed, 3, row]).bit_generator.state["state"]["inc"]
+        assert (stream == of_row) == (row in rows.split(slice(0, 12))[1])
+
+
 def test_the_scorer_sees_pairs_of_scenes_with_captions_in_several_languages(trained):
     config = config_of(trained, "scorer", "captions=3", "reconstructed_share=0", "bpe_dropout=0")
     store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(trained.folder / "model")
@@ -142,8 +157,9 @@ def test_the_scorer_sees_pairs_of_scenes_with_captions_in_several_languages(trai
 def test_a_single_thing_counts_as_its_concept_whatever_composed_it():
     rows = scenes_of(tasks=("single",))
     plans = [rows.compose(0, row).plan for row in range(12)]
-    assert {plan.name for plan in plans if not plan.background} <= set("abcdefgh")
-    assert not {plan.name for plan in plans if plan.background} & set("abcdefgh")
+    on_white = [plan for plan in plans if plan.background in ("", "white")]
+    assert {plan.name for plan in on_white} <= set("abcdefgh")
+    assert not {plan.name for plan in plans if plan not in on_white} & set("abcdefgh")
 
 
 def test_runs_with_scenes_resume_bit_for_bit(home, emoji_store, tmp_path, monkeypatch):
