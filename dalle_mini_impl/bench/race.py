@@ -24,7 +24,7 @@ from dalle_mini_impl.train.losses.stream import StreamLoss, weighted_loss
 from dalle_mini_impl.train.shared.optimizers import build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
-from dalle_mini_impl.train.stream_batch import make_batch
+from dalle_mini_impl.train.stream_batch import make_batch, to_device
 from dalle_mini_impl.util.errors import UserError
 
 CurvePoint = tuple[float, float]
@@ -144,9 +144,10 @@ def own_side(
     def step(number: int, share: float) -> Tensor:
         schedule_step = config.optimizer.warmup_steps + int(share * SCHEDULE_STEPS)
         set_learning_rate(optimizers, schedule_step, SCHEDULE_STEPS, config.optimizer)
-        batch = make_batch(train, captions, tokenizer, stream, config, number, rows, SceneRows(config.run.batch_size))
+        made = make_batch(train, captions, tokenizer, stream, config, number, rows, SceneRows(config.run.batch_size))
+        batch = to_device(made, torch.device(device))
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            text, image = model(batch.inputs.to(device), batch.targets.to(device))
+            text, image = model(batch.inputs, batch.targets, batch.likely_ids, batch.probabilities)
         return apply_gradients(model, optimizers, weighted_loss(text, image, config.image_weight))
 
     @torch.inference_mode()
