@@ -252,7 +252,8 @@ def generate_pictures(
             continue
         # The seed depends on the pair's position only, so that languages and settings are compared on the same noise.
         seed = candidate_seed(settings.seed, number)
-        result = context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **sampling)
+        shown = {"transparent": False, **sampling}  # judges see grounds as they were drawn
+        result = context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **shown)
         results.append(result)
         drawn.append(index)
         pixels = to_pixels([candidate.image for candidate in result], reference.size)

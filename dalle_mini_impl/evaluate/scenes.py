@@ -259,7 +259,7 @@ def draw_scenes(dalle: DalleMini, judge: SceneJudge, scenes: Sequence[Scene], ca
     drawn = []
     size = dalle.image_tokenizer.config.size[::-1]
     for number, scene in enumerate(tqdm(scenes, desc=scenes[0].plan.task, unit=" scenes", delay=2, leave=False)):
-        result = dalle.generate(scene.caption, candidates, candidates, seed=number)
+        result = dalle.generate(scene.caption, candidates, candidates, seed=number, transparent=False)
         pictures = [candidate.image for candidate in result]
         true = scene.image.resize(size, Image.Resampling.LANCZOS)
         first, *found = judge.read([np.asarray(picture.convert("RGB")) for picture in (true, *pictures)])

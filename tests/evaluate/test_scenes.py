@@ -154,7 +154,8 @@ class StandIn:
         self.image_tokenizer = SimpleNamespace(config=SimpleNamespace(size=(64, 64)))
         self.draw = draw
 
-    def generate(self, caption, candidates, keep, seed):
+    def generate(self, caption, candidates, keep, seed, transparent):
+        assert not transparent  # the ground is judged as well
         picture = self.draw(caption).resize((64, 64))
         return [SimpleNamespace(image=picture)] * keep
 
