@@ -110,8 +110,9 @@ class Stream:
         if (longest := max(map(len, captions), default=0)) > length:
             raise UserError(f"expected captions of up to {length} text ids, got {longest}; shorten the caption")
         rows = torch.arange(vocab, vocab + length).repeat(len(captions), 1)
-        places = torch.arange(length) < lengths[:, None]
-        rows[places] = torch.where(text_ids == self.config.pad_id, rows[places], text_ids)
+        # Unlike an assignment to the places, this has shapes that follow from shapes, which `dalle plan` needs.
+        filled = rows.masked_scatter(torch.arange(length) < lengths[:, None], text_ids)
+        rows = torch.where(filled == self.config.pad_id, rows, filled)
         if self.config.bos_id < 0:
             return rows
         return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)
