@@ -23,7 +23,7 @@ SECTIONS = {
         "data": "Build sets of captioned pictures, and inspect your own.",
         "config": "List, print and copy the configs that ship with the package.",
         "train": "Train a whole model, or one part of it.",
-        "plan": "Estimate what training a transformer takes.",
+        "plan": "Estimate a transformer's training, and propose how to run it.",
         "compare": "Train image tokenizers for equal time and measure them.",
     },
     "Exchange": {

@@ -45,7 +45,7 @@ def plan(
     flops: float,
     json_file: str | None,
 ) -> None:
-    """Estimate what training a transformer takes, and propose how to run it.
+    """Estimate a transformer's training, and propose how to run it.
 
     CONFIG is a config of the transformer stage. Nothing is allocated, so any size can be estimated.
     """

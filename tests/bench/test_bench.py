@@ -266,7 +266,7 @@ def test_command_writes_a_table_and_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "huge"], "'huge' is not one of 'R', 'emoji', 'gpu', 'quick'"),
+        (["--shape", "huge"], "'huge' is not one of 'R', 'emoji', 'gpu', '300m', 'quick'"),
         (["--peer", "minDALL-E"], "'minDALL-E' is not one of 'dalle-pytorch', 'transformers', 'faiss', 'none'"),
         (["--repeats", "0"], "0 is not in the range x>=1"),
         (["--candidates", "1,many"], "'many' is not a valid integer range"),

@@ -4,6 +4,7 @@ import mmap
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
 from dalle_mini_impl.bench import data
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
@@ -11,6 +12,7 @@ from dalle_mini_impl.util.files import find_shipped
 
 
 def test_rows_of_a_small_set(monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has trained nothing yet
     monkeypatch.setattr(data, "PER_TAR", 50)
     rows = {row.name: row for row in data.data_rows(130, repeats=1)}
     loaders = [f"data/loader/{workers} workers" for workers in (0, 1, 2)]

@@ -61,11 +61,14 @@ def test_config_parses_differs_from_the_defaults_and_has_no_absolute_path(path):
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
 
-@pytest.mark.parametrize(("name", "processes"), [("cpu-2", 2), ("gpu", 1), ("gpus-8", 8), ("gpus-8-fsdp", 8)])
-def test_accelerate_reads_its_launcher_configs(name, processes):
-    assert len(LAUNCHERS) == 4
+@pytest.mark.parametrize(
+    ("name", "processes", "machines"),
+    [("cpu-2", 2, 1), ("gpu", 1, 1), ("gpus-8", 8, 1), ("gpus-8-fsdp", 8, 1), ("gpus-nodes-fsdp", 16, 2)],
+)
+def test_accelerate_reads_its_launcher_configs(name, processes, machines):
+    assert len(LAUNCHERS) == 5
     config = load_config_from_file(str(ROOT / f"configs/accelerate/{name}.yaml"))
-    assert (config.num_processes, config.num_machines, config.mixed_precision) == (processes, 1, "no")
+    assert (config.num_processes, config.num_machines, config.mixed_precision) == (processes, machines, "no")
 
 
 @pytest.mark.parametrize("name", sorted(IMAGE_TOKENIZER_ONLY))
