@@ -96,5 +96,7 @@ def plan(
             f"once on each, {proposal.days:.3g} days",
             json_file,
         )
+    elif run.run.batch_size % gpus:
+        echo_text(f"proposed: a run.batch_size that {gpus} GPUs can share, not {run.run.batch_size}", json_file)
     else:
         echo_text("proposed: more GPUs, or ones with more memory", json_file)

@@ -264,16 +264,13 @@ def propose(needs: tuple[Needs, Needs], machine: TrainingMachine, batch_size: in
         pictures: pictures to train on, repetitions counted.
 
     Returns:
-        None if nothing fits.
+        None if nothing fits, or the GPUs cannot share the batch equally.
 
     Raises:
-        UserError: as `plans`, or the batch cannot be divided among the GPUs.
+        UserError: as `plans`.
     """
     if batch_size % machine.gpus:
-        raise UserError(
-            f"expected a batch that {machine.gpus} GPUs can share equally, got run.batch_size {batch_size}; make it a "
-            f"multiple of {machine.gpus}"
-        )
+        return None
     share = batch_size // machine.gpus
     ways = []
     for recompute, need in enumerate(needs):

@@ -128,7 +128,7 @@ def fill_scenes(batch: StreamBatch, image_tokenizer: ImageTokenizer, stream: Str
     """Encode the scenes of a batch, whose tensors are on the device of the image tokenizer, and put in their ids."""
     if not len(batch.scene_rows):
         return batch
-    pixels = batch.scene_pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = batch.scene_pixels.permute(0, 3, 1, 2)
     ids = stream.to_order(image_tokenizer.encode(pixels)) + stream.image_offset
     missing = stream.image_offset + NO_ID
     first = stream.prefix_length - 1

@@ -91,8 +91,8 @@ class MeanShade:
     """An image tokenizer whose ids are the mean red of each cell of 8 × 8 pixels, in twelve steps."""
 
     def encode(self, pixels):
-        cells = pixels[:, 0].unflatten(1, (2, 8)).unflatten(3, (2, 8)).mean((2, 4))
-        return ((cells + 1) / 2 * 11.99).long()
+        red = pixels[:, 0] / 255 if pixels.dtype == torch.uint8 else (pixels[:, 0] + 1) / 2
+        return (red.unflatten(1, (2, 8)).unflatten(3, (2, 8)).mean((2, 4)) * 11.99).long()
 
 
 def test_the_transformer_learns_the_ids_of_scenes_from_their_captions(trained):
