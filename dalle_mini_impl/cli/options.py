@@ -122,6 +122,21 @@ def precision_option(help: str = "Number format of the transformer.", default: s
     return click.option("--precision", type=click.Choice(PRECISIONS), default=default, show_default=True, help=help)
 
 
+def ray_options(command: F) -> F:
+    """`--ray ADDRESS` and `--ray-workers N`; `util.ray_workers` reads them."""
+    address = click.option(
+        "--ray",
+        "ray_address",
+        metavar="ADDRESS",
+        help="Divide the work among the machines of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local to start "
+        "one here (extra: ray).",
+    )
+    workers = click.option(
+        "--ray-workers", type=Count(), metavar="N", help="Workers on it.  [default: one per GPU, or per machine]"
+    )
+    return address(workers(command))
+
+
 def seed_option(help: str = "Makes the whole run repeatable.") -> Callable[[F], F]:
     """`--seed N`, `-s N`: where all random choices come from."""
     return click.option("--seed", "-s", type=click.IntRange(0), default=0, show_default=True, metavar="N", help=help)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.many_prompts import draw_many, few_prompts
-from dalle_mini_impl.cli.options import examples, model_option, precision_option
+from dalle_mini_impl.cli.options import examples, model_option, precision_option, ray_options
 from dalle_mini_impl.cli.sampling_options import (
     announce_loading,
     generate_arguments,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         'dalle sample "a red heart" -n 64 -k 8 -o heart.png',
         "dalle sample --prompts-file prompts.txt --save-dir pictures",
         "dalle sample --prompts-file prompts.jsonl --save-dir pictures --shards",
+        "dalle sample --prompts-file prompts.jsonl --save-dir pictures --shards --ray auto",
         "dalle sample --from heart.png -o again.png",
     )
 )
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @model_option("Shipped name, checkpoint folder or hf:USER/REPO.  [default: emoji]", default=None)
 @precision_option("Number format of the transformer.  [default: that of --from, or auto]", default=None)
 @sampling_options
+@ray_options
 def sample(prompts: tuple[str, ...], **options: Any) -> None:
     """Draw pictures for prompts, best first.
 
@@ -65,6 +67,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     if options["no_grid"] or options["shards"]:
         draw_many(prompts, options)
         return
+    if options["ray_address"]:
+        raise UserError("expected --ray with --no-grid or --shards, got neither; add one of them and --save-dir FOLDER")
     items = few_prompts(prompts, options["texts_file"])
     if path and items:
         raise UserError("expected prompts or --from, got both; leave out the prompts, which --from reads from the PNG")

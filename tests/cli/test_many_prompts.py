@@ -1,11 +1,15 @@
 """`dalle sample` for many prompts."""
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 from helpers.commands import one_line
@@ -92,14 +96,8 @@ def test_two_processes_write_shards_without_gathering_them(sample, tiny_model):
     assert sorted(os.listdir("out")) == names  # a block for each process
     assert sample(*arguments) == ["out: 5 prompts, 0 of them drawn now"]
     sample(*arguments[:-1], "alone")
-    members = []
-    for folder, count in (("out", 2), ("alone", 1)):
-        members.append({})
-        for number in range(count):
-            with tarfile.open(f"{folder}/{number:05d}.tar") as tar:
-                members[-1] |= {info.name: tar.extractfile(info).read() for info in tar}
-    assert members[0] == members[1]
-    assert len(members[0]) == 5 * 2 * 3
+    assert members_of("out") == members_of("alone")
+    assert len(members_of("out")) == 5 * 2 * 3
 
 
 def test_few_lines_of_json_make_a_grid(sample, tiny_dalle):
@@ -125,6 +123,7 @@ def test_few_lines_of_json_make_a_grid(sample, tiny_dalle):
             ("--no-grid", "--save-dir", "out", "--prompts-file", "wrong.jsonl"),
             "prompt 2, 'a dog': expected a temperature of 0 or more, got -1.0",
         ),
+        (("a cat", "--ray", "local"), "expected --ray with --no-grid or --shards, got neither"),
         (("--prompts-file", "different.jsonl"), "expected prompts with the same guidance for a grid, got several"),
         (("--prompts-file", "many.txt"), f"expected at most {MAX_GRID_PROMPTS} prompts for a grid, got more"),
     ],
@@ -136,3 +135,50 @@ def test_bad_input_ends_with_one_line(refused, tiny_model, arguments, message):
     write_prompts(*(str(number) for number in range(MAX_GRID_PROMPTS + 1)), name="many.txt")
     assert message in one_line(refused("sample", *arguments, "--model", tiny_model))
     assert not Path("out/settings.json").exists()
+
+
+@pytest.mark.slow
+def test_workers_on_ray_draw_the_same_pictures_although_one_is_killed(sample, tiny_model):
+    pytest.importorskip("ray")
+    write_prompts(*(f"a cat {number}" for number in range(300)), name="prompts.txt")
+    arguments = ["--prompts-file", "prompts.txt", "--shards", "--model", str(tiny_model), "--device", "cpu", "-n", "1"]
+    command = [sys.executable, "-m", "dalle_mini_impl", "sample", *arguments, "--keep", "1", "--save-dir", "out"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with open("printed.txt", "w+") as printed:
+        process = subprocess.Popen(
+            [*command, "--ray", "local", "--ray-workers", "2"], env=environment, stdout=printed, stderr=printed
+        )
+        killed = None
+        while process.poll() is None:
+            if killed is None and list(Path("out").glob("*.part")):
+                killed = kill_worker(psutil.Process(process.pid))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)  # a turn of polling; nothing depends on its length
+        printed.seek(0)
+        text = printed.read()
+    assert killed is not None
+    assert process.returncode == 0, text
+    assert "out: 300 prompts, " in text
+    assert len(list(Path("out").glob("*.tar"))) == 8  # four blocks for each worker
+    assert sample(*arguments, "--keep", "1", "--save-dir", "out") == ["out: 300 prompts, 0 of them drawn now"]
+    sample(*arguments, "--keep", "1", "--save-dir", "alone")
+    assert members_of("out") == members_of("alone")
+
+
+def kill_worker(process):
+    """Kill a worker of Ray that a process has started and that is at work; its id, or None if there is none."""
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name().startswith("ray::_Worker"):
+                child.kill()
+                return child.pid
+    return None
+
+
+def members_of(folder):
+    """Content of all members of the tars in a folder, by name."""
+    members = {}
+    for path in Path(folder).glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members |= {info.name: tar.extractfile(info).read() for info in tar}
+    return members
