@@ -202,6 +202,11 @@ class EncodeRun:
     workers: Annotated[int, Interval(0, 1024)] = 0
     """Without `data.store`: processes, for each process of the stage, that read and augment pictures ahead; 0 reads
     them in between. The ids are the same (more than 0: Linux, macOS)."""
+    ray: str = ""
+    """Without `data.store`: address of a Ray cluster whose machines encode (extra `ray`), `auto`, `HOST:PORT`,
+    `ray://HOST:PORT` or `local` for one that is started here; empty for this process and those of the launcher."""
+    ray_workers: Annotated[int, Interval(0, 100_000)] = 0
+    """Workers on it; 0 is one per GPU, or per machine."""
     precision: str = "auto"
     """`bf16` (autocast), which changes about one id in a hundred with no visible effect, `fp16` or `fp32`; `auto` is
     the launcher's `mixed_precision`, or bf16 where that is `no`."""

@@ -160,6 +160,8 @@ def check_settings(config: EncodeRun) -> None:
     check_cache_replaceable(config.out)
     if not config.data.store and not config.data.paths:
         raise UserError("expected data.source, or data.store with decoded pictures, got neither; set one")
+    if config.ray and config.data.store:
+        raise UserError("expected ray without data.store, got both; leave one out")
 
 
 def main(config: EncodeRun) -> None:

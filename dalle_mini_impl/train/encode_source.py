@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,16 @@ from dalle_mini_impl.data.fit import fit_picture
 from dalle_mini_impl.data.mixture import states_of
 from dalle_mini_impl.data.pair import SkipLog, hash_position, key_hash, split_of
 from dalle_mini_impl.data.token_cache import CONTENTS, write_header
-from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
+from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.encoding import describe_cache, encode_batch, file_shapes, file_types, summary
+from dalle_mini_impl.train.shared.launch_settings import mixed_precision
 from dalle_mini_impl.train.shared.loader import load
 from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_folder, values_digest
 from dalle_mini_impl.util.memory import check_memory
+from dalle_mini_impl.util.ray_workers import ray_workers
 
 BLOCK_SAMPLES = 1024
 """Largest number of samples in a block: what is lost by a kill."""
@@ -54,7 +57,9 @@ BLOCK_BYTES = 2**26
 """Most bytes that the ids of a block take in memory, where that makes blocks smaller."""
 ENDING = ".blocks"
 """Ending of the folder of blocks, beside the cache that they become."""
-NOT_RESULTS = ("workers", "out", "model_dir", "precision")
+RAY_SHARES = 4
+"""Shares of the work for each worker of a Ray cluster, so that they end at about the same time."""
+NOT_RESULTS = ("workers", "ray", "ray_workers", "out", "model_dir", "precision")
 """Settings that the ids do not follow from, or not from what the config says."""
 
 
@@ -229,17 +234,59 @@ def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity:
             print(f"going on in {blocks.folder}, where {len(chosen[0].blocks)} blocks are finished")
     broadcast_object_list(chosen)
     processes = accelerator.process_index, accelerator.num_processes
-    on_device = accelerator.device.type == "cuda"
-    batches = SourceBatches(config, tokenizer.config.size, block, chosen[0], on_device, *processes)
-    items = load(batches, config.workers, "workers", accelerator.device) if config.workers else iter(batches)
     try:
-        encode_blocks(accelerator, tokenizer, config, blocks, items)
+        if config.ray:
+            encode_on_ray(config, blocks, block)
+        else:
+            encode_share(config, blocks, block, chosen[0], (accelerator, tokenizer), processes)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("the same command goes on from here") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_cache(config, tokenizer, identity, blocks)
     accelerator.wait_for_everyone()
+
+
+def encode_share(
+    config: EncodeRun,
+    blocks: EncodedBlocks,
+    block: int,
+    finished: FinishedBlocks,
+    encoder: tuple[Accelerator, ImageTokenizer],
+    share: tuple[int, int],
+) -> None:
+    """Encode what is not finished of a share, by its number and how many there are."""
+    accelerator, tokenizer = encoder
+    on_device = accelerator.device.type == "cuda"
+    batches = SourceBatches(config, tokenizer.config.size, block, finished, on_device, *share)
+    items = load(batches, config.workers, "workers", accelerator.device) if config.workers else iter(batches)
+    encode_blocks(accelerator, tokenizer, config, blocks, items)
+
+
+def encode_on_ray(config: EncodeRun, blocks: EncodedBlocks, block: int) -> None:
+    """Have the workers of a Ray cluster encode; they write into the same folder of blocks."""
+    with ray_workers(partial(make_encoder, config), config.ray, config.ray_workers or None) as workers:
+        count = RAY_SHARES * workers.count
+        shares = [(number, count) for number in range(count)]
+        for _ in tqdm(workers.map(partial(encode_on_worker, config, blocks, block), shares), "encoding", count):
+            pass
+
+
+def make_encoder(config: EncodeRun) -> tuple[Accelerator, ImageTokenizer]:
+    """What a worker encodes with."""
+    accelerator = loop.make_accelerator(mixed_precision=mixed_precision("precision", config.precision))
+    return accelerator, load_image_tokenizer(config.model_dir, str(accelerator.device))[0]
+
+
+def encode_on_worker(
+    config: EncodeRun,
+    blocks: EncodedBlocks,
+    block: int,
+    encoder: tuple[Accelerator, ImageTokenizer],
+    share: tuple[int, int],
+) -> None:
+    """As `encode_share`; blocks that a killed worker had finished of the share are left out."""
+    encode_share(config, blocks, block, blocks.finished(), encoder, share)
 
 
 def encode_blocks(

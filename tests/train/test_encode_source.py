@@ -1,7 +1,9 @@
 """Encoding straight from a source: the ids of a store, and the same cache however it is made."""
 
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -257,3 +259,17 @@ def test_two_processes_make_the_same_cache(home, source):
     arguments = two.arguments("encode", "data.store=''", f"data.source={source}", f"out={home.folder}/two", "workers=1")
     launch_two("-m", "dalle_mini_impl.train.encode", *arguments)
     assert content(home.folder / "two") == whole
+
+
+@pytest.mark.slow
+def test_workers_on_ray_make_the_same_cache(home, source, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    expected = run(home, source)
+    monkeypatch.setattr(encode_source, "encode_share", None)  # this process encodes nothing
+    assert run(home, source, "ray=local", "ray_workers=2", out="other") == expected
+
+
+def test_ray_encodes_without_a_store(home):
+    with pytest.raises(UserError, match=r"expected ray without data\.store, got both"):
+        home.run("encode", "ray=local", f"out={home.folder}/other")
