@@ -118,7 +118,7 @@ def ray_workers(
         raise UserError("expected one process with --ray, got several; start it without a launcher")
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises bare ones as well, as where its processes do not start in time
         raise UserError(
             f"expected a Ray cluster at {address}, got none ({error}); start one with: ray start --head, or give "
             f"{LOCAL}"
