@@ -57,7 +57,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "latin.txt").write_bytes("grün".encode("latin-1"))
     for name in ("pipe.txt", "latin.txt", "absent.txt", "."):
-        with pytest.raises(UserError, match=r"expected a UTF-8 file with one text per line, got .*; give --texts-file"):
+        with pytest.raises(UserError, match=r"expected a UTF-8 file with one text per line, got .*; name another file"):
             list(read_prompts(tmp_path / name))
 
 
