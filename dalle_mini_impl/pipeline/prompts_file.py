@@ -66,8 +66,7 @@ def read_prompts(path: Path | str, *, allow_pipe: bool = False) -> Iterator[dict
         kind = "JSON object" if is_json else "text"
         place = f"line {number}: " if number else ""
         raise UserError(
-            f"expected a UTF-8 file with one {kind} per line, got {path} ({place}{error}); name another "
-            f"file"
+            f"expected a UTF-8 file with one {kind} per line, got {path} ({place}{error}); name another file"
         ) from error
 
 
