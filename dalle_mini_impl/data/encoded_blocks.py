@@ -40,7 +40,7 @@ class EncodedBlocks:
     folder: Path
 
     def prepare(self, work: Mapping[str, Any]) -> None:
-        """Make the folder, or check that the same work was begun there.
+        """Make the folder, or check that the same work was begun there, if any block is finished.
 
         Args:
             work: everything that the ids follow from, as JSON values.
@@ -51,7 +51,7 @@ class EncodedBlocks:
         check_replaceable(self.folder, CONTENTS)
         path = self.folder / WORK_FILE
         values = json.loads(dump_json(dict(work)))
-        if not path.exists():
+        if not path.exists() or not self._files():
             write_json(path, values)
             return
         try:
@@ -162,7 +162,7 @@ def _contents(paths: Sequence[Path], names: Sequence[str]) -> Iterator[dict[str,
         try:
             with np.load(path) as content:
                 arrays = {name: content[name] for name in names}
-        except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is damaged ({error}); remove it and repeat the command") from error
         yield arrays
 

@@ -217,7 +217,7 @@ def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity:
 
     Raises:
         UserError: a source cannot be read, has no picture of a split, or another work was begun beside the cache; or
-            files cannot be written.
+            files cannot be written, or were written where the main process does not find them.
     """
     shapes = file_shapes(config, tokenizer.config.grid)
     block = block_size(shapes)
@@ -243,6 +243,7 @@ def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity:
         raise KeyboardInterrupt("the same command goes on from here") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        check_whole(config, blocks)
         write_cache(config, tokenizer, identity, blocks)
     accelerator.wait_for_everyone()
 
@@ -313,6 +314,20 @@ def encode_blocks(
             arrays = zip(encoded, types, strict=True)
             opened[item.block].add(item, tuple(values.cpu().numpy().astype(kind) for values, (_, kind) in arrays))
             bar.update(len(item.entries))
+
+
+def check_whole(config: EncodeRun, blocks: EncodedBlocks) -> None:
+    """Check that the blocks of all parts of the source are there.
+
+    Raises:
+        UserError: some are not, or the source cannot be read.
+    """
+    finished, parts = blocks.finished(), len(SourceBlocks.open(config.data, BLOCK_SAMPLES).parts)
+    if missing := [part for part in range(parts) if not finished.is_whole(part)]:
+        raise UserError(
+            f"expected the blocks of {parts} parts of the source in {blocks.folder}, got not all of {len(missing)} of "
+            f"them; use a folder that all machines share, then repeat the command"
+        )
 
 
 def write_cache(config: EncodeRun, tokenizer: ImageTokenizer, identity: str, blocks: EncodedBlocks) -> None:

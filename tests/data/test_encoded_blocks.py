@@ -92,6 +92,21 @@ def test_the_same_work_goes_on_and_other_work_is_refused(blocks):
         blocks.prepare(WORK)
 
 
+def test_where_no_block_is_finished_other_work_begins(tmp_path):
+    blocks = EncodedBlocks(tmp_path / "ids.blocks")
+    blocks.prepare(WORK)
+    blocks.prepare({"seed": 1})
+    write(blocks, SampleBlock(0, 0), True, {"train": [1], "validation": []})
+    with pytest.raises(UserError, match=r"begun with another seed"):
+        blocks.prepare({"seed": 2})
+
+
+def test_an_empty_file_is_found(blocks):
+    (blocks.folder / "000000-000000.npz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"000000-000000\.npz is damaged"):
+        blocks.count(SkipLog())
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "ids.blocks").mkdir()
     (tmp_path / "ids.blocks" / "letter.txt").write_text("dear")

@@ -166,6 +166,24 @@ def test_other_settings_do_not_go_on(home, source, tmp_path, monkeypatch):
     assert run(home, source, "variants=5", "seed=3")
 
 
+def test_a_source_with_a_typing_error_can_be_mended(home, source):
+    with pytest.raises(UserError, match="does not exist"):
+        run(home, home.folder / "nowhere.tar")
+    assert run(home, source)
+
+
+def test_blocks_that_were_written_elsewhere_are_missed(home, source, monkeypatch):
+    whole = run(home, source)
+    write = EncodedBlocks.write
+    with monkeypatch.context() as patch:
+        # As by a process on a machine that does not share the folder.
+        patch.setattr(EncodedBlocks, "write", lambda *given: write(*given) if given[1].part != 3 else None)
+        with pytest.raises(UserError, match=r"blocks of 4 parts .* got not all of 1 .* all machines share"):
+            run(home, source, out="other")
+    assert not (home.folder / "other").exists()
+    assert run(home, source, out="other") == whole
+
+
 def test_soft_ids(home, source, capsys):
     run(home, source, "soft_ids=4", "workers=1", "data.validation=0.3")
     assert "of 4 ids stored for each cell" in capsys.readouterr().out
