@@ -22,7 +22,7 @@ OTHER_FORMS = {
 }  # fmt: skip
 FREE_TEXT = {
     "--beginning", "--box", "--config", "--device", "--from", "--labels", "--message", "--model", "--negative",
-    "--noise-prompt", "--own-source", "--preset", "--scorer", "--second-scorer", "--size", "--template",
+    "--noise-prompt", "--own-source", "--preset", "--scorer", "--ray", "--second-scorer", "--size", "--template",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
 SYNONYMS = {
