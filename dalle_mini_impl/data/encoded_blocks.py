@@ -8,6 +8,7 @@ many there are, and so is the cache.
 
 import itertools
 import json
+import platform
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,18 @@ class EncodedBlocks:
             raise UserError(
                 f"expected {self.folder} to be of the same work, got one that was begun with another "
                 f"{', '.join(different)}; repeat the command that began it, or remove that folder to begin anew"
+            )
+
+    def check_shared(self) -> None:
+        """Check that the folder which another machine has prepared is there.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not (self.folder / WORK_FILE).is_file():
+            raise UserError(
+                f"expected {self.folder} on every machine, got none on {platform.node()}; set out to a folder that all "
+                f"machines share"
             )
 
     def finished(self) -> FinishedBlocks:

@@ -43,7 +43,6 @@ from dalle_mini_impl.data.token_cache import CONTENTS, write_header
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.encoding import describe_cache, encode_batch, file_shapes, file_types, summary
-from dalle_mini_impl.train.shared.launch_settings import mixed_precision
 from dalle_mini_impl.train.shared.loader import load
 from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.util.errors import UserError
@@ -233,10 +232,11 @@ def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity:
         if chosen[0].blocks:
             print(f"going on in {blocks.folder}, where {len(chosen[0].blocks)} blocks are finished")
     broadcast_object_list(chosen)
+    blocks.check_shared()
     processes = accelerator.process_index, accelerator.num_processes
     try:
         if config.ray:
-            encode_on_ray(config, blocks, block)
+            encode_on_ray(config, accelerator.mixed_precision, blocks, block)
         else:
             encode_share(config, blocks, block, chosen[0], (accelerator, tokenizer), processes)
     except KeyboardInterrupt as error:
@@ -264,18 +264,18 @@ def encode_share(
     encode_blocks(accelerator, tokenizer, config, blocks, items)
 
 
-def encode_on_ray(config: EncodeRun, blocks: EncodedBlocks, block: int) -> None:
+def encode_on_ray(config: EncodeRun, precision: str, blocks: EncodedBlocks, block: int) -> None:
     """Have the workers of a Ray cluster encode; they write into the same folder of blocks."""
-    with ray_workers(partial(make_encoder, config), config.ray, config.ray_workers or None) as workers:
+    with ray_workers(partial(make_encoder, config, precision), config.ray, config.ray_workers or None) as workers:
         count = RAY_SHARES * workers.count
         shares = [(number, count) for number in range(count)]
         for _ in tqdm(workers.map(partial(encode_on_worker, config, blocks, block), shares), "encoding", count):
             pass
 
 
-def make_encoder(config: EncodeRun) -> tuple[Accelerator, ImageTokenizer]:
-    """What a worker encodes with."""
-    accelerator = loop.make_accelerator(mixed_precision=mixed_precision("precision", config.precision))
+def make_encoder(config: EncodeRun, precision: str) -> tuple[Accelerator, ImageTokenizer]:
+    """What a worker encodes with, in the precision of the process that asks for it."""
+    accelerator = loop.make_accelerator(mixed_precision=precision)
     return accelerator, load_image_tokenizer(config.model_dir, str(accelerator.device))[0]
 
 
@@ -287,6 +287,7 @@ def encode_on_worker(
     share: tuple[int, int],
 ) -> None:
     """As `encode_share`; blocks that a killed worker had finished of the share are left out."""
+    blocks.check_shared()
     encode_share(config, blocks, block, blocks.finished(), encoder, share)
 
 

@@ -101,6 +101,12 @@ def test_where_no_block_is_finished_other_work_begins(tmp_path):
         blocks.prepare({"seed": 2})
 
 
+def test_a_folder_that_is_not_shared_is_told(blocks, tmp_path):
+    blocks.check_shared()
+    with pytest.raises(UserError, match=r"other\.blocks on every machine, got none .* all machines share"):
+        EncodedBlocks(tmp_path / "other.blocks").check_shared()
+
+
 def test_an_empty_file_is_found(blocks):
     (blocks.folder / "000000-000000.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"000000-000000\.npz is damaged"):
