@@ -67,10 +67,8 @@ class FinishedBlocks:
 class SourceBlocks:
     """The blocks of the sources that a config names; pictures without a caption are skipped."""
 
-    parts: list[tuple[int, SourcePart]]
-    """Number of the source, and part."""
-    every: int
-    """One of so many samples counts."""
+    parts: list[tuple[int, int, SourcePart]]
+    """Number of the source, one of how many samples counts, and part."""
     size: int
     """Samples of a block."""
     several: bool
@@ -93,11 +91,12 @@ class SourceBlocks:
         """
         log, source_log = SkipLog(), SkipLog()
         of_source = [source_parts(path, log, source_log) for path in config.paths]
-        every = config.every
-        if all(len(parts) >= every for parts in of_source):  # then whole parts are left out, which is faster
-            of_source, every = [parts[::every] for parts in of_source], 1
-        parts = [(number, part) for number, own in enumerate(of_source) for part in own]
-        return cls(parts, every, size, bool(config.sources), log, source_log)
+        parts = []
+        for number, own in enumerate(of_source):
+            leaves_out_parts = len(own) >= config.every  # as `read_parts` does, which is faster
+            step, every = (config.every, 1) if leaves_out_parts else (1, config.every)
+            parts += [(number, every, part) for part in own[::step]]
+        return cls(parts, size, bool(config.sources), log, source_log)
 
     def read(self, finished: FinishedBlocks, worker: int = 0, workers: int = 1) -> Iterator[SourcePicture | BlockEnd]:
         """Read one worker's blocks that are not finished.
@@ -113,11 +112,11 @@ class SourceBlocks:
         """
         first_log = self._source_log  # belongs to the first block
         by_part = len(self.parts) >= workers
-        for number, (source, part) in enumerate(self.parts):
+        for number, (source, every, part) in enumerate(self.parts):
             if (by_part and number % workers != worker) or finished.is_whole(number):
                 continue
             part_log = SkipLog()
-            samples = itertools.islice(iter(part(part_log)), 0, None, self.every)
+            samples = itertools.islice(iter(part(part_log)), 0, None, every)
             upcoming = next(samples, None)
             for block in (SampleBlock(number, index) for index in itertools.count()):
                 is_own = by_part or (number + block.number) % workers == worker

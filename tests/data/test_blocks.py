@@ -8,6 +8,8 @@ from helpers.sources import encode, put, put_tar
 
 from dalle_mini_impl.config.data import DataConfig, SourceConfig
 from dalle_mini_impl.data.blocks import BlockEnd, FinishedBlocks, SampleBlock, SourceBlocks, SourcePicture
+from dalle_mini_impl.data.mixture import read_sources
+from dalle_mini_impl.data.pair import SkipLog
 
 NOTHING = FinishedBlocks(set(), {})
 COUNT = 11
@@ -136,3 +138,11 @@ def test_keys_of_several_sources_name_the_source(tmp_path):
     items = list(SourceBlocks.open(DataConfig(sources=sources), 100).read(NOTHING))
     shown = [(item.source, item.key) for item in items if isinstance(item, SourcePicture)]
     assert shown == [(0, f"0/{n:03d}") for n in range(COUNT)] + [(1, f"1/{n:03d}") for n in range(COUNT)]
+
+
+def test_of_several_sources_the_pictures_of_a_store_are_read(tmp_path):
+    sources = (SourceConfig(path=str(one_tar(tmp_path / "x"))), SourceConfig(path=str(tars(tmp_path / "y"))))
+    config = DataConfig(sources=sources, every=2)
+    items = list(SourceBlocks.open(config, 100).read(NOTHING))
+    keys = [item.key for item in items if isinstance(item, SourcePicture)]
+    assert keys == [key for _, key, _ in read_sources(config, SkipLog())]
