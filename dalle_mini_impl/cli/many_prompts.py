@@ -166,11 +166,9 @@ def draw_on_ray(job: Job) -> "tuple[BulkFolder, int]":
 
 def draw_block(job: Job, folder: "BulkFolder", dalle: "DalleMini", block: int) -> tuple[int, int]:
     """Draw what is missing of a block; the number of its prompts, and how many of them were drawn now."""
+    from dalle_mini_impl.sampling.generate import no_progress
+
     return len(folder.indices(block)), job.draw(dalle, folder, [block], no_progress)
-
-
-def no_progress(prompts: int) -> None:
-    """Shows nothing."""
 
 
 def bulk_folder(job: Job, dalle: "DalleMini", shares: int) -> "BulkFolder":

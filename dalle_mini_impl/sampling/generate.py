@@ -28,7 +28,7 @@ Progress = Callable[[int], object]
 """Callback: called with the number of image ids that a step has sampled for all candidates together."""
 
 
-def no_progress(ids: int) -> None:
+def no_progress(done: int) -> None:
     """Default callback: does nothing."""
 
 

@@ -21,7 +21,6 @@ from dalle_mini_impl.util.errors import UserError
 
 LANGUAGE = 1
 """Last number of the seed of a caption's language, which keeps it apart from that of what the scene shows."""
-
 UNCHANGED = (1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0)
 """The row of `random_changes` that changes nothing."""
 
