@@ -114,11 +114,12 @@ def _transformer_shape(part: dict[str, Any]) -> str:
     config = from_dict(TransformerConfig, part["config"].get("transformer"), "transformer")
     stream = from_dict(StreamConfig, part["config"].get("stream"), "transformer: stream")
     image_length = stream.grid[0] * stream.grid[1]
+    embed = f"an image embedding in {stream.embed_positions} positions + " if stream.embed_positions else ""
     bos = "1 + " if stream.bos_id >= 0 else ""
     masks = f"; attention {', '.join(config.attention_masks)}" if config.attention_masks != ("full",) else ""
     last = f", at last {config.last_attention_mask}" if config.last_attention_mask else ""
     return (
-        f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {bos}"
+        f"{config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over {embed}{bos}"
         f"{stream.text_length} text + {image_length} image ids{masks}{last}"
     )
 

@@ -65,7 +65,7 @@ def draw_many(prompts: tuple[str, ...], options: dict[str, Any]) -> None:
     Raises:
         UserError: an option does not go with many prompts, or there is no folder for the pictures.
     """
-    unused = ("recorded_in", "preview", "json_file", "columns", "scores", "out")
+    unused = ("recorded_in", "like", "preview", "json_file", "columns", "scores", "out")
     if others := [name for name in unused if is_given(name)]:
         name = {"recorded_in": "from", "json_file": "json"}.get(others[0], others[0])
         raise UserError(f"expected --no-grid or --shards without --{name}, got both; leave one out")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog=examples(
         'dalle sample "a red heart" -n 64 -k 8 -o heart.png',
+        'dalle sample "flat" --like heart.png --model runs/model',
         "dalle sample --prompts-file prompts.txt --save-dir pictures",
         "dalle sample --prompts-file prompts.jsonl --save-dir pictures --shards",
         "dalle sample --prompts-file prompts.jsonl --save-dir pictures --shards --ray auto",
@@ -53,6 +54,12 @@ if TYPE_CHECKING:
 @click.option(
     "--from", "recorded_in", type=click.Path(), metavar="PNG", help="Generate the pictures of this PNG again."
 )
+@click.option(
+    "--like",
+    type=click.Path(),
+    metavar="PICTURE",
+    help="Draw what this picture shows, as the scorer of a model trained with image embeddings sees it.",
+)
 @model_option("Shipped name, checkpoint folder or hf:USER/REPO.  [default: emoji]", default=None)
 @precision_option("Number format of the transformer.  [default: that of --from, or auto]", default=None)
 @sampling_options
@@ -70,8 +77,11 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     if options["ray_address"]:
         raise UserError("expected --ray with --no-grid or --shards, got neither; add one of them and --save-dir FOLDER")
     items = few_prompts(prompts, options["texts_file"])
-    if path and items:
-        raise UserError("expected prompts or --from, got both; leave out the prompts, which --from reads from the PNG")
+    if path and (items or options["like"]):
+        given = "prompts" if items else "--like"
+        raise UserError(f"expected {given} or --from, got both; leave {given} out, as --from reads all from the PNG")
+    if options["like"] and not items:
+        items = [{"prompt": ""}]
     if not path and not items:
         raise UserError('expected at least one prompt, got none; try: dalle sample "a red heart"')
 
@@ -81,12 +91,13 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     from dalle_mini_impl.pipeline.recorded import parse_recorded
     from dalle_mini_impl.pipeline.results import grid
     from dalle_mini_impl.util.distributed import Processes
-    from dalle_mini_impl.util.images import enlarge, read_metadata
+    from dalle_mini_impl.util.images import enlarge, open_picture, read_metadata
 
     processes = Processes(options["device"])
     recorded = parse_recorded(read_metadata(path), path) if path else None
     if recorded is None:
         arguments = generate_arguments(options)
+        arguments["image_embed"] = open_picture(options["like"]) if options["like"] else None
         requests = [{**arguments, **item} for item in items]
         name, scorer = options["model"] or "emoji", options["scorer"]
     else:

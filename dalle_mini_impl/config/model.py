@@ -108,7 +108,7 @@ class ImageTokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """Layout of the one stream `[BOS][text][image]`."""
+    """Layout of the one stream `[BOS][text][image]`, before which an image embedding may stand."""
 
     text_length: Length
     """Text positions after BOS."""
@@ -125,6 +125,10 @@ class StreamConfig:
     patch: Side = 1
     """Side in cells of the patches of image ids, as `TransformerConfig.patch`. Image ids are in raster order of the
     patches, and in raster order within a patch."""
+    embed_positions: Annotated[int, Interval(0, 2**10)] = 0
+    """Positions before BOS that an image embedding fills; 0 for none."""
+    embed_dim: Annotated[int, Interval(0, 2**20)] = 0
+    """D, width of that embedding; 0 with no such positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

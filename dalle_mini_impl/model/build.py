@@ -19,6 +19,7 @@ from dalle_mini_impl.model.foreign import dalle_pytorch, openai_dvae, taming
 from dalle_mini_impl.model.foreign.blocks import shift_sources
 from dalle_mini_impl.model.foreign.quantizers import Logits, Nearest, OneHotConvolution
 from dalle_mini_impl.model.foreign.transformer import ForeignTransformer
+from dalle_mini_impl.model.image_prefix import ImagePrefix
 from dalle_mini_impl.model.masks import AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.patches import PatchLayout, PatchTransformer
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
@@ -26,6 +27,7 @@ from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_wi
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import POSITIONS, Transformer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.read_files import is_file
 
 Modules = tuple[nn.Module, nn.Module, Any]
 """Encoder, decoder and `Quantizer`."""
@@ -159,6 +161,8 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recomp
         "qk_norm": block.qk_norm,
     }
     if not _needs_foreign_blocks(config):
+        if stream.embed_positions:
+            arguments["image_prefix"] = ImagePrefix(stream.embed_positions, stream.embed_dim, config.n_embd)
         arguments |= {
             "make_block": partial(Block, norm=block.norm, **block_options),
             "make_norm": partial(make_norm, block.norm),
@@ -172,6 +176,11 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recomp
     if stream.patch > 1:
         raise UserError(
             f"expected patch 1 with blocks that only imported models have, got {stream.patch}; change patch"
+        )
+    if stream.embed_positions:
+        raise UserError(
+            f"expected no positions for an image embedding with blocks that only imported models have, got "
+            f"{stream.embed_positions}; set image_embed.positions to 0"
         )
     return ForeignTransformer(
         **arguments,
@@ -226,12 +235,15 @@ def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer
         The transformer in evaluation mode, and the stream it was trained on.
 
     Raises:
-        UserError: it was trained with other tokenizers than those in the same folder.
+        UserError: it was trained with other tokenizers than those in the same folder, or with the image embeddings of
+            another scorer.
     """
     folder = find_checkpoint(name)
     part = read_part(folder, "transformer")
     check_trained_with(part, "text_tokenizer", load_text_tokenizer(folder).identity)
     check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).identity)
     stream = from_dict(StreamConfig, part.config.get("stream"), f"{part.path}: stream")
+    if stream.embed_positions and is_file(folder / "scorer.safetensors"):
+        check_trained_with(part, "scorer", read_part(folder, "scorer", weights=False).identity)
     config = from_dict(TransformerConfig, part.config.get("transformer"), f"{part.path}: transformer")
     return load_module(lambda: build_transformer(config, stream), part, device), stream

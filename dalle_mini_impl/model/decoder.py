@@ -44,12 +44,14 @@ class Decoder(Protocol):
         """The device that ids must be on."""
         ...
 
-    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
         """Ids (B, T) -> hidden states (B, T, C).
 
         Args:
             ids: they continue the positions in `cache`, if there is one.
             cache: earlier positions; the new ones are added in place.
+            image_embed: (B, D) image embeddings of length 1, or zeros for none, as `Stream.embeddings` makes them; only
+                with the first ids of a stream, and None where no row has one.
         """
         ...
 

@@ -17,7 +17,7 @@ from dalle_mini_impl.model.attention import RMSNorm
 from dalle_mini_impl.model.blocks import Block
 from dalle_mini_impl.model.decoder import Cache
 from dalle_mini_impl.model.masks import AttentionMask
-from dalle_mini_impl.model.transformer import Transformer, add_positions
+from dalle_mini_impl.model.transformer import Transformer, add_image_embed, add_positions
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PatchLayout:
     """How ids fill positions of the backbone."""
 
     prefix_length: int
-    """Ids of the text, BOS included, one position each; all ids after them are image ids."""
+    """Ids before the picture, one position each: image embedding, BOS and text. All ids after them are image ids."""
     patch_length: int
     """Ids of a patch, which fill one position together."""
 
@@ -230,7 +230,7 @@ class PatchTransformer(Transformer):
         self.depth = DepthTransformer(C, layout.patch_length, blocks, make_norm(C))
         self._initialise()
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
         """As `Transformer.forward`, over single ids."""
         assert cache is None or isinstance(cache, PatchCache)
         return run_patches(
@@ -239,7 +239,7 @@ class PatchTransformer(Transformer):
             self.layout,
             embed=self.embed,
             merge=lambda patches: self.merge(patches.flatten(-2)),
-            backbone=lambda x, first: self._run_backbone(x, first, cache),
+            backbone=lambda x, first: self._run_backbone(x, first, cache, image_embed),
             depth=lambda hidden, patch_ids, _: self.depth(hidden, self.embed(patch_ids)),
         )
 
@@ -248,9 +248,11 @@ class PatchTransformer(Transformer):
         positions = self.max_length if capacity is None else self.layout.positions(capacity)
         return PatchCache(super().new_cache(batch, positions), self.layout)
 
-    def _run_backbone(self, x: Tensor, first: int, cache: PatchCache | None) -> Tensor:
+    def _run_backbone(self, x: Tensor, first: int, cache: PatchCache | None, image_embed: Tensor | None) -> Tensor:
         span = slice(first, first + x.shape[1])
         x = add_positions(x, self.coordinates[span], self.positions)
+        if image_embed is not None:
+            x = add_image_embed(x, image_embed, self.image_prefix)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         keys = cache.backbone if cache is not None else None

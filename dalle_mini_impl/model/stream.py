@@ -5,12 +5,17 @@ One id space holds V text ids, one padding id for each of the L text positions, 
     0 … V-1        text ids
     V … V+L-1      padding of text position 0 … L-1 (attended to, and part of the loss, as in DALL-E 1)
     V+L … V+L+K-1  image ids
+
+A model that can be told what to draw by an image embedding has E positions for it before BOS. Their ids, one for each
+after the image ids, stand for "no embedding"; an embedding is added to theirs (`image_prefix.py`).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.util.errors import UserError
@@ -56,7 +61,8 @@ class Stream:
         config: lengths and vocabulary sizes.
 
     Raises:
-        UserError: a size is not positive, or BOS or padding is no text id.
+        UserError: a size is not positive, BOS or padding is no text id, or an image embedding has positions but no
+            width.
     """
 
     def __init__(self, config: StreamConfig) -> None:
@@ -76,23 +82,32 @@ class Stream:
                 f"expected a grid of whole patches of {config.patch} × {config.patch} cells, got {h} × {w} cells; "
                 f"change patch, or the size of the pictures"
             )
+        if not 0 <= config.embed_positions <= config.embed_positions * config.embed_dim:
+            raise UserError(
+                f"expected an image embedding with a width in 0 or more positions, got embed_dim {config.embed_dim} "
+                f"and embed_positions {config.embed_positions}; change them"
+            )
         self.image_length = h * w
         self.patch_length = config.patch**2
         """Ids of a patch."""
         self.image_offset = config.text_vocab + config.text_length
-        self.vocab_size = self.image_offset + config.image_vocab
-        self.prefix_length = (config.bos_id >= 0) + config.text_length
+        self.embed_offset = self.image_offset + config.image_vocab
+        """The first id of those that stand for "no image embedding"."""
+        self.vocab_size = self.embed_offset + config.embed_positions
+        self.text_offset = config.embed_positions + (config.bos_id >= 0)
+        """Positions before the caption."""
+        self.prefix_length = self.text_offset + config.text_length
         """Positions before the picture."""
         self.length = self.prefix_length + self.image_length
         self.positions = self.prefix_length + self.image_length // self.patch_length
         """Positions of the transformer: one for each text id and each patch."""
         self.text_range = (0, self.image_offset)
         """Ids allowed at text positions: text and padding."""
-        self.image_range = (self.image_offset, self.vocab_size)
+        self.image_range = (self.image_offset, self.embed_offset)
         """Ids allowed at image positions."""
 
     def prefix(self, captions: Sequence[Sequence[int]]) -> Tensor:
-        """BOS and padded captions.
+        """What stands before the picture: no image embedding, BOS and padded captions.
 
         Args:
             captions: text ids of each caption, each at most `text_length` long; an empty one is "no caption".
@@ -113,9 +128,53 @@ class Stream:
         # Unlike an assignment to the places, this has shapes that follow from shapes, which `dalle plan` needs.
         filled = rows.masked_scatter(torch.arange(length) < lengths[:, None], text_ids)
         rows = torch.where(filled == self.config.pad_id, rows, filled)
-        if self.config.bos_id < 0:
-            return rows
-        return torch.cat([torch.full((len(captions), 1), self.config.bos_id), rows], 1)
+        embed_ids = torch.arange(self.embed_offset, self.vocab_size)
+        bos = torch.full((self.text_offset - len(embed_ids),), self.config.bos_id)
+        return torch.cat([torch.cat([embed_ids, bos]).expand(len(captions), -1), rows], 1)
+
+    def check_takes_embeddings(self) -> None:
+        """Refuse a stream without positions for an image embedding.
+
+        Raises:
+            UserError: it has none.
+        """
+        if not self.config.embed_positions:
+            raise UserError(
+                "expected a model with positions for an image embedding, got one without; leave the embedding out, or "
+                "train a model with image_embed.positions"
+            )
+
+    def embeddings(self, rows: Sequence[Sequence[float]]) -> Tensor | None:
+        """Image embeddings as the transformer takes them.
+
+        Args:
+            rows: B embeddings of any length but 0; an empty one is "no embedding".
+
+        Returns:
+            (B, D), each of length 1, or zeros for no embedding; None if there is none in any row.
+
+        Raises:
+            UserError: the stream has no positions for them, or one has another width, is zero or is not finite.
+        """
+        if not any(map(len, rows)):
+            return None
+        self.check_takes_embeddings()
+        width = self.config.embed_dim
+        embeds = []
+        for row in rows:
+            embed = torch.tensor(row, dtype=torch.float64) if len(row) else torch.zeros(width, dtype=torch.float64)
+            if embed.shape != (width,):
+                raise UserError(
+                    f"expected an image embedding of {width} numbers, as the scorer makes that this model was trained "
+                    f"with, got {len(row)}; use that scorer"
+                )
+            if len(row) and not 0 < float(embed.norm()) < math.inf:
+                raise UserError(
+                    "expected an image embedding of finite numbers that are not all 0, got another; embed the picture "
+                    "again"
+                )
+            embeds.append(F.normalize(embed, dim=0).float())
+        return torch.stack(embeds)
 
     def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
         """Concatenate prefix (B, prefix_length) and image ids (B, h, w) in [0, K) into the stream (B, T)."""
@@ -134,7 +193,7 @@ class Stream:
 
     def split(self, ids: Tensor) -> tuple[list[list[int]], Tensor]:
         """Split the stream (B, T) into captions without padding and image ids (B, h, w); the inverse of `join`."""
-        text = ids[:, self.prefix_length - self.config.text_length : self.prefix_length]
+        text = ids[:, self.text_offset : self.prefix_length]
         captions = [[int(i) for i in row if i < self.config.text_vocab] for row in text]
         image_ids = ids[:, self.prefix_length :] - self.image_offset
         return captions, self.to_grid(image_ids)
@@ -142,11 +201,13 @@ class Stream:
     def coordinates(self) -> Tensor:
         """Plane coordinates of each position of the transformer, (positions, 2) integers, for position embeddings.
 
-        Text position t has (t, t), which makes two-dimensional rotary embedding one-dimensional there. The image id, or
-        the patch of image ids, in row i and column j has (prefix_length + i, prefix_length + j).
+        Text position t has (t, t), which makes two-dimensional rotary embedding one-dimensional there. With n positions
+        for BOS and text, the image id, or the patch of image ids, in row i and column j has (n + i, n + j). The E
+        positions of an image embedding have negative coordinates, so that all others are the same with and without it.
         """
         h, w = (side // self.config.patch for side in self.config.grid)
-        text = torch.arange(self.prefix_length)[:, None].expand(-1, 2)
+        text_end = self.prefix_length - self.config.embed_positions
+        text = torch.arange(-self.config.embed_positions, text_end)[:, None].expand(-1, 2)
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        image = torch.stack([rows.flatten(), columns.flatten()], 1) + self.prefix_length
+        image = torch.stack([rows.flatten(), columns.flatten()], 1) + text_end
         return torch.cat([text, image])

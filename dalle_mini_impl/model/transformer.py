@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dalle_mini_impl.model.attention import RMSNorm, rotary_table
 from dalle_mini_impl.model.blocks import Block
 from dalle_mini_impl.model.decoder import Cache
+from dalle_mini_impl.model.image_prefix import ImagePrefix
 from dalle_mini_impl.model.kv_cache import KVCache
 from dalle_mini_impl.model.masks import AttentionMask
 from dalle_mini_impl.util.errors import UserError
@@ -44,6 +45,7 @@ class Transformer(nn.Module):
         make_block: makes a block from n_embd, n_head, head_dim and its attention mask.
         make_norm: makes the last norm from n_embd.
         head_bias: whether the output head has a bias.
+        image_prefix: adds an image embedding to the first positions; None if there are no positions for one.
         recompute: in training store only the input of each block, and compute the rest again in the backward pass
             (activation checkpointing).
 
@@ -69,6 +71,7 @@ class Transformer(nn.Module):
         make_block: Callable[[int, int, int, AttentionMask | None], nn.Module] = Block,
         make_norm: Callable[[int], nn.Module] = RMSNorm,
         head_bias: bool = False,
+        image_prefix: ImagePrefix | None = None,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -82,17 +85,20 @@ class Transformer(nn.Module):
         self.recompute = recompute
         self.embed = nn.Embedding(vocab_size, n_embd)
         if position == "absolute":
-            coordinates = torch.arange(self.max_length)[:, None]
+            coordinates = torch.arange(self.max_length)[:, None] - (image_prefix.positions if image_prefix else 0)
             extent = [self.max_length]
         rotary = rotary_table(coordinates, self.head_dim, ROPE_BASE) if position == "rope" else None
+        self.positions = None if position in ("rope", None) else position_embeddings(coordinates, extent, n_embd)
+        if self.positions is not None:  # those of negative coordinates are the last ones
+            coordinates = coordinates % torch.tensor([embedding.num_embeddings for embedding in self.positions])
         self.register_buffer("coordinates", coordinates, persistent=False)
         self.register_buffer("table", rotary, persistent=False)
-        self.positions = None if position in ("rope", None) else position_embeddings(coordinates, extent, n_embd)
         self.blocks = nn.ModuleList(
             make_block(n_embd, n_head, self.head_dim, mask) for mask in attention_masks or (None,) * n_layer
         )
         self.norm = make_norm(n_embd)
         self.head = nn.Linear(n_embd, vocab_size, bias=head_bias)
+        self.image_prefix = image_prefix
         self._initialise()
 
     @property
@@ -100,12 +106,13 @@ class Transformer(nn.Module):
         """The device of the weights."""
         return self.embed.weight.device
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
         """Hidden states of the next positions.
 
         Args:
             ids: (B, T) ids, continuing the positions in the cache.
             cache: earlier positions; extended in place.
+            image_embed: see `Decoder.__call__`.
 
         Returns:
             (B, T, C), normalised and ready for `logits`.
@@ -113,6 +120,8 @@ class Transformer(nn.Module):
         start = cache.length if cache is not None else 0
         span = slice(start, start + ids.shape[1])
         x = embed_ids(ids, self.coordinates[span], self.embed, self.positions)
+        if image_embed is not None:
+            x = add_image_embed(x, image_embed, self.image_prefix)
         if torch.is_autocast_enabled(x.device.type):
             # The residual stream has the dtype of the matrix products, which keeps fused kernels in use.
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -162,7 +171,7 @@ class Transformer(nn.Module):
     def _initialise(self) -> None:
         """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); biases, and layers that add to the residual, zero.
 
-        So every block starts as the identity, and the first predictions are uniform.
+        So every block starts as the identity, the first predictions are uniform, and image embeddings say nothing.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
@@ -170,7 +179,7 @@ class Transformer(nn.Module):
             elif isinstance(module, nn.Linear):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-                if name.endswith(("attention.out", "mlp.down", "head")):
+                if name.endswith(("attention.out", "mlp.down", "head", "image_prefix.project")):
                     nn.init.zeros_(module.weight)
                 else:
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -221,6 +230,17 @@ def embed_ids(ids: Tensor, coordinates: Tensor, embed: nn.Module, positions: nn.
         (B, T, C).
     """
     return add_positions(embed(ids), coordinates, positions)
+
+
+def add_image_embed(x: Tensor, image_embed: Tensor, image_prefix: ImagePrefix | None) -> Tensor:
+    """As `ImagePrefix.forward`.
+
+    Raises:
+        ValueError: the model has no positions for an image embedding.
+    """
+    if image_prefix is None:
+        raise ValueError("expected no image embedding for a model without positions for it, got one; leave it out")
+    return image_prefix(x, image_embed)
 
 
 def add_positions(x: Tensor, coordinates: Tensor, positions: nn.ModuleList | None) -> Tensor:

@@ -20,6 +20,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
+from dalle_mini_impl.pipeline.picture_embed import Embedding, to_numbers
 from dalle_mini_impl.pipeline.previews import generate_previews
 from dalle_mini_impl.pipeline.ranking import describe_scorer, finish, recommended_rank
 from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
@@ -139,6 +140,7 @@ class DalleMini:
         seed: int = 0,
         *,
         negative: str = "",
+        image_embed: Embedding | Image.Image | None = None,
         seeds: Sequence[int] | None = None,
         chunk: int | None = None,
         progress: Progress = no_progress,
@@ -165,6 +167,9 @@ class DalleMini:
             keep: how many to return at most.
             seed: of the run; each candidate's own seed follows from it.
             negative: what guidance moves away from; "" means "no caption".
+            image_embed: (D,) what the picture is to show, as the checkpoint's scorer embeds it, or a picture that it
+                embeds; only for models that were trained with such embeddings. With the prompt "" it is also what
+                candidates are ranked by.
             seeds: the candidates' own seeds, instead of `seed` and `candidates`.
             chunk: candidates decoded at a time, which bounds memory and changes nothing else, but that each chunk is
                 pruned by itself; None is 64, or on CUDA what fits.
@@ -178,11 +183,11 @@ class DalleMini:
             The kept candidates, best first.
 
         Raises:
-            UserError: a number is out of range, a sampling setting is unknown, or `rank` needs a scorer and there is
-                none.
+            UserError: a number is out of range, a sampling setting is unknown, the model was trained without image
+                embeddings or with others, or `rank` needs a scorer and there is none.
         """
         request = {"prompt": prompt, "candidates": candidates, "keep": keep, "seed": seed, "negative": negative}
-        request |= {"seeds": seeds, "canvas": canvas, **sampling}
+        request |= {"image_embed": image_embed, "seeds": seeds, "canvas": canvas, **sampling}
         return next(self.generate_many([request], chunk=chunk, progress=progress))
 
     def generate_many(
@@ -314,16 +319,13 @@ class DalleMini:
         bound = inspect.signature(self.generate).bind(prompt, **options)
         bound.apply_defaults()
         given = bound.arguments
-        ids = self.stream.image_length
-        check_candidates_memory(
-            len(given["seeds"]) if given["seeds"] else given["candidates"],
-            given["chunk"] or CHUNK,
-            ids,
-            self.stream.config.image_vocab,
-            ids * self.image_tokenizer.config.factor**2,
-            self._scorer is not None,
-        )
-        request = make_request(encode=self.encode, recommended=recommended, **bound.arguments)
+        count = len(given["seeds"]) if given["seeds"] else given["candidates"]
+        ids, vocab = self.stream.image_length, self.stream.config.image_vocab
+        pixels = ids * self.image_tokenizer.config.factor**2
+        has_scorer = self._scorer is not None
+        check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, has_scorer)
+        given["image_embed"] = to_numbers(given["image_embed"], self._own_scorer, self.stream)
+        request = make_request(encode=self.encode, recommended=recommended, **given)
         request = request.with_rank("likelihood" if self._scorer is None else "both")
         if request.sampling.rank not in ("clip", "both"):
             return request

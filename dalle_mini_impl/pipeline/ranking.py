@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from dalle_mini_impl.data.cut_out import without_ground
 from dalle_mini_impl.model.decoder import Decoder
@@ -147,7 +148,9 @@ def finish(
     device = image_tokenizer.device
     candidates = rank_candidates(request, generated, lambda ids: image_tokenizer.decode(ids.to(device), tile))
     picture = request.canvas.picture if request.canvas else None
-    return Result(request.prompt, request.negative, candidates, {**source, **request.metadata}, picture)
+    settings = {**source, **request.metadata}
+    embed = request.prompt_ids.image_embed
+    return Result(request.prompt, request.negative, candidates, settings, picture, embed)
 
 
 def most_diverse(scores: Tensor, embed: Tensor, weight: float, count: int) -> list[int]:
@@ -176,6 +179,17 @@ def most_diverse(scores: Tensor, embed: Tensor, weight: float, count: int) -> li
     return [*order, *(index for index in best_first(scores).tolist() if index not in order)][:count]
 
 
+def _cosines(request: GenerationRequest, scorer: Scorer, images: Images) -> Tensor:
+    """Cosine (n,) of each picture with the prompt, or without prompt with the image embedding, if there is one.
+
+    The embedding means nothing to another scorer than the checkpoint's own.
+    """
+    embed = torch.tensor(request.prompt_ids.image_embed)
+    if request.prompt or not len(embed) or request.scorer_source:
+        return scorer.cosines(images, clean_caption(request.prompt))
+    return scorer.embed_images(images) @ F.normalize(embed, dim=0)
+
+
 def _cosine_scale(scorer: Scorer, request: GenerationRequest) -> float:
     """What the scorer's cosines are multiplied by in the ranking."""
     return scorer.scale if request.sampling.rank == "both" else 1.0
@@ -186,6 +200,6 @@ def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images:
     log_likelihood = generated.log_likelihood.cpu()
     if request.scorer is None or images is None:
         return log_likelihood
-    cosines = request.scorer.cosines(images, clean_caption(request.prompt))
+    cosines = _cosines(request, request.scorer, images)
     scaled = _cosine_scale(request.scorer, request) * cosines
     return log_likelihood + scaled if request.sampling.rank == "both" else scaled

@@ -5,6 +5,7 @@ from typing import Any
 
 from dalle_mini_impl.config.sampling import MAX_ZOOM, PRECISIONS, SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
+from dalle_mini_impl.pipeline.picture_embed import from_text
 from dalle_mini_impl.util.errors import UserError
 
 MAX_PICTURES = 100_000
@@ -29,6 +30,8 @@ class RecordedPicture:
     negative: str
     seed: int
     """The candidate's own, 0 to 2**63 - 1."""
+    image_embed: str = ""
+    """What the picture was to show, as `picture_embed.to_text` writes it; empty for no embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +81,13 @@ class Recorded:
 
     def requests(self) -> list[dict[str, Any]]:
         """Arguments of `DalleMini.generate` that make the pictures again, one request per prompt, in their order."""
-        requests: dict[tuple[str, str], dict[str, Any]] = {}
+        requests: dict[tuple[str, str, str], dict[str, Any]] = {}
         sampling = to_dict(self.sampling)
         for picture in self.pictures:
-            key = (picture.prompt, picture.negative)
+            key = (picture.prompt, picture.negative, picture.image_embed)
             request = requests.setdefault(key, {"prompt": key[0], "negative": key[1], "seeds": [], **sampling})
+            if picture.image_embed:
+                request["image_embed"] = from_text(picture.image_embed)
             request["seeds"].append(picture.seed)
             request["keep"] = len(request["seeds"])
         return list(requests.values())
@@ -113,6 +118,7 @@ def parse_recorded(metadata: Any, path: str) -> Recorded:
                 raise UserError("a picture has no score")
             plain = {key: value for key, value in picture.items() if key != "score"}  # ranking computes it anew
             pictures.append(from_dict(RecordedPicture, plain, "pictures"))
+            from_text(pictures[-1].image_embed)
         layout = from_dict(Layout, metadata["layout"], "layout") if "layout" in metadata else None
         scorer = from_dict(RecordedScorer, metadata["scorer"], "scorer") if "scorer" in metadata else None
         zoom = metadata.get("zoom", 1)

@@ -29,7 +29,7 @@ class GenerationRequest:
     prompt: str
     negative: str
     prompt_ids: Prompt
-    """Text ids of both."""
+    """Text ids of both, and the image embedding."""
     seeds: Sequence[int]
     """One per candidate."""
     sampling: SamplingConfig
@@ -79,6 +79,7 @@ def make_request(
     keep: int,
     seed: int,
     negative: str,
+    image_embed: Sequence[float],
     seeds: Sequence[int] | None,
     chunk: int | None,
     progress: Progress,
@@ -95,6 +96,7 @@ def make_request(
         keep: how many results to keep.
         seed: of the run.
         negative: what guidance moves away from.
+        image_embed: its numbers; none for no embedding.
         seeds: the candidates' own seeds.
         chunk: candidates decoded at a time; None for the default.
         progress: callback.
@@ -118,7 +120,7 @@ def make_request(
     return GenerationRequest(
         prompt=prompt,
         negative=negative,
-        prompt_ids=Prompt(encode(prompt), encode(negative)),
+        prompt_ids=Prompt(encode(prompt), encode(negative), image_embed),
         seeds=seeds,
         sampling=_merge_settings(recommended, sampling),
         keep=keep,

@@ -11,6 +11,7 @@ from typing import Any, overload
 from PIL import Image
 from torch import Tensor
 
+from dalle_mini_impl.pipeline.picture_embed import to_text
 from dalle_mini_impl.util.images import contact_sheet, enlarge, save_png
 
 
@@ -42,6 +43,8 @@ class Result(Sequence[Candidate]):
     """Model, checkpoint hash, precision and sampling settings; for a completed or varied picture also its canvas."""
     source: Image.Image | None = None
     """The picture that was completed or varied, at the model's size; it comes first in the grid."""
+    image_embed: Sequence[float] = ()
+    """What the picture was to show; empty for no embedding."""
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -74,12 +77,13 @@ class Result(Sequence[Candidate]):
             zoom: how many times larger they are in the PNG.
 
         Returns:
-            `settings`, a zoom other than 1, and under `pictures` prompt, negative caption, seed and score of each.
+            `settings`, a zoom other than 1, and under `pictures` prompt, negative caption, seed and score of each, and
+            its image embedding, if it has one.
         """
         chosen = self.candidates if candidates is None else candidates
-        pictures = [
-            {"prompt": self.prompt, "negative": self.negative, "seed": c.seed, "score": c.score} for c in chosen
-        ]
+        prompt = {"prompt": self.prompt, "negative": self.negative}
+        embed = {"image_embed": to_text(self.image_embed)} if self.image_embed else {}
+        pictures = [{**prompt, "seed": c.seed, "score": c.score, **embed} for c in chosen]
         return {**self.settings, **({"zoom": zoom} if zoom != 1 else {}), "pictures": pictures}
 
     def save(self, folder: str | Path, zoom: int = 1) -> list[Path]:
@@ -90,12 +94,14 @@ class Result(Sequence[Candidate]):
             zoom: how many times larger the pictures are written; each pixel becomes a square.
 
         Returns:
-            The paths, best first. A file name is the prompt, a hash of prompt, negative caption and canvas, and the
-            rank.
+            The paths, best first. A file name is the prompt, a hash of prompt, negative caption, image embedding and
+            canvas, and the rank.
         """
         stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
         # The hash distinguishes prompts with equal stems ("a cat", "a/cat"), and one prompt on several canvases.
         identity = f"{self.prompt}\0{self.negative}"
+        if self.image_embed:
+            identity += f"\0{to_text(self.image_embed)}"
         if "canvas" in self.settings:
             identity += f"\0{json.dumps(self.settings['canvas'])}"
         stem += "-" + hashlib.sha256(identity.encode()).hexdigest()[:6]

@@ -21,15 +21,17 @@ class PromptState(NamedTuple):
     """(P, T, C), the output at each position; the last one predicts the first id to sample."""
 
 
-def run_prompts(transformer: Decoder, ids: Tensor) -> PromptState:
+def run_prompts(transformer: Decoder, ids: Tensor, image_embed: Tensor | None = None) -> PromptState:
     """Run prompts through the model once, however many candidates will continue them.
 
     Args:
         transformer: the model, in evaluation mode.
         ids: (P, T) stream ids on the model's device, T at least 1.
+        image_embed: as `Decoder.__call__`, on any device.
     """
     cache = transformer.new_cache(*ids.shape)
-    return PromptState(cache, transformer(ids, cache))
+    image_embed = None if image_embed is None else image_embed.to(ids.device)
+    return PromptState(cache, transformer(ids, cache, image_embed))
 
 
 class Continuations:

@@ -14,7 +14,16 @@ from dalle_mini_impl.sampling.decoding import GuidedContinuations, PromptState, 
 from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, GraphSteps
 from dalle_mini_impl.sampling.known_ids import KnownIds
 from dalle_mini_impl.sampling.next_ids import RowSettings
-from dalle_mini_impl.sampling.requests import CHUNK, IdRequest, Piece, Prompt, batches, choose_chunk, divide
+from dalle_mini_impl.sampling.requests import (
+    CHUNK,
+    IdRequest,
+    Piece,
+    Prompt,
+    PromptStart,
+    batches,
+    choose_chunk,
+    divide,
+)
 from dalle_mini_impl.sampling.seeds import uniform_rows
 from dalle_mini_impl.sampling.steps import Candidates, PlainSteps, Steps
 from dalle_mini_impl.util.ranking import best_first
@@ -73,7 +82,7 @@ def generate(
     Args:
         transformer: the model, in evaluation mode.
         stream: the layout it was trained on.
-        prompt: caption and negative caption.
+        prompt: what to draw and what to avoid.
         seeds: one per candidate.
         sampling: temperature, top-k, top-p and guidance; the other settings are not used here.
         chunk: candidates decoded at a time, which bounds memory; None is `CHUNK`, on CUDA as many as half the free
@@ -87,8 +96,8 @@ def generate(
         All candidates that were not pruned, in the order of their seeds.
 
     Raises:
-        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption or the known picture
-            does not fit the stream.
+        UserError: a sampling setting or `chunk` is out of range, there is no seed, or the caption, the image embedding
+            or the known picture does not fit the stream.
     """
     request = IdRequest(prompt, seeds, sampling, prune_to, known)
     (generated,) = generate_many(transformer, stream, [request], chunk=chunk, progress=progress)
@@ -123,11 +132,11 @@ def generate_many(
         UserError: as `generate`.
     """
     parts: list[GeneratedIds] = []
-    start = None
+    begun = None
     size = choose_chunk(transformer, stream) if chunk is None else chunk
     for batch in batches(divide(stream, requests, size, CHUNK if chunk is None else size), size):
-        start = _run_start(transformer, stream, batch, start)
-        decoded = _last_value(_decode(transformer, stream, start, batch, progress))
+        begun = _begin(transformer, stream, batch, begun)
+        decoded = _last_value(_decode(transformer, stream, begun, batch, progress))
         for piece, part in zip(batch, decoded, strict=True):
             parts.append(part)
             if piece.is_last:
@@ -153,42 +162,43 @@ def generate_cells(
         All candidates that were not pruned, in the order of their seeds.
     """
     parts: list[GeneratedIds] = []
-    start = None
+    begun = None
     size = CHUNK if chunk is None else chunk
     for piece in divide(stream, [request], size, size):
-        start = _run_start(transformer, stream, [piece], start)
-        parts += yield from _decode(transformer, stream, start, [piece], progress)
+        begun = _begin(transformer, stream, [piece], begun)
+        parts += yield from _decode(transformer, stream, begun, [piece], progress)
     return GeneratedIds.join(parts)
 
 
-class _Start(NamedTuple):
+class _Begun(NamedTuple):
     """What the candidates of a batch begin with, run through the model once."""
 
     prompts: PromptState
-    """Each distinct caption, followed by the ids that all its candidates share."""
-    rows: dict[tuple[tuple[int, ...], tuple[int, ...]], int]
-    """Row of `prompts` by caption and shared ids."""
+    """Each distinct start: a caption and the ids that all its candidates share."""
+    rows: dict[PromptStart, int]
+    """Row of `prompts` by start."""
     log_likelihood: Tensor
     """(P,), of the shared ids given the caption."""
 
 
-def _run_start(transformer: Decoder, stream: Stream, batch: Sequence[Piece], before: _Start | None) -> _Start:
-    """Run the captions of a batch, each followed by its shared ids, unless that was done for the batch before."""
-    streams = list(dict.fromkeys(one for piece in batch for one in piece.streams))
-    if before is not None and list(before.rows) == streams:
+def _begin(transformer: Decoder, stream: Stream, batch: Sequence[Piece], before: _Begun | None) -> _Begun:
+    """Run the starts of a batch, unless that was done for the batch before."""
+    starts = list(dict.fromkeys(one for piece in batch for one in piece.starts))
+    if before is not None and list(before.rows) == starts:
         return before
-    prefix = stream.prefix([caption for caption, _ in streams]).to(transformer.device)
-    shared = torch.tensor([ids for _, ids in streams], dtype=torch.int64, device=prefix.device)
-    prompts = run_prompts(transformer, torch.cat([prefix, shared + stream.image_offset], 1))
-    log_likelihood = torch.zeros(len(streams), device=prefix.device)
+    prefix = stream.prefix([one.text_ids for one in starts]).to(transformer.device)
+    shared = torch.tensor([one.shared for one in starts], dtype=torch.int64, device=prefix.device)
+    image_embed = stream.embeddings([one.image_embed for one in starts])
+    prompts = run_prompts(transformer, torch.cat([prefix, shared + stream.image_offset], 1), image_embed)
+    log_likelihood = torch.zeros(len(starts), device=prefix.device)
     if shared.shape[1]:
         hidden = prompts.hidden[:, prefix.shape[1] - 1 : -1]
         log_probabilities = transformer.logits(hidden, stream.image_range).float().log_softmax(-1)
         log_likelihood = log_probabilities.gather(-1, shared[:, :, None]).sum((1, 2))
-    return _Start(prompts, {one: row for row, one in enumerate(streams)}, log_likelihood)
+    return _Begun(prompts, {one: row for row, one in enumerate(starts)}, log_likelihood)
 
 
-def _candidates(stream: Stream, start: _Start, batch: Sequence[Piece]) -> Candidates:
+def _candidates(stream: Stream, begun: _Begun, batch: Sequence[Piece]) -> Candidates:
     """All candidates of a batch, with the ids that they begin with."""
     columns: list[list[Tensor]] = [[] for _ in Candidates._fields]
     for number, piece in enumerate(batch):
@@ -199,41 +209,41 @@ def _candidates(stream: Stream, start: _Start, batch: Sequence[Piece]) -> Candid
         image_ids = stream.to_order(known.image_ids.cpu().to(torch.int64))
         if image_ids.ndim == 2:
             image_ids = image_ids[piece.first : piece.first + count]
-        row = start.rows[piece.streams[0]]
+        row = begun.rows[piece.starts[0]]
         values = (
             for_ids,
             redraw,
             image_ids.expand(count, -1),
             torch.arange(piece.first, piece.first + count),
             torch.full((count,), number),
-            start.log_likelihood[row].expand(count),
+            begun.log_likelihood[row].expand(count),
         )
         for column, value in zip(columns, values, strict=True):
-            column.append(value.to(start.log_likelihood.device))
+            column.append(value.to(begun.log_likelihood.device))
     return Candidates(*(torch.cat(column) for column in columns))
 
 
-def _steps(transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece]) -> Steps:
+def _steps(transformer: Decoder, stream: Stream, begun: _Begun, batch: Sequence[Piece]) -> Steps:
     """The steps of a batch, in the way that the decoder is made for."""
-    now = _candidates(stream, start, batch)
+    now = _candidates(stream, begun, batch)
     settings = RowSettings.of([piece.request.sampling for piece in batch for _ in piece.seeds], now.image_ids.device)
     pieces = [piece for piece in batch for _ in piece.seeds]
     rows: dict[str, Any] = {
-        "captions": [start.rows[piece.streams[0]] for piece in pieces],
-        "negatives": [start.rows[piece.streams[1]] if piece.is_guided else None for piece in pieces],
+        "captions": [begun.rows[piece.starts[0]] for piece in pieces],
+        "negatives": [begun.rows[piece.starts[1]] if piece.is_guided else None for piece in pieces],
         "scales": [piece.request.sampling.guidance for piece in pieces],
     }
     if isinstance(transformer, GraphDecoder):
-        return GraphSteps(transformer, stream, start.prompts, **rows, now=now, settings=settings)
-    continuations = GuidedContinuations(transformer, start.prompts, **rows, capacity=stream.length)
+        return GraphSteps(transformer, stream, begun.prompts, **rows, now=now, settings=settings)
+    continuations = GuidedContinuations(transformer, begun.prompts, **rows, capacity=stream.length)
     return PlainSteps(continuations, stream, now, settings)
 
 
 def _decode(
-    transformer: Decoder, stream: Stream, start: _Start, batch: Sequence[Piece], progress: Progress
+    transformer: Decoder, stream: Stream, begun: _Begun, batch: Sequence[Piece], progress: Progress
 ) -> Generator[Tensor, None, list[GeneratedIds]]:
     """Continue from the start, one cell at a time for all candidates, and sum up their log-likelihoods."""
-    steps = _steps(transformer, stream, start, batch)
+    steps = _steps(transformer, stream, begun, batch)
     try:
         yield from _draw(steps, stream, batch, progress)
         now = steps.now

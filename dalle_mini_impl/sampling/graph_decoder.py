@@ -58,8 +58,8 @@ class GraphDecoder:
         """As `Decoder.device`."""
         return self.transformer.device
 
-    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        return self.transformer(ids, cache)
+    def __call__(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
+        return self.transformer(ids, cache, image_embed)
 
     def logits(self, hidden: Tensor, allowed: tuple[int, int] | None = None) -> Tensor:
         """As `Decoder.logits`."""

@@ -13,7 +13,7 @@ from dalle_mini_impl.model.blocks import Block
 from dalle_mini_impl.model.decoder import Cache
 from dalle_mini_impl.model.foreign.blocks import ForeignBlock, RotatedValuesAttention
 from dalle_mini_impl.model.foreign.transformer import ForeignTransformer, leave_blocks
-from dalle_mini_impl.model.transformer import Transformer, embed_ids
+from dalle_mini_impl.model.transformer import Transformer, add_image_embed, embed_ids
 from dalle_mini_impl.sampling.native.blocks import BlocksShape, LayerWeights, NativeBlocks
 from dalle_mini_impl.sampling.native.cache import NativeCache
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
@@ -55,7 +55,7 @@ class NativeDecoder:
             int8,
         )
         self._embed, self._positions = transformer.embed, transformer.positions
-        self._coordinates = transformer.coordinates
+        self._coordinates, self._image_prefix = transformer.coordinates, transformer.image_prefix
         self._reversible = reversible
         self._finish: Callable[[Tensor], Tensor] = nn.Identity()
         head, bias = transformer.head.weight.detach(), transformer.head.bias
@@ -73,10 +73,12 @@ class NativeDecoder:
         return self._embed.weight.device
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
         start = cache.length if cache is not None else 0
         end = start + ids.shape[1]
         x = embed_ids(ids, self._coordinates[start:end], self._embed, self._positions)
+        if image_embed is not None:
+            x = add_image_embed(x, image_embed, self._image_prefix)
         if self._reversible:
             x = torch.stack([x, x])
         x = self.blocks(x, cast("NativeCache | None", cache))

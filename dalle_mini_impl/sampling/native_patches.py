@@ -11,7 +11,7 @@ from dalle_mini_impl.model.attention import RMSNorm
 from dalle_mini_impl.model.blocks import Block
 from dalle_mini_impl.model.decoder import Cache
 from dalle_mini_impl.model.patches import PatchCache, PatchTransformer, run_patches
-from dalle_mini_impl.model.transformer import Transformer, add_positions
+from dalle_mini_impl.model.transformer import Transformer, add_image_embed, add_positions
 from dalle_mini_impl.sampling.native.blocks import BlocksShape, NativeBlocks
 from dalle_mini_impl.sampling.native.cache import NativeCache
 from dalle_mini_impl.sampling.native.linear import NativeLinear, WeightAndBias
@@ -33,7 +33,7 @@ class NativePatchDecoder:
         depth = transformer.depth
         self.layout = transformer.layout
         self._embed, self._positions = transformer.embed, transformer.positions
-        self._coordinates = transformer.coordinates
+        self._coordinates, self._image_prefix = transformer.coordinates, transformer.image_prefix
         self._depth = depth
         self._backbone = _native_blocks(
             library, transformer.blocks, transformer, transformer.table, transformer.max_length, transformer.norm, int8
@@ -55,7 +55,7 @@ class NativePatchDecoder:
         return self._embed.weight.device
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def __call__(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
         assert cache is None or isinstance(cache, PatchCache)
         return run_patches(
             ids,
@@ -63,7 +63,7 @@ class NativePatchDecoder:
             self.layout,
             embed=self._embed,
             merge=lambda patches: self._merge(patches.flatten(-2)),
-            backbone=lambda x, first: self._run_backbone(x, first, cache),
+            backbone=lambda x, first: self._run_backbone(x, first, cache, image_embed),
             depth=self._run_depth,
         )
 
@@ -78,10 +78,13 @@ class NativePatchDecoder:
         positions = None if capacity is None else self.layout.positions(capacity)
         return PatchCache(self._backbone.new_cache(batch, positions), self.layout)
 
-    def _run_backbone(self, x: Tensor, first: int, cache: PatchCache | None) -> Tensor:
+    def _run_backbone(self, x: Tensor, first: int, cache: PatchCache | None, image_embed: Tensor | None) -> Tensor:
         end = first + x.shape[1]
         keys = cast(NativeCache, cache.backbone) if cache is not None else None
-        x = self._backbone(add_positions(x, self._coordinates[first:end], self._positions), keys)
+        x = add_positions(x, self._coordinates[first:end], self._positions)
+        if image_embed is not None:
+            x = add_image_embed(x, image_embed, self._image_prefix)
+        x = self._backbone(x, keys)
         if keys is not None:
             keys.length = end
         return self._finish(x)

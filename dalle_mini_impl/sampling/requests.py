@@ -20,12 +20,15 @@ LARGEST_CHUNK = 512
 
 @dataclass(frozen=True)
 class Prompt:
-    """Caption and negative caption, as text ids."""
+    """What to draw and what to avoid."""
 
     text_ids: Sequence[int]
-    """The caption."""
+    """The caption, as text ids."""
     negative_ids: Sequence[int] = ()
-    """What guidance moves away from; empty means "no caption"."""
+    """What guidance moves away from; empty means "no caption". It has no image embedding."""
+    image_embed: Sequence[float] = ()
+    """(D,) embedding of a picture to draw like, of any length, by the scorer that the model was trained with; empty
+    means "no image embedding"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class IdRequest:
     """What to sample for one prompt."""
 
     prompt: Prompt
-    """Caption and negative caption."""
+    """What to draw and what to avoid."""
     seeds: Sequence[int]
     """One per candidate."""
     sampling: SamplingConfig
@@ -44,6 +47,17 @@ class IdRequest:
     known: KnownIds | None = None
     """A picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the known
     ids before it, not on those after it."""
+
+
+class PromptStart(NamedTuple):
+    """What rows of a batch continue."""
+
+    text_ids: tuple[int, ...]
+    """A caption."""
+    shared: tuple[int, ...]
+    """The image ids after it."""
+    image_embed: tuple[float, ...] = ()
+    """As `Prompt.image_embed`."""
 
 
 class Piece(NamedTuple):
@@ -65,11 +79,11 @@ class Piece(NamedTuple):
         return self.request.sampling.guidance != 1
 
     @property
-    def streams(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def starts(self) -> list[PromptStart]:
         """What its rows continue: the caption and, with guidance, the negative caption, each with the shared ids."""
         prompt = self.request.prompt
-        captions = [prompt.text_ids, prompt.negative_ids] if self.is_guided else [prompt.text_ids]
-        return [(tuple(caption), self.shared) for caption in captions]
+        start = PromptStart(tuple(prompt.text_ids), self.shared, tuple(prompt.image_embed))
+        return [start, PromptStart(tuple(prompt.negative_ids), self.shared)] if self.is_guided else [start]
 
 
 def choose_chunk(transformer: Decoder, stream: Stream) -> int:
@@ -91,6 +105,7 @@ def divide(stream: Stream, requests: Iterable[IdRequest], chunk: int, pruned_chu
         if not seeds:
             raise UserError("expected at least one seed, got none; give one per candidate")
         validate_sampling(request.sampling, stream.config.image_vocab)
+        stream.embeddings([request.prompt.image_embed])
         known = request.known or KnownIds.none(stream.config.grid)
         known.validate(stream, len(seeds))
         shared = tuple(known.shared_prefix(stream).tolist())

@@ -24,6 +24,7 @@ def generate_texts(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     *,
+    image_embed: Sequence[float] = (),
     chunk: int = CHUNK,
 ) -> list[list[int]]:
     """Sample captions, all together with a cache. Each depends on its own seed alone.
@@ -37,6 +38,7 @@ def generate_texts(
         beginning: text ids that all captions begin with; may be empty.
         seeds: one per caption.
         sampling: temperature, top-k and top-p; the other settings are not used here.
+        image_embed: of a picture that the captions are for, as `Prompt.image_embed`.
         chunk: captions decoded at a time, which bounds memory.
 
     Returns:
@@ -44,7 +46,8 @@ def generate_texts(
 
     Raises:
         UserError: a setting or `chunk` is out of range, there is no seed, the beginning fills all text positions or has
-            an id that is no text id, or it is empty and the stream has no BOS to begin with.
+            an id that is no text id, it is empty and the stream has nothing to begin with, or the embedding does not
+            fit the stream.
     """
     length = stream.config.text_length
     if not seeds:
@@ -57,7 +60,7 @@ def generate_texts(
     prefix = stream.prefix([beginning])[:, : stream.prefix_length - length + len(beginning)]
     if not prefix.numel():
         raise UserError("expected a beginning, as this model's stream has no BOS, got none; give at least one text id")
-    prompts = run_prompts(transformer, prefix.to(transformer.device))
+    prompts = run_prompts(transformer, prefix.to(transformer.device), stream.embeddings([image_embed]))
     captions: list[list[int]] = []
     for first in range(0, len(seeds), chunk):
         part = seeds[first : first + chunk]

@@ -75,8 +75,9 @@ def close_seams(
     """
 
     def nats(image_ids: Tensor) -> Tensor:
-        parts = image_ids.split(chunk)
-        return torch.cat([log_likelihood(transformer, stream, prompt.text_ids, part).sum(1) for part in parts])
+        given = (prompt.text_ids, prompt.image_embed)
+        parts = [log_likelihood(transformer, stream, given[0], part, given[1]) for part in image_ids.split(chunk)]
+        return torch.cat(parts).sum(1)
 
     own_seeds = [seeds[index] for index in generated.indices.tolist()]
     image_ids = generated.image_ids

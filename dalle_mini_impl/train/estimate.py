@@ -212,7 +212,7 @@ def _flops(config: TransformerRun, layout: Stream, matrices: int, depth_matrices
     which is a position of the depth transformer.
     """
     stream, model = layout.config, config.model
-    text_ids = layout.prefix_length - 1
+    text_ids = layout.prefix_length - max(1, layout.text_offset)
     image_ids = layout.image_length
     positions = layout.positions - 1
     head = model.n_embd * (text_ids * (stream.text_vocab + stream.text_length) + image_ids * stream.image_vocab)

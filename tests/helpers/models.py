@@ -56,10 +56,21 @@ def randomise(module: M, seed: int, scale: float = 1.0) -> M:
 
 
 def make_transformer(
-    position: str = "rope", seed: int = 3, bos_id: int = 2, recompute: bool = False, **changes: object
+    position: str = "rope",
+    seed: int = 3,
+    bos_id: int = 2,
+    recompute: bool = False,
+    embed_dim: int = 0,
+    **changes: object,
 ) -> tuple[Transformer, Stream]:
-    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions; `changes` are to its config."""
-    stream = StreamConfig(text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61, bos_id=bos_id)
+    """A random transformer over a stream of 1 + 7 text and 3 × 5 image positions; `changes` are to its config.
+
+    With `embed_dim` there are 3 positions more, for an image embedding of that width.
+    """
+    embed = {"embed_positions": 3, "embed_dim": embed_dim} if embed_dim else {}
+    stream = StreamConfig(
+        text_length=TEXT_LENGTH, text_vocab=TEXT_VOCAB, grid=GRID, image_vocab=61, bos_id=bos_id, **embed
+    )
     config = dataclasses.replace(TRANSFORMER, position=position, **changes)
     transformer = randomise(build_transformer(config, stream, recompute=recompute), seed, scale=2.0)
     with torch.no_grad():  # logits with a standard deviation of about 1: no id is impossible, none is certain

@@ -54,7 +54,7 @@ class FixedTransformer:
         def branch(self, rows, capacity):
             return type(self)(self.first[rows])
 
-    def __call__(self, ids, cache=None):
+    def __call__(self, ids, cache=None, image_embed=None):
         first = ids[:, 1] if cache is None or cache.first is None else cache.first
         if cache is not None:
             cache.first = first

@@ -84,6 +84,7 @@ def _settings(model: ExportedModel) -> Iterator[tuple[str, object, tuple[object,
     yield "mask_origin", config.mask_origin, ("input",)
     yield "last_norms", config.last_norms, (1,)
     yield "patch", stream.patch, (1,)
+    yield "image_embed.positions", stream.embed_positions, (0,)
     yield "grid", stream.grid, ((side, side),)
     yield "bos_id", stream.bos_id, (0,)
     yield "pad_id", stream.pad_id, (0,)

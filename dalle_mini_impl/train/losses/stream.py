@@ -21,30 +21,37 @@ class StreamLoss(nn.Module):
         self.stream = stream
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, likely_ids: Tensor | None = None, probabilities: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        likely_ids: Tensor | None = None,
+        probabilities: Tensor | None = None,
+        image_embed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy per text id and per image id, in nats.
 
-        The softmax of a position is over the ids that may occur there: text ids and padding, or image ids.
+        The softmax of a position is over the ids that may occur there: text ids and padding, or image ids. An
+        image embedding and BOS are given, not predicted.
 
         Args:
             inputs: (B, T - 1) stream without its last id, possibly with corrupted or hidden image ids.
             targets: (B, T - 1) stream without its first id.
             likely_ids: (B, h × w, k) image ids of a soft target, which replaces the image part of `targets`.
             probabilities: (B, h × w, k) their probabilities, which sum to 1.
+            image_embed: (B, D) see `Decoder.__call__`.
 
         Returns:
             The text loss and the image loss, both scalars.
         """
-        hidden = self.transformer(inputs)
-        text_length = self.stream.prefix_length - 1
-        text = self.transformer.logits(hidden[:, :text_length], self.stream.text_range)
-        image = self.transformer.logits(hidden[:, text_length:], self.stream.image_range)
-        text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, :text_length].flatten())
+        hidden = self.transformer(inputs, None, image_embed)
+        text_places = slice(max(0, self.stream.text_offset - 1), self.stream.prefix_length - 1)
+        text = self.transformer.logits(hidden[:, text_places], self.stream.text_range)
+        image = self.transformer.logits(hidden[:, text_places.stop :], self.stream.image_range)
+        text_loss = F.cross_entropy(text.flatten(0, 1).float(), targets[:, text_places].flatten())
         if likely_ids is not None and probabilities is not None:
             soft_targets = (self._to_order(values) for values in (likely_ids, probabilities))
             return text_loss, soft_cross_entropy(image.float(), *soft_targets)
-        image_targets = targets[:, text_length:] - self.stream.image_offset
+        image_targets = targets[:, text_places.stop :] - self.stream.image_offset
         return text_loss, F.cross_entropy(image.flatten(0, 1).float(), image_targets.flatten())
 
     def _to_order(self, values: Tensor) -> Tensor:
