@@ -18,6 +18,7 @@ from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.pipeline.call import call
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.picture_embed import Embedding, to_numbers
@@ -131,6 +132,8 @@ class DalleMini:
     def has_scorer(self) -> bool:
         """Whether candidates can be ranked by a CLIP scorer."""
         return self._scorer is not None
+
+    __call__ = call
 
     def generate(
         self,
