@@ -10,6 +10,7 @@ import click
 from dalle_mini_impl.cli.options import Count, FiniteFloat, examples, model_option, precision_option
 from dalle_mini_impl.cli.sampling_options import (
     announce_loading,
+    check_format,
     generate_arguments,
     generate_shown,
     sampled_id_count,
@@ -94,6 +95,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     announce_loading(options["model"], "to redraw parts of a picture")
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     use_scorer(dalle, options["scorer"])
+    check_format(dalle, arguments, options)
     id_count = sampled_id_count(arguments, dalle.stream.image_length)
     canvas_of = dalle.image_tokenizer, dalle.stream.config.grid, picture
     if options["variations"]:

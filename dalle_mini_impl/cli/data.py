@@ -17,7 +17,7 @@ from dalle_mini_impl.cli.options import (
     seed_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.cli.outputs import PICTURE_FILE
 from dalle_mini_impl.config.data import FITS, SMALLEST_STORE_SIZE, DataConfig
 from dalle_mini_impl.config.model import DEFAULT_IMAGE_SIZE
 from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
@@ -228,7 +228,7 @@ def store(source: str, out: Path, size: tuple[int, int], validation: float, fit:
 @click.argument("source")
 @click.option(
     "--sheet",
-    type=PNG_FILE,
+    type=PICTURE_FILE,
     default="inspect.png",
     show_default=True,
     help="Where to write the contact sheet, which shows pictures as the model will see them.",
@@ -256,7 +256,8 @@ def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], processes
     from dalle_mini_impl.data.inspect import SAMPLE_COUNT, Inspection, report_text
     from dalle_mini_impl.data.inspect_processes import inspect_source
     from dalle_mini_impl.data.pair import SkipLog
-    from dalle_mini_impl.util.images import contact_sheet, save_png
+    from dalle_mini_impl.util.images import contact_sheet
+    from dalle_mini_impl.util.save_picture import save_picture
 
     log = SkipLog()
     inspection = inspect_source(source, log, Inspection(SAMPLE_COUNT, size, fit), processes)
@@ -264,7 +265,7 @@ def inspect(source: str, sheet: Path, fit: str, size: tuple[int, int], processes
     if report is None:
         click.echo(log.report(), err=True)
         raise UserError(f"{source} has no usable picture; expected pictures with captions; see above what is wrong")
-    save_png(contact_sheet([image for _, image in sample], labels=[text for text, _ in sample]), sheet)
+    save_picture(contact_sheet([image for _, image in sample], labels=[text for text, _ in sample]), sheet)
     echo_text(report_text(report), json_file)
     echo_text(log.report() or "nothing was skipped", json_file)
     skipped = [{"name": name, "reason": reason} for name, reason in log.entries]

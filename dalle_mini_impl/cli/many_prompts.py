@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dalle_mini_impl.cli.sampling_options import announce_loading, generate_arguments, is_given, use_scorer
+from dalle_mini_impl.cli.sampling_options import (
+    announce_loading,
+    check_format,
+    generate_arguments,
+    is_given,
+    use_scorer,
+)
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import dump_json, file_digest, values_digest
@@ -182,6 +188,7 @@ def bulk_folder(job: Job, dalle: "DalleMini", shares: int) -> "BulkFolder":
     from dalle_mini_impl.sampling.next_ids import validate_sampling
 
     arguments, options = job.arguments, job.options
+    check_format(dalle, arguments, options)
     count = 0
     for count, item in enumerate(job.all_prompts(), 1):
         if count == 1 or len(item) > 1:
@@ -206,5 +213,6 @@ def bulk_folder(job: Job, dalle: "DalleMini", shares: int) -> "BulkFolder":
         count=count,
         as_tar=options["shards"],
         zoom=options["zoom"] or 1,
+        format=options["format"],
         block=min(BLOCK, -(-count // shares)),
     ).prepare(settings)

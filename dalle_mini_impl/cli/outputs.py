@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from dalle_mini_impl.util.files import check_file_output, check_folder_output
+from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.plots import new_figure
 
 STANDARD_OUTPUT = "-"
@@ -43,6 +45,10 @@ class OutputFile(click.ParamType):
         path = Path(value)
         check_file_output(path, () if is_special(path) else self.endings)
         return path
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Have the shell complete names of files."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 class PlotFile(OutputFile):
@@ -81,6 +87,10 @@ class OutputFolder(click.ParamType):
         check_folder_output(value)
         return Path(value)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Have the shell complete names of folders."""
+        return [CompletionItem(incomplete, type="dir")]
 
-PNG_FILE = OutputFile(".png")
+
+PICTURE_FILE = OutputFile(*PICTURE_FORMATS)
 """A picture: other formats cannot hold what `dalle sample --from` reads."""

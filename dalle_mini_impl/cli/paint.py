@@ -22,6 +22,7 @@ from dalle_mini_impl.cli.options import (
 )
 from dalle_mini_impl.cli.outputs import OutputFile
 from dalle_mini_impl.util.memory import check_memory
+from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import without_surrogates
 
 if TYPE_CHECKING:
@@ -74,13 +75,13 @@ if TYPE_CHECKING:
 )
 @click.option("--noise-prompt", multiple=True, metavar="SEED:WEIGHT", help="Random target; may be repeated.")
 @seed_option()
-@out_option("PNG for the picture.", "painting.png", endings=(".png",))
+@out_option("File for the picture: .png, .jpg or .webp.", "painting.png", endings=(*PICTURE_FORMATS,))
 @click.option(
     "--preview-every",
     type=Count(0),
     default=0,
     metavar="STEPS",
-    help="Write …-preview.png beside --out at once and every so many steps; 0 writes none.",
+    help="Write …-preview beside --out at once and every so many steps; 0 writes none.",
 )
 @click.option(
     "--frames",
@@ -180,6 +181,6 @@ def with_progress_bar(painter: "Painter") -> "Iterator[Step]":
 
 def save_preview(image: "Image.Image", out: Path) -> None:
     """Write the picture so far beside `out`, over the previous preview."""
-    from dalle_mini_impl.util.images import save_png
+    from dalle_mini_impl.util.save_picture import save_picture
 
-    save_png(image, out.with_name(f"{out.stem}-preview.png"))
+    save_picture(image, out.with_name(f"{out.stem}-preview{out.suffix or '.png'}"))

@@ -10,6 +10,7 @@ from dalle_mini_impl.cli.many_prompts import draw_many, few_prompts
 from dalle_mini_impl.cli.options import examples, model_option, precision_option, ray_options
 from dalle_mini_impl.cli.sampling_options import (
     announce_loading,
+    check_format,
     generate_arguments,
     generate_shown,
     sampled_id_count,
@@ -50,9 +51,13 @@ if TYPE_CHECKING:
     help="Any number of prompts: write each one's pictures to --save-dir as soon as they are drawn, and no grid; the "
     "same command continues after an interruption.",
 )
-@click.option("--shards", is_flag=True, help="As --no-grid, but with tars (WebDataset) in place of PNG files.")
+@click.option("--shards", is_flag=True, help="As --no-grid, but with tars (WebDataset) in place of picture files.")
 @click.option(
-    "--from", "recorded_in", type=click.Path(), metavar="PNG", help="Generate the pictures of this PNG again."
+    "--from",
+    "recorded_in",
+    type=click.Path(),
+    metavar="FILE",
+    help="Generate the pictures of this .png, .jpg or .webp again.",
 )
 @click.option(
     "--like",
@@ -79,7 +84,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     items = few_prompts(prompts, options["texts_file"])
     if path and (items or options["like"]):
         given = "prompts" if items else "--like"
-        raise UserError(f"expected {given} or --from, got both; leave {given} out, as --from reads all from the PNG")
+        raise UserError(f"expected {given} or --from, got both; leave {given} out, as --from reads all from the file")
     if options["like"] and not items:
         items = [{"prompt": ""}]
     if not path and not items:
@@ -91,7 +96,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     from dalle_mini_impl.pipeline.recorded import parse_recorded
     from dalle_mini_impl.pipeline.results import grid
     from dalle_mini_impl.util.distributed import Processes
-    from dalle_mini_impl.util.images import enlarge, open_picture, read_metadata
+    from dalle_mini_impl.util.images import enlarge, open_picture
+    from dalle_mini_impl.util.save_picture import read_metadata
 
     processes = Processes(options["device"])
     recorded = parse_recorded(read_metadata(path), path) if path else None
@@ -114,6 +120,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
             f"{dalle.source['checkpoint']} of model {name}; give the model that generated it to --model"
         )
     use_scorer(dalle, scorer)
+    check_format(dalle, requests[0], options)
     if (
         recorded
         and recorded.scorer
@@ -148,9 +155,9 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
 
 
 def recorded_model(recorded: "Recorded", options: dict[str, Any]) -> str:
-    """Name of the model that generated the PNG of --from.
+    """Name of the model that generated the picture of --from.
 
-    A PNG may come from anyone: what it names is neither downloaded nor read from this machine, unless it ships with
+    A picture may come from anyone: what it names is neither downloaded nor read from this machine, unless it ships with
     this program.
 
     Raises:

@@ -24,9 +24,10 @@ from dalle_mini_impl.cli.options import (
     seed_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import OutputFile, OutputFolder
+from dalle_mini_impl.cli.outputs import PICTURE_FILE, OutputFolder
 from dalle_mini_impl.config.sampling import MAX_ZOOM, RANKS
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import printable
 
 if TYPE_CHECKING:
@@ -90,13 +91,20 @@ sampling_options = add_options(
             help="Write pictures N times larger; each pixel becomes a square.  [default: 1]",
         ),
         click.option("--scores", is_flag=True, help="Write the scores under the pictures."),
-        out_option("PNG for the grid of pictures.", "grid.png", endings=(".png",)),
+        out_option("File for the grid of pictures: .png, .jpg or .webp.", "grid.png", endings=(*PICTURE_FORMATS,)),
         click.option("--save-dir", type=OutputFolder(), metavar="FOLDER", help="Folder for the separate pictures."),
         click.option(
+            "--format",
+            type=click.Choice(["png", "jpg", "webp"]),
+            default="png",
+            show_default=True,
+            help="Format of the pictures in --save-dir.",
+        ),
+        click.option(
             "--preview",
-            type=OutputFile(".png"),
+            type=PICTURE_FILE,
             metavar="FILE",
-            help="Write the pictures so far to this .png, the first ones at once.",
+            help="Write the pictures so far to this file, the first ones at once.",
         ),
         device_option(),
         click.option(
@@ -139,8 +147,13 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The options that `DalleMini.generate` takes under the same name.
 
     Raises:
-        UserError: more is to be kept than drawn, --seeds contradicts another option, or --rank leaves --scorer unused.
+        UserError: more is to be kept than drawn, --seeds contradicts another option, or --rank leaves --scorer or no
+            --save-dir leaves --format unused.
     """
+    if is_given("format") and not options["save_dir"]:
+        raise UserError(
+            f"expected --save-dir FOLDER with --format {options['format']}, got none; name a folder, or end --out so"
+        )
     for name in ("scorer", "diversity"):
         if options[name] and options["rank"] in ("likelihood", "none"):
             raise UserError(
@@ -167,6 +180,26 @@ def use_scorer(dalle: "DalleMini", name: str | None) -> None:
         from dalle_mini_impl.scorer.scorer import Scorer
 
         dalle.scorer = Scorer.from_pretrained(name, str(dalle.transformer.device))
+
+
+def check_format(dalle: "DalleMini", request: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse transparent pictures in files that cannot hold them, before they are drawn.
+
+    Args:
+        dalle: whose recommendation holds where the request says nothing.
+        request: arguments of `generate`.
+        options: of the command, which has `sampling_options`.
+
+    Raises:
+        UserError: the grid or the separate pictures would be such files.
+    """
+    from dalle_mini_impl.util.save_picture import check_transparency
+
+    given = request.get("transparent")
+    if dalle.sampling.transparent if given is None else given:
+        check_transparency(options["out"].suffix)
+        if options["save_dir"]:
+            check_transparency(f".{options['format']}")
 
 
 def check_keep(keep: int, candidates: int) -> None:
@@ -234,10 +267,11 @@ def generate_shown(
     from dalle_mini_impl.pipeline.canvas import model_size
     from dalle_mini_impl.pipeline.previews import first_preview
     from dalle_mini_impl.sampling.requests import CHUNK
-    from dalle_mini_impl.util.images import contact_sheet, enlarge, save_png
+    from dalle_mini_impl.util.images import contact_sheet, enlarge
+    from dalle_mini_impl.util.save_picture import save_picture
 
     def show(images: "list[Image.Image]") -> None:
-        save_png(contact_sheet(enlarge(images, options["zoom"] or 1)), options["preview"])
+        save_picture(contact_sheet(enlarge(images, options["zoom"] or 1)), options["preview"])
 
     candidates = len(request["seeds"]) if request.get("seeds") else request["candidates"]
     count = min(request["keep"], candidates, options["chunk"] or CHUNK)
@@ -271,21 +305,23 @@ def write_results(
     Args:
         results: one per prompt.
         grid: all pictures on one sheet.
-        metadata: what the grid's PNG records.
+        metadata: what the grid's file records.
         options: of the command, which has `sampling_options`.
         zoom: how many times larger than they were drawn the pictures are written.
     """
-    from dalle_mini_impl.util.images import save_png
+    from dalle_mini_impl.pipeline.results import picture_text
+    from dalle_mini_impl.util.save_picture import save_picture
 
     json_file = options["json_file"]
     for result in results:
         echo_text(summary(result), json_file)
     write_json_file(json_file, [result.metadata() for result in results])
     replaced = " (replaced)" if options["out"].is_file() else ""
-    echo_text(f"{save_png(grid, options['out'], metadata)}{replaced}", json_file)
+    path = save_picture(grid, options["out"], metadata, picture_text(results))
+    echo_text(f"{path}{replaced}", json_file)
     if options["save_dir"]:
         for result in results:
-            result.save(options["save_dir"], zoom)
+            result.save(options["save_dir"], zoom, f".{options['format']}")
         echo_text(options["save_dir"], json_file)
 
 

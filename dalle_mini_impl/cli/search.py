@@ -16,7 +16,7 @@ from dalle_mini_impl.cli.options import (
     scorer_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.cli.outputs import PICTURE_FILE
 from dalle_mini_impl.util.text import escape_controls
 
 
@@ -31,7 +31,7 @@ from dalle_mini_impl.util.text import escape_controls
 @click.argument("query", nargs=-1, required=True, metavar="QUERY…")
 @keep_option(10, "Most pictures to find.")
 @click.option("--threshold", type=FiniteFloat(), default=-1.0, help="Least score of a hit, a cosine.  [default: none]")
-@click.option("--sheet", "sheet_file", type=PNG_FILE, help="PNG with the pictures found.")
+@click.option("--sheet", "sheet_file", type=PICTURE_FILE, help="Sheet of the pictures found.")
 @scorer_option("The scorer that made the index.  [default: the one it names, if included]", default=None)
 @json_option("Write the hits as JSON to FILE; - is standard output.")
 @device_option()
@@ -55,7 +55,7 @@ def search(
     from dalle_mini_impl.search.index import ImageIndex, hits_sheet
     from dalle_mini_impl.search.query import parse_query
     from dalle_mini_impl.util.devices import choose_device
-    from dalle_mini_impl.util.images import save_png
+    from dalle_mini_impl.util.save_picture import save_picture
 
     terms = parse_query(query)
     image_index = ImageIndex.open(index, scorer or "", choose_device(device))
@@ -72,7 +72,7 @@ def search(
     if not hits:
         click.echo(f"none of {len(image_index)} pictures scores {threshold} or more", err=True)
     elif sheet_file:
-        click.echo(str(save_png(hits_sheet(hits), sheet_file)), err=True)
+        click.echo(str(save_picture(hits_sheet(hits), sheet_file)), err=True)
 
 
 def one_column(path: str) -> str:

@@ -30,8 +30,10 @@ from dalle_mini_impl.painting.start import Start, pixel_size, start_ids
 from dalle_mini_impl.painting.targets import EmbeddedTargets, Target, embed_targets, parse_targets
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import save_png, to_images
+from dalle_mini_impl.util.images import to_images
 from dalle_mini_impl.util.memory import check_memory
+from dalle_mini_impl.util.picture_metadata import infotext
+from dalle_mini_impl.util.save_picture import save_picture
 
 DECODED_BYTES, CUT_BYTES = 600, 60
 """Bytes that a pixel of the picture, and of each cut, takes in a step of the included model, gradients included;
@@ -99,8 +101,28 @@ class Painting:
     """What it was made by and from."""
 
     def save(self, path: str | Path) -> Path:
-        """Write a PNG with the settings inside, and return its path."""
-        return save_png(self.image, path, self.settings)
+        """Write the picture, as JPEG or WebP if the path ends so and else as PNG, with the settings inside.
+
+        Returns:
+            The path.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        targets = [
+            target.get("text", target.get("picture", "noise"))
+            + (f":{target['weight']:g}" if target["weight"] != 1 else "")
+            for target in self.settings["prompts"]
+        ]
+        values = {
+            "Steps": self.settings["steps"],
+            "Sampler": "VQGAN+CLIP",
+            "Seed": self.settings["paint"]["seed"],
+            "Size": f"{self.image.width}x{self.image.height}",
+            "Model hash": self.settings.get("image_tokenizer"),
+            "Model": self.settings.get("model"),
+        }
+        return save_picture(self.image, path, self.settings, infotext([" | ".join(targets)], [], values))
 
 
 class Painter:

@@ -1,7 +1,7 @@
 """Pictures of any number of prompts, written as they are finished and continued after an interruption.
 
 The prompts are divided into blocks of neighbours. A folder has for each block a list of what was drawn, one JSON line
-per prompt, and beside it the pictures: PNGs in a folder of their own, or a WebDataset tar. While a block is being
+per prompt, and beside it the pictures: files in a folder of their own, or a WebDataset tar. While a block is being
 drawn, its list and its tar end in `.part`; a line is written after the pictures that it names, so what no line names
 does not count. Which process draws a block changes nothing.
 """
@@ -19,7 +19,7 @@ from tarfile import USTAR_FORMAT, TarInfo
 from typing import Any, BinaryIO
 
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
-from dalle_mini_impl.pipeline.results import Result
+from dalle_mini_impl.pipeline.results import Result, picture_text
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import (
     check_replaceable,
@@ -29,7 +29,8 @@ from dalle_mini_impl.util.files import (
     os_errors_for_user,
     write_json,
 )
-from dalle_mini_impl.util.images import enlarge, png_bytes, save_png
+from dalle_mini_impl.util.images import enlarge
+from dalle_mini_impl.util.save_picture import picture_bytes, save_picture
 
 BLOCK = 1000
 """Prompts of a block by default."""
@@ -51,6 +52,8 @@ class BulkFolder:
     """Whether pictures are written into tars."""
     zoom: int
     """How many times larger than they were drawn pictures are written."""
+    format: str = "png"
+    """Of the pictures, as a file name ending without its dot."""
     block: int = BLOCK
     """Prompts of a block."""
 
@@ -73,7 +76,7 @@ class BulkFolder:
         """
         check_replaceable(self.path, CONTENTS)
         path = self.path / SETTINGS_FILE
-        own = {"format": "tar" if self.as_tar else "png", "zoom": self.zoom, "count": self.count}
+        own = {"format": f"tar/{self.format}" if self.as_tar else self.format, "zoom": self.zoom, "count": self.count}
         values = json.loads(dump_json({**own, **settings}))
         if not path.exists():
             write_json(path, {**values, "block": self.block})
@@ -172,14 +175,16 @@ class _Block:
             (image,) = enlarge([candidate.image], self._folder.zoom)
             metadata = result.metadata([candidate], self._folder.zoom)
             name = f"{index:08d}-{rank:02d}"
-            file = f"{name}.png" if self._tar else f"{self._path.stem}/{name}.png"
+            picture = f"{name}.{self._folder.format}"
+            text = picture_text([result], candidate)
+            file = picture if self._tar else f"{self._path.stem}/{picture}"
             pictures.append({"file": file, "seed": candidate.seed, "score": candidate.score})
             if self._tar is None:
-                save_png(image, self._folder.path / file, metadata)
+                save_picture(image, self._folder.path / file, metadata, text)
                 continue
             caption = " ".join(result.prompt.split())  # readers take each line for a caption
             contents: dict[str, bytes | str] = {
-                "png": png_bytes(image, metadata),
+                self._folder.format: picture_bytes(image, f".{self._folder.format}", metadata, text),
                 "txt": caption,
                 "json": dump_json(metadata),
             }

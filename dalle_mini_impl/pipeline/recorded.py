@@ -1,4 +1,4 @@
-"""What a PNG records of how its pictures were made, read strictly: a PNG may come from anyone."""
+"""What a picture file records of how its pictures were made, read strictly: it may come from anyone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from dalle_mini_impl.pipeline.picture_embed import from_text
 from dalle_mini_impl.util.errors import UserError
 
 MAX_PICTURES = 100_000
-"""Pictures that one PNG may record."""
+"""Pictures that one file may record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedPicture:
-    """One picture of a PNG."""
+    """One picture of a file."""
 
     prompt: str
     negative: str
@@ -46,7 +46,7 @@ class RecordedScorer:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """How the pictures of a PNG were sampled.
+    """How the pictures of a file were sampled.
 
     Raises:
         UserError: a value is out of range.
@@ -94,18 +94,18 @@ class Recorded:
 
 
 def parse_recorded(metadata: Any, path: str) -> Recorded:
-    """The record of a PNG.
+    """The record of a picture file.
 
     Args:
-        metadata: what `util.images.read_metadata` reads from it.
-        path: of the PNG, for errors.
+        metadata: what `util.save_picture.read_metadata` reads from it.
+        path: of the file, for errors.
 
     Raises:
         UserError: it is not the record of sampled pictures, or a value has another type or is out of range.
     """
     if isinstance(metadata, dict) and "canvas" in metadata:
         raise UserError(
-            f"expected a PNG made by dalle sample, got {path}, which was made from another picture; "
+            f"expected a picture made by dalle sample, got {path}, which was made from another picture; "
             f"run dalle complete on that one again"
         )
     try:
@@ -132,6 +132,6 @@ def parse_recorded(metadata: Any, path: str) -> Recorded:
     except UserError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"expected a PNG that records how it was sampled, got {path}; give one made by dalle sample to "
+            f"expected a picture that records how it was sampled, got {path}; give one made by dalle sample to "
             f"--from ({reason})"
         ) from error

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.pipeline.picture_embed import to_text
-from dalle_mini_impl.util.images import contact_sheet, enlarge, save_png
+from dalle_mini_impl.util.images import contact_sheet, enlarge
+from dalle_mini_impl.util.picture_metadata import infotext
+from dalle_mini_impl.util.save_picture import save_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +72,11 @@ class Result(Sequence[Candidate]):
         return grid([self], columns, scores, zoom)
 
     def metadata(self, candidates: Sequence[Candidate] | None = None, zoom: int = 1) -> dict[str, Any]:
-        """What a PNG of these candidates records: enough for `dalle sample --from` to make them again.
+        """What a picture file of these candidates records: enough for `dalle sample --from` to make them again.
 
         Args:
             candidates: some of this result's; None for all.
-            zoom: how many times larger they are in the PNG.
+            zoom: how many times larger they are in the file.
 
         Returns:
             `settings`, a zoom other than 1, and under `pictures` prompt, negative caption, seed and score of each, and
@@ -86,16 +88,20 @@ class Result(Sequence[Candidate]):
         pictures = [{**prompt, "seed": c.seed, "score": c.score, **embed} for c in chosen]
         return {**self.settings, **({"zoom": zoom} if zoom != 1 else {}), "pictures": pictures}
 
-    def save(self, folder: str | Path, zoom: int = 1) -> list[Path]:
-        """Write each picture as a PNG of its own, with its metadata inside.
+    def save(self, folder: str | Path, zoom: int = 1, ending: str = ".png") -> list[Path]:
+        """Write each picture to a file of its own, with its metadata inside.
 
         Args:
             folder: made if it does not exist.
             zoom: how many times larger the pictures are written; each pixel becomes a square.
+            ending: of the files, which says their format: `.png`, `.jpg` or `.webp`.
 
         Returns:
             The paths, best first. A file name is the prompt, a hash of prompt, negative caption, image embedding and
             canvas, and the rank.
+
+        Raises:
+            UserError: a file cannot be written, or the format cannot hold the pictures.
         """
         stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
         # The hash distinguishes prompts with equal stems ("a cat", "a/cat"), and one prompt on several canvases.
@@ -106,7 +112,12 @@ class Result(Sequence[Candidate]):
             identity += f"\0{json.dumps(self.settings['canvas'])}"
         stem += "-" + hashlib.sha256(identity.encode()).hexdigest()[:6]
         return [
-            save_png(image, Path(folder) / f"{stem}-{rank:02d}.png", self.metadata([candidate], zoom))
+            save_picture(
+                image,
+                Path(folder) / f"{stem}-{rank:02d}{ending}",
+                self.metadata([candidate], zoom),
+                picture_text([self], candidate),
+            )
             for rank, candidate in enumerate(self.candidates, 1)
             for image in enlarge([candidate.image], zoom)
         ]
@@ -123,6 +134,32 @@ class Preview:
     result."""
     result: Result | None = None
     """In the last preview what `generate` returns, before that None."""
+
+
+def picture_text(results: Sequence[Result], candidate: Candidate | None = None) -> str:
+    """What other programs show of a picture; see `util.picture_metadata.infotext`.
+
+    Args:
+        results: the picture's, or all those of a grid.
+        candidate: the picture; None for a grid, of which the first seed and size are shown.
+    """
+    settings = results[0].settings
+    shown = candidate or results[0][0]
+    sampling = settings["sampling"]
+    values = {
+        "Steps": shown.image_ids.numel(),
+        "Sampler": "autoregressive",
+        "CFG scale": sampling["guidance"],
+        "Seed": shown.seed,
+        "Size": f"{shown.image.width}x{shown.image.height}",
+        "Model hash": settings["checkpoint"],
+        "Model": settings["model"],
+        "Temperature": sampling["temperature"],
+        "Top k": sampling["top_k"],
+        "Top p": sampling["top_p"],
+        "Precision": settings["precision"],
+    }
+    return infotext([result.prompt for result in results], [result.negative for result in results], values)
 
 
 MAX_GRID_ROWS = 24

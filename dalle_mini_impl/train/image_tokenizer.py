@@ -44,7 +44,8 @@ from dalle_mini_impl.train.shared.start import load_image_tokenizer_weights, ope
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
+from dalle_mini_impl.util.images import contact_sheet, to_images
+from dalle_mini_impl.util.save_picture import save_picture
 
 VALIDATION_PICTURES = 512
 """Largest number of held-out pictures in a validation."""
@@ -98,7 +99,7 @@ def validate(
     after = torch.cat(decoded)
     if sheet is not None:
         pairs = torch.stack([before[:SHEET_PICTURES], after[:SHEET_PICTURES]], 1).flatten(0, 1)
-        save_png(contact_sheet(to_images(pairs), columns=16), sheet)
+        save_picture(contact_sheet(to_images(pairs), columns=16), sheet)
     return {
         "psnr": float(psnr(after, before).mean()),
         "usage": usage(counts),

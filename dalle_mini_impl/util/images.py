@@ -1,4 +1,4 @@
-"""Picture files and their conversion to the pixels of the models and back; contact sheets; metadata in PNG files.
+"""Picture files and their conversion to the pixels of the models and back; contact sheets.
 
 Pictures are PIL images outside the models and float tensors in [-1, 1] inside them. `to_pixels` and `to_images` are the
 only conversions between the two.
@@ -7,7 +7,6 @@ only conversions between the two.
 import functools
 import importlib.util
 import io
-import json
 import math
 import threading
 import warnings
@@ -17,16 +16,13 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError, features
 
 from dalle_mini_impl.util.errors import UserError, need_extra
-from dalle_mini_impl.util.files import dump_json, replace_file
 from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES, read_bytes
 from dalle_mini_impl.util.svg import SVG_ENDINGS, SVG_SIDE, SVG_START, draw_svg, is_svg, need_svg, svg_installed
 
-METADATA_KEY = "dalle_mini_impl"
-"""Key of the PNG text chunk that holds the metadata."""
 PICTURE_ENDINGS = frozenset(
     (
         ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
@@ -114,7 +110,7 @@ def decode_image(file: Path | BinaryIO) -> Image.Image:
     """
     if isinstance(file, Path):
         file = io.BytesIO(read_bytes(file, MAX_PICTURE_BYTES))
-    with _open(file) as image:
+    with open_image(file) as image:
         image.load()
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
             # Icons say in their first bytes how large they are, and can hold a larger picture.
@@ -122,7 +118,12 @@ def decode_image(file: Path | BinaryIO) -> Image.Image:
         return to_rgb_or_rgba(ImageOps.exif_transpose(image))
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def open_image(file: BinaryIO) -> Image.Image:
+    """Open a picture file of any format that is read here, without decoding its pixels.
+
+    Raises:
+        Exception: as `decode_image`.
+    """
     try:
         return _open_as(file, COMMON_FORMATS)
     except UnidentifiedImageError:
@@ -161,7 +162,7 @@ def pixel_count(file: BinaryIO) -> int:
     try:
         if _is_svg(file):
             return SVG_SIDE**2
-        with _open(file) as image:
+        with open_image(file) as image:
             return image.width * image.height
     except Exception:  # decoding raises it again, and has it reported
         return 0
@@ -178,11 +179,11 @@ def open_picture(path: str | Path) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is too large ({error}); make it smaller first") from error
     except Exception as error:
-        reason = _reason(error, path)
+        reason = reason_unreadable(error, path)
         raise UserError(f"{path} is not a readable picture ({reason}); give a PNG or JPEG file") from error
 
 
-def _reason(error: Exception, path: str | Path) -> str:
+def reason_unreadable(error: Exception, path: str | Path) -> str:
     """Why a picture cannot be decoded, in one line."""
     if not isinstance(error, UnidentifiedImageError):
         return " ".join((str(error) or type(error).__name__).split())
@@ -334,49 +335,6 @@ def contact_sheet(
             text = _shorten(" ".join(labels[number].split()), lambda part: pen.textlength(part, font=font), width)
             pen.text((left, top + height + 1), text, fill="black", font=font)
     return sheet
-
-
-def save_png(image: Image.Image, path: str | Path, metadata: dict[str, Any] | None = None) -> Path:
-    """Write a PNG, whole or not at all, with `metadata` in it as JSON.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    content = png_bytes(image, metadata)
-    with replace_file(path) as temporary:
-        temporary.write_bytes(content)
-    return Path(path)
-
-
-def png_bytes(image: Image.Image, metadata: dict[str, Any] | None = None) -> bytes:
-    """The content of a PNG with `metadata` in it as JSON."""
-    info = PngImagePlugin.PngInfo()
-    if metadata is not None:
-        info.add_itxt(METADATA_KEY, dump_json(metadata))
-    content = io.BytesIO()
-    image.save(content, "PNG", pnginfo=info)
-    return content.getvalue()
-
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata that `save_png` put into a picture.
-
-    Raises:
-        UserError: the file is not a readable picture, or has no metadata of this package.
-    """
-    try:
-        with _open(io.BytesIO(read_bytes(path, MAX_PICTURE_BYTES))) as image:
-            image.load()
-            text = image.info.get(METADATA_KEY)
-    except Exception as error:
-        reason = _reason(error, path)
-        raise UserError(f"{path} is not a readable picture ({reason}); give a PNG made by dalle sample") from error
-    if text is None:
-        raise UserError(f"{path} carries no settings; give a PNG made by dalle sample")
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"the settings in {path} are damaged ({error}); give a PNG made by dalle sample") from error
 
 
 def _shorten(text: str, length: Callable[[str], float], width: int) -> str:

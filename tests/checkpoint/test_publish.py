@@ -29,7 +29,7 @@ from dalle_mini_impl.scorer.adapters import ADAPTERS
 from dalle_mini_impl.scorer.preprocess import Preprocess
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 library = pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")  # a deprecation inside the library

@@ -11,7 +11,7 @@ from PIL import Image
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.cli.complete import box_in_pixels, read_box
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 SIZE = (40, 24)
 
@@ -55,9 +55,7 @@ def test_the_command_gives_the_pictures_of_the_api(run, tiny_dalle, picture):
 
 def test_the_first_preview_shows_what_is_kept(run, monkeypatch, picture):
     written = []
-    monkeypatch.setattr(
-        "dalle_mini_impl.util.images.save_png", lambda image, path, metadata=None: written.append(image)
-    )
+    monkeypatch.setattr("dalle_mini_impl.util.save_picture.save_picture", lambda image, *_: written.append(image))
     run("in.png", "--box", "16,8,40,24", "--keep", 1, "--preview", "so-far.png")
     first, *_, last, grid = written
     expected = picture.convert("RGB")

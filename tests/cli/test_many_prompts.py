@@ -18,7 +18,7 @@ from PIL import Image
 
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.cli.many_prompts import MAX_GRID_PROMPTS
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 
 @pytest.fixture(autouse=True)

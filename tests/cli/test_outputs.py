@@ -53,7 +53,7 @@ PAINT = ("paint", "a cat", "--model")
     ("options", "message"),
     [
         (("--out", "folder.png"), "folder.png to be a file, got a folder"),
-        (("--out", "a.jpg"), r"expected a.jpg to end in .png, got .jpg; rename it"),
+        (("--out", "a.gif"), r"expected a.gif to end in .png or .jpg or .jpeg or .webp, got .gif; rename it"),
         (("--out", "a.txt"), "expected a.txt to end in .png"),
         (("--out", "picture"), "got no ending"),
         (("--out", "photo.png/a.png"), "cannot write photo.png/a.png"),

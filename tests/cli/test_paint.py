@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers.infotext import parse_infotext, text_of
 from PIL import Image
 
 from dalle_mini_impl.cli import dalle
@@ -12,7 +13,7 @@ from dalle_mini_impl.cli.paint import read_size
 from dalle_mini_impl.painting.painter import Painter
 from dalle_mini_impl.painting.targets import Target
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 QUICK = ("--steps", 4, "--cuts", 3, "--device", "cpu")
 
@@ -71,6 +72,18 @@ def test_equal_commands_write_equal_files(tiny_model, tmp_path):
     assert settings["out"] == str(tmp_path / "c.png")
     assert list(settings["losses"]) == [str(tiny_model)]
     assert {key: settings[key] for key in read_metadata(tmp_path / "c.png")} == read_metadata(tmp_path / "a.png")
+
+
+def test_other_formats_record_prompts_and_settings_too(tiny_model, tmp_path):
+    for ending in ("png", "jpg", "webp"):
+        run("paint", "a cat | snow:-0.5", "--model", tiny_model, *QUICK, "--out", tmp_path / f"a.{ending}", "-s", 7)
+        assert read_metadata(tmp_path / f"a.{ending}") == read_metadata(tmp_path / "a.png")
+        with Image.open(tmp_path / f"a.{ending}") as image:
+            values = parse_infotext(text_of(image))
+        assert values["Prompt"] == "a cat | snow:-0.5"
+        assert (values["Steps"], values["Sampler"], values["Seed"]) == ("4", "VQGAN+CLIP", "7")
+        assert values["Size"] == f"{image.width}x{image.height}"
+        assert values["Model"] == str(tiny_model)
 
 
 def test_ctrl_c_keeps_the_picture(tiny_model, tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.commands import one_line
+from helpers.infotext import parse_infotext, text_of
+from helpers.models import SAMPLING
 from helpers.training import launch, launch_two
 from PIL import Image
 
@@ -21,7 +23,7 @@ from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
-from dalle_mini_impl.util.images import read_metadata, save_png
+from dalle_mini_impl.util.save_picture import read_metadata, save_picture
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,7 @@ def test_printed_seeds_draw_the_same_candidates_again(sample):
         (("--seeds", "1,2", "--keep", "3"), "expected --keep of at most the 2 candidates"),
         (("--seeds", "1", "--seed", "1"), "expected --seeds alone, .* got --seed as well"),
         (("--seeds", "1", "-n", "1"), "expected --seeds alone, .* got --candidates as well"),
+        (("--format", "jpg"), "expected --save-dir FOLDER with --format jpg, got none"),
     ],
 )
 def test_numbers_that_contradict_each_other_are_refused(options, message, tiny_model):
@@ -167,14 +170,14 @@ def test_a_zoom_out_of_range_is_refused(refused, tiny_model):
 
 @pytest.fixture
 def written(monkeypatch):
-    """What is written as PNG, in order: name and picture."""
+    """What is written, in order: name and picture."""
     calls = []
 
-    def save_and_record(image, path, metadata=None):
+    def save_and_record(image, path, *metadata):
         calls.append((Path(path).name, np.asarray(image.convert("RGB"))))
-        return save_png(image, path, metadata)
+        return save_picture(image, path, *metadata)
 
-    monkeypatch.setattr("dalle_mini_impl.util.images.save_png", save_and_record)
+    monkeypatch.setattr("dalle_mini_impl.util.save_picture.save_picture", save_and_record)
     return calls
 
 
@@ -199,8 +202,8 @@ def test_previews_of_several_prompts_follow_each_other(sample, written):
     assert not blank[-1]
 
 
-def test_previews_must_be_png(refused, tiny_model):
-    error = one_line(refused("sample", "a cat", "--preview", "so-far.jpg", "--model", tiny_model))
+def test_previews_must_be_of_a_format_that_is_written(refused, tiny_model):
+    error = one_line(refused("sample", "a cat", "--preview", "so-far.gif", "--model", tiny_model))
     assert ".png" in error
 
 
@@ -258,6 +261,55 @@ def test_separate_pictures_are_saved(sample, tiny_dalle):
     for path, candidate in zip(cats, expected, strict=True):
         assert np.array_equal(pixels(f"out/{path}"), np.asarray(candidate.image))
         assert read_metadata(f"out/{path}")["pictures"][0]["seed"] == candidate.seed
+
+
+@pytest.mark.parametrize("ending", ["jpg", "webp"])
+def test_other_formats_record_what_makes_the_pictures_again(sample, ending):
+    sample("a cat", "心形", "--keep", 2, "--scores", "--save-dir", "out")
+    sample("a cat", "心形", "--keep", 2, "--scores", "--out", f"a.{ending}", "--save-dir", "out", "--format", ending)
+    assert read_metadata(f"a.{ending}") == read_metadata("grid.png")
+    sample("--from", f"a.{ending}", "--out", "again.png")
+    assert np.array_equal(pixels("again.png"), pixels("grid.png"))
+    assert (ending == "webp") == np.array_equal(pixels("a.webp" if ending == "webp" else "a.jpg"), pixels("grid.png"))
+    (name, *_) = sorted(path.stem for path in Path("out").glob(f"*.{ending}"))
+    sample("--from", f"out/{name}.{ending}", "--out", f"again.{ending}")
+    assert np.array_equal(pixels(f"again.{ending}"), pixels(f"out/{name}.{ending}"))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_other_programs_read_prompt_seed_and_settings(sample, tiny_dalle, ending):
+    settings = ["--negative", "a dog, red", "--guidance", 1.5, "--temperature", 0.25]
+    sample("a cat", *settings, "--out", f"a.{ending}", "--zoom", 2)
+    with Image.open(f"a.{ending}") as image:
+        values = parse_infotext(text_of(image))
+    assert values == {
+        "Prompt": "a cat",
+        "Negative prompt": "a dog, red",
+        "Steps": "15",
+        "Sampler": "autoregressive",
+        "CFG scale": "1.5",
+        "Seed": str(read_metadata(f"a.{ending}")["pictures"][0]["seed"]),
+        "Size": "40x24",
+        "Model hash": tiny_dalle.source["checkpoint"],
+        "Model": tiny_dalle.source["model"],
+        "Temperature": "0.25",
+        "Top k": str(SAMPLING.top_k),
+        "Top p": f"{SAMPLING.top_p:g}",
+        "Precision": tiny_dalle.source["precision"],
+    }
+
+
+@pytest.mark.parametrize("output", [["--out", "a.jpg"], ["--save-dir", "out", "--format", "jpg"]])
+@pytest.mark.parametrize("command", [["sample", "a cat"], ["sample", "a cat", "--no-grid"], ["complete", "in.png"]])
+def test_transparent_pictures_in_jpeg_are_refused_before_they_are_drawn(refused, tiny_model, command, output):
+    Image.new("RGB", (8, 8)).save("in.png")
+    if command[0] == "complete":
+        command = [*command, "--variations"]
+    if "--no-grid" in command:
+        output = ["--save-dir", "out", "--format", "jpg"]
+    error = one_line(refused(*command, *output, "--transparent", "--model", tiny_model))
+    assert error.startswith("error: expected .png or .webp for pictures with transparency, got JPEG, which has none; ")
+    assert not [path for path in Path().rglob("*") if path.suffix in (".jpg", ".json")]
 
 
 def test_only_json_goes_to_standard_output(sample):
@@ -399,7 +451,7 @@ def test_a_scorer_that_a_picture_names_is_not_read_but_said_to_be_missing(
 
 def test_a_scorer_without_a_name_has_to_be_given_one(refused, ranked_by_another, tiny_model):
     record = read_metadata(ranked_by_another)
-    save_png(Image.new("RGB", (4, 4)), "nameless.png", {**record, "scorer": {**record["scorer"], "name": ""}})
+    save_picture(Image.new("RGB", (4, 4)), "nameless.png", {**record, "scorer": {**record["scorer"], "name": ""}})
     error = one_line(refused("sample", "--from", "nameless.png", "--model", tiny_model))
     assert "was ranked by a scorer without a name" in error
     assert "add --scorer NAME, or" in error
@@ -483,9 +535,9 @@ def test_records_with_other_values_than_ours_are_refused(refused, tiny_model, ch
         "pictures": [{"prompt": "a cat", "negative": "", "seed": 1, "score": None}],
         "layout": {"columns": 0, "scores": False},
     }
-    save_png(Image.new("RGB", (5, 3)), "other.png", record | change)
+    save_picture(Image.new("RGB", (5, 3)), "other.png", record | change)
     error = one_line(refused("sample", "--from", "other.png", "--model", tiny_model))
-    assert "expected a PNG that records how it was sampled, got other.png; " in error
+    assert "expected a picture that records how it was sampled, got other.png; " in error
 
 
 def test_a_repeated_picture_can_be_repeated(sample):
@@ -509,13 +561,13 @@ def test_another_checkpoint_is_refused_and_both_are_named(sample, refused, tiny_
 
 @pytest.mark.parametrize("metadata", [{}, [], {"pictures": []}, {"pictures": [{}], "sampling": {}}, {"seed": 3}])
 def test_metadata_of_other_programs_is_refused(refused, tiny_model, metadata):
-    save_png(Image.new("RGB", (5, 3)), "other.png", metadata)
+    save_picture(Image.new("RGB", (5, 3)), "other.png", metadata)
     error = one_line(refused("sample", "--from", "other.png", "--model", tiny_model))
-    assert "expected a PNG that records how it was sampled, got other.png; " in error
+    assert "expected a picture that records how it was sampled, got other.png; " in error
 
 
 def test_files_without_metadata_are_refused(refused, tmp_path):
-    save_png(Image.new("RGB", (5, 3)), "plain.png")
+    save_picture(Image.new("RGB", (5, 3)), "plain.png")
     (tmp_path / "text.png").write_text("no picture")
     assert "carries no settings" in one_line(refused("sample", "--from", "plain.png"))
     assert "not a readable picture" in one_line(refused("sample", "--from", "text.png"))

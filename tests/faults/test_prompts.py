@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 ALPHABETS = {
     "surrogates": "a \ud800\udbff\udc00\udfff\udce5",

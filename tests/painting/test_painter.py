@@ -15,7 +15,8 @@ from dalle_mini_impl.painting.cuts import Cuts
 from dalle_mini_impl.painting.painter import Painter, PaintSettings, paint
 from dalle_mini_impl.painting.targets import Target
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata, to_images
+from dalle_mini_impl.util.images import to_images
+from dalle_mini_impl.util.save_picture import read_metadata
 
 FEW_CUTS = Cuts(count=5, chunk=2)
 SHORT = PaintSettings(steps=3, seed=7, cuts=FEW_CUTS)

@@ -17,7 +17,7 @@ from dalle_mini_impl.pipeline import bulk
 from dalle_mini_impl.pipeline.bulk import BulkFolder, draw_blocks
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import only_writer
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "a red heart"},
@@ -32,9 +32,11 @@ OPTIONS = {"candidates": 3, "keep": 2, "rank": "none"}
 """Without scores, whose last digits depend on which prompts share a batch where PyTorch computes them."""
 
 
-def draw(dalle, path, *, as_tar=True, blocks=None, on_progress=lambda count: None, settings=None, **changes):
+def draw(
+    dalle, path, *, as_tar=True, blocks=None, on_progress=lambda count: None, settings=None, format="png", **changes
+):
     """Draw `PROMPTS` in blocks of three; returns how many were drawn now."""
-    folder = BulkFolder(path=path, count=len(PROMPTS), as_tar=as_tar, zoom=1, block=3)
+    folder = BulkFolder(path=path, count=len(PROMPTS), as_tar=as_tar, zoom=1, format=format, block=3)
     folder = folder.prepare(settings or {"seed": 0})
     chosen = range(folder.blocks) if blocks is None else blocks
     options = {**OPTIONS, "chunk": 4, **changes}
@@ -76,6 +78,23 @@ def test_pictures_and_lists_are_those_of_each_prompt_alone(tiny_dalle, undisturb
             path = (tmp_path if as_tar else folder) / picture["file"]
             assert np.array_equal(np.asarray(Image.open(path)), np.asarray(candidate.image))
             assert read_metadata(path)["pictures"][0]["seed"] == candidate.seed
+
+
+def test_pictures_in_files_may_be_jpeg_or_webp(tiny_dalle, undisturbed, tmp_path):
+    draw(tiny_dalle, tmp_path, as_tar=False, format="webp")
+    path = tmp_path / "00000/00000001-01.webp"
+    _, entry, *_ = (tmp_path / "00000.jsonl").read_text().splitlines()
+    assert json.loads(entry)["pictures"][0]["file"] == "00000/00000001-01.webp"
+    assert read_metadata(path) == read_metadata(undisturbed[False] / "00000/00000001-01.png")
+    with pytest.raises(UserError, match="with another format"):
+        draw(tiny_dalle, tmp_path, as_tar=False, format="jpg")
+
+
+def test_pictures_in_tars_may_be_jpeg_or_webp(tiny_dalle, undisturbed, tmp_path):
+    draw(tiny_dalle, tmp_path, format="webp")
+    drawn, expected = ([*read_pairs(folder, SkipLog())] for folder in (tmp_path, undisturbed[True]))
+    assert len(drawn) == len(expected)
+    assert all(np.array_equal(np.asarray(a.image), np.asarray(b.image)) for a, b in zip(drawn, expected, strict=True))
 
 
 def test_tars_are_a_source_to_train_from(undisturbed):

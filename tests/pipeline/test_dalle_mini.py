@@ -12,7 +12,7 @@ import dalle_mini_impl
 from dalle_mini_impl import Candidate, DalleMini, ImageTokenizer, Result, Scorer, TextTokenizer, UserError
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.sampling.seeds import candidate_seed
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 
 def same(image, other):

@@ -9,7 +9,7 @@ from PIL import Image
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.pipeline.results import grid
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 
 @pytest.fixture(scope="module")

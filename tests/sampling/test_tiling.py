@@ -18,7 +18,7 @@ from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.sampling.tiling import SEAM_PASSES, close_seams, seam_passes
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 SETTINGS = SamplingConfig(temperature=0.9, top_k=31, guidance=2.5)
 EVERY_CELL = torch.ones(GRID, dtype=torch.bool)

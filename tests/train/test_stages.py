@@ -41,7 +41,7 @@ from dalle_mini_impl.train import encode, image_tokenizer, scorer, stream_batch,
 from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.adversary import Adversary
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 TRAINED = ("image_tokenizer", "transformer", "scorer")
 

@@ -1,4 +1,4 @@
-"""Picture files, conversion to pixels and back, contact sheets, and metadata in PNG files."""
+"""Picture files, conversion to pixels and back, contact sheets."""
 
 import io
 import os
@@ -10,23 +10,21 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import (
-    METADATA_KEY,
     _can_read,
     contact_sheet,
     on_background,
     open_picture,
     picture_kind,
     pixel_count,
-    read_metadata,
-    save_png,
     to_images,
     to_pixels,
     unreadable_format,
 )
+from dalle_mini_impl.util.save_picture import read_metadata
 from dalle_mini_impl.util.svg import SVG_SIDE
 
 
@@ -209,79 +207,6 @@ def test_contact_sheet_does_not_change_its_pictures():
     assert np.array_equal(array(sheet)[1:8, 11:20], before)
 
 
-# --- PNG files
-
-
-def test_saved_metadata_and_pixels_are_read_back(tmp_path):
-    metadata = {"prompt": "ein rotes Herz ❤️‍🔥 心形 \x00\n", "seed": 2**63, "scores": [0.1 + 0.2, None], "ok": True}
-    picture = noise(13, 7)
-    path = save_png(picture, tmp_path / "deep" / "a.png", metadata)
-    assert read_metadata(path) == metadata
-    assert "ein rotes Herz ❤️‍🔥 心形".encode() in path.read_bytes()  # for other programs to show
-    with Image.open(path) as read:
-        assert read.format == "PNG"
-        assert np.array_equal(array(read), array(picture))
-
-
-def test_metadata_is_read_whatever_the_file_name(tmp_path):
-    assert read_metadata(save_png(noise(3, 5), tmp_path / "picture.jpg", {"seed": 3})) == {"seed": 3}
-
-
-def test_failed_save_leaves_no_file(tmp_path):
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*folder\.png"):
-        save_png(noise(3, 5), tmp_path / "folder.png")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        save_png(noise(3, 5), tmp_path / "file" / "a.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
-
-
-def test_picture_without_metadata_is_refused(tmp_path):
-    with pytest.raises(UserError, match="carries no settings"):
-        read_metadata(save_png(noise(3, 5), tmp_path / "a.png"))
-
-
-@pytest.mark.parametrize("text", ["{" * 10, "[" * 100_000, '{"a":' * 100_000, "7" * 5000])
-def test_hostile_metadata_is_refused(tmp_path, text):
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(METADATA_KEY, text)
-    noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(UserError, match="damaged"):
-        read_metadata(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture", None])
-def test_file_that_is_no_picture_is_refused(tmp_path, content):
-    path = tmp_path / "a.png"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match="not a readable picture"):
-        read_metadata(path)
-
-
-def test_truncated_picture_is_refused(tmp_path):
-    path = save_png(noise(64, 64), tmp_path / "a.png", {"seed": 3})
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="not a readable picture"):
-        read_metadata(path)
-
-
-def test_metadata_of_a_picture_above_the_pixel_limit_is_refused(tmp_path, monkeypatch):
-    path = save_png(noise(64, 64), tmp_path / "a.png", {"seed": 3})
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="not a readable picture"):
-        read_metadata(path)
-
-
-def test_metadata_that_is_no_json_is_refused(tmp_path):
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(METADATA_KEY, "{half")
-    noise(3, 5).save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(UserError, match=r"a\.png"):
-        read_metadata(tmp_path / "a.png")
-
-
 # --- kinds of files
 
 
@@ -371,7 +296,7 @@ def test_unreadable_picture_is_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "bomb.png").write_bytes(header + struct.pack(">II", zlib.crc32(header[12:]), 9) + b"IDAT")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("no picture")
-    save_png(noise(64, 64), tmp_path / "fine.png")
+    noise(64, 64).save(tmp_path / "fine.png")
     for name, message in (
         ("cut.jpg", "is not a readable picture .*truncated"),
         ("bomb.png", "is too large .*1600000000 pixels"),

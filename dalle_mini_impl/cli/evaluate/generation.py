@@ -18,7 +18,7 @@ from dalle_mini_impl.cli.options import (
     examples,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.cli.outputs import PICTURE_FILE
 
 if TYPE_CHECKING:
     from dalle_mini_impl.evaluate.generation import EvaluationContext, GeneratedPictures
@@ -62,7 +62,7 @@ SHEET_BEST = 3
     help="Of the sweep.",
 )
 @click.option("--sweep-pairs", type=Count(), default=40, show_default=True, help="Pairs of the sweep.")
-@click.option("--sheet", type=PNG_FILE, help="PNG for real pictures, each beside the best drawn ones.")
+@click.option("--sheet", type=PICTURE_FILE, help="Sheet of real pictures, each beside the best drawn ones.")
 def generation(model: str, json_file: str | None, sheet: Path | None, **options: Any) -> None:
     """Measure the R-precision of MODEL's pictures.
 
@@ -136,7 +136,8 @@ def write_sheet(context: "EvaluationContext", pictures: "dict[str, GeneratedPict
     """Write for each prompt the real picture and beside it the best drawn ones, with the prompt underneath."""
     from PIL import Image
 
-    from dalle_mini_impl.util.images import contact_sheet, save_png, to_images
+    from dalle_mini_impl.util.images import contact_sheet, to_images
+    from dalle_mini_impl.util.save_picture import save_picture
 
     strips, labels, records = [], [], []
     for name, group in pictures.items():
@@ -148,4 +149,4 @@ def write_sheet(context: "EvaluationContext", pictures: "dict[str, GeneratedPict
             labels.append(f"{name.split()[0]}: {result.prompt}")
             records += result.metadata(best)["pictures"]
     settings = next(iter(pictures.values())).results[0].settings
-    return save_png(contact_sheet(strips, labels=labels, gap=8), path, {**settings, "pictures": records})
+    return save_picture(contact_sheet(strips, labels=labels, gap=8), path, {**settings, "pictures": records})

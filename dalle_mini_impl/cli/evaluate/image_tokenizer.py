@@ -16,7 +16,7 @@ from dalle_mini_impl.cli.options import (
     keep_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.cli.outputs import PICTURE_FILE
 
 
 @click.command(
@@ -31,7 +31,7 @@ from dalle_mini_impl.cli.outputs import PNG_FILE
 @split_option(("validation", "train", "all"))
 @click.option("--size", type=Count(11), help="Side of the pictures in pixels.  [default: each model's own]")
 @keep_option(24, "Example pictures on the sheet.")
-@click.option("--sheet", type=PNG_FILE, default="before-after.png", show_default=True, help="PNG of examples.")
+@click.option("--sheet", type=PICTURE_FILE, default="before-after.png", show_default=True, help="Sheet of examples.")
 @json_option(FIGURES)
 @device_option()
 def image_tokenizer(
@@ -61,7 +61,7 @@ def image_tokenizer(
     )
     from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
     from dalle_mini_impl.util.devices import choose_device
-    from dalle_mini_impl.util.images import save_png
+    from dalle_mini_impl.util.save_picture import save_picture
     from dalle_mini_impl.util.tables import markdown_table
 
     echo = partial(echo_text, json_file=json_file)
@@ -86,4 +86,4 @@ def image_tokenizer(
         for one, identity in zip(evaluations, identities, strict=True)
     ]
     write_json_file(json_file, {"data": data, "split": split, "image_tokenizers": rows})
-    echo(save_png(examples_sheet(evaluations), sheet))
+    echo(save_picture(examples_sheet(evaluations), sheet))

@@ -22,7 +22,7 @@ from dalle_mini_impl.cli.options import (
     seed_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.cli.outputs import PICTURE_FILE
 from dalle_mini_impl.config.scenes import JUDGED_TASKS, LANGUAGES
 from dalle_mini_impl.util.tables import aligned_table
 
@@ -61,7 +61,7 @@ SHOWN_PICTURES = 4
     metavar="A,B",
     help=f"Of the captions: {', '.join(LANGUAGES)}.",
 )
-@click.option("--sheet", type=PNG_FILE, help="PNG of some scenes: composed, then drawn, best first.")
+@click.option("--sheet", type=PICTURE_FILE, help="Sheet of some scenes: composed, then drawn, best first.")
 @seed_option("Determines scenes and pictures.")
 @json_option(FIGURES)
 @device_option()
@@ -142,11 +142,12 @@ def write_sheet(drawn: "list[DrawnScene]", path: Path) -> Path:
     """Write for each scene the composed picture and beside it drawn ones, with the caption underneath."""
     from PIL import Image
 
-    from dalle_mini_impl.util.images import contact_sheet, save_png
+    from dalle_mini_impl.util.images import contact_sheet
+    from dalle_mini_impl.util.save_picture import save_picture
 
     strips = []
     for one in drawn:
         pictures = one.pictures[:SHOWN_PICTURES]
         composed = one.scene.image.resize(pictures[0].size, Image.Resampling.LANCZOS)
         strips.append(contact_sheet([composed, *pictures], 1 + len(pictures)))
-    return save_png(contact_sheet(strips, 2, [one.scene.caption for one in drawn], gap=8), path)
+    return save_picture(contact_sheet(strips, 2, [one.scene.caption for one in drawn], gap=8), path)

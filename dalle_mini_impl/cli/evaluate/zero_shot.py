@@ -15,7 +15,7 @@ from dalle_mini_impl.cli.options import (
     templates_option,
     write_json_file,
 )
-from dalle_mini_impl.cli.outputs import PNG_FILE
+from dalle_mini_impl.cli.outputs import PICTURE_FILE
 
 
 @click.command(
@@ -31,10 +31,10 @@ from dalle_mini_impl.cli.outputs import PNG_FILE
 @device_option()
 @click.option(
     "--confusion",
-    type=PNG_FILE,
+    type=PICTURE_FILE,
     default="confusion.png",
     show_default=True,
-    help="PNG of the confusion matrix.",
+    help="Picture of the confusion matrix.",
 )
 @json_option(FIGURES)
 def zero_shot(
@@ -60,7 +60,7 @@ def zero_shot(
     )
     from dalle_mini_impl.scorer.scorer import Scorer
     from dalle_mini_impl.util.devices import choose_device
-    from dalle_mini_impl.util.images import save_png
+    from dalle_mini_impl.util.save_picture import save_picture
 
     echo = partial(echo_text, json_file=json_file)
     classes = find_classes(folder)
@@ -74,4 +74,4 @@ def zero_shot(
     echo(accuracy_table(result))
     settings = {"scorer": scorer, "folder": folder, "templates": templates}
     write_json_file(json_file, {**settings, **as_json(result)})
-    echo(save_png(confusion_picture(result), confusion))
+    echo(save_picture(confusion_picture(result), confusion))

@@ -63,10 +63,10 @@ def _places() -> Iterator[Path]:
             continue
         for folder in (spec.submodule_search_locations or []) if spec else []:
             yield Path(folder) / name
-    yield from sorted(_hub_cache().glob(CACHED_AS))
+    yield from sorted(hub_cache().glob(CACHED_AS))
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """The folder of the hub's cache, as the hub's own library finds it."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(cache).expanduser()

@@ -87,7 +87,7 @@ def load() -> ctypes.CDLL | None:
         command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS]
     except ValueError:
         return None
-    folder = _cache_folder()
+    folder = cache_folder()
     return (_load_stored(folder, _key(command)) if folder else None) or _compile(command, folder)
 
 
@@ -183,7 +183,7 @@ def _key(command: list[str]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _cache_folder() -> Path | None:
+def cache_folder() -> Path | None:
     """`dalle-mini-impl` in the user's cache folder; None for a user without one, or if its path is not absolute."""
     path = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return path / "dalle-mini-impl" if path.is_absolute() else None

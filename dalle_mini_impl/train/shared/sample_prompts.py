@@ -9,7 +9,8 @@ from PIL import Image
 
 from dalle_mini_impl.data.entries import PictureEntries, PictureEntry
 from dalle_mini_impl.data.token_cache import CaptionSampler
-from dalle_mini_impl.util.images import contact_sheet, save_png
+from dalle_mini_impl.util.images import contact_sheet
+from dalle_mini_impl.util.save_picture import save_picture
 from dalle_mini_impl.util.text import printable
 
 PROMPTS_PER_SPLIT = 4
@@ -77,7 +78,7 @@ def save_sheet(pictures: Sequence[Image.Image], prompts: Sequence[SamplePrompt],
         # A label is not wider than its picture, so that the origin has one to itself.
         labels += [prompt.origin or prompt.text, *[prompt.text] * (count - 1)]
     sheet = contact_sheet(pictures, columns=2 * count, labels=labels)
-    save_png(sheet, path, {"prompts": [asdict(prompt) for prompt in prompts]})
+    save_picture(sheet, path, {"prompts": [asdict(prompt) for prompt in prompts]})
 
 
 def _some_captions(entries: Sequence[PictureEntry], language_weights: dict[str, float], seed: int) -> list[str]:

@@ -165,9 +165,9 @@ def test_nothing_is_kept_in_or_loaded_from_the_current_folder(environment, monke
     monkeypatch.delenv("XDG_CACHE_HOME")
     for name, value in environment.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-    folder = library._cache_folder()
+    folder = library.cache_folder()
     assert folder is None or folder.is_absolute()
-    monkeypatch.setattr(library, "_cache_folder", lambda: None if folder is None else tmp_path / "away" / "mini")
+    monkeypatch.setattr(library, "cache_folder", lambda: None if folder is None else tmp_path / "away" / "mini")
     assert load_anew()
     assert not list(tmp_path.glob("**/~")) + list(tmp_path.glob("cache")) + list(tmp_path.glob("home"))
 

@@ -12,7 +12,7 @@ from dalle_mini_impl.train.shared.sample_prompts import (
     describe_prompts,
     save_sheet,
 )
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 
 def entries(*captions, language=""):
