@@ -39,7 +39,8 @@ from dalle_mini_impl.evaluate.reference_pictures import (
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import check_replaceable, write_json
-from dalle_mini_impl.util.images import contact_sheet, save_png, to_pixels
+from dalle_mini_impl.util.images import contact_sheet, to_pixels
+from dalle_mini_impl.util.save_picture import save_picture
 
 RECORD_FILE = "own.json"
 SHEET_FILE = "own.png"
@@ -132,7 +133,7 @@ def own_rows(settings: OwnSettings, out: Path) -> Iterator[BenchRow]:
     cropped = {name: cropped_share(source, how) for name, how in fits.items()}
     yield from _rows(record, drawn, cropped)
     captions = choose_captions(open_reference_pictures(out / "reference", STORE_SIZE), "seen", settings.prompts)
-    save_png(sheet([caption.text for caption in captions], drawn), out / SHEET_FILE)
+    save_picture(sheet([caption.text for caption in captions], drawn), out / SHEET_FILE)
 
 
 def train_all(source: Path, settings: OwnSettings, out: Path) -> None:

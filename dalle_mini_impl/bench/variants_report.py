@@ -15,7 +15,7 @@ from dalle_mini_impl.evaluate.image_tokenizer import (
 )
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file, write_json
-from dalle_mini_impl.util.images import save_png
+from dalle_mini_impl.util.save_picture import save_picture
 from dalle_mini_impl.util.tables import markdown_table
 
 BEGIN, END = "<!-- begin of what dalle compare writes -->", "<!-- end of what dalle compare writes -->"
@@ -48,7 +48,7 @@ def write_comparison(
     for size in sizes(comparison):
         same_size = [evaluation for evaluation in evaluations if evaluation.report.size == size]
         if same_size:
-            paths.append(save_png(examples_sheet(same_size), document.parent / sheet_name(document.stem, size)))
+            paths.append(save_picture(examples_sheet(same_size), document.parent / sheet_name(document.stem, size)))
     paths.append(write_json(document.with_suffix(".json"), comparison))
     with replace_file(document) as temporary:
         temporary.write_text(f"{before}{BEGIN}\n{section(comparison, document.stem)}\n{END}{after}", encoding="utf-8")

@@ -36,6 +36,10 @@ SECTIONS = {
         "evaluate": "Measure the quality of a part or of a whole model.",
         "bench": "Measure speed against peers and the machine's limits.",
     },
+    "Set up": {
+        "doctor": "Show what this machine has, what it lacks, and what to do.",
+        "completion": "Print the script that completes commands and options in a shell.",
+    },
 }
 """Heading -> command -> its line in `dalle --help`."""
 
