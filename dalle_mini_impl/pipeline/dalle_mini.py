@@ -274,8 +274,7 @@ class DalleMini:
     def variations(self, picture: Image.Image, prompt: str = "", *, strength: float = 0.5, **options: Any) -> Result:
         """Generate pictures like a given one: each candidate redraws cells chosen by its seed and keeps the others.
 
-        An id is not conditioned on the kept ids after it, so parts may fit badly; the likelihood is that of the whole
-        picture.
+        An id is not conditioned on kept ids after it, so parts may fit badly; the likelihood is of the whole picture.
 
         Args:
             picture: see `complete`.

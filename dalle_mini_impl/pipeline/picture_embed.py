@@ -1,4 +1,4 @@
-"""An image embedding that says what to draw: given as numbers or as a picture, and written as text into PNG files."""
+"""An image embedding that says what to draw: given as numbers or as a picture, and written as text into files."""
 
 import base64
 import binascii

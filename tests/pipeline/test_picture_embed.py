@@ -18,7 +18,7 @@ from dalle_mini_impl.pipeline.recorded import parse_recorded
 from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 D = SCORER.embed_dim
 
@@ -118,7 +118,7 @@ def test_variations_may_have_an_embedding(told, picture):
     assert drawn(plain) != drawn(given)
 
 
-# --- recorded in PNG files
+# --- recorded in files
 
 
 def test_numbers_survive_as_text():
@@ -150,7 +150,7 @@ def test_altered_embeddings_in_a_png_are_refused(told):
     metadata = told.generate("a cat", 1, 1, image_embed=embedding()).metadata()
     for value in ("?", 7, None):
         broken = {**metadata, "pictures": [{**metadata["pictures"][0], "image_embed": value}]}
-        with pytest.raises(UserError, match=r"expected a PNG that records how it was sampled, got some.png"):
+        with pytest.raises(UserError, match=r"expected a picture that records how it was sampled, got some.png"):
             parse_recorded(broken, "some.png")
     shorter = {**metadata["pictures"][0], "image_embed": to_text([1.0, 2.0])}
     (request,) = parse_recorded({**metadata, "pictures": [shorter]}, "some.png").requests()
