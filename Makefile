@@ -33,7 +33,7 @@ check: $(READY)  ## format, lint, types, import layers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,serve]'
 	touch $(READY)
 
 peers: $(READY)  ## what dalle bench and tests compare with; some ask for packages that cannot be built any more

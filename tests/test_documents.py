@@ -60,6 +60,7 @@ NOT_RUN = {
     r"^import|^export|runs/(vqgan|mindalle|rudalle|dalle1|other|mine$)": "needs another project's files; tests/interop",
     r"^bench|^compare": "takes minutes; tests/bench",
     r"^evaluate (generation|rerank|scorer|captions|paint|image-tokenizer|precision)": "tests/evaluate, tests/cli",
+    r"^serve": "runs until it is told to end; tests/serve",
     r"--faiss": "needs the extra faiss; tests/search",
     r"…": "a part is left out",
 }

@@ -11,6 +11,7 @@ SECTIONS = {
         "sample": "Draw pictures for prompts, best first.",
         "complete": "Redraw parts of a picture, or draw variations of it.",
         "paint": "Optimise one picture until it fits all prompts (VQGAN+CLIP).",
+        "serve": "Draw over HTTP, for clients of OpenAI's images API.",
     },
     "Judge": {
         "classify": "Find which labels fit pictures best (zero-shot).",

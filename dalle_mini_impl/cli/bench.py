@@ -22,7 +22,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PlotFile
-from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.errors import UserError, need_extra
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.machine import MachineSpeed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PARTS = ("sample", "prompts", "train", "parts", "startup")
 """What is measured unless `--only` is given."""
-MORE_PARTS = ("data", "chunks", "imported", "growth", "masks", "search", "neighbour", "own")
+MORE_PARTS = ("data", "chunks", "imported", "growth", "masks", "search", "serve", "neighbour", "own")
 """What `--only` can add; these take minutes each, or need a peer."""
 SHAPE_NAMES = ("R", "emoji", "gpu", "300m", "quick")
 """Keys of `bench.shapes.SHAPES`, repeated here because that module imports torch."""
@@ -38,6 +38,8 @@ PEER_MODULES = {"dalle-pytorch": "dalle_pytorch", "transformers": "transformers"
 """Peer -> module that it is imported as."""
 PICTURES, QUICK_PICTURES = 20_000, 256
 SEARCH_VECTORS = 1_000_000
+MOST_LOADS = 3
+"""Most rounds of requests to a service; each takes some ten seconds."""
 QUICK_SEARCH_VECTORS = 4096
 
 
@@ -164,6 +166,8 @@ def bench(
         measured = itertools.chain(measured, data_rows(pictures, repeats))
     if "own" in only:
         measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, "none" not in peers, own_out))
+    if "serve" in only:
+        measured = itertools.chain(measured, rows_of_service(device, 1 if quick else min(repeats, MOST_LOADS)))
     for row in measured:
         rows.append(row)
         click.echo(f"  {row_line(row)}", err=True)
@@ -174,6 +178,19 @@ def bench(
         plot_growth(rows, plot_file)
         echo(plot_file)
     write_json_file(json_file, [row.as_json() for row in rows])
+
+
+def rows_of_service(device: str, repeats: int) -> "Iterator[BenchRow]":
+    """Rows of `dalle serve`.
+
+    Raises:
+        UserError: its extra is not installed.
+    """
+    try:
+        from dalle_mini_impl.bench.serve import serve_rows
+    except ImportError as error:
+        raise need_extra("fastapi", "serve", "uvicorn", "python-multipart", "prometheus-client") from error
+    return serve_rows(device, repeats)
 
 
 def rows_of_own(source: str, minutes: float, quick: bool, former: bool, out: Path) -> "Iterator[BenchRow]":

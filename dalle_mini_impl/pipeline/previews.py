@@ -76,7 +76,7 @@ def generate_previews(
         is_due = ids.shape[1] % row == 0 or before - last > PATIENCE
         # A preview is made where it will probably not exceed its share of the time so far.
         if is_due and spent + longest < share * (before - start) and sampled < total:
-            images = _decode_unfinished(ids, stream, request.canvas, decode)
+            images = decode_unfinished(ids, stream, request.canvas, decode)
             last = time.perf_counter()
             seconds = last - before
             spent += seconds
@@ -98,10 +98,17 @@ def first_preview(size: tuple[int, int], canvas: Canvas | None) -> Image.Image:
     return image
 
 
-def _decode_unfinished(
+def decode_unfinished(
     ids: Tensor, stream: Stream, canvas: Canvas | None, decode: Callable[[Tensor], list[Image.Image]]
 ) -> list[Image.Image]:
-    """Pictures of the first m ids (n, m); cells that are still to be sampled are white."""
+    """Pictures of the first m ids of some candidates; cells that are still to be sampled are white.
+
+    Args:
+        ids: (n, m), in the order of the stream.
+        stream: the layout.
+        canvas: see `DalleMini.generate`.
+        decode: image ids (n, h, w) -> RGB pictures.
+    """
     done, cells, row = ids.shape[1], stream.image_length, stream.config.grid[1] * stream.config.patch
     if canvas is not None:
         rest = stream.to_order(canvas.known.image_ids.to(ids))[..., done:].expand(len(ids), -1)

@@ -20,6 +20,7 @@ from dalle_mini_impl.sampling.requests import (
     Piece,
     Prompt,
     PromptStart,
+    Watch,
     batches,
     choose_chunk,
     divide,
@@ -244,18 +245,26 @@ def _decode(
 ) -> Generator[Tensor, None, list[GeneratedIds]]:
     """Continue from the start, one cell at a time for all candidates, and sum up their log-likelihoods."""
     steps = _steps(transformer, stream, begun, batch)
+    wanted = set(range(len(batch)))
     try:
-        yield from _draw(steps, stream, batch, progress)
+        yield from _draw(steps, stream, batch, wanted, progress)
         now = steps.now
         grids = stream.to_grid(now.image_ids)
-        of_piece = [(now.pieces == number).nonzero()[:, 0] for number in range(len(batch))]
+        of_piece = [_rows_of(now, number if number in wanted else -1) for number in range(len(batch))]
         return [GeneratedIds(now.indices[own], grids[own], now.log_likelihood[own]) for own in of_piece]
     finally:
         steps.close()
 
 
-def _draw(steps: Steps, stream: Stream, batch: Sequence[Piece], progress: Progress) -> Iterator[Tensor]:
-    """Draw all cells; yields the ids so far after each."""
+def _rows_of(now: Candidates, number: int) -> Tensor:
+    """Indices of the candidates of a piece, ascending."""
+    return (now.pieces == number).nonzero()[:, 0]
+
+
+def _draw(
+    steps: Steps, stream: Stream, batch: Sequence[Piece], wanted: set[int], progress: Progress
+) -> Iterator[Tensor]:
+    """Draw all cells; yields the ids so far after each. Pieces that are not wanted any more leave the set `wanted`."""
     cells, shared = stream.image_length, len(batch[0].shared)
     if shared:
         progress(len(steps.now.image_ids) * shared)
@@ -263,7 +272,12 @@ def _draw(steps: Steps, stream: Stream, batch: Sequence[Piece], progress: Progre
         steps.draw(cell)
         count = len(steps.now.image_ids)
         progress(count)
-        kept = _prune(batch, steps.now, cell + 1 - shared, cells - shared)
+        given_up = _given_up(batch, steps.now, wanted, cell + 1)
+        wanted -= given_up
+        if not wanted:
+            progress(count * (cells - cell - 1))
+            return
+        kept = _keep(batch, steps.now, given_up, cell + 1 - shared, cells - shared)
         if kept is not None:
             progress((count - len(kept)) * (cells - cell - 1))
             steps.keep(kept)
@@ -279,17 +293,37 @@ def _last_value(generator: Generator[object, None, T]) -> T:
             return end.value
 
 
-def _prune(batch: Sequence[Piece], now: Candidates, sampled: int, total: int) -> Tensor | None:
-    """Which candidates of a batch are kept, ascending indices, or None for all; see `candidates_to_keep`."""
-    if not prunes_now(sampled, total) or all(piece.request.prune_to is None for piece in batch):
+def _given_up(batch: Sequence[Piece], now: Candidates, wanted: set[int], done: int) -> set[int]:
+    """Those pieces among the wanted ones whose requests are not wanted any more after `done` cells."""
+
+    def goes_on(number: int, watch: Watch | None) -> bool:
+        return watch is None or watch(done, lambda: now.image_ids[_rows_of(now, number), :done])
+
+    return {number for number in wanted if not goes_on(number, batch[number].request.watch)}
+
+
+def _keep(batch: Sequence[Piece], now: Candidates, given_up: set[int], sampled: int, total: int) -> Tensor | None:
+    """Which candidates of a batch are kept, ascending indices, or None for all.
+
+    Args:
+        batch: the pieces.
+        now: their candidates.
+        given_up: pieces that are dropped.
+        sampled: see `candidates_to_keep`.
+        total: see `candidates_to_keep`.
+    """
+    prunes = prunes_now(sampled, total) and any(piece.request.prune_to is not None for piece in batch)
+    if not prunes and not given_up:
         return None
-    kept, is_pruned = [], False
+    kept, is_less = [], False
     for number, piece in enumerate(batch):
-        own = (now.pieces == number).nonzero()[:, 0]
+        own = _rows_of(now, number)
         chosen = candidates_to_keep(now.log_likelihood[own], piece.request.prune_to, sampled, total)
-        is_pruned |= chosen is not None
+        if number in given_up:
+            chosen = own[:0]
+        is_less |= chosen is not None
         kept.append(own if chosen is None else own[chosen])
-    return torch.cat(kept) if is_pruned else None
+    return torch.cat(kept) if is_less else None
 
 
 def prunes_now(sampled: int, total: int) -> bool:

@@ -1,8 +1,10 @@
 """What to sample: requests of one prompt each, divided into pieces and put together into batches."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.decoder import Decoder
@@ -16,6 +18,11 @@ CHUNK = 64
 """Candidates decoded at a time by default, except on CUDA. Memory grows with it; the ids do not depend on it."""
 LARGEST_CHUNK = 512
 """Largest number that is chosen on CUDA: more are hardly faster."""
+
+
+Watch: TypeAlias = Callable[[int, Callable[[], Tensor]], bool]
+"""Callback: called after each cell with the number m of cells that are sampled, and a function that returns the first m
+ids of the request's candidates that are being decoded, (n, m); it returns whether the request is still wanted."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,9 @@ class IdRequest:
     known: KnownIds | None = None
     """A picture some of whose ids stay. Ids are sampled in the order of the stream: each is conditioned on the known
     ids before it, not on those after it."""
+    watch: Watch | None = None
+    """Follows the request while it is sampled. Where it is not wanted any more, the candidates that are being decoded
+    are dropped, and its result lacks them."""
 
 
 class PromptStart(NamedTuple):

@@ -299,8 +299,12 @@ class Scorer:
             order: (N,) int64, indices of the pictures, best first; equal cosines keep the given order.
             scores: (N,) as from `score`, in that order: `scores[0]` belongs to `images[order[0]]`.
         """
+        return self.rank_embedded(self.embed_images(images), text)
+
+    def rank_embedded(self, image_embed: Tensor, text: str) -> tuple[Tensor, Tensor]:
+        """As `rank`, of pictures (N, D) that `embed_images` or `embed_prepared` has embedded."""
         # Sorted by cosines, because probabilities round to 1 where cosines still differ.
-        cosines = self.cosines(images, text)
+        cosines = _check_embeddings(image_embed) @ self.embed_texts([text])[0]
         order = best_first(cosines)
         return order, self._to_scores(cosines[order])
 

@@ -21,8 +21,9 @@ OTHER_FORMS = {
     "--prompts-file": "--texts-file",  # which may also hold settings, unlike the files of texts of other commands
 }  # fmt: skip
 FREE_TEXT = {
-    "--beginning", "--box", "--config", "--device", "--from", "--labels", "--message", "--model", "--negative",
-    "--noise-prompt", "--own-source", "--preset", "--scorer", "--ray", "--second-scorer", "--size", "--template",
+    "--beginning", "--box", "--config", "--device", "--from", "--host", "--labels", "--message", "--model", "--name",
+    "--negative", "--noise-prompt", "--own-source", "--preset", "--scorer", "--ray", "--second-scorer", "--size",
+    "--template", "--url",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
 SYNONYMS = {

@@ -1,0 +1,56 @@
+"""The recipe for several machines, with two replicas on this one."""
+
+import importlib.util
+import json
+import os
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-of-this-service"
+
+
+@pytest.fixture
+def address(tiny_model, tmp_path, monkeypatch):
+    """Of a service with two replicas."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    serve = pytest.importorskip("ray.serve", reason="the extra ray is not installed")
+    variables = {"DALLE_MODEL": str(tiny_model), "DALLE_REPLICAS": "2", "DALLE_API_KEYS": KEY, "DALLE_CPUS": "0.5"}
+    for name, value in {**variables, "DALLE_FOLDER": str(tmp_path / "files")}.items():
+        monkeypatch.setenv(name, value)
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    try:
+        spec = importlib.util.spec_from_file_location("ray_serve", ROOT / "deploy" / "ray_serve.py")
+        recipe = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(recipe)
+        serve.start(http_options={"host": "127.0.0.1", "port": 0})
+        serve.run(recipe.app)
+        yield "http://127.0.0.1:8000"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def ask(address, path, fields=None):
+    body = None if fields is None else json.dumps(fields).encode()
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(address + path, body, headers), timeout=120) as answer:
+        return answer.read()
+
+
+@pytest.mark.slow
+def test_two_replicas_draw_the_same_pictures(address, own_dalle):
+    requests = [{"prompt": f"{number} cats", "seed": number, "quality": "low"} for number in range(12)]
+    with ThreadPoolExecutor(12) as clients:
+        answers = list(clients.map(lambda fields: json.loads(ask(address, "/v1/images/generations", fields)), requests))
+    for fields, answer in zip(requests, answers, strict=True):
+        expected = own_dalle.generate(fields["prompt"], candidates=1, keep=1, seed=fields["seed"], rank="none")
+        assert answer["data"][0]["seed"] == expected[0].seed
+        path = answer["data"][0]["url"].removeprefix(address)
+        assert ask(address, path).startswith(b"\x89PNG")  # whichever replica has written it
