@@ -166,7 +166,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         mask = pictures[1] if len(pictures) > 1 else None
         factor = service.engine.dalle.image_tokenizer.config.factor
         prepared = await service.code(uploads.prepare_edit, pictures[0], mask, service.grid, factor)
-        return await _draw(service, request, fields, "image_edit", drawing.edit_canvas(prepared, fields))
+        return await _draw(service, request, fields, "image_edit", drawing.edit(prepared, fields))
 
     @app.post("/v1/images/variations", openapi_extra=_described("multipart/form-data", VariationFields, "image"))
     async def variations(request: Request) -> Response:
@@ -174,7 +174,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         upload = await uploads.read_form(request, service.limits)
         fields = parse(VariationFields, upload.values)
         decoded = await _decode(service, upload.image("image"), "image")
-        picture = await service.code(uploads.prepare, decoded, service.size)
+        picture = await service.code(uploads.shrink, decoded)
         return await _draw(service, request, fields, "image_generation", drawing.vary(picture, fields))
 
     @app.post("/v1/score", openapi_extra=_described("multipart/form-data", ScoreFields, "image"))
@@ -245,15 +245,15 @@ async def _draw(
     request: Request,
     fields: ImageFields,
     kind: str,
-    make_canvas: drawing.MakeCanvas | None = None,
+    make_arguments: drawing.MakeArguments | None = None,
 ) -> Response:
     """Draw the pictures of a request and answer it."""
     service.check_model(fields)
     zoom = fields.check(service.limits, service.size)
     if fields.stream:
-        events = _events(service, fields, kind, zoom, make_canvas)
+        events = _events(service, fields, kind, zoom, make_arguments)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-    drawn = await _finished(service, request, drawing.draw(service.engine, fields, make_canvas))
+    drawn = await _finished(service, request, drawing.draw(service.engine, fields, make_arguments))
     pngs = await service.code(answers.encode_pictures, drawn, zoom)
     service.metrics.pictures.inc(len(pngs))
     if fields.response_format == "b64_json":
@@ -266,7 +266,7 @@ async def _draw(
 
 
 async def _events(
-    service: Service, fields: ImageFields, kind: str, zoom: int, make_canvas: drawing.MakeCanvas | None
+    service: Service, fields: ImageFields, kind: str, zoom: int, make_arguments: drawing.MakeArguments | None
 ) -> AsyncIterator[str]:
     """The events of a request with `stream`. Where the client goes away, the iterator is closed and drawing ends."""
     loop, size = asyncio.get_running_loop(), _size_text(service, zoom)
@@ -277,7 +277,7 @@ async def _events(
             loop.call_soon_threadsafe(shown.put_nowait, images)
 
     previews = {"previews": fields.partial_images, "shown": fields.n, "show": show}
-    future = drawing.draw(service.engine, fields, make_canvas, **previews)
+    future = drawing.draw(service.engine, fields, make_arguments, **previews)
     future.add_done_callback(lambda _: show(None))
     try:
         number = 0

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.config.serving import RANDOM_SEEDS
-from dalle_mini_impl.pipeline.canvas import Canvas, Region, completion_canvas, variation_canvas
+from dalle_mini_impl.pipeline.canvas import Region, completion_canvas, variation_canvas
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.scorer.scorer import Scorer
@@ -18,19 +18,21 @@ from dalle_mini_impl.serve.fields import EditFields, ImageFields, ScoreFields, V
 from dalle_mini_impl.serve.uploads import Prepared
 from dalle_mini_impl.util.errors import UserError
 
-MakeCanvas = Callable[[DalleMini], Canvas]
-"""Makes what is drawn on, on the engine's thread."""
+MakeArguments = Callable[[DalleMini], dict[str, Any]]
+"""Makes further arguments of `DalleMini.request` from an uploaded picture, on the engine's thread."""
+STRENGTH = 0.5
+"""Of variations by models that cannot be told by an image embedding what to draw."""
 
 
 def draw(
-    engine: Engine, fields: ImageFields, make_canvas: MakeCanvas | None = None, **previews: Any
+    engine: Engine, fields: ImageFields, make_arguments: MakeArguments | None = None, **previews: Any
 ) -> "Future[DrawnRequest]":
     """Have the pictures of a request drawn.
 
     Args:
         engine: draws them.
         fields: checked.
-        make_canvas: of an edit or a variation.
+        make_arguments: of an edit or a variation.
         **previews: see `Engine.draw`.
     """
     seed = secrets.randbelow(RANDOM_SEEDS) if fields.seed is None else fields.seed
@@ -46,35 +48,37 @@ def draw(
             seed=seed,
             seeds=fields.seeds,
             negative=fields.negative,
-            canvas=make_canvas(engine.dalle) if make_canvas else None,
             **sampling,
+            **(make_arguments(engine.dalle) if make_arguments else {}),
         )
 
     return engine.draw(make, fields.count, **previews)
 
 
-def edit_canvas(prepared: Prepared, fields: EditFields) -> MakeCanvas:
-    """What `/v1/images/edits` draws on."""
+def edit(prepared: Prepared, fields: EditFields) -> MakeArguments:
+    """Arguments of `/v1/images/edits`: a canvas of which a part is redrawn."""
 
-    def make(dalle: DalleMini) -> Canvas:
-        region = Region(mask=prepared.mask)
-        return completion_canvas(
-            dalle.image_tokenizer, dalle.stream.config.grid, prepared.picture, region, fields.paste
-        )
+    def make(dalle: DalleMini) -> dict[str, Any]:
+        region, tokenizer = Region(mask=prepared.mask), dalle.image_tokenizer
+        canvas = completion_canvas(tokenizer, dalle.stream.config.grid, prepared.picture, region, fields.paste)
+        return {"canvas": canvas}
 
     return make
 
 
-def vary(picture: Image.Image, fields: VariationFields) -> MakeCanvas:
-    """What `/v1/images/variations` draws on: the picture, of which each candidate keeps some ids.
+def vary(picture: Image.Image, fields: VariationFields) -> MakeArguments:
+    """Arguments of `/v1/images/variations`.
 
-    Args:
-        picture: at the model's size.
-        fields: say how much is drawn anew.
+    A model that can be told by an image embedding what to draw is told that of the picture. With another model, or with
+    a `strength`, each candidate keeps some ids of the picture.
     """
 
-    def make(dalle: DalleMini) -> Canvas:
-        return variation_canvas(dalle.image_tokenizer, dalle.stream.config.grid, picture, fields.strength)
+    def make(dalle: DalleMini) -> dict[str, Any]:
+        config = dalle.stream.config
+        if config.embed_positions and fields.strength is None:
+            return {"image_embed": picture}
+        strength = STRENGTH if fields.strength is None else fields.strength
+        return {"canvas": variation_canvas(dalle.image_tokenizer, config.grid, picture, strength)}
 
     return make
 

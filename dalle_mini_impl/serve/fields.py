@@ -136,8 +136,8 @@ class VariationFields(ImageFields):
     """Fields of `/v1/images/variations`, beside `image`."""
 
     prompt: str = ""
-    strength: float = Field(0.5, gt=0, le=1)
-    """Share of the picture that is drawn anew."""
+    strength: float | None = Field(None, gt=0, le=1)
+    """Share of the picture that is drawn anew; see `drawing.vary`."""
 
 
 class ScoreFields(Fields):

@@ -23,6 +23,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Formats of uploaded pictures, by Pillow's names."""
 MAX_IMAGES = 16
 """Most files of a request."""
+LONGEST_SIDE = 1024
+"""Pixels along the longer side of a picture that waits to be varied: models look at fewer."""
 MAX_FIELDS = 1000
 """Most fields of a form."""
 JSON_TYPES = ("application/json", "")
@@ -123,17 +125,18 @@ def prepare_scored(content: bytes, preprocess: Preprocess, limits: ServiceLimits
 
 
 class Prepared(NamedTuple):
-    """A picture at the model's size, as it waits to be drawn on."""
+    """A picture at the model's size, as it waits to be edited."""
 
     picture: Image.Image
     """RGB."""
-    mask: Image.Image | None = None
+    mask: Image.Image
     """White where it is redrawn."""
 
 
-def prepare(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """A picture cropped and resized to the model's (width, height), white where transparent."""
-    return ImageOps.fit(on_background(picture), size, Image.Resampling.LANCZOS)
+def shrink(picture: Image.Image) -> Image.Image:
+    """A picture with sides of at most `LONGEST_SIDE`, as it waits to be varied."""
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return picture
 
 
 def prepare_edit(picture: Image.Image, mask: Image.Image | None, grid: tuple[int, int], factor: int) -> Prepared:
@@ -161,4 +164,4 @@ def prepare_edit(picture: Image.Image, mask: Image.Image | None, grid: tuple[int
     cells = Region(mask=marks).cells(picture.size, grid, factor).numpy()
     size = grid[1] * factor, grid[0] * factor
     small = Image.fromarray(cells.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
-    return Prepared(prepare(picture, size), small)
+    return Prepared(ImageOps.fit(on_background(picture), size, Image.Resampling.LANCZOS), small)

@@ -1,6 +1,7 @@
 """The routes: what OpenAI's API says, and the same pictures as in Python."""
 
 import base64
+import copy
 import json
 import time
 
@@ -10,9 +11,11 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from helpers.engines import busy
+from helpers.models import SCORER, make_transformer
 from helpers.serving import DRAW, error_of, picture_of, png, serving
 from PIL import Image
 
+from dalle_mini_impl.sampling.packing import pack
 from dalle_mini_impl.util.images import read_metadata
 
 FIELDS = {"n": 2, "candidates": 3, "seed": 5, "rank": "both", "temperature": 0.8}
@@ -306,6 +309,21 @@ def test_scores_rank_and_classify(client, own_dalle):
         assert {one["label"]: one["probability"] for one in best} == dict(zip(labels, row, strict=True))
         assert [one["probability"] for one in best] == sorted(row, reverse=True)
         assert sum(one["probability"] for one in best) == pytest.approx(1)
+
+
+def test_a_model_that_takes_image_embeddings_is_told_that_of_the_picture(own_dalle, tmp_path):
+    transformer, stream = make_transformer(embed_dim=SCORER.embed_dim)
+    told = copy.copy(own_dalle)
+    told.transformer, told.stream = pack(transformer, "fp32", stream.image_range), stream
+    expected = told.generate("", image_embed=PICTURE, seed=4, candidates=4, keep=1)
+    fields = {"seed": "4", "response_format": "b64_json"}
+    with serving(told, tmp_path) as client:
+        varied, kept = (
+            client.post("/v1/images/variations", files={"image": png(PICTURE)}, data=data)
+            for data in (fields, {**fields, "strength": "0.5"})
+        )
+    assert pixels(images_of(varied)[0]) == pixels(expected[0].image)
+    assert pixels(images_of(kept)[0]) == pixels(told.variations(PICTURE, seed=4, candidates=4, keep=1)[0].image)
 
 
 @pytest.mark.parametrize(
