@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import Body, FastAPI
 
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
-from dalle_mini_impl.util.images import png_bytes
+from dalle_mini_impl.util.save_picture import picture_bytes
 
 
 def make_plain_app(dalle: DalleMini) -> FastAPI:
@@ -21,7 +21,7 @@ def make_plain_app(dalle: DalleMini) -> FastAPI:
     def generations(fields: dict[str, Any] = Body()) -> dict[str, Any]:  # noqa: B008
         with one_at_a_time:
             result = dalle.generate(fields["prompt"], candidates=1, keep=1, seed=fields["seed"], rank="none")
-        png = png_bytes(result[0].image, result.metadata())
+        png = picture_bytes(result[0].image, metadata=result.metadata())
         return {"data": [{"b64_json": base64.b64encode(png).decode()}]}
 
     return app

@@ -7,24 +7,27 @@ from typing import Any
 
 from PIL import Image
 
+from dalle_mini_impl.pipeline.results import picture_text
 from dalle_mini_impl.serve.engine import DrawnRequest
 from dalle_mini_impl.serve.fields import ImageFields
 from dalle_mini_impl.util.files import dump_json
-from dalle_mini_impl.util.images import enlarge, png_bytes
+from dalle_mini_impl.util.images import enlarge
+from dalle_mini_impl.util.save_picture import picture_bytes
 
 
-def encode_pictures(drawn: DrawnRequest, zoom: int) -> list[bytes]:
-    """The pictures as PNG files, best first, each with what `dalle sample --from` draws it again by."""
+def encode_pictures(drawn: DrawnRequest, zoom: int, ending: str) -> list[bytes]:
+    """The pictures as files, best first, each with what `dalle sample --from` draws it again by."""
+    result = drawn.result
     return [
-        png_bytes(image, drawn.result.metadata([candidate], zoom))
-        for candidate in drawn.result
+        picture_bytes(image, ending, result.metadata([candidate], zoom), picture_text([result], candidate))
+        for candidate in result
         for image in enlarge([candidate.image], zoom)
     ]
 
 
-def encode_previews(images: Sequence[Image.Image], zoom: int) -> list[bytes]:
-    """Unfinished pictures as PNG files."""
-    return [png_bytes(image) for one in images for image in enlarge([one], zoom)]
+def encode_previews(images: Sequence[Image.Image], zoom: int, ending: str) -> list[bytes]:
+    """Unfinished pictures as files."""
+    return [picture_bytes(image, ending) for one in images for image in enlarge([one], zoom)]
 
 
 def images_answer(
@@ -55,30 +58,30 @@ def usage(drawn: DrawnRequest) -> dict[str, Any]:
     }
 
 
-def as_text(png: bytes) -> dict[str, str]:
-    """A picture's content for JSON."""
-    return {"b64_json": base64.b64encode(png).decode()}
+def as_text(content: bytes) -> dict[str, str]:
+    """The content of a file for JSON."""
+    return {"b64_json": base64.b64encode(content).decode()}
 
 
-def partial_event(kind: str, number: int, index: int, png: bytes, fields: ImageFields, size: str) -> str:
+def partial_event(kind: str, number: int, index: int, content: bytes, fields: ImageFields, size: str) -> str:
     """An event with an unfinished picture.
 
     Args:
         kind: `image_generation` or `image_edit`.
         number: which time it is shown, from 0.
         index: which picture of the request it is.
-        png: its content.
+        content: of its file.
         fields: of the request.
         size: of the pictures.
     """
-    values = {**as_text(png), "partial_image_index": number, "index": index}
+    values = {**as_text(content), "partial_image_index": number, "index": index}
     return event(f"{kind}.partial_image", {**values, **_created(fields, size)})
 
 
-def completed_event(kind: str, index: int, png: bytes, drawn: DrawnRequest, fields: ImageFields, size: str) -> str:
+def completed_event(kind: str, index: int, content: bytes, drawn: DrawnRequest, fields: ImageFields, size: str) -> str:
     """An event with a finished picture; see `partial_event`."""
     candidate = drawn.result[index]
-    values = {**as_text(png), "index": index, "seed": candidate.seed, "score": candidate.score}
+    values = {**as_text(content), "index": index, "seed": candidate.seed, "score": candidate.score}
     return event(f"{kind}.completed", {**values, **_created(fields, size), "usage": usage(drawn)})
 
 
@@ -92,4 +95,9 @@ def _created(fields: ImageFields, size: str) -> dict[str, Any]:
 
 
 def _common(fields: ImageFields, size: str) -> dict[str, Any]:
-    return {"size": size, "quality": fields.quality, "background": fields.background, "output_format": "png"}
+    return {
+        "size": size,
+        "quality": fields.quality,
+        "background": fields.background,
+        "output_format": fields.output_format,
+    }

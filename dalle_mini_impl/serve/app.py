@@ -212,7 +212,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if content is None:
             raise ApiError("expected the address of a picture, got one that is over or never was; draw it again", 404)
         headers = {"cache-control": "private, max-age=60", "x-content-type-options": "nosniff"}
-        return Response(content, media_type="image/png", headers=headers)
+        return Response(content, media_type=f"image/{name.rpartition('.')[2]}", headers=headers)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -254,13 +254,13 @@ async def _draw(
         events = _events(service, fields, kind, zoom, make_arguments)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
     drawn = await _finished(service, request, drawing.draw(service.engine, fields, make_arguments))
-    pngs = await service.code(answers.encode_pictures, drawn, zoom)
-    service.metrics.pictures.inc(len(pngs))
+    contents = await service.code(answers.encode_pictures, drawn, zoom, fields.ending)
+    service.metrics.pictures.inc(len(contents))
     if fields.response_format == "b64_json":
-        places = [answers.as_text(png) for png in pngs]
+        places = [answers.as_text(content) for content in contents]
     else:
         base = service.url or str(request.base_url)
-        names = [await service.code(service.files.add, png) for png in pngs]
+        names = [await service.code(service.files.add, content, fields.ending) for content in contents]
         places = [{"url": f"{base.rstrip('/')}/files/{name}"} for name in names]
     return JSONResponse(answers.images_answer(drawn, places, fields, _size_text(service, zoom)))
 
@@ -282,14 +282,15 @@ async def _events(
     try:
         number = 0
         while (images := await shown.get()) is not None:
-            for index, png in enumerate(await service.code(answers.encode_previews, images, zoom)):
-                yield answers.partial_event(kind, number, index, png, fields, size)
+            contents = await service.code(answers.encode_previews, images, zoom, fields.ending)
+            for index, content in enumerate(contents):
+                yield answers.partial_event(kind, number, index, content, fields, size)
             number += 1
         drawn = future.result()
-        pngs = await service.code(answers.encode_pictures, drawn, zoom)
-        service.metrics.pictures.inc(len(pngs))
-        for index, png in enumerate(pngs):
-            yield answers.completed_event(kind, index, png, drawn, fields, size)
+        contents = await service.code(answers.encode_pictures, drawn, zoom, fields.ending)
+        service.metrics.pictures.inc(len(contents))
+        for index, content in enumerate(contents):
+            yield answers.completed_event(kind, index, content, drawn, fields, size)
     except Exception as error:  # the answer has begun, so its status cannot tell
         yield answers.event("error", api_error(error).body)
     finally:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dalle_mini_impl.config.sampling import MAX_ZOOM, SamplingConfig
 from dalle_mini_impl.config.serving import QUALITIES, ServiceLimits
 from dalle_mini_impl.serve.errors import ApiError
+from dalle_mini_impl.util.save_picture import check_transparency
 
 M = TypeVar("M", bound="Fields")
 Rank = Literal["auto", "likelihood", "clip", "both", "none"]
@@ -43,7 +44,7 @@ class ImageFields(Fields):
     """How many candidates are drawn for each picture; see `config.serving.QUALITIES`."""
     background: Literal["auto", "opaque", "transparent"] = "auto"
     """Whether plain grounds become transparent; `auto` is as the model recommends."""
-    output_format: Literal["png"] = "png"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
     stream: bool = False
     """Answer with server-sent events."""
     partial_images: int = Field(0, ge=0, le=MAX_PARTIAL_IMAGES)
@@ -72,6 +73,11 @@ class ImageFields(Fields):
     tile: bool | None = None
 
     @property
+    def ending(self) -> str:
+        """Of the files of the pictures."""
+        return f".{self.output_format}"
+
+    @property
     def count(self) -> int:
         """How many candidates are drawn."""
         if self.seeds:
@@ -97,9 +103,12 @@ class ImageFields(Fields):
 
         Raises:
             ApiError: a limit is exceeded, or fields contradict each other.
+            UserError: the format of the pictures has no transparency.
         """
         for name in ("prompt", "negative"):
             check_text(getattr(self, name), name, limits)
+        if self.background == "transparent":
+            check_transparency(self.ending)
         if not self.stream and self.partial_images:
             raise ApiError("expected partial_images with stream, got it alone; add stream", param="partial_images")
         if self.seeds and (self.candidates or self.seed is not None):

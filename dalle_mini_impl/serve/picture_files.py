@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dalle_mini_impl.util.files import os_errors_for_user
 
-NAME = re.compile(r"[A-Za-z0-9_-]{43}\.png")
+NAME = re.compile(r"[A-Za-z0-9_-]{43}\.(png|jpeg|webp)")
 """Names of the files: 256 random bits."""
 MAX_FILES = 10_000
 """Most files; beyond, the oldest are removed before their time."""
@@ -31,8 +31,12 @@ class PictureFiles:
         with os_errors_for_user(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def add(self, content: bytes) -> str:
+    def add(self, content: bytes, ending: str = ".png") -> str:
         """Write a picture.
+
+        Args:
+            content: of the file.
+            ending: of its name.
 
         Returns:
             The name of its file.
@@ -40,7 +44,7 @@ class PictureFiles:
         Raises:
             UserError: it cannot be written.
         """
-        name = f"{secrets.token_urlsafe(32)}.png"
+        name = f"{secrets.token_urlsafe(32)}{ending}"
         with os_errors_for_user("the picture"):
             file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(file, "wb") as target:

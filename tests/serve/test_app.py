@@ -16,7 +16,7 @@ from helpers.serving import DRAW, error_of, picture_of, png, serving
 from PIL import Image
 
 from dalle_mini_impl.sampling.packing import pack
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 FIELDS = {"n": 2, "candidates": 3, "seed": 5, "rank": "both", "temperature": 0.8}
 PICTURE = Image.effect_noise((50, 30), 90).convert("RGB")
@@ -118,6 +118,20 @@ def test_larger_sizes_show_each_pixel_as_a_square(client):
     assert pixels(large[0].resize((40, 24), Image.Resampling.NEAREST)) == pixels(small[0])
 
 
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_other_formats_record_the_same(client, tmp_path, name):
+    first = client.draw(seed=1).json()["data"][0]
+    answer = client.draw(seed=1, output_format=name, response_format="url").json()
+    assert answer["output_format"] == name
+    url = answer["data"][0]["url"]
+    assert url.endswith(f".{name}")
+    file = client.get(url)
+    assert file.headers["content-type"] == f"image/{name}"
+    (tmp_path / "one").write_bytes(file.content)
+    assert Image.open(tmp_path / "one").format == name.upper()
+    assert read_metadata(tmp_path / "one")["pictures"][0]["seed"] == first["seed"]
+
+
 def test_transparent_backgrounds(client):
     assert {image.mode for image in images_of(client.draw(background="transparent"))} == {"RGBA"}
     assert {image.mode for image in images_of(client.draw(background="opaque"))} == {"RGB"}
@@ -161,7 +175,8 @@ def test_requests_that_wait_are_drawn_together_and_each_is_as_alone(client):
         ({"size": "640x384", "n": 64, "quality": "low", "candidates": 64}, None, ""),
         ({"response_format": "jpg"}, "response_format", "'url' or 'b64_json'"),
         ({"quality": "best"}, "quality", "'auto', 'low'"),
-        ({"output_format": "webp"}, "output_format", "'png'"),
+        ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
+        ({"output_format": "jpeg", "background": "transparent"}, None, "JPEG"),
         ({"prompt": 7}, "prompt", "valid string"),
         ({"prompt": "x" * 1001}, "prompt", "at most 1000 characters, got 1001"),
         ({"negative": "x" * 1001}, "negative", "at most 1000 characters"),

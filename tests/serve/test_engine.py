@@ -10,7 +10,7 @@ from dalle_mini_impl.pipeline.canvas import Region, completion_canvas
 from dalle_mini_impl.serve import engine as engine_module
 from dalle_mini_impl.serve.engine import Engine
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import png_bytes
+from dalle_mini_impl.util.save_picture import picture_bytes
 
 REQUESTS = (
     {"prompt": "a red heart", "candidates": 3, "keep": 2, "seed": 5},
@@ -38,7 +38,7 @@ def submit(engine, request, **previews):
 
 def files(drawn):
     """Pictures with all that they record: ids, scores, seeds, settings."""
-    return [png_bytes(one.image, drawn.result.metadata([one])) for one in drawn.result]
+    return [picture_bytes(one.image, metadata=drawn.result.metadata([one])) for one in drawn.result]
 
 
 def test_pictures_are_the_same_bytes_alone_and_among_others(engine, batches):
@@ -56,7 +56,7 @@ def test_pictures_are_the_same_bytes_alone_and_among_others(engine, batches):
 def test_pictures_are_those_of_generate(engine, own_dalle):
     drawn = submit(engine, REQUESTS[0]).result()
     expected = own_dalle.generate(**REQUESTS[0])
-    assert files(drawn) == [png_bytes(one.image, expected.metadata([one])) for one in expected]
+    assert files(drawn) == [picture_bytes(one.image, metadata=expected.metadata([one])) for one in expected]
     assert drawn.image_ids == 3 * own_dalle.stream.image_length
     assert drawn.text_ids == len(own_dalle.encode("a red heart"))
 

@@ -23,7 +23,7 @@ from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.serve.keys import VARIABLE, Keys
 from dalle_mini_impl.serve.server import bind
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import read_metadata
+from dalle_mini_impl.util.save_picture import read_metadata
 
 KEY = "a-key-of-this-service"
 LARGE = "640x384"
