@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-faults test-gpu bench-gpu check peers clean
+.PHONY: demo test test-all test-faults test-gpu bench-gpu check docs peers clean
 
 demo: $(READY)  ## draw pictures with the shipped model
 	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
@@ -36,10 +36,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,serve]'
 	touch $(READY)
 
+docs: $(READY)  ## the website, into site/; a warning is an error
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 peers: $(READY)  ## what dalle bench and tests compare with; some ask for packages that cannot be built any more
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]' ftfy attrs requests
 	$(BIN)/python -m pip install -q --no-deps dalle-pytorch==1.6.6 axial-positional-embedding==0.3.12 \
 		rotary-embedding-torch==0.9.1 dall-e==0.1 taming-transformers-rom1504==0.0.6 rudalle==1.1.3
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
