@@ -8,7 +8,13 @@ from typing import Any
 from dalle_mini_impl.checkpoint.parts import PART_FILES, PARTS, UNKNOWN_IDENTITY, fingerprint, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
-from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config.model import (
+    ImageTokenizerConfig,
+    PriorConfig,
+    ScorerConfig,
+    StreamConfig,
+    TransformerConfig,
+)
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.read_files import is_file
@@ -77,6 +83,7 @@ def _part_line(name: str, part: dict[str, Any]) -> str:
         "image_tokenizer": _image_tokenizer_shape,
         "transformer": _transformer_shape,
         "scorer": _scorer_shape,
+        "prior": _prior_shape,
     }[name]
     size = f"{part['megabytes']} MB, identity {part['identity']}"
     if "numbers" in part:
@@ -129,6 +136,15 @@ def _scorer_shape(part: dict[str, Any]) -> str:
     return (
         f"CLIP of width {config.n_embd}, {config.image_layers} layers over {config.image_size}×{config.image_size} "
         f"pixels and {config.text_layers} over {config.text_length} text ids"
+    )
+
+
+def _prior_shape(part: dict[str, Any]) -> str:
+    config = from_dict(PriorConfig, part["config"].get("prior"), "prior")
+    quantised = f" and {config.components} components of {config.buckets} buckets" if config.kind == "ar" else ""
+    return (
+        f"{config.kind} prior of {config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over "
+        f"{config.text_length} text ids{quantised}"
     )
 
 

@@ -5,6 +5,7 @@
     image_tokenizer.safetensors
     transformer.safetensors
     scorer.safetensors
+    prior.safetensors           draws image embeddings of the scorer for captions; where there is one
     MODEL_CARD.md
 
 Weights are stored in bfloat16, imported ones in their original precision, and used in float32. The header of a part's
@@ -42,7 +43,7 @@ M = TypeVar("M", bound=nn.Module)
 
 UNKNOWN_IDENTITY = "unknown"
 """Recorded where weights were imported without a text tokenizer; any text tokenizer is accepted with them."""
-PARTS = ("image_tokenizer", "transformer", "scorer")
+PARTS = ("image_tokenizer", "transformer", "scorer", "prior")
 """Names of the parts with weights."""
 PART_FILES = (*TEXT_TOKENIZER_FILES, *(f"{part}.safetensors" for part in PARTS))
 CARD_FILES = ("MODEL_CARD.md", "README.md")
@@ -83,7 +84,7 @@ def save_part(
 
     Args:
         model_dir: the checkpoint folder; created if missing.
-        part: `image_tokenizer`, `transformer` or `scorer`.
+        part: one of `PARTS`.
         module: holds the weights.
         config: plain values that the part's builder needs.
         trained_with: identities of the parts it was trained with, by name.
@@ -127,7 +128,7 @@ def copy_part(source: Path, part: str, model_dir: str | Path) -> str:
 
     Args:
         source: the checkpoint folder to copy from.
-        part: `image_tokenizer`, `transformer` or `scorer`.
+        part: one of `PARTS`.
         model_dir: the checkpoint folder to copy to; created if missing.
 
     Raises:
@@ -170,7 +171,7 @@ def read_part(model_dir: Path, part: str, *, weights: bool = True) -> Part:
 
     Args:
         model_dir: the checkpoint folder.
-        part: `image_tokenizer`, `transformer` or `scorer`.
+        part: one of `PARTS`.
         weights: read the tensors too; without them `Part.tensors` is empty, and only the header is checked.
 
     Raises:

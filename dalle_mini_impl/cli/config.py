@@ -1,5 +1,6 @@
 """`dalle config`: the config files that ship with the package."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,9 @@ def effective_values(name: str, path: Path) -> str:
 def load_stage_config(name: str, path: Path) -> Any:
     """Load the config of whichever training stage a file is for."""
     by_file_name = {stage.file_name: stage for stage in STAGES.values()}
-    # A file that is not named after its stage is a transformer's, such as 300m; if it is none, it does not load.
-    stage = by_file_name.get(path.stem, STAGES["transformer"])
-    try:
-        return load(stage.config, path)
-    except UserError as error:
-        if path.stem in by_file_name:
-            raise
-        raise UserError(
-            f"{name} is no training stage's config, and only those have defaults; leave out --all"
-        ) from error
+    if path.stem in by_file_name:
+        return load(by_file_name[path.stem].config, path)
+    for stage in ("transformer", "prior"):  # of which there are files with other names, such as 300m
+        with contextlib.suppress(UserError):
+            return load(STAGES[stage].config, path)
+    raise UserError(f"{name} is no training stage's config, and only those have defaults; leave out --all")

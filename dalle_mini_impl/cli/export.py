@@ -47,3 +47,20 @@ def dalle_pytorch(model: str, out: Path) -> None:
     with replace_file(out) as temporary:
         torch.save(content, temporary)
     click.echo(out)
+
+
+@export.command("prior-transformer", epilog=examples("dalle export prior-transformer runs/mine --out exported"))
+@click.argument("model")
+@out_option("Folder to write to.", required=True, folder=True)
+def prior_transformer(model: str, out: Path) -> None:
+    """Write MODEL's prior as a PriorTransformer of diffusers.
+
+    The noise schedule is written beside it, and the vectors of text ids, which only this package needs. MODEL is a
+    shipped name, a checkpoint folder or hf:USER/REPO.
+    """
+    from dalle_mini_impl.checkpoint.find import find_checkpoint
+    from dalle_mini_impl.checkpoint.parts import read_part
+    from dalle_mini_impl.interop.prior_transformer import export_prior
+
+    export_prior(read_part(find_checkpoint(model), "prior"), out)
+    click.echo(out)

@@ -1,4 +1,4 @@
-"""Shapes of the model parts: image tokenizer, stream, transformer, scorer. Frozen dataclasses; imports no torch."""
+"""Shapes of the parts: image tokenizer, stream, transformer, scorer, prior. Frozen dataclasses; imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -223,3 +223,23 @@ class ScorerConfig:
     sigmoid: bool = False
     """Train with the sigmoid loss, which treats each pair separately and has a learned bias (Zhai et al. 2023, SigLIP),
     instead of the contrastive loss over the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Shape of the prior, which draws image embeddings of a scorer for captions (Ramesh et al. 2022, DALL-E 2)."""
+
+    kind: str = "diffusion"
+    """`diffusion`, or `ar`: autoregressive over the principal components of embeddings."""
+    n_layer: Annotated[int, Interval(1, 10_000)] = 4
+    """Number of blocks."""
+    n_head: Width = 4
+    """Attention heads per block."""
+    n_embd: Width = 256
+    """C, width; even, and a multiple of `n_head`."""
+    text_length: Length = 24
+    """Text ids per caption, end-of-text included; longer captions are cut."""
+    components: Width = 64
+    """`ar`: how many principal components are predicted, in the order of their variance; at most D."""
+    buckets: Annotated[int, Interval(2, 2**16)] = 256
+    """`ar`: into how many equally frequent intervals each component is divided."""

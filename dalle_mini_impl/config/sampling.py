@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
+from dalle_mini_impl.config.ranges import Count, NonNegative
+
 RANKS = ("auto", "likelihood", "clip", "both", "none")
 """What can order candidates; `auto` is `both` where there is a scorer, otherwise `likelihood`."""
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 """Number formats that a transformer can compute in; `auto` is the fastest whose pictures are as good."""
+SAMPLERS = ("ddpm", "ddim", "dpmsolver++")
+"""Samplers of a diffusion prior, of the library `diffusers`."""
 MAX_ZOOM = 16
 """How many times larger than they were drawn pictures may be written."""
 
@@ -34,3 +38,19 @@ class SamplingConfig:
     """Sample pictures that tile: left and right, and top and bottom edges match. Takes four times as long."""
     transparent: bool = False
     """Make the ground of pictures transparent where it is plain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSamplingConfig:
+    """How image embeddings are drawn from a prior; saved with it."""
+
+    sampler: str = SAMPLERS[0]
+    """Sampler of a diffusion prior: `ddpm`, which adds noise in each step, or `ddim` or `dpmsolver++`, which do not."""
+    steps: Count = 64
+    """Steps of the sampler, at most 1,000."""
+    guidance: NonNegative = 1.0
+    """Classifier-free guidance scale; 1 switches it off."""
+    draws: Count = 2
+    """Embeddings drawn for each one that is needed; the one nearest to the text embedding is kept."""
+    temperature: NonNegative = 1.0
+    """Divides the logits of an autoregressive prior; 0 always takes the likeliest bucket."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from dalle_mini_impl.config.checkpoint import AboutConfig
 from dalle_mini_impl.config.data import AugmentConfig, DataConfig
-from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, TransformerConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, PriorConfig, ScorerConfig, TransformerConfig
 from dalle_mini_impl.config.ranges import (
     Batch,
     Count,
@@ -21,7 +21,7 @@ from dalle_mini_impl.config.ranges import (
     Share,
     Width,
 )
-from dalle_mini_impl.config.sampling import SamplingConfig
+from dalle_mini_impl.config.sampling import PriorSamplingConfig, SamplingConfig
 from dalle_mini_impl.config.scenes import ScenesConfig
 
 ORDERS = ("keyed", "permuted")
@@ -335,3 +335,29 @@ class ScorerRun:
     reconstructed_share: Share = 0.0
     """Share of training pictures that are encoded and decoded by the image tokenizer first, as the pictures to be
     ranked are decoded by it too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRun:
+    """Stage 6: captioned pictures + scorer -> prior."""
+
+    model: PriorConfig = field(default_factory=PriorConfig)
+    sampling: PriorSamplingConfig = field(default_factory=PriorSamplingConfig)
+    """How embeddings are drawn, in validation and wherever the prior is used."""
+    data: DataConfig = field(default_factory=DataConfig)
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    scorer: str = ""
+    """Scorer whose embeddings are predicted: shipped name, checkpoint folder, hf:NAME or open_clip:MODEL:PRETRAINED; if
+    empty, that of `run.model_dir`."""
+    text_tokenizer: str = ""
+    """SentencePiece model file; if empty, that of `run.model_dir`."""
+    language_weights: dict[str, NonNegative] = field(default_factory=dict)
+    """Relative frequency of captions by language code; languages not named have weight 1."""
+    bpe_dropout: Share = 0.1
+    """Probability of skipping a BPE merge in training captions (Provilkov et al. 2020)."""
+    condition_dropout: Share = 0.1
+    """Probability of training without caption and text embedding, which classifier-free guidance needs."""
+    validation_language: str = "en"
+    """Language of the captions in validation, for pictures that have it."""

@@ -1,4 +1,4 @@
-"""Builds networks from configs: the image tokenizer's, the transformer, CLIP."""
+"""Builds networks from configs: the image tokenizer's, the transformer, CLIP, the prior."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,13 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
 from dalle_mini_impl.checkpoint.parts import check_trained_with, load_module, read_part
-from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig, TransformerConfig
+from dalle_mini_impl.config.model import (
+    ImageTokenizerConfig,
+    PriorConfig,
+    ScorerConfig,
+    StreamConfig,
+    TransformerConfig,
+)
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.model import vqvae
 from dalle_mini_impl.model.blocks import Block, make_norm
@@ -22,6 +28,7 @@ from dalle_mini_impl.model.foreign.transformer import ForeignTransformer
 from dalle_mini_impl.model.image_prefix import ImagePrefix
 from dalle_mini_impl.model.masks import AttentionMask, contiguous_order, mask_matrix
 from dalle_mini_impl.model.patches import PatchLayout, PatchTransformer
+from dalle_mini_impl.model.prior import AnyPrior, ARPrior, DiffusionPrior
 from dalle_mini_impl.model.quantizers.gumbel import Gumbel
 from dalle_mini_impl.model.quantizers.learned import build_quantizer, encoder_width
 from dalle_mini_impl.model.stream import Stream
@@ -222,6 +229,21 @@ def build_clip(config: ScorerConfig, text_vocab: int, *, pad_id: int, eos_id: in
     """The CLIP model of a config, for a text tokenizer with these ids; see `CLIP`."""
     shape = {name: value for name, value in to_dict(config).items() if name != "fit"}
     return CLIP(**shape, text_vocab=text_vocab, pad_id=pad_id, eos_id=eos_id)
+
+
+def build_prior(config: PriorConfig, *, embed_dim: int, text_vocab: int, pad_id: int) -> AnyPrior:
+    """The prior of a config, for a scorer of this width and a text tokenizer with these ids.
+
+    Raises:
+        UserError: the kind is unknown, or the config's values do not fit together.
+    """
+    shape: dict[str, Any] = {name: getattr(config, name) for name in ("text_length", "n_layer", "n_head", "n_embd")}
+    shape |= {"embed_dim": embed_dim, "text_vocab": text_vocab, "pad_id": pad_id}
+    if config.kind == "diffusion":
+        return DiffusionPrior(**shape)
+    if config.kind != "ar":
+        raise UserError(f"expected kind diffusion or ar, got {config.kind!r}; change model.kind")
+    return ARPrior(components=config.components, buckets=config.buckets, **shape)
 
 
 def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer, StreamConfig]:

@@ -25,7 +25,10 @@ SIGMOID_LOGIT_BIAS = -10.0
 
 
 class ClipAttention(nn.Module):
-    """Multi-head self-attention, (B, n, C) -> same; `allowed` (B, n) is True where a position may be attended to."""
+    """Multi-head self-attention, (B, n, C) -> same.
+
+    `allowed` is True where a position may be attended to: (B, n) by all of a row, or (B, n, n) by each of them.
+    """
 
     def __init__(self, n_embd: int, n_head: int) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class ClipAttention(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three head c) -> three b head n c", three=3, head=self.n_head)
-        mask = None if allowed is None else allowed[:, None, None, :]
+        mask = None if allowed is None else allowed[:, None] if allowed.ndim == 3 else allowed[:, None, None, :]
         return self.out(rearrange(attend(q, k, v, mask), "b head n c -> b n (head c)"))
 
 
@@ -67,7 +70,7 @@ class ImageTower(nn.Module):
         self.blocks = nn.ModuleList(ClipBlock(n_embd, n_head) for _ in range(layers))
         self.norm = nn.LayerNorm(n_embd)
         self.project = nn.Linear(n_embd, embed_dim, bias=False)
-        _initialise(self, layers)
+        initialise(self, layers)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = rearrange(self.patches(pixels), "b c h w -> b (h w) c") + self.positions
@@ -98,7 +101,7 @@ class TextTower(nn.Module):
         self.blocks = nn.ModuleList(ClipBlock(n_embd, n_head) for _ in range(layers))
         self.norm = nn.LayerNorm(n_embd)
         self.project = nn.Linear(n_embd, embed_dim, bias=False)
-        _initialise(self, layers)
+        initialise(self, layers)
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def forward(self, text_ids: Tensor) -> Tensor:
@@ -224,8 +227,8 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
-def _initialise(tower: nn.Module, layers: int) -> None:
-    """Weights N(0, 1/fan_in); the layers that add to the residual stream are scaled down by the depth."""
+def initialise(tower: nn.Module, layers: int) -> None:
+    """Weights N(0, 1/fan_in); the layers of blocks that add to the residual stream are scaled down by the depth."""
     for module in tower.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

@@ -1,4 +1,4 @@
-"""The five training stages in order, and the command that runs one. Imports no torch.
+"""The training stages in order, and the command that runs one. Imports no torch.
 
 `dalle train STAGE …`, `python -m dalle_mini_impl.train.<stage> …` and both under `accelerate launch` run the same
 command. Reading the config comes before importing the stage, so that a slip in it shows at once.
@@ -18,7 +18,14 @@ from typing import Any
 import click
 
 from dalle_mini_impl.config.keys import ConfigSection, config_sections
-from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun, ScorerRun, TextTokenizerRun, TransformerRun
+from dalle_mini_impl.config.training import (
+    EncodeRun,
+    ImageTokenizerRun,
+    PriorRun,
+    ScorerRun,
+    TextTokenizerRun,
+    TransformerRun,
+)
 from dalle_mini_impl.config.yaml_io import build_checked, read_values
 from dalle_mini_impl.util.command_line import run_program
 from dalle_mini_impl.util.files import check_folder_output, only_writer
@@ -61,9 +68,12 @@ STAGES = {
         Stage("encode", "pictures + image tokenizer -> token cache", EncodeRun, can_resume=False),
         Stage("transformer", "token cache + text tokenizer -> transformer", TransformerRun),
         Stage("scorer", "captioned pictures + text tokenizer -> CLIP scorer", ScorerRun),
+        Stage("prior", "captioned pictures + scorer -> prior over its embeddings", PriorRun),
     )
 }
 """By name, in the order in which they are run; each needs what those before it made."""
+WHOLE_STAGES = {name: stage for name, stage in STAGES.items() if name != "prior"}
+"""Those of `dalle train all`."""
 
 
 class StageCommand(click.Command):
@@ -89,7 +99,8 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
         main: the `main` of its module; None imports the module when the command runs.
     """
     number = list(STAGES).index(stage.name) + 1
-    example = f"dalle train {stage.name} --config configs/small/{stage.file_name}.yaml"
+    folder = "small" if stage.name in WHOLE_STAGES else "emoji"
+    example = f"dalle train {stage.name} --config configs/{folder}/{stage.file_name}.yaml"
 
     def run(config: str, resume: bool, overrides: tuple[str, ...]) -> None:
         settings = load_settings(stage, config, overrides, resume and stage.can_resume)

@@ -1,12 +1,14 @@
 """Description of checkpoints, and agreement of the shipped one's figures with the measurements."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from helpers.models import SAMPLING
+from helpers.priors import add_prior
 
 from dalle_mini_impl.checkpoint import parts as checkpoint
 from dalle_mini_impl.checkpoint.describe import checkpoint_info, info_lines
@@ -32,7 +34,7 @@ def folder(tiny_model, tmp_path):
 def test_info_lines_describe_every_part(tiny_model):
     facts = checkpoint_info(tiny_model)
     lines = info_lines(facts)
-    identities = {name: facts[name]["identity"] for name in ("text_tokenizer", *checkpoint.PARTS)}
+    identities = {name: facts[name]["identity"] for name in ("text_tokenizer", *checkpoint.PARTS) if name in facts}
     words = identities["text_tokenizer"]
     assert lines[0] == f"checkpoint: {checkpoint.fingerprint(tiny_model)}"
     assert lines[2] == f"text tokenizer: 367 ids; {facts['text_tokenizer']['megabytes']} MB, identity {words}"
@@ -45,6 +47,15 @@ def test_info_lines_describe_every_part(tiny_model):
     assert f"; {numbers:,} weights, {facts['scorer']['megabytes']} MB, identity {identities['scorer']}; " in lines[5]
     assert lines[6].startswith("sampling: temperature 0.9, top_k 53, ")
     assert lines[7:] == ["languages: not said", "licence: not said", "trained on: not said", "measured: not said"]
+
+
+def test_info_lines_describe_a_prior(tiny_model, tmp_path):
+    folder = add_prior(shutil.copytree(tiny_model, tmp_path / "model"), "ar")
+    (line,) = [line for line in info_lines(checkpoint_info(folder)) if line.startswith("prior: ")]
+    assert line.startswith(
+        "prior: ar prior of 1 layers of width 12 with 2 heads over 9 text ids and 5 components of 16 "
+    )
+    assert re.search(r"; trained with text tokenizer \w{16} and embeddings \w{16}$", line)
 
 
 def test_json_of_the_previous_version_is_read_with_a_warning(tiny_model):
@@ -67,7 +78,7 @@ def test_info_lines_name_masks_and_a_missing_bos(tiny_model):
 def test_megabytes_are_those_of_the_files():
     folder = find_checkpoint("emoji")
     facts, total = checkpoint_info(folder), 0.0
-    files = {part: folder / f"{part}.safetensors" for part in checkpoint.PARTS}
+    files = {path.stem: path for path in folder.glob("*.safetensors")}
     for name, path in {"text_tokenizer": folder / "text_tokenizer.model", **files}.items():
         size = path.stat().st_size / 1e6
         assert abs(facts[name]["megabytes"] - size) <= 0.05

@@ -19,14 +19,15 @@ from dalle_mini_impl.model.build import build_clip, build_transformer
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.masks import mask_matrix
 from dalle_mini_impl.model.quantizers.learned import encoder_width
-from dalle_mini_impl.train.stages import STAGES, load_settings
+from dalle_mini_impl.train.stages import WHOLE_STAGES, load_settings
 
 PACKAGE = Path(dalle_mini_impl.__file__).parent
 ROOT = PACKAGE.parent
 LAUNCHERS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))  # tested in bench/test_compare.py
 DALLE1 = sorted((ROOT / "configs/dalle1").glob("*.yaml"))  # transformers only
-CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS, *DALLE1})
+PRIORS = [ROOT / "configs/emoji/prior.yaml", *sorted((ROOT / "configs/unclip").glob("*.yaml"))]
+CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS, *DALLE1, *PRIORS})
 
 IMAGE_TOKENIZER_ONLY = {"vqgan", "dvae"}
 """Folders with the config of an image tokenizer only; its other stages are those of configs/emoji."""
@@ -50,9 +51,9 @@ def test_every_config_folder_has_a_config_for_every_stage():
         assert {path.stem for path in CONFIGS if path.parent.name == folder} == stages, folder
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *DALLE1], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", [*CONFIGS, *DALLE1, *PRIORS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_parses_differs_from_the_defaults_and_has_no_absolute_path(path):
-    kind = RUNS.get(path.stem, runs.TransformerRun)
+    kind = runs.PriorRun if path in PRIORS else RUNS.get(path.stem, runs.TransformerRun)
     config: object = load(kind, path)
     assert config != kind()
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -143,10 +144,19 @@ def test_configs_of_a_folder_build_models_that_fit_together(folder):
         assert run.batch_size % run.accumulation == 0
 
 
+def test_the_emoji_prior_fits_the_stages_before_it():
+    prior, scorer = (load(kind, ROOT / f"configs/emoji/{name}.yaml") for name, kind in
+                     (("prior", runs.PriorRun), ("scorer", runs.ScorerRun)))  # fmt: skip
+    assert prior.run.model_dir == scorer.run.model_dir
+    assert prior.run.state_dir != scorer.run.state_dir
+    assert (prior.data, prior.language_weights) == (scorer.data, scorer.language_weights)
+    assert prior.model.text_length == scorer.model.text_length
+
+
 def test_configs_that_start_from_the_shipped_model_fit_it_and_each_other():
     configs: dict[str, Any] = {
         stage.file_name: load_settings(stage, str(ROOT / f"configs/{FROM_EMOJI}/{stage.file_name}.yaml"))
-        for stage in STAGES.values()
+        for stage in WHOLE_STAGES.values()
         if stage.file_name != "text_tokenizer"
     }
     for name in ("image_tokenizer", "transformer", "scorer"):

@@ -6,12 +6,19 @@ import math
 import pytest
 
 from dalle_mini_impl.config.ranges import Interval, check_ranges
-from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun, ScorerRun, TextTokenizerRun, TransformerRun
+from dalle_mini_impl.config.training import (
+    EncodeRun,
+    ImageTokenizerRun,
+    PriorRun,
+    ScorerRun,
+    TextTokenizerRun,
+    TransformerRun,
+)
 from dalle_mini_impl.config.yaml_io import from_dict, load
 from dalle_mini_impl.util.errors import UserError
 
 
-@pytest.mark.parametrize("kind", [TextTokenizerRun, ImageTokenizerRun, EncodeRun, TransformerRun, ScorerRun])
+@pytest.mark.parametrize("kind", [TextTokenizerRun, ImageTokenizerRun, EncodeRun, TransformerRun, ScorerRun, PriorRun])
 def test_defaults_are_in_their_ranges(kind):
     check_ranges(kind())
 

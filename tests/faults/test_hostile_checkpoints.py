@@ -11,6 +11,7 @@ import torch
 from helpers.foreign_dalle_pytorch import dalle_file_content
 from helpers.foreign_examples import DISCRETE_VAE, DVAE_DECODER, DVAE_ENCODER, LLAMAGEN, VQGAN
 from helpers.hostile import JSON_VALUES, MakesFolder, in_small_child, mutate_bytes, mutate_json
+from helpers.priors import add_prior
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -28,6 +29,7 @@ from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.text.json_tokenizer import JsonTokenizer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.stages import STAGES
+from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.errors import UserError
 
 ROW = "hostile checkpoints and imports"
@@ -37,7 +39,7 @@ ROW = "hostile checkpoints and imports"
 def folder(tiny_model, tmp_path, monkeypatch):
     """A copy of the checkpoint that a test may change, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    return shutil.copytree(tiny_model, tmp_path / "model")
+    return add_prior(shutil.copytree(tiny_model, tmp_path / "model"), "ar")
 
 
 def write_part(part, config=None, tensors=None, trained_with=None):
@@ -56,6 +58,7 @@ def use(folder):
     info_lines(checkpoint_info(folder))
     model = DalleMini.from_pretrained(folder, "cpu", "fp32")
     model.generate("a red heart", candidates=1, keep=1, seed=0)
+    Prior.from_pretrained(folder, model.scorer).draw(["a red heart"], [0])
 
 
 def check(cases, report, row=ROW, what=""):

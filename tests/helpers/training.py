@@ -35,8 +35,8 @@ from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.train.stream_batch import make_batch
 
 ROOT = Path(__file__).parents[2]
-STAGES = [stage.file_name for stage in stages.STAGES.values()]
-"""In order, with underscores as in the names of their files."""
+STAGES = [stage.file_name for stage in stages.WHOLE_STAGES.values()]
+"""Those of `dalle train all` in order, with underscores as in the names of their files."""
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 180, 60),
@@ -87,7 +87,7 @@ def make_pictures(folder: Path) -> Path:
 
 
 def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
-    """Settings of all five stages that work in `home`; batches of 12, full precision, 10 steps."""
+    """Settings of all stages that work in `home`; batches of 12, full precision, 10 steps."""
     augment = {"flip": 0.5, "background": 0.25}  # a variety of ids in spite of few steps
     data = {"source": str(pictures), "store": str(home / "store"), "store_size": 32, "validation": 0.2}
     words = str(home / "words.model")
@@ -157,6 +157,20 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
             "reconstructed_share": 0.5,
             "optimizer": optimizer,
             "run": run("scorer"),
+        },
+        "prior": {
+            "model": {
+                "kind": "ar",
+                "n_layer": 1,
+                "n_head": 2,
+                "n_embd": 16,
+                "text_length": 11,
+                "components": 5,
+                "buckets": 6,
+            },
+            "data": data,
+            "optimizer": optimizer,
+            "run": run("prior"),
         },
     }
 

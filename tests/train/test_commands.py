@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from helpers.training import DEADLINE, STAGES, environment, python
+from helpers.training import DEADLINE, RUNS, environment, python
 
 from dalle_mini_impl.cli import dalle
 from dalle_mini_impl.config.keys import ConfigKey, ConfigSection, config_sections
@@ -20,7 +20,7 @@ from dalle_mini_impl.train.stages import format_section, stage_command
 def called(monkeypatch):
     """Calls of a stage's `main`, which does nothing else."""
     calls: list[Any] = []
-    for name in STAGES:
+    for name in RUNS:
         module = __import__(f"dalle_mini_impl.train.{name}", fromlist=["main"])
         monkeypatch.setattr(module, "main", lambda *arguments, name=name: calls.append((name, *arguments)))
     return calls
@@ -29,7 +29,7 @@ def called(monkeypatch):
 def test_the_group_lists_the_stages_in_order(run):
     lines = run("train", "--help").splitlines()
     names = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]]
-    assert names == ["all", "text-tokenizer", "image-tokenizer", "encode", "transformer", "scorer"]
+    assert names == ["all", "text-tokenizer", "image-tokenizer", "encode", "transformer", "scorer", "prior"]
 
 
 def test_the_command_runs_its_stage_with_config_and_overrides(run, untrained, called):
@@ -85,7 +85,7 @@ def test_an_interrupted_stage_names_resume(untrained):
 def test_help_lists_every_key(run, name):
     stage = stages.STAGES[name]
     lines = run("train", name, "--help").splitlines()
-    assert f"  Stage {[*stages.STAGES].index(name) + 1} of 5: {stage.summary}." in lines
+    assert f"  Stage {[*stages.STAGES].index(name) + 1} of {len(stages.STAGES)}: {stage.summary}." in lines
     words = [line.split() for line in lines]
     for section in config_sections(stage.config):
         for key in section.keys:

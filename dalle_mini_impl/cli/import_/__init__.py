@@ -19,6 +19,9 @@ SECTIONS = {
     "Text tokenizers": {
         "text-tokenizer": "CLIP's, BERT's, YouTokenToMe's, tokenizer.json.",
     },
+    "Priors": {
+        "prior-transformer": "A PriorTransformer of diffusers, trained here.",
+    },
 }
 """Heading -> command -> its line in `dalle import --help`."""
 

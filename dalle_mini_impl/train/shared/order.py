@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from dalle_mini_impl.config.training import ORDERS, ImageTokenizerRun, RunConfig, ScorerRun, TransformerRun
+from dalle_mini_impl.config.training import ORDERS, ImageTokenizerRun, PriorRun, RunConfig, ScorerRun, TransformerRun
 from dalle_mini_impl.train.shared.state import saved_record
 from dalle_mini_impl.util.errors import UserError
 
-Training = TypeVar("Training", ImageTokenizerRun, TransformerRun, ScorerRun)
+Training = TypeVar("Training", ImageTokenizerRun, TransformerRun, ScorerRun, PriorRun)
 
 _, PERMUTED = ORDERS
 ROUNDS = 16

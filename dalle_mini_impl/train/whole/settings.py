@@ -19,7 +19,7 @@ from dalle_mini_impl.config.presets import PresetConfig, PresetTable
 from dalle_mini_impl.config.shipped import FOLDER
 from dalle_mini_impl.config.yaml_io import build_checked, read_values, to_dict
 from dalle_mini_impl.train.shared.start import complete_settings
-from dalle_mini_impl.train.stages import STAGES, Stage
+from dalle_mini_impl.train.stages import WHOLE_STAGES, Stage
 from dalle_mini_impl.train.whole.folder import RunFolder
 from dalle_mini_impl.train.whole.pictures import PictureFacts
 from dalle_mini_impl.util.errors import UserError
@@ -47,7 +47,7 @@ def divide_settings(settings: Iterable[str]) -> Settings:
     Raises:
         UserError: one names no setting, or one that follows from the folder or the time.
     """
-    divided: Settings = {stage.file_name: [] for stage in STAGES.values()}
+    divided: Settings = {stage.file_name: [] for stage in WHOLE_STAGES.values()}
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign or not key:
@@ -84,7 +84,7 @@ def keys_of(stage: str) -> tuple[str, ...]:
 
 def stage_of(file_name: str) -> Stage:
     """The stage whose files have that name."""
-    return STAGES[file_name.replace("_", "-")]
+    return WHOLE_STAGES[file_name.replace("_", "-")]
 
 
 def preset_settings(preset: PresetConfig, pictures: int) -> Settings:
@@ -142,7 +142,7 @@ def load_settings(
     """
     home = Path(preset.name) if "/" in preset.name else Path(FOLDER) / preset.name
     configs: dict[str, Any] = {}
-    for stage in STAGES.values():
+    for stage in WHOLE_STAGES.values():
         path = find_shipped(home / f"{stage.file_name}.yaml")
         values = read_values(
             stage.config, path, [setting for change in changes for setting in change.get(stage.file_name, ())]
@@ -176,7 +176,7 @@ def write_config(path: Path, stage: str, config: Any) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    number = [known.file_name for known in STAGES.values()].index(stage) + 1
+    number = [known.file_name for known in WHOLE_STAGES.values()].index(stage) + 1
     lines = [
         f"# Stage {number} as dalle train all planned it. The same by hand:",
         f"# dalle train {stage_of(stage).name} --config {path}",

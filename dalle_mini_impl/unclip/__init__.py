@@ -1,0 +1,4 @@
+"""unCLIP, the method of DALL-E 2 (Ramesh et al. 2022): image embeddings of a scorer, drawn for captions by a prior.
+
+`prior` draws them, by the samplers of `schedule`.
+"""
