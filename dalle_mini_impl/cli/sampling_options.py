@@ -25,7 +25,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PICTURE_FILE, OutputFolder
-from dalle_mini_impl.config.sampling import MAX_ZOOM, RANKS
+from dalle_mini_impl.config.sampling import MAX_ZOOM, PRIORS, RANKS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import printable
@@ -62,6 +62,11 @@ sampling_options = add_options(
             help="How much to follow the prompt; 1 is off.  [default: the model's]",
         ),
         click.option("--negative", default="", help="What the pictures should not show."),
+        click.option(
+            "--prior",
+            type=click.Choice(PRIORS),
+            help="What gives each picture an image embedding to draw (DALL-E 2).  [default: the model's]",
+        ),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
         click.option(
             "--diversity",
@@ -161,7 +166,7 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
                 f"leave one out"
             )
     sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile", "transparent")
-    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
+    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", "prior", *sampling)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:
             raise UserError(

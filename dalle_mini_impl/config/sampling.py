@@ -8,6 +8,9 @@ RANKS = ("auto", "likelihood", "clip", "both", "none")
 """What can order candidates; `auto` is `both` where there is a scorer, otherwise `likelihood`."""
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 """Number formats that a transformer can compute in; `auto` is the fastest whose pictures are as good."""
+PRIORS = ("auto", "none", "text", "diffusion", "ar")
+"""Where image embeddings for a prompt come from: nowhere, its text embedding, or a prior of a kind; `auto` is the prior
+of the checkpoint, if it has one."""
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++")
 """Samplers of a diffusion prior, of the library `diffusers`."""
 MAX_ZOOM = 16
@@ -38,6 +41,10 @@ class SamplingConfig:
     """Sample pictures that tile: left and right, and top and bottom edges match. Takes four times as long."""
     transparent: bool = False
     """Make the ground of pictures transparent where it is plain."""
+    prior: str = "auto"
+    """What gives each candidate an image embedding to draw: the checkpoint's prior (`diffusion` or `ar`, as it has),
+    the prompt's own embedding (`text`), nothing (`none`), or `auto`: the prior, if there is one and the transformer
+    was trained with embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)

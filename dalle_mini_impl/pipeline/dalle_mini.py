@@ -23,6 +23,7 @@ from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canv
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.picture_embed import Embedding, to_numbers
 from dalle_mini_impl.pipeline.previews import generate_previews
+from dalle_mini_impl.pipeline.prior_embeds import with_prior
 from dalle_mini_impl.pipeline.ranking import describe_scorer, finish, recommended_rank
 from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
 from dalle_mini_impl.pipeline.results import Preview, Result
@@ -32,13 +33,14 @@ from dalle_mini_impl.sampling.packing import choose_precision, pack
 from dalle_mini_impl.sampling.requests import IdRequest
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
+from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.devices import choose_device
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
 
 class DalleMini:
-    """A loaded model: tokenizers, transformer and, where the checkpoint has one, a scorer.
+    """A loaded model: tokenizers, transformer and, where the checkpoint has them, a scorer and a prior.
 
     Args:
         text_tokenizer: str <-> text ids.
@@ -48,6 +50,7 @@ class DalleMini:
         scorer: the checkpoint's own CLIP scorer; None leaves ranking to the transformer's likelihood.
         sampling: recommended sampling settings.
         source: what results record about the model: `model`, `checkpoint` (a hash) and `precision`.
+        prior: draws image embeddings of that scorer for prompts (DALL-E 2); None for none.
     """
 
     def __init__(
@@ -59,13 +62,14 @@ class DalleMini:
         scorer: Scorer | None,
         sampling: SamplingConfig,
         source: dict[str, str],
+        prior: Prior | None = None,
     ) -> None:
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
         self.transformer = transformer
         self.stream = stream
         self.sampling = sampling
-        self.source = source
+        self.source, self.prior = source, prior
         self._scorer = self._own_scorer = scorer
         self.scorer_source: dict[str, str] | None = None
         """What results record of a scorer that was set: name and identity; None for the checkpoint's own."""
@@ -81,9 +85,6 @@ class DalleMini:
             precision: of the transformer: `fp32`, `bf16`, `int8` (weights alone, CPU), or `auto`: bf16 on CUDA
                 and on a CPU with a C compiler, fp32 elsewhere.
 
-        Returns:
-            The model, ready to generate.
-
         Raises:
             UserError: the checkpoint is missing, incomplete or mixed, or there is no such device or precision.
         """
@@ -94,15 +95,16 @@ class DalleMini:
         precision = choose_precision(precision, transformer)
         decoder = pack(transformer, precision, stream.image_range)
         del transformer  # frees the weights that the decoder does not share
-        has_scorer = (folder / "scorer.safetensors").is_file()
+        scorer = Scorer.from_pretrained(folder, device) if (folder / "scorer.safetensors").is_file() else None
         return cls(
             text_tokenizer=load_text_tokenizer(folder),
             image_tokenizer=ImageTokenizer.from_pretrained(folder, device),
             transformer=decoder,
             stream=stream,
-            scorer=Scorer.from_pretrained(folder, device) if has_scorer else None,
+            scorer=scorer,
             sampling=settings.load_settings(folder).sampling,
             source={"model": str(name), "checkpoint": fingerprint(folder), "precision": precision},
+            prior=Prior.find(folder, scorer, device),
         )
 
     @property
@@ -163,6 +165,7 @@ class DalleMini:
         half is dropped after 3/16 of the ids to sample, and again after 7/16.
         With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the ids at the edges
         are sampled again with the opposite edge in their context, where that makes the rolled picture likelier.
+        With `prior` each candidate gets an image embedding of its own, drawn for the prompt (DALL-E 2).
 
         Args:
             prompt: the caption, in any language the model was trained on; cut with a warning where it is too long.
@@ -179,15 +182,14 @@ class DalleMini:
             progress: called with the number of image ids that each step has sampled; all calls add up to every id of
                 every candidate, four times that with `tile`.
             canvas: a picture some of whose ids are known; `complete` and `variations` make one.
-            **sampling: `temperature`, `top_k`, `top_p`, `guidance`, `rank`, `diversity`, `prune`, `tile`,
-                `transparent`, as in `SamplingConfig`; the model's recommendation where left out or None.
+            **sampling: settings of `SamplingConfig`; the model's recommendation where left out or None.
 
         Returns:
             The kept candidates, best first.
 
         Raises:
             UserError: a number is out of range, a sampling setting is unknown, the model was trained without image
-                embeddings or with others, or `rank` needs a scorer and there is none.
+                embeddings or with others, or `rank` needs a scorer, or `prior` one, and there is none.
         """
         request = {"prompt": prompt, "candidates": candidates, "keep": keep, "seed": seed, "negative": negative}
         request |= {"image_embed": image_embed, "seeds": seeds, "canvas": canvas, **sampling}
@@ -308,9 +310,8 @@ class DalleMini:
             UserError: as `generate`, or `show` or `share` is out of range.
         """
         request = self.request(prompt, **options)
-        generated = yield from generate_previews(
-            self.transformer, self.stream, request, self.decode, show=show, share=share
-        )
+        shown = {"show": show, "share": share}
+        generated = yield from generate_previews(self.transformer, self.stream, request, self.decode, **shown)
         result = self._finish(request, generated)
         yield Preview(1.0, [candidate.image for candidate in result], result)
 
@@ -321,14 +322,13 @@ class DalleMini:
         bound = inspect.signature(self.generate).bind(prompt, **options)
         bound.apply_defaults()
         given = bound.arguments
-        count = len(given["seeds"]) if given["seeds"] else given["candidates"]
-        ids, vocab = self.stream.image_length, self.stream.config.image_vocab
-        pixels = ids * self.image_tokenizer.config.factor**2
-        has_scorer = self._scorer is not None
-        check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, has_scorer)
+        ids, count = self.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
+        pixels, vocab = ids * self.image_tokenizer.config.factor**2, self.stream.config.image_vocab
+        check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, self.has_scorer)
         given["image_embed"] = to_numbers(given["image_embed"], self._own_scorer, self.stream)
         request = make_request(encode=self.encode, recommended=recommended, **given)
         request = request.with_rank("likelihood" if self._scorer is None else "both")
+        request = with_prior(request, self.prior, self._own_scorer, self.stream)
         if request.sampling.rank not in ("clip", "both"):
             return request
         return dataclasses.replace(request, scorer=self.scorer, scorer_source=self.scorer_source)

@@ -43,6 +43,8 @@ class GenerationRequest:
     """Ranks by cosine, alone or together with the likelihood; None leaves ranking to the transformer."""
     scorer_source: dict[str, str] | None = None
     """Name and identity of a scorer that is not the checkpoint's own."""
+    image_embeds: Sequence[Sequence[float]] = ()
+    """One for each seed, from `sampling.prior`; empty without."""
 
     @property
     def ids(self) -> IdRequest:
@@ -54,6 +56,7 @@ class GenerationRequest:
             self.sampling,
             self.keep if prunes else None,
             self.canvas.known if self.canvas else None,
+            self.image_embeds,
         )
 
     def with_rank(self, rank: str) -> "GenerationRequest":

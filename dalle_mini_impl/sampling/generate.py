@@ -184,7 +184,7 @@ class _Begun(NamedTuple):
 
 def _begin(transformer: Decoder, stream: Stream, batch: Sequence[Piece], before: _Begun | None) -> _Begun:
     """Run the starts of a batch, unless that was done for the batch before."""
-    starts = list(dict.fromkeys(one for piece in batch for one in piece.starts))
+    starts = list(dict.fromkeys(one for piece in batch for one in (*piece.starts, piece.negative_start) if one))
     if before is not None and list(before.rows) == starts:
         return before
     prefix = stream.prefix([one.text_ids for one in starts]).to(transformer.device)
@@ -204,20 +204,20 @@ def _candidates(stream: Stream, begun: _Begun, batch: Sequence[Piece]) -> Candid
     columns: list[list[Tensor]] = [[] for _ in Candidates._fields]
     for number, piece in enumerate(batch):
         count, known = len(piece.seeds), piece.known
-        rows = [uniform_rows(seed, stream.image_length, 2) for seed in piece.seeds]
-        for_ids, for_redraw = torch.stack(rows).unbind(1)
+        uniforms = [uniform_rows(seed, stream.image_length, 2) for seed in piece.seeds]
+        for_ids, for_redraw = torch.stack(uniforms).unbind(1)
         redraw = stream.to_order(known.redraw.cpu()) & (for_redraw < known.redraw_probability)
         image_ids = stream.to_order(known.image_ids.cpu().to(torch.int64))
         if image_ids.ndim == 2:
             image_ids = image_ids[piece.first : piece.first + count]
-        row = begun.rows[piece.starts[0]]
+        rows = [begun.rows[one] for one in piece.starts]
         values = (
             for_ids,
             redraw,
             image_ids.expand(count, -1),
             torch.arange(piece.first, piece.first + count),
             torch.full((count,), number),
-            begun.log_likelihood[row].expand(count),
+            begun.log_likelihood[rows],
         )
         for column, value in zip(columns, values, strict=True):
             column.append(value.to(begun.log_likelihood.device))
@@ -230,8 +230,8 @@ def _steps(transformer: Decoder, stream: Stream, begun: _Begun, batch: Sequence[
     settings = RowSettings.of([piece.request.sampling for piece in batch for _ in piece.seeds], now.image_ids.device)
     pieces = [piece for piece in batch for _ in piece.seeds]
     rows: dict[str, Any] = {
-        "captions": [begun.rows[piece.starts[0]] for piece in pieces],
-        "negatives": [begun.rows[piece.starts[1]] if piece.is_guided else None for piece in pieces],
+        "captions": [begun.rows[one] for piece in batch for one in piece.starts],
+        "negatives": [begun.rows[piece.negative_start] if piece.negative_start else None for piece in pieces],
         "scales": [piece.request.sampling.guidance for piece in pieces],
     }
     if isinstance(transformer, GraphDecoder):

@@ -86,22 +86,22 @@ def _walk(
     transformer: Decoder, stream: Stream, prompt: Prompt, guidance: float, choose: Callable[[Tensor], int]
 ) -> None:
     """Choose the ids of one picture one after another, each given the cumulative distribution (K,) over all ids."""
-    captions = [prompt.text_ids, prompt.negative_ids][: 1 + (guidance != 1)]
-    prefix = stream.prefix(captions).to(transformer.device)
-    prompts = run_prompts(transformer, prefix)
-    rows = GuidedContinuations(
+    rows = slice(1 + (guidance != 1))
+    prefix = stream.prefix([prompt.text_ids, prompt.negative_ids][rows]).to(transformer.device)
+    image_embed = stream.embeddings([prompt.image_embed, ()][rows])
+    continuations = GuidedContinuations(
         transformer,
-        prompts,
+        run_prompts(transformer, prefix, image_embed),
         captions=[0],
         negatives=[1 if guidance != 1 else None],
         scales=[guidance],
         capacity=stream.length,
     )
     for cell in range(stream.image_length):
-        _, logits = rows.next_logits(stream.image_range)
+        _, logits = continuations.next_logits(stream.image_range)
         probabilities = logits[0].double().cpu().softmax(-1)
         least = min(LEAST_PROBABILITY, 0.5 / len(probabilities))
         cumulative = (probabilities * (1 - least * len(probabilities)) + least).cumsum(-1)
         chosen = choose(cumulative)
         if cell + 1 < stream.image_length:
-            rows.append(torch.tensor([chosen + stream.image_offset], device=transformer.device))
+            continuations.append(torch.tensor([chosen + stream.image_offset], device=transformer.device))

@@ -57,6 +57,8 @@ class IdRequest:
     watch: Watch | None = None
     """Follows the request while it is sampled. Where it is not wanted any more, the candidates that are being decoded
     are dropped, and its result lacks them."""
+    image_embeds: Sequence[Sequence[float]] = ()
+    """An image embedding for each seed, in place of that of the prompt; none for the prompt's."""
 
 
 class PromptStart(NamedTuple):
@@ -90,10 +92,16 @@ class Piece(NamedTuple):
 
     @property
     def starts(self) -> list[PromptStart]:
-        """What its rows continue: the caption and, with guidance, the negative caption, each with the shared ids."""
+        """What the row of each candidate continues: the caption, its image embedding and the shared ids."""
         prompt = self.request.prompt
-        start = PromptStart(tuple(prompt.text_ids), self.shared, tuple(prompt.image_embed))
-        return [start, PromptStart(tuple(prompt.negative_ids), self.shared)] if self.is_guided else [start]
+        own = self.request.image_embeds[self.first : self.first + len(self.seeds)]
+        embeds = own or [prompt.image_embed] * len(self.seeds)
+        return [PromptStart(tuple(prompt.text_ids), self.shared, tuple(embed)) for embed in embeds]
+
+    @property
+    def negative_start(self) -> PromptStart | None:
+        """With guidance, what their second rows continue."""
+        return PromptStart(tuple(self.request.prompt.negative_ids), self.shared) if self.is_guided else None
 
 
 def choose_chunk(transformer: Decoder, stream: Stream) -> int:
@@ -115,7 +123,12 @@ def divide(stream: Stream, requests: Iterable[IdRequest], chunk: int, pruned_chu
         if not seeds:
             raise UserError("expected at least one seed, got none; give one per candidate")
         validate_sampling(request.sampling, stream.config.image_vocab)
-        stream.embeddings([request.prompt.image_embed])
+        stream.embeddings(request.image_embeds or [request.prompt.image_embed])
+        if request.image_embeds and len(request.image_embeds) != len(seeds):
+            raise UserError(
+                f"expected an image embedding for each of {len(seeds)} seeds, got {len(request.image_embeds)}; give as "
+                f"many"
+            )
         known = request.known or KnownIds.none(stream.config.grid)
         known.validate(stream, len(seeds))
         shared = tuple(known.shared_prefix(stream).tolist())

@@ -26,6 +26,7 @@ from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.unclip.schedule import check_prior_sampling, make_scheduler
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.read_files import is_file
 
 SPACE = "embeddings"
 """Name in `trained_with` of a prior for the identity of the scorer as `scorer_identity` has it: that of any scorer."""
@@ -77,6 +78,18 @@ class Prior:
         shape = {"embed_dim": scorer.model.embed_dim, "text_vocab": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
         network = load_module(lambda: build_prior(config, **shape), part, device)
         return cls(network, scorer, tokenizer, sampling, part.identity)
+
+    @classmethod
+    def find(cls, folder: Path, scorer: Scorer | None, device: str = "cpu") -> "Prior | None":
+        """The prior in a checkpoint folder, if there is one over the embeddings of the scorer beside it.
+
+        Raises:
+            UserError: as `from_pretrained`.
+        """
+        if scorer is None or not is_file(folder / "prior.safetensors"):
+            return None
+        is_own = "scorer" in read_part(folder, "prior", weights=False).trained_with
+        return cls.from_pretrained(folder, scorer, device) if is_own else None
 
     @property
     def kind(self) -> str:

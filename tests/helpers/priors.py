@@ -1,10 +1,10 @@
-"""Small priors with random weights."""
+"""Small priors with random weights, and transformers that take what they draw."""
 
 from pathlib import Path
 
 import torch
 
-from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.parts import read_part, save_part
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
 from dalle_mini_impl.config.model import PriorConfig
 from dalle_mini_impl.config.sampling import PriorSamplingConfig
@@ -15,7 +15,7 @@ from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.unclip.prior import SPACE
-from helpers.models import CAPTIONS, randomise
+from helpers.models import CAPTIONS, TRANSFORMER, make_transformer, randomise
 
 
 def add_prior(folder: Path, kind: str, **sampling: object) -> Path:
@@ -29,5 +29,20 @@ def add_prior(folder: Path, kind: str, **sampling: object) -> Path:
         network.fit(embeds, embeds.flip(0))
     settings = {"prior": to_dict(config), "sampling": to_dict(PriorSamplingConfig(**{"steps": 5, **sampling}))}
     identities = {"text_tokenizer": tokenizer.identity, SPACE: scorer_identity(scorer)}
+    identities["scorer"] = read_part(folder, "scorer", weights=False).identity
     save_part(folder, "prior", network, settings, identities, torch.float32)
+    return folder
+
+
+def take_embeddings(folder: Path) -> Path:
+    """Give a checkpoint a transformer that takes embeddings of its scorer, with random weights."""
+    width = Scorer.from_pretrained(folder).model.embed_dim
+    trained_with = read_part(folder, "transformer", weights=False).trained_with
+    (folder / "transformer.safetensors").unlink()
+    transformer, stream = make_transformer(embed_dim=width)
+    with torch.no_grad():
+        transformer.image_prefix.project.weight *= 3  # so that pictures depend on it much
+    config = {"stream": to_dict(stream.config), "transformer": to_dict(TRANSFORMER)}
+    scorer = read_part(folder, "scorer", weights=False).identity
+    save_part(folder, "transformer", transformer, config, {"scorer": scorer, **trained_with})
     return folder

@@ -7,11 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers.models import SCORER, TRANSFORMER, make_transformer
+from helpers.models import SCORER
+from helpers.priors import take_embeddings
 from PIL import Image
 
-from dalle_mini_impl.checkpoint.parts import read_part, save_part
-from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.picture_embed import from_text, to_text
 from dalle_mini_impl.pipeline.recorded import parse_recorded
@@ -26,17 +25,7 @@ D = SCORER.embed_dim
 @pytest.fixture(scope="module")
 def told_model(tiny_model, tmp_path_factory):
     """The tiny checkpoint with a transformer that takes embeddings of its scorer. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "told"
-    shutil.copytree(tiny_model, folder)
-    (folder / "transformer.safetensors").unlink()
-    transformer, stream = make_transformer(embed_dim=D)
-    with torch.no_grad():
-        transformer.image_prefix.project.weight *= 3  # so that pictures depend on it much
-    config = {"stream": to_dict(stream.config), "transformer": to_dict(TRANSFORMER)}
-    trained_with = {"scorer": read_part(folder, "scorer", weights=False).identity}
-    trained_with |= read_part(tiny_model, "transformer", weights=False).trained_with
-    save_part(folder, "transformer", transformer, config, trained_with)
-    return folder
+    return take_embeddings(shutil.copytree(tiny_model, tmp_path_factory.mktemp("checkpoint") / "told"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""Image embeddings of a request's candidates, from where `sampling.prior` says (Ramesh et al. 2022, DALL-E 2)."""
+
+import dataclasses
+
+from dalle_mini_impl.config.sampling import PRIORS
+from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.pipeline.request import GenerationRequest
+from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.text.clean_caption import clean_caption
+from dalle_mini_impl.unclip.prior import Prior
+from dalle_mini_impl.util.errors import UserError
+
+
+def with_prior(
+    request: GenerationRequest, prior: Prior | None, scorer: Scorer | None, stream: Stream
+) -> GenerationRequest:
+    """Give each candidate an image embedding of its own, which follows from the prompt and its seed.
+
+    Args:
+        request: its `sampling.prior` is replaced by what `auto` stands for.
+        prior: of the checkpoint.
+        scorer: of the checkpoint.
+        stream: the transformer's.
+
+    Raises:
+        UserError: `sampling.prior` is unknown, the checkpoint has no such prior, the transformer takes no embeddings,
+            or the request has an embedding or tiles.
+    """
+    chosen = _choose(request, prior, stream)
+    request = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, prior=chosen))
+    if chosen == "none":
+        return request
+    _check(request, prior, stream)
+    if chosen == "text":
+        if scorer is None:
+            raise UserError("expected a checkpoint with a scorer for prior text, got one without; choose prior none")
+        embed = tuple(scorer.embed_texts([clean_caption(request.prompt)])[0].tolist())
+        return dataclasses.replace(request, image_embeds=[embed] * len(request.seeds))
+    assert prior is not None
+    drawn = prior.draw([request.prompt] * len(request.seeds), request.seeds)
+    return dataclasses.replace(request, image_embeds=[tuple(row) for row in drawn.tolist()])
+
+
+def _choose(request: GenerationRequest, prior: Prior | None, stream: Stream) -> str:
+    """Where the embeddings come from: the request's choice, or what `auto` stands for."""
+    chosen = request.sampling.prior
+    if chosen not in PRIORS:
+        raise UserError(f"expected prior {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, got {chosen!r}; choose one")
+    if chosen != "auto":
+        return chosen
+    has_other = request.prompt_ids.image_embed or request.canvas or request.sampling.tile or not request.prompt
+    return "none" if prior is None or has_other or not stream.config.embed_positions else prior.kind
+
+
+def _check(request: GenerationRequest, prior: Prior | None, stream: Stream) -> None:
+    chosen = request.sampling.prior
+    stream.check_takes_embeddings()
+    if request.prompt_ids.image_embed:
+        raise UserError(f"expected image_embed or prior {chosen}, got both; leave one out")
+    if request.sampling.tile:
+        raise UserError(f"expected prior none with tile, got {chosen}; leave one out")
+    if chosen != "text" and (prior is None or prior.kind != chosen):
+        got = f"one of kind {prior.kind}" if prior else "none"
+        raise UserError(
+            f"expected a checkpoint with a prior of kind {chosen}, got {got}; train one with dalle train prior, or "
+            f"choose prior text or none"
+        )
