@@ -70,7 +70,7 @@ class DalleMini:
         self.stream = stream
         self.sampling = sampling
         self.source, self.prior = source, prior
-        self._scorer = self._own_scorer = scorer
+        self._scorer = self.own_scorer = scorer
         self.scorer_source: dict[str, str] | None = None
         """What results record of a scorer that was set: name and identity; None for the checkpoint's own."""
         self.caption_model = CaptionModel(text_tokenizer, transformer, stream)
@@ -127,7 +127,7 @@ class DalleMini:
 
     @scorer.setter
     def scorer(self, scorer: Scorer | None) -> None:
-        self.scorer_source = None if scorer is self._own_scorer else describe_scorer(scorer)
+        self.scorer_source = None if scorer is self.own_scorer else describe_scorer(scorer)
         self._scorer = scorer
 
     @property
@@ -317,7 +317,7 @@ class DalleMini:
 
     def request(self, prompt: str, **options: Any) -> GenerationRequest:
         """Check arguments of `generate`; those that are left out have the defaults of its signature."""
-        rank = recommended_rank(self.sampling.rank, self._scorer, self._scorer is self._own_scorer)
+        rank = recommended_rank(self.sampling.rank, self._scorer, self._scorer is self.own_scorer)
         recommended = dataclasses.replace(self.sampling, rank=rank)
         bound = inspect.signature(self.generate).bind(prompt, **options)
         bound.apply_defaults()
@@ -325,10 +325,10 @@ class DalleMini:
         ids, count = self.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
         pixels, vocab = ids * self.image_tokenizer.config.factor**2, self.stream.config.image_vocab
         check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, self.has_scorer)
-        given["image_embed"] = to_numbers(given["image_embed"], self._own_scorer, self.stream)
+        given["image_embed"] = to_numbers(given["image_embed"], self.own_scorer, self.stream)
         request = make_request(encode=self.encode, recommended=recommended, **given)
         request = request.with_rank("likelihood" if self._scorer is None else "both")
-        request = with_prior(request, self.prior, self._own_scorer, self.stream)
+        request = with_prior(request, self.prior, self.own_scorer, self.stream)
         if request.sampling.rank not in ("clip", "both"):
             return request
         return dataclasses.replace(request, scorer=self.scorer, scorer_source=self.scorer_source)
