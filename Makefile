@@ -33,8 +33,7 @@ check: $(READY)  ## format, lint, types, import layers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,serve]'
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,unclip]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,serve,unclip]'
 	touch $(READY)
 
 docs: $(READY)  ## the website, into site/; a warning is an error

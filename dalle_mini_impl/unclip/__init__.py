@@ -1,5 +1,5 @@
 """unCLIP, the method of DALL-E 2 (Ramesh et al. 2022): image embeddings of a scorer, drawn for captions by a prior.
 
-`prior` draws them, by the samplers of `schedule`; `directions` are ways through the space of embeddings. What is drawn of
-them is the work of `pipeline`.
+`prior` draws them, by the samplers of `schedule`; `directions` are ways through the space of embeddings. Pictures are
+drawn of them in `pipeline`.
 """
