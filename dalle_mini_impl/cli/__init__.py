@@ -11,7 +11,7 @@ SECTIONS = {
         "sample": "Draw pictures for prompts, best first.",
         "complete": "Redraw parts of a picture, or draw variations of it.",
         "vary": "Draw variations of a picture (DALL-E 2).",
-        "mix": "Draw pictures on the way from one picture or text to another (DALL-E 2).",
+        "mix": "Draw pictures between two pictures or texts (DALL-E 2).",
         "edit": "Change a picture by the difference of two texts (DALL-E 2).",
         "paint": "Optimise one picture until it fits all prompts (VQGAN+CLIP).",
         "serve": "Draw over HTTP, for clients of OpenAI's images API.",

@@ -56,7 +56,7 @@ strip_options = add_options(
 @out_option("PNG for the strip of pictures.", "mix.png", endings=(".png",))
 @strip_options
 def mix(first: str, second: str, **options: Any) -> None:
-    """Draw pictures on the way from one picture or text to another (DALL-E 2).
+    """Draw pictures between two pictures or texts (DALL-E 2).
 
     Each is drawn of an embedding between those of FIRST and SECOND, and all from the same random numbers. A text's
     embedding is drawn by the model's prior, if it has one. dalle sample --from draws the strip again.

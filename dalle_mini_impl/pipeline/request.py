@@ -56,7 +56,7 @@ class GenerationRequest:
             self.sampling,
             self.keep if prunes else None,
             self.canvas.known if self.canvas else None,
-            self.image_embeds,
+            image_embeds=self.image_embeds,
         )
 
     def with_rank(self, rank: str) -> "GenerationRequest":

@@ -55,7 +55,7 @@ def test_info_lines_describe_a_prior(tiny_model, tmp_path):
     assert line.startswith(
         "prior: ar prior of 1 layers of width 12 with 2 heads over 9 text ids and 5 components of 16 "
     )
-    assert re.search(r"; trained with text tokenizer \w{16} and embeddings \w{16}$", line)
+    assert re.search(r"; trained with text tokenizer \w{16} and embeddings \w{16} and scorer \w{16}$", line)
 
 
 def test_json_of_the_previous_version_is_read_with_a_warning(tiny_model):
