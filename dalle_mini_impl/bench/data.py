@@ -38,6 +38,7 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.text.sentencepiece_tokenizer import SPACE, TextTokenizer
 from dalle_mini_impl.train.encode_source import BLOCK_SAMPLES, Batch, SourceBatches, encode_blocks, write_cache
 from dalle_mini_impl.train.shared import loader, loop
+from dalle_mini_impl.train.shared.encoding import Encoder
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.train.stream_batch import make_batch
 from dalle_mini_impl.util.files import find_shipped
@@ -176,17 +177,17 @@ def inspect_row(source: Path, count: int) -> BenchRow:
 def encode_row(source: Path, out: Path, count: int) -> BenchRow:
     """What `dalle train encode` takes without a picture store, each picture once; leaves the cache in `out`."""
     accelerator = loop.make_accelerator(mixed_precision="bf16")
-    tokenizer, identity = load_image_tokenizer(MODEL, str(accelerator.device))
+    encoder = Encoder(*load_image_tokenizer(MODEL, str(accelerator.device)))
     config = EncodeRun(data=DataConfig(source=str(source)), out=str(out), variants=0)
     blocks = EncodedBlocks(out.with_name("blocks"))
     growth = Growth(count)
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         blocks.prepare({})
-        batches = iter(SourceBatches(config, tokenizer.config.size, BLOCK_SAMPLES, blocks.finished()))
+        batches = iter(SourceBatches(config, encoder.tokenizer.config.size, BLOCK_SAMPLES, blocks.finished()))
         watched = growth.watch(batches, lambda item: len(item.entries) if isinstance(item, Batch) else 0)
-        encode_blocks(accelerator, tokenizer, config, blocks, watched)
-        write_cache(config, tokenizer, identity, blocks)
+        encode_blocks(accelerator, encoder, config, blocks, watched)
+        write_cache(config, encoder, blocks)
     return _row("data/encode", time.perf_counter() - start, count, growth)
 
 

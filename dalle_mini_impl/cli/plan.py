@@ -21,6 +21,13 @@ from dalle_mini_impl.cli.options import Count, FiniteFloat, echo_text, examples,
 )
 @click.option("--text-vocab", type=Count(), default=16384, show_default=True, help="Number of text ids.")
 @click.option(
+    "--embed-dim",
+    type=Count(),
+    default=512,
+    show_default=True,
+    help="Width of image embeddings, where the config has positions for one.",
+)
+@click.option(
     "--pictures", type=FiniteFloat(), default=1e8, show_default=True, help="Pictures to train on, repetitions counted."
 )
 @click.option("--gpus", type=Count(), default=8, show_default=True, help="Number of GPUs.")
@@ -39,6 +46,7 @@ def plan(
     grid: int,
     codebook: int,
     text_vocab: int,
+    embed_dim: int,
     pictures: float,
     gpus: int,
     memory: float,
@@ -63,6 +71,8 @@ def plan(
         image_vocab=codebook,
         bos_id=1,
         patch=run.model.patch,
+        embed_positions=run.image_embed.positions,
+        embed_dim=embed_dim,
     )
     with tqdm(total=block_count(run), desc="counting", unit=" blocks", delay=2, leave=False) as bar:
         both = count_both(run, stream, bar.update)

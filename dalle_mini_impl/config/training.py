@@ -218,6 +218,8 @@ class EncodeRun:
     soft_temperature: Positive = 1.0
     """Divides the quantizer's scores before the softmax that gives those probabilities. With `gumbel` 1 is its own
     distribution; the codebook vectors of `vq` lie close together, so about 0.02 fits. Used with `soft_ids` only."""
+    image_embed: bool = False
+    """Store an embedding of each variant as well, by the scorer in `model_dir`, for the transformer's `image_embed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,22 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageEmbedConfig:
+    """Embeddings of pictures by the scorer in `run.model_dir`, which tell the transformer what to draw, with and
+    without a caption. They come from a cache encoded with `image_embed`, those of scenes from their pixels.
+    """
+
+    positions: Annotated[int, Interval(0, 2**10)] = 0
+    """Positions of the stream, before BOS, that an embedding fills; 0 for a model without, 4 as DALL-E 2's decoder has
+    (Ramesh et al. 2022). A run with 0 may be resumed with some."""
+    dropout: Share = 0.5
+    """Probability of training on no embedding, whether there is a caption or not."""
+    other_share: Share = 0.0
+    """Probability that an embedding is of another picture of the same concept (detail `concept`), or of a scene as
+    another vendor draws it: then it says what to draw, and the caption how."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerRun:
     """Stage 4: token cache + text tokenizer -> transformer."""
 
@@ -279,6 +297,7 @@ class TransformerRun:
     cache: str = ""
     """Folder of the token cache."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    image_embed: ImageEmbedConfig = field(default_factory=ImageEmbedConfig)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     text_tokenizer: str = ""
     """SentencePiece model file."""

@@ -5,7 +5,8 @@ A cache is a folder with `cache.json` (identity of the image tokenizer, grid, K)
 tokenizer decodes the same ids to other pictures, so a cache is opened only for the tokenizer that made it.
 
 A cache encoded with `soft_ids` also has `likely_ids.npy` (n, variants, h, w, k) uint16, the k most probable ids of each
-cell, and `shares.npy` of the same shape, float16, their probabilities.
+cell, and `shares.npy` of the same shape, float16, their probabilities. One encoded with `image_embed` has
+`image_embed.npy` (n, variants, D) float16, an embedding of each picture by the scorer that `cache.json` names.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from dalle_mini_impl.data.checksums import (
     verify_once,
     write_header_file,
 )
-from dalle_mini_impl.data.entries import ENTRY_FILES, PictureEntries, PictureEntry
+from dalle_mini_impl.data.entries import ENTRY_FILES, PictureEntries, PictureEntry, concept_indices
 from dalle_mini_impl.data.pair import Caption
 from dalle_mini_impl.data.picture_store import source_changes, store_version
 from dalle_mini_impl.text.caption_tokenizer import shorten
@@ -41,9 +43,10 @@ HEADER_FILE = "cache.json"
 IMAGE_IDS_FILE = "image_ids.npy"
 LIKELY_IDS_FILE = "likely_ids.npy"
 PROBABILITIES_FILE = "shares.npy"
+IMAGE_EMBED_FILE = "image_embed.npy"
 CONTENTS = (HEADER_FILE, "train", "validation", VERIFIED_FILE)
 """What a cache's folder holds; the first marks it."""
-SPLIT_CONTENTS = (IMAGE_IDS_FILE, *ENTRY_FILES, LIKELY_IDS_FILE, PROBABILITIES_FILE)
+SPLIT_CONTENTS = (IMAGE_IDS_FILE, *ENTRY_FILES, LIKELY_IDS_FILE, PROBABILITIES_FILE, IMAGE_EMBED_FILE)
 """What the folder of a split holds."""
 MAX_IDS = 2**16
 """Largest codebook whose ids fit into uint16."""
@@ -69,6 +72,8 @@ class CacheHeader:
     """Tells whether that store has still the same content."""
     checksums: dict[str, str] = field(default_factory=dict)
     """Of the other files, by their path in the cache; empty in caches of old versions."""
+    scorer: str = ""
+    """Identity of the scorer of the image embeddings, if they are stored."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class TokenCache:
     """(n, variants, h, w, k) uint16, memory-mapped: the most probable ids of each cell, if stored."""
     probabilities: np.ndarray | None = None
     """(n, variants, h, w, k) float16, memory-mapped: probabilities of `likely_ids`."""
+    image_embed: np.ndarray | None = None
+    """(n, variants, D) float16, memory-mapped: embeddings of length 1 by the scorer in the header, if stored."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -110,6 +117,42 @@ class TokenCache:
         probabilities = self.probabilities[index, variant].astype(np.float32)
         return self.likely_ids[index, variant].astype(np.int64), probabilities / probabilities.sum(-1, keepdims=True)
 
+    def embed(self, index: int, variant: int) -> np.ndarray:
+        """The embedding (D,) float32 of one variant of a picture; `check_embeddings` has found that there is one."""
+        assert self.image_embed is not None
+        return self.image_embed[index, variant].astype(np.float32)
+
+    def check_embeddings(self, scorer: str) -> None:
+        """Refuse a cache without image embeddings, or with those of another scorer.
+
+        Args:
+            scorer: identity of the scorer that is meant.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.image_embed is None:
+            raise UserError(
+                "expected a token cache with image embeddings for image_embed.positions, got one without; encode again "
+                "with image_embed=true"
+            )
+        if self.header.scorer != scorer:
+            raise UserError(
+                f"expected image embeddings of scorer {scorer}, which the model has, got those of {self.header.scorer} "
+                f"in the token cache; encode again with this scorer"
+            )
+
+    def same_concept(self, index: int) -> np.ndarray:
+        """Indices (m,) of the pictures of a picture's concept (see `entries.concept_of`), its own among them."""
+        numbers, order, starts = self._by_concept
+        return order[starts[numbers[index]] : starts[numbers[index] + 1]]
+
+    @cached_property
+    def _by_concept(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A number for the concept of each picture, all pictures in the order of these, and where each begins there."""
+        numbers = concept_indices(self.entries)
+        return numbers, np.argsort(numbers, kind="stable"), np.append(0, np.bincount(numbers).cumsum())
+
 
 def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCache:
     """Open one split of a token cache; warns if the pictures have changed since they were encoded.
@@ -132,13 +175,18 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         entries = PictureEntries.open(folder / split)
         image_ids, *distribution = (open_array(folder / split / name) for name in arrays)
         _check_shapes(header, entries, image_ids, distribution)
+        image_embed = open_array(folder / split / IMAGE_EMBED_FILE) if header.scorer else None
+        _check_embed_shape(image_ids, image_embed)
 
         files = [*(name for name in ENTRY_FILES if (folder / split / name).is_file()), *arrays]
+        files += [IMAGE_EMBED_FILE] if header.scorer else []
         names = [f"{split}/{name}" for name in files]
 
         def verify() -> None:
             check_checksums(folder, names, header.checksums)
             _check_ranges(header.codebook_size, image_ids, distribution)
+            if image_embed is not None and not all(np.isfinite(part).all() for part in _parts(image_embed)):
+                raise ValueError(f"{IMAGE_EMBED_FILE} holds a number that is not finite")
 
         verify_once(folder, [HEADER_FILE, *names], verify)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -150,7 +198,8 @@ def open_cache(folder: str | Path, split: str, image_tokenizer: str) -> TokenCac
         )
     if split == "train" and (changes := describe_newer_store(folder, header)):
         warnings.warn(f"token cache {folder} lacks the latest pictures: {changes}; encode again", stacklevel=2)
-    return TokenCache(header, image_ids, entries, *distribution)
+    likely_ids, probabilities = distribution or (None, None)
+    return TokenCache(header, image_ids, entries, likely_ids, probabilities, image_embed)
 
 
 def _check_shapes(
@@ -164,6 +213,15 @@ def _check_shapes(
     for array, kind in zip(distribution, (np.uint16, np.float16), strict=False):
         if array.dtype != kind or array.shape[:-1] != image_ids.shape or array.shape != distribution[0].shape:
             raise ValueError(f"likely ids or their probabilities are {array.dtype} {array.shape}")
+
+
+def _check_embed_shape(image_ids: np.ndarray, image_embed: np.ndarray | None) -> None:
+    """Refuse embeddings that do not fit the ids, with a ValueError."""
+    if image_embed is None:
+        return
+    if image_embed.dtype != np.float16 or image_embed.shape[:-1] != image_ids.shape[:2] or not image_embed.shape[-1]:
+        shape = f"({image_ids.shape[0]}, {image_ids.shape[1]}, D)"
+        raise ValueError(f"{IMAGE_EMBED_FILE} holds {image_embed.dtype} {image_embed.shape}, expected float16 {shape}")
 
 
 def _check_ranges(codebook_size: int, image_ids: np.ndarray, distribution: Sequence[np.ndarray]) -> None:

@@ -27,10 +27,16 @@ from dalle_mini_impl.data.augment import augmented_pixels, pixels_on_white, rand
 from dalle_mini_impl.data.entries import write_entries
 from dalle_mini_impl.data.picture_store import PictureStore, open_store, store_version
 from dalle_mini_impl.data.token_cache import CONTENTS, check_cache_replaceable, check_codebook_size, write_header
-from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.encode_source import encode_source
 from dalle_mini_impl.train.shared import loop
-from dalle_mini_impl.train.shared.encoding import describe_cache, encode_batch, file_shapes, file_types, summary
+from dalle_mini_impl.train.shared.encoding import (
+    Encoder,
+    describe_cache,
+    encode_batch,
+    file_shapes,
+    file_types,
+    summary,
+)
 from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, mixed_precision
 from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.train.stages import run_stage
@@ -68,7 +74,7 @@ def variant_pixels(
 
 
 def encode_split(
-    accelerator: Accelerator, tokenizer: ImageTokenizer, store: PictureStore, folder: Path, config: EncodeRun
+    accelerator: Accelerator, encoder: Encoder, store: PictureStore, folder: Path, config: EncodeRun
 ) -> None:
     """Encode this process's pictures of a split into the memory-mapped files, to which all processes write."""
     files = [np.load(folder / name, mmap_mode="r+") for name, _ in file_types(config)]
@@ -78,18 +84,18 @@ def encode_split(
     chunks = np.array_split(own_rows, -(-len(own_rows) // config.batch_size)) if len(own_rows) else []
     for rows in tqdm(chunks, desc=folder.name, disable=not accelerator.is_main_process):
         for variant in range(files[0].shape[1]):
-            size = tokenizer.config.size
+            size = encoder.tokenizer.config.size
             pixels = variant_pixels(store, rows, variant if augment else NOT_AUGMENTED, config, size)
             pixels = pixels.to(accelerator.device)
             with accelerator.autocast():
-                encoded = encode_batch(tokenizer, pixels, config)
+                encoded = encode_batch(encoder, pixels, config)
             for file, values in zip(files, encoded, strict=True):
                 file[rows, variant] = values.cpu().numpy()
     for file in files:
         file.flush()
 
 
-def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int]) -> None:
+def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int, int], embed_dim: int = 0) -> None:
     """Create the files of a split at their full size, to be filled by `encode_split`.
 
     Their space on the disk is reserved: on a full disk, writing to a memory map would kill the process.
@@ -98,7 +104,7 @@ def create_files(folder: Path, config: EncodeRun, pictures: int, grid: tuple[int
         OSError: there is not enough space.
     """
     folder.mkdir()
-    for name, (number_type, of_picture) in file_shapes(config, grid).items():
+    for name, (number_type, of_picture) in file_shapes(config, grid, embed_dim).items():
         shape = (pictures, *(of_picture if folder.name == "train" else (1, *of_picture[1:])))
         with (folder / name).open("wb") as file:
             header = {"descr": np.dtype(number_type).str, "fortran_order": False, "shape": shape}
@@ -120,9 +126,9 @@ def reserve_space(file: BinaryIO, size: int) -> None:
         file.write(ZEROS[: size - start])
 
 
-def encode_store(accelerator: Accelerator, tokenizer: ImageTokenizer, identity: str, config: EncodeRun) -> None:
+def encode_store(accelerator: Accelerator, encoder: Encoder, config: EncodeRun) -> None:
     """Encode the pictures of a store, which is built first if it is missing, and write the token cache."""
-    picture_size = tokenizer.config.size
+    picture_size = encoder.tokenizer.config.size
     with accelerator.main_process_first():
         stores = {split: open_store(config.data, split, picture_size=picture_size) for split in ("train", "validation")}
     rows = min(config.batch_size, max(map(len, stores.values())))
@@ -133,19 +139,19 @@ def encode_store(accelerator: Accelerator, tokenizer: ImageTokenizer, identity: 
         if accelerator.is_main_process:
             folder_name = [str(outputs.enter_context(replace_folder(config.out, CONTENTS)))]
             for split, store in stores.items():
-                create_files(Path(folder_name[0], split), config, len(store), tokenizer.config.grid)
+                create_files(Path(folder_name[0], split), config, len(store), encoder.grid, encoder.embed_dim)
                 write_entries(Path(folder_name[0], split), store.entries)
         broadcast_object_list(folder_name)
         folder = Path(folder_name[0])
         for split, store in stores.items():
-            encode_split(accelerator, tokenizer, store, folder / split, config)
+            encode_split(accelerator, encoder, store, folder / split, config)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             path = os.path.relpath(os.path.realpath(config.data.store), os.path.realpath(config.out))
             version = store_version(Path(config.data.store))
-            write_header(folder, describe_cache(folder, config, tokenizer, identity, path, version))
+            write_header(folder, describe_cache(folder, config, encoder, path, version))
     if accelerator.is_main_process:
-        print(summary({split: len(store) for split, store in stores.items()}, identity, config))
+        print(summary({split: len(store) for split, store in stores.items()}, encoder.identity, config))
 
 
 def check_settings(config: EncodeRun) -> None:
@@ -168,20 +174,19 @@ def main(config: EncodeRun) -> None:
     """Encode both splits and write the token cache.
 
     Raises:
-        UserError: a setting is wrong, pictures or image tokenizer cannot be read, or the cache cannot be written, or
-            would replace anything but a cache.
+        UserError: a setting is wrong, pictures, image tokenizer or scorer cannot be read, or the cache cannot be
+            written, or would replace anything but a cache.
     """
     check_settings(config)
     check_launch_settings()
     accelerator = loop.make_accelerator(mixed_precision=mixed_precision("precision", config.precision))
-    tokenizer, identity = load_image_tokenizer(config.model_dir, str(accelerator.device))
-    check_codebook_size(tokenizer.codebook_size)
-    if not 0 <= config.soft_ids <= tokenizer.codebook_size:
-        raise UserError(
-            f"soft_ids is {config.soft_ids}; expected 0 to {tokenizer.codebook_size}, the image tokenizer's ids"
-        )
+    encoder = Encoder.load(config, str(accelerator.device))
+    codebook_size = encoder.tokenizer.codebook_size
+    check_codebook_size(codebook_size)
+    if not 0 <= config.soft_ids <= codebook_size:
+        raise UserError(f"soft_ids is {config.soft_ids}; expected 0 to {codebook_size}, the image tokenizer's ids")
     encode = encode_store if config.data.store else encode_source
-    encode(accelerator, tokenizer, identity, config)
+    encode(accelerator, encoder, config)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,15 @@ from dalle_mini_impl.data.fit import fit_picture
 from dalle_mini_impl.data.mixture import states_of
 from dalle_mini_impl.data.pair import SkipLog, hash_position, key_hash, split_of
 from dalle_mini_impl.data.token_cache import CONTENTS, write_header
-from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.train.shared import loop
-from dalle_mini_impl.train.shared.encoding import describe_cache, encode_batch, file_shapes, file_types, summary
+from dalle_mini_impl.train.shared.encoding import (
+    Encoder,
+    describe_cache,
+    encode_batch,
+    file_shapes,
+    file_types,
+    summary,
+)
 from dalle_mini_impl.train.shared.loader import load
 from dalle_mini_impl.train.shared.memory import PIXEL_BYTES
 from dalle_mini_impl.util.errors import UserError
@@ -211,23 +217,22 @@ class _OpenBlock:
         }
 
 
-def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity: str, config: EncodeRun) -> None:
+def encode_source(accelerator: Accelerator, encoder: Encoder, config: EncodeRun) -> None:
     """Encode the pictures of the sources that the config names, and write the token cache; all processes call this.
 
     Raises:
         UserError: a source cannot be read, has no picture of a split, or another work was begun beside the cache; or
             files cannot be written, or were written where the main process does not find them.
     """
-    shapes = file_shapes(config, tokenizer.config.grid)
-    block = block_size(shapes)
+    block = block_size(file_shapes(config, encoder.grid, encoder.embed_dim))
     rows = config.batch_size
-    pass_bytes = rows * math.prod(tokenizer.config.size) * PIXEL_BYTES
+    pass_bytes = rows * math.prod(encoder.tokenizer.config.size) * PIXEL_BYTES
     check_memory(pass_bytes, f"a batch of {rows:,} pictures", "lower batch_size")
     out = Path(config.out)
     blocks = EncodedBlocks(out.with_name(out.name + ENDING))
     chosen: list[Any] = [None]
     if accelerator.is_main_process:
-        blocks.prepare(work_of(config, identity, accelerator.mixed_precision, block))
+        blocks.prepare(work_of(config, encoder, accelerator.mixed_precision, block))
         chosen = [blocks.finished()]
         if chosen[0].blocks:
             print(f"going on in {blocks.folder}, where {len(chosen[0].blocks)} blocks are finished")
@@ -238,13 +243,13 @@ def encode_source(accelerator: Accelerator, tokenizer: ImageTokenizer, identity:
         if config.ray:
             encode_on_ray(config, accelerator.mixed_precision, blocks, block)
         else:
-            encode_share(config, blocks, block, chosen[0], (accelerator, tokenizer), processes)
+            encode_share(config, blocks, block, chosen[0], (accelerator, encoder), processes)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("the same command goes on from here") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         check_whole(config, blocks)
-        write_cache(config, tokenizer, identity, blocks)
+        write_cache(config, encoder, blocks)
     accelerator.wait_for_everyone()
 
 
@@ -253,15 +258,15 @@ def encode_share(
     blocks: EncodedBlocks,
     block: int,
     finished: FinishedBlocks,
-    encoder: tuple[Accelerator, ImageTokenizer],
+    tools: tuple[Accelerator, Encoder],
     share: tuple[int, int],
 ) -> None:
     """Encode what is not finished of a share, by its number and how many there are."""
-    accelerator, tokenizer = encoder
+    accelerator, encoder = tools
     on_device = accelerator.device.type == "cuda"
-    batches = SourceBatches(config, tokenizer.config.size, block, finished, on_device, *share)
+    batches = SourceBatches(config, encoder.tokenizer.config.size, block, finished, on_device, *share)
     items = load(batches, config.workers, "workers", accelerator.device) if config.workers else iter(batches)
-    encode_blocks(accelerator, tokenizer, config, blocks, items)
+    encode_blocks(accelerator, encoder, config, blocks, items)
 
 
 def encode_on_ray(config: EncodeRun, precision: str, blocks: EncodedBlocks, block: int) -> None:
@@ -273,27 +278,27 @@ def encode_on_ray(config: EncodeRun, precision: str, blocks: EncodedBlocks, bloc
             pass
 
 
-def make_encoder(config: EncodeRun, precision: str) -> tuple[Accelerator, ImageTokenizer]:
+def make_encoder(config: EncodeRun, precision: str) -> tuple[Accelerator, Encoder]:
     """What a worker encodes with, in the precision of the process that asks for it."""
     accelerator = loop.make_accelerator(mixed_precision=precision)
-    return accelerator, load_image_tokenizer(config.model_dir, str(accelerator.device))[0]
+    return accelerator, Encoder.load(config, str(accelerator.device))
 
 
 def encode_on_worker(
     config: EncodeRun,
     blocks: EncodedBlocks,
     block: int,
-    encoder: tuple[Accelerator, ImageTokenizer],
+    tools: tuple[Accelerator, Encoder],
     share: tuple[int, int],
 ) -> None:
     """As `encode_share`; blocks that a killed worker had finished of the share are left out."""
     blocks.check_shared()
-    encode_share(config, blocks, block, blocks.finished(), encoder, share)
+    encode_share(config, blocks, block, blocks.finished(), tools, share)
 
 
 def encode_blocks(
     accelerator: Accelerator,
-    tokenizer: ImageTokenizer,
+    encoder: Encoder,
     config: EncodeRun,
     blocks: EncodedBlocks,
     items: Iterator[Batch | BlockEnd | UserError],
@@ -309,9 +314,10 @@ def encode_blocks(
                 done = opened.pop(item.block, _OpenBlock())
                 blocks.write(item.block, item.is_last, done.entries, done.joined([name for name, _ in types]), item.log)
                 continue
-            pixels = pixels_on(accelerator.device, item.pictures, tokenizer.config.size, config.augment.keep_inside)
+            size = encoder.tokenizer.config.size
+            pixels = pixels_on(accelerator.device, item.pictures, size, config.augment.keep_inside)
             with accelerator.autocast():
-                encoded = encode_batch(tokenizer, pixels, config)
+                encoded = encode_batch(encoder, pixels, config)
             arrays = zip(encoded, types, strict=True)
             opened[item.block].add(item, tuple(values.cpu().numpy().astype(kind) for values, (_, kind) in arrays))
             bar.update(len(item.entries))
@@ -331,7 +337,7 @@ def check_whole(config: EncodeRun, blocks: EncodedBlocks) -> None:
         )
 
 
-def write_cache(config: EncodeRun, tokenizer: ImageTokenizer, identity: str, blocks: EncodedBlocks) -> None:
+def write_cache(config: EncodeRun, encoder: Encoder, blocks: EncodedBlocks) -> None:
     """Join the blocks to the token cache, say what was skipped, and remove them."""
     log = SkipLog()
     counts = blocks.count(log)
@@ -343,10 +349,10 @@ def write_cache(config: EncodeRun, tokenizer: ImageTokenizer, identity: str, blo
             f"remove {blocks.folder} to begin anew"
         )
     with replace_folder(config.out, CONTENTS) as folder:
-        blocks.join(folder, counts, file_shapes(config, tokenizer.config.grid))
-        write_header(folder, describe_cache(folder, config, tokenizer, identity))
+        blocks.join(folder, counts, file_shapes(config, encoder.grid, encoder.embed_dim))
+        write_header(folder, describe_cache(folder, config, encoder))
     shutil.rmtree(blocks.folder)
-    print(summary(counts, identity, config))
+    print(summary(counts, encoder.identity, config))
 
 
 def block_size(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> int:
@@ -355,12 +361,13 @@ def block_size(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> int:
     return max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // picture))
 
 
-def work_of(config: EncodeRun, identity: str, precision: str, block: int) -> dict[str, Any]:
+def work_of(config: EncodeRun, encoder: Encoder, precision: str, block: int) -> dict[str, Any]:
     """Everything that the ids follow from."""
     settings = {name: value for name, value in to_dict(config).items() if name not in NOT_RESULTS}
     return {
         **settings,
-        "image tokenizer": identity,
+        "image tokenizer": encoder.identity,
+        "scorer": encoder.scorer_identity,
         "precision": precision,
         "block": block,
         "files of the source": values_digest(states_of(config.data.paths, {})),

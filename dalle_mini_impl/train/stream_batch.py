@@ -1,4 +1,7 @@
-"""Batches of the transformer: streams of captions and image ids, with some of the ids corrupted or hidden."""
+"""Batches of the transformer: streams of captions and image ids, with some of the ids corrupted or hidden.
+
+Some rows have an embedding of their picture as well, if the model has positions for one.
+"""
 
 from typing import NamedTuple
 
@@ -7,9 +10,11 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.data.scenes.composer import Scene
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.losses.image_targets import sample_ids
 from dalle_mini_impl.train.replay import Replay, batch_pictures
@@ -20,6 +25,8 @@ NO_ID = -1
 """Stands for the image ids of a scene until it is encoded."""
 SCENE = 2
 """Last number of the seed of a scene's row, which keeps what is changed in it apart from what the scene shows."""
+EMBED = 3
+"""Last number of the seed of a row's image embedding: all else in the row is the same with and without it."""
 
 
 class StreamBatch(NamedTuple):
@@ -37,6 +44,12 @@ class StreamBatch(NamedTuple):
     """(n,) int64: rows that are scenes, in which `fill_scenes` replaces `NO_ID`."""
     scene_pixels: Tensor
     """(n, S, S, 3) uint8."""
+    image_embed: Tensor | None
+    """(B, D) of length 1, or zeros for no embedding; None if the model has no positions for one."""
+    embed_rows: Tensor
+    """(m,) int64: rows that are scenes, whose embeddings `fill_embeddings` puts in."""
+    embed_pixels: Tensor
+    """(m, S, S, 3) uint8: what these are of."""
 
 
 def make_batch(
@@ -71,6 +84,7 @@ def make_batch(
     target_ids: list[np.ndarray] = []
     input_ids: list[np.ndarray] = []
     hidden: list[np.ndarray] = []
+    drawn: dict[int, tuple[TokenCache, int, int]] = {}
     distributions: list[tuple[np.ndarray, np.ndarray]] = []
     every = range(*rows.indices(run.batch_size))
     for row, of_row in zip(every, row_generators(run.seed, step, every), strict=True):
@@ -84,6 +98,7 @@ def make_batch(
             distributions.append(source.distribution(index, variant))
             # From a separate generator, so that all other random numbers are the same for all kinds of targets.
             ids = sample_ids(*distributions[-1], np.random.default_rng([run.seed, step, row, 1]))
+        drawn[row] = (source, index, variant)
         target_ids.append(ids)
         input_ids.append(corrupt(ids, source, config.id_corruption, random))
         hidden_share = random.random() * (random.random() < config.id_dropout)
@@ -109,7 +124,49 @@ def make_batch(
         probabilities,
         torch.tensor([row - (rows.start or 0) for row in scene_rows], dtype=torch.int64),
         torch.stack(pixels) if pixels else torch.empty(0),
+        *_embeddings(drawn, composed, stream, config, step, scenes),
     )
+
+
+def _embeddings(
+    drawn: dict[int, tuple[TokenCache, int, int]],
+    composed: dict[int, Scene],
+    stream: Stream,
+    config: TransformerRun,
+    step: int,
+    scenes: SceneRows,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The last three fields of a batch.
+
+    Args:
+        drawn: of each row the cache, the index and the variant of its picture, whatever these are of a scene.
+        composed: the rows that are scenes.
+        stream: layout of the stream.
+        config: settings of the stage.
+        step: optimizer step, from 0.
+        scenes: composes the scenes.
+    """
+    rows: list[int] = []
+    pixels: list[Tensor] = []
+    if not stream.config.embed_positions:
+        return None, torch.tensor(rows, dtype=torch.int64), torch.empty(0)
+    embed = np.zeros((len(drawn), stream.config.embed_dim), np.float32)
+    for place, (row, (cache, index, variant)) in enumerate(drawn.items()):
+        random = np.random.default_rng([config.run.seed, step, row, EMBED])
+        if random.random() < config.image_embed.dropout:
+            continue
+        is_other = random.random() < config.image_embed.other_share
+        if row in composed:
+            image = scenes.drawn_by_another(composed[row], random) if is_other else composed[row].image
+            rows.append(place)
+            pixels.append(torch.from_numpy(np.array(image)))
+        elif is_other and len(others := cache.same_concept(index)) > 1:
+            other = random.choice(others[others != index])
+            embed[place] = cache.embed(int(other), int(random.integers(cache.image_ids.shape[1])))
+        else:
+            embed[place] = cache.embed(index, variant)
+    embed_pixels = torch.stack(pixels) if pixels else torch.empty(0)
+    return torch.from_numpy(embed), torch.tensor(rows, dtype=torch.int64), embed_pixels
 
 
 def corrupt(image_ids: np.ndarray, cache: TokenCache, share: float, random: np.random.Generator) -> np.ndarray:
@@ -134,4 +191,13 @@ def fill_scenes(batch: StreamBatch, image_tokenizer: ImageTokenizer, stream: Str
     first = stream.prefix_length - 1
     for part, own in ((batch.inputs[:, first + 1 :], ids[:, :-1]), (batch.targets[:, first:], ids)):
         part[batch.scene_rows] = torch.where(part[batch.scene_rows] == missing, own, part[batch.scene_rows])
+    return batch
+
+
+@torch.no_grad()
+def fill_embeddings(batch: StreamBatch, scorer: Scorer | None) -> StreamBatch:
+    """Embed the scenes of a batch, whose tensors are on the device of the scorer, and put in their embeddings."""
+    if scorer is not None and batch.image_embed is not None and len(batch.embed_rows):
+        pixels = batch.embed_pixels.permute(0, 3, 1, 2) / 127.5 - 1
+        batch.image_embed[batch.embed_rows] = scorer.embed_pixels(pixels)
     return batch

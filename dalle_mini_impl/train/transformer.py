@@ -37,6 +37,7 @@ from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import continue_order
+from dalle_mini_impl.train.shared.picture_embed import open_scorer
 from dalle_mini_impl.train.shared.plateau import Plateau
 from dalle_mini_impl.train.shared.run_record import make_record
 from dalle_mini_impl.train.shared.sample_prompts import SamplePrompt, choose_prompts, describe_prompts, save_sheet
@@ -50,7 +51,7 @@ from dalle_mini_impl.train.shared.start import (
 )
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
-from dalle_mini_impl.train.stream_batch import fill_scenes, make_batch, to_device
+from dalle_mini_impl.train.stream_batch import fill_embeddings, fill_scenes, make_batch, to_device
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
@@ -70,18 +71,28 @@ def validate(
     tokenizer: TextTokenizer,
     config: TransformerRun,
 ) -> dict[str, float]:
-    """Mean nats per text id and per image id on held-out pictures with their first captions, without corruption."""
-    totals = np.zeros(2)
+    """Mean nats per text id and per image id on held-out pictures with their first captions, without corruption.
+
+    For a model with image embeddings also per image id given the picture's embedding as well.
+    """
+    totals = np.zeros(3)
     count = min(len(cache), VALIDATION_PICTURES)
     for start in range(0, count, VALIDATION_BATCH):
         rows = range(start, min(start + VALIDATION_BATCH, count))
         texts = [tokenizer.encode(cache.entries[row].captions[0].text)[: config.text_length] for row in rows]
         ids = torch.from_numpy(np.asarray(cache.image_ids[rows.start : rows.stop, 0]).astype(np.int64))
         stream_ids = model.stream.join(model.stream.prefix(texts), ids).to(accelerator.device)
+        embed = None
+        if model.stream.config.embed_positions:
+            embeds = np.stack([cache.embed(row, 0) for row in rows])
+            embed = torch.from_numpy(embeds).to(accelerator.device)
+        inputs, targets = stream_ids[:, :-1], stream_ids[:, 1:]
         with accelerator.autocast():
-            losses = model(stream_ids[:, :-1], stream_ids[:, 1:])
-        totals += np.array([float(loss) for loss in losses]) * len(rows)
-    return {"validation_text": totals[0] / count, "validation_image": totals[1] / count}
+            losses = model(inputs, targets, image_embed=None if embed is None else torch.zeros_like(embed))
+            given = losses if embed is None else model(inputs, targets, image_embed=embed)
+        totals += np.array([float(loss) for loss in (*losses, given[1])]) * len(rows)
+    names = ["validation_text", "validation_image", "validation_embed"]
+    return dict(zip(names if model.stream.config.embed_positions else names[:2], totals / count, strict=False))
 
 
 def write_samples(
@@ -135,6 +146,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         )
     captions = CaptionSampler(train.entries, config.language_weights)
     replay = open_replay(config, train, scenes.pictures)
+    caches = [train, validation, *([replay.cache] if replay else [])]
+    scorer, scorer_identity = open_scorer(config, caches, str(accelerator.device))
     about = describe_run(config, [train, *([replay.cache] if replay else [])], start.data)
     layout = StreamConfig(
         text_length=config.text_length,
@@ -143,6 +156,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         image_vocab=train.header.codebook_size,
         bos_id=tokenizer.bos_id,
         patch=config.model.patch,
+        embed_positions=config.image_embed.positions,
+        embed_dim=scorer.model.embed_dim if scorer else 0,
     )
     stream = Stream(layout)
     memory.check_mask_memory(config.model, stream)
@@ -164,7 +179,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     plateau = Plateau(config.plateau)
     # With halvings the cosine decay is switched off: it ends at the peak rate.
     schedule = replace(config.optimizer, final_rate=1.0) if config.plateau.halvings else config.optimizer
-    identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity, **start.identities}
+    identities = {"text_tokenizer": tokenizer.identity, "image_tokenizer": identity, **scorer_identity}
+    identities |= start.identities
     record = make_record(config, identities, train.version + (replay.cache.version if replay else "") + scenes.version)
     first = load_state(accelerator, run, losses, optimizers, ema, record, plateau=plateau.state) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
@@ -203,7 +219,9 @@ def main(config: TransformerRun, resume: bool = False) -> None:
             for _ in loop.exchanging_in_last(range(run.accumulation), model):
                 with accelerator.autocast():
                     batch = fill_scenes(to_device(next(batches), accelerator.device), image_tokenizer, stream)
-                    text, image = model(batch.inputs, batch.targets, batch.likely_ids, batch.probabilities)
+                    batch = fill_embeddings(batch, scorer)
+                    soft = (batch.likely_ids, batch.probabilities)
+                    text, image = model(batch.inputs, batch.targets, *soft, batch.image_embed)
                 loss = weighted_loss(text, image, config.image_weight)
                 accelerator.backward(loss / run.accumulation)
                 passes.append(torch.stack([text.detach(), image.detach()]))

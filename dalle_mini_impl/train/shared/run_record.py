@@ -7,9 +7,11 @@ from typing import Any
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.util.errors import UserError
 
-FIXED = ("model", "start_from", "lora", "replay.share", "scenes", "run.seed", "run.order", "run.batch_size")
+POSITIONS = "image_embed.positions"
+"""Setting of how many positions of the stream an image embedding has."""
+FIXED = ("model", POSITIONS, "start_from", "lora", "replay.share", "scenes", "run.seed", "run.order", "run.batch_size")
 """Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
-come in an epoch are others."""
+come in an epoch are others. Positions for an image embedding may be added to a run that has none."""
 OF_OLD_VERSIONS = {"run.order": "permuted"}
 """Settings that records of old versions lack, where the value is not today's default."""
 UNCOMPARED = ("run.model_dir", "run.state_dir", "run.workers")
@@ -74,6 +76,11 @@ def read_record(text: str) -> RunRecord:
     return RunRecord(values["stage"], {**OF_OLD_VERSIONS, **values["settings"]}, values["parts"])
 
 
+def added_positions(saved: RunRecord, run: RunRecord) -> int:
+    """How many positions for an image embedding a run adds to a state that has none; 0 if it adds none."""
+    return 0 if saved.settings.get(POSITIONS) else run.settings.get(POSITIONS, 0)
+
+
 def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
     """Compare the run that is to continue with the one that a state belongs to.
 
@@ -92,7 +99,8 @@ def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
         return []
     if saved.stage != run.stage:
         raise UserError(f"expected a state of {run.stage} in {where}, got one of {saved.stage}; check run.state_dir")
-    for name in sorted(saved.parts.keys() | run.parts.keys()):
+    may_differ = {POSITIONS, "scorer"} if added_positions(saved, run) else set()
+    for name in sorted((saved.parts.keys() | run.parts.keys()) - may_differ):
         if saved.parts.get(name) != run.parts.get(name):
             raise UserError(
                 f"expected {name} {saved.parts.get(name, 'none')}, with which {where} was trained, got "
@@ -104,7 +112,8 @@ def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
         for name in sorted(before.keys() | run.settings.keys())
         if before.get(name) != run.settings.get(name) and name not in UNCOMPARED
     }
-    refused = [text for name, text in changes.items() if any(f"{name}.".startswith(f"{key}.") for key in FIXED)]
+    fixed = [key for key in FIXED if key not in may_differ]
+    refused = [text for name, text in changes.items() if any(f"{name}.".startswith(f"{key}.") for key in fixed)]
     if refused:
         raise UserError(
             f"expected the settings with which {where} was started, got {', '.join(refused)}; "

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.config.scenes import LANGUAGES, TASKS, ScenesConfig
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.data.picture_store import open_store
-from dalle_mini_impl.data.scenes.composer import Scene, SceneArt, compose_scene, scene_art, worded
+from dalle_mini_impl.data.scenes.composer import Scene, SceneArt, compose_scene, draw_scene, scene_art, worded
 from dalle_mini_impl.data.scenes.contrast import compose_contrast
 from dalle_mini_impl.evaluate.data import store_config
 from dalle_mini_impl.util.errors import UserError
@@ -73,6 +74,16 @@ class SceneRows:
             )
         except ValueError as error:
             raise UserError(f"{error}; change scenes.tasks, or name a store of more pictures") from error
+
+    def drawn_by_another(self, scene: Scene, random: np.random.Generator) -> Image.Image:
+        """The scene as another vendor draws it, elsewhere in the picture; the same picture if no other one can."""
+        assert self.art is not None
+        concepts = {one.concept for one in scene.plan.objects if not one.wearing}
+        vendors = [
+            name for name, rows in sorted(self.art.rows.items()) if name != scene.vendor and concepts <= set(rows)
+        ]
+        drawn = (draw_scene(self.art, str(name), scene.plan, self.size, random) for name in random.permutation(vendors))
+        return next((image for image in drawn if image is not None), scene.image)
 
     def compose_pair(self, step: int, row: int) -> Scene:
         """As `compose`, but every second scene of a batch is the one before it with one thing changed.

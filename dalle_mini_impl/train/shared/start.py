@@ -13,7 +13,7 @@ from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.parts import check_trained_with, copy_part, load_module, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, read_text_tokenizer
-from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig
+from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig
 from dalle_mini_impl.config.training import ImageTokenizerRun, ScorerRun, TransformerRun
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.model.build import build_clip, load_transformer
@@ -165,7 +165,8 @@ def load_transformer_weights(
 
     Rows of embedding and head that stand for the same text piece are copied; a piece that the old text tokenizer does
     not have gets the mean of the pieces that spell it. Rows of image ids are copied if the ids mean the same: if the
-    image tokenizer is the old one, or was itself trained from it. Otherwise they stay as they are.
+    image tokenizer is the old one, or was itself trained from it. So is what the positions of an image embedding need
+    if there are as many of them and the scorer is the old one. Otherwise they stay as they are.
 
     Args:
         transformer: with the settings of the old one, for `stream`.
@@ -196,15 +197,30 @@ def load_transformer_weights(
     same_image_ids = old_image_tokenizer in (image_tokenizer.identity, image_tokenizer.trained_with.get(ORIGIN))
     if same_image_ids := same_image_ids and stream.config.image_vocab == old_config.image_vocab:
         sources += [[old_stream.image_offset + number] for number in range(old_config.image_vocab)]
+    sources += [[]] * (stream.embed_offset - len(sources))
+    same_embed = _same_embeddings(stream, old_config, start.folder, Path(config.run.model_dir))
+    if same_embed:
+        sources += [[old_stream.embed_offset + number] for number in range(old_config.embed_positions)]
     if config.lora.rank and not config.lora.embeddings and not same_image_ids:
         raise UserError(
             f"expected lora.embeddings with an image tokenizer that {start.folder} was not trained with, got false; "
             f"leave it out, so that the rows of image ids are learned"
         )
-    _copy_weights(transformer, old, ("embed.weight", "head.weight", "head.bias"), sources)
+    added = stream.config.embed_positions - old_config.embed_positions
+    left = () if same_embed else ("image_prefix.project.weight",)
+    _copy_weights(transformer, old, ("embed.weight", "head.weight", "head.bias"), sources, left, added)
     pictures = "kept" if same_image_ids else "learned anew: another image tokenizer made them"
     known = f"{sum(len(ids) == 1 for ids in text)} of {len(text)} text pieces are known"
-    return f"started from transformer {start.identity}: {known}, image ids are {pictures}"
+    embed = f", image embeddings {'kept' if same_embed else 'learned anew'}" if stream.config.embed_positions else ""
+    return f"started from transformer {start.identity}: {known}, image ids are {pictures}{embed}"
+
+
+def _same_embeddings(stream: Stream, old: StreamConfig, folder: Path, model_dir: Path) -> bool:
+    """Whether a transformer in `folder` has learned from the image embeddings that the new one in `model_dir` gets."""
+    if not stream.config.embed_positions or stream.config.embed_positions != old.embed_positions:
+        return False
+    scorer = read_part(model_dir, "scorer", weights=False).identity
+    return read_part(folder, "transformer", weights=False).trained_with.get("scorer") == scorer
 
 
 def load_scorer_weights(clip: CLIP, tokenizer: TextTokenizer, config: ScorerConfig, start: Start) -> str:
@@ -230,12 +246,34 @@ def load_scorer_weights(clip: CLIP, tokenizer: TextTokenizer, config: ScorerConf
 
 
 @torch.no_grad()
-def _copy_weights(new: nn.Module, old: nn.Module, row_names: tuple[str, ...], sources: list[list[int]]) -> None:
-    """Copy all weights; those in `row_names` row by row, as the means of the old rows that `sources` lists."""
+def _copy_weights(
+    new: nn.Module,
+    old: nn.Module,
+    row_names: tuple[str, ...],
+    sources: list[list[int]],
+    left: tuple[str, ...] = (),
+    added: int = 0,
+) -> None:
+    """Copy all weights but those in `left`.
+
+    Args:
+        new: gets them.
+        old: has them.
+        row_names: weights that are copied row by row.
+        sources: for each of their rows, the old rows of which it gets the mean; none for one that stays as it is.
+        left: weights that stay as they are.
+        added: how many positions more the new transformer has for an image embedding.
+    """
     weights = old.state_dict()
+    known = [row for row, ids in enumerate(sources) if ids]
     for name, value in new.state_dict().items():
+        if name in left:
+            continue
         if name in row_names:
-            value[: len(sources)] = _mean_rows(weights[name], sources)
+            value[known] = _mean_rows(weights[name], [sources[row] for row in known])
+        elif name.startswith("positions.") and added and len(value) == len(weights[name]) + added:
+            rows = min(len(value), len(weights[name]))  # those of an image embedding are the last ones
+            value[:rows] = weights[name][:rows]
         elif value.shape != weights[name].shape:
             raise UserError(
                 f"expected {name} of shape {tuple(weights[name].shape)} as in start_from, got {tuple(value.shape)}; "

@@ -22,6 +22,7 @@ from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import PROBABILITIES_FILE, CacheHeader, write_header
 from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
 from dalle_mini_impl.train.encode import create_files, encode_batch, variant_pixels
+from dalle_mini_impl.train.shared.encoding import Encoder
 from dalle_mini_impl.train.whole.folder import read_log
 from dalle_mini_impl.train.whole.settings import stage_of
 
@@ -113,7 +114,7 @@ def encoding_seconds(encode: EncodeRun, store: PictureStore, model_dir: Path, de
     for _ in range(2):  # the first one warms up
         start = time.monotonic()
         pixels = variant_pixels(store, rows, 0, encode, tokenizer.config.size).to(tokenizer.device)
-        ids = encode_batch(tokenizer, pixels, encode)[0]
+        ids = encode_batch(Encoder(tokenizer, ""), pixels, encode)[0]
         ids.cpu()
         seconds.append((time.monotonic() - start) / len(rows))
     return seconds[-1]

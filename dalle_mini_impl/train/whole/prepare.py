@@ -104,6 +104,11 @@ class Composer:
         sampling, ids = configs["transformer"].sampling, configs["image_tokenizer"].model.codebook_size
         if sampling.top_k > ids and "sampling.top_k" not in self.fixed["transformer"]:
             configs["transformer"] = replace(configs["transformer"], sampling=replace(sampling, top_k=ids))
+        if configs["transformer"].image_embed.positions:
+            raise UserError(
+                f"expected transformer.image_embed.positions 0 with train all, which trains the scorer last, got "
+                f"{configs['transformer'].image_embed.positions}; run the stages one by one, the scorer before encode"
+            )
         precisions = {configs[stage].run.precision for stage in TRAINED} | {configs["encode"].precision}
         if len(precisions) > 1:
             raise UserError(

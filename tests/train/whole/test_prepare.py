@@ -77,6 +77,14 @@ def test_one_precision_for_all(tmp_path):
         composer(tmp_path, "run.precision=fp32").compose(TABLE.presets[0])
 
 
+def test_image_embeddings_need_the_stages_one_by_one(tmp_path):
+    message = (
+        r"expected transformer\.image_embed\.positions 0 with train all, which trains the scorer last, got 4; run the"
+    )
+    with pytest.raises(UserError, match=message):
+        composer(tmp_path, "transformer.image_embed.positions=4").compose(TABLE.presets[0])
+
+
 def test_paths_with_special_characters_reach_the_configs(tmp_path):
     folder = tmp_path / 'a: "b" #c'
     request = Request(source=str(folder / "pictures: {x}"), minutes=1.0)
