@@ -67,14 +67,14 @@ def mix(first: str, second: str, **options: Any) -> None:
     from dalle_mini_impl.pipeline.results import grid, picture_text
     from dalle_mini_impl.util.save_picture import save_picture
 
-    ends = [picture_or_text(end) for end in (first, second)]
+    start, end = (picture_or_text(one) for one in (first, second))
     check_animation(options["frames"])
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     chosen = {name: options[name] for name in ("steps", "seed", "guidance")}
-    results = draw(dalle, *ends, without_surrogates(options["prompt"]), **chosen)
+    results = draw(dalle, start, end, without_surrogates(options["prompt"]), **chosen)
     layout = {"columns": len(results), "scores": False}
     metadata = {**grid_metadata(results, options["zoom"]), "layout": layout}
-    strip = grid(results, **layout, zoom=options["zoom"])
+    strip = grid(results, len(results), zoom=options["zoom"])
     click.echo(save_picture(strip, options["out"], metadata, picture_text(results)))
     write_animation([result[0].image for result in results], options["frames"], options["zoom"])
 

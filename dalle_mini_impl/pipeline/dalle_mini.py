@@ -310,8 +310,8 @@ class DalleMini:
             UserError: as `generate`, or `show` or `share` is out of range.
         """
         request = self.request(prompt, **options)
-        shown = {"show": show, "share": share}
-        generated = yield from generate_previews(self.transformer, self.stream, request, self.decode, **shown)
+        model = self.transformer, self.stream
+        generated = yield from generate_previews(*model, request, self.decode, show=show, share=share)
         result = self._finish(request, generated)
         yield Preview(1.0, [candidate.image for candidate in result], result)
 

@@ -74,8 +74,8 @@ def mix(
         UserError: as `DalleMini.generate`, there are fewer than 2 steps, or the embeddings are opposite.
     """
     _check_steps(steps)
-    ends = [embed(dalle, end, seed) for end in (first, second)]
-    embeds = [slerp(*ends, share) for share in np.linspace(0, 1, steps).tolist()]
+    start, end = (embed(dalle, one, seed) for one in (first, second))
+    embeds = [slerp(start, end, share) for share in np.linspace(0, 1, steps).tolist()]
     return _one_each(dalle, embeds, prompt, seed, sampling)
 
 

@@ -163,7 +163,7 @@ def embed_set(scorer: Scorer, store: PictureStore, folder: Path) -> Tensor:
     embed = read_features(path, key, len(store.pixels))
     if embed is None:
         parts = range(0, len(store.pixels), EMBED_BATCH)
-        chunks = (store.pixels[start : start + EMBED_BATCH] for start in parts)
+        chunks = (np.array(store.pixels[start : start + EMBED_BATCH]) for start in parts)
         embed = torch.cat([scorer.embed_images(pixels_on_white(chunk, store.frame)) for chunk in chunks])
         write_features(path, key, embed)
     return embed[torch.from_numpy(store.rows)]

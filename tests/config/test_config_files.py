@@ -145,8 +145,8 @@ def test_configs_of_a_folder_build_models_that_fit_together(folder):
 
 
 def test_the_emoji_prior_fits_the_stages_before_it():
-    prior, scorer = (load(kind, ROOT / f"configs/emoji/{name}.yaml") for name, kind in
-                     (("prior", runs.PriorRun), ("scorer", runs.ScorerRun)))  # fmt: skip
+    prior = load(runs.PriorRun, ROOT / "configs/emoji/prior.yaml")
+    scorer = load(runs.ScorerRun, ROOT / "configs/emoji/scorer.yaml")
     assert prior.run.model_dir == scorer.run.model_dir
     assert prior.run.state_dir != scorer.run.state_dir
     assert (prior.data, prior.language_weights) == (scorer.data, scorer.language_weights)

@@ -15,6 +15,7 @@ from helpers.commands import all_commands
 from helpers.foreign_dalle_pytorch import dalle_file_content
 from helpers.foreign_examples import DISCRETE_VAE, DVAE_DECODER, DVAE_ENCODER, LLAMAGEN, VQGAN
 from helpers.hostile import in_small_child
+from helpers.priors import take_embeddings
 from helpers.training import draw_shape
 
 from dalle_mini_impl.cli import dalle
@@ -59,10 +60,14 @@ def commands(tiny_model, trained, tmp_path, monkeypatch):
     }.items():
         torch.save(content, name)
     model, store = str(tiny_model), str(trained.folder / "store")
+    told = str(take_embeddings(shutil.copytree(tiny_model, "told")))
     few = ["-n", "2"]
     return {
         "dalle sample": ["red", "-m", model, *few],
         "dalle complete": ["one.png", "red", "-m", model, *few],
+        "dalle vary": ["one.png", "-m", told, *few],
+        "dalle mix": ["one.png", "blue", "--steps", "2", "-m", told],
+        "dalle edit": ["one.png", "--to", "blue", "--steps", "2", "-m", told],
         "dalle paint": ["red", "-m", model, "--steps", "1", "--cuts", "2", "--frames", "a.gif"],
         "dalle serve": ["--host", "192.0.2.7"],  # refused, as there are no keys
         "dalle classify": ["one.png", "--labels", "a,b", "--scorer", model],
