@@ -60,7 +60,7 @@ def commands(tiny_model, trained, tmp_path, monkeypatch):
     }.items():
         torch.save(content, name)
     model, store = str(tiny_model), str(trained.folder / "store")
-    told = str(take_embeddings(shutil.copytree(tiny_model, "told")))
+    told = str(take_embeddings(shutil.copytree(tiny_model, tmp_path / "told")))
     few = ["-n", "2"]
     return {
         "dalle sample": ["red", "-m", model, *few],
