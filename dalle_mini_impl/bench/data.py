@@ -1,7 +1,9 @@
-"""Rows of the way of pictures into a training: a set in tars is inspected and encoded, captions split, batches made.
+"""Rows of the way of pictures into a training: a set in tars is inspected, stored and encoded, captions split, batches
+made.
 
-Beside the batches and captions stand those of version 0.1: made in the trainer when they are needed, in an order that
-permutes the whole set for each batch, of captions that are Python objects, which BPE dropout splits in quadratic time.
+Beside the transformer's batches and captions stand those of version 0.1: made in the trainer when they are needed, in
+an order that permutes the whole set for each batch, of captions that are Python objects, which BPE dropout splits in
+quadratic time. Beside the image tokenizer's batches of encoded pictures stand those of a store of pixels.
 """
 
 import contextlib
@@ -27,16 +29,20 @@ from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.timing import median_seconds, progress_bar
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.config.model import StreamConfig
-from dalle_mini_impl.config.training import ORDERS, EncodeRun, RunConfig, TransformerRun
+from dalle_mini_impl.config.training import ORDERS, EncodeRun, ImageTokenizerRun, RunConfig, TransformerRun
 from dalle_mini_impl.data.encoded_blocks import EncodedBlocks
+from dalle_mini_impl.data.encoded_pictures import PICTURES_FILE
 from dalle_mini_impl.data.inspect import SAMPLE_COUNT, Inspection
 from dalle_mini_impl.data.pair import SkipLog
+from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.data.store_builder import build_store
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, open_cache
 from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.text.sentencepiece_tokenizer import SPACE, TextTokenizer
 from dalle_mini_impl.train.encode_source import BLOCK_SAMPLES, Batch, SourceBatches, encode_blocks, write_cache
+from dalle_mini_impl.train.image_tokenizer import batch_pixels
 from dalle_mini_impl.train.shared import loader, loop
 from dalle_mini_impl.train.shared.encoding import Encoder
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
@@ -63,6 +69,12 @@ CAPTIONS = 2000
 BATCH = 64
 STEPS = 100
 """Batches that are made in a round."""
+STORE_STEPS = 20
+"""Batches of pictures that are made in a round."""
+STORE_SIZE = 128
+"""Side of stored pictures in pixels."""
+PIXEL_TARS = 2
+"""Tars of the set whose pictures a store of pixels holds, for comparison."""
 WORKERS = (1, 2)
 PEER = "version 0.1"
 _, PERMUTED = ORDERS
@@ -99,6 +111,7 @@ def data_rows(count: int, repeats: int) -> Iterator[BenchRow]:
     with tempfile.TemporaryDirectory() as folder:
         source = write_set(Path(folder, "set"), count)
         yield inspect_row(source, count)
+        yield from store_rows(source, Path(folder), count, repeats)
         yield encode_row(source, Path(folder, "ids"), count)
         cache = open_cache(Path(folder, "ids"), "train", load_image_tokenizer(MODEL)[1])
         yield caption_row(cache, repeats)
@@ -174,6 +187,49 @@ def inspect_row(source: Path, count: int) -> BenchRow:
     return _row("data/inspect", time.perf_counter() - start, count, growth)
 
 
+def store_rows(source: Path, folder: Path, count: int, repeats: int) -> Iterator[BenchRow]:
+    """Building a store of encoded pictures, and batches of the image tokenizer from it."""
+    data = DataConfig(source=str(source), store=str(folder / "jpeg"), store_size=STORE_SIZE, store_format="jpeg")
+    tars = ",".join(f"{number:05d}" for number in range(min(PIXEL_TARS, -(-count // PER_TAR))))
+    pixels = DataConfig(source=f"{source}/{{{tars}}}.tar", store=str(folder / "pixels"), store_size=STORE_SIZE)
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        build_store(data)
+        seconds = time.perf_counter() - start
+        build_store(pixels)
+    each = (folder / "jpeg" / PICTURES_FILE).stat().st_size / count
+    note = f"{count / seconds:,.0f} pictures/s, {each:,.0f} bytes a picture on the disk, pixels {4 * STORE_SIZE**2:,}"
+    yield BenchRow("data/store", seconds, note=note, details={"pictures": count, "bytes_on_disk": each})
+    config = ImageTokenizerRun(run=RunConfig(batch_size=BATCH))
+    scenes = SceneRows(BATCH)
+
+    def batches(store: PictureStore, workers: int) -> Iterator[Any]:
+        run = replace(config.run, workers=workers)
+        make = partial(batch_pixels, store, scenes, config=config)
+        return loader.passes(make, [slice(0, BATCH)], 0, run, torch.device("cpu"))
+
+    stores = {name: open_store(one, "train") for name, one in (("jpeg", data), ("pixels", pixels))}
+    for workers in (0, WORKERS[-1]):
+        made = {name: (batches(store, workers), workers) for name, store in stores.items()}
+        taken = _batch_seconds(made, STORE_STEPS, repeats)
+        note = "pictures/s: " + ", ".join(f"{STORE_STEPS * BATCH / value:,.0f}" for value in taken.values())
+        yield BenchRow(f"data/store/{workers} workers", taken["jpeg"], "store of pixels", taken["pixels"], note=note)
+
+
+def _batch_seconds(batches: dict[T, tuple[Iterator[Any], int]], steps: int, repeats: int) -> dict[T, float]:
+    """Median seconds for some batches of each iterator, given with the workers that make them ahead."""
+    seconds: dict[T, list[float]] = {name: [] for name in batches}
+    for _ in range(repeats):
+        for name, (made, workers) in batches.items():
+            for _ in range(loader.AHEAD * workers):  # those that are ready
+                next(made)
+            start = time.perf_counter()
+            for _ in range(steps):
+                next(made)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
 def encode_row(source: Path, out: Path, count: int) -> BenchRow:
     """What `dalle train encode` takes without a picture store, each picture once; leaves the cache in `out`."""
     accelerator = loop.make_accelerator(mixed_precision="bf16")
@@ -218,22 +274,17 @@ def loader_rows(cache: TokenCache, repeats: int) -> Iterator[BenchRow]:
     growth = Growth(len(cache))
     for _ in growth.watch(map(makers[0], range(len(cache) // BATCH)), lambda _: BATCH):
         pass
-    batches: dict[int | str, Iterator[Any]] = {name: map(make, itertools.count()) for name, make in makers.items()}
+    batches: dict[int | str, tuple[Iterator[Any], int]] = {
+        name: (map(make, itertools.count()), 0) for name, make in makers.items()
+    }
     for workers in WORKERS:
         run = replace(config.run, workers=workers)
-        batches[workers] = loader.passes(lambda step, _: makers[0](step), [slice(None)], 0, run, torch.device("cpu"))
-    seconds: dict[int | str, list[float]] = {name: [] for name in batches}
-    for _ in range(repeats):
-        for name, made in batches.items():
-            for _ in range(loader.AHEAD * name if isinstance(name, int) else 0):  # those that are ready
-                next(made)
-            start = time.perf_counter()
-            for _ in range(steps):
-                next(made)
-            seconds[name].append(time.perf_counter() - start)
-    theirs = median(seconds[PEER])
+        made = loader.passes(lambda step, _: makers[0](step), [slice(None)], 0, run, torch.device("cpu"))
+        batches[workers] = made, workers
+    seconds = _batch_seconds(batches, steps, repeats)
+    theirs = seconds[PEER]
     for workers in (0, *WORKERS):
-        ours = median(seconds[workers])
+        ours = seconds[workers]
         note = f"pictures/s: {steps * BATCH / ours:,.0f}, {steps * BATCH / theirs:,.0f}"
         note += f"; {growth.bytes_per_picture:.0f} bytes a picture" * (workers == 0)
         yield BenchRow(f"data/loader/{workers} workers", ours, PEER, theirs, note=note)

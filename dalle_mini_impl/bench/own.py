@@ -26,8 +26,8 @@ from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.fit import fit_picture
 from dalle_mini_impl.data.openclipart import COUNT, build_openclipart
 from dalle_mini_impl.data.pair import SkipLog
-from dalle_mini_impl.data.picture_store import build_store
 from dalle_mini_impl.data.readers import read_pairs
+from dalle_mini_impl.data.store_builder import build_store
 from dalle_mini_impl.evaluate.intervals import TOP_K, Share, format_share, mean_share
 from dalle_mini_impl.evaluate.judges import efficientnet_judge
 from dalle_mini_impl.evaluate.reference_pictures import (

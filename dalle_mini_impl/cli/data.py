@@ -18,7 +18,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PICTURE_FILE
-from dalle_mini_impl.config.data import FITS, SMALLEST_STORE_SIZE, DataConfig
+from dalle_mini_impl.config.data import FITS, SMALLEST_STORE_SIZE, STORE_FORMATS, DataConfig
 from dalle_mini_impl.config.model import DEFAULT_IMAGE_SIZE
 from dalle_mini_impl.config.scenes import LANGUAGES, TASKS
 from dalle_mini_impl.util.errors import UserError
@@ -202,23 +202,51 @@ def scenes(
     metavar="N",
     help="Use every N-th picture.",
 )
-def store(source: str, out: Path, size: tuple[int, int], validation: float, fit: str, every: int) -> None:
-    """Decode the pictures of SOURCE into a picture store.
+@click.option(
+    "--format",
+    "store_format",
+    type=click.Choice(STORE_FORMATS[1:]),
+    default=STORE_FORMATS[1],
+    show_default=True,
+    help="pixels: decoded. png: the same pictures in less space. jpeg: in still less, not exactly the same.",
+)
+@click.option(
+    "--processes",
+    type=Count(),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="With png or jpeg: processes that read at the same time.",
+)
+def store(
+    source: str,
+    out: Path,
+    size: tuple[int, int],
+    validation: float,
+    fit: str,
+    every: int,
+    store_format: str,
+    processes: int,
+) -> None:
+    """Put the pictures of SOURCE into a picture store.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an address
     such as s3://bucket/set. Training and `dalle evaluate` read the store; training builds it by itself where it is
-    missing.
+    missing. A store of png or jpeg that was interrupted goes on where it was.
     """
-    from dalle_mini_impl.data.picture_store import CONTENTS, build_store
+    from dalle_mini_impl.data.store_builder import build_store
+    from dalle_mini_impl.data.store_files import CONTENTS
 
     check_replaceable(out, CONTENTS)
     click.echo(f"reading {source}")
-    config = DataConfig(source=source, store=str(out), validation=validation, fit=fit, every=every)
+    config = DataConfig(
+        source=source, store=str(out), validation=validation, fit=fit, every=every, store_format=store_format
+    )
     if size[0] == size[1]:
         config = replace(config, store_size=size[0])
     else:
         config = replace(config, store_height=size[0], store_width=size[1])
-    build_store(config)
+    build_store(config, processes=processes)
     click.echo(out)
 
 

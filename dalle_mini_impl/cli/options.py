@@ -123,7 +123,7 @@ def precision_option(help: str = "Number format of the transformer.", default: s
 
 
 def ray_options(command: F) -> F:
-    """`--ray ADDRESS` and `--ray-workers N`; `util.ray_workers` reads them."""
+    """`--ray ADDRESS` and `--ray-workers N`; `check_ray_options`, then `util.ray_workers` read them."""
     address = click.option(
         "--ray",
         "ray_address",
@@ -135,6 +135,20 @@ def ray_options(command: F) -> F:
         "--ray-workers", type=Count(), metavar="N", help="Workers on it.  [default: one per GPU, or per machine]"
     )
     return address(workers(command))
+
+
+def check_ray_options(address: str | None, workers: int | None, device: str) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UserError: naming them.
+    """
+    if workers and not address:
+        raise UserError(f"expected --ray ADDRESS with --ray-workers {workers}, got none; add it, or leave both out")
+    if address and ":" in device:
+        raise UserError(
+            f"expected --ray with --device auto, cpu or cuda, got {device}; Ray gives each worker a device of its own"
+        )
 
 
 def seed_option(help: str = "Makes the whole run repeatable.") -> Callable[[F], F]:

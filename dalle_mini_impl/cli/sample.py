@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dalle_mini_impl.cli.many_prompts import draw_many, few_prompts
-from dalle_mini_impl.cli.options import examples, model_option, precision_option, ray_options
+from dalle_mini_impl.cli.options import (
+    check_ray_options,
+    examples,
+    model_option,
+    precision_option,
+    ray_options,
+)
 from dalle_mini_impl.cli.sampling_options import (
     announce_loading,
     check_format,
@@ -76,6 +82,7 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     some of the prompts.
     """
     path = options["recorded_in"]
+    check_ray_options(options["ray_address"], options["ray_workers"], options["device"])
     if options["no_grid"] or options["shards"]:
         draw_many(prompts, options)
         return

@@ -13,6 +13,8 @@ LARGEST_STORE_SIZE = 16384
 """Side in pixels above which one stored picture takes more than a gigabyte."""
 FITS = ("auto", "pad", "crop", "stretch")
 """Ways to fit pictures of other proportions into the frame; `data/fit.py` tells what they do."""
+STORE_FORMATS = ("auto", "pixels", "png", "jpeg")
+"""What a store may hold; `auto` takes any, and builds one of pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class DataConfig:
     """Several sources in place of `source`, each with a weight: `[{path: a, weight: 2}, {path: b}]`. All are in one
     store; weights may be changed without building it anew, and take effect in every stage that reads it."""
     store: str = ""
-    """Folder of decoded pictures; built from `source` if it does not exist yet. If the source has changed since, the
-    store is refused; without a source it is used as it is. Empty: there is none, and the encode stage reads the
+    """Folder of pictures of one size; built from `source` if it does not exist yet. If the source has changed since,
+    the store is refused; without a source it is used as it is. Empty: there is none, and the encode stage reads the
     pictures straight from `source`, as large sets need."""
     store_size: Annotated[int, Interval(0, LARGEST_STORE_SIZE)] = 0
     """Side of the stored pictures in pixels. 0 takes a store of any size that is not below the model's picture size,
@@ -47,6 +49,11 @@ class DataConfig:
     """With `store_width`, the size of stored pictures that are not square, in place of `store_size`."""
     store_width: Annotated[int, Interval(0, LARGEST_STORE_SIZE)] = 0
     """See `store_height`."""
+    store_format: str = "auto"
+    """What a store holds. `pixels`: 4 bytes each, which are read fastest. `png`: the same pictures in less space,
+    decoded whenever they are needed, best by `run.workers`. `jpeg`: in still less, not exactly the same; pictures with
+    transparency stay PNG. Files that have the stored size already are kept as they are. `auto`: takes a store of any
+    kind, and builds one of pixels."""
     validation: Share = 0.05
     """Share of pictures held out for validation, if the source does not say which; of two pictures or more at least
     one."""
@@ -81,11 +88,20 @@ class DataConfig:
             raise UserError("expected a path for each of data.sources, got an empty one; name it or leave it out")
         if self.fit not in FITS:
             raise UserError(f"expected data.fit of {', '.join(FITS)}, got {self.fit!r}; change it")
+        if self.store_format not in STORE_FORMATS:
+            raise UserError(
+                f"expected data.store_format of {', '.join(STORE_FORMATS)}, got {self.store_format!r}; change it"
+            )
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The sources, one or several; none where a store is used as it is."""
         return tuple(source.path for source in self.sources) or ((self.source,) if self.source else ())
+
+    @property
+    def stores_encoded(self) -> bool:
+        """Whether a store that is built holds pictures as PNG or JPEG."""
+        return self.store_format in ("png", "jpeg")
 
     @property
     def store_frame(self) -> tuple[int, int]:

@@ -94,6 +94,9 @@ class RunConfig:
     workers: Annotated[int, Interval(0, 1024)] = 0
     """Processes, for each process of the training, that make batches ahead; 0 makes each when it is needed. The batches
     are the same. It pays beside a GPU, or where some cores are idle (Linux, macOS)."""
+    patience: Annotated[float, Interval(1 / 60, 8760)] = 168.0
+    """Hours that launched processes wait for each other: for the one that reads a large set, validates or writes. Once
+    a set is read, fewer free the other machines sooner where one has vanished without a word."""
     sample_every: Natural = 1000
     """Steps between sheets of sample pictures; 0 writes none."""
     tracker: str = "none"

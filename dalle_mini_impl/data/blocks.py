@@ -5,8 +5,9 @@ work on a source is divided, and continued after an interruption, block by block
 """
 
 import itertools
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dalle_mini_impl.config.data import DataConfig
 from dalle_mini_impl.data.pair import Pair, SkipLog
@@ -52,7 +53,7 @@ class BlockEnd:
 class FinishedBlocks:
     """The blocks that need not be read again."""
 
-    blocks: Container[SampleBlock]
+    blocks: Collection[SampleBlock]
     lengths: Mapping[int, int]
     """Part -> number of its blocks, as far as its last one is finished."""
 
@@ -65,7 +66,7 @@ class FinishedBlocks:
 
 @dataclass
 class SourceBlocks:
-    """The blocks of the sources that a config names; pictures without a caption are skipped."""
+    """The blocks of the sources that a config names."""
 
     parts: list[tuple[int, int, SourcePart]]
     """Number of the source, one of how many samples counts, and part."""
@@ -79,18 +80,19 @@ class SourceBlocks:
     """Of the sources as a whole."""
 
     @classmethod
-    def open(cls, config: DataConfig, size: int) -> "SourceBlocks":
+    def open(cls, config: DataConfig, size: int, captions: Literal["needed", "optional"] = "needed") -> "SourceBlocks":
         """List the parts of the sources; one object is read once.
 
         Args:
             config: names the sources.
             size: samples of a block.
+            captions: as for `read_pairs`.
 
         Raises:
             UserError: a source cannot be read.
         """
         log, source_log = SkipLog(), SkipLog()
-        of_source = [source_parts(path, log, source_log) for path in config.paths]
+        of_source = [source_parts(path, log, source_log, captions) for path in config.paths]
         parts = []
         for number, own in enumerate(of_source):
             leaves_out_parts = len(own) >= config.every  # as `read_parts` does, which is faster

@@ -1,26 +1,15 @@
 """Examines a data source by several processes, each of which reads a part of it."""
 
-import multiprocessing
 import sys
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from functools import partial
 
 from tqdm import tqdm
 
 from dalle_mini_impl.data.inspect import Inspection
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.readers import read_pairs
-from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.memory import check_processes
-
-SECONDS_BETWEEN_LOOKS = 0.2
-"""How often the progress of other processes is looked at."""
-COUNTED_TOGETHER = 16
-"""Pictures after which a process says that they are done."""
-
-_counter: Any = None
-"""In a process that reads a part: the number of pictures of all parts."""
+from dalle_mini_impl.util.worker_processes import count_done, divide
 
 
 def inspect_source(source: str, log: SkipLog, inspection: Inspection, processes: int = 1) -> Inspection:
@@ -49,30 +38,10 @@ def inspect_source(source: str, log: SkipLog, inspection: Inspection, processes:
                 inspection.add(pair)
                 bar.update()
             return inspection
-        context = multiprocessing.get_context("spawn")  # threads of libraries do not survive a fork
-        counter = context.Value("Q", 0)
-        with ProcessPoolExecutor(processes, context, _remember_counter, (counter,)) as pool:
-            parts = [pool.submit(_inspect_part, source, inspection, part, processes) for part in range(processes)]
-            waiting: set[Future[tuple[Inspection, SkipLog]]] = set(parts)
-            while waiting:
-                waiting = wait(waiting, SECONDS_BETWEEN_LOOKS).not_done
-                bar.update(counter.value - bar.n)
-            for part in parts:
-                try:
-                    measured, skipped = part.result()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"a process that read {source} was ended from outside, perhaps for want of memory; "
-                        f"use fewer --processes than {processes}"
-                    ) from error
-                inspection.merge(measured)
-                log.merge(skipped)
+        for measured, skipped in divide(partial(_inspect_part, source, inspection), processes, bar, f"read {source}"):
+            inspection.merge(measured)
+            log.merge(skipped)
     return inspection
-
-
-def _remember_counter(counter: Any) -> None:
-    global _counter
-    _counter = counter
 
 
 def _inspect_part(source: str, inspection: Inspection, worker: int, workers: int) -> tuple[Inspection, SkipLog]:
@@ -80,7 +49,5 @@ def _inspect_part(source: str, inspection: Inspection, worker: int, workers: int
     log = SkipLog()
     for number, pair in enumerate(read_pairs(source, log, worker=worker, workers=workers), 1):
         inspection.add(pair)
-        if number % COUNTED_TOGETHER == 0:
-            with _counter.get_lock():
-                _counter.value += COUNTED_TOGETHER
+        count_done(number)
     return inspection, log

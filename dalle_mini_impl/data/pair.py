@@ -36,6 +36,8 @@ class Pair:
     """Whether the mirrored picture still fits its captions."""
     details: dict[str, Any] = field(default_factory=dict)
     """All other fields of the source: vendor, concept, kind …"""
+    content: bytes = field(default=b"", repr=False)
+    """Of the picture's file."""
 
 
 def split_of(key: str, validation: float) -> str:
@@ -133,6 +135,8 @@ class SkipLog:
 
     _skipped: _SkipList = field(default_factory=_SkipList)
     _noted: _SkipList = field(default_factory=_SkipList)
+    may_be_read_later: bool = False
+    """Whether something was skipped that could not be read for the moment, such as a file at an address."""
 
     @property
     def entries(self) -> list[tuple[str, str]]:
@@ -146,9 +150,10 @@ class SkipLog:
         """In the same form, what was left out of samples that are used."""
         return self._noted.entries
 
-    def add(self, name: str, reason: str, count: int = 1) -> None:
+    def add(self, name: str, reason: str, count: int = 1, *, may_be_read_later: bool = False) -> None:
         """Record that `name` (a path or a tar member), or `count` samples of it, was skipped."""
         self._skipped.add(name, reason, count)
+        self.may_be_read_later |= may_be_read_later
 
     def note(self, name: str, reason: str) -> None:
         """Record that a part of `name` was left out, though the rest is used."""
@@ -158,11 +163,12 @@ class SkipLog:
         """Add what another log recorded."""
         self._skipped.merge(other._skipped)
         self._noted.merge(other._noted)
+        self.may_be_read_later |= other.may_be_read_later
 
     def take(self) -> "SkipLog":
         """Hand over what was recorded so far, and begin anew."""
-        taken = SkipLog(self._skipped, self._noted)
-        self._skipped, self._noted = _SkipList(), _SkipList()
+        taken = SkipLog(self._skipped, self._noted, self.may_be_read_later)
+        self._skipped, self._noted, self.may_be_read_later = _SkipList(), _SkipList(), False
         return taken
 
     def as_json(self) -> dict[str, Any]:

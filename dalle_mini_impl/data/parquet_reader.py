@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.parts import PendingSample
 from dalle_mini_impl.data.remote import RemotePath, SourcePath, open_source
-from dalle_mini_impl.data.sample import UnusableSample, captions_from_fields, make_pair, read_bytes
+from dalle_mini_impl.data.sample import (
+    UnusableSample,
+    captions_from_fields,
+    make_pair,
+    may_be_read_later,
+    read_bytes,
+)
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 T = TypeVar("T")
@@ -128,7 +134,8 @@ def parquet_samples(path: SourcePath, log: SkipLog, file_log: SkipLog, needed: b
     except DamagedParquet as error:
         file_log.add(str(path), f"damaged Parquet file: {error.reason}, after {number} rows")
     except (OSError, ValueError, MemoryError) as error:
-        file_log.add(str(path), f"unreadable Parquet file: {error}, after {number} rows")
+        reason = f"unreadable Parquet file: {error}, after {number} rows"
+        file_log.add(str(path), reason, may_be_read_later=may_be_read_later(error))
 
 
 def _pair_of_row(path: SourcePath, number: int, row: dict[str, Any], column: str, log: SkipLog, needed: bool) -> Pair:

@@ -27,7 +27,7 @@ def read_sample(sample: PendingSample, log: SkipLog) -> Pair | None:
     try:
         return read()
     except UnusableSample as reason:
-        log.add(printable(name), printable(str(reason)))
+        log.add(printable(name), printable(str(reason)), may_be_read_later=reason.may_be_read_later)
         return None
 
 

@@ -48,7 +48,21 @@ SPLITS = {
 
 
 class UnusableSample(Exception):
-    """A sample cannot be used; the message is `category: details`. `read_sample` catches and logs it."""
+    """A sample cannot be used; the message is `category: details`. `read_sample` catches and logs it.
+
+    Args:
+        message: see above.
+        may_be_read_later: whether it could not be read for the moment.
+    """
+
+    def __init__(self, message: str, *, may_be_read_later: bool = False) -> None:
+        super().__init__(message)
+        self.may_be_read_later = may_be_read_later
+
+
+def may_be_read_later(error: BaseException) -> bool:
+    """Whether what could not be read is there, and may be read at another time: its disk or connection failed."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def list_files(folder: Path, log: SkipLog, unlisted: list[Path] | None = None) -> list[Path]:
@@ -97,7 +111,7 @@ def read_bytes(path: SourcePath, limit: int = MAX_PICTURE_BYTES) -> bytes:
     except FileNotFoundError as error:
         raise UnusableSample(f"missing file: {path}") from error
     except (OSError, ValueError, MemoryError) as error:
-        raise UnusableSample(f"unreadable file: {error}") from error
+        raise UnusableSample(f"unreadable file: {error}", may_be_read_later=may_be_read_later(error)) from error
 
 
 def decode_picture(data: bytes) -> Image.Image:
@@ -327,8 +341,17 @@ def make_pair(
         json.dumps([key, [asdict(caption) for caption in texts], details], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UnusableSample("not Unicode: the name, a caption or a field cannot be stored as text") from error
-    image = decode_picture(read())
-    return Pair(key=key, image=image, captions=tuple(texts), split=split, may_flip=may_flip, details=details)
+    content = read()
+    image = decode_picture(content)
+    return Pair(
+        key=key,
+        image=image,
+        captions=tuple(texts),
+        split=split,
+        may_flip=may_flip,
+        details=details,
+        content=content,
+    )
 
 
 def _clean(text: str) -> str:

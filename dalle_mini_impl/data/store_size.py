@@ -45,4 +45,7 @@ def store_command(config: DataConfig, frame: Sequence[int]) -> str:
     paths = f"{shlex.quote(config.source)} --out {shlex.quote(config.store)}"
     size = shown_size(frame).replace("×", "x")
     options = f"--size {size} --validation {config.validation:g} --fit {config.fit}"
-    return f"dalle data store {paths} {options}" + (f" --every {config.every}" if config.every > 1 else "")
+    options += (
+        f" --every {config.every}" * (config.every > 1) + f" --format {config.store_format}" * config.stores_encoded
+    )
+    return f"dalle data store {paths} {options}"

@@ -6,14 +6,22 @@ sample unusable instead of the rest of the tar. Nothing is unpacked to disk by i
 
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from dalle_mini_impl.data.languages import language_of_name
 from dalle_mini_impl.data.pair import Pair, SkipLog
 from dalle_mini_impl.data.parts import PendingSample
 from dalle_mini_impl.data.remote import SourcePath
-from dalle_mini_impl.data.sample import MAX_CAPTION_BYTES, MAX_JSON_BYTES, UnusableSample, make_pair, read_captions
+from dalle_mini_impl.data.sample import (
+    MAX_CAPTION_BYTES,
+    MAX_JSON_BYTES,
+    UnusableSample,
+    make_pair,
+    may_be_read_later,
+    read_captions,
+)
 from dalle_mini_impl.data.tar_file import TarFileObject, open_tar
 from dalle_mini_impl.util.images import is_drawing, picture_kind, unreadable_format
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES
@@ -50,16 +58,77 @@ def tar_samples(tar: SourcePath, log: SkipLog, tar_log: SkipLog, needed: bool) -
     """
     with ExitStack() as opened:
         try:
-            file = opened.enter_context(open_tar(tar, tar_log))
-            file.seek(file.skip_zeros(0))
-            archive = opened.enter_context(tarfile.open(fileobj=file, mode="r:", ignore_zeros=True))
-            members_of_key = _group(_list_members(archive, file, tar, tar_log), tar, tar_log)
+            archive, samples = opened.enter_context(_open_samples(tar, tar_log))
         except TAR_ERRORS as error:
-            tar_log.add(str(tar), f"unreadable tar: {error}")
+            tar_log.add(str(tar), f"unreadable tar: {error}", may_be_read_later=may_be_read_later(error))
             return
-        for key, members in members_of_key.items():
+        for key, members in samples.items():
             name = f"{tar}:{key}"
             yield name, _tar_sample(archive, name, key, members, log, needed)
+
+
+@dataclass(frozen=True, order=True)
+class TarMember:
+    """A picture in a tar."""
+
+    tar: SourcePath
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.tar}:{self.member}"
+
+    @property
+    def name(self) -> str:
+        """The part after the last slash."""
+        return self.member.rpartition("/")[2]
+
+    def read_bytes(self) -> bytes:
+        """The picture's bytes, for which the list of all members is read.
+
+        Raises:
+            UnusableSample: it cannot be read, or is not there any more.
+        """
+        for member, _, read in tar_pictures(self.tar, SkipLog()):
+            if member == self:
+                return read()
+        raise UnusableSample(f"missing tar member: {self}")
+
+
+def tar_pictures(tar: SourcePath, log: SkipLog) -> Iterator[tuple[TarMember, int, Callable[[], bytes]]]:
+    """The pictures of a tar, each with its size in bytes and what reads it until the next one is asked for.
+
+    Args:
+        tar: the archive.
+        log: receives faults of the tar, and samples without a picture that can be read.
+
+    Raises:
+        UnusableSample: the tar cannot be read.
+    """
+    with ExitStack() as opened:
+        try:
+            archive, samples = opened.enter_context(_open_samples(tar, log))
+        except TAR_ERRORS as error:
+            raise UnusableSample(f"unreadable tar: {error}", may_be_read_later=may_be_read_later(error)) from error
+        for key, members in samples.items():
+            try:
+                picture = members[_picture_of(members)]
+            except UnusableSample as reason:
+                log.add(f"{tar}:{key}", str(reason))
+                continue
+            yield TarMember(tar, picture.name), picture.size, partial(_content, archive, picture, MAX_PICTURE_BYTES)
+
+
+@contextmanager
+def _open_samples(tar: SourcePath, log: SkipLog) -> Iterator[tuple[tarfile.TarFile, dict[str, Members]]]:
+    """Open a tar, and list its samples; the log receives faults of the tar.
+
+    Raises:
+        TAR_ERRORS: it cannot be read.
+    """
+    with open_tar(tar, log) as file:
+        file.seek(file.skip_zeros(0))
+        with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as archive:
+            yield archive, _group(_list_members(archive, file, tar, log), tar, log)
 
 
 def _list_members(
@@ -80,7 +149,7 @@ def _list_members(
             end = archive.offset
             archive.offset = file.skip_zeros(end)  # tarfile itself would take minutes for each GB of zeros
     except TAR_ERRORS as error:
-        log.add(name, f"truncated tar: {error}")
+        log.add(name, f"truncated tar: {error}", may_be_read_later=may_be_read_later(error))
         return members
     if file.size <= end:
         log.add(name, "truncated tar: it has no end marker, so members may be missing")
@@ -216,7 +285,7 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> b
         file = archive.extractfile(member)
         content = file.read() if file else b""
     except TAR_ERRORS as error:
-        raise UnusableSample(f"unreadable tar member: {error}") from error
+        raise UnusableSample(f"unreadable tar member: {error}", may_be_read_later=may_be_read_later(error)) from error
     if len(content) != member.size:
         raise UnusableSample(f"truncated tar member: {len(content)} of {member.size} bytes")
     return content

@@ -13,17 +13,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dalle_mini_impl.checkpoint.parts import weights_identity
+from dalle_mini_impl.data.encoded_pictures import PICTURE_INDEX
 from dalle_mini_impl.data.entries import ENTRIES_FILE
-from dalle_mini_impl.data.picture_store import PIXELS_FILE
+from dalle_mini_impl.data.store_files import PIXELS_FILE
 from dalle_mini_impl.util.files import file_digest, replace_file
 
 
 def store_fingerprint(store: Path) -> str:
     """Hash of the pixels and descriptions of all pictures of a store.
 
-    The whole content is read: about a second per gigabyte, against minutes for the features of as many pictures.
+    Pixels are read whole: about a second per gigabyte, against minutes for the features of as many pictures. The index
+    of encoded pictures has their checksums.
     """
-    return file_digest(store / ENTRIES_FILE, store / PIXELS_FILE)
+    pixels = store / PIXELS_FILE
+    return file_digest(store / ENTRIES_FILE, pixels if pixels.is_file() else store / PICTURE_INDEX)
 
 
 def cache_path(store: Path, judge: str, size: tuple[int, int]) -> Path:

@@ -163,6 +163,8 @@ def check_settings(config: EncodeRun) -> None:
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
     check_ranges(config)
+    if config.ray_workers and not config.ray:
+        raise UserError(f"expected ray=ADDRESS with ray_workers, got ray_workers={config.ray_workers} alone; add it")
     check_cache_replaceable(config.out)
     if not config.data.store and not config.data.paths:
         raise UserError("expected data.source, or data.store with decoded pictures, got neither; set one")

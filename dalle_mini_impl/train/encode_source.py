@@ -7,7 +7,6 @@ its key: so ids do not depend on who encodes them, and when.
 """
 
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,12 +32,13 @@ from dalle_mini_impl.data.augment import (
     pixels_on_white,
     random_changes,
 )
+from dalle_mini_impl.data.block_folder import ENDING
 from dalle_mini_impl.data.blocks import BlockEnd, FinishedBlocks, SampleBlock, SourceBlocks, SourcePicture
 from dalle_mini_impl.data.encoded_blocks import SPLITS, EncodedBlocks
 from dalle_mini_impl.data.entries import PictureEntry
 from dalle_mini_impl.data.fit import fit_picture
 from dalle_mini_impl.data.mixture import states_of
-from dalle_mini_impl.data.pair import SkipLog, hash_position, key_hash, split_of
+from dalle_mini_impl.data.pair import hash_position, key_hash, split_of
 from dalle_mini_impl.data.token_cache import CONTENTS, write_header
 from dalle_mini_impl.train.shared import loop
 from dalle_mini_impl.train.shared.encoding import (
@@ -60,8 +60,6 @@ BLOCK_SAMPLES = 1024
 """Largest number of samples in a block: what is lost by a kill."""
 BLOCK_BYTES = 2**26
 """Most bytes that the ids of a block take in memory, where that makes blocks smaller."""
-ENDING = ".blocks"
-"""Ending of the folder of blocks, beside the cache that they become."""
 RAY_SHARES = 4
 """Shares of the work for each worker of a Ray cluster, so that they end at about the same time."""
 NOT_RESULTS = ("workers", "ray", "ray_workers", "out", "model_dir", "precision")
@@ -329,7 +327,7 @@ def check_whole(config: EncodeRun, blocks: EncodedBlocks) -> None:
     Raises:
         UserError: some are not, or the source cannot be read.
     """
-    finished, parts = blocks.finished(), len(SourceBlocks.open(config.data, BLOCK_SAMPLES).parts)
+    finished, parts = blocks.finished(partial=True), len(SourceBlocks.open(config.data, BLOCK_SAMPLES).parts)
     if missing := [part for part in range(parts) if not finished.is_whole(part)]:
         raise UserError(
             f"expected the blocks of {parts} parts of the source in {blocks.folder}, got not all of {len(missing)} of "
@@ -339,9 +337,8 @@ def check_whole(config: EncodeRun, blocks: EncodedBlocks) -> None:
 
 def write_cache(config: EncodeRun, encoder: Encoder, blocks: EncodedBlocks) -> None:
     """Join the blocks to the token cache, say what was skipped, and remove them."""
-    log = SkipLog()
-    counts = blocks.count(log)
-    print(log.report() or "nothing was skipped")
+    counts = blocks.count()
+    print(blocks.skipped().report() or "nothing was skipped")
     if empty := [split for split, count in counts.items() if not count]:
         raise UserError(
             f"expected training and validation pictures with captions in {', '.join(config.data.paths)}, got no "
@@ -351,7 +348,7 @@ def write_cache(config: EncodeRun, encoder: Encoder, blocks: EncodedBlocks) -> N
     with replace_folder(config.out, CONTENTS) as folder:
         blocks.join(folder, counts, file_shapes(config, encoder.grid, encoder.embed_dim))
         write_header(folder, describe_cache(folder, config, encoder))
-    shutil.rmtree(blocks.folder)
+    blocks.remove()
     print(summary(counts, encoder.identity, config))
 
 

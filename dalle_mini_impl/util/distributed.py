@@ -12,8 +12,9 @@ from dalle_mini_impl.util.errors import UserError
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for each other: as long as the one that reads a large set, writes, or has most work takes.
-PyTorch's own limit is ten minutes on GPUs. A process that fails ends the others through the launcher."""
+"""How long processes wait for each other unless `run.patience` says otherwise: as long as the one that reads a large
+set, writes, or has most work takes. PyTorch's own limit is ten minutes on GPUs. A process that fails ends the others
+through the launcher, so this limit counts only where a machine vanishes without a word."""
 
 
 class Processes:

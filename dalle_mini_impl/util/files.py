@@ -1,16 +1,11 @@
 """Finds files that ship with the package, and writes files and folders whole or not at all."""
 
-import contextlib
 import errno
 import fnmatch
-import functools
 import hashlib
 import json
 import math
 import os
-import platform
-import re
-import secrets
 import shutil
 import sys
 import tempfile
@@ -20,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.temporary_names import is_temporary, remove_litter, temporary_path
 
 try:
     import fcntl
@@ -68,7 +64,7 @@ def replace_file(path: Path | str) -> Iterator[Path]:
         folder = Path(tempfile.gettempdir()) if is_special else path.parent
         folder.mkdir(parents=True, exist_ok=True)
         remove_litter(folder)
-        temporary = _temporary_path(folder / path.name)
+        temporary = temporary_path(folder / path.name)
         try:
             file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             mode = os.fstat(file).st_mode & 0o777
@@ -142,9 +138,9 @@ def replace_folder(path: Path | str, contents: Sequence[str]) -> Iterator[Path]:
     with os_errors_for_user(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_litter(path.parent)
-        temporary = _temporary_path(path)
+        temporary = temporary_path(path)
         temporary.mkdir()
-        old = _temporary_path(path)
+        old = temporary_path(path)
         try:
             yield temporary
             for root, _, files in os.walk(temporary):
@@ -172,14 +168,15 @@ def check_replaceable(path: Path | str, contents: Sequence[str]) -> None:
     """Check that a folder is absent, empty or written by this program, before work begins; see `replace_folder`.
 
     Raises:
-        UserError: it holds anything else; the message names one thing.
+        UserError: it holds anything else, of which the message names one thing; or the path has no name of its own.
     """
     path = Path(path)
+    _check_named(path)
     with os_errors_for_user(path):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             kind = "a link" if path.is_symlink() else "a file"
             raise UserError(f"expected {path} to be a folder or absent, got {kind}; name another folder")
-        names = sorted(name for name in os.listdir(path) if not _is_temporary(name)) if path.exists() else []
+        names = sorted(name for name in os.listdir(path) if not is_temporary(name)) if path.exists() else []
     strange = [name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in contents)]
     if not any(fnmatch.fnmatchcase(name, contents[0]) for name in names):
         strange = strange or names
@@ -190,6 +187,27 @@ def check_replaceable(path: Path | str, contents: Sequence[str]) -> None:
         )
 
 
+def remove_folder(path: Path | str) -> None:
+    """Remove a folder that this program wrote: whatever ends the process meanwhile, it is there whole or not at all.
+
+    What a killed process leaves of it has a temporary name, and is removed by a later one.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    path = Path(path)
+    with os_errors_for_user(path):
+        doomed = temporary_path(path)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _check_named(path: Path) -> None:
+    """Refuse `.`, `..` and `/` as what is written, because what is written beside it is named after it."""
+    if path.name in ("", ".."):
+        raise UserError(f"expected a folder with a name of its own, got {path}; name a new folder")
+
+
 @contextmanager
 def only_writer(path: Path | str) -> Iterator[None]:
     """Hold the right to write a file or folder; a second process, or thread, that asks for it is refused at once.
@@ -198,13 +216,14 @@ def only_writer(path: Path | str) -> Iterator[None]:
     however it ends. Where there are no such locks (Windows), nothing is locked.
 
     Raises:
-        UserError: another process holds the right, or the folder cannot be written.
+        UserError: another process holds the right, the folder cannot be written, or the path has no name of its own.
     """
     if fcntl is None:
         yield
         return
     with os_errors_for_user(path):
         path = Path(path).absolute()
+        _check_named(path)
         lock = path.with_name(f".{path.name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _open_locked(lock, path)
@@ -321,60 +340,6 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
-"""Names of temporary files and folders: machine, process and a random number."""
-
-
-@functools.cache
-def _machine() -> str:
-    """Eight hexadecimal digits that tell process numbers of other machines and containers from those of this one."""
-    namespace = Path("/proc/self/ns/pid")
-    text = f"{platform.node()} {os.readlink(namespace) if namespace.is_symlink() else ''}"
-    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-
-
-def _temporary_path(path: Path) -> Path:
-    """A new hidden path beside `path` with its suffix."""
-    stem = path.stem.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
-    suffix = path.suffix[:20]
-    return path.with_name(f".{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}")
-
-
-def _is_temporary(name: str) -> bool:
-    return TEMPORARY.fullmatch(name) is not None
-
-
-def remove_litter(folder: Path | str) -> None:
-    """Remove the temporary files and folders of this program that processes of this machine left when they were killed.
-
-    Each process looks through each folder once.
-    """
-    _remove_litter(os.path.abspath(folder), os.getpid())
-
-
-@functools.lru_cache(maxsize=1024)
-def _remove_litter(folder: str, process: int) -> None:
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            match = TEMPORARY.fullmatch(entry.name)
-            if match is None or match[1] != _machine() or int(match[2]) == process or _is_running(int(match[2])):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                os.unlink(entry.path)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it belongs to another user
-        return True
-    return True
 
 
 @contextmanager

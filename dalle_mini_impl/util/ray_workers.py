@@ -1,7 +1,7 @@
 """Work divided among the machines of a Ray cluster (extra: ray)."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -36,14 +36,15 @@ class RayWorkers(Generic[S]):
         )
         self._workers = [worker.remote(make, os.getcwd()) for _ in range(count)]
 
-    def map(self, function: Callable[[S, T], R], items: Iterable[T]) -> Iterator[R]:
-        """Results of a function for each item, as they are finished; each is computed by any worker with its state.
+    def map(self, function: Callable[[S, T], R], items: Iterable[T], *, in_order: bool = False) -> Iterator[R]:
+        """Results of a function for each item, each computed by any worker with its state.
 
         Where a worker is killed, its share is done again, so doing a share twice must do no harm.
 
         Args:
             function: from an importable module.
             items: shares of the work.
+            in_order: whether results come in the order of the items, and not as they are finished.
 
         Raises:
             UserError: raised by the function, or workers are killed again and again.
@@ -52,7 +53,8 @@ class RayWorkers(Generic[S]):
         from ray.util import ActorPool
 
         try:
-            yield from ActorPool(self._workers).map_unordered(_start(function), items)
+            pool = ActorPool(self._workers)
+            yield from (pool.map if in_order else pool.map_unordered)(_start(function), items)
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from error
@@ -108,7 +110,7 @@ def ray_workers(
         accelerators: whether workers may use GPUs.
 
     Raises:
-        UserError: Ray is not installed, there is no cluster at this address, or it has too few CPUs or GPUs.
+        UserError: Ray is not installed, there is no cluster at this address, or its machines have too few CPUs or GPUs.
     """
     try:
         import ray
@@ -125,16 +127,43 @@ def ray_workers(
         ) from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        kind = "GPU" if accelerators and any(node.get("GPU") for node in nodes) else "CPU"
-        useful = [node for node in nodes if node.get(kind)]
-        most = sum(int(node[kind]) for node in useful)
-        count = count or (most if kind == "GPU" else len(useful))
-        if count > most:
-            raise UserError(
-                f"expected at most {most} workers, one for each {kind} of the cluster, got {count}; ask for fewer"
-            )
-        # As many as the smallest machine has for each of its workers: with more a worker might find no place.
-        cpus = min(int(node.get("CPU", 1)) for node in useful) // -(-count // len(useful))
-        yield RayWorkers(make, count, max(1, cpus), int(kind == "GPU"))
+        yield RayWorkers(make, *places(nodes, count, accelerators=accelerators))
     finally:
         ray.shutdown()
+
+
+def places(nodes: Sequence[Mapping[str, float]], count: int | None, *, accelerators: bool) -> tuple[int, int, int]:
+    """Number of workers that the machines of a cluster have room for, and CPUs and GPUs of each.
+
+    Ray lets a worker wait without a limit that fits nowhere, so it is never asked for one.
+
+    Args:
+        nodes: the resources of each machine.
+        count: number of workers; None for one for each GPU, or for each machine if there are none.
+        accelerators: whether workers may use GPUs.
+
+    Raises:
+        UserError: there is no room for so many, or for any.
+    """
+    kind = "GPU" if accelerators and any(node.get("GPU") for node in nodes) else "CPU"
+    useful = [node for node in nodes if int(node.get("CPU", 0)) and int(node.get(kind, 0))]
+    if not useful:
+        what = "a CPU" if kind == "CPU" else "a CPU and a GPU"
+        raise UserError(
+            f"expected a Ray cluster with {what} on one of its machines, got none on {len(nodes)} machines; give "
+            f"ray start --num-cpus above 0 on those that are to work"
+        )
+
+    def room(cpus: int) -> int:
+        return sum(min(int(node[kind]), int(node["CPU"]) // cpus) for node in useful)
+
+    count = count or (room(1) if kind == "GPU" else len(useful))
+    if count > room(1):
+        raise UserError(
+            f"expected at most {room(1)} workers, one for each {kind} of the cluster, got {count}; ask for fewer"
+        )
+    # As many as the smallest machine has for each of its workers, or fewer where machines differ much.
+    cpus = max(1, min(int(node["CPU"]) for node in useful) // -(-count // len(useful)))
+    while room(cpus) < count:
+        cpus -= 1
+    return count, cpus, int(kind == "GPU")

@@ -14,13 +14,21 @@ from dalle_mini_impl.util.files import find_shipped
 def test_rows_of_a_small_set(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process that has trained nothing yet
     monkeypatch.setattr(data, "PER_TAR", 50)
+    monkeypatch.setattr(data, "STORE_STEPS", 2)
     rows = {row.name: row for row in data.data_rows(130, repeats=1)}
     loaders = [f"data/loader/{workers} workers" for workers in (0, 1, 2)]
-    assert list(rows) == ["data/inspect", "data/encode", "data/captions", *loaders]
+    stores = [f"data/store/{workers} workers" for workers in (0, 2)]
+    assert list(rows) == ["data/inspect", "data/store", *stores, "data/encode", "data/captions", *loaders]
     assert all(row.ours > 0 for row in rows.values())
     for name in ("data/inspect", "data/encode"):
         assert f"{130 / rows[name].ours:,.0f} pictures/s" in rows[name].note
         assert "bytes of memory a picture" in rows[name].note
+    assert 100 < rows["data/store"].details["bytes_on_disk"] < 4 * 128**2 / 8
+    assert f"{130 / rows['data/store'].ours:,.0f} pictures/s" in rows["data/store"].note
+    for name in stores:
+        assert rows[name].peer == "store of pixels"
+        assert rows[name].note.startswith("pictures/s: ")
+        assert rows[name].theirs > 0
     for name in ("data/captions", *loaders):
         assert rows[name].peer == "version 0.1"
         assert rows[name].theirs > 0

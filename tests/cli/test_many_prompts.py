@@ -124,6 +124,11 @@ def test_few_lines_of_json_make_a_grid(sample, tiny_dalle):
             "prompt 2, 'a dog': expected a temperature of 0 or more, got -1.0",
         ),
         (("a cat", "--ray", "local"), "expected --ray with --no-grid or --shards, got neither"),
+        (("a cat", "--ray-workers", "2"), "expected --ray ADDRESS with --ray-workers 2, got none"),
+        (
+            ("a cat", "--shards", "--save-dir", "out", "--ray", "local", "--device", "cuda:1"),
+            "expected --ray with --device auto, cpu or cuda, got cuda:1; Ray gives each worker",
+        ),
         (("--prompts-file", "different.jsonl"), "expected prompts with the same guidance for a grid, got several"),
         (("--prompts-file", "many.txt"), f"expected at most {MAX_GRID_PROMPTS} prompts for a grid, got more"),
     ],

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from helpers.processes import Forked, kill_self
 
 from dalle_mini_impl.data.blocks import SampleBlock
 from dalle_mini_impl.data.encoded_blocks import EncodedBlocks
 from dalle_mini_impl.data.entries import ENTRY_FILES, PictureEntry, write_entries
 from dalle_mini_impl.data.pair import Caption, SkipLog
+from dalle_mini_impl.util import files, temporary_names
 from dalle_mini_impl.util.errors import UserError
 
 WORK = {"variants": 2, "data": {"source": "a"}}
@@ -54,10 +56,9 @@ def write(blocks, block, is_last, numbers, *skipped):
 
 
 def test_blocks_are_joined_in_their_order(blocks, tmp_path):
-    log = SkipLog()
-    counts = blocks.count(log)
+    counts = blocks.count()
     assert counts == {"train": 3, "validation": 1}
-    assert [name for name, _ in log.entries] == ["a", "b", "c"]
+    assert [name for name, _ in blocks.skipped().entries] == ["a", "b", "c"]
     out = tmp_path / "out"
     out.mkdir()
     blocks.join(out, counts, FILES)
@@ -81,6 +82,54 @@ def test_what_is_finished_is_read_from_the_names(blocks):
     assert not blocks.finished().is_whole(0)
     (blocks.folder / "000001-000000-last.npz").unlink()
     assert not blocks.finished().is_whole(1)
+
+
+def test_numbers_of_any_length_are_in_order(blocks, tmp_path):
+    for number in (10**6, 10**6 - 1, 10**6 + 1):
+        write(blocks, SampleBlock(1, number), False, {"train": [5], "validation": []}, str(number))
+        write(blocks, SampleBlock(number, 0), True, {"train": [6], "validation": []}, f"part {number}")
+    finished = blocks.finished()
+    assert {SampleBlock(1, 10**6 + 1), SampleBlock(10**6 + 1, 0)} <= finished.blocks
+    assert finished.is_whole(10**6)
+    expected = [f"{kind}{number}" for kind in ("", "part ") for number in (10**6 - 1, 10**6, 10**6 + 1)]
+    assert [name for name, _ in blocks.skipped().entries] == ["a", "b", "c", *expected]
+    write(blocks, SampleBlock(1, 10**5), False, {"train": [], "validation": []})
+    assert SampleBlock(1, 10**6) in blocks.finished().blocks  # whose name begins alike
+
+
+def test_a_partial_block_is_read_again_by_the_next_run(blocks):
+    block = SampleBlock(2, 0)
+    log = log_of("tar")
+    log.add("tar", "unreadable tar: a test", may_be_read_later=True)
+    blocks.write(block, True, {split: [] for split in ("train", "validation")}, {}, log)
+    assert not blocks.finished().is_whole(2)
+    assert blocks.finished(partial=True).is_whole(2)
+    kept = (blocks.folder / "000002-000000-last-partial.npz").read_bytes()
+    write(blocks, block, False, {"train": [7], "validation": []})
+    assert block in blocks.finished().blocks
+    assert not blocks.finished(partial=True).is_whole(2)
+    assert [path.name for path in blocks.folder.glob("000002*")] == ["000002-000000.npz"]
+    # As after a kill before it is removed.
+    (blocks.folder / "000002-000000-last-partial.npz").write_bytes(kept)
+    assert not blocks.finished(partial=True).is_whole(2)
+    assert blocks.count() == {"train": 4, "validation": 1}
+
+
+def test_the_folder_is_removed_whole_or_not_at_all(blocks, tmp_path):
+    def rmtree(path, **_):
+        (path / "work.json").unlink()
+        kill_self()
+
+    def removed():
+        files.shutil.rmtree = rmtree
+        blocks.remove()
+
+    assert Forked(tmp_path / "output", removed).wait() == -9
+    assert not blocks.folder.exists()
+    blocks.prepare(WORK)
+    temporary_names._remove_litter.cache_clear()  # a new process looks at each folder anew
+    temporary_names.remove_litter(tmp_path)  # as what writes the cache does
+    assert [path.name for path in tmp_path.iterdir() if "blocks" in path.name] == ["ids.blocks"]
 
 
 def test_the_same_work_goes_on_and_other_work_is_refused(blocks):
@@ -110,7 +159,7 @@ def test_a_folder_that_is_not_shared_is_told(blocks, tmp_path):
 def test_an_empty_file_is_found(blocks):
     (blocks.folder / "000000-000000.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"000000-000000\.npz is damaged"):
-        blocks.count(SkipLog())
+        blocks.count()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

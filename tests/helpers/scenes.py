@@ -3,8 +3,9 @@
 import numpy as np
 
 from dalle_mini_impl.config.scenes import LANGUAGES
+from dalle_mini_impl.data.entries import PictureEntry
 from dalle_mini_impl.data.pair import Caption
-from dalle_mini_impl.data.picture_store import PictureEntry, PictureStore
+from dalle_mini_impl.data.picture_store import PictureStore
 from dalle_mini_impl.data.scenes.composer import scene_art
 
 SHADES = {name: (20 * (number + 1), 90, 250 - 20 * number) for number, name in enumerate("abcdefgh")}

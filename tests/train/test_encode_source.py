@@ -14,7 +14,7 @@ from helpers.training import Home, cache_of, launch_two
 from dalle_mini_impl.data import remote
 from dalle_mini_impl.data.encoded_blocks import EncodedBlocks
 from dalle_mini_impl.train import encode_source
-from dalle_mini_impl.util import files
+from dalle_mini_impl.util import temporary_names
 from dalle_mini_impl.util.errors import UserError
 
 PLAIN = ("variants=0", "data.validation=0.3")
@@ -111,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_same_cache(home, source, tmp_path, monkeypa
     finished = [path.name for path in (home.folder / "killed.blocks").glob("[0-9]*.npz")]
     assert len(finished) == (10 if moment == "joining" else 4)
     read = count_read(monkeypatch)
-    files._remove_litter.cache_clear()  # a new process looks at each folder anew
+    temporary_names._remove_litter.cache_clear()  # a new process looks at each folder anew
     assert run(home, source, *settings, out="killed") == whole
     if not workers:  # workers read in processes of their own
         assert len(read) == 43 - sum_of_samples(finished)
@@ -242,6 +242,47 @@ def test_from_an_address(home, source, workers, monkeypatch):
     memory.store.clear()
     local = run(home, source)
     assert {name: straight[name] for name in FILES[1:]} == {name: local[name] for name in FILES[1:]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tar_that_could_not_be_read_is_read_by_the_run_that_goes_on(home, source, tmp_path, monkeypatch, workers):
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(remote, "sleep", lambda _: None)
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    for path in source.iterdir():
+        memory.pipe(f"/set/{path.name}", path.read_bytes())
+    settings = "memory://set/{0..3}.tar", f"workers={workers}"
+    whole = run(home, *settings, out="whole")
+    with monkeypatch.context() as patch:
+        open_at = remote._open_at
+        patch.setattr(
+            remote, "_open_at", lambda path, start: open_at(path, start) if "0.tar" not in str(path) else fail()
+        )
+        patch.setattr(EncodedBlocks, "join", kill_self)
+        assert Forked(tmp_path / "output", run, home, *settings).wait() == -9
+    begun = EncodedBlocks(home.folder / "straight.blocks")
+    assert any("OSError: the server is tired; tried 5 times" in reason for _, reason in begun.skipped().entries)
+    assert (begun.folder / "000000-000000-last-partial.npz").exists()
+    assert run(home, *settings) == whole
+    memory.store.clear()
+
+
+def fail():
+    raise OSError("the server is tired")
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_is_refused(home, source, out, tmp_path, monkeypatch):
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"expected a folder with a name of its own, got \S+; name a new folder"):
+        home.run("encode", "data.store=''", f"data.source={source}", f"out={out}")
+
+
+def test_workers_of_a_cluster_need_its_address(home):
+    with pytest.raises(UserError, match=r"expected ray=ADDRESS with ray_workers, got ray_workers=2 alone"):
+        home.run("encode", "ray_workers=2", "data.store=''")
 
 
 def test_neither_source_nor_store_is_refused(home):

@@ -8,7 +8,7 @@ import pytest
 from helpers import ray_shares
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.ray_workers import LOCAL, ray_workers
+from dalle_mini_impl.util.ray_workers import LOCAL, places, ray_workers
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch):
@@ -28,6 +28,43 @@ def test_an_address_without_cluster_is_named():
     pytest.importorskip("ray")
     with pytest.raises(UserError, match="expected a Ray cluster at auto, got none"), ray_workers(dict, "auto"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "accelerators", "expected"),
+    [
+        ([{"CPU": 8.0}, {"CPU": 4.0}], None, True, (2, 4, 0)),
+        ([{"CPU": 8.0}, {"CPU": 4.0}], 5, True, (5, 1, 0)),
+        ([{"CPU": 16.0}, {"CPU": 0.0, "memory": 1.0}, {"memory": 1.0}], None, True, (1, 16, 0)),
+        ([{"CPU": 0.0, "GPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], None, True, (2, 4, 1)),
+        ([{"CPU": 0.0, "GPU": 8.0}, {"CPU": 8.0}], None, False, (1, 8, 0)),
+        # The small machine has room for one worker of four CPUs, the large one for the other two.
+        ([{"CPU": 5.0}, {"CPU": 8.0}], 3, True, (3, 2, 0)),
+        ([{"CPU": 4.0, "GPU": 8.0}, {"CPU": 64.0, "GPU": 1.0}], None, True, (5, 1, 1)),
+    ],
+)
+def test_workers_are_placed_where_there_is_room(nodes, count, accelerators, expected):
+    workers, cpus, gpus = places(nodes, count, accelerators=accelerators)
+    assert (workers, cpus, gpus) == expected
+    assert sum(min(node.get("GPU", 0) if gpus else 99, node.get("CPU", 0) // cpus) for node in nodes) >= workers
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "message"),
+    [
+        ([], None, "expected a Ray cluster with a CPU on one of its machines, got none on 0 machines"),
+        (
+            [{"CPU": 0.0}, {"memory": 1.0}],
+            1,
+            r"with a CPU .* got none on 2 machines; give ray start --num-cpus above 0",
+        ),
+        ([{"CPU": 0.0, "GPU": 4.0}, {"CPU": 8.0}], None, "with a CPU and a GPU on one of its machines, got none"),
+        ([{"CPU": 4.0, "GPU": 8.0}], 5, "expected at most 4 workers, one for each GPU of the cluster, got 5"),
+    ],
+)
+def test_clusters_without_room_are_refused(nodes, count, message):
+    with pytest.raises(UserError, match=message):
+        places(nodes, count, accelerators=True)
 
 
 @pytest.mark.slow

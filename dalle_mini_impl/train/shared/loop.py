@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,10 +43,11 @@ LOOK_EVERY = 100
 """Largest number of steps after which a training looks at its losses, whatever else is due."""
 
 
-def make_accelerator(**options: Any) -> Accelerator:
+def make_accelerator(patience: timedelta = PATIENCE, **options: Any) -> Accelerator:
     """Connect the launched processes.
 
     Args:
+        patience: how long they wait for each other.
         **options: of `Accelerator`.
 
     Raises:
@@ -53,7 +55,7 @@ def make_accelerator(**options: Any) -> Accelerator:
             precision.
     """
     # Without `cpu=True`, accelerate does not connect the processes of a machine without a GPU.
-    handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
+    handlers = [InitProcessGroupKwargs(timeout=patience)]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=handlers, **options)
     check_connected(accelerator.num_processes)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
@@ -91,6 +93,7 @@ def start_run(run: RunConfig, can_shard: bool = False) -> Accelerator:
             "expected bf16 or fp32 with a sharded model, got fp16; choose bf16, which needs no loss scaling"
         )
     accelerator = make_accelerator(
+        timedelta(hours=run.patience),
         mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if run.tracker == "none" else run.tracker,

@@ -14,7 +14,7 @@ FIXED = ("model", POSITIONS, "start_from", "lora", "replay.share", "scenes", "ru
 come in an epoch are others. Positions for an image embedding may be added to a run that has none."""
 OF_OLD_VERSIONS = {"run.order": "permuted"}
 """Settings that records of old versions lack, where the value is not today's default."""
-UNCOMPARED = ("run.model_dir", "run.state_dir", "run.workers")
+UNCOMPARED = ("run.model_dir", "run.state_dir", "run.workers", "run.patience")
 """Settings that may differ unsaid: a run's folders may be moved, and batches are the same whoever makes them."""
 
 

@@ -9,7 +9,8 @@ import torch
 
 from dalle_mini_impl.config.data import DataConfig, size_settings
 from dalle_mini_impl.config.presets import PresetConfig, PresetTable, find_preset, suited_presets
-from dalle_mini_impl.data.picture_store import build_store, open_store, source_changes
+from dalle_mini_impl.data.picture_store import open_store, source_changes
+from dalle_mini_impl.data.store_builder import build_store
 from dalle_mini_impl.evaluate.reuse import image_tokenizer_fit
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.whole.advice import FEW_HELD_OUT

@@ -54,14 +54,26 @@ def start(monkeypatch):
 def test_processes_wait_for_each_other_for_days():
     found = []
 
-    def connect():
+    def connect(*patience):
         AcceleratorState._reset_state(reset_partial_state=True)
-        common.make_accelerator()
+        common.make_accelerator(*patience)
         backend = distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
         found.append(backend.options._timeout)
 
     run_sharded(connect)
-    assert found == [timedelta(days=7)]
+    run_sharded(lambda: connect(timedelta(minutes=90)))
+    assert found == [timedelta(days=7), timedelta(minutes=90)]
+
+
+def test_the_patience_of_a_run_is_its_setting(start, monkeypatch):
+    asked = []
+    make = common.make_accelerator
+    monkeypatch.setattr(
+        common, "make_accelerator", lambda *patience, **options: asked.append(patience) or make(**options)
+    )
+    start(patience=1.5)
+    start()
+    assert asked == [(timedelta(minutes=90),), (timedelta(days=7),)]
 
 
 # --- random numbers
