@@ -18,7 +18,7 @@ SECTIONS = {
     },
     "Judge": {
         "classify": "Find which labels fit pictures best (zero-shot).",
-        "index": "Make the pictures of a folder searchable.",
+        "index": "Make the pictures of a folder, or of tars, searchable.",
         "search": "Find pictures by texts and pictures.",
         "caption": "Rank captions by how likely they make a picture.",
         "write": "Sample captions from the transformer.",

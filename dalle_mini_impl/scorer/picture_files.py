@@ -61,7 +61,7 @@ class _Prepared(Generic[Item]):
 def embed_picture_files(
     scorer: Scorer,
     items: Iterable[Item],
-    path_of: Callable[[Item], SourcePath],
+    path_of: Callable[[Item], SourcePath | bytes],
     known: Collection[bytes] = (),
 ) -> Iterator[list[EmbeddedPicture[Item]]]:
     """Read and embed picture files in order.
@@ -71,7 +71,7 @@ def embed_picture_files(
     Args:
         scorer: embeds the pictures.
         items: the files, by any name.
-        path_of: from a file's name to its path.
+        path_of: from a file's name to its path, or to its content; may raise `UnusableSample`.
         known: digests of contents that need no embedding; may grow during the iteration.
 
     Yields:
@@ -106,7 +106,7 @@ def _embed(scorer: Scorer, batch: list[_Prepared[Item]]) -> list[EmbeddedPicture
 
 
 def _prepare_ahead(
-    scorer: Scorer, items: Iterable[Item], path_of: Callable[[Item], SourcePath], known: Collection[bytes]
+    scorer: Scorer, items: Iterable[Item], path_of: Callable[[Item], SourcePath | bytes], known: Collection[bytes]
 ) -> Iterator[_Prepared[Item]]:
     prepare = partial(_prepare, scorer, path_of, known, _PixelBudget(MAX_PIXELS))
     started: deque[Future[_Prepared[Item]]] = deque()
@@ -120,10 +120,15 @@ def _prepare_ahead(
 
 
 def _prepare(
-    scorer: Scorer, path_of: Callable[[Item], SourcePath], known: Collection[bytes], budget: "_PixelBudget", item: Item
+    scorer: Scorer,
+    path_of: Callable[[Item], SourcePath | bytes],
+    known: Collection[bytes],
+    budget: "_PixelBudget",
+    item: Item,
 ) -> _Prepared[Item]:
     try:
-        data = read_bytes(path_of(item))
+        path = path_of(item)
+        data = path if isinstance(path, bytes) else read_bytes(path)
     except UnusableSample as error:
         return _Prepared(item, reason=str(error))
     digest = hashlib.blake2b(data, digest_size=16).digest()

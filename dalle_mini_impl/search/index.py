@@ -14,14 +14,17 @@ from torch import Tensor
 from dalle_mini_impl.data.pair import SkipLog
 from dalle_mini_impl.data.remote import SourcePath, is_address, source_path
 from dalle_mini_impl.data.sample import UnusableSample, decode_picture, read_bytes
+from dalle_mini_impl.data.tar_reader import TarMember
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.search.embedding import embed_here, embed_on_ray
 from dalle_mini_impl.search.integrity import DATABASE
-from dalle_mini_impl.search.listing import list_pictures
+from dalle_mini_impl.search.listing import check_source, list_source
 from dalle_mini_impl.search.nearest import nearest
 from dalle_mini_impl.search.scorers import load_for_new_index, shipped_scorer
 from dalle_mini_impl.search.store import (
     DEFAULT_FOLDER,
+    IN_TAR,
     IndexFiles,
     check_is_ours,
     create_files,
@@ -32,6 +35,7 @@ from dalle_mini_impl.search.store import (
 from dalle_mini_impl.search.update import Changes, check_has_pictures, update_index
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, open_picture
+from dalle_mini_impl.util.ray_workers import RayWorkers
 from dalle_mini_impl.util.text import printable
 
 Term: TypeAlias = str | Path | Image.Image
@@ -50,10 +54,10 @@ SHEET_SIZE = 160
 class Hit:
     """A result of a search."""
 
-    path: SourcePath
+    path: SourcePath | TarMember
     score: float
     """Cosine with the query, in [-1, 1]. Only differences are meaningful: good fits of a text are far below 1."""
-    copies: tuple[SourcePath, ...]
+    copies: tuple[SourcePath | TarMember, ...]
     """Other files of equal content."""
 
 
@@ -140,6 +144,7 @@ class ImageIndex:
         pictures: str | Path,
         log: SkipLog | None = None,
         device: str = "cpu",
+        workers: RayWorkers[tuple[Scorer, str]] | None = None,
     ) -> tuple["ImageIndex", Changes]:
         """Index a folder of pictures anew. An existing index is replaced when the new one is whole, not before.
 
@@ -149,20 +154,22 @@ class ImageIndex:
             pictures: as for `update`.
             log: as for `update`.
             device: where a scorer given by name computes.
+            workers: as for `update`.
 
         Raises:
             UserError: as for `create` and `update`.
         """
         folder = Path(folder)
         log = SkipLog() if log is None else log
-        root = _folder_of_pictures(pictures)
+        check_source(pictures)
         scorer, metadata = load_for_new_index(scorer, device)
         with one_line_errors(folder), write_lock(folder):
             check_is_ours(folder)
-            listing = list_pictures(root, log)
+            listing = list_source(pictures, log)
             check_has_pictures(listing)
+            embed = embed_on_ray(scorer, workers) if workers else embed_here(scorer)
             with replacing_files(folder, metadata) as files:
-                changes = update_index(files, scorer, listing, log)
+                changes = update_index(files, embed, listing, log)
             return cls(IndexFiles(folder), scorer), changes
 
     def __len__(self) -> int:
@@ -183,42 +190,50 @@ class ImageIndex:
             absolute = Path(self._files.metadata("absolute_root") or here)
             if absolute == here:
                 return here
-            sample = [os.fsdecode(path) for path in self._files.some_paths(ROOT_SAMPLE)]
+            sample = [os.fsdecode(path.partition(IN_TAR)[0]) for path in self._files.some_paths(ROOT_SAMPLE)]
             return max((here, absolute), key=lambda root: sum((root / path).exists() for path in sample))
 
-    def pictures(self) -> list[tuple[SourcePath, int]]:
+    def pictures(self) -> list[tuple[SourcePath | TarMember, int]]:
         """Every picture that can be found, with the row of its vector, ordered by path."""
         self._check_whole()
         with one_line_errors(self._files.folder):
             root = self.root
             return [(_inside(root, path), row) for path, row in self._files.pictures()]
 
-    def update(self, pictures: str | Path, log: SkipLog | None = None) -> Changes:
+    def update(
+        self,
+        pictures: str | Path,
+        log: SkipLog | None = None,
+        workers: RayWorkers[tuple[Scorer, str]] | None = None,
+    ) -> Changes:
         """Update the index from a folder of pictures. An update that was killed continues after its last commit.
 
         Args:
-            pictures: the folder, here or at an address, searched at any depth; hidden files are ignored.
+            pictures: the folder, here or at an address, searched at any depth, hidden files ignored; or, where it holds
+                none, the tars directly in it; or tars by a path or pattern such as `set-{000..007}.tar`.
             log: records what could not be read, and why.
+            workers: of a Ray cluster, made by `embedding.make_worker`, which embed; this process, if there are none.
 
         Returns:
             Numbers of new, unchanged, unreadable and removed pictures.
 
         Raises:
-            UserError: it is no folder, has no pictures, or is not the indexed folder, which still exists.
+            UserError: it is neither a folder nor tars, has no pictures, or is not the indexed folder, which still
+                exists.
         """
-        root = _folder_of_pictures(pictures)
         log = SkipLog() if log is None else log
         with one_line_errors(self._files.folder), write_lock(self._files.folder):
             self._load(IndexFiles(self._files.folder))  # another process may have replaced it since it was opened
-            if self._files.metadata("root") and self.root != root and self.root.is_dir():
+            listing = list_source(pictures, log)
+            if self._files.metadata("root") and self.root != listing.root and self.root.is_dir():
                 raise UserError(
-                    f"expected {self.root}, the folder of the index in {self._files.folder}, got {root}; "
+                    f"expected {self.root}, the folder of the index in {self._files.folder}, got {listing.root}; "
                     f"give that folder an index of its own, or replace this one with --rebuild"
                 )
-            listing = list_pictures(root, log)
             check_has_pictures(listing)
+            embed = embed_on_ray(self.scorer, workers) if workers else embed_here(self.scorer)
             with self._files.writing():
-                changes = update_index(self._files, self.scorer, listing, log)
+                changes = update_index(self._files, embed, listing, log)
             self._load_vectors()
         return changes
 
@@ -292,32 +307,18 @@ class ImageIndex:
         return self.scorer.embed_images([open_picture(term) if isinstance(term, Path) else term])[0]
 
 
-def _folder_of_pictures(pictures: str | Path) -> SourcePath:
-    if is_address(pictures):
-        root = source_path(pictures)
-        try:
-            if root.is_dir():
-                return root
-        except OSError as error:
-            raise UserError(
-                f"{root} cannot be read ({error.strerror or error}); check the address, the connection and your "
-                f"credentials"
-            ) from error
-    elif (folder := Path(pictures).resolve()).is_dir():
-        return folder
-    raise UserError(f"expected a folder of pictures, got {pictures}; check the path")
-
-
-def _inside(root: SourcePath, path: bytes) -> SourcePath:
+def _inside(root: SourcePath, path: bytes) -> SourcePath | TarMember:
     """The path of a picture of an index, which may be a stranger's.
 
     Raises:
         ValueError: it leads out of the indexed folder.
     """
-    parts = os.fsdecode(path).split("/")
+    file, in_tar, member = path.partition(IN_TAR)
+    parts = os.fsdecode(file).split("/")
     if ".." in parts or not parts[0]:
         raise ValueError(f"the path {printable(os.fsdecode(path))} leads out of its folder")
-    return root / os.fsdecode(path)
+    found = root / os.fsdecode(file)
+    return TarMember(found, os.fsdecode(member)) if in_tar else found
 
 
 def find_index_folder(folder: str | Path) -> Path:
@@ -339,7 +340,8 @@ def hits_sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
     images = []
     for hit in hits:
         try:
-            image = decode_picture(read_bytes(hit.path))
+            content = hit.path.read_bytes() if isinstance(hit.path, TarMember) else read_bytes(hit.path)
+            image = decode_picture(content)
             image.thumbnail((SHEET_SIZE, SHEET_SIZE))
         except UnusableSample:
             image = Image.new("RGB", (SHEET_SIZE, SHEET_SIZE), "white")

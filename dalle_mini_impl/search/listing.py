@@ -1,19 +1,23 @@
-"""Lists the pictures of a folder, here or at an address.
+"""Lists the pictures of a folder, or the tars that hold them, here or at an address.
 
 Tells those that are gone from those that cannot be looked at now.
 """
 
 import os
+import posixpath
 import stat
 import time
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dalle_mini_impl.data.pair import SkipLog
-from dalle_mini_impl.data.remote import RemotePath, SourcePath
+from dalle_mini_impl.data.remote import RemotePath, SourcePath, file_states, is_address, source_path
 from dalle_mini_impl.data.sample import list_files
+from dalle_mini_impl.data.shards import is_folder, shards_of_pattern
+from dalle_mini_impl.data.tar_reader import is_tar
 from dalle_mini_impl.search.store import PictureFile
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import picture_kind
@@ -29,6 +33,8 @@ class Listing:
 
     root: SourcePath
     files: list[PictureFile] = field(default_factory=list)
+    are_tars: bool = False
+    """Whether the files are tars with pictures in them."""
     unlisted: set[bytes] = field(default_factory=set)
     """Folders, relative to the root (`b""`), whose content could not be listed."""
     mounts: set[bytes] = field(default_factory=set)
@@ -41,7 +47,7 @@ class Listing:
         """Whether a picture that is not listed is absent, which only the folder that would hold it can tell.
 
         Args:
-            path: of the picture, relative to the root.
+            path: of the picture or tar, relative to the root.
             former_mounts: folders that were on file systems of their own when the pictures were listed before.
         """
         if isinstance(self.root, RemotePath):  # which is listed whole, or not at all
@@ -77,6 +83,94 @@ class Listing:
 
     def _has_files(self, folder: bytes) -> bool:
         return any(file.path.startswith(folder + b"/") for file in self.files)
+
+
+def check_source(source: str | Path) -> None:
+    """Check before work begins that pictures can be listed; a folder is not read.
+
+    Raises:
+        UserError: as `list_source`.
+    """
+    with _listing_errors(source):
+        if not is_folder(_path_of(source)):
+            _tars_named(source)
+
+
+def list_source(source: str | Path, log: SkipLog) -> Listing:
+    """The pictures of a folder, or else the tars directly in it; or the tars that a path or pattern names.
+
+    Args:
+        source: here or at an address.
+        log: records folders that cannot be listed, and missing tars.
+
+    Raises:
+        UserError: it is neither a folder nor tars, or cannot be looked at.
+    """
+    path = _path_of(source)
+    with _listing_errors(source):
+        if not is_folder(path):
+            return _list_tars(_tars_named(source), log)
+        listing = list_pictures(path, log)
+        if listing.files or listing.unlisted:
+            return listing
+        tars = sorted(file for file in path.iterdir() if is_tar(file) and not file.name.startswith("."))
+        return replace(_list_tars(tars, log, path), unsupported=listing.unsupported) if tars else listing
+
+
+def _path_of(source: str | Path) -> SourcePath:
+    return source_path(source) if is_address(source) else Path(source).resolve()
+
+
+@contextmanager
+def _listing_errors(source: str | Path) -> Iterator[None]:
+    """Turn errors of the system in the block into one line about the source."""
+    try:
+        yield
+    except OSError as error:
+        advice = "the address, the connection and your credentials" if is_address(source) else "its permissions"
+        raise UserError(f"{source} cannot be read ({error.strerror or error}); check {advice}") from error
+
+
+def _tars_named(source: str | Path) -> list[SourcePath]:
+    try:
+        tars = shards_of_pattern(str(source))
+    except UserError:
+        tars = []
+    if not tars or not all(map(is_tar, tars)):
+        raise UserError(f"expected a folder of pictures, or tars, got {source}; check the path")
+    return tars
+
+
+def _list_tars(tars: Sequence[SourcePath], log: SkipLog, root: SourcePath | None = None) -> Listing:
+    """Tars, and their states; by default the root is the folder that holds all of them."""
+    states: dict[str, PictureFile | None] = {}
+    if remote := [tar for tar in tars if isinstance(tar, RemotePath)]:
+        address = root if isinstance(root, RemotePath) else _common_folder(remote)
+        for tar, state in file_states(remote).items():
+            name = os.fsencode(str(tar.relative_to(address)))
+            states[str(tar)] = PictureFile(name, state[1] or None, state[0]) if state else None
+        root = address
+    else:
+        local = [Path(os.path.abspath(str(tar))) for tar in tars]
+        folder = root if isinstance(root, Path) else Path(os.path.commonpath([path.parent for path in local]))
+        for path in local:
+            states[str(path)] = None
+            with suppress(FileNotFoundError):
+                status, name = path.stat(), os.fsencode(path.relative_to(folder))
+                states[str(path)] = PictureFile(name, _settled_time(status.st_mtime_ns), status.st_size)
+        root = folder
+    for path_or_address, file in states.items():
+        if file is None:  # one of those that braces stand for
+            log.add(path_or_address, "missing tar: there is no such file")
+    listing = Listing(root, [file for file in states.values() if file], are_tars=True)
+    if isinstance(root, Path):
+        listing.mounts = _mounts(root, {os.path.dirname(file.path) for file in listing.files})
+    return listing
+
+
+def _common_folder(paths: Sequence[RemotePath]) -> RemotePath:
+    protocol = f"{paths[0].address.partition('://')[0]}://"
+    return RemotePath(protocol + posixpath.commonpath([str(path.parent).removeprefix(protocol) for path in paths]))
 
 
 def list_pictures(root: SourcePath, log: SkipLog) -> Listing:

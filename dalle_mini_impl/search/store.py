@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,18 +44,20 @@ OLD_VECTORS = "vectors.f16"
 """File of the vectors of indexes that do not name it."""
 VECTORS = re.compile(r"vectors(-[0-9a-f]{8})?\.f16")
 """Names of files with vectors."""
+IN_TAR = b"\0"
+"""What divides the path of a tar, which cannot hold it, from the name of a member."""
 MAX_DIM = 2**16
 """Largest width of vectors."""
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture file as listed in a folder."""
+    """A picture file, or a tar, as listed in a folder, or a picture in a tar."""
 
     path: bytes
-    """Relative to the indexed folder."""
+    """Relative to the indexed folder; of a picture in a tar that of the tar, `IN_TAR` and the name of the member."""
     mtime_ns: int | None
-    """Modification time; None if the file must be read again at the next update."""
+    """Modification time, of a member that of the tar; None if the file must be read again at the next update."""
     size: int
 
 
@@ -109,7 +111,7 @@ class IndexFiles:
     def metadata(self, name: str) -> str:
         """A value of the index's metadata; empty if it is not set.
 
-        They are `dim`, `identity`, `scorer`, `vectors`, `root`, `absolute_root` and `mounts`.
+        They are `dim`, `identity`, `scorer`, `vectors`, `root`, `absolute_root`, `mounts`, and `tar HEX` of each tar.
         """
         row = self.database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return os.fsdecode(row[0]) if row else ""
@@ -157,6 +159,21 @@ class IndexFiles:
     def vectors(self) -> StoredVectors:
         """All vectors, memory-mapped, and which of them are used or damaged."""
         return read_vectors(self.database, self.vectors_path, self.dim, with_checksums=not self.is_old)
+
+    def tar_states(self) -> dict[bytes, tuple[int, int]]:
+        """Path -> modification time and size of every tar when it was read to its end."""
+        rows = self.database.execute("SELECT substr(name, 5), value FROM facts WHERE name GLOB 'tar *'")
+        states = {bytes.fromhex(name): os.fsdecode(value).split() for name, value in rows}
+        return {path: (int(state[0]), int(state[1])) for path, state in states.items()}
+
+    def set_tar_state(self, path: bytes, state: tuple[int, int]) -> None:
+        """Record the modification time and size of a tar that was read to its end."""
+        self.set_metadata({f"tar {path.hex()}": f"{state[0]} {state[1]}"})
+
+    def forget_tars(self, paths: Iterable[bytes]) -> None:
+        """Delete the records of tars that are gone."""
+        with self.database:
+            self.database.executemany("DELETE FROM facts WHERE name = ?", [(f"tar {path.hex()}",) for path in paths])
 
     def mark_lost(self, damaged: Sequence[int]) -> None:
         """Record that the vectors in some rows are lost, so that their pictures are read again.

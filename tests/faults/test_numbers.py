@@ -71,6 +71,7 @@ def commands(tiny_model, trained, tmp_path, monkeypatch):
         "dalle paint": ["red", "-m", model, "--steps", "1", "--cuts", "2", "--frames", "a.gif"],
         "dalle serve": ["--host", "192.0.2.7"],  # refused, as there are no keys
         "dalle classify": ["one.png", "--labels", "a,b", "--scorer", model],
+        "dalle index": ["pictures", "--scorer", model, "--out", "other"],
         "dalle search": ["pictures", "red", "--scorer", model],
         "dalle caption": ["one.png", "-m", model, *few],
         "dalle write": ["a", "-m", model, *few],

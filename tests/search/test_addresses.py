@@ -85,7 +85,7 @@ def test_another_folder_is_refused(memory, scorer, tmp_path):
         UserError, match=r"expected memory://photos, the folder of the index in .*, got memory://others"
     ):
         index.update("memory://others")
-    with pytest.raises(UserError, match="expected a folder of pictures, got memory://nowhere; check the path"):
+    with pytest.raises(UserError, match="expected a folder of pictures, or tars, got memory://nowhere; check the path"):
         index.update("memory://nowhere")
 
 

@@ -355,12 +355,12 @@ def test_folders_without_pictures_are_refused(pictures, scorer, tmp_path, refuse
     (tmp_path / "empty").mkdir()
     assert "got none; give a folder with PNG, JPEG" in refused("index", tmp_path / "empty")
     assert "got none; fill it with: dalle index" in refused("search", tmp_path / "empty", "a cat")
-    assert "expected a folder of pictures, got" in refused("index", tmp_path / "nowhere")
-    assert "expected a folder of pictures, got" in refused("index", pictures / "red.png")
+    assert "expected a folder of pictures, or --out FOLDER with tars, got" in refused("index", tmp_path / "nowhere")
+    assert "expected a folder of pictures, or --out FOLDER with tars, got" in refused("index", pictures / "red.png")
     assert not (tmp_path / "nowhere").exists()
     index = ImageIndex.create(tmp_path / "index", scorer)
     index.update(pictures)
-    with pytest.raises(UserError, match="expected a folder of pictures, got"):
+    with pytest.raises(UserError, match="expected a folder of pictures, or tars, got"):
         index.update(tmp_path / "nowhere")
     for path, _ in index.pictures():
         path.unlink()
