@@ -1,12 +1,15 @@
 """What mkdocs does not do by itself: pages for files outside docs/, and links between all of them.
 
 The documents link to each other as the repository has them, `README.md` at its root. On the site the README is the home
-page, and a file outside docs/ that a document links to has a page of its own: Markdown as it is, other text as a block.
+page, and a file outside docs/ that a document links to has a page of its own: Markdown as it is, notebooks cell by
+cell, other text as a block.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -76,6 +79,14 @@ def _page(path: str, config: MkDocsConfig) -> File:
     if path.endswith(".md"):
         return File.generated(config, _place(path), abs_src_path=str(ROOT / path))
     text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".ipynb"):
+        return File.generated(config, _place(path), content=_notebook(json.loads(text)))
     language = LANGUAGES.get(Path(path).suffix, "text")
     head = "---\nsearch:\n  exclude: true\n---\n"
     return File.generated(config, _place(path), content=f"{head}# {path}\n\n````{language}\n{text}\n````\n")
+
+
+def _notebook(content: dict[str, Any]) -> str:
+    """A notebook as Markdown, without outputs."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in content["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"````python\n{text}\n````" for kind, text in cells)

@@ -211,11 +211,10 @@ def _extras() -> Iterator[Finding]:
         if not extra:
             continue
         found = [(requirement, *_installed(requirement)) for requirement in needed]
-        have = [f"{name} {version}" for _, name, version, is_new_enough in found if is_new_enough]
+        have = ", ".join(f"{name} {version}" for _, name, version, is_new_enough in found if is_new_enough)
         missing = [f"'{requirement}'" for requirement, _, _, is_new_enough in found if not is_new_enough]
-        if missing:
-            have.append(f"not installed; run: pip install {' '.join(missing)}")
-        yield Finding(extra, ", ".join(have))
+        line = f"; run: pip install {' '.join(missing)}" if missing else ""
+        yield Finding(extra, f"{have or 'not installed'}{line}")
 
 
 def _places() -> Iterator[Finding]:

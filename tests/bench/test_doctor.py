@@ -64,12 +64,13 @@ def test_extras_have_versions_or_an_install_line(monkeypatch):
         return "3.0"
 
     lines = ["torch>=2.9", "resvg-py>=0.5; extra == 'svg'", 'peft>=0.18 ; extra == "lora"']
+    lines += ["einops>=4; extra == 'lora'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
     monkeypatch.setattr(importlib.metadata, "metadata", lambda name: Message("svg", "lora"))
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = findings()
     assert found["svg"].value == "not installed; run: pip install 'resvg-py>=0.5'"
-    assert found["lora"].value == "peft 3.0"
+    assert found["lora"].value == "peft 3.0; run: pip install 'einops>=4'"
     assert not found["svg"].broken
     assert not found["svg"].advice
 
