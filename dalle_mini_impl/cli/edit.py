@@ -7,6 +7,7 @@ import click
 from dalle_mini_impl.cli.mix import check_animation, strip_options, write_animation
 from dalle_mini_impl.cli.options import Count, FiniteFloat, examples, out_option
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import printable, without_surrogates
 
 
@@ -27,7 +28,7 @@ from dalle_mini_impl.util.text import printable, without_surrogates
     help="How far to go at the end; DALL-E 2's authors went 0.25 to 0.5.",
 )
 @click.option("--steps", type=Count(2), default=5, show_default=True, metavar="N", help="Pictures, the first included.")
-@out_option("PNG for the strip of pictures.", "edit.png", endings=(".png",))
+@out_option("File for the strip of pictures: .png, .jpg or .webp.", "edit.png", endings=(*PICTURE_FORMATS,))
 @strip_options
 def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
     """Change a picture by the difference of two texts (DALL-E 2).

@@ -17,6 +17,7 @@ from dalle_mini_impl.cli.options import (
     seed_option,
 )
 from dalle_mini_impl.cli.outputs import OutputFile
+from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import without_surrogates
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ strip_options = add_options(
 @click.argument("second")
 @click.option("--steps", type=Count(2), default=8, show_default=True, metavar="N", help="Pictures, both ends included.")
 @seed_option("Of the random numbers that all pictures are drawn from.")
-@out_option("PNG for the strip of pictures.", "mix.png", endings=(".png",))
+@out_option("File for the strip of pictures: .png, .jpg or .webp.", "mix.png", endings=(*PICTURE_FORMATS,))
 @strip_options
 def mix(first: str, second: str, **options: Any) -> None:
     """Draw pictures between two pictures or texts (DALL-E 2).
