@@ -107,14 +107,14 @@ def sample_cuts(cuts: Cuts, height: int, width: int, generator: torch.Generator)
 
 
 def cut_out(pixels: Tensor, boxes: CutBoxes, generator: torch.Generator) -> Tensor:
-    """Cut a picture; gradients flow back to it.
+    """Cut a picture, or each of n pictures; gradients flow back to it.
 
     Where a rotated cut reaches beyond the picture, the picture's border is continued. Cuts have the picture's own
     resolution, and scorers make them smaller with antialiasing, which `grid_sample` does not do.
 
     Args:
-        pixels: (1, 3, H, W) in [-1, 1].
-        boxes: n cuts.
+        pixels: (1, 3, H, W) or (n, 3, H, W) in [-1, 1].
+        boxes: n cuts, of the one picture or one of each.
         generator: for the noise, which is drawn cut by cut, so that it does not depend on the chunks.
 
     Returns:

@@ -230,8 +230,7 @@ class Painter:
                 f"expected a finite loss and gradient, got loss {loss} at step {self.done + 1}; use smaller weights, "
                 f"or another scorer or image tokenizer if it comes with every prompt"
             )
-        cosine = (1 + math.cos(math.pi * self.done / self.settings.steps)) / 2
-        decay = FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine
+        decay = remaining_rate(self.done / self.settings.steps)
         self._optimizer.param_groups[0]["lr"] = self.settings.learning_rate * self._codebook_std * decay
         self._optimizer.step()
         with torch.no_grad():
@@ -274,6 +273,11 @@ class Painter:
                 total = total + loss.to(total.device) / len(self._scorers)
             gradient += torch.autograd.grad(total, pixels)[0]
         return gradient, parts
+
+
+def remaining_rate(share: float) -> float:
+    """Fraction of the learning rate that is left after a share of the steps."""
+    return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * (1 + math.cos(math.pi * share)) / 2
 
 
 def weighted_distances(embed: Tensor, targets: EmbeddedTargets) -> Tensor:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
@@ -31,6 +30,7 @@ from dalle_mini_impl.model.build import build_clip
 from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+from dalle_mini_impl.train.guiding import Guiding, Pairs, resized
 from dalle_mini_impl.train.losses import grad_cache
 from dalle_mini_impl.train.losses.contrastive import at_chance, chance_level
 from dalle_mini_impl.train.shared import loader, loop, memory
@@ -62,7 +62,7 @@ LATEST_LOSS_WEIGHT = 0.02
 
 
 def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
-    """The image tokenizer that reconstructs some training pictures, and its identity.
+    """The image tokenizer that reconstructs some training pictures and decodes paintings, and its identity.
 
     Raises:
         UserError: there is none, or its pictures have another size than the scorer's.
@@ -72,7 +72,8 @@ def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, 
     if image_tokenizer.config.image_size not in (0, config.model.image_size):
         raise UserError(
             f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
-            f"{image_tokenizer.config.image_size} pixels; make them equal, or set reconstructed_share to 0"
+            f"{image_tokenizer.config.image_size} pixels; make them equal, or set reconstructed_share and "
+            f"guiding.paintings to 0"
         )
     return image_tokenizer, identity
 
@@ -90,6 +91,9 @@ class ScorerBatch(NamedTuple):
     """(B,) bool: whether a picture is to be encoded and decoded by the image tokenizer."""
     originals: Tensor
     """(n, 3, height, width) in [-1, 1]: the pictures that are, in the image tokenizer's size."""
+    cut_rows: Tensor
+    """(B,) int64: the row in the global batch of a picture of which only a random cut is to be seen, else -1. Scenes
+    are seen whole: numbers and places may not survive a cut."""
 
 
 def make_batch(
@@ -128,6 +132,7 @@ def make_batch(
     pixels = augmented_pixels(rgba, may_flip, changes, size, config.augment.keep_inside)
     text_ids: list[list[int]] = []
     is_reconstructed: list[bool] = []
+    cut_rows: list[int] = []
     for place, row in enumerate([*pictures, *scene_rows]):
         random = np.random.default_rng([run.seed, step, row])
         is_reconstructed.append(random.random() < config.reconstructed_share)
@@ -138,6 +143,8 @@ def make_batch(
                 text = scenes.caption(composed[place - len(indices)], step, row, number)
             ids = tokenizer.encode_with_dropout(text, config.bpe_dropout, random, config.model.text_length)
             text_ids.append(tokenizer.cut_or_pad(ids, config.model.text_length, add_eos=True))
+        is_cut = place < len(indices) and random.random() < config.guiding.cut_share
+        cut_rows.append(row if is_cut else -1)
     chosen = np.array(is_reconstructed) & (decoded_size is not None)
     originals = pixels[chosen]
     if decoded_size not in (None, size) and chosen.any():  # squashed only after decoding, as candidates are
@@ -146,20 +153,19 @@ def make_batch(
         )
     shown = [*(concept_of(store.entries[int(index)]) for index in indices), *(scene.plan.name for scene in composed)]
     concepts = torch.from_numpy(concept_hashes(shown))
-    return ScorerBatch(pixels, torch.tensor(text_ids), concepts, torch.from_numpy(chosen), originals)
+    ids_of_all = torch.tensor(text_ids)
+    return ScorerBatch(pixels, ids_of_all, concepts, torch.from_numpy(chosen), originals, torch.tensor(cut_rows))
 
 
 def reconstruct(batch: ScorerBatch, image_tokenizer: ImageTokenizer | None) -> Tensor:
     """The pixels (B, 3, S, S) of a batch, some of them encoded and decoded by the image tokenizer."""
     if image_tokenizer is None or not len(batch.originals):
         return batch.pixels
-    device, size = image_tokenizer.device, batch.pixels.shape[2:]
+    device = image_tokenizer.device
     with torch.autocast(device.type, torch.bfloat16):
         decoded = image_tokenizer.decode(image_tokenizer.encode(batch.originals.to(device))).cpu()
-    if decoded.shape[2:] != size:
-        decoded = F.interpolate(decoded, size, mode="bicubic", antialias=True).clamp(-1, 1)
     pixels = batch.pixels.clone()
-    pixels[batch.is_reconstructed] = decoded
+    pixels[batch.is_reconstructed] = resized(decoded, pixels.shape[3]).clamp(-1, 1)
     return pixels
 
 
@@ -203,10 +209,11 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     config = continue_order(config) if resume else config
     check_ranges(config)
     run = config.run
+    uses_image_tokenizer = config.reconstructed_share > 0 or config.guiding.paintings > 0
     accelerator = loop.start_run(run)
     with accelerator.main_process_first():
         start = open_start(config, resume)
-        if config.reconstructed_share:
+        if uses_image_tokenizer:
             add_image_tokenizer(run.model_dir, start)
         tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
         size = (config.model.image_size,) * 2
@@ -217,20 +224,22 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         config = replace(config, model=replace(config.model, fit="squash"))
     identities = {"text_tokenizer": tokenizer.identity, **start.identities}
     image_tokenizer = None
-    if config.reconstructed_share:
+    if uses_image_tokenizer:
         image_tokenizer, identities["image_tokenizer"] = load_reconstructor(config, str(accelerator.device))
     captions = CaptionSampler(train.entries, config.language_weights)
     with memory.bounded_networks():
         clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)
     # The pixels and texts of all passes are made first.
     row_bytes = config.model.image_size**2 * memory.PIXEL_BYTES + config.captions * config.model.text_length * ID_BYTES
-    memory.check_training_memory(accelerator, clip, run.batch_size // accelerator.num_processes * row_bytes)
+    rows = (run.batch_size + config.guiding.extra) // accelerator.num_processes
+    memory.check_training_memory(accelerator, clip, rows * row_bytes)
     origin = load_scorer_weights(clip, tokenizer, config.model, start)
     ema = Ema(clip.to(accelerator.device), run.ema)
     model = accelerator.prepare(clip)
     optimizers = build_optimizers(clip, config.optimizer)
+    guiding = Guiding(accelerator, config, clip, ema, image_tokenizer)
     record = make_record(config, identities, train.version + scenes.version)
-    first = load_state(accelerator, run, model, optimizers, ema, record) if resume else 0
+    first = load_state(accelerator, run, model, optimizers, ema, record, **guiding.tensors()) if resume else 0
     log = loop.TrainingLog(accelerator, run, config, first)
     if origin:
         log.message(origin)
@@ -252,9 +261,12 @@ def main(config: ScorerRun, resume: bool = False) -> None:
         model.train()
         set_learning_rate(optimizers, step, run.steps, config.optimizer)
         parts = [next(batches) for _ in range(run.accumulation)]
-        chunks = [(reconstruct(part, image_tokenizer), part.text_ids) for part in parts]
-        groups = torch.cat([part.concepts for part in parts])
-        loss, scale = grad_cache.backward(accelerator, forward, chunks, groups)
+        pairs = [
+            guiding.extend(step, number, Pairs(reconstruct(part, image_tokenizer), *part[1:3]), part.cut_rows)
+            for number, part in enumerate(parts)
+        ]
+        chunks, groups = [(part.pixels, part.text_ids) for part in pairs], torch.cat([part.groups for part in pairs])
+        loss, scale = grad_cache.backward(accelerator, forward, chunks, groups, guiding.unmatched)
         figures.add(step, {"loss": loss})
         apply_gradients(accelerator, [clip], optimizers, config.optimizer.clip)
         clip.clamp_logit_scale()
@@ -279,7 +291,7 @@ def main(config: ScorerRun, resume: bool = False) -> None:
             log.record(step, **values)
             log.message(f"step {step + 1}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
         if loop.is_due(step, run.save_every, run):
-            save_state(accelerator, run, step, model, optimizers, ema, record)
+            save_state(accelerator, run, step, model, optimizers, ema, record, **guiding.tensors())
 
     if accelerator.is_main_process:
         with ema.swapped_into(clip):

@@ -18,6 +18,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     logit_bias: Tensor | None = None,
     groups: Tensor | None = None,
+    unmatched: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE: classify each picture's caption among the batch's, and the reverse (Radford et al. 2021).
 
@@ -34,6 +35,8 @@ def contrastive_loss(
         logit_bias: scalar, added to the scaled similarities.
         groups: (B,) int64; rows with equal values show the same concept, so all their pictures match all their
             captions, with the target probability spread evenly. None: every row matches itself only.
+        unmatched: (n, D), of any norm, further pictures that match no caption: captions must tell them apart from
+            their own, and they have none to be classified by.
 
     Returns:
         Scalar, in nats; `chance_level(B)` for a model that cannot distinguish the pairs.
@@ -41,17 +44,18 @@ def contrastive_loss(
     with torch.autocast(image_embed.device.type, enabled=False):
         image_embed = F.normalize(image_embed.float(), dim=-1)
         text_embed = F.normalize(text_embed.float(), dim=-1)
+        pairs, others = len(text_embed), 0
+        if unmatched is not None:
+            image_embed, others = torch.cat([image_embed, F.normalize(unmatched.float(), dim=-1)]), len(unmatched)
         logits = logit_scale.float().exp() * image_embed @ text_embed.T
+        rows = torch.arange(pairs, device=logits.device) if groups is None else groups
+        same = (rows[:, None] == rows[None, :]).float()
         if logit_bias is not None:
-            rows = torch.arange(len(logits), device=logits.device) if groups is None else groups
-            signs = 2.0 * (rows[:, None] == rows[None, :]) - 1
-            return -F.logsigmoid(signs * (logits + logit_bias.float())).sum(dim=1).mean()
-        if groups is None:
-            targets = torch.arange(len(logits), device=logits.device)
-        else:
-            same = (groups[:, None] == groups[None, :]).float()
-            targets = same / same.sum(dim=1, keepdim=True)
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+            signs = F.pad(2.0 * same - 1, (0, 0, 0, others), value=-1.0)
+            return -F.logsigmoid(signs * (logits + logit_bias.float())).sum(dim=1).sum() / pairs
+        targets = same / same.sum(dim=1, keepdim=True)
+        of_captions = F.pad(targets, (0, others))
+        return (F.cross_entropy(logits[:pairs], targets) + F.cross_entropy(logits.T, of_captions)) / 2
 
 
 def gather_with_gradient(features: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ def load_state(
         optimizers: those of the model.
         ema: of the model.
         record: of this run; what may not differ from the state's is refused, what else differs is printed.
-        **process_tensors: tensors to restore, by the names under which `save_state` got them.
+        **process_tensors: tensors to restore, by the names under which `save_state` got them; where the state has none,
+            or one of another shape, they are left as they are.
 
     Returns:
         The step to continue with.
@@ -174,7 +175,8 @@ def load_state(
         scaling = accelerator.scaler.state_dict()
         accelerator.scaler.load_state_dict({**scaling, "scale": scale, "_growth_tracker": int(tracker)})
     for name in process_tensors.keys() & saved.keys():
-        process_tensors[name].copy_(saved[name])
+        if process_tensors[name].shape == saved[name].shape:
+            process_tensors[name].copy_(saved[name])
     return step
 
 

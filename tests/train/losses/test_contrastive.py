@@ -78,6 +78,20 @@ def test_sigmoid_loss_of_two_pairs_by_hand():
     torch.testing.assert_close(loss, torch.tensor(alike))
 
 
+def test_pictures_without_captions_are_what_captions_must_not_choose():
+    image_embed, text_embed = torch.tensor([[3.0, 0.0], [0.0, 0.5]]), torch.tensor([[0.6, 0.8], [7.0, 0.0]])
+    unmatched, scale, e = torch.tensor([[0.0, -2.0]]), torch.tensor(math.log(2)), math.exp  # cosines -.8 and 0
+    pictures = (math.log(e(1.2) + e(2)) - 1.2) + (math.log(e(1.6) + e(0)) - 0)
+    captions = (math.log(e(1.2) + e(1.6) + e(-1.6)) - 1.2) + (math.log(e(2) + e(0) + e(0)) - 0)
+    loss = contrastive_loss(image_embed, text_embed, scale, unmatched=unmatched)
+    torch.testing.assert_close(loss, torch.tensor((pictures / 2 + captions / 2) / 2))
+    bias = torch.tensor(-0.7)
+    matched = contrastive_loss(image_embed, text_embed, scale, bias)
+    extra = (math.log(1 + e(-1.6 - 0.7)) + math.log(1 + e(-0.7))) / 2
+    loss = contrastive_loss(image_embed, text_embed, scale, bias, unmatched=unmatched)
+    torch.testing.assert_close(loss, matched + extra)
+
+
 def test_chance_of_the_sigmoid_loss():
     # The best that can be said without telling anything apart is that one pair in seven belongs together.
     bias = torch.tensor(math.log(1 / 6), requires_grad=True)

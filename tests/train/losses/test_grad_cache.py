@@ -29,6 +29,23 @@ def test_gradient_caching_gives_the_gradient_of_the_whole_batch(accelerator, par
         assert (other.grad - one.grad).norm() < 1e-5 * one.grad.norm(), name
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_pictures_without_captions_end_each_chunk(accelerator, parts, sigmoid):
+    expected, clip = make_clip(sigmoid), make_clip(sigmoid)
+    pixels, text_ids, groups = make_batch()
+    others = pixels.flip(3)[:3]
+    image, text, *scalars = expected(torch.cat([pixels, others]), text_ids)
+    whole = contrastive_loss(image[:6], text, *scalars, groups, image[6:])
+    whole.backward()
+    chunks = zip(pixels.chunk(parts), others.chunk(parts), text_ids.chunk(parts), strict=True)
+    chunks = [(torch.cat([own, other]), texts) for own, other, texts in chunks]
+    loss, _ = backward(accelerator, clip, chunks, groups, 3 // parts)
+    torch.testing.assert_close(loss, whole.detach())
+    for (name, one), two in zip(expected.named_parameters(), clip.parameters(), strict=True):
+        assert (two.grad - one.grad).norm() < 1e-5 * one.grad.norm(), name
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_loss_of_several_captions_is_the_mean_of_theirs(accelerator, parts):
     expected, clip = make_clip(), make_clip()
