@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from dalle_mini_impl.config.ranges import Share
 
-JUDGED_TASKS = ("single", "two", "position", "counting", "colour", "two_colours")
-"""Kinds of scenes after the tasks of GenEval, which `dalle evaluate scenes` can judge."""
-TASKS = (*JUDGED_TASKS, "size", "turned", "look", "wearing")
+JUDGED_TASKS = ("single", "two", "position", "counting", "colour", "two_colours", "size", "turned", "look")
+"""Kinds of scenes that `dalle evaluate scenes` can judge; the first six are the tasks of GenEval."""
+TASKS = (*JUDGED_TASKS, "wearing")
 """Kinds of scenes."""
 LANGUAGES = ("en", "de", "no", "sl", "et", "nl")
 """Languages of their captions."""

@@ -1,4 +1,5 @@
-"""What a picture of a scene shows, without a network: its background and its separate parts, with colour and place.
+"""What a picture of a scene shows, without a network: its background and its separate parts, with colour, place, extent
+and look.
 
 A part is a connected region that differs from the background. Things in composed scenes never touch, so in them each
 thing is one part, unless the drawing itself has several.
@@ -25,6 +26,18 @@ MIN_SHARE = 0.35
 """Least share of a part or a background that a named colour must have."""
 MARGIN = 0.08
 """White around a cut-out part, of its longer side."""
+GREY_CHROMA, MIN_GREY = 0.06, 0.85
+"""Chroma below which a pixel counts as grey, and least share of such pixels in a part that is black and white."""
+CORE, MAX_CORE = 24, 0.1
+"""An outline is thinner than twice this part of its longer side, but for this share of its pixels."""
+DARK = 0.6
+"""Largest mean lightness of an outline."""
+SQUARES = (13, 21)
+"""Fewest and most squares along the longer side of pixel art that are looked for."""
+MIN_LATTICE = 0.15
+"""Least share of a part's edges on a lattice of squares from which it is pixel art; other drawings have up to .1."""
+LEAST_SIDE = 24
+"""Pixels of a part's longer side below which no lattice can be seen."""
 CUT_OUT_SIZE = 128
 """Side of cut-out parts in pixels: what judges look at."""
 
@@ -39,6 +52,10 @@ class ScenePart:
     """Named colour that most of it has; empty for none."""
     centre: tuple[float, float]
     """Of its bounding box, x and y from the left top corner, as shares of the sides."""
+    extent: float
+    """Longer side of its bounding box, as a share of the picture's shorter side."""
+    look: str
+    """One of `data.scenes.plan.LOOKS` in which it is drawn; empty for none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +88,54 @@ def find_parts(picture: np.ndarray) -> SceneParts:
         if mask.mean() >= LEAST_AREA:
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             centre = ((columns[0] + columns[-1] + 1) / 2 / width, (rows[0] + rows[-1] + 1) / 2 / height)
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            extent = max(mask[box].shape) / side
             rgba = np.dstack([picture, 255 * mask.astype(np.uint8)])
-            parts.append(ScenePart(cut_out(rgba), _name(rgba[_eroded(mask)]), centre))
+            look = look_of(lab[box], mask[box])
+            parts.append(ScenePart(cut_out(rgba), _name(rgba[_eroded(mask)]), centre, extent, look))
     return SceneParts(_name(np.hstack([frame, np.full((len(frame), 1), 255, dtype=np.uint8)])), tuple(parts))
+
+
+def look_of(lab: np.ndarray, mask: np.ndarray) -> str:
+    """The manner in which a part is drawn, by its pixels alone: one of `data.scenes.plan.LOOKS`, or empty.
+
+    Pixel art has its edges on a lattice of squares, an outline is thin and dark, and black and white has no colours.
+
+    Args:
+        lab: (h, w, 3) OKLab values of its bounding box.
+        mask: (h, w) bool, which of these belong to it.
+    """
+    if lattice(lab[..., 0]) >= MIN_LATTICE:
+        return "pixel art"
+    inner = _eroded(mask)
+    if (np.hypot(lab[..., 1], lab[..., 2])[inner] < GREY_CHROMA).mean() < MIN_GREY:
+        return ""
+    core = max(1, round(max(mask.shape) / CORE))
+    is_thin = _shrunk(mask, core).sum() <= MAX_CORE * mask.sum()
+    return "outline" if is_thin and lab[..., 0][mask].mean() < DARK else "black and white"
+
+
+def lattice(lightness: np.ndarray) -> float:
+    """How much of the edges of a drawing lie on a lattice of about as many squares as pixel art has; 0 to 1.
+
+    Args:
+        lightness: (h, w), of its bounding box.
+    """
+    longest = max(lightness.shape)
+    if longest < LEAST_SIDE:
+        return 0.0
+    squares = np.arange(*SQUARES, 0.25)
+    # A drawing of a few large squares has edges at multiples of these as well.
+    periods = longest / np.stack([squares, squares / 2, squares / 3])
+    across, down = (_on_lattice(np.abs(np.diff(lightness, axis=axis)).sum(1 - axis), periods) for axis in (1, 0))
+    fine, halves, thirds = np.sqrt(across * down)
+    return float((fine - np.maximum(halves, thirds)).max())
+
+
+def _on_lattice(edges: np.ndarray, periods: np.ndarray) -> np.ndarray:
+    """The share of edges (n,) that lie at equal distances, for each distance: 1 where all do, near 0 where none do."""
+    waves = np.exp(-2j * np.pi * np.arange(len(edges)) / periods[..., None])
+    return np.abs(waves @ edges) / max(float(edges.sum()), 1e-9)
 
 
 def label_regions(drawn: np.ndarray, bridged: int) -> np.ndarray:
@@ -123,5 +185,11 @@ def _name(pixels: np.ndarray) -> str:
 
 def _eroded(mask: np.ndarray) -> np.ndarray:
     """A mask without its outermost pixels, whose colours are mixed with the background's; as it is if none is left."""
-    outside = F.max_pool2d(torch.from_numpy(~mask)[None, None].float(), 3, 1, 1)[0, 0].numpy() > 0
-    return mask & ~outside if (mask & ~outside).any() else mask
+    inner = _shrunk(mask, 1)
+    return inner if inner.any() else mask
+
+
+def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """A mask without all that is less than so many pixels away from its outside."""
+    outside = F.max_pool2d(torch.from_numpy(~mask)[None, None].float(), 2 * pixels + 1, 1, pixels)[0, 0].numpy() > 0
+    return mask & ~outside

@@ -79,8 +79,9 @@ def scenes(
 ) -> None:
     """Measure whether MODEL's pictures show what captions of composed scenes describe.
 
-    Six tasks after GenEval: one object, two, two in a place, several of a kind, one in a colour, two in a colour each;
-    then backgrounds and styles. Combinations of the split `held_out` never occur in scenes for training. Beside the
+    Six tasks after GenEval: one object, two, two in a place, several of a kind, one in a colour, two in a colour each.
+    Then one that is big or small, one upside down, and one in black and white, as an outline or as pixel art; and
+    backgrounds and styles. Combinations of the split `held_out` never occur in scenes for training. Beside the
     picture ranked first and the mean of all stand the composed scenes themselves, which is as much as the measure can
     see, and captions of other scenes, which is chance. Needs the extra judge.
     """
@@ -90,18 +91,19 @@ def scenes(
     from dalle_mini_impl.data.scenes.composer import scene_art
     from dalle_mini_impl.evaluate.judges import efficientnet_judge
     from dalle_mini_impl.evaluate.reference_pictures import open_reference_pictures
-    from dalle_mini_impl.evaluate.scenes import SceneSettings, build_scene_judge, scene_rows
+    from dalle_mini_impl.evaluate.scene_judge import build_scene_judge
+    from dalle_mini_impl.evaluate.scenes import SceneSettings, scene_rows
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 
     dalle = DalleMini.from_pretrained(model, device)
     judge = efficientnet_judge(dalle.transformer.device)
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
         store = open_reference_pictures(data, dalle.image_tokenizer.config.size).store
-    art = scene_art(store)
+    art = scene_art(store, tasks)
     scene_judge = build_scene_judge(art, judge)
     echo(
-        f"{len(scene_judge.concepts)} things by {', '.join(scene_judge.vendors)}; share of captions that are shown "
-        f"rightly, 95 % interval"
+        f"{len(scene_judge.plain.concepts)} things by {', '.join(scene_judge.plain.vendors)}; share of captions that "
+        f"are shown rightly, 95 % interval"
     )
     settings = SceneSettings(scenes=count, candidates=candidates, tasks=tasks, languages=languages, seed=seed)
     rows: list[SceneRow] = []
@@ -117,7 +119,7 @@ def scenes(
         "sampling": dataclasses.asdict(dalle.sampling),
         "data": data,
         "settings": dataclasses.asdict(settings),
-        "things": scene_judge.concepts,
+        "things": scene_judge.plain.concepts,
         "rows": [dataclasses.asdict(row) for row in rows],
         "seconds": round(time.perf_counter() - start, 1),
     }
