@@ -22,7 +22,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PlotFile
-from dalle_mini_impl.util.errors import UserError, need_extra
+from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
     from dalle_mini_impl.bench.machine import MachineSpeed
@@ -167,7 +167,9 @@ def bench(
     if "own" in only:
         measured = itertools.chain(measured, rows_of_own(own_source, minutes, quick, "none" not in peers, own_out))
     if "serve" in only:
-        measured = itertools.chain(measured, rows_of_service(device, 1 if quick else min(repeats, MOST_LOADS)))
+        from dalle_mini_impl.bench.serve import serve_rows
+
+        measured = itertools.chain(measured, serve_rows(device, min(repeats, MOST_LOADS)))
     for row in measured:
         rows.append(row)
         click.echo(f"  {row_line(row)}", err=True)
@@ -178,19 +180,6 @@ def bench(
         plot_growth(rows, plot_file)
         echo(plot_file)
     write_json_file(json_file, [row.as_json() for row in rows])
-
-
-def rows_of_service(device: str, repeats: int) -> "Iterator[BenchRow]":
-    """Rows of `dalle serve`.
-
-    Raises:
-        UserError: its extra is not installed.
-    """
-    try:
-        from dalle_mini_impl.bench.serve import serve_rows
-    except ImportError as error:
-        raise need_extra("fastapi", "serve", "uvicorn", "python-multipart", "prometheus-client") from error
-    return serve_rows(device, repeats)
 
 
 def rows_of_own(source: str, minutes: float, quick: bool, former: bool, out: Path) -> "Iterator[BenchRow]":
