@@ -83,7 +83,7 @@ def api_error(error: Exception) -> ApiError:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have an app answer every error in OpenAI's form."""
+    """Have an app answer what clients can mend in OpenAI's form; `guard.Guard` answers everything else."""
 
     async def answer(_: Request, error: Exception) -> Response:
         return api_error(error).response
@@ -91,6 +91,6 @@ def add_error_handlers(app: FastAPI) -> None:
     async def nobody(_: Request, error: Exception) -> Response:
         return Response(status_code=499)  # the client is gone; the number is nginx's
 
-    for kind in (UserError, StarletteHTTPException, Exception):
+    for kind in (UserError, StarletteHTTPException):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(ClientDisconnect, nobody)

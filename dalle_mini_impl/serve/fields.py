@@ -1,8 +1,8 @@
 """The fields of requests: those of OpenAI's images API, and our settings beside them."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from dalle_mini_impl.config.sampling import MAX_ZOOM, SamplingConfig
 from dalle_mini_impl.config.serving import QUALITIES, ServiceLimits
@@ -10,7 +10,6 @@ from dalle_mini_impl.serve.errors import ApiError
 from dalle_mini_impl.util.save_picture import check_transparency
 
 M = TypeVar("M", bound="Fields")
-Rank = Literal["auto", "likelihood", "clip", "both", "none"]
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AsList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
@@ -30,7 +29,14 @@ class Fields(BaseModel):
     """Ignored."""
 
 
-class ImageFields(Fields):
+SETTINGS = {name: kind for name, kind in get_type_hints(SamplingConfig).items() if name != "transparent"}
+"""Settings of sampling that are fields under the same name; `background` stands for the other one."""
+_optional: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
+SamplingFields: Any = create_model("SamplingFields", __base__=Fields, **_optional)
+"""Fields of `SETTINGS`; None is the model's recommendation."""
+
+
+class ImageFields(SamplingFields):
     """Fields of all requests that draw pictures."""
 
     prompt: str
@@ -62,15 +68,6 @@ class ImageFields(Fields):
     """The candidates' own seeds, as answers name them, instead of `seed` and `candidates`."""
     negative: str = ""
     """What the pictures should not show."""
-    temperature: float | None = None
-    """As the six below, a setting of `config.sampling.SamplingConfig`; by default as the model recommends."""
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float | None = None
-    rank: Rank | None = None
-    diversity: float | None = None
-    prune: bool | None = None
-    tile: bool | None = None
 
     @property
     def ending(self) -> str:
@@ -87,9 +84,8 @@ class ImageFields(Fields):
     @property
     def sampling(self) -> dict[str, Any]:
         """Settings for `DalleMini.request`; None where the model's recommendation holds."""
-        names = SamplingConfig.__dataclass_fields__.keys() - {"transparent"}
         transparent = None if self.background == "auto" else self.background == "transparent"
-        return {"transparent": transparent, **{name: getattr(self, name) for name in names}}
+        return {"transparent": transparent, **{name: getattr(self, name) for name in SETTINGS}}
 
     def check(self, limits: ServiceLimits, size: tuple[int, int]) -> int:
         """Check what depends on the service.

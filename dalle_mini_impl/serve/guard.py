@@ -10,7 +10,7 @@ from starlette.datastructures import URL, Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dalle_mini_impl.config.serving import MEGABYTE, ServiceLimits
-from dalle_mini_impl.serve.errors import ApiError
+from dalle_mini_impl.serve.errors import ApiError, api_error
 from dalle_mini_impl.serve.keys import Keys
 from dalle_mini_impl.serve.metrics import Metrics
 
@@ -43,7 +43,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 0
 
         async def counting_send(message: Message) -> None:
             nonlocal status
@@ -58,6 +58,10 @@ class Guard:
                 await self._bounded(scope, receive, counting_send)
             else:
                 await self._app(scope, receive, counting_send)
+        except Exception as error:
+            if status:  # the answer has begun
+                raise
+            await api_error(error).response(scope, receive, counting_send)
         finally:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, status).inc()

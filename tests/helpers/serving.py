@@ -44,7 +44,7 @@ def serving(
 ) -> Iterator[Client]:
     """A service; `limits` are fields of `ServiceLimits`."""
     app = make_app(dalle, ("tiny",), folder, keys=Keys(keys), limits=ServiceLimits(**limits), chunk=chunk)
-    with Client(app, base_url=ADDRESS, raise_server_exceptions=False) as client:
+    with Client(app, base_url=ADDRESS) as client:
         yield client
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import dataclasses
 import json
 import time
 
@@ -78,6 +79,14 @@ def test_without_a_seed_each_request_has_its_own(client):
 def test_quality_says_how_many_candidates_are_drawn(client, own_dalle, quality, candidates):
     usage = client.draw(n=2, quality=quality).json()["usage"]
     assert usage["output_tokens"] == candidates * own_dalle.stream.image_length
+
+
+def test_every_setting_of_sampling_is_a_field(client):
+    recommended = client.service.engine.dalle.sampling
+    settings = {field.name: getattr(recommended, field.name) for field in dataclasses.fields(recommended)}
+    settings["background"] = "transparent" if settings.pop("transparent") else "opaque"
+    plain, told = client.draw(seed=1), client.draw(seed=1, **settings)
+    assert pixels(images_of(told)[0]) == pixels(images_of(plain)[0])
 
 
 def test_a_single_candidate_is_not_ranked_unless_asked(client):
@@ -183,6 +192,7 @@ def test_requests_that_wait_are_drawn_together_and_each_is_as_alone(client):
         ({"temperature": -1}, None, "temperature"),
         ({"top_k": 10**9}, None, "top_k"),
         ({"guidance": "inf"}, "guidance", "finite number"),
+        ({"rank": "best"}, None, "rank"),
         ({"colour": "red"}, "colour", "expected fields of the API, got colour"),
         ({"partial_images": 2}, "partial_images", "with stream"),
         ({"partial_images": 4, "stream": True}, "partial_images", "less than or equal to 3"),
@@ -233,6 +243,7 @@ def test_a_mistake_of_ours_is_logged_and_not_shown(client, monkeypatch, caplog):
     assert "secret" not in error["message"]
     assert error["type"] == "server_error"
     assert "secret" in caplog.text
+    assert caplog.text.count("Traceback") == 1
     monkeypatch.undo()
     assert images_of(client.draw())  # the service goes on
 
