@@ -75,7 +75,8 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, UserError):
         return ApiError(printable(str(error)))
     if isinstance(error, StarletteHTTPException):
-        return ApiError(f"{error.detail}; see /openapi.json", error.status_code, headers=dict(error.headers or {}))
+        message = f"expected a request that the API has, got another ({error.detail}); see /openapi.json"
+        return ApiError(message, error.status_code, headers=dict(error.headers or {}))
     if is_out_of_memory(error):
         return ApiError("the memory of the server is full; ask for less", 503)
     log.error("a request failed", exc_info=error)

@@ -63,9 +63,10 @@ def running(model, *options, **environment):
 @pytest.fixture(scope="module")
 def address(tiny_model, tmp_path_factory):
     """Of a service that all tests of this file share."""
-    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    folder = tmp_path_factory.mktemp("service")
+    keys = folder / "keys.txt"
     keys.write_text(KEY)
-    with running(tiny_model, "--name", "tiny", "--keys-file", keys) as (_, address):
+    with running(tiny_model, "--name", "tiny", "--keys-file", keys, "--folder", folder / "files") as (_, address):
         yield address
 
 
