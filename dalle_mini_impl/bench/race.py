@@ -16,7 +16,7 @@ from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.shapes import Shape
 from dalle_mini_impl.bench.timing import progress_bar
 from dalle_mini_impl.bench.training import apply_gradients
-from dalle_mini_impl.config.training import TransformerRun
+from dalle_mini_impl.config.training import ImageTokenizerRun, TransformerRun
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.token_cache import CaptionSampler, TokenCache, open_cache, read_header
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
@@ -82,7 +82,12 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_b
     curves = {
         name: list(train_for(step, partial(nats, held_out), minutes, checks)) for name, (step, nats) in sides.items()
     }
-    yield race_row("learn/transformer", "nats per image id", curves, minutes)
+    yield race_row("learn/transformer", "nats per image id" + of_scenes(config), curves, minutes)
+
+
+def of_scenes(config: TransformerRun | ImageTokenizerRun) -> str:
+    """What the row of a race says where its config has scenes, of which the peer knows nothing."""
+    return " of stored pictures, without the config's scenes" if config.scenes.store else ""
 
 
 def race_row(

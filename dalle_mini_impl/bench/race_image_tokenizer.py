@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.bench.peers import import_dalle_pytorch
-from dalle_mini_impl.bench.race import HELD_OUT, SCHEDULE_STEPS, race_row, train_for
+from dalle_mini_impl.bench.race import HELD_OUT, SCHEDULE_STEPS, of_scenes, race_row, train_for
 from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.bench.training import apply_gradients
 from dalle_mini_impl.config.training import ImageTokenizerRun
@@ -80,7 +80,7 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8) -> Ite
         with torch.inference_mode():
             per_picture = [distance(reconstruct(part), part) for part in held_out.split(BATCH_SIZE)]
         distances[name] = float(torch.cat(per_picture).mean())
-    yield race_row("learn/image-tokenizer", "dB", curves, minutes, higher_is_better=True)
+    yield race_row("learn/image-tokenizer", "dB" + of_scenes(config), curves, minutes, higher_is_better=True)
     note = f"perceptual distance (EfficientNet-Lite0) after {minutes:g} min"
     yield BenchRow(
         "learn/image-tokenizer/looks", distances["ours"], "dalle-pytorch", distances["dalle-pytorch"], note=note

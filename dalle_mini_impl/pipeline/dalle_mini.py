@@ -24,7 +24,7 @@ from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
 from dalle_mini_impl.pipeline.picture_embed import Embedding, to_numbers
 from dalle_mini_impl.pipeline.previews import generate_previews
 from dalle_mini_impl.pipeline.prior_embeds import with_prior
-from dalle_mini_impl.pipeline.ranking import describe_scorer, finish, recommended_rank
+from dalle_mini_impl.pipeline.ranking import describe_scorer, finish, recommended_rank, refuse_diversity
 from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
 from dalle_mini_impl.pipeline.results import Preview, Result
 from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate_many, no_progress
@@ -189,7 +189,7 @@ class DalleMini:
 
         Raises:
             UserError: a number is out of range, a sampling setting is unknown, the model was trained without image
-                embeddings or with others, or `rank` needs a scorer, or `prior` one, and there is none.
+                embeddings or with others, or `rank`, `diversity` or `prior` needs a scorer and there is none.
         """
         request = {"prompt": prompt, "candidates": candidates, "keep": keep, "seed": seed, "negative": negative}
         request |= {"image_embed": image_embed, "seeds": seeds, "canvas": canvas, **sampling}
@@ -325,6 +325,7 @@ class DalleMini:
         ids, count = self.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
         pixels, vocab = ids * self.image_tokenizer.config.factor**2, self.stream.config.image_vocab
         check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, self.has_scorer)
+        refuse_diversity(self._scorer, **given["sampling"])
         given["image_embed"] = to_numbers(given["image_embed"], self.own_scorer, self.stream)
         request = make_request(encode=self.encode, recommended=recommended, **given)
         request = request.with_rank("likelihood" if self._scorer is None else "both")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +18,7 @@ from dalle_mini_impl.pipeline.results import Candidate, Result
 from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds
 from dalle_mini_impl.sampling.tiling import close_seams
 from dalle_mini_impl.scorer.identity import scorer_identity
-from dalle_mini_impl.scorer.scorer import Images, Scorer
+from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_bytes, to_images
@@ -40,6 +41,21 @@ def recommended_rank(recommended: str, scorer: Scorer | None, own: bool) -> str:
     if own or recommended == "clip":
         return recommended
     return "both"
+
+
+def refuse_diversity(
+    scorer: Scorer | None, diversity: float | None = None, rank: str | None = None, **others: Any
+) -> None:
+    """Refuse given sampling settings that ask for pictures that differ where no scorer can tell.
+
+    Raises:
+        UserError: they do, and do not say that it is to rank without one.
+    """
+    if scorer is None and diversity and rank not in ("likelihood", "none"):
+        raise UserError(
+            f"expected a scorer for diversity {diversity}, which compares pictures by one, got none; leave diversity "
+            f"out, or name one: --scorer NAME, or in Python DalleMini.scorer = ..."
+        )
 
 
 def describe_scorer(scorer: Scorer | None) -> dict[str, str] | None:
@@ -91,13 +107,16 @@ def rank_candidates(
     order = list(range(len(generated.indices)))
     scores: list[float | None] = [None] * len(order)
     if request.sampling.rank != "none":
-        values = _ranking_scores(request, generated, scored)
+        embed = None
+        if request.scorer is not None and scored is not None:
+            embed = request.scorer.embed_images(scored)
+        values = _ranking_scores(request, generated, embed)
         if not values.isfinite().any():
             check_finite(values, "scores of candidates", "the model's weights are damaged: copy or train it again")
         order = best_first(values).tolist()
-        if request.scorer is not None and scored is not None and request.sampling.diversity:
+        if request.scorer is not None and embed is not None and request.sampling.diversity:
             weight = request.sampling.diversity * _cosine_scale(request.scorer, request)
-            order = most_diverse(values, request.scorer.embed_images(scored), weight, request.keep)
+            order = most_diverse(values, embed, weight, request.keep)
         scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
     if isinstance(scored, list):
@@ -179,15 +198,15 @@ def most_diverse(scores: Tensor, embed: Tensor, weight: float, count: int) -> li
     return [*order, *(index for index in best_first(scores).tolist() if index not in order)][:count]
 
 
-def _cosines(request: GenerationRequest, scorer: Scorer, images: Images) -> Tensor:
-    """Cosine (n,) of each picture with the prompt, or without prompt with the image embedding, if there is one.
+def _cosines(request: GenerationRequest, scorer: Scorer, embed: Tensor) -> Tensor:
+    """Cosine (n,) of pictures, embedded (n, D), with the prompt; without prompt with the image embedding, if any.
 
-    The embedding means nothing to another scorer than the checkpoint's own.
+    The image embedding means nothing to another scorer than the checkpoint's own.
     """
-    embed = torch.tensor(request.prompt_ids.image_embed)
-    if request.prompt or not len(embed) or request.scorer_source:
-        return scorer.cosines(images, clean_caption(request.prompt))
-    return scorer.embed_images(images) @ F.normalize(embed, dim=0)
+    image_embed = torch.tensor(request.prompt_ids.image_embed)
+    if request.prompt or not len(image_embed) or request.scorer_source:
+        return embed @ scorer.embed_texts([clean_caption(request.prompt)])[0]
+    return embed @ F.normalize(image_embed, dim=0)
 
 
 def _cosine_scale(scorer: Scorer, request: GenerationRequest) -> float:
@@ -195,11 +214,17 @@ def _cosine_scale(scorer: Scorer, request: GenerationRequest) -> float:
     return scorer.scale if request.sampling.rank == "both" else 1.0
 
 
-def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, images: Images | None) -> Tensor:
-    """Score of each candidate, (n,), the higher the better; see `DalleMini.generate`. Only the scorer uses `images`."""
+def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, embed: Tensor | None) -> Tensor:
+    """Score of each candidate, (n,), the higher the better; see `DalleMini.generate`.
+
+    Args:
+        request: gives ranking and scorer.
+        generated: all candidates.
+        embed: (n, D), the scorer's embeddings of their pictures; None without a scorer.
+    """
     log_likelihood = generated.log_likelihood.cpu()
-    if request.scorer is None or images is None:
+    if request.scorer is None or embed is None:
         return log_likelihood
-    cosines = _cosines(request, request.scorer, images)
+    cosines = _cosines(request, request.scorer, embed)
     scaled = _cosine_scale(request.scorer, request) * cosines
     return log_likelihood + scaled if request.sampling.rank == "both" else scaled

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from dalle_mini_impl.config.training import GuidingConfig, RunConfig, ScorerRun
+from dalle_mini_impl.config.guiding import GuidingConfig
+from dalle_mini_impl.config.training import RunConfig, ScorerRun
 from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
 from dalle_mini_impl.painting.cuts import Cuts, cut_out, sample_cuts

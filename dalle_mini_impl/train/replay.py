@@ -51,6 +51,13 @@ def open_replay(config: TransformerRun, train: TokenCache, pictures: int) -> Rep
     return Replay(cache, CaptionSampler(cache.entries, config.language_weights), rows)
 
 
+def own_pictures(config: TransformerRun) -> int:
+    """How many pictures of each batch are of the cache itself: neither scenes nor of an earlier training."""
+    batch = config.run.batch_size
+    pictures = batch - (round(config.scenes.share * batch) if config.scenes.store else 0)
+    return pictures - (round(config.replay.share * pictures) if config.replay.cache else 0)
+
+
 def batch_pictures(
     cache: TokenCache, captions: CaptionSampler, replay: Replay | None, step: int, pictures: int, run: RunConfig
 ) -> list[tuple[TokenCache, CaptionSampler, int]]:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from dalle_mini_impl.bench.sampling import chunk_rows, imported_rows
 from dalle_mini_impl.bench.shapes import SHAPES, decode_cost, matrix_weights, train_cost
 from dalle_mini_impl.bench.timing import median_seconds, peak_memory
 from dalle_mini_impl.cli import bench, dalle
+from dalle_mini_impl.config.scenes import ScenesConfig
+from dalle_mini_impl.config.training import ImageTokenizerRun, TransformerRun
 from dalle_mini_impl.util.errors import UserError
 
 QUICK = SHAPES["quick"]
@@ -197,6 +200,13 @@ def test_transformer_race_trains_both_sides_and_reports_the_best_of_each(monkeyp
     assert len(ours) == len(theirs) == 3
     assert ours[-1] < ours[0] < math.log(13) + 0.5  # 13 image ids
     assert (row.name, row.peer, row.ours, row.theirs) == ("learn/transformer", "dalle-pytorch", min(ours), min(theirs))
+    assert "scenes" not in row.note
+
+
+@pytest.mark.parametrize("config", [TransformerRun(), ImageTokenizerRun()], ids=type)
+def test_a_race_says_that_it_leaves_scenes_out(config):
+    assert race.of_scenes(config) == ""
+    assert "without the config's scenes" in race.of_scenes(replace(config, scenes=ScenesConfig(store="emoji")))
 
 
 def test_image_tokenizer_race_reports_the_best_psnr_of_each_side(monkeypatch, trained):

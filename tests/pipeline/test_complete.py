@@ -71,11 +71,11 @@ def test_an_all_white_mask_gives_the_pictures_of_generate(tiny_dalle, picture):
 def test_the_scorer_gets_pictures_with_pasted_pixels(tiny_dalle, picture, monkeypatch):
     scored = []
 
-    def record(self, images, text):
+    def record(self, images):
         scored.extend(images)
-        return torch.zeros(len(images))
+        return torch.zeros(len(images), self.model.embed_dim)
 
-    monkeypatch.setattr(type(tiny_dalle.scorer), "cosines", record)
+    monkeypatch.setattr(type(tiny_dalle.scorer), "embed_images", record)
     result = tiny_dalle.complete(picture, "a cat", rows=2, candidates=3, rank="clip")
     assert [image.tobytes() for image in scored] == [candidate.image.tobytes() for candidate in result]
 

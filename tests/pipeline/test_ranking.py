@@ -32,11 +32,16 @@ class RedScorer:
     is_on_gpu = False
 
     def __init__(self):
+        self.embedded = 0
         self.calls = []
 
-    def cosines(self, images, text):
-        self.calls.append((len(images), text))
-        return torch.tensor([redness(image) for image in images])
+    def embed_images(self, images):
+        self.embedded += len(images)
+        return torch.tensor([[redness(image)] for image in images])
+
+    def embed_texts(self, texts):
+        self.calls.append((self.embedded, *texts))
+        return torch.ones(1, 1)
 
 
 def with_scorer(dalle, scorer):
@@ -228,10 +233,13 @@ class BrightnessOfPixels:
     scale = 1000.0
     is_on_gpu = True
 
-    def cosines(self, images, text):
+    def embed_images(self, images):
         assert images.dtype == torch.uint8
         assert images.shape[1] == 3
-        return images[:, 0].float().mean((1, 2)) / 255
+        return images[:, 0].float().mean((1, 2), keepdim=True)[:, 0] / 255
+
+    def embed_texts(self, texts):
+        return torch.ones(1, 1)
 
 
 def test_a_scorer_on_a_gpu_gets_the_pixels_of_the_same_pictures(tiny_dalle):
@@ -256,10 +264,10 @@ class FailingScorer(RedScorer):
         super().__init__()
         self.failing = failing
 
-    def cosines(self, images, text):
-        cosines = super().cosines(images, text)
-        cosines[list(self.failing)] = math.nan
-        return cosines
+    def embed_images(self, images):
+        embed = super().embed_images(images)
+        embed[list(self.failing)] = math.nan
+        return embed
 
 
 @pytest.mark.parametrize("rank", ["clip", "both"])
@@ -310,6 +318,20 @@ def test_diverse_pictures_are_remade_in_their_order(tiny_dalle, rank):
     (request,) = parse_recorded({**kept.metadata(), "precision": "fp32"}, "x.png").requests()
     again = tiny_dalle.generate(**request)
     assert [(c.seed, c.score) for c in again] == [(c.seed, pytest.approx(c.score)) for c in kept]
+
+
+def test_diverse_pictures_are_embedded_once(tiny_dalle):
+    scorer = RedScorer()
+    with_scorer(tiny_dalle, scorer).generate("a red heart", candidates=11, keep=4, rank="clip", diversity=0.5)
+    assert scorer.embedded == 11
+
+
+def test_diversity_needs_a_scorer(tiny_dalle):
+    dalle = with_scorer(tiny_dalle, None)
+    with pytest.raises(UserError, match=r"expected a scorer for diversity 0\.2, .*, got none; leave diversity out, or"):
+        dalle.generate("a cat", candidates=2, diversity=0.2)
+    dalle.sampling = replace(dalle.sampling, diversity=0.2)  # what a model recommends is no request
+    assert len(dalle.generate("a cat", candidates=2)) == 2
 
 
 def test_diversity_is_no_negative_number(tiny_dalle):

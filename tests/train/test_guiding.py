@@ -10,7 +10,7 @@ from helpers.training import config_of, interrupt, outcome
 from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.find import load_text_tokenizer
-from dalle_mini_impl.config.training import GuidingConfig
+from dalle_mini_impl.config.guiding import GuidingConfig
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.token_cache import CaptionSampler
 from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer

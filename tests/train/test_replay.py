@@ -8,7 +8,9 @@ import torch
 from helpers.training import BatchMaker, Home, interrupt, outcome
 
 from dalle_mini_impl.checkpoint.settings import load_settings
-from dalle_mini_impl.train.replay import batch_pictures, open_replay
+from dalle_mini_impl.config.scenes import ScenesConfig
+from dalle_mini_impl.config.training import ReplayConfig, RunConfig, TransformerRun
+from dalle_mini_impl.train.replay import batch_pictures, open_replay, own_pictures
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.train.stream_batch import make_batch
 from dalle_mini_impl.util.errors import UserError
@@ -95,3 +97,11 @@ def test_soft_ids_must_be_as_many(home, earlier):
         home.run("transformer", *replay(earlier), "image_targets=soft")
     with pytest.raises(UserError, match="is no token cache"):
         home.run("transformer", "replay.cache=nowhere")
+
+
+def test_scenes_and_earlier_pictures_are_none_of_the_set():
+    run = RunConfig(batch_size=32)
+    assert own_pictures(TransformerRun(run=run)) == 32
+    scenes, replay = ScenesConfig(store="emoji", share=0.5), ReplayConfig(cache="ids", share=0.25)
+    assert own_pictures(TransformerRun(run=run, scenes=scenes)) == 16
+    assert own_pictures(TransformerRun(run=run, scenes=scenes, replay=replay)) == 12

@@ -285,6 +285,18 @@ def test_settings_that_an_older_record_lacks_had_their_defaults(config):
         changed_settings(older, make_record(replace(config, scenes=ScenesConfig(store="emoji")), {}), "state.pt")
 
 
+def test_the_content_of_a_scenes_store_counts_and_not_its_path():
+    def record(store, version, share=0.5):
+        return make_record(ScorerRun(scenes=ScenesConfig(store=store, share=share)), {}, version)
+
+    saved = record("emoji-store", "v1")
+    assert changed_settings(saved, record("/moved/store", "v1"), "state.pt") == []
+    assert changed_settings(saved, record("/moved/store", "v2"), "state.pt") == ['pictures "v1" -> "v2"']
+    for other in (record("", "v1"), record("/moved/store", "v1", 0.25)):
+        with pytest.raises(UserError, match=r"expected the settings with which state\.pt was started, got scenes\."):
+            changed_settings(saved, other, "state.pt")
+
+
 # --- states that are altered
 
 

@@ -1,5 +1,6 @@
 """Scenes in the batches of the image tokenizer, the transformer and the scorer."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,7 +169,8 @@ def test_runs_with_scenes_resume_bit_for_bit(home, emoji_store, tmp_path, monkey
     interrupt(broken, "transformer", 6, monkeypatch, *options(emoji_store))
     with pytest.raises(UserError, match=r"got scenes\.share 0\.5 -> 0\.25; change"):
         broken.run("transformer", "--resume", *options(emoji_store, 0.25))
-    broken.run("transformer", "--resume", *options(emoji_store))
+    moved = shutil.copytree(emoji_store, tmp_path / "elsewhere" / emoji_store.name)
+    broken.run("transformer", "--resume", *options(moved))
     assert outcome(broken, "transformer") == outcome(home, "transformer")
     assert load_settings(home.folder / "model").about.data[-1] == "scenes composed of emoji-store"
 

@@ -54,7 +54,7 @@ def write_scenes(
     Raises:
         UserError: the store has no art that scenes can be made of, or `split` has no scene of these tasks.
     """
-    art = scene_art(store)
+    art = scene_art(store, tasks)
     used: dict[str, Counter[str]] = {"tasks": Counter(), "vendors": Counter(), "languages": Counter()}
     with replace_folder(out, CONTENTS) as folder:
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:

@@ -26,6 +26,8 @@ MAX_COVER = 0.8
 """Largest share of its frame that a drawing may cover; those above are pictures of scenes or signs."""
 STYLE_SHARE = 0.5
 """Share of captions with the vendor's style word."""
+WEARING = "wearing"
+"""The task that needs faces."""
 MAX_TRIES = 200
 """Most scenes that are drawn until one works."""
 
@@ -69,11 +71,15 @@ class Scene:
     vendor: str
 
 
-def scene_art(store: PictureStore) -> SceneArt:
+def scene_art(store: PictureStore, tasks: Sequence[str] = TASKS) -> SceneArt:
     """Choose the pictures of a store of the emoji set that can stand in scenes.
 
     Left out are groups other than `GROUPS`, names that no caption can be made of (see `is_plain_name`), and drawings
     that fill their frame. Heads of any group are kept as well where they can wear something, and what can be worn.
+
+    Args:
+        store: of the emoji set.
+        tasks: that the art is for; without `wearing` no faces are searched, which takes seconds.
 
     Raises:
         UserError: no picture is left.
@@ -87,12 +93,13 @@ def scene_art(store: PictureStore) -> SceneArt:
         if details.get("kind") != "plain" or not {"group", "concept", "vendor"} <= set(details):
             continue
         concept, vendor, used = details["concept"], details["vendor"], False
-        if concept in WORN:
+        if concept in WORN and WEARING in tasks:
             wardrobes[vendor].things[concept] = index
             used = True
-        if is_plain_name(concept) and (details["group"] in GROUPS or is_head(concept, details["group"])):
+        may_wear = WEARING in tasks and is_head(concept, details["group"])
+        if is_plain_name(concept) and (details["group"] in GROUPS or may_wear):
             pixels = store.take(np.array([index]))[0]
-            face = find_face(pixels) if is_head(concept, details["group"]) else None
+            face = find_face(pixels) if may_wear else None
             if face is not None:
                 wardrobes[vendor].heads[concept] = (index, face)
                 used = True
@@ -152,7 +159,7 @@ def compose_scene(
         vendor = str(random.choice(sorted(art.rows)))
         task = str(random.choice(list(tasks)))
         outfits = art.wardrobes[vendor].outfits if vendor in art.wardrobes else {}
-        if task == "wearing" and not outfits:
+        if task == WEARING and not outfits:
             continue
         plan = draw_plan(random, art.concepts(vendor), task, split, outfits)
         image = draw_scene(art, vendor, plan, size, random)

@@ -14,6 +14,8 @@ FIXED = ("model", POSITIONS, "start_from", "lora", "replay.share", "scenes", "ru
 come in an epoch are others. Positions for an image embedding may be added to a run that has none."""
 OF_OLD_VERSIONS = {"run.order": "permuted"}
 """Settings that records of old versions lack, where the value is not today's default."""
+OF_CONTENT = ("scenes.store",)
+"""Settings that name a folder whose content counts, in `pictures`: of themselves only whether they name one."""
 UNCOMPARED = ("run.model_dir", "run.state_dir", "run.workers", "run.patience")
 """Settings that may differ unsaid: a run's folders may be moved, and batches are the same whoever makes them."""
 
@@ -100,17 +102,17 @@ def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
     if saved.stage != run.stage:
         raise UserError(f"expected a state of {run.stage} in {where}, got one of {saved.stage}; check run.state_dir")
     may_differ = {POSITIONS, "scorer"} if added_positions(saved, run) else set()
-    for name in sorted((saved.parts.keys() | run.parts.keys()) - may_differ):
-        if saved.parts.get(name) != run.parts.get(name):
+    for name in sorted((saved.parts.keys() & run.parts.keys()) - may_differ):  # settings tell which parts a run needs
+        if saved.parts[name] != run.parts[name]:
             raise UserError(
-                f"expected {name} {saved.parts.get(name, 'none')}, with which {where} was trained, got "
-                f"{run.parts.get(name, 'none')}; put that part back, or start without --resume"
+                f"expected {name} {saved.parts[name]}, with which {where} was trained, got {run.parts[name]}; "
+                f"put that part back, or start without --resume"
             )
     before = run.defaults | saved.settings
     changes = {
         name: f"{name} {_shown(saved, name)} -> {_shown(run, name)}"
         for name in sorted(before.keys() | run.settings.keys())
-        if before.get(name) != run.settings.get(name) and name not in UNCOMPARED
+        if _compared(name, before.get(name)) != _compared(name, run.settings.get(name)) and name not in UNCOMPARED
     }
     fixed = [key for key in FIXED if key not in may_differ]
     refused = [text for name, text in changes.items() if any(f"{name}.".startswith(f"{key}.") for key in fixed)]
@@ -120,6 +122,11 @@ def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
             f"change them back, or start without --resume"
         )
     return list(changes.values())
+
+
+def _compared(name: str, value: Any) -> Any:
+    """What of a setting is compared."""
+    return bool(value) if name in OF_CONTENT else value
 
 
 def _shown(record: RunRecord, name: str) -> str:

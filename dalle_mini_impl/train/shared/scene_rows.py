@@ -170,7 +170,7 @@ def open_scenes(
     return SceneRows(
         run.batch_size,
         count,
-        scene_art(store),
+        scene_art(store, config.tasks),
         store.version,
         picture_size[0],
         run.seed,

@@ -29,7 +29,7 @@ USEFUL_SCORER = 2.0
 
 
 def advise(
-    record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, float]]], side: int, batch_size: int
+    record: Record, facts: PictureFacts, logs: dict[str, list[dict[str, float]]], side: int, step_pictures: int
 ) -> list[str]:
     """Sentences on what to try next, the most important first.
 
@@ -38,11 +38,11 @@ def advise(
         facts: about the pictures.
         logs: figures of each stage, by its file name.
         side: the shorter one of the model's pictures in pixels.
-        batch_size: pictures in each of the transformer's steps.
+        step_pictures: pictures of the set in each of the transformer's steps, see `replay.own_pictures`.
     """
     minutes = record.request["minutes"]
     last_step = last(logs["transformer"], "step")
-    passes = 0.0 if last_step is None else (last_step + 1) * batch_size / max(1, facts.train)
+    passes = 0.0 if last_step is None else (last_step + 1) * step_pictures / max(1, facts.train)
     more = f"--minutes {2 * minutes:g}"
     advice: list[str] = []
     psnr = last(logs["image_tokenizer"], "validation_psnr")

@@ -11,6 +11,7 @@ from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.picture_store import PictureStore, skipped_text
 from dalle_mini_impl.evaluate.reference_pictures import first_caption
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.train.replay import own_pictures
 from dalle_mini_impl.train.whole import page
 from dalle_mini_impl.train.whole.advice import FEW_HELD_OUT, advise, last
 from dalle_mini_impl.train.whole.charts import line_chart
@@ -82,8 +83,8 @@ def write_report(
         tokenizer, _ = load_image_tokenizer(folder.model)
     size = tokenizer.config.size if tokenizer else DEFAULT_SIZE
     source = printable(record.request["source"])
-    batch_size = load(TransformerRun, folder.config("transformer")).run.batch_size if results else 0
-    advice = advise(record, facts, logs, min(size), batch_size) if results else []
+    step_pictures = own_pictures(load(TransformerRun, folder.config("transformer"))) if results else 0
+    advice = advise(record, facts, logs, min(size), step_pictures) if results else []
     sections = [
         page.paragraph("" if results else f"Unfinished: {progress(record)}. Load the page again after each stage."),
         *([drawn_section(kind, results) for kind in KINDS] if results else [latest_sheet(folder)]),

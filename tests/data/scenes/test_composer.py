@@ -5,6 +5,7 @@ import pytest
 from helpers.scenes import SHADES, entry, make_art
 
 from dalle_mini_impl.config.scenes import LANGUAGES
+from dalle_mini_impl.data.scenes import composer
 from dalle_mini_impl.data.scenes.colours import COLOURS
 from dalle_mini_impl.data.scenes.composer import compose_scene, is_plain_name, scene_art
 from dalle_mini_impl.data.scenes.plan import is_held_out
@@ -108,7 +109,7 @@ def test_looks_show():
     assert seen == {"black and white", "outline", "pixel art"}
 
 
-def test_heads_wear_what_the_caption_says():
+def test_heads_wear_what_the_caption_says(monkeypatch):
     art = make_art(
         entry("cat face", "x", group="Animals & Nature"),
         entry("glad face", "x", group="Smileys & Emotion"),
@@ -125,6 +126,12 @@ def test_heads_wear_what_the_caption_says():
     art = scene_art(art.store)
     assert art.wardrobes["x"].outfits == dict.fromkeys(("cat face", "glad face"), ("crown", "glasses"))
     assert art.concepts("x") == ["cat face", "crown"]  # smileys stand in no other scenes
+    with monkeypatch.context() as patch:  # faces are searched only where something is to be worn
+        patch.setattr(composer, "find_face", None)
+        without = scene_art(art.store, ("single", "counting"))
+    assert without.wardrobes == {}
+    both = [scenes(one, 10, tasks=("single", "counting")) for one in (art, without)]
+    assert [one.caption for one in both[0]] == [one.caption for one in both[1]]
     seen = set()
     for scene in scenes(art, 40, tasks=("wearing",), languages=("en",)):
         (one,) = scene.plan.objects
