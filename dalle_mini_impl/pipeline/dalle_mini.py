@@ -158,9 +158,8 @@ class DalleMini:
         log-probability given the prompt, with `clip` those whose CLIP embedding has the highest cosine with the
         prompt's, with `both` those with the highest sum of log-probability and scaled cosine; `none` keeps the order of
         the seeds. `auto` is `both` where the model has a scorer. A model without scorer ranks by likelihood.
-        With `diversity` the first picture is the best, and each further one good and unlike those before: similarity to
-        the nearest of them, by the scorer's embeddings, counts against it as much as `diversity` times as much
-        similarity to the prompt counts for it.
+        With `diversity` the first picture is the best, each further one good and unlike those before: a cosine to the
+        nearest of them counts against it as much as `diversity` times that cosine to the prompt counts for it.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is finished: the less likely
         half is dropped after 3/16 of the ids to sample, and again after 7/16.
         With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the ids at the edges
