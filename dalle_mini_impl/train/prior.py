@@ -162,8 +162,8 @@ def embed_set(scorer: Scorer, store: PictureStore, folder: Path) -> Tensor:
     key = cache_key(scorer_identity(scorer), store_fingerprint(folder), store.frame)
     embed = read_features(path, key, len(store.pixels))
     if embed is None:
-        parts = range(0, len(store.pixels), EMBED_BATCH)
-        chunks = (np.array(store.pixels[start : start + EMBED_BATCH]) for start in parts)
+        parts = torch.arange(len(store.pixels)).split(EMBED_BATCH)
+        chunks = (store.pixels[part.numpy()] for part in parts)
         embed = torch.cat([scorer.embed_images(pixels_on_white(chunk, store.frame)) for chunk in chunks])
         write_features(path, key, embed)
     return embed[torch.from_numpy(store.rows)]

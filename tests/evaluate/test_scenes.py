@@ -174,7 +174,10 @@ def drawing(look, side=104, seed=0):
 @pytest.mark.parametrize("size", [128, 64])
 @pytest.mark.parametrize("look", ["", *LOOKS])
 def test_looks_are_told_by_pixels(look, size):
-    pictures = [np.asarray(drawing(look, 80 + 3 * seed, seed).resize((size, size), Image.LANCZOS)) for seed in range(8)]
+    pictures = [
+        np.asarray(drawing(look, 80 + 3 * seed, seed).resize((size, size), Image.Resampling.LANCZOS))
+        for seed in range(8)
+    ]
     largest = [max(find_parts(picture).parts, key=lambda part: part.extent) for picture in pictures]
     assert [part.look for part in largest].count(look) >= 7
     assert all(abs(part.extent - (80 + 3 * seed) / 128) < 0.1 for seed, part in enumerate(largest))
