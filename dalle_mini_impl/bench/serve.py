@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import psutil
+
 from dalle_mini_impl.bench.report import BenchRow
 from dalle_mini_impl.serve.keys import VARIABLE
 from dalle_mini_impl.util.errors import UserError
@@ -31,6 +33,8 @@ class Load(NamedTuple):
     """From the first request to the last answer."""
     latencies: list[float]
     """Seconds of each request, ascending."""
+    cpu_seconds: float
+    """CPU time of the service meanwhile, which other programs of the machine change little."""
 
     @property
     def each(self) -> float:
@@ -43,7 +47,8 @@ class Load(NamedTuple):
 
     def __str__(self) -> str:
         p50, p95 = self.percentile(0.5), self.percentile(0.95)
-        return f"{1 / self.each:.1f} pictures/s, p50 {p50:.2f} s, p95 {p95:.2f} s"
+        cpu = 1000 * self.cpu_seconds / len(self.latencies)
+        return f"{1 / self.each:.1f} pictures/s, p50 {p50:.2f} s, p95 {p95:.2f} s, CPU time {cpu:.0f} ms/picture"
 
 
 def serve_rows(
@@ -67,28 +72,32 @@ def serve_rows(
     own = ["-m", "dalle_mini_impl", "serve", "--port", "0", "--queue", str(2 * max(clients))]
     plain = ["-m", "dalle_mini_impl.bench.plain_service"]
     with ExitStack() as stack:
-        ports = [
-            stack.enter_context(service([*command, "--model", model, "--device", device])) for command in (own, plain)
-        ]
-        for port in ports:
-            load(port, 1, 2)  # compiles, and allocates
+        options = ["--model", model, "--device", device]
+        services = [stack.enter_context(service([*command, *options])) for command in (own, plain)]
+        for one in services:
+            load(*one, 1, 2)  # compiles, and allocates
         single = None
         for count in clients:
             # In turns, so that what else the machine does falls on both.
-            rounds = [[load(port, count, requests) for port in ports] for _ in range(repeats)]
+            rounds = [[load(*one, count, requests) for one in services] for _ in range(repeats)]
             ours, theirs = (min(one, key=lambda load: load.seconds) for one in zip(*rounds, strict=True))
             single = single or ours.each
             note = f"{ours}; plain loop: {theirs}; {single / ours.each:.1f}× one client"
             details = {
-                name: {"pictures_per_second": 1 / one.each, "p50": one.percentile(0.5), "p95": one.percentile(0.95)}
+                name: {
+                    "pictures_per_second": 1 / one.each,
+                    "p50": one.percentile(0.5),
+                    "p95": one.percentile(0.95),
+                    "cpu_seconds_per_picture": one.cpu_seconds / len(one.latencies),
+                }
                 for name, one in (("ours", ours), ("plain loop", theirs))
             }
             yield BenchRow(f"serve/{count}", ours.each, "plain loop", theirs.each, note=note, details=details)
 
 
 @contextmanager
-def service(command: Sequence[str]) -> Iterator[int]:
-    """A service in another process: its port, which it prints.
+def service(command: Sequence[str]) -> Iterator[tuple[psutil.Process, int]]:
+    """A service in another process, and its port, which it prints.
 
     Raises:
         UserError: it ended.
@@ -99,13 +108,13 @@ def service(command: Sequence[str]) -> Iterator[int]:
         line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("serving "):
             raise UserError("expected a service that starts, got one that ended; its reason stands above")
-        yield int(line.rpartition(":")[2].partition("/")[0])
+        yield psutil.Process(process.pid), int(line.rpartition(":")[2].partition("/")[0])
     finally:
         process.terminate()
         process.communicate()
 
 
-def load(port: int, clients: int, requests: int) -> Load:
+def load(process: psutil.Process, port: int, clients: int, requests: int) -> Load:
     """Have several clients draw at the same time, each one picture after the other.
 
     Raises:
@@ -140,10 +149,10 @@ def load(port: int, clients: int, requests: int) -> Load:
     for thread in threads:
         thread.start()
     together.wait()
-    start = time.perf_counter()
+    start, cpu_before = time.perf_counter(), sum(process.cpu_times()[:2])
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, sum(process.cpu_times()[:2]) - cpu_before
     if failures:
         raise UserError(f"expected answers with pictures, got {failures[0]}; start it again")
-    return Load(seconds, sorted(latencies))
+    return Load(seconds, sorted(latencies), cpu_seconds)

@@ -7,10 +7,10 @@ from dalle_mini_impl.util.errors import UserError
 
 
 def test_percentiles_and_rates():
-    load = Load(2.0, [0.1] * 10 + [0.2] * 9 + [5.0])
+    load = Load(2.0, [0.1] * 10 + [0.2] * 9 + [5.0], 1.5)
     assert load.each == 0.1
     assert (load.percentile(0.5), load.percentile(0.95), load.percentile(0)) == (0.2, 5.0, 0.1)
-    assert str(load) == "10.0 pictures/s, p50 0.20 s, p95 5.00 s"
+    assert str(load) == "10.0 pictures/s, p50 0.20 s, p95 5.00 s, CPU time 75 ms/picture"
 
 
 def test_a_service_that_does_not_start_is_told():
@@ -25,6 +25,7 @@ def test_a_service_and_a_plain_loop_are_measured(tiny_model):
     for row in rows:
         assert row.peer == "plain loop"
         assert row.details["ours"]["pictures_per_second"] == pytest.approx(1 / row.ours)
+        assert row.details["ours"]["cpu_seconds_per_picture"] > 0
         assert row.details["plain loop"]["p95"] >= row.details["plain loop"]["p50"] > 0
     with pytest.raises(UserError, match="expected a service that starts"):
         list(serve_rows("cpu", 1, "nothing"))
