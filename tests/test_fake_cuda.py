@@ -21,6 +21,7 @@ LOOK = "train/shared/figures.py"
 """Where a trainer waits for the device after the last of its steps, to read all its losses."""
 OTHERS = {
     "sample": {"sampling/generate.py": 2, "model/stream.py": 1},
+    "embed": {"sampling/generate.py": 1, "model/stream.py": 1},
     "graph": {"sampling/generate.py": 2},
     "decode": {"model/stream.py": 1},
     "score": {"scorer/scorer.py": 3},

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.util.errors import UserError
@@ -162,19 +161,19 @@ class Stream:
         width = self.config.embed_dim
         embeds = []
         for row in rows:
-            embed = torch.tensor(row, dtype=torch.float64) if len(row) else torch.zeros(width, dtype=torch.float64)
-            if embed.shape != (width,):
+            if len(row) not in (0, width):
                 raise UserError(
                     f"expected an image embedding of {width} numbers, as the scorer makes that this model was trained "
                     f"with, got {len(row)}; use that scorer"
                 )
-            if len(row) and not 0 < float(embed.norm()) < math.inf:
+            length = math.hypot(*row)
+            if len(row) and not 0 < length < math.inf:
                 raise UserError(
                     "expected an image embedding of finite numbers that are not all 0, got another; embed the picture "
                     "again"
                 )
-            embeds.append(F.normalize(embed, dim=0).float())
-        return torch.stack(embeds)
+            embeds.append([number / length for number in row] or [0.0] * width)
+        return torch.tensor(embeds)
 
     def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
         """Concatenate prefix (B, prefix_length) and image ids (B, h, w) in [0, K) into the stream (B, T)."""

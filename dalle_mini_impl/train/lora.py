@@ -44,7 +44,7 @@ def add_adapters(losses: StreamLoss, config: TransformerRun) -> None:
     inject_adapter_in_model(adapters, losses)
     if config.lora.embeddings:
         for name, parameter in losses.transformer.named_parameters():
-            if name.startswith(("embed.", "positions.", "head.")):
+            if name.startswith(("embed.", "positions.", "head.", "image_prefix.")):
                 parameter.requires_grad_(True)
 
 

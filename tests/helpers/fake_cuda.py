@@ -52,6 +52,7 @@ from dalle_mini_impl.train import image_tokenizer, scorer, transformer  # noqa: 
 from dalle_mini_impl.train.losses.stream import StreamLoss  # noqa: E402
 from dalle_mini_impl.train.shared import loop  # noqa: E402
 from dalle_mini_impl.train.stages import STAGES  # noqa: E402
+from helpers.models import make_transformer  # noqa: E402
 
 CUDA = torch.device("cuda:0")
 PACKAGE = str(Path(dalle_mini_impl.__file__).parent)
@@ -198,11 +199,11 @@ def train(module: Any, batch: str, *overrides: str) -> None:
     config = type(config)(**{**vars(config), "run": type(config.run)(**{**vars(config.run), **quiet})})
     make = loop.make_accelerator
 
-    def on_cuda(**options: Any) -> Any:
+    def on_cuda(*arguments: Any, **options: Any) -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         with mock.patch.dict(os.environ, {"ACCELERATE_USE_CPU": "true"}):
-            accelerator = make(**options)
+            accelerator = make(*arguments, **options)
         PartialState._shared_state["device"] = AcceleratorState._shared_state["device"] = CUDA
         return accelerator
 
@@ -225,6 +226,16 @@ def sample() -> None:
     drawn = generate(network, stream, Prompt([5, 6]), [0, 1, 2], sampling, chunk=2)
     assert drawn.image_ids.shape == (3, *config.grid)
     assert log_likelihood(network, stream, [5, 6], drawn.image_ids).shape == (3, config.grid[0] * config.grid[1])
+
+
+def embed() -> None:
+    """Draw pictures by an image embedding, and compute likelihoods of them given it."""
+    told, layout = make_transformer(embed_dim=4)
+    told.to("cuda:0")
+    sampling = SamplingConfig(temperature=0.9, top_k=5, top_p=0.9, guidance=2.0)
+    prompt = Prompt([5, 6], (), [0.5, 1.0, 0.0, -2.0])
+    drawn = generate(told, layout, prompt, [0, 1], sampling)
+    assert log_likelihood(told, layout, [5, 6], drawn.image_ids, prompt.image_embed).device == CUDA
 
 
 def graph() -> None:
@@ -316,6 +327,7 @@ CHECKS: dict[str, Callable[[], None]] = {
         "perceptual=gradient-ssim",
     ),
     "sample": sample,
+    "embed": embed,
     "graph": graph,
     "decode": decode,
     "score": score,
@@ -327,8 +339,8 @@ def planted(kind: str) -> Any:
     """A mistake in the loss of the transformer: a tensor on the CPU, or a look at a value."""
     forward = StreamLoss.forward
 
-    def mistaken(self: StreamLoss, inputs: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        text, image = forward(self, inputs, *others)
+    def mistaken(self: StreamLoss, *inputs: Tensor, **options: Tensor) -> tuple[Tensor, Tensor]:
+        text, image = forward(self, *inputs, **options)
         return (text + torch.ones(1), image) if kind == "tensor" else (text * float(image.detach()), image)
 
     return mock.patch.object(StreamLoss, "forward", mistaken)

@@ -198,6 +198,10 @@ def test_the_command_draws_like_a_picture_and_makes_it_again(told, told_model, p
     assert len(list((tmp_path / "each").iterdir())) == 2
 
 
+def test_info_tells_of_positions_for_an_embedding(told_model, run):
+    assert "2 heads over an image embedding in 3 positions + 1 + 7 text + 15 image ids" in run("info", told_model)
+
+
 def test_the_command_refuses_what_does_not_go_together(tiny_model, picture, tmp_path, run):
     _, path = picture
     model = ("--model", tiny_model, "-o", tmp_path / "grid.png")

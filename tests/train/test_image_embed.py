@@ -11,13 +11,20 @@ from helpers.training import BatchMaker, cache_of, config_of, identity, interrup
 
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
-from dalle_mini_impl.config.training import ImageEmbedConfig, OptimizerConfig, RunConfig, TransformerRun
+from dalle_mini_impl.config.training import (
+    ImageEmbedConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RunConfig,
+    TransformerRun,
+)
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.model.build import build_transformer, load_transformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.train.encode import NOT_AUGMENTED, variant_pixels
+from dalle_mini_impl.train.lora import add_adapters
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.optimizers import build_optimizers
@@ -291,6 +298,15 @@ def test_training_starts_from_a_transformer_without_and_with_embeddings(embedded
     assert "image embeddings" not in capsys.readouterr().out
     new = read_part(home.folder / "model", "transformer").tensors
     assert torch.equal(new["embed.weight"], before["embed.weight"][:-2])
+
+
+def test_adapters_leave_what_embeddings_need_to_be_learned():
+    pytest.importorskip("peft")
+    one = build(3)
+    add_adapters(one.losses, TransformerRun(start_from="another", lora=LoraConfig(rank=2)))
+    learned = {name for name, weight in one.losses.named_parameters() if weight.requires_grad}
+    assert {"transformer.image_prefix.project.weight", "transformer.embed.weight"} <= learned
+    assert "transformer.blocks.0.attention.qkv.base_layer.weight" not in learned
 
 
 # --- added to a run without them

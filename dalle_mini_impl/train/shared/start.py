@@ -201,10 +201,12 @@ def load_transformer_weights(
     same_embed = _same_embeddings(stream, old_config, start.folder, Path(config.run.model_dir))
     if same_embed:
         sources += [[old_stream.embed_offset + number] for number in range(old_config.embed_positions)]
-    if config.lora.rank and not config.lora.embeddings and not same_image_ids:
+    new = [] if same_image_ids else ["an image tokenizer"]
+    new += ["image embeddings"] if stream.config.embed_positions and not same_embed else []
+    if config.lora.rank and not config.lora.embeddings and new:
         raise UserError(
-            f"expected lora.embeddings with an image tokenizer that {start.folder} was not trained with, got false; "
-            f"leave it out, so that the rows of image ids are learned"
+            f"expected lora.embeddings with {' and '.join(new)} that {start.folder} was not trained with, got false; "
+            f"leave it out, so that their rows are learned"
         )
     added = stream.config.embed_positions - old_config.embed_positions
     left = () if same_embed else ("image_prefix.project.weight",)

@@ -111,6 +111,7 @@ def test_square_around_the_position_of_early_versions_is_not_exported(run):
         ("stream", {"grid": (4, 5)}, r"expected grid to be \(4, 4\), as in DALLE-pytorch, got \(4, 5\);"),
         ("stream", {"bos_id": 2}, "expected bos_id to be 0, .* got 2"),
         ("stream", {"pad_id": -1}, "expected pad_id to be 0, .* got -1"),
+        ("stream", {"embed_positions": 4}, r"expected image_embed\.positions to be 0, .* got 4"),
         (
             "image_config",
             {"network": "taming"},
