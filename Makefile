@@ -13,7 +13,8 @@ demo: $(READY)  ## draw pictures with the shipped model
 test: check  ## lint, types, layers, tests
 	$(BIN)/python -m pytest
 
-test-all: check  ## also the slow tests
+test-all: check  ## also the slow tests, among them those of the website and the notebooks
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs,notebooks]'
 	$(BIN)/python -m pytest -m ""
 
 test-faults: $(READY)  ## attacks: kills, full disks, damaged and hostile files, threads; prints a table of figures

@@ -26,7 +26,7 @@ from dalle_mini_impl.config.yaml_io import from_dict, read_yaml
 
 DOCUMENTS = sorted(
     [
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "notebooks/README.md")),
         *(ROOT / "docs").rglob("*.md"),
         ROOT / "dalle_mini_impl/pretrained/emoji/MODEL_CARD.md",
     ]

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.pipeline.picture_embed import to_text
+from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, enlarge
-from dalle_mini_impl.util.picture_metadata import infotext
+from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS, infotext
 from dalle_mini_impl.util.save_picture import save_picture
 
 
@@ -101,8 +102,12 @@ class Result(Sequence[Candidate]):
             canvas, and the rank.
 
         Raises:
-            UserError: a file cannot be written, or the format cannot hold the pictures.
+            UserError: a file cannot be written, the format cannot hold the pictures, or the ending is another one.
         """
+        if ending not in PICTURE_FORMATS:
+            raise UserError(
+                f"expected an ending among {', '.join(PICTURE_FORMATS)}, got {ending!r}; choose one of these"
+            )
         stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
         # The hash distinguishes prompts with equal stems ("a cat", "a/cat"), and one prompt on several canvases.
         identity = f"{self.prompt}\0{self.negative}"

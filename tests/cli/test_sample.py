@@ -110,7 +110,7 @@ def test_every_sampling_setting_reaches_the_model(sample):
     flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
     sample("a cat", *flags, "--negative", "a dog", "--keep", 2)
     metadata = read_metadata("grid.png")
-    assert metadata["sampling"] == to_dict(SamplingConfig(**settings))
+    assert metadata["sampling"] == to_dict(SamplingConfig(**settings, prior="none"))
     assert metadata["pictures"] == [
         {"prompt": "a cat", "negative": "a dog", "seed": candidate_seed(0, number), "score": None} for number in (0, 1)
     ]

@@ -123,9 +123,9 @@ def test_loading_and_generating_open_no_socket(tiny_model, monkeypatch):
 
 
 def test_settings_that_are_not_given_are_the_models(result, tiny_dalle):
-    assert result.settings["sampling"] == to_dict(SAMPLING)
+    assert result.settings["sampling"] == {**to_dict(SAMPLING), "prior": "none"}
     changed = tiny_dalle.generate("a cat", candidates=1, top_k=5, temperature=None, guidance=0.0)
-    assert changed.settings["sampling"] == {**to_dict(SAMPLING), "top_k": 5, "guidance": 0.0}
+    assert changed.settings["sampling"] == {**to_dict(SAMPLING), "prior": "none", "top_k": 5, "guidance": 0.0}
     assert tiny_dalle.sampling == SAMPLING
 
 

@@ -79,9 +79,18 @@ def test_saved_pictures_record_what_makes_them_again(result, tiny_dalle, tmp_pat
         ]
         assert metadata["checkpoint"] == tiny_dalle.source["checkpoint"]
         assert metadata["model"] == tiny_dalle.source["model"]
-        assert metadata["sampling"] == to_dict(SAMPLING)
+        assert metadata["sampling"] == {**to_dict(SAMPLING), "prior": "none"}
         with Image.open(path) as image:
             assert same(image, candidate.image)
+
+
+def test_pictures_are_saved_in_the_format_of_the_ending(result, tmp_path):
+    for path, candidate in zip(result.save(tmp_path, ending=".webp"), result, strict=True):
+        with Image.open(path) as image:
+            assert image.format == "WEBP"
+            assert same(image, candidate.image)
+    with pytest.raises(UserError, match=r"expected an ending among \.png, \.jpg, \.jpeg, \.webp, got '\.bmp'"):
+        result.save(tmp_path, ending=".bmp")
 
 
 def test_prompts_with_equal_file_name_stems_do_not_overwrite_each_other(tiny_dalle, tmp_path):
