@@ -16,7 +16,7 @@ from helpers.training import DEADLINE, environment
 
 COMPILER = shutil.which("c++")
 SOURCE = Path(__file__).parent / "helpers" / "stand_in_cuda.cpp"
-TRAINERS = ("transformer", "masks", "image-tokenizer", "gan", "scorer")
+TRAINERS = ("transformer", "masks", "image-tokenizer", "gan", "scorer", "prior")
 LOOK = "train/shared/figures.py"
 """Where a trainer waits for the device after the last of its steps, to read all its losses."""
 OTHERS = {
@@ -24,6 +24,7 @@ OTHERS = {
     "embed": {"sampling/generate.py": 1, "model/stream.py": 1},
     "graph": {"sampling/generate.py": 2},
     "decode": {"model/stream.py": 1},
+    "draw-embeddings": {},
     "score": {"scorer/scorer.py": 3},
     "paint": {"painting/painter.py": 3},
 }

@@ -36,22 +36,24 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 torch.inference_mode = lambda mode=True: torch.no_grad() if mode else nullcontext()  # type: ignore[return-value]
 
 import dalle_mini_impl  # noqa: E402
-from dalle_mini_impl.config.sampling import SamplingConfig  # noqa: E402
+from dalle_mini_impl.config.sampling import PriorSamplingConfig, SamplingConfig  # noqa: E402
 from dalle_mini_impl.config.yaml_io import load  # noqa: E402
 from dalle_mini_impl.model import attention  # noqa: E402
 from dalle_mini_impl.model.build import load_transformer  # noqa: E402
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer  # noqa: E402
 from dalle_mini_impl.model.masks import AttentionMask  # noqa: E402
+from dalle_mini_impl.model.prior import ARPrior  # noqa: E402
 from dalle_mini_impl.model.stream import Stream  # noqa: E402
 from dalle_mini_impl.painting.painter import Painter, PaintSettings  # noqa: E402
 from dalle_mini_impl.sampling.generate import Prompt, generate  # noqa: E402
 from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, StaticBatch  # noqa: E402
 from dalle_mini_impl.sampling.likelihood import log_likelihood  # noqa: E402
 from dalle_mini_impl.scorer.scorer import Scorer  # noqa: E402
-from dalle_mini_impl.train import image_tokenizer, scorer, transformer  # noqa: E402
+from dalle_mini_impl.train import image_tokenizer, prior, scorer, transformer  # noqa: E402
 from dalle_mini_impl.train.losses.stream import StreamLoss  # noqa: E402
 from dalle_mini_impl.train.shared import loop  # noqa: E402
 from dalle_mini_impl.train.stages import STAGES  # noqa: E402
+from dalle_mini_impl.unclip.prior import draw_components  # noqa: E402
 from helpers.models import make_transformer  # noqa: E402
 
 CUDA = torch.device("cuda:0")
@@ -209,13 +211,46 @@ def train(module: Any, batch: str, *overrides: str) -> None:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(loop, "make_accelerator", on_cuda))
-        stack.enter_context(mock.patch.object(module, "save_part", return_value="not saved"))
+        for writer in ("save_part", "save_prior"):
+            if hasattr(module, writer):
+                stack.enter_context(mock.patch.object(module, writer, return_value="not saved"))
         if hasattr(module, "save_settings"):
             stack.enter_context(mock.patch.object(module, "save_settings"))
         if hasattr(module, "check_not_needed"):
             stack.enter_context(mock.patch.object(module, "check_not_needed"))
         stack.enter_context(mock.patch.object(module, batch, real(getattr(module, batch))))
         module.main(config)
+
+
+def train_prior(*overrides: str) -> None:
+    """Run the stage of the prior on embeddings of no content."""
+    loaded = Scorer.from_pretrained(HOME / "model", "cuda:0")
+    width = loaded.model.embed_dim
+    with ExitStack() as stack:
+        # What looks at values once, before the first step, is left out.
+        for name, value in (
+            ("embed_set", lambda scorer, store, folder: torch.rand(len(store), width)),
+            ("embed_captions", lambda scorer, store, language: ([""] * len(store), torch.rand(len(store), width))),
+            ("scorer_identity", lambda scorer: "a" * 16),
+        ):
+            stack.enter_context(mock.patch.object(prior, name, value))
+        stack.enter_context(mock.patch.object(Scorer, "from_pretrained", lambda *_: loaded))
+        stack.enter_context(mock.patch.object(ARPrior, "fit"))
+        waits.clear()
+        train(prior, "make_batch", "data.source=''", "run.accumulation=2", *overrides)
+
+
+def draw_embeddings() -> None:
+    """Draw image embeddings from a prior."""
+    network = ARPrior(
+        components=3, buckets=5, embed_dim=7, text_vocab=300, text_length=5, pad_id=0, n_layer=1, n_head=2, n_embd=8
+    ).to(CUDA)
+    text_ids = torch.ones(2, 5, dtype=torch.int64, device=CUDA)
+    text_embed = torch.rand(2, 7, device=CUDA)
+    sampling = PriorSamplingConfig(guidance=2.0)
+    with torch.no_grad():
+        found = draw_components(network, text_ids, text_embed, sampling, [torch.Generator()] * 2)
+    assert found.device == CUDA
 
 
 def sample() -> None:
@@ -304,6 +339,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "transformer": lambda: train(transformer, "make_batch", "run.precision=auto", "run.accumulation=2"),
     "masks": lambda: train(transformer, "make_batch", "model.attention_masks=[row, column]", "recompute=true"),
     "scorer": lambda: train(scorer, "make_batch", "data.source=''", "reconstructed_share=0", "run.accumulation=3"),
+    "prior": train_prior,
+    "draw-embeddings": draw_embeddings,
     "image-tokenizer": lambda: train(
         image_tokenizer,
         "batch_pictures",
