@@ -25,12 +25,17 @@ _MODULES = {
     "PaintSettings": "painting.painter",
     "Painter": "painting.painter",
     "Preview": "pipeline.results",
+    "Prior": "unclip.prior",
     "RankedCaption": "pipeline.captions",
     "Result": "pipeline.results",
     "Scorer": "scorer.scorer",
     "Target": "painting.targets",
     "TextTokenizer": "text.sentencepiece_tokenizer",
     "UserError": "util.errors",
+    "component_views": "pipeline.manipulations",
+    "edit": "pipeline.manipulations",
+    "mix": "pipeline.manipulations",
+    "vary": "pipeline.manipulations",
 }
 __all__ = [
     "Candidate",
@@ -40,12 +45,17 @@ __all__ = [
     "PaintSettings",
     "Painter",
     "Preview",
+    "Prior",
     "RankedCaption",
     "Result",
     "Scorer",
     "Target",
     "TextTokenizer",
     "UserError",
+    "component_views",
+    "edit",
+    "mix",
+    "vary",
 ]
 
 if TYPE_CHECKING:
@@ -54,10 +64,12 @@ if TYPE_CHECKING:
     from dalle_mini_impl.painting.targets import Target
     from dalle_mini_impl.pipeline.captions import RankedCaption
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+    from dalle_mini_impl.pipeline.manipulations import component_views, edit, mix, vary
     from dalle_mini_impl.pipeline.results import Candidate, Preview, Result
     from dalle_mini_impl.scorer.scorer import Scorer
     from dalle_mini_impl.search.index import ImageIndex
     from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+    from dalle_mini_impl.unclip.prior import Prior
     from dalle_mini_impl.util.errors import UserError
 
 

@@ -40,6 +40,7 @@ class PromptLine:
     prune: bool = False
     tile: bool = False
     transparent: bool = False
+    prior: str = "auto"
 
 
 def read_prompts(path: Path | str, *, allow_pipe: bool = False) -> Iterator[dict[str, Any]]:

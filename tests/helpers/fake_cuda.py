@@ -234,7 +234,7 @@ def train_prior(*overrides: str) -> None:
             ("scorer_identity", lambda scorer: "a" * 16),
         ):
             stack.enter_context(mock.patch.object(prior, name, value))
-        stack.enter_context(mock.patch.object(Scorer, "from_pretrained", lambda *_: loaded))
+        stack.enter_context(mock.patch.object(Scorer, "from_pretrained", return_value=loaded))
         stack.enter_context(mock.patch.object(ARPrior, "fit"))
         waits.clear()
         train(prior, "make_batch", "data.source=''", "run.accumulation=2", *overrides)
