@@ -156,6 +156,7 @@ def test_requests_that_wait_are_drawn_together_and_each_is_as_alone(client):
         with busy(client.service.engine):
             waiting = [clients.submit(client.draw, **request) for request in requests]
             while client.service.engine.candidates < 8:
+                assert not any(one.done() for one in waiting)
                 time.sleep(0.001)  # a turn of polling
         assert [one.result().json()["data"] for one in waiting] == alone
     assert client.metric("dalle_batch_candidates_count") == before + 1

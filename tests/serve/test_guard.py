@@ -63,6 +63,7 @@ def test_a_full_queue_is_told_with_how_long_to_wait(own_dalle, tmp_path):
         with busy(client.service.engine):
             waiting = [clients.submit(client.draw, quality="low") for _ in range(3)]
             while client.metric("dalle_in_hand_requests") < 3:
+                assert not any(one.done() for one in waiting)
                 time.sleep(0.001)  # a turn of polling
             refused = client.draw(quality="low")
             assert client.get("/healthz").status_code == 200
