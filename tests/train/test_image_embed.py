@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.emoji import make_emoji_set
 from helpers.scenes import make_art
-from helpers.training import BatchMaker, cache_of, config_of, identity, interrupt, outcome
+from helpers.training import BatchMaker, cache_of, config_of, identity, interrupt, outcome, run_sharded, run_stage
 
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
@@ -431,6 +431,13 @@ def test_only_positions_may_be_added(tmp_path):
     save(other, tmp_path)
     with pytest.raises(UserError, match=r"expected image_tokenizer other, with which .* was trained, got a"):
         load(build(3), tmp_path)
+
+
+def test_positions_are_not_added_to_a_sharded_state(embedded, tmp_path):
+    home = embedded.copy(tmp_path / "home")
+    run_sharded(run_stage, "transformer", home.arguments("transformer", "run.steps=2"))
+    with pytest.raises(UserError, match=r"expected a state that is not sharded to add positions .* resume without"):
+        home.run("transformer", "--resume", POSITIONS)
 
 
 def test_a_run_goes_on_with_embeddings(embedded, tmp_path, monkeypatch, capsys):
