@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all test-faults test-gpu bench-gpu check docs peers clean
+.PHONY: demo app test test-all test-faults test-gpu bench-gpu check docs peers clean
 
 demo: $(READY)  ## draw pictures with the shipped model
 	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
 		--keep 6 --out demo.png
+
+app: $(READY)  ## serve a page to draw, complete, paint and search
+	$(BIN)/dalle app
 
 test: check  ## lint, types, layers, tests
 	$(BIN)/python -m pytest
@@ -34,7 +37,7 @@ check: $(READY)  ## format, lint, types, import layers
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,serve,unclip]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,app,emoji,judge,eval,hub,tokenizers,tensorboard,heif,parquet,remote,serve,unclip]'
 	touch $(READY)
 
 docs: $(READY)  ## the website, into site/; a warning is an error

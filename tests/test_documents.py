@@ -62,6 +62,7 @@ NOT_RUN = {
     r"^evaluate (generation|rerank|scorer|captions|paint|image-tokenizer|precision)": "tests/evaluate, tests/cli",
     r"^serve": "runs until it is told to end; tests/serve",
     r"--like": "needs a model with image embeddings; tests/pipeline/test_picture_embed.py",
+    r"^app": "serves until it is ended; tests/app",
     r"--faiss": "needs the extra faiss; tests/search",
     r"…": "a part is left out",
 }

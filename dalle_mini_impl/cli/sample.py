@@ -121,11 +121,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     precision = options["precision"] or (recorded.precision if recorded else "auto")
     announce_loading(name, f"to draw pictures for {len(requests)} prompts")
     dalle = DalleMini.from_pretrained(name, processes.device, precision)
-    if recorded and recorded.checkpoint != dalle.source["checkpoint"]:
-        raise UserError(
-            f"expected checkpoint {printable(recorded.checkpoint)}, which generated {path}, got "
-            f"{dalle.source['checkpoint']} of model {name}; give the model that generated it to --model"
-        )
+    if recorded and path:
+        recorded.check_source(dalle.source, path)
     use_scorer(dalle, scorer)
     check_format(dalle, requests[0], options)
     if (

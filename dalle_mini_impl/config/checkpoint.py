@@ -25,6 +25,8 @@ class AboutConfig:
     """Licence of the weights, as an SPDX identifier such as `CC-BY-4.0`."""
     languages: tuple[str, ...] = ()
     """Codes of the captions' languages."""
+    styles: tuple[str, ...] = ()
+    """Words that choose a look of the pictures, after a comma at the end of a caption."""
     data: tuple[str, ...] = ()
     """Training data: one line per source, with its licence."""
     quality: tuple[Figure, ...] = ()

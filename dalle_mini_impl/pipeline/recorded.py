@@ -7,6 +7,7 @@ from dalle_mini_impl.config.sampling import MAX_ZOOM, PRECISIONS, SamplingConfig
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.pipeline.picture_embed import from_text
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.text import printable
 
 MAX_PICTURES = 100_000
 """Pictures that one file may record."""
@@ -78,6 +79,22 @@ class Recorded:
             raise UserError(f"expected seeds from 0 to 2**63 - 1, got {wrong[0]}")
         if self.precision not in PRECISIONS:
             raise UserError(f"expected precision {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+    def check_source(self, source: dict[str, str], path: str) -> None:
+        """Refuse another model than the one that made the pictures.
+
+        Args:
+            source: `DalleMini.source` of a model.
+            path: of the PNG, for the error.
+
+        Raises:
+            UserError: it is another one.
+        """
+        if self.checkpoint != source["checkpoint"]:
+            raise UserError(
+                f"expected checkpoint {printable(self.checkpoint)}, which generated {path}, got "
+                f"{source['checkpoint']} of model {source['model']}; give the model that generated it to --model"
+            )
 
     def requests(self) -> list[dict[str, Any]]:
         """Arguments of `DalleMini.generate` that make the pictures again, one request per prompt, in their order."""

@@ -89,6 +89,21 @@ class Result(Sequence[Candidate]):
         pictures = [{**prompt, "seed": c.seed, "score": c.score, **embed} for c in chosen]
         return {**self.settings, **({"zoom": zoom} if zoom != 1 else {}), "pictures": pictures}
 
+    def file_names(self, ending: str = ".png") -> list[str]:
+        """A name for the file of each picture, best first.
+
+        It is the prompt, a hash of prompt, negative caption, image embedding and canvas, and the rank.
+        """
+        stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
+        # The hash distinguishes prompts with equal stems ("a cat", "a/cat"), and one prompt on several canvases.
+        identity = f"{self.prompt}\0{self.negative}"
+        if self.image_embed:
+            identity += f"\0{to_text(self.image_embed)}"
+        if "canvas" in self.settings:
+            identity += f"\0{json.dumps(self.settings['canvas'])}"
+        stem += "-" + hashlib.sha256(identity.encode()).hexdigest()[:6]
+        return [f"{stem}-{rank:02d}{ending}" for rank in range(1, len(self) + 1)]
+
     def save(self, folder: str | Path, zoom: int = 1, ending: str = ".png") -> list[Path]:
         """Write each picture to a file of its own, with its metadata inside.
 
@@ -98,8 +113,7 @@ class Result(Sequence[Candidate]):
             ending: of the files, which says their format: `.png`, `.jpg` or `.webp`.
 
         Returns:
-            The paths, best first. A file name is the prompt, a hash of prompt, negative caption, image embedding and
-            canvas, and the rank.
+            The paths, best first; see `file_names`.
 
         Raises:
             UserError: a file cannot be written, the format cannot hold the pictures, or the ending is another one.
@@ -108,22 +122,9 @@ class Result(Sequence[Candidate]):
             raise UserError(
                 f"expected an ending among {', '.join(PICTURE_FORMATS)}, got {ending!r}; choose one of these"
             )
-        stem = "".join(c if c.isalnum() else "-" for c in self.prompt.lower()).strip("-")[:40] or "picture"
-        # The hash distinguishes prompts with equal stems ("a cat", "a/cat"), and one prompt on several canvases.
-        identity = f"{self.prompt}\0{self.negative}"
-        if self.image_embed:
-            identity += f"\0{to_text(self.image_embed)}"
-        if "canvas" in self.settings:
-            identity += f"\0{json.dumps(self.settings['canvas'])}"
-        stem += "-" + hashlib.sha256(identity.encode()).hexdigest()[:6]
         return [
-            save_picture(
-                image,
-                Path(folder) / f"{stem}-{rank:02d}{ending}",
-                self.metadata([candidate], zoom),
-                picture_text([self], candidate),
-            )
-            for rank, candidate in enumerate(self.candidates, 1)
+            save_picture(image, Path(folder) / name, self.metadata([candidate], zoom), picture_text([self], candidate))
+            for name, candidate in zip(self.file_names(ending), self.candidates, strict=True)
             for image in enlarge([candidate.image], zoom)
         ]
 

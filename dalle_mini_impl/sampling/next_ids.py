@@ -130,6 +130,32 @@ def next_ids(logits: Tensor, uniforms: Tensor, settings: RowSettings) -> Tensor:
     top = logits.amax(-1, keepdim=True)
     # argmax may return any of several maxima; this returns the first.
     likeliest = (logits == top).int().argmax(-1) if settings.any_greedy else None
+    # Inverse transform sampling: [0, 1) is divided into one interval per id, in the order of ids, as long as its
+    # probability; the id whose interval holds the uniform number is sampled.
+    cumulative = torch.softmax(_scale_and_mask(logits, top, settings), -1).cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    ids = torch.searchsorted(cumulative, uniforms[:, None].to(cumulative.dtype) * total, right=True)
+    # Rounding may put a number just below 1 behind the last interval.
+    ids = torch.minimum(ids, torch.searchsorted(cumulative, total))[:, 0]
+    ids = ids.masked_fill(top[:, 0] == -math.inf, 0)
+    return ids if likeliest is None else torch.where(settings.greedy, likeliest, ids)
+
+
+def id_probabilities(logits: Tensor, settings: RowSettings) -> Tensor:
+    """The distribution that `next_ids` samples from, (N, K), of logits that are numbers (N, K)."""
+    top = logits.amax(-1, keepdim=True)
+    probabilities = torch.softmax(_scale_and_mask(logits, top, settings), -1)
+    if not settings.any_greedy:
+        return probabilities
+    likeliest = torch.nn.functional.one_hot((logits == top).int().argmax(-1), logits.shape[-1])
+    return torch.where(settings.greedy[:, None], likeliest.to(probabilities), probabilities)
+
+
+def _scale_and_mask(logits: Tensor, top: Tensor, settings: RowSettings) -> Tensor:
+    """Logits (N, K) divided by the temperature, with minus infinity for the ids that top-k and top-p leave out.
+
+    `top` (N, 1) is the highest of each row.
+    """
     logits, top = (values.float().clamp(max=LARGEST) for values in (logits, top))
     temperature = settings.temperature[:, None]
     scaled = logits / temperature
@@ -139,15 +165,7 @@ def next_ids(logits: Tensor, uniforms: Tensor, settings: RowSettings) -> Tensor:
         scaled = _mask_all_but_top_k(scaled, settings)
     if settings.any_top_p:
         scaled = _mask_all_but_top_p(scaled, settings.top_p[:, None])
-    # Inverse transform sampling: [0, 1) is divided into one interval per id, in the order of ids, as long as its
-    # probability; the id whose interval holds the uniform number is sampled.
-    cumulative = torch.softmax(scaled, -1).cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    ids = torch.searchsorted(cumulative, uniforms[:, None].to(cumulative.dtype) * total, right=True)
-    # Rounding may put a number just below 1 behind the last interval.
-    ids = torch.minimum(ids, torch.searchsorted(cumulative, total))[:, 0]
-    ids = ids.masked_fill(top[:, 0] == -math.inf, 0)
-    return ids if likeliest is None else torch.where(settings.greedy, likeliest, ids)
+    return scaled
 
 
 def _mask_all_but_top_k(logits: Tensor, settings: RowSettings) -> Tensor:

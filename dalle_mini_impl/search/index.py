@@ -337,13 +337,16 @@ def hits_sheet(hits: Sequence[Hit], columns: int = 0) -> Image.Image:
     Raises:
         UserError: there are no hits.
     """
-    images = []
-    for hit in hits:
-        try:
-            content = hit.path.read_bytes() if isinstance(hit.path, TarMember) else read_bytes(hit.path)
-            image = decode_picture(content)
-            image.thumbnail((SHEET_SIZE, SHEET_SIZE))
-        except UnusableSample:
-            image = Image.new("RGB", (SHEET_SIZE, SHEET_SIZE), "white")
-        images.append(image)
+    images = [small_copy(hit.path, SHEET_SIZE) for hit in hits]
     return contact_sheet(images, columns, [printable(f"{hit.score:.3f} {hit.path.name}") for hit in hits])
+
+
+def small_copy(path: SourcePath | TarMember, side: int) -> Image.Image:
+    """A picture file, reduced to `side` pixels at most; white if it cannot be read any more."""
+    try:
+        content = path.read_bytes() if isinstance(path, TarMember) else read_bytes(path)
+        image = decode_picture(content)
+        image.thumbnail((side, side))
+    except UnusableSample:
+        return Image.new("RGB", (side, side), "white")
+    return image

@@ -29,6 +29,9 @@ class CaptionTokenizer(Protocol):
     def decode(self, text_ids: Sequence[int]) -> str:
         """Ids -> normalised text."""
 
+    def piece(self, text_id: int) -> str:
+        """The text that one id stands for; a space may have a symbol of its own."""
+
     def truncate(self, text_ids: list[int], max_ids: int, text: str = "") -> list[int]:
         """Return the first `max_ids` ids; warns about what was cut off if `text`, the whole caption, is given."""
 

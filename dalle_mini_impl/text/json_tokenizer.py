@@ -115,6 +115,10 @@ class JsonTokenizer:
         ids = [int(i) for i in text_ids if int(i) not in special]
         return self._tokenizer.decode(ids, skip_special_tokens=False).strip(" ")
 
+    def piece(self, text_id: int) -> str:
+        """The text that one id stands for, as the library writes it; empty for an id without one."""
+        return self._tokenizer.id_to_token(text_id) or ""
+
     def truncate(self, text_ids: list[int], max_ids: int, text: str = "") -> list[int]:
         """Return the first `max_ids` ids; warns about what was cut off if `text`, the whole caption, is given."""
         return truncate_ids(self.decode, text_ids, max_ids, text)

@@ -86,6 +86,10 @@ class TextTokenizer:
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._model.decode([int(i) for i in text_ids if int(i) not in special])
 
+    def piece(self, text_id: int) -> str:
+        """The text that one id stands for, with `SPACE` for a space; see `pieces`."""
+        return self.pieces[text_id]
+
     def encode_with_dropout(
         self, text: str, dropout: float, random: np.random.Generator, max_ids: int | None = None
     ) -> list[int]:

@@ -123,18 +123,31 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         UserError: the file is not a readable picture, or has no metadata of this package.
     """
     try:
-        with open_image(io.BytesIO(read_bytes(path, MAX_PICTURE_BYTES))) as image:
+        content = read_bytes(path, MAX_PICTURE_BYTES)
+    except Exception as error:
+        raise _no_picture(error, path) from error
+    return parse_metadata(content, path)
+
+
+def parse_metadata(content: bytes, path: str | Path) -> dict[str, Any]:
+    """As `read_metadata`, of the content of a file, which errors call `path`."""
+    try:
+        with open_image(io.BytesIO(content)) as image:
             image.load()
             packets = xmp_packets(getattr(image, "applist", ()))
             if image.format == "WEBP" and "xmp" in image.info:
                 packets = iter([image.info["xmp"]])
             text = image.info.get(RECORD_KEY) or read_xmp_record(packets)
     except Exception as error:
-        reason = reason_unreadable(error, path)
-        raise UserError(f"{path} is not a readable picture ({reason}); give one made by dalle sample") from error
+        raise _no_picture(error, path) from error
     if text is None:
         raise UserError(f"{path} carries no settings; give a picture made by dalle sample")
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"the settings in {path} are damaged ({error}); give a picture made by dalle sample") from error
+
+
+def _no_picture(error: Exception, path: str | Path) -> UserError:
+    reason = reason_unreadable(error, path)
+    return UserError(f"{path} is not a readable picture ({reason}); give one made by dalle sample")

@@ -70,6 +70,7 @@ def commands(tiny_model, trained, tmp_path, monkeypatch):
         "dalle edit": ["one.png", "--to", "blue", "--steps", "2", "-m", told],
         "dalle paint": ["red", "-m", model, "--steps", "1", "--cuts", "2", "--frames", "a.gif"],
         "dalle serve": ["--host", "192.0.2.7"],  # refused, as there are no keys
+        "dalle app": ["--host", "192.0.2.7"],  # refused, as there is no password
         "dalle classify": ["one.png", "--labels", "a,b", "--scorer", model],
         "dalle index": ["pictures", "--scorer", model, "--out", "other"],
         "dalle search": ["pictures", "red", "--scorer", model],

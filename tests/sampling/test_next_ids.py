@@ -8,7 +8,7 @@ from hypothesis import given, strategies
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.sampling.native.library import load
-from dalle_mini_impl.sampling.next_ids import RowSettings, guide, next_ids, validate_sampling
+from dalle_mini_impl.sampling.next_ids import RowSettings, guide, id_probabilities, next_ids, validate_sampling
 from dalle_mini_impl.sampling.steps import sample_ids
 from dalle_mini_impl.util.errors import UserError
 
@@ -229,6 +229,14 @@ def test_next_ids_equals_the_reference(temperature, top_k, top_p):
         for row, uniform in zip(logits.tolist(), uniforms.tolist(), strict=True)
     ]
     assert ids.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 0}], ids=str
+)
+def test_id_probabilities_are_the_frequencies_of_sampled_ids(settings):
+    probabilities = id_probabilities(torch.tensor([LOGITS]), of_rows(1, **settings))[0].tolist()
+    assert probabilities == pytest.approx(frequencies(LOGITS, **settings), abs=1e-4)
 
 
 def test_rows_do_not_depend_on_each_other():

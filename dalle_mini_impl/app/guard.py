@@ -1,0 +1,174 @@
+"""What is refused before gradio sees it, and what browsers are told: bounded requests, and no other host is asked.
+
+Gradio answers more addresses than the page uses; some fetch what a request names from other machines. Only those that
+the page uses pass.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_REQUEST_BYTES, MAX_STORED_BYTES
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+API = "/gradio_api/"
+PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login", "/logout")
+FOLDERS = ("/assets/", "/static/", "/svelte/", f"{API}file=", f"{API}heartbeat/")
+CALLS = frozenset(
+    f"{API}{name}"
+    for name in (
+        "app_id",
+        "cancel",
+        "login_check",
+        "queue/data",
+        "queue/join",
+        "reset",
+        "run/predict",
+        "startup-events",
+        "theme.css",
+        "upload",
+        "upload_progress",
+        "user",
+    )
+)
+"""Addresses that the page uses."""
+UPLOAD = f"{API}upload"
+HEADERS = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; media-src 'self'; "
+    "connect-src 'self' data: blob:; worker-src 'self' blob:; frame-ancestors 'none'; form-action 'self'",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Sent with every answer: a browser then asks no other host, whatever the page contains."""
+
+
+class PageGuard:
+    """Passes on what the page needs, by the protocol of ASGI.
+
+    Args:
+        app: what answers.
+        hosts: names by which the page may be addressed, so that no other web site can reach it through a name of its
+            own that leads here; None for any.
+        folder: of uploaded files.
+    """
+
+    def __init__(
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], hosts: Collection[str] | None, folder: Path
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._folder = folder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass it on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        refusal = self._refusal(scope)
+        if refusal is None and scope["method"] == "POST" and scope["path"] in CALLS - {UPLOAD}:
+            body = await _read(receive)
+            receive = _replay(body, receive)
+            if _names_address(body):
+                refusal = 403, "expected JSON that names files of this page, got other content"
+        if refusal is not None:
+            await _answer(send, *refusal)
+            return
+        await self._app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and reason with which a request is refused, None if it is not."""
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]").lower()
+        if self._hosts is not None and host not in self._hosts:
+            return 403, f"expected an address that begins with {' or '.join(sorted(self._hosts))}, got another one"
+        path = scope["path"]
+        if (path not in PAGES and path not in CALLS and not path.startswith(FOLDERS)) or path.startswith(
+            f"{API}file=http"
+        ):
+            return 404, "expected an address of this page, got another one"
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        if scope["method"] != "POST":
+            return 405, "expected GET or POST, got another method"
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit():
+            return 411, "expected a request that tells its length, got none"
+        most = MAX_REQUEST_BYTES if path == UPLOAD else MAX_BODY_BYTES
+        if int(length) > most:
+            return 413, f"expected at most {most // 2**20} MiB at once, got {int(length) / 2**20:.1f}; send less"
+        if path == UPLOAD and stored_bytes(self._folder) + int(length) > MAX_STORED_BYTES:
+            return 507, "expected room for more files, got none; try again in an hour"
+        return None
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder, at any depth; files that vanish meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+def _names_address(body: bytes) -> bool:
+    """Whether a request names a file by an address, which gradio would fetch; True if it is no JSON."""
+    try:
+        waiting = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return True
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            path = value.get("path")
+            if isinstance(path, str) and path.strip().lower().startswith(("http:", "https:")):
+                return True
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
+
+
+async def _read(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, and then what comes after it."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _with_headers(send: Send) -> Send:
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            message = {**message, "headers": [*message.get("headers", []), *added]}
+        await send(message)
+
+    return sent
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    content = text.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(content)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
