@@ -61,6 +61,7 @@ NOT_RUN = {
     r"^bench|^compare": "takes minutes; tests/bench",
     r"^evaluate (generation|rerank|scorer|captions|paint|image-tokenizer|precision)": "tests/evaluate, tests/cli",
     r"^serve": "runs until it is told to end; tests/serve",
+    r"^(vary|mix|edit)\b": "needs a model with image embeddings; tests/cli/test_manipulations.py",
     r"--like": "needs a model with image embeddings; tests/pipeline/test_picture_embed.py",
     r"^app": "serves until it is ended; tests/app",
     r"--faiss": "needs the extra faiss; tests/search",

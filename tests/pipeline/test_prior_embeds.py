@@ -82,6 +82,18 @@ def test_the_command_draws_by_a_prior_and_remakes_its_picture(run, folder, tmp_p
     assert again.read_bytes() == grid.read_bytes()
 
 
+def test_a_diffusion_prior_is_used_in_the_same_way(tiny_model, tmp_path):
+    pytest.importorskip("diffusers")
+    dalle = DalleMini.from_pretrained(
+        add_prior(take_embeddings(shutil.copytree(tiny_model, tmp_path / "model")), "diffusion"), "cpu"
+    )
+    result = dalle.generate("a red heart", seeds=[5, 8], keep=2, rank="none")
+    assert result.settings["sampling"]["prior"] == "diffusion"
+    embed = dalle.prior.draw(["a red heart"], [8])[0]
+    alone = dalle.generate("a red heart", seeds=[8], rank="none", image_embed=embed)
+    assert ids(alone) == ids(result)[1:]
+
+
 def test_priors_that_cannot_be_used_are_refused(dalle, tiny_dalle, folder, tmp_path):
     for arguments, message in (
         ({"prior": "diffusion"}, "expected a checkpoint with a prior of kind diffusion, got one of kind ar"),
