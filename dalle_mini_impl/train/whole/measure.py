@@ -20,7 +20,6 @@ from dalle_mini_impl.config.training import EncodeRun, ImageTokenizerRun
 from dalle_mini_impl.data.entries import write_entries
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import PROBABILITIES_FILE, CacheHeader, write_header
-from dalle_mini_impl.model.image_tokenizer import load_image_tokenizer
 from dalle_mini_impl.train.encode import create_files, encode_batch, variant_pixels
 from dalle_mini_impl.train.shared.encoding import Encoder
 from dalle_mini_impl.train.whole.folder import read_log
@@ -93,28 +92,32 @@ def write_stand_in_cache(image_tokenizer: ImageTokenizerRun, encode: EncodeRun, 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     grid = image_tokenizer.model.grid
+    scorer = read_part(scratch / "model", "scorer", weights=False) if encode.image_embed else None
+    embed_dim = scorer.config["embed_dim"] if scorer else 0
     for split in ("train", "validation"):
         entries = open_store(image_tokenizer.data, split).entries[:STAND_IN_PICTURES]
-        create_files(folder / split, encode, len(entries), grid)
+        create_files(folder / split, encode, len(entries), grid, embed_dim)
         write_entries(folder / split, entries)
         if encode.soft_ids:
             shares = np.load(folder / split / PROBABILITIES_FILE, mmap_mode="r+")
             shares[...] = 1 / encode.soft_ids
             shares.flush()
     identity = read_part(scratch / "model", "image_tokenizer", weights=False).identity
-    write_header(folder, CacheHeader(identity, image_tokenizer.model.codebook_size, grid))
+    header = CacheHeader(identity, image_tokenizer.model.codebook_size, grid, scorer=scorer.identity if scorer else "")
+    write_header(folder, header)
     return folder
 
 
 def encoding_seconds(encode: EncodeRun, store: PictureStore, model_dir: Path, device: str) -> float:
     """Time in which one variant of one training picture is encoded."""
-    tokenizer, _ = load_image_tokenizer(model_dir, device)
+    encoder = Encoder.load(replace(encode, model_dir=str(model_dir)), device)
+    tokenizer = encoder.tokenizer
     rows = np.arange(min(ENCODED, encode.batch_size, len(store)))
     seconds = []
     for _ in range(2):  # the first one warms up
         start = time.monotonic()
         pixels = variant_pixels(store, rows, 0, encode, tokenizer.config.size).to(tokenizer.device)
-        ids = encode_batch(Encoder(tokenizer, ""), pixels, encode)[0]
+        ids = encode_batch(encoder, pixels, encode)[0]
         ids.cpu()
         seconds.append((time.monotonic() - start) / len(rows))
     return seconds[-1]

@@ -1,7 +1,7 @@
 """How many steps of each stage fit into the time, and what is planned, as a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,8 @@ STAGE_NAMES = {
     "report": "samples and report",
 }
 """Parts of the time, in order."""
+EMBEDDING_ORDER = ("image_tokenizer", "scorer", "encode", "transformer", "report")
+"""The order where the transformer learns from the scorer's image embeddings, which are stored with the ids."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class PlannedStage:
     """How fast it was measured to be."""
 
 
-def budget(preset: PresetConfig, part: str, left: float, total: float) -> float:
+def budget(
+    preset: PresetConfig, part: str, left: float, total: float, order: Sequence[str] = tuple(STAGE_NAMES)
+) -> float:
     """Seconds for one part of the time, if it and all after it divide what is left.
 
     A stage that took longer than planned, because other programs became busy, does not leave nothing to those after
@@ -56,10 +60,10 @@ def budget(preset: PresetConfig, part: str, left: float, total: float) -> float:
         part: one of `STAGE_NAMES`.
         left: seconds.
         total: seconds that were asked for.
+        order: all parts, in the order in which they are done.
     """
-    names = list(STAGE_NAMES)
-    shares = [getattr(preset.shares, name) for name in names]
-    here = names.index(part)
+    shares = [getattr(preset.shares, name) for name in order]
+    here = order.index(part)
     return max(left * shares[here] / sum(shares[here:]), LEAST_OF_SHARE * total * shares[here] / sum(shares))
 
 
@@ -137,12 +141,10 @@ def too_slow(preset: PresetConfig, planned: Mapping[str, PlannedStage], fixed: M
 def plan_text(planned: Mapping[str, PlannedStage]) -> str:
     """The plan as a table."""
     rows = [("", "steps", "per step", "time")]
-    for part, name in STAGE_NAMES.items():
-        if part in planned:
-            stage = planned[part]
-            steps = f"{stage.steps:,}" if stage.steps else ""
-            step = duration(stage.speed.step) if stage.speed else ""
-            rows.append((name, steps, step, duration(stage.seconds)))
+    for part, stage in planned.items():
+        steps = f"{stage.steps:,}" if stage.steps else ""
+        step = duration(stage.speed.step) if stage.speed else ""
+        rows.append((STAGE_NAMES[part], steps, step, duration(stage.seconds)))
     return aligned_table(rows, right=(1, 2, 3))
 
 

@@ -105,10 +105,10 @@ class Composer:
         sampling, ids = configs["transformer"].sampling, configs["image_tokenizer"].model.codebook_size
         if sampling.top_k > ids and "sampling.top_k" not in self.fixed["transformer"]:
             configs["transformer"] = replace(configs["transformer"], sampling=replace(sampling, top_k=ids))
-        if configs["transformer"].image_embed.positions:
+        if configs["transformer"].image_embed.positions and not configs["encode"].image_embed:
             raise UserError(
-                f"expected transformer.image_embed.positions 0 with train all, which trains the scorer last, got "
-                f"{configs['transformer'].image_embed.positions}; run the stages one by one, the scorer before encode"
+                f"expected encode.image_embed=true with transformer.image_embed.positions "
+                f"{configs['transformer'].image_embed.positions}, got false; set both"
             )
         precisions = {configs[stage].run.precision for stage in TRAINED} | {configs["encode"].precision}
         if len(precisions) > 1:

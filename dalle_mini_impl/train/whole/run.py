@@ -91,6 +91,16 @@ class Run:
         """The settings of the stages, before the time has its say."""
         return self.composer.compose(self.preset, self.facts, self.processes.count)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The parts of the time, in the order in which they are done."""
+        has_embeddings = self.configs()["transformer"].image_embed.positions > 0
+        return plan.EMBEDDING_ORDER if has_embeddings else tuple(plan.STAGE_NAMES)
+
+    def budget(self, part: str, left: float) -> float:
+        """Seconds for one part, if it and all after it divide what is left."""
+        return plan.budget(self.preset, part, left, self.total, self.order)
+
     def stores(self) -> dict[str, PictureStore]:
         """The pictures with captions, by split."""
         data = self.configs()["scorer"].data
@@ -147,12 +157,12 @@ def main(request: Request, out: Path, overwrite: bool = False) -> None:
             start = time.monotonic()
             speeds = {} if record.preset else choose_preset(run, tried)
             record.seconds["measuring"] = record.seconds.get("measuring", 0.0) + time.monotonic() - start
-            for stage in ("image_tokenizer", "encode", "transformer", "scorer"):
+            for stage in processes.decide(lambda: run.order)[:-1]:
                 run_stage(run, stage, speeds.get(stage) if stage == "image_tokenizer" else None)
             if processes.is_main:
                 print(f"drawing and measuring; {remaining(run)}")
                 with folder.timed(record, "report"):
-                    results = measure_results(folder, plan.budget(run.preset, "report", run.left, run.total))
+                    results = measure_results(folder, run.budget("report", run.left))
                 record.figures = results.figures
                 write_report(folder, record, run.stores(), facts, results)
                 folder.save(record)
@@ -206,11 +216,11 @@ def measure_all(run: Run) -> dict[str, Any]:
         run.processes.decide(lambda: copy_part(origin.folder, "image_tokenizer", run.scratch / "model"))
     else:
         speeds["image_tokenizer"] = run.measure("image_tokenizer", configs["image_tokenizer"])
+    speeds["scorer"] = run.measure("scorer", configs["scorer"])
     cache = run.processes.decide(
         lambda: str(write_stand_in_cache(configs["image_tokenizer"], configs["encode"], run.scratch))
     )
     speeds["transformer"] = run.measure("transformer", replace(configs["transformer"], cache=cache))
-    speeds["scorer"] = run.measure("scorer", configs["scorer"])
     store = open_store(configs["encode"].data, "train")
     speeds["encode"] = run.processes.decide(
         lambda: encoding_seconds(configs["encode"], store, run.scratch / "model", choose_device(run.processes.device))
@@ -224,10 +234,10 @@ def plan_all(run: Run, speeds: dict[str, Any]) -> tuple[dict[str, plan.PlannedSt
     configs = run.configs()
     left = run.left
     planned = {}
-    for part in plan.STAGE_NAMES:
+    for part in run.order:
         if part == "image_tokenizer" and run.reuse:
             continue
-        seconds = plan.budget(run.preset, part, left, run.total)
+        seconds = run.budget(part, left)
         if part in TRAINED:
             configs[part] = plan.with_steps(
                 configs[part], seconds, speeds[part], run.composer.table, run.composer.fixed[part]
@@ -271,7 +281,7 @@ def run_stage(run: Run, stage: str, speed: Speed | None = None) -> None:
         config = processes.decide(run.configs)[stage]
         if stage in TRAINED and speed is None:
             start = time.monotonic()
-            processes.decide(lambda: copy_image_tokenizer(run))
+            processes.decide(lambda: copy_parts(run))
             speed = run.measure(stage, config)
             run.record.seconds["measuring"] = run.record.seconds.get("measuring", 0.0) + time.monotonic() - start
         processes.decide(lambda: begin_stage(run, stage, config, speed))
@@ -295,7 +305,7 @@ def begin_stage(run: Run, stage: str, config: Any, speed: Speed | None) -> None:
     shutil.rmtree(run.scratch, ignore_errors=True)
     seconds = 0.0
     if stage != "text_tokenizer":
-        seconds = plan.budget(run.preset, stage, run.left, run.total)
+        seconds = run.budget(stage, run.left)
     number = stage_of(stage).name.replace("-", " ")
     if speed is not None:
         table, fixed = run.composer.table, run.composer.fixed[stage]
@@ -331,11 +341,12 @@ def adopt(run: Run, stage: str) -> None:
     folder.save(run.record)
 
 
-def copy_image_tokenizer(run: Run) -> None:
-    """Prepare the scratch folder for a stage that needs the image tokenizer."""
+def copy_parts(run: Run) -> None:
+    """Prepare the scratch folder for a stage that needs the image tokenizer, or the scorer."""
     shutil.rmtree(run.scratch, ignore_errors=True)
-    if (run.folder.model / "image_tokenizer.safetensors").is_file():
-        copy_part(run.folder.model, "image_tokenizer", run.scratch / "model")
+    for part in ("image_tokenizer", "scorer"):
+        if (run.folder.model / f"{part}.safetensors").is_file():
+            copy_part(run.folder.model, part, run.scratch / "model")
 
 
 def is_finished(run: Run, stage: str) -> bool:

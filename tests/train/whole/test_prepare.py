@@ -77,10 +77,8 @@ def test_one_precision_for_all(tmp_path):
         composer(tmp_path, "run.precision=fp32").compose(TABLE.presets[0])
 
 
-def test_image_embeddings_need_the_stages_one_by_one(tmp_path):
-    message = (
-        r"expected transformer\.image_embed\.positions 0 with train all, which trains the scorer last, got 4; run the"
-    )
+def test_image_embeddings_have_to_be_stored(tmp_path):
+    message = r"expected encode\.image_embed=true with transformer\.image_embed\.positions 4, got false; set both"
     with pytest.raises(UserError, match=message):
         composer(tmp_path, "transformer.image_embed.positions=4").compose(TABLE.presets[0])
 

@@ -113,6 +113,16 @@ def test_a_kill_after_the_last_stage_repeats_only_the_report(finished, pictures,
 # --- repeated
 
 
+def test_a_transformer_with_image_embeddings_is_trained_after_the_scorer(pictures, tmp_path):
+    settings = (*FIXED, "encode.image_embed=true", "transformer.image_embed.positions=2")
+    record = train_whole(pictures, tmp_path / "out", *settings)
+    assert list(record.stages) == ["text_tokenizer", "image_tokenizer", "scorer", "encode", "transformer"]
+    transformer = read_part(tmp_path / "out/model", "transformer")
+    assert transformer.trained_with["scorer"] == record.stages["scorer"].result
+    assert transformer.config["stream"]["embed_positions"] == 2
+    assert record.figures
+
+
 def test_a_finished_run_stays_as_it_is(finished, pictures, capsys):
     out, record = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
