@@ -181,6 +181,7 @@ def test_pictures_are_found_and_classified(page, photos):
     assert re.fullmatch(r"(blue|red)\.png: a (cat|dog) \d+%", panel.locator(".pictures img").first.get_attribute("alt"))
 
 
+@pytest.mark.slow
 def test_the_lesson_walks_through_one_picture(page):
     panel = open_tab(page, "How it works")
     panel.get_by_role("button", name="Show").click()
@@ -193,6 +194,7 @@ def test_the_lesson_walks_through_one_picture(page):
     assert panel.locator(".bars .marked").count() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_tab_is_wider_than_a_phone(chromium, address, scheme):
     page = chromium.new_page(viewport=PHONE, color_scheme=scheme)
@@ -206,6 +208,7 @@ def test_no_tab_is_wider_than_a_phone(chromium, address, scheme):
     page.close()
 
 
+@pytest.mark.slow
 def test_a_password_is_asked_for(chromium, tiny_model):
     settings = PageSettings(model=str(tiny_model), device="cpu", password="a long password")
     with serve(settings) as address:

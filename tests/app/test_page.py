@@ -46,6 +46,7 @@ def test_a_visitor_gets_ranked_pictures(address):
     assert shown[-1].count("download=") == 2
 
 
+@pytest.mark.slow
 def test_fifty_visitors_are_served_in_the_order_in_which_they_came(address):
     first, messages = busy(address, "first")
     visitors = [Visitor(address, f"visitor-{number}", first.config) for number in range(50)]
