@@ -4,6 +4,7 @@ import random
 import shutil
 
 import pytest
+from helpers.priors import add_prior
 
 from dalle_mini_impl.checkpoint.parts import PARTS, read_part
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, read_text_tokenizer
@@ -15,8 +16,8 @@ ROW = "parts with one bit flipped or cut off"
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """A copy of the checkpoint that a test may change."""
-    return shutil.copytree(tiny_model, tmp_path / "model")
+    """A copy of the checkpoint that a test may change, with every part there is."""
+    return add_prior(shutil.copytree(tiny_model, tmp_path / "model"), "ar")
 
 
 def regions(content):

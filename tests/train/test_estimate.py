@@ -155,8 +155,8 @@ def test_a_batch_that_the_gpus_cannot_share_is_estimated_without_a_proposal(tmp_
     facts = tmp_path / "plan.json"
     arguments = ["plan", "configs/300m.yaml", "--gpus", "7", "--json", str(facts)]
     result = CliRunner().invoke(dalle, arguments, catch_exceptions=False)
-    assert result.output.splitlines()[-1] == "proposed: a run.batch_size that 7 GPUs can share, not 1024"
-    assert "7 GPUs, a full copy on each (DDP)" in result.output
+    assert result.stdout.splitlines()[-1] == "proposed: a run.batch_size that 7 GPUs can share, not 1024"
+    assert "7 GPUs, a full copy on each (DDP)" in result.stdout
     assert json.loads(facts.read_text())["proposal"] is None
 
 

@@ -40,7 +40,9 @@ from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.train import encode, image_tokenizer, scorer, stream_batch, text_tokenizer, transformer
 from dalle_mini_impl.train.card import describe_run
 from dalle_mini_impl.train.losses.adversary import Adversary
+from dalle_mini_impl.train.shared import encoding
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
+from dalle_mini_impl.train.stages import WHOLE_STAGES
 from dalle_mini_impl.util.save_picture import read_metadata
 
 TRAINED = ("image_tokenizer", "transformer", "scorer")
@@ -126,6 +128,8 @@ def test_info_describes_a_trained_model(trained):
         "patch": 1,
         "bos_id": 2,
         "pad_id": -1,
+        "embed_positions": 0,
+        "embed_dim": 0,
     }
 
 
@@ -725,7 +729,7 @@ def test_a_pass_of_one_cell_is_refused(trained, tmp_path):
 
 def test_a_tokenizer_with_too_many_ids_for_a_cache_is_refused(trained, tmp_path, monkeypatch):
     home = trained.copy(tmp_path / "home")
-    monkeypatch.setattr(encode, "load_image_tokenizer", lambda *_: (SimpleNamespace(codebook_size=2**16 + 1), "x"))
+    monkeypatch.setattr(encoding, "load_image_tokenizer", lambda *_: (SimpleNamespace(codebook_size=2**16 + 1), "x"))
     with pytest.raises(UserError, match=r"expected an image tokenizer with 1 to 65536 ids, .*, got 65537"):
         home.run("encode")
 
@@ -735,10 +739,11 @@ def test_a_tokenizer_with_too_many_ids_for_a_cache_is_refused(trained, tmp_path,
 
 @pytest.mark.parametrize("family", ["small", "emoji"])
 def test_shipped_configs_of_a_family_fit_together(family):
-    configs = {stage: load(kind, f"configs/{family}/{stage}.yaml") for stage, kind in RUNS.items()}
+    stages = WHOLE_STAGES.values()
+    configs = {stage.file_name: load(stage.config, f"configs/{family}/{stage.file_name}.yaml") for stage in stages}
     assert len({configs[stage].run.model_dir for stage in TRAINED} | {configs["encode"].model_dir}) == 1
     assert len({configs[stage].run.state_dir for stage in TRAINED}) == 3
     assert configs["transformer"].cache == configs["encode"].out
     assert configs["transformer"].text_tokenizer == configs["scorer"].text_tokenizer == configs["text_tokenizer"].out
-    assert len({configs[stage].data.store for stage in RUNS if stage != "transformer"}) == 1
+    assert len({configs[stage].data.store for stage in configs if stage != "transformer"}) == 1
     assert configs["scorer"].model.image_size == configs["image_tokenizer"].model.image_size

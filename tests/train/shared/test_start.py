@@ -216,15 +216,13 @@ def test_a_checkpoint_can_be_trained_further_in_its_own_folder(home, monkeypatch
     assert part(home, "transformer").trained_with["start_from"] == before
 
 
-@pytest.mark.parametrize("value", ["''", "emoji"])
+@pytest.mark.parametrize("value", ["", "emoji"])
 def test_a_resumed_run_keeps_to_its_checkpoint(start, monkeypatch, value):
     interrupt(start, "transformer", 6, monkeypatch)
     model = "model={n_layer: 2, n_head: 2, n_embd: 16}"
     words = f"text_tokenizer={start.folder}/words.model"
-    with pytest.raises(
-        UserError, match=r"was started, got start_from \S+ -> \"emoji\"|expected start_from \w+, .* got none"
-    ):
-        start.run("transformer", "--resume", f"start_from={value}", model, words)
+    with pytest.raises(UserError, match=rf"was started, got start_from \S+ -> \"{value}\";"):
+        start.run("transformer", "--resume", f"start_from='{value}'", model, words)
 
 
 def test_a_run_that_started_from_nothing_cannot_be_given_a_checkpoint(home, trained, monkeypatch):
