@@ -307,6 +307,12 @@ def test_yaml_of_the_documents_holds_real_settings():
 # --- links
 
 
+def test_the_website_lists_each_document_once():
+    names = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(names) > 20
+    assert sorted(set(names)) == sorted(names)
+
+
 def test_links_between_documents_lead_to_files():
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):

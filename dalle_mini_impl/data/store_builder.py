@@ -49,6 +49,8 @@ PIXEL_BYTES = 16
 """Bytes that a pixel takes while a picture is fitted."""
 BLOCK_SAMPLES = 1024
 """Largest number of samples in a block: what is lost by a kill."""
+BLOCK_BYTES = 2**28
+"""Most bytes that the pixels of a block would take, where that makes blocks smaller: its pictures are in memory."""
 
 
 def build_store(config: DataConfig, picture_size: int | tuple[int, int] = 0, processes: int = 1) -> None:
@@ -191,11 +193,12 @@ def _fill_splits(entries: list[PictureEntry], movable: Sequence[int], validation
 
 def _build_encoded(config: DataConfig, frame: tuple[int, int], processes: int) -> BuildCounts:
     """Encode all pictures in blocks, and join these."""
-    source = SourceBlocks.open(config, BLOCK_SAMPLES, "optional")  # says at once what is wrong with it
+    size = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // (4 * math.prod(frame))))
+    source = SourceBlocks.open(config, size, "optional")  # says at once what is wrong with it
     states = states_of(config.paths, {})
     blocks = PictureBlocks(Path(config.store).with_name(Path(config.store).name + ENDING))
     with only_writer(config.store):
-        blocks.prepare(_work(config, frame, states))
+        blocks.prepare(_work(config, frame, states, size))
         finished = blocks.finished()
         if finished.blocks:
             print(f"going on in {blocks.folder}, where {len(finished.blocks)} blocks are finished")
@@ -204,7 +207,7 @@ def _build_encoded(config: DataConfig, frame: tuple[int, int], processes: int) -
                 for _ in _encoded(config, frame, blocks, source.read(finished)):
                     bar.update()
             else:
-                task = partial(_encode_share, config, frame, blocks, finished, BLOCK_SAMPLES)
+                task = partial(_encode_share, config, frame, blocks, finished, size)
                 divide(task, processes, bar, f"read {', '.join(config.paths)}")
         built, log = blocks.counted(), blocks.skipped()
         if not built.counts["pictures"]:
@@ -217,7 +220,7 @@ def _build_encoded(config: DataConfig, frame: tuple[int, int], processes: int) -
     return built
 
 
-def _work(config: DataConfig, frame: tuple[int, int], states: FileStates) -> dict[str, Any]:
+def _work(config: DataConfig, frame: tuple[int, int], states: FileStates, block: int) -> dict[str, Any]:
     """Everything that the blocks follow from."""
     return {
         "sources": [source_from(path, config.store) for path in config.paths],
@@ -227,7 +230,7 @@ def _work(config: DataConfig, frame: tuple[int, int], states: FileStates) -> dic
         "validation": config.validation,
         "fit": config.fit,
         "every": config.every,
-        "block": BLOCK_SAMPLES,
+        "block": block,
         "files of the source": values_digest(states),
     }
 

@@ -39,7 +39,7 @@ class ShareEnd:
     log: SkipLog = field(default_factory=SkipLog)
     """What was skipped of a tar, and why."""
     is_whole: bool = True
-    """Whether a tar could be read."""
+    """Whether a tar could be read to its end."""
 
 
 Embedded: TypeAlias = list[EmbeddedPicture[PictureFile]] | ShareEnd
@@ -133,6 +133,7 @@ def embed_share(scorer: Scorer, share: PictureShare, known: Collection[bytes]) -
 
     try:
         yield from embed_picture_files(scorer, members(), content_of, known)
+        end.is_whole = not end.log.may_be_read_later  # or what its disk did not give would count as gone
     except UnusableSample as reason:
         end.log.add(str(path), str(reason))
         end.is_whole = False

@@ -225,7 +225,9 @@ class Paintings:
         captions = batch.text_ids.unflatten(0, (len(batch.pixels), -1))
         for number, index in enumerate(range(chosen.start, chosen.stop)):
             place = self.places[index]
-            if self.age[index] >= 0 and (step + place * life // self.config.paintings) % life:
+            # Without captions where `captions` was changed for a resumed run, so that those of its state do not fit.
+            is_begun = self.age[index] >= 0 and self.text_ids[index].any()
+            if is_begun and (step + place * life // self.config.paintings) % life:
                 continue
             generator = generator_for(self.run.seed, step, NEW_PAINTING, place)
             first = number * len(batch.pixels) // count

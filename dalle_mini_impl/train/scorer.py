@@ -196,6 +196,19 @@ def validate(
     return recalls((image_embed @ text_embed.T).cpu(), concepts)
 
 
+def chance_warning(config: ScorerRun, loss: float) -> str:
+    """A warning if a loss in nats is no better than guessing; else empty."""
+    batch = config.run.batch_size + config.guiding.paintings, config.model.sigmoid
+    unmatched = config.guiding.spoiled + config.guiding.paintings
+    if not at_chance(loss, *batch, unmatched):
+        return ""
+    others = f" and {unmatched} pictures without captions" if unmatched else ""
+    return (
+        f"warning: the loss is {loss:.3f}, which is chance level for {batch[0]} pairs{others} "
+        f"({chance_level(*batch, unmatched):.3f}); check captions and learning rate"
+    )
+
+
 def main(config: ScorerRun, resume: bool = False) -> None:
     """Train, validate and save the scorer.
 
@@ -278,11 +291,8 @@ def main(config: ScorerRun, resume: bool = False) -> None:
             log.check_finite(number, **values)
             latest_weight = 1.0 if number == first else LATEST_LOSS_WEIGHT
             mean_loss = (1 - latest_weight) * mean_loss + latest_weight * values["loss"]
-            if number == CHANCE_STEPS and at_chance(mean_loss, run.batch_size, config.model.sigmoid):
-                log.message(
-                    f"warning: the loss is {mean_loss:.3f}, which is chance level for {run.batch_size} pairs "
-                    f"({chance_level(run.batch_size, config.model.sigmoid):.3f}); check captions and learning rate"
-                )
+            if number == CHANCE_STEPS and (warning := chance_warning(config, mean_loss)):
+                log.message(warning)
         if loop.is_due(step, run.log_every, run):
             log.record(step, **values, scale=float(scale.exp()))
         if loop.is_due(step, run.validate_every, run):

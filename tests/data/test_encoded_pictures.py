@@ -162,6 +162,18 @@ def test_a_photograph_takes_far_less_space_than_its_pixels():
     assert jpeg < png / 2 < rgba.nbytes / 3
 
 
+def test_large_pictures_make_small_blocks(config, monkeypatch):
+    alone = of(config, "png", "alone")
+    build_store(alone)
+    monkeypatch.setattr(store_builder, "BLOCK_BYTES", 2 * 4 * SIZE * SIZE)
+    sizes = []
+    write = PictureBlocks.write
+    monkeypatch.setattr(PictureBlocks, "write", lambda *given: sizes.append(len(given[3].contents)) or write(*given))
+    build_store(config)
+    assert max(sizes) == 2
+    assert content(config) == content(alone)
+
+
 def test_pictures_that_are_not_square(config):
     config = dataclasses.replace(config, store_size=0, store_height=SIZE, store_width=2 * SIZE)
     train, _ = splits(config, picture_size=(SIZE // 2, SIZE))

@@ -1,7 +1,9 @@
 """An index of pictures in tars, here and at an address."""
 
+import errno
 import os
 import sys
+import tarfile
 from functools import partial
 
 import pytest
@@ -144,6 +146,29 @@ def test_a_tar_that_cannot_be_read_keeps_its_pictures(tars, index, scorer, tmp_p
     (tars / "1.tar").write_bytes(content)
     make_older(tars / "1.tar")
     assert numbers(update(tmp_path / "index", scorer, tars)[1]) == {"unchanged": 6, "unreadable": 1}
+
+
+def test_a_tar_whose_disk_fails_keeps_the_pictures_that_were_not_seen(tars, index, scorer, tmp_path, monkeypatch):
+    whole = vectors(index)
+    make_older(tars / "0.tar")  # so that both are read again
+    os.utime(tars / "1.tar", ns=(OLD_NS + 10**9, OLD_NS + 10**9))
+    read = tarfile.TarFile.next
+
+    def failing(archive):
+        if archive.offset > 0 and archive.firstmember is None:  # after the first member
+            raise OSError(errno.EIO, "Input/output error")
+        return read(archive)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "next", failing)
+        index, changes, log = update(tmp_path / "index", scorer, tars)
+    assert changes.removed == 0
+    assert changes.kept > 0
+    assert vectors(index) == whole
+    assert any("Input/output error" in reason for _, reason in log.entries)
+    index, changes, _ = update(tmp_path / "index", scorer, tars)  # although the tar has not changed since
+    assert changes.kept == 0
+    assert vectors(index) == whole
 
 
 def test_a_tar_that_was_written_just_now_is_read_again(tars, scorer, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from dalle_mini_impl.painting.painter import Painter, PaintSettings
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.train import guiding, scorer
 from dalle_mini_impl.train.guiding import Guiding, Paintings, Pairs, attacked, blended, random_cuts, shuffled
-from dalle_mini_impl.train.losses.contrastive import contrastive_loss
+from dalle_mini_impl.train.losses.contrastive import chance_level, contrastive_loss
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.util.errors import UserError
@@ -161,6 +161,24 @@ def test_paintings_begin_anew_after_their_steps_one_after_the_other(trained, acc
     assert [max(column) for column in zip(*ages, strict=True)] == [8] * 4
     begun = [[step for step, row in enumerate(ages) if row[place] == 1 and step] for place in range(4)]
     assert begun == [[8, 16], [6, 14], [4, 12], [2, 10, 18]]
+
+
+def test_paintings_whose_captions_do_not_fit_any_more_begin_anew(trained, accelerator):
+    extend, config = guiding_of(accelerator, trained, "guiding.paintings=2", "guiding.painting_steps=8")
+    extend.paintings.age[:] = 3  # as of a state with another number of captions, which leaves `text_ids` as they are
+    extend.paintings.text_ids[1, :, 0] = 1
+    batch = batch_of(trained, config, 1)
+    extend.paintings.renew(1, slice(0, 2), Pairs(batch.pixels, batch.text_ids, batch.concepts))
+    assert extend.paintings.age.tolist() == [0, 3]
+    assert extend.paintings.text_ids[0].any(1).all()
+
+
+def test_the_chance_level_counts_what_is_added(trained):
+    config = config_with(trained, "guiding.spoiled=6", "guiding.paintings=3")
+    level = chance_level(15, config.model.sigmoid, 9)
+    warning = scorer.chance_warning(config, level)
+    assert f"chance level for 15 pairs and 9 pictures without captions ({level:.3f})" in warning
+    assert scorer.chance_warning(config, chance_level(12, config.model.sigmoid)) == ""
 
 
 def test_a_painting_is_painted_as_the_painter_paints(trained, accelerator, monkeypatch):

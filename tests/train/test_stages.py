@@ -681,7 +681,7 @@ def test_a_loss_at_chance_level_is_reported(trained, tmp_path, monkeypatch, caps
 def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
     judged = []
     monkeypatch.setattr(scorer, "CHANCE_STEPS", 10)
-    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch, sigmoid: judged.append((loss, batch)))
+    monkeypatch.setattr(scorer, "at_chance", lambda loss, batch, *_: judged.append((loss, batch)))
     home = trained.copy(tmp_path / "home")
     home.run("scorer", "run.steps=12", "--resume")
     assert judged == [(home.log("scorer")[-3]["loss"], 12)]

@@ -39,7 +39,7 @@ def contrastive_loss(
             their own, and they have none to be classified by.
 
     Returns:
-        Scalar, in nats; `chance_level(B)` for a model that cannot distinguish the pairs.
+        Scalar, in nats; `chance_level(B, unmatched=n)` for a model that cannot distinguish the pictures.
     """
     with torch.autocast(image_embed.device.type, enabled=False):
         image_embed = F.normalize(image_embed.float(), dim=-1)
@@ -77,24 +77,30 @@ def gather_with_gradient(features: Tensor) -> Tensor:
     return _Gather.apply(features)
 
 
-def chance_level(batch: int, sigmoid: bool = False) -> float:
+def chance_level(batch: int, sigmoid: bool = False, unmatched: int = 0) -> float:
     """Loss in nats of a model that cannot distinguish `batch` pairs: ln(batch).
 
-    With `sigmoid` such a model gives every pair the probability 1 / batch; the mismatched pairs add nearly one nat.
+    With `unmatched` further pictures a caption has more pictures to choose from, while a picture has not more captions.
+    With `sigmoid` such a model gives a caption and any picture the probability 1 / pictures of matching; the mismatched
+    ones add nearly one nat.
     """
-    mismatched = (batch - 1) * math.log(batch / (batch - 1)) if sigmoid and batch > 1 else 0.0
-    return math.log(batch) + mismatched
+    pictures = batch + unmatched
+    if not sigmoid:
+        return (math.log(batch) + math.log(pictures)) / 2
+    mismatched = (pictures - 1) * math.log(pictures / (pictures - 1)) if pictures > 1 else 0.0
+    return math.log(pictures) + mismatched
 
 
-def at_chance(loss: float, batch: int, sigmoid: bool = False) -> bool:
+def at_chance(loss: float, batch: int, sigmoid: bool = False, unmatched: int = 0) -> bool:
     """Whether a loss is no better than guessing, within 2 %.
 
     Args:
         loss: value of `contrastive_loss`, in nats.
         batch: rows it was computed over, all processes together.
         sigmoid: whether it was computed with a bias.
+        unmatched: further pictures that it was computed over.
     """
-    return loss >= (1 - CHANCE_MARGIN) * chance_level(batch, sigmoid)
+    return loss >= (1 - CHANCE_MARGIN) * chance_level(batch, sigmoid, unmatched)
 
 
 class _Gather(torch.autograd.Function):

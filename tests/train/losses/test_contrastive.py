@@ -103,6 +103,17 @@ def test_chance_of_the_sigmoid_loss():
     assert not at_chance(0.9 * float(loss.detach()), 7, sigmoid=True)
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_chance_beside_pictures_without_captions(sigmoid):
+    same, others, bias = torch.ones(7, 5), torch.ones(4, 5), torch.tensor(math.log(1 / 10)) if sigmoid else None
+    # Cosines of 1 times a scale of nearly 0, so that the bias alone counts.
+    loss = float(contrastive_loss(same, same, torch.tensor(-30.0), bias, unmatched=others))
+    assert loss == pytest.approx(chance_level(7, sigmoid, 4))
+    assert loss > chance_level(7, sigmoid) + 0.1
+    assert at_chance(loss, 7, sigmoid, 4)
+    assert not at_chance(chance_level(7, sigmoid), 7, sigmoid, 4)
+
+
 def test_gathering_in_one_process_changes_nothing():
     features = torch.randn(3, 5)
     assert gather_with_gradient(features) is features
