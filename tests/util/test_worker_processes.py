@@ -1,6 +1,7 @@
 """Work divided among processes of this machine."""
 
 import os
+from functools import partial
 
 import pytest
 from helpers import divided
@@ -34,3 +35,11 @@ def test_a_process_that_is_killed_is_told_in_one_line(bar):
 def test_a_mistake_in_a_process_is_that_of_all(bar):
     with pytest.raises(UserError, match="expected another share, got the last"):
         divide(divided.refused_share, 2, bar, "shared")
+
+
+@pytest.mark.parametrize(("event", "error"), [("mistake", UserError), ("Ctrl-C", KeyboardInterrupt)])
+def test_the_others_are_stopped_and_none_prints_a_traceback(bar, tmp_path, capfd, event, error):
+    with pytest.raises(error):
+        divide(partial(divided.lasting_share, tmp_path / "stopped", event), 2, bar, "shared")
+    assert (tmp_path / "stopped").exists()
+    assert "Traceback" not in capfd.readouterr().err
