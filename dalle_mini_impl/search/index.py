@@ -32,7 +32,7 @@ from dalle_mini_impl.search.store import (
     replacing_files,
     write_lock,
 )
-from dalle_mini_impl.search.update import Changes, check_has_pictures, update_index
+from dalle_mini_impl.search.update import Changes, check_has_pictures, check_still_tars, update_index
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import contact_sheet, open_picture
 from dalle_mini_impl.util.ray_workers import RayWorkers
@@ -218,8 +218,8 @@ class ImageIndex:
             Numbers of new, unchanged, unreadable and removed pictures.
 
         Raises:
-            UserError: it is neither a folder nor tars, has no pictures, or is not the indexed folder, which still
-                exists.
+            UserError: it is neither a folder nor tars, has no pictures, has pictures beside tars that are indexed, or
+                is not the indexed folder, which still exists.
         """
         log = SkipLog() if log is None else log
         with one_line_errors(self._files.folder), write_lock(self._files.folder):
@@ -231,6 +231,7 @@ class ImageIndex:
                     f"give that folder an index of its own, or replace this one with --rebuild"
                 )
             check_has_pictures(listing)
+            check_still_tars(self._files, listing)
             embed = embed_on_ray(self.scorer, workers) if workers else embed_here(self.scorer)
             with self._files.writing():
                 changes = update_index(self._files, embed, listing, log)

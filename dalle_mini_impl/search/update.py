@@ -151,6 +151,22 @@ def _end_tar(
     return set()
 
 
+def check_still_tars(index: IndexFiles, listing: Listing) -> None:
+    """Refuse to index a picture that was put beside the tars of an index: their pictures would be removed.
+
+    Raises:
+        UserError: naming it.
+    """
+    if listing.are_tars or not listing.files:
+        return
+    if any((listing.root / os.fsdecode(tar)).exists() for tar in index.tar_states()):
+        raise UserError(
+            f"expected only tars in {listing.root}, whose pictures the index has, got "
+            f"{printable(os.fsdecode(listing.files[0].path))} beside them; move it away, or index pictures instead of "
+            f"tars with --rebuild"
+        )
+
+
 def check_has_pictures(listing: Listing) -> None:
     """Refuse a folder without pictures, such as that of a disk that is not mounted.
 

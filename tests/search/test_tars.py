@@ -237,6 +237,24 @@ def test_pictures_beside_a_tar_are_what_is_indexed(pictures, scorer, tmp_path):
     assert all(".tar" not in str(path) for path, _ in index.pictures())
 
 
+def test_a_picture_beside_indexed_tars_is_refused(tars, index, scorer, tmp_path):
+    whole = vectors(index)
+    (tars / "stray.png").write_bytes(encoded(random_picture(79)))
+    message = r"expected only tars in .*, got stray\.png beside them; move it away, or .* with --rebuild"
+    with pytest.raises(UserError, match=message):
+        update(tmp_path / "index", scorer, tars)
+    assert vectors(ImageIndex.open(tmp_path / "index", scorer)) == whole
+    index, _ = ImageIndex.rebuild(tmp_path / "index", scorer, tars)
+    assert [path.name for path, _ in index.pictures()] == ["stray.png"]
+
+
+def test_tars_may_be_replaced_by_their_pictures(tars, index, pictures, scorer, tmp_path):
+    for path in tars.iterdir():
+        path.unlink()
+    (tars / "new.png").write_bytes(encoded(random_picture(79)))
+    assert numbers(update(tmp_path / "index", scorer, tars)[1]) == {"embedded": 1, "removed": 7}
+
+
 def test_an_index_and_its_tars_may_be_moved(tars, scorer, tmp_path):
     update(tars / ".dalle-index", scorer, tars)
     tars.rename(tmp_path / "moved")
