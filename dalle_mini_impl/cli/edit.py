@@ -6,6 +6,7 @@ import click
 
 from dalle_mini_impl.cli.mix import check_animation, strip_options, write_animation
 from dalle_mini_impl.cli.options import Count, FiniteFloat, examples, out_option
+from dalle_mini_impl.cli.sampling_options import is_given
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import printable, without_surrogates
@@ -41,6 +42,10 @@ def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
     from dalle_mini_impl.util.images import contact_sheet, enlarge, open_picture
     from dalle_mini_impl.util.save_picture import read_metadata, save_picture
 
+    unused = ("source", "theta", "steps", "prompt", "guidance")
+    if target is None and (others := [name for name in unused if is_given(name)]):
+        name = "from" if others[0] == "source" else others[0]
+        raise UserError(f"expected --to TEXT with --{name}, got none; add it, or leave out --{name} to repeat an edit")
     check_animation(options["frames"])
     record = manipulations.parse_edit(read_metadata(picture), picture) if target is None else None
     image = open_picture(picture)

@@ -84,12 +84,13 @@ def picture_or_text(end: str) -> "Image.Image | str":
     """The picture in a file of this name, or the text itself where there is no such file.
 
     Raises:
-        UserError: the file is no picture.
+        UserError: the file is no picture, or the text ends like the name of one.
     """
     from dalle_mini_impl.util.images import open_picture
     from dalle_mini_impl.util.read_files import is_file
 
-    return open_picture(Path(end)) if is_file(end) else without_surrogates(end)
+    is_picture = is_file(end) or end.lower().endswith((*PICTURE_FORMATS,))
+    return open_picture(Path(end)) if is_picture else without_surrogates(end)
 
 
 def check_animation(path: Path | None) -> None:

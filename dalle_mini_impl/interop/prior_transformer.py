@@ -80,6 +80,9 @@ SHAPE = {
 }
 """What ours has in common with a PriorTransformer of these settings."""
 WIDTHS = ("embedding_dim", "num_attention_heads", "attention_head_dim")
+"""Keys of a config that the widths of a network follow from."""
+MAX_WIDTH = 2**20
+"""Largest width of embeddings."""
 DEFAULTS_OTHERWISE = ("added_emb_type", "encoder_hid_proj_type")
 """Those of which null is another setting, not the default."""
 
@@ -200,9 +203,9 @@ def _read_config(path: Path) -> tuple[PriorConfig, int]:
     what, advice = "the config of a PriorTransformer", "copy it again"
     try:
         values = json.loads(read_bytes(path, MAX_TEXT_BYTES, what, advice))
-        width, heads, head_dim = (
-            values[name] for name in ("embedding_dim", "num_attention_heads", "attention_head_dim")
-        )
+        width, heads, head_dim = (values[name] for name in WIDTHS)
+        if not isinstance(width, int) or not 1 <= width <= MAX_WIDTH:
+            raise UserError(f"expected embedding_dim from 1 to {MAX_WIDTH}, got {width}")
         shape = {"n_layer": values["num_layers"], "n_head": heads, "text_length": values["num_embeddings"]}
         config = from_dict(PriorConfig, {**shape, "n_embd": heads * head_dim}, str(path))
         check_ranges(config)

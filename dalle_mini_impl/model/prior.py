@@ -236,8 +236,9 @@ class ARPrior(nn.Module):
 
     def quantise(self, embed: Tensor) -> Tensor:
         """Normalised embeddings (B, D) -> the bucket of each component, (B, K) int64."""
-        values = (embed - self.mean) @ self.basis.T
-        return torch.searchsorted(self.edges, values.T.contiguous()).T
+        with torch.autocast(embed.device.type, enabled=False):  # half precision would miss the bucket
+            values = (embed - self.mean) @ self.basis.T
+            return torch.searchsorted(self.edges, values.T.contiguous()).T
 
     def embed(self, ids: Tensor) -> Tensor:
         """The bucket of each component (B, K) -> normalised embeddings (B, D)."""

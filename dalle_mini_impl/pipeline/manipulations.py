@@ -206,10 +206,11 @@ def make_edit(dalle: "DalleMini", record: EditRecord) -> Edit:
         raise UserError(f"expected a guidance of 0 or more, got {record.guidance}; 1 switches it off")
     if not record.target:
         raise UserError("expected a text of what the picture should show, got none; give one")
-    start = torch.tensor(from_text(record.image_embed))
+    start, ids = torch.tensor(from_text(record.image_embed)), _to_tensor(record.image_ids)
+    if dalle.stream.embeddings([start.tolist()]) is None:
+        raise UserError("expected the image embedding of a picture in the record of an edit, got none; edit again")
     target = embed(dalle, record.target, draw=False)
     direction = text_difference(embed(dalle, record.source, draw=False), target) if record.source else target
-    ids = torch.tensor(record.image_ids)
 
     def prompt(share: float) -> Prompt:
         numbers = slerp(start, direction, share) if share else start
@@ -251,11 +252,20 @@ def _own_scorer(dalle: "DalleMini") -> "Scorer":
     return dalle.own_scorer
 
 
+def _to_tensor(rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    try:
+        return torch.tensor(rows)
+    except (ValueError, RuntimeError) as error:  # rows of several lengths, or numbers beyond 64 bits
+        raise UserError(
+            f"expected rows of image ids in the record of an edit, got others ({error}); edit again"
+        ) from error
+
+
 def _one_each(
     dalle: "DalleMini", embeds: list[Tensor], prompt: str, seed: int, sampling: dict[str, Any]
 ) -> list[Result]:
     requests = [{"prompt": prompt, "image_embed": one} for one in embeds]
-    return list(dalle.generate_many(requests, seeds=[seed], keep=1, **{**sampling, "rank": "none"}))
+    return list(dalle.generate_many(requests, seeds=[seed], keep=1, **{"prior": "none", **sampling, "rank": "none"}))
 
 
 def _check_steps(steps: int) -> None:

@@ -1,6 +1,7 @@
 """Image embeddings of a request's candidates, from where `sampling.prior` says (Ramesh et al. 2022, DALL-E 2)."""
 
 import dataclasses
+from functools import partial
 
 from dalle_mini_impl.config.sampling import PRIORS
 from dalle_mini_impl.model.stream import Stream
@@ -14,7 +15,9 @@ from dalle_mini_impl.util.errors import UserError
 def with_prior(
     request: GenerationRequest, prior: Prior | None, scorer: Scorer | None, stream: Stream
 ) -> GenerationRequest:
-    """Give each candidate an image embedding of its own, which follows from the prompt and its seed.
+    """Have each candidate get an image embedding of its own, which follows from the prompt and its seed.
+
+    They are drawn where the request's `ids` are read, so that requests can be checked without.
 
     Args:
         request: its `sampling.prior` is replaced by what `auto` stands for.
@@ -34,11 +37,17 @@ def with_prior(
     if chosen == "text":
         if scorer is None:
             raise UserError("expected a checkpoint with a scorer for prior text, got one without; choose prior none")
-        embed = tuple(scorer.embed_texts([clean_caption(request.prompt)])[0].tolist())
-        return dataclasses.replace(request, image_embeds=[embed] * len(request.seeds))
+        return dataclasses.replace(request, draw_embeds=partial(_embed_text, scorer, request))
     assert prior is not None
-    drawn = prior.draw([request.prompt] * len(request.seeds), request.seeds)
-    return dataclasses.replace(request, image_embeds=[tuple(row) for row in drawn.tolist()])
+    return dataclasses.replace(request, draw_embeds=partial(_draw, prior, request))
+
+
+def _embed_text(scorer: Scorer, request: GenerationRequest) -> list[list[float]]:
+    return scorer.embed_texts([clean_caption(request.prompt)]).tolist() * len(request.seeds)
+
+
+def _draw(prior: Prior, request: GenerationRequest) -> list[list[float]]:
+    return prior.draw([request.prompt] * len(request.seeds), request.seeds).tolist()
 
 
 def _choose(request: GenerationRequest, prior: Prior | None, stream: Stream) -> str:

@@ -43,12 +43,12 @@ class GenerationRequest:
     """Ranks by cosine, alone or together with the likelihood; None leaves ranking to the transformer."""
     scorer_source: dict[str, str] | None = None
     """Name and identity of a scorer that is not the checkpoint's own."""
-    image_embeds: Sequence[Sequence[float]] = ()
-    """One for each seed, from `sampling.prior`; empty without."""
+    draw_embeds: Callable[[], Sequence[Sequence[float]]] = tuple
+    """Makes an image embedding for each seed, by `sampling.prior`; none without. Takes long."""
 
     @property
     def ids(self) -> IdRequest:
-        """What to sample."""
+        """What to sample; with `sampling.prior` the image embeddings are drawn now."""
         prunes = self.sampling.prune and self.sampling.rank != "none"
         return IdRequest(
             self.prompt_ids,
@@ -56,7 +56,7 @@ class GenerationRequest:
             self.sampling,
             self.keep if prunes else None,
             self.canvas.known if self.canvas else None,
-            image_embeds=self.image_embeds,
+            image_embeds=self.draw_embeds(),
         )
 
     def with_rank(self, rank: str) -> "GenerationRequest":

@@ -46,7 +46,8 @@ def walk_through(
         captions: tells the pieces of the caption.
         transformer: the model that sampled the picture.
         stream: its layout.
-        request: what it was sampled for: caption, guidance, temperature, top-k and top-p.
+        request: what it was sampled for: caption, image embedding, guidance, temperature, top-k and top-p. Where a
+            prior draws the embedding, the picture's seed is the only one.
         image_ids: (h, w), of the picture.
         keep: how many of the likeliest ids to return for each step.
 
@@ -55,7 +56,8 @@ def walk_through(
     """
     h, w = stream.config.grid
     prompt, sampling = request.prompt_ids, request.sampling
-    logits = image_logits(transformer, stream, prompt.text_ids, image_ids[None])[0]
+    (image_embed, *_) = request.draw_embeds() or [prompt.image_embed]
+    logits = image_logits(transformer, stream, prompt.text_ids, image_ids[None], image_embed)[0]
     if sampling.guidance != 1:
         unconditional = image_logits(transformer, stream, prompt.negative_ids, image_ids[None])[0]
         logits = guide(logits, unconditional, sampling.guidance)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dalle_mini_impl.model.decoder import Decoder
-from dalle_mini_impl.model.stream import Stream
+from dalle_mini_impl.model.stream import Stream, check_ids
 from dalle_mini_impl.sampling.decoding import GuidedContinuations, run_prompts
 from dalle_mini_impl.sampling.requests import Prompt
 from dalle_mini_impl.util.errors import UserError
@@ -38,7 +38,8 @@ def invert(transformer: Decoder, stream: Stream, prompt: Prompt, image_ids: Tens
     """
     if tuple(image_ids.shape) != tuple(stream.config.grid):
         raise UserError(f"expected image ids of shape {stream.config.grid}, got {tuple(image_ids.shape)}; encode again")
-    known = stream.to_order(image_ids).tolist()
+    image_ids = check_ids(image_ids, stream.config.image_vocab, "image")
+    known = stream.to_order(image_ids.cpu()).tolist()
     uniforms: list[float] = []
 
     def choose(cumulative: Tensor) -> int:

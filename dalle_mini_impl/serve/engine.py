@@ -155,25 +155,30 @@ class Engine:
         """Draw a batch. If it fails as a whole, as where the memory is full, each request is drawn alone."""
         begun = []
         for drawing in drawings:
-            request = None if drawing.future.cancelled() else _try(drawing.future, drawing.make)
-            if request is not None:
-                begun.append((drawing, request))
+            made = None if drawing.future.cancelled() else _try(drawing.future, partial(self._make, drawing))
+            if made is not None:
+                begun.append((drawing, *made))
         if not begun:
             return
-        self._on_batch(sum(len(request.seeds) for _, request in begun))
+        self._on_batch(sum(len(request.seeds) for _, request, _ in begun))
         begun.sort(key=lambda one: self._known_start(one[1]))  # only those with equally long starts are drawn together
-        ids = [self._followed(drawing, request) for drawing, request in begun]
+        ids = [one for _, _, one in begun]
         dalle = self.dalle
         try:
             generated = generate_many(dalle.transformer, dalle.stream, ids, chunk=self._chunk)
-            for (drawing, request), one in zip(begun, generated, strict=True):
+            for (drawing, request, _), one in zip(begun, generated, strict=True):
                 _settle(drawing.future, partial(self._finish, request, one))
         except Exception as error:
-            for drawing in [drawing for drawing, _ in begun if not drawing.future.done()]:
+            for drawing in [drawing for drawing, _, _ in begun if not drawing.future.done()]:
                 if len(begun) > 1:
                     self._draw([drawing])
                 else:
                     _fail(drawing.future, error)
+
+    def _make(self, drawing: _DrawWork) -> tuple[GenerationRequest, IdRequest]:
+        """A request, and what to sample for it."""
+        request = drawing.make()
+        return request, self._followed(drawing, request)
 
     def _known_start(self, request: GenerationRequest) -> int:
         """How many known ids the candidates of a request begin with."""

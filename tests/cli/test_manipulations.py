@@ -59,6 +59,9 @@ def test_bad_input_is_refused_in_one_line(refused, run, model, tiny_model, pictu
         (("edit", "disc.png", "--to", "a star", "--theta", "2", "-m", model), "--theta"),
         (("mix", "disc.png", "square.png", "--steps", "1", "-m", model), "--steps"),
         (("mix", "disc.png", "square.png", "--frames", "a.avi", "-m", model), "a.avi"),
+        (("edit", "edit.png", "--theta", "0.2", "-m", model), "expected --to TEXT with --theta, got none"),
+        (("edit", "edit.png", "--from", "a cat", "-m", model), "expected --to TEXT with --from, got none"),
+        (("mix", "disc.png", "sqare.png", "-m", model), "sqare.png"),
         (("vary", "nothing.png", "-m", model), "nothing.png"),
     ):
         error = refused(*arguments)

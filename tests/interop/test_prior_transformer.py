@@ -119,6 +119,9 @@ def test_an_autoregressive_prior_is_not_exported(tmp_path):
         ({"norm_in_type": "layer"}, "expected norm_in_type None in .* got layer"),
         ({"clip_embed_dim": 9}, "expected clip_embed_dim 7 in .* got 9"),
         ({"num_layers": 3}, "with 16 missing"),
+        ({"embedding_dim": "wide"}, "expected embedding_dim from 1 to 1048576, got wide"),
+        ({"embedding_dim": -7}, "expected embedding_dim from 1 to 1048576, got -7"),
+        ({"embedding_dim": 10**12}, "expected embedding_dim from 1 to 1048576, got 1000000000000"),
         ({"num_layers": 10_000}, "a network with more weights than the file has"),
         ({"num_layers": "many"}, "expected the config of a PriorTransformer"),
         ({"num_attention_heads": 10**9}, "expected n_head of at least 1 and at most 1048576, got 1000000000"),
@@ -129,6 +132,7 @@ def test_other_priors_are_refused(tmp_path, change, message):
     export_prior(part, tmp_path / "out")
     path = tmp_path / "out" / CONFIG_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    (tmp_path / "out" / TOKENS_FILE).unlink()  # as in folders of the library
     with pytest.raises(UserError, match=message):
         read_prior(tmp_path / "out")
 

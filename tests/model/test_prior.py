@@ -103,6 +103,14 @@ def test_more_components_and_buckets_give_embeddings_back_more_exactly():
     assert cosines[-1] > 0.999
 
 
+def test_buckets_are_exact_in_mixed_precision():
+    prior, embed = make_prior("ar", components=8, buckets=64), embeddings(500)
+    prior.fit(embed, embed.flip(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prior.quantise(embed)
+    assert torch.equal(found, prior.quantise(embed))
+
+
 def test_half_of_the_dot_products_are_in_the_upper_half_of_the_buckets():
     prior = make_prior("ar", buckets=6)
     embed, text = embeddings(120), embeddings(120, seed=5)

@@ -1,5 +1,6 @@
 """Variations, interpolations, text differences and views of principal components, through image embeddings."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from PIL import Image
 from dalle_mini_impl.pipeline.canvas import encode_picture
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.manipulations import component_views, edit, embed, make_edit, mix, parse_edit, vary
+from dalle_mini_impl.pipeline.picture_embed import to_text
 from dalle_mini_impl.pipeline.recorded import parse_recorded
 from dalle_mini_impl.unclip.directions import slerp
 from dalle_mini_impl.util.errors import UserError
@@ -127,6 +129,30 @@ def test_edits_that_cannot_be_made_are_refused(dalle, change, message):
     arguments = {"source": "a cat", "target": "a star", **change}
     with pytest.raises(UserError, match=message):
         edit(dalle, picture(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_embed": ""}, "expected the image embedding of a picture in the record of an edit, got none"),
+        ({"image_embed": to_text([1.0, 2.0])}, "expected an image embedding of .* numbers"),
+        ({"image_ids": ((1, 2), (3,))}, "expected rows of image ids in the record of an edit"),
+        ({"image_ids": ((10**30,),)}, "expected rows of image ids in the record of an edit"),
+        ({"image_ids": ((1, 2), (3, 4))}, "expected image ids of shape"),
+    ],
+)
+def test_records_of_edits_that_are_no_records_are_refused(dalle, change, message):
+    found = edit(dalle, picture(4), "a cat", "a house", steps=2)
+    record = parse_edit(found.metadata, "a.png").edit
+    with pytest.raises(UserError, match=message) as caught:
+        make_edit(dalle, dataclasses.replace(record, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_are_mixed_by_models_that_recommend_a_prior(dalle, monkeypatch):
+    expected = ids(mix(dalle, picture(1), picture(2), steps=2))
+    monkeypatch.setattr(dalle, "sampling", dataclasses.replace(dalle.sampling, prior="text"))
+    assert ids(mix(dalle, picture(1), picture(2), steps=2)) == expected
 
 
 def test_models_without_positions_and_records_of_other_pictures_are_refused(tiny_dalle):

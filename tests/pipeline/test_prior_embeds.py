@@ -8,6 +8,7 @@ from helpers.priors import add_prior, take_embeddings
 
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.recorded import parse_recorded
+from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -73,6 +74,20 @@ def test_candidates_do_not_depend_on_chunks_pruning_or_other_prompts(dalle):
     assert ids(pruned)[0] in expected
     *_, last = dalle.stream_previews("a red heart", **arguments)
     assert ids(last.result) == expected
+
+
+def test_embeddings_are_drawn_once_for_what_is_drawn_and_not_where_a_request_is_checked(dalle, monkeypatch):
+    drawn, draw = [], Prior.draw
+    monkeypatch.setattr(Prior, "draw", lambda self, texts, seeds: drawn.extend(texts) or draw(self, texts, seeds))
+    request = dalle.request("", candidates=3, prior="ar")
+    assert drawn == []
+    assert len(request.ids.image_embeds) == 3
+    drawn.clear()
+    dalle(["a cat", "a star"], num_images_per_prompt=2, prior="ar")
+    assert drawn == ["a cat"] * 2 + ["a star"] * 2
+    drawn.clear()
+    list(dalle.stream_previews("a house", candidates=2, prior="ar"))
+    assert drawn == ["a house"] * 2
 
 
 def test_the_command_draws_by_a_prior_and_remakes_its_picture(run, folder, tmp_path):

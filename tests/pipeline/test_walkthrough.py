@@ -1,9 +1,14 @@
 """How a picture was sampled."""
 
+import shutil
+
 import pytest
 import torch
+from helpers.priors import add_prior, take_embeddings
 
+from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.walkthrough import walk_through
+from dalle_mini_impl.sampling.likelihood import log_likelihood
 
 
 def steps_of(dalle, keep=5, **options):
@@ -31,6 +36,22 @@ def test_without_guidance_the_probabilities_are_the_model_s_own(tiny_dalle):
     expected = tiny_dalle.log_likelihood("a red heart", ids[None])[0].exp()
     torch.testing.assert_close(steps.probability, expected, rtol=1e-3, atol=1e-6)
     assert (steps.probabilities[:, :-1] >= steps.probabilities[:, 1:]).all()
+
+
+@pytest.mark.parametrize("prior", ["ar", "none"])
+def test_probabilities_are_those_given_the_image_embedding(tiny_model, tmp_path, prior):
+    model = add_prior(take_embeddings(shutil.copytree(tiny_model, tmp_path / "model")), "ar")
+    dalle = DalleMini.from_pretrained(model, "cpu")
+    embed = dalle.prior.draw(["a cat"], [7])[0].tolist()
+    given = {"prior": "ar"} if prior == "ar" else {"image_embed": embed}
+    options = {**given, "seeds": [7], "guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    image_ids = dalle.generate("a cat", rank="none", **options)[0].image_ids
+    known = (dalle.transformer, dalle.stream)
+    steps = walk_through(dalle.caption_model, *known, dalle.request("a cat", **options), image_ids, 3)
+    expected = log_likelihood(*known, dalle.encode("a cat"), image_ids[None], embed)[0].exp()
+    torch.testing.assert_close(steps.probability, expected, rtol=1e-3, atol=1e-6)
+    without = log_likelihood(*known, dalle.encode("a cat"), image_ids[None])[0].exp()
+    assert not torch.allclose(steps.probability, without, rtol=1e-1)
 
 
 def test_all_probabilities_sum_to_one_and_top_k_leaves_k(tiny_dalle):

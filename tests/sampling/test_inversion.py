@@ -62,3 +62,12 @@ def test_wrong_shapes_are_refused():
         invert(transformer, stream, PROMPT, torch.zeros(3, 4, dtype=torch.int64))
     with pytest.raises(UserError, match=r"expected 15 uniform numbers, got \(14,\)"):
         redraw(transformer, stream, PROMPT, torch.zeros(14))
+
+
+@pytest.mark.parametrize("wrong", [-1, 61])
+def test_ids_that_the_model_does_not_have_are_refused(wrong):
+    transformer, stream = make_transformer()
+    image_ids = pictures(1)[0]
+    image_ids[1, 2] = wrong
+    with pytest.raises(UserError, match=rf"expected image ids from 0 to 60, got ids from .*{wrong}"):
+        invert(transformer, stream, PROMPT, image_ids)

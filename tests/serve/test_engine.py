@@ -1,5 +1,6 @@
 """The engine draws what waits together, and each picture as it would be drawn alone."""
 
+import dataclasses
 from concurrent.futures import CancelledError
 
 import pytest
@@ -7,6 +8,7 @@ from helpers.engines import busy
 from PIL import Image
 
 from dalle_mini_impl.pipeline.canvas import Region, completion_canvas
+from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.serve import engine as engine_module
 from dalle_mini_impl.serve.engine import Engine
 from dalle_mini_impl.util.errors import UserError
@@ -97,6 +99,24 @@ def test_a_mistake_in_a_request_fails_that_request_alone(engine):
     with pytest.raises(ZeroDivisionError):
         broken.result()
     assert len(right.result().result) == 1
+
+
+def test_what_cannot_be_begun_fails_alone(engine):
+    class Broken(GenerationRequest):
+        @property
+        def ids(self):
+            raise UserError("no image embedding could be drawn")
+
+    def make():
+        request = engine.dalle.request(**REQUESTS[0])
+        return Broken(**{field.name: getattr(request, field.name) for field in dataclasses.fields(request)})
+
+    with busy(engine):
+        broken = engine.draw(make, 3)
+        other = submit(engine, REQUESTS[1])
+    with pytest.raises(UserError, match="no image embedding could be drawn"):
+        broken.result(timeout=60)
+    assert files(other.result(timeout=60)) == files(submit(engine, REQUESTS[1]).result(timeout=60))
 
 
 def test_where_a_batch_fails_each_request_is_drawn_alone(engine, monkeypatch):

@@ -14,6 +14,7 @@ from dalle_mini_impl.app.shared import HIDDEN, Shared, Update
 from dalle_mini_impl.app.work import Running
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.previews import decode_unfinished
+from dalle_mini_impl.pipeline.results import Candidate
 from dalle_mini_impl.pipeline.walkthrough import Walkthrough, walk_through
 
 TITLE = "How it works"
@@ -109,7 +110,7 @@ class LessonTab:
         result = dalle.generate(
             text, candidates=CANDIDATES, keep=CANDIDATES, seed=int(seed), progress=running.check, **sampling
         )
-        lesson = make_lesson(dalle, text, result[0].image_ids, sampling)
+        lesson = make_lesson(dalle, text, result[0], sampling)
         said = f"The best of {CANDIDATES} candidates is shown step by step.{self.shared.cut_off(text)}"
         yield {
             self.status: html.status(said),
@@ -133,9 +134,9 @@ class LessonTab:
         return step_views(self.shared.dalle, lesson, min(max(int(number), 1), self.count))
 
 
-def make_lesson(dalle: DalleMini, text: str, image_ids: Tensor, arguments: dict[str, Any]) -> Lesson:
+def make_lesson(dalle: DalleMini, text: str, candidate: Candidate, arguments: dict[str, Any]) -> Lesson:
     """Find out how a picture was sampled, and what the image ids that were likely look like alone."""
-    request = dalle.request(text, **arguments)
+    request, image_ids = dalle.request(text, seeds=[candidate.seed], **arguments), candidate.image_ids
     steps = walk_through(dalle.caption_model, dalle.transformer, dalle.stream, request, image_ids, LIKELIEST)
     shown = sorted({*steps.likeliest.flatten().tolist(), *steps.image_ids.tolist()})
     # A cell's pixels depend on its neighbours, so it is the middle of a picture of nine equal cells.
