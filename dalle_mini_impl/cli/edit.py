@@ -1,6 +1,6 @@
 """`dalle edit`: a picture changed by the difference of two texts."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from dalle_mini_impl.cli.sampling_options import is_given
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import printable, without_surrogates
+
+if TYPE_CHECKING:
+    from dalle_mini_impl.pipeline.manipulations import RecordedEdit
 
 
 @click.command(
@@ -40,15 +43,15 @@ def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
     from dalle_mini_impl.pipeline import manipulations
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.util.images import contact_sheet, enlarge, open_picture
-    from dalle_mini_impl.util.save_picture import read_metadata, save_picture
+    from dalle_mini_impl.util.save_picture import save_picture
 
     unused = ("source", "theta", "steps", "prompt", "guidance")
     if target is None and (others := [name for name in unused if is_given(name)]):
         name = "from" if others[0] == "source" else others[0]
         raise UserError(f"expected --to TEXT with --{name}, got none; add it, or leave out --{name} to repeat an edit")
     check_animation(options["frames"])
-    record = manipulations.parse_edit(read_metadata(picture), picture) if target is None else None
     image = open_picture(picture)
+    record = read_record(picture) if target is None else None
     precision = record.precision if record and options["precision"] == "auto" else options["precision"]
     dalle = DalleMini.from_pretrained(options["model"], options["device"], precision)
     if record is not None:
@@ -66,3 +69,19 @@ def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
     strip = contact_sheet(enlarge(edited.images, options["zoom"]), len(edited.images))
     click.echo(save_picture(strip, options["out"], edited.metadata))
     write_animation(edited.images, options["frames"], options["zoom"])
+
+
+def read_record(picture: str) -> "RecordedEdit":
+    """The record in a strip of this command.
+
+    Raises:
+        UserError: the picture has none.
+    """
+    from dalle_mini_impl.pipeline.manipulations import parse_edit
+    from dalle_mini_impl.util.save_picture import read_metadata
+
+    try:
+        metadata = read_metadata(picture)
+    except UserError:  # a picture without any record, for which --to was forgotten
+        metadata = {}
+    return parse_edit(metadata, picture)

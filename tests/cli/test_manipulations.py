@@ -53,7 +53,8 @@ def test_an_edit_is_a_strip_that_makes_itself_again(run, model, pictures):
 def test_bad_input_is_refused_in_one_line(refused, run, model, tiny_model, pictures):
     run("edit", "disc.png", "--to", "a star", "--steps", "2", "-m", model)
     for arguments, message in (
-        (("edit", "disc.png", "-m", model), "disc.png carries no settings"),
+        (("edit", "disc.png", "-m", model), "expected --to, or a picture made by dalle edit, got disc.png"),
+        (("edit", "nothing.png", "-m", model), "nothing.png"),
         (("edit", "edit.png", "-m", tiny_model), "expected checkpoint"),
         (("edit", "disc.png", "--to", "a star", "-m", tiny_model), "expected a model with positions"),
         (("edit", "disc.png", "--to", "a star", "--theta", "2", "-m", model), "--theta"),
