@@ -4,12 +4,15 @@ Gradio answers more addresses than the page uses; some fetch what a request name
 the page uses pass.
 """
 
+import contextlib
 import json
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_REQUEST_BYTES, MAX_STORED_BYTES
+from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_REQUEST_BYTES, MAX_STORED_BYTES, UPLOADS_KEPT_SECONDS
+from dalle_mini_impl.util.loopback import is_of_this_machine
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -53,17 +56,18 @@ class PageGuard:
 
     Args:
         app: what answers.
-        hosts: names by which the page may be addressed, so that no other web site can reach it through a name of its
-            own that leads here; None for any.
         folder: of uploaded files.
+        own_machine_only: whether it answers requests of this machine's own pages alone, so that no web site that is
+            open in a browser here can send it anything, or reach it through a name of its own that leads here.
     """
 
     def __init__(
-        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], hosts: Collection[str] | None, folder: Path
+        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], folder: Path, *, own_machine_only: bool
     ) -> None:
         self._app = app
-        self._hosts = hosts
         self._folder = folder
+        self._own_machine_only = own_machine_only
+        self._arriving = 0  # bytes of uploads that have begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
@@ -81,14 +85,19 @@ class PageGuard:
         if refusal is not None:
             await _answer(send, *refusal)
             return
-        await self._app(scope, receive, _with_headers(send))
+        arriving = _length(scope) if scope["path"] == UPLOAD else 0
+        self._arriving += arriving
+        try:
+            await self._app(scope, receive, _with_headers(send))
+        finally:
+            self._arriving -= arriving
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason with which a request is refused, None if it is not."""
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]").lower()
-        if self._hosts is not None and host not in self._hosts:
-            return 403, f"expected an address that begins with {' or '.join(sorted(self._hosts))}, got another one"
+        named = [headers[name].decode("latin-1") for name in (b"host", b"origin") if name in headers]
+        if self._own_machine_only and not all(map(is_of_this_machine, named)):
+            return 403, "expected a request for and from a page of this machine, got another one; open 127.0.0.1"
         path = scope["path"]
         if (path not in PAGES and path not in CALLS and not path.startswith(FOLDERS)) or path.startswith(
             f"{API}file=http"
@@ -98,15 +107,29 @@ class PageGuard:
             return None
         if scope["method"] != "POST":
             return 405, "expected GET or POST, got another method"
-        length = headers.get(b"content-length", b"")
-        if not length.isdigit():
+        # In parts, a request may be longer than it says.
+        if not headers.get(b"content-length", b"").isdigit() or b"transfer-encoding" in headers:
             return 411, "expected a request that tells its length, got none"
-        most = MAX_REQUEST_BYTES if path == UPLOAD else MAX_BODY_BYTES
-        if int(length) > most:
-            return 413, f"expected at most {most // 2**20} MiB at once, got {int(length) / 2**20:.1f}; send less"
-        if path == UPLOAD and stored_bytes(self._folder) + int(length) > MAX_STORED_BYTES:
-            return 507, "expected room for more files, got none; try again in an hour"
+        length, most = _length(scope), MAX_REQUEST_BYTES if path == UPLOAD else MAX_BODY_BYTES
+        if length > most:
+            return 413, f"expected at most {most // 2**20} MiB at once, got {length / 2**20:.1f}; send less"
+        if path == UPLOAD:
+            remove_unfinished(self._folder)
+            if stored_bytes(self._folder) + self._arriving + length > MAX_STORED_BYTES:
+                return 507, "expected room for more files, got none; try again in an hour"
         return None
+
+
+def _length(scope: Scope) -> int:
+    return int(dict(scope["headers"])[b"content-length"])
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what uploads that were broken off have left, which gradio forgets; whole files are in folders below."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # it is removed meanwhile, or still open
+            if path.is_file() and time.time() - path.stat().st_mtime > UPLOADS_KEPT_SECONDS:
+                path.unlink()
 
 
 def stored_bytes(folder: Path) -> int:

@@ -23,6 +23,8 @@ MAX_FILES = 1000
 """Pictures of a folder that is uploaded."""
 MAX_PIXELS = 40_000_000
 """Pixels of an uploaded picture."""
+MAX_RETURNED_PIXELS = 2**22
+"""Pixels of a picture of the page that it sends back, as where it is chosen."""
 MAX_STORED_BYTES = 4 * 2**30
 """Uploaded files that are kept at the same time."""
 UPLOADS_KEPT_SECONDS = 3600

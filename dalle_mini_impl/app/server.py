@@ -2,7 +2,6 @@
 
 import hmac
 import importlib
-import ipaddress
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +13,8 @@ from typing import Any
 
 from dalle_mini_impl.app.limits import MAX_PIXELS, MAX_SESSIONS, MAX_UPLOAD_BYTES
 from dalle_mini_impl.util.errors import UserError, need_extra
+from dalle_mini_impl.util.loopback import is_loopback
 
-LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
-"""Names by which a page that only this machine can reach may be addressed."""
 LEAST_PASSWORD = 8
 """Characters of a password, so that it cannot be guessed."""
 
@@ -55,14 +53,6 @@ class PageSettings:
                 f"expected a password of {LEAST_PASSWORD} characters or more, got {len(self.password)}; "
                 f"choose a longer one"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 @contextmanager
@@ -151,7 +141,7 @@ def _launch(settings: PageSettings, shared_arguments: dict[str, Any], folder: Pa
         return hmac.compare_digest(password.encode(), (settings.password or "").encode())
 
     page = build_page(Shared(folder=folder, **shared_arguments), f"dalle: {Path(settings.model).name}")
-    hosts = LOOPBACK_NAMES if is_loopback(settings.host) else None
+    guard = Middleware(PageGuard, folder=folder, own_machine_only=settings.password is None)
     try:
         page.launch(
             server_name=settings.host,
@@ -160,7 +150,7 @@ def _launch(settings: PageSettings, shared_arguments: dict[str, Any], folder: Pa
             auth_message="Type any name, and the password.",
             max_file_size=MAX_UPLOAD_BYTES,
             state_session_capacity=MAX_SESSIONS,
-            app_kwargs={"middleware": [Middleware(PageGuard, hosts=hosts, folder=folder)]},
+            app_kwargs={"middleware": [guard]},
             theme=theme(),
             css_paths=[FOLDER / "page.css"],
             prevent_thread_lock=True,

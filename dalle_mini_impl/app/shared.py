@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from dalle_mini_impl.app import html
-from dalle_mini_impl.app.limits import MAX_BODY_BYTES
+from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_RETURNED_PIXELS
 from dalle_mini_impl.app.work import Running, Stopped, Work
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.util.command_line import is_out_of_memory
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import decode_image
+from dalle_mini_impl.util.images import decode_image, pixel_count
 from dalle_mini_impl.util.save_picture import parse_metadata
 
 Update: TypeAlias = dict[Any, Any]
@@ -148,6 +148,8 @@ def read_png(address: Any) -> tuple[Image.Image, dict[str, Any]]:
         if not isinstance(address, str) or not address.startswith(PNG_START) or len(address) > MAX_BODY_BYTES:
             raise ValueError("it is no PNG")
         content = base64.b64decode(address.removeprefix(PNG_START), validate=True)
+        if pixel_count(io.BytesIO(content)) > MAX_RETURNED_PIXELS:
+            raise ValueError("it has too many pixels")
         return decode_image(io.BytesIO(content)), parse_metadata(content, "the picture")
     except Exception as error:  # whatever decoders raise on damaged data
         raise UserError(f"expected a picture of this page, got another one ({error}); draw one first") from error

@@ -22,14 +22,13 @@ from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.sampling.requests import choose_chunk
 from dalle_mini_impl.serve import answers, drawing, uploads
 from dalle_mini_impl.serve.engine import Engine
-from dalle_mini_impl.serve.errors import ApiError, add_error_handlers, api_error
+from dalle_mini_impl.serve.errors import ApiError, add_error_handlers, api_error, log
 from dalle_mini_impl.serve.fields import (
     EditFields,
     Fields,
     ImageFields,
     ScoreFields,
     VariationFields,
-    check_text,
     parse,
 )
 from dalle_mini_impl.serve.guard import Guard
@@ -145,7 +144,10 @@ def make_app(
 
 async def _sweep(service: Service) -> None:
     while True:
-        await service.code(service.files.remove_old)
+        try:
+            await service.code(service.files.remove_old)
+        except OSError as error:
+            log.error("old pictures could not be removed", exc_info=error)
         await asyncio.sleep(SWEEP_SECONDS)
 
 
@@ -161,11 +163,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Redraw the parts of a picture that a mask shows."""
         upload = await uploads.read_form(request, service.limits)
         fields = parse(EditFields, upload.values)
-        names = ["image", *(["mask"] if "mask" in upload.files else [])]
-        pictures = [await _decode(service, upload.image(name), name) for name in names]
-        mask = pictures[1] if len(pictures) > 1 else None
+        mask = upload.image("mask") if "mask" in upload.files else None
         factor = service.engine.dalle.image_tokenizer.config.factor
-        prepared = await service.code(uploads.prepare_edit, pictures[0], mask, service.grid, factor)
+        prepared = await service.code(
+            uploads.prepare_edit, upload.image("image"), mask, service.limits, service.grid, factor
+        )
         return await _draw(service, request, fields, "image_edit", drawing.edit(prepared, fields))
 
     @app.post("/v1/images/variations", openapi_extra=_described("multipart/form-data", VariationFields, "image"))
@@ -173,8 +175,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Draw pictures like another one."""
         upload = await uploads.read_form(request, service.limits)
         fields = parse(VariationFields, upload.values)
-        decoded = await _decode(service, upload.image("image"), "image")
-        picture = await service.code(uploads.shrink, decoded)
+        picture = await service.code(uploads.prepare_varied, upload.image("image"), service.limits)
         return await _draw(service, request, fields, "image_generation", drawing.vary(picture, fields))
 
     @app.post("/v1/score", openapi_extra=_described("multipart/form-data", ScoreFields, "image"))
@@ -183,8 +184,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         upload = await uploads.read_form(request, service.limits)
         fields = parse(ScoreFields, upload.values)
         service.check_model(fields)
-        for text in (fields.prompt or "", *(fields.labels or ()), *fields.templates):
-            check_text(text, "text", service.limits)
+        fields.check(service.limits)
         contents = upload.files.get("image", [])
         if not contents:
             raise ApiError("expected pictures as image, got none; send each as a file", param="image")
@@ -234,10 +234,6 @@ def _described(content_type: str, fields: type[Fields], *files: str) -> dict[str
     for name in files:
         schema["properties"][name] = {"type": "string", "format": "binary"}
     return {"requestBody": {"required": True, "content": {content_type: {"schema": schema}}}}
-
-
-async def _decode(service: Service, content: bytes, name: str) -> Image.Image:
-    return await service.code(uploads.decode_upload, content, name, service.limits)
 
 
 async def _draw(

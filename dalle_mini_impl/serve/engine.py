@@ -127,7 +127,14 @@ class Engine:
                 raise RuntimeError("the engine is closed")
             self._waiting.append(work)
             self._changed.notify()
+        work.future.add_done_callback(self._forget)
         return work.future
+
+    def _forget(self, future: "Future[Any]") -> None:
+        """Take work that was cancelled out of the queue, with the pictures that it holds."""
+        with self._changed:
+            for work in [work for work in self._waiting if work.future is future]:
+                self._waiting.remove(work)
 
     def _run(self) -> None:
         while works := self._take():
@@ -137,8 +144,9 @@ class Engine:
             drawings = [work for work in works if isinstance(work, _DrawWork)]
             start = time.perf_counter()
             self._draw(drawings)
-            if self._in_hand:
-                self._rate = self._in_hand / (time.perf_counter() - start)
+            finished = [work for work in drawings if not work.future.cancelled() and not work.future.exception()]
+            if finished:
+                self._rate = sum(map(_size, finished)) / (time.perf_counter() - start)
 
     def _take(self) -> list[_CallWork | _DrawWork]:
         """What is done next: the first in the queue, and what fits into a batch with it; nothing at the end."""

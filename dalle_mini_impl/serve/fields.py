@@ -14,6 +14,8 @@ Quality = Literal["auto", "low", "medium", "high", "standard", "hd"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AsList = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
 """A form says nothing of whether a field that is there once is a list."""
+MAX_SCORED_TEXTS = 1000
+"""Most texts that a request has embedded: each label in each template."""
 MAX_PARTIAL_IMAGES = 3
 """As in OpenAI's API."""
 
@@ -152,6 +154,25 @@ class ScoreFields(Fields):
     labels: Annotated[list[str] | None, AsList] = Field(None, min_length=1)
     templates: Annotated[list[str], AsList] = Field(["{}"], min_length=1)
     """Texts with {} for the label; several are averaged."""
+
+    def check(self, limits: ServiceLimits) -> None:
+        """Refuse texts that are too long, or too many of them.
+
+        Raises:
+            ApiError: they are.
+        """
+        labels = self.labels or []
+        count = len(labels) * len(self.templates)
+        if count > MAX_SCORED_TEXTS:
+            raise ApiError(
+                f"expected at most {MAX_SCORED_TEXTS} texts of labels in templates, got {count}; leave some out",
+                param="labels",
+            )
+        for text in (self.prompt or "", *labels, *self.templates):
+            check_text(text, "text", limits)
+        longest = max(labels, key=len, default="")
+        for template in self.templates:
+            check_text(template.replace("{}", longest), "text", limits)
 
 
 def parse(kind: type[M], values: Any) -> M:

@@ -1,18 +1,18 @@
 """What stands before the routes: keys, bounds of a request, and how many are answered at a time."""
 
 import asyncio
-import ipaddress
 import math
 import time
 from collections.abc import Callable
 
-from starlette.datastructures import URL, Headers
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dalle_mini_impl.config.serving import MEGABYTE, ServiceLimits
 from dalle_mini_impl.serve.errors import ApiError, api_error
 from dalle_mini_impl.serve.keys import Keys
 from dalle_mini_impl.serve.metrics import Metrics
+from dalle_mini_impl.util.loopback import is_of_this_machine
 
 OPEN_PATHS = ("/healthz", "/files/")
 """Begin the paths that need no key: names of files cannot be guessed."""
@@ -125,21 +125,3 @@ class Guard:
         finally:
             self._in_hand -= 1
             self._metrics.in_hand.set(self._in_hand)
-
-
-def is_of_this_machine(address: str | None) -> bool:
-    """Whether a header `Host` or `Origin` names this machine; a request without it comes from no page of another."""
-    if address is None:
-        return True
-    try:
-        return is_loopback(URL(address if "//" in address else f"//{address}").hostname or "")
-    except ValueError:  # no address
-        return False
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address can only be reached from this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -42,13 +42,16 @@ class PictureFiles:
             The name of its file.
 
         Raises:
-            UserError: it cannot be written.
+            OSError: it cannot be written: no mistake of the client's.
         """
         name = f"{secrets.token_urlsafe(32)}{ending}"
-        with os_errors_for_user("the picture"):
-            file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(file, "wb") as target:
+        path = self._folder / name
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
                 target.write(content)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         return name
 
     def read(self, name: str) -> bytes | None:

@@ -14,9 +14,9 @@ import uvicorn
 from dalle_mini_impl.config.serving import ServiceLimits
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.serve.app import make_app
-from dalle_mini_impl.serve.guard import is_loopback
 from dalle_mini_impl.serve.keys import Keys
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.loopback import is_loopback
 
 BACKLOG = 512
 """Connections that may wait to be accepted."""

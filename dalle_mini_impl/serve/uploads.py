@@ -133,25 +133,36 @@ class Prepared(NamedTuple):
     """White where it is redrawn."""
 
 
-def shrink(picture: Image.Image) -> Image.Image:
-    """A picture with sides of at most `LONGEST_SIDE`, as it waits to be varied."""
+def prepare_varied(content: bytes, limits: ServiceLimits) -> Image.Image:
+    """An uploaded picture with sides of at most `LONGEST_SIDE`, as it waits to be varied.
+
+    Raises:
+        ApiError: see `decode_upload`.
+    """
+    picture = decode_upload(content, "image", limits)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     return picture
 
 
-def prepare_edit(picture: Image.Image, mask: Image.Image | None, grid: tuple[int, int], factor: int) -> Prepared:
-    """A picture that is to be edited, at the model's size.
+def prepare_edit(
+    content: bytes, mask_content: bytes | None, limits: ServiceLimits, grid: tuple[int, int], factor: int
+) -> Prepared:
+    """An uploaded picture that is to be edited, at the model's size.
 
     Args:
-        picture: where there is no mask, it is redrawn where it is transparent.
-        mask: as large as the picture; it is redrawn where this is transparent, or white if it has no transparency.
+        content: of the picture; where there is no mask, it is redrawn where it is transparent.
+        mask_content: of a picture of the same size; it is redrawn where this is transparent, or white if it has no
+            transparency.
+        limits: of the service.
         grid: (h, w) of the model.
         factor: pixels per cell of the grid along each side.
 
     Raises:
         UserError: the mask has another size, or marks nothing.
-        ApiError: nothing says what to redraw.
+        ApiError: nothing says what to redraw; or see `decode_upload`.
     """
+    picture = decode_upload(content, "image", limits)
+    mask = None if mask_content is None else decode_upload(mask_content, "mask", limits)
     marks = picture if mask is None else mask
     if marks.mode == "RGBA":
         # Only its transparency counts: where it is opaque, a mask may show the picture itself, which may be white.

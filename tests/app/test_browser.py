@@ -148,8 +148,13 @@ def test_cells_are_marked_by_pointer_and_by_keyboard_and_redrawn(page, tmp_path)
     panel.get_by_text("32 candidates in").wait_for()
     assert panel.locator(".pictures img").count() == 8
     panel.get_by_label("keep the top rows").check()
+    first = panel.locator(".pictures img").first
+    before = first.get_attribute("src")
     panel.get_by_role("button", name="Complete", exact=True).click()
-    panel.get_by_text("Drawing,").wait_for()
+    # The message "Drawing" may be gone before it is seen.
+    from playwright.sync_api import expect
+
+    expect(first).not_to_have_attribute("src", before, timeout=PATIENCE)
     panel.get_by_text("32 candidates in").wait_for()
 
 

@@ -4,6 +4,7 @@ import base64
 import copy
 import dataclasses
 import json
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from helpers.engines import busy
 from helpers.models import SCORER, make_transformer
 from helpers.serving import DRAW, error_of, picture_of, png, serving
+from helpers.training import DEADLINE
 from PIL import Image
 
 from dalle_mini_impl.sampling.packing import pack
@@ -249,6 +251,30 @@ def test_a_mistake_of_ours_is_logged_and_not_shown(client, monkeypatch, caplog):
     assert images_of(client.draw())  # the service goes on
 
 
+def test_a_full_disk_is_a_mistake_of_ours(client, monkeypatch, caplog):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(client.service.files, "add", full)
+    error_of(client.draw(response_format="url"), 500)
+    assert "No space left" in caplog.text
+
+
+def test_old_pictures_are_looked_for_again_after_an_error(own_dalle, tmp_path, monkeypatch):
+    calls, again = [], threading.Event()
+
+    def remove_old(self):
+        calls.append(self)
+        if len(calls) == 1:
+            raise OSError("Too many open files")
+        again.set()
+
+    monkeypatch.setattr("dalle_mini_impl.serve.app.SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr("dalle_mini_impl.serve.picture_files.PictureFiles.remove_old", remove_old)
+    with serving(own_dalle, tmp_path):
+        assert again.wait(DEADLINE)
+
+
 def test_a_full_memory_is_told(client, monkeypatch):
     def full(*_, **__):
         raise MemoryError
@@ -362,6 +388,8 @@ def test_a_model_that_takes_image_embeddings_is_told_that_of_the_picture(own_dal
         ({"labels[]": ["a", "a"]}, "at least two labels"),
         ({"labels": ["a", "b"], "templates[]": ["no place"]}, "{}"),
         ({"prompt": "x" * 1001}, "at most 1000 characters"),
+        ({"labels": [f"label {n}" for n in range(40)], "templates": [f"{n} {{}}" for n in range(40)]}, "got 1600"),
+        ({"labels": ["long" * 100, "b"], "templates": ["{} {} {}"]}, "at most 1000 characters, got 1202"),
     ],
 )
 def test_scores_say_what_is_wrong(client, data, message):

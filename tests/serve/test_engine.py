@@ -154,6 +154,14 @@ def test_cancelled_work_is_dropped_and_the_rest_is_as_alone(engine, batches):
     assert batches[-1] == 8
 
 
+def test_cancelled_work_leaves_the_queue_at_once(engine):
+    with busy(engine):
+        first, second = submit(engine, REQUESTS[0]), submit(engine, REQUESTS[1])
+        assert first.cancel()
+        assert engine.candidates == 1
+    assert len(second.result().result) == 1
+
+
 def test_drawing_ends_where_nobody_waits_any_more(engine):
     cells = []
 
@@ -202,3 +210,13 @@ def test_the_wait_follows_from_the_speed_of_the_last_batch(engine):
         submit(engine, REQUESTS[0])
         assert engine.seconds_left == pytest.approx(2 * one)
         assert one > 0
+
+
+def test_a_mistake_says_nothing_about_the_speed(engine):
+    submit(engine, REQUESTS[0]).result()
+    engine.call(lambda: None).result()
+    rate = engine._rate
+    with pytest.raises(UserError):
+        submit(engine, {**REQUESTS[0], "top_p": 7.0}).result()
+    engine.call(lambda: None).result()
+    assert engine._rate == rate

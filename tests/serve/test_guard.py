@@ -12,8 +12,6 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from helpers.engines import busy
 from helpers.serving import DRAW, error_of, serving
 
-from dalle_mini_impl.serve.guard import is_of_this_machine
-
 KEY = "a-key-of-this-service"
 
 
@@ -48,13 +46,6 @@ def test_everything_but_health_and_files_needs_a_key(own_dalle, tmp_path):
 )
 def test_without_keys_pages_of_others_are_refused(client, headers, status):
     assert client.get("/v1/models", headers=headers).status_code == status
-
-
-def test_addresses_of_this_machine():
-    assert is_of_this_machine(None)
-    assert is_of_this_machine("127.0.0.1")
-    assert not is_of_this_machine("")
-    assert not is_of_this_machine("0.0.0.0")
 
 
 def test_a_full_queue_is_told_with_how_long_to_wait(own_dalle, tmp_path):

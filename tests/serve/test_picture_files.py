@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 
@@ -55,6 +56,22 @@ def test_beyond_a_number_the_oldest_are_removed(tmp_path, monkeypatch):
         age(tmp_path / name, 50 - number)
     files.remove_old()
     assert {path.name for path in tmp_path.iterdir()} == set(names[2:])
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    files = PictureFiles(tmp_path, 60)
+    original = os.fdopen
+
+    def full(file, mode):
+        target = original(file, mode, buffering=0)
+        target.write(b"half")
+        target.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(picture_files.os, "fdopen", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.add(b"picture")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path):

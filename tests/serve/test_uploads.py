@@ -1,7 +1,9 @@
 """Pictures that clients send: bounded before they are decoded."""
 
 import struct
+import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,6 +13,8 @@ from helpers.serving import error_of, png, serving
 from PIL import Image
 
 from dalle_mini_impl.config.serving import ServiceLimits
+from dalle_mini_impl.serve import uploads
+from dalle_mini_impl.serve.app import CODERS
 from dalle_mini_impl.serve.errors import ApiError
 from dalle_mini_impl.serve.uploads import decode_upload
 
@@ -74,6 +78,24 @@ def test_the_service_goes_on_after_a_bomb(own_dalle, tmp_path):
         many = [("image", b"x")] * 17
         assert "Too many files" in error_of(client.post("/v1/score", files=many, data={"prompt": "a"}))["message"]
         assert client.draw().status_code == 200
+
+
+def test_few_decoded_pictures_are_in_memory_however_many_requests_wait(own_dalle, tmp_path, monkeypatch):
+    decoded, most = [], []
+
+    def decode(*arguments):
+        decoded.append(weakref.ref(image := decode_upload(*arguments)))
+        most.append(sum(one() is not None for one in decoded))
+        return image
+
+    monkeypatch.setattr(uploads, "decode_upload", decode)
+    files = {"image": png(Image.effect_noise((300, 300), 9)), "mask": png(Image.new("L", (300, 300), 255))}
+    with serving(own_dalle, tmp_path) as client, ThreadPoolExecutor(12) as clients:
+        fields = {"prompt": "a", "quality": "low"}
+        waiting = [clients.submit(client.post, "/v1/images/edits", files=files, data=fields) for _ in range(12)]
+        assert {one.result().status_code for one in waiting} == {200}
+    assert len(most) == 24
+    assert max(most) <= 2 * CODERS
 
 
 def test_uploads_are_kept_in_memory(own_dalle, tmp_path, monkeypatch):

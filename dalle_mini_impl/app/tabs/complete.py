@@ -41,6 +41,7 @@ class CompleteTab:
                 source = gr.Image(
                     label="Picture",
                     type="filepath",
+                    image_mode=None,  # not decoded by gradio, which reads more formats and drops transparency
                     format="png",
                     sources=["upload", "clipboard"],
                     height=220,

@@ -35,6 +35,7 @@ def build(shared: Shared) -> None:
             start = gr.Image(
                 label="Picture to start from (if any)",
                 type="filepath",
+                image_mode=None,  # not decoded by gradio, which reads more formats and drops transparency
                 format="png",
                 sources=["upload", "clipboard"],
                 height=160,
