@@ -1,4 +1,4 @@
-# Every target does its own set-up in .venv: Python 3.10 or newer, pip and make are all it needs.
+# Every target does its own set-up in .venv: Python 3.11 or newer, pip and make are all it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -109,7 +109,7 @@ class Guard:
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), deadline - loop.time())
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 seconds = f"{self._limits.upload_seconds:g} s"
                 raise ApiError(f"expected the whole request within {seconds}, got a part; send it again", 408) from None
             left -= len(message.get("body", b""))

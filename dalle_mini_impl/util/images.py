@@ -209,7 +209,7 @@ def _grey_with_8_bits(image: Image.Image) -> Image.Image:
         largest = float(values[finite].max(initial=0))
         # Files do not say which value is white. Twice as much leaves room for values that resizing made too large.
         white = next((limit for limit in WHITE_VALUES if largest <= 2 * limit), largest)
-        grey = (np.clip(values / white, 0, 1) * 255).round()
+        grey: np.ndarray = (np.clip(values / white, 0, 1) * 255).round()
     else:
         values = np.array(image.convert("I"))
         # 16 bits, or 32 where a value is larger; those above half of 32 bits read as negative.

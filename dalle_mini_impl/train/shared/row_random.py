@@ -73,5 +73,5 @@ class _Hash:
 
 
 def _mixed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    mixed = first * MIX_L - second * MIX_R
+    mixed: np.ndarray = first * MIX_L - second * MIX_R
     return mixed ^ (mixed >> SHIFT)
