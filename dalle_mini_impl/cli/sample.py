@@ -125,16 +125,8 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
         recorded.check_source(dalle.source, path)
     use_scorer(dalle, scorer)
     check_format(dalle, requests[0], options)
-    if (
-        recorded
-        and recorded.scorer
-        and dalle.scorer_source
-        and recorded.scorer.identity != dalle.scorer_source["identity"]
-    ):
-        raise UserError(
-            f"expected scorer {printable(recorded.scorer.identity)}, which ranked {path}, got "
-            f"{dalle.scorer_source['identity']} of {scorer}; give the scorer that ranked it to --scorer"
-        )
+    if recorded and path:
+        recorded.check_scorer(dalle.scorer_source, path)
     own_requests = processes.own_items(requests)
     id_count = sum(sampled_id_count(request, dalle.stream.image_length) for request in own_requests)
     hidden = None if processes.is_main else True  # None hides the bar where standard error is no terminal

@@ -85,7 +85,7 @@ class Recorded:
 
         Args:
             source: `DalleMini.source` of a model.
-            path: of the PNG, for the error.
+            path: of the file, for the error.
 
         Raises:
             UserError: it is another one.
@@ -94,6 +94,22 @@ class Recorded:
             raise UserError(
                 f"expected checkpoint {printable(self.checkpoint)}, which generated {path}, got "
                 f"{source['checkpoint']} of model {source['model']}; give the model that generated it to --model"
+            )
+
+    def check_scorer(self, source: dict[str, str] | None, path: str) -> None:
+        """Refuse another scorer than the one that ranked the pictures, where neither is the checkpoint's own.
+
+        Args:
+            source: `DalleMini.scorer_source` of a model.
+            path: of the file, for the error.
+
+        Raises:
+            UserError: it is another one.
+        """
+        if self.scorer and source and self.scorer.identity != source["identity"]:
+            raise UserError(
+                f"expected scorer {printable(self.scorer.identity)}, which ranked {path}, got {source['identity']} of "
+                f"{source['name']}; give the scorer that ranked it to --scorer"
             )
 
     def requests(self) -> list[dict[str, Any]]:
