@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from dalle_mini_impl.checkpoint.parts import PART_FILES, PARTS, UNKNOWN_IDENTITY, fingerprint, read_part
+from dalle_mini_impl.checkpoint.parts import IMAGE_IDS, PART_FILES, PARTS, UNKNOWN_IDENTITY, fingerprint, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
 from dalle_mini_impl.config.model import (
@@ -94,16 +94,18 @@ def _part_line(name: str, part: dict[str, Any]) -> str:
     warning = ", not the one here: the two cannot be used together"
     origin = part.get("trained_with", {}).get("start_from")
     size += f"; started from {name.replace('_', ' ')} {origin}" if origin else ""
+    ids = part.get("trained_with", {}).get(IMAGE_IDS)
+    size += f", with another decoder only: the image ids are those of {ids}" if ids else ""
     trained_with = [
         f"{other.replace('_', ' ')} {identity}{warning if other in part.get('mismatched', ()) else ''}"
         for other, identity in part.get("trained_with", {}).items()
-        if other != "start_from"
+        if other not in ("start_from", IMAGE_IDS)
     ]
     return f"{shape(part)}; {size}" + (f"; trained with {' and '.join(trained_with)}" if trained_with else "")
 
 
 def _fits(part: dict[str, Any], identity: str) -> bool:
-    return identity in (part["identity"], UNKNOWN_IDENTITY)
+    return identity in (part["identity"], part.get("trained_with", {}).get(IMAGE_IDS), UNKNOWN_IDENTITY)
 
 
 def _text_tokenizer_shape(part: dict[str, Any]) -> str:

@@ -41,6 +41,9 @@ from dalle_mini_impl.util.text import printable
 
 M = TypeVar("M", bound=nn.Module)
 
+IMAGE_IDS = "image_ids"
+"""Name under which an image tokenizer whose decoder alone was trained further keeps, in `trained_with`, the identity of
+the one that it has encoder and codebook of, and so the ids of every picture."""
 UNKNOWN_IDENTITY = "unknown"
 """Recorded where weights were imported without a text tokenizer; any text tokenizer is accepted with them."""
 PARTS = ("image_tokenizer", "transformer", "scorer", "prior")
@@ -70,6 +73,14 @@ class Part:
     trained_with: dict[str, str]
     """Name of a part that this one was trained with -> its identity."""
     tensors: dict[str, Tensor]
+
+    @property
+    def image_ids(self) -> str:
+        """Of an image tokenizer: the identity of the one whose ids it makes, by which other parts and caches know it.
+
+        It is its own, unless it has another decoder only.
+        """
+        return self.trained_with.get(IMAGE_IDS, self.identity)
 
 
 def save_part(
@@ -111,7 +122,7 @@ def save_tensors(
             f"train with a lower learning rate, or import another file"
         )
     identity = weights_identity(tensors)
-    check_not_needed(model_dir, part, identity)
+    check_not_needed(model_dir, part, trained_with.get(IMAGE_IDS, identity))
     header = {"config": json.dumps(config), "identity": identity, "trained_with": json.dumps(trained_with)}
     header["digest"] = _digest(header)
     path = Path(model_dir) / f"{part}.safetensors"
@@ -136,7 +147,7 @@ def copy_part(source: Path, part: str, model_dir: str | Path) -> str:
             the file cannot be written.
     """
     original = read_part(source, part)
-    check_not_needed(model_dir, part, original.identity)
+    check_not_needed(model_dir, part, original.image_ids)
     with replace_file(Path(model_dir) / original.path.name) as temporary:
         shutil.copyfile(original.path, temporary)
     return original.identity
@@ -148,20 +159,21 @@ def check_not_needed(model_dir: str | Path, part: str, identity: str = "") -> No
     Args:
         model_dir: the checkpoint folder.
         part: name of the part to be written.
-        identity: of the new part; empty before it is trained.
+        identity: of the new part, or of an image tokenizer its `image_ids`; empty before it is trained.
 
     Raises:
-        UserError: the folder's present part has another identity and is needed.
+        UserError: the folder's present part has another identity, or other image ids, and is needed.
     """
     folder = Path(model_dir)
     others = [other for other in PARTS if other != part and (folder / f"{other}.safetensors").is_file()]
     if not others or not (folder / f"{part}.safetensors").is_file():
         return
-    present = read_part(folder, part, weights=False).identity
-    needing = [other for other in others if read_part(folder, other, weights=False).trained_with.get(part) == present]
-    if needing and present != identity:
+    present = read_part(folder, part, weights=False)
+    names = (present.identity, present.image_ids)
+    needing = [other for other in others if read_part(folder, other, weights=False).trained_with.get(part) in names]
+    if needing and present.image_ids != identity:
         raise UserError(
-            f"expected {folder} without parts that need its {part} {present}, got {' and '.join(needing)}; "
+            f"expected {folder} without parts that need its {part} {present.identity}, got {' and '.join(needing)}; "
             f"move them away, or write to another folder"
         )
 

@@ -24,6 +24,7 @@ from dalle_mini_impl.config.ranges import (
 )
 from dalle_mini_impl.config.sampling import PriorSamplingConfig, SamplingConfig
 from dalle_mini_impl.config.scenes import ScenesConfig
+from dalle_mini_impl.config.tuning import TuneConfig
 
 ORDERS = ("keyed", "permuted")
 """Values of `run.order`."""
@@ -186,6 +187,7 @@ class ImageTokenizerRun:
     perceptual_weight: NonNegative = 1.0
     """Weight of the perceptual distance."""
     gan: GanConfig = field(default_factory=GanConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

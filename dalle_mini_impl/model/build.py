@@ -263,7 +263,7 @@ def load_transformer(name: str | Path, device: str = "cpu") -> tuple[Transformer
     folder = find_checkpoint(name)
     part = read_part(folder, "transformer")
     check_trained_with(part, "text_tokenizer", load_text_tokenizer(folder).identity)
-    check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).identity)
+    check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).image_ids)
     stream = from_dict(StreamConfig, part.config.get("stream"), f"{part.path}: stream")
     if stream.embed_positions and is_file(folder / "scorer.safetensors"):
         check_trained_with(part, "scorer", read_part(folder, "scorer", weights=False).identity)

@@ -79,12 +79,18 @@ class ImageTokenizer(nn.Module):
         """The device of the weights."""
         return next(self.parameters()).device
 
-    def forward(self, pixels: Tensor) -> Reconstruction:
+    def forward(self, pixels: Tensor, image_ids: Tensor | None = None) -> Reconstruction:
         """Encode, quantize and decode with gradients.
 
         Args:
             pixels: (B, 3, H, W) in [-1, 1], H and W multiples of `factor`.
+            image_ids: (B, h, w) ids to decode in place of those of the pixels, which are then not looked at.
         """
+        if image_ids is not None:
+            with torch.autocast(image_ids.device.type, enabled=False):
+                z = self._vectors(image_ids).contiguous(memory_format=self.memory_format)
+            decoded = self.decoder(z)
+            return Reconstruction(self._pixels(decoded), decoded, image_ids, z.new_zeros(()))
         z = self._encode(pixels)
         h = z.shape[-2]
         quantized, ids, auxiliary = self.quantizer(rearrange(z, "B D h w -> B (h w) D"))
@@ -151,13 +157,17 @@ class ImageTokenizer(nn.Module):
                 f"expected image ids of shape (B, h, w), got {tuple(image_ids.shape)}; write image_ids[None] for one "
                 f"picture"
             )
-        vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
-        z = rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
+        z = self._vectors(image_ids)
         return self._decode(with_circular_padding(self.decoder) if tile else self.decoder, z).clamp(-1, 1)
 
     def decode_z(self, z: Tensor) -> Tensor:
         """Decode vectors (B, D, h, w), as in `table`, to pixels (B, 3, H, W) with gradients, not clamped."""
         return self._decode(self.decoder, z)
+
+    def _vectors(self, image_ids: Tensor) -> Tensor:
+        """Ids (B, h, w) -> z (B, D, h, w), as the decoder takes it."""
+        vectors = self.quantizer.lookup(rearrange(image_ids, "B h w -> B (h w)"))
+        return rearrange(vectors, "B (h w) D -> B D h w", h=image_ids.shape[-2])
 
     def _decode(self, decoder: nn.Module, z: Tensor) -> Tensor:
         return self._pixels(decoder(z.contiguous(memory_format=self.memory_format))).float()

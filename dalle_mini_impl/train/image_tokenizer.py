@@ -4,8 +4,10 @@ dalle train image-tokenizer --config configs/emoji/image_tokenizer.yaml
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +27,12 @@ from dalle_mini_impl.data.augment import (
     random_changes,
 )
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
+from dalle_mini_impl.data.scenes.composer import Scene
 from dalle_mini_impl.data.token_cache import check_codebook_size
 from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, Reconstruction
 from dalle_mini_impl.train.codebook_usage import CodebookUsage
+from dalle_mini_impl.train.decoder_tuning import IdChanges, open_tuning
 from dalle_mini_impl.train.divergence_guard import DivergenceGuard
 from dalle_mini_impl.train.dvae_schedule import set_relaxation
 from dalle_mini_impl.train.losses.adversary import Adversary, build_adversary
@@ -55,22 +59,35 @@ SHEET_PICTURES = 32
 
 
 def batch_pictures(
-    store: PictureStore, scenes: SceneRows, step: int, rows: slice, config: ImageTokenizerRun
+    store: PictureStore,
+    scenes: SceneRows,
+    step: int,
+    rows: slice,
+    config: ImageTokenizerRun,
+    composed: Sequence[Scene] | None = None,
 ) -> ChangedPictures:
-    """Some rows of a step's global batch, scenes last, and how they are augmented."""
+    """Some rows of a step's global batch, scenes last, and how they are augmented; `composed` are these scenes."""
     run = config.run
     scene_rows, pictures = scenes.split(rows)
     numbers = list(pictures.values())
     indices = batch_indices(step, scenes.pictures, len(store), run)[numbers]
     changes = random_changes(scenes.pictures, config.augment, loop.generator_for(run.seed, step))[numbers]
     parts = (store.take(indices), store.entries.may_flip(indices), changes)
-    parts = with_scenes(*parts, [scenes.compose(step, row) for row in scene_rows])
+    composed = [scenes.compose(step, row) for row in scene_rows] if composed is None else composed
+    parts = with_scenes(*parts, composed)
     return change_pictures(*parts, config.augment.keep_inside)
 
 
-def batch_pixels(store: PictureStore, scenes: SceneRows, step: int, rows: slice, config: ImageTokenizerRun) -> Tensor:
-    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch, scenes last."""
-    pictures = batch_pictures(store, scenes, step, rows, config)
+def batch_pixels(
+    store: PictureStore,
+    scenes: SceneRows,
+    step: int,
+    rows: slice,
+    config: ImageTokenizerRun,
+    composed: Sequence[Scene] | None = None,
+) -> Tensor:
+    """Augmented pixels (rows, 3, height, width) of some rows of a step's global batch; see `batch_pictures`."""
+    pictures = batch_pictures(store, scenes, step, rows, config, composed)
     return changed_pixels(pictures, config.model.size, config.augment.keep_inside)
 
 
@@ -185,8 +202,9 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     memory.check_training_memory(accelerator, tokenizer, pass_bytes)
     load_image_tokenizer_weights(tokenizer, start)
     tokenizer.to(accelerator.device)
+    tuning = open_tuning(config, start, tokenizer, train, str(accelerator.device))
     if not resume:
-        check_not_needed(run.model_dir, "image_tokenizer")
+        check_not_needed(run.model_dir, "image_tokenizer", start.image_ids)
     ema = Ema(tokenizer, run.ema)
     model = accelerator.prepare(tokenizer)
     optimizers = build_optimizers(tokenizer, config.optimizer)
@@ -202,7 +220,8 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     everything = nn.ModuleList(map(accelerator.unwrap_model, networks))
     guard = DivergenceGuard(everything, optimizers, ema)
     process_tensors["guard"] = guard.state
-    record = make_record(config, start.identities, train.version + scenes.version)
+    identities = start.identities | (tuning.identities if tuning else {})
+    record = make_record(config, identities, train.version + scenes.version)
     first = load_state(accelerator, run, everything, optimizers, ema, record, **process_tensors) if resume else 0
     guard.save_good_state(first)
     log = loop.TrainingLog(accelerator, run, config, first)
@@ -210,9 +229,13 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
     # A GPU resamples the pictures itself; on a CPU that is work for those who make batches.
     make = batch_pictures if accelerator.device.type == "cuda" else batch_pixels
     slices = loop.pass_rows(accelerator, run)
-    batches = loader.passes(
-        lambda step, rows: make(train, scenes, step, rows, config), slices, first, run, accelerator.device
-    )
+
+    def make_batch(step: int, rows: slice) -> tuple[Any, IdChanges | None]:
+        composed = [scenes.compose(step, row) for row in scenes.split(rows)[0]]
+        pictures = make(train, scenes, step, rows, config, composed)
+        return pictures, tuning.make_changes(step, rows, scenes, composed) if tuning else None
+
+    batches = loader.passes(make_batch, slices, first, run, accelerator.device)
 
     for step, run in log.steps():
         config = replace(config, run=run)
@@ -222,10 +245,11 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
         set_learning_rate(optimizers, step, run.steps, config.optimizer, guard.rate_factor)
         sums: dict[str, Tensor] = {}
         for rows in loop.exchanging_in_last(slices, *networks):
-            target = pixels_on(accelerator.device, next(batches), config.model.size, config.augment.keep_inside)
+            pictures, changes = next(batches)
+            target = pixels_on(accelerator.device, pictures, config.model.size, config.augment.keep_inside)
             set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
-                result = forward(target)
+                result = forward(target, tuning.changed_ids(target, changes)) if tuning else forward(target)
             loss, terms = pass_loss(result, target, picture_loss, adversary, step)
             accelerator.backward(loss / run.accumulation)
             codebook_usage.add(result.image_ids)

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.parts import read_part, save_part
 from dalle_mini_impl.checkpoint.settings import save_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
 from dalle_mini_impl.config.model import StreamConfig
@@ -133,7 +133,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
         start = open_start(config, resume)
         add_image_tokenizer(run.model_dir, start)
         tokenizer = add_text_tokenizer(run.model_dir, text_tokenizer_file(config, start))
-    image_tokenizer, identity = load_image_tokenizer(run.model_dir, str(accelerator.device))
+    image_tokenizer, _ = load_image_tokenizer(run.model_dir, str(accelerator.device))
+    identity = read_part(Path(run.model_dir), "image_tokenizer", weights=False).image_ids
     train = open_cache(config.cache, "train", identity)
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)

@@ -81,7 +81,7 @@ def save_whole_model(
     if image_tokenizer is None:
         part = read_part(folder, "image_tokenizer", weights=False)
         image_config = from_dict(ImageTokenizerConfig, part.config, str(part.path))
-        image_identity = part.identity
+        image_identity = part.image_ids
     else:
         image_config = image_tokenizer.tokenizer.config
     if (image_config.codebook_size, image_config.grid) != (stream.image_vocab, stream.grid):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.data.entries import ENTRY_FILES
 from dalle_mini_impl.data.token_cache import (
@@ -29,7 +30,7 @@ class Encoder:
 
     tokenizer: ImageTokenizer
     identity: str
-    """Of the image tokenizer."""
+    """Of the image tokenizer, as `Part.image_ids`."""
     scorer: Scorer | None = None
     """With `image_embed`, what embeds them."""
     scorer_identity: str = ""
@@ -41,7 +42,8 @@ class Encoder:
         Raises:
             UserError: a part is missing or damaged.
         """
-        tokenizer, identity = load_image_tokenizer(config.model_dir, device)
+        tokenizer, _ = load_image_tokenizer(config.model_dir, device)
+        identity = read_part(Path(config.model_dir), "image_tokenizer", weights=False).image_ids
         return cls(tokenizer, identity, *(load_scorer(config.model_dir, device) if config.image_embed else ()))
 
     @property

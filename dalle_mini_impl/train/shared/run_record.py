@@ -9,7 +9,10 @@ from dalle_mini_impl.util.errors import UserError
 
 POSITIONS = "image_embed.positions"
 """Setting of how many positions of the stream an image embedding has."""
-FIXED = ("model", POSITIONS, "start_from", "lora", "replay.share", "scenes.store", "run.seed", "run.order", "run.batch_size")
+FIXED = (
+    "model", POSITIONS, "start_from", "lora", "replay.share", "scenes.store", "tune.decoder_only", "run.seed",
+    "run.order", "run.batch_size",
+)  # fmt: skip
 """Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
 come in an epoch are others. Positions for an image embedding may be added to a run that has none, and the share and the
 tasks of scenes may change as a curriculum wants it: of the epoch that is under way some pictures then come twice or not."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint
-from dalle_mini_impl.checkpoint.parts import check_trained_with, copy_part, load_module, read_part
+from dalle_mini_impl.checkpoint.parts import IMAGE_IDS, check_trained_with, copy_part, load_module, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, read_text_tokenizer
 from dalle_mini_impl.config.model import ImageTokenizerConfig, ScorerConfig, StreamConfig
@@ -49,11 +49,14 @@ class Start:
     """The checkpoint; None without one, and in a resumed run, whose state holds all weights."""
     data: tuple[str, ...] = ()
     """What the checkpoint was trained on, a line per source, for the description of the new one."""
+    image_ids: str = ""
+    """Of an image tokenizer that keeps its ids (`tune.decoder_only`): the identity by which other parts know them."""
 
     @property
     def identities(self) -> dict[str, str]:
         """What to add to the identities of the parts that a run trains with."""
-        return {ORIGIN: self.identity} if self.identity else {}
+        identities = {ORIGIN: self.identity, IMAGE_IDS: self.image_ids}
+        return {name: identity for name, identity in identities.items() if identity}
 
 
 def complete_settings(settings: Any, given: dict[str, Any], resume: bool = False) -> Any:
@@ -99,7 +102,8 @@ def open_start(config: AnyRun, resume: bool) -> Start:
     if not config.start_from:
         return Start()
     if resume:
-        return Start(saved_record(Path(config.run.state_dir)).parts.get(ORIGIN, ""), data=_start_data(config, None))
+        parts = saved_record(Path(config.run.state_dir)).parts
+        return Start(parts.get(ORIGIN, ""), None, _start_data(config, None), parts.get(IMAGE_IDS, ""))
     part = PARTS[type(config)]
     folder = find_checkpoint(config.start_from)
     values, _ = _settings_of(folder, part)
@@ -115,7 +119,9 @@ def open_start(config: AnyRun, resume: bool) -> Start:
             f"expected an image tokenizer trained here in start_from {config.start_from}, got network "
             f"{config.model.network}, which can only be imported; name another checkpoint"
         )
-    return Start(read_part(folder, part, weights=False).identity, folder, _start_data(config, folder))
+    origin = read_part(folder, part, weights=False)
+    keeps_ids = isinstance(config, ImageTokenizerRun) and config.tune.decoder_only
+    return Start(origin.identity, folder, _start_data(config, folder), origin.image_ids if keeps_ids else "")
 
 
 def _start_data(config: AnyRun, folder: Path | None) -> tuple[str, ...]:
@@ -193,8 +199,9 @@ def load_transformer_weights(
     last = old_config.text_length - 1
     sources = text + [[old_config.text_vocab + min(place, last)] for place in range(stream.config.text_length)]
     image_tokenizer = read_part(Path(config.run.model_dir), "image_tokenizer", weights=False)
-    old_image_tokenizer = read_part(start.folder, "image_tokenizer", weights=False).identity
-    same_image_ids = old_image_tokenizer in (image_tokenizer.identity, image_tokenizer.trained_with.get(ORIGIN))
+    old_image_tokenizer = read_part(start.folder, "image_tokenizer", weights=False)
+    known = (image_tokenizer.image_ids, image_tokenizer.trained_with.get(ORIGIN))
+    same_image_ids = old_image_tokenizer.image_ids in known or old_image_tokenizer.identity in known
     if same_image_ids := same_image_ids and stream.config.image_vocab == old_config.image_vocab:
         sources += [[old_stream.image_offset + number] for number in range(old_config.image_vocab)]
     sources += [[]] * (stream.embed_offset - len(sources))

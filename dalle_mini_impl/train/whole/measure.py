@@ -102,7 +102,7 @@ def write_stand_in_cache(image_tokenizer: ImageTokenizerRun, encode: EncodeRun, 
             shares = np.load(folder / split / PROBABILITIES_FILE, mmap_mode="r+")
             shares[...] = 1 / encode.soft_ids
             shares.flush()
-    identity = read_part(scratch / "model", "image_tokenizer", weights=False).identity
+    identity = read_part(scratch / "model", "image_tokenizer", weights=False).image_ids
     header = CacheHeader(identity, image_tokenizer.model.codebook_size, grid, scorer=scorer.identity if scorer else "")
     write_header(folder, header)
     return folder
