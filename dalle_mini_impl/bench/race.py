@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def race(config_file: Path, minutes: float, device: str, checks: int = 8, peer_b
     Raises:
         UserError: config or cache cannot be read, or the token grid is not square.
     """
-    config = load(TransformerRun, str(config_file), [])
+    # Only what both sides have.
+    config = replace(load(TransformerRun, str(config_file), []), augmented_share=0.0, random_order=(0.0, 0.0))
     identity = read_header(Path(config.cache)).image_tokenizer
     train = open_cache(config.cache, "train", identity)
     held_out = open_cache(config.cache, "validation", identity)

@@ -203,6 +203,8 @@ class EncodeRun:
     variants: Annotated[int, Interval(0, 10_000)] = 16
     """Augmented variants of each training picture; 0 encodes it once, unchanged. Validation pictures are never
     augmented."""
+    first_unchanged: bool = False
+    """Encode the first variant of each training picture unchanged, for the transformer's `augmented_share`."""
     batch_size: Batch = 128
     """Pictures per forward pass."""
     workers: Annotated[int, Interval(0, 1024)] = 0
@@ -322,6 +324,12 @@ class TransformerRun:
     id_dropout: Share = 0.5
     """Share of pictures in which a random share (0 to 1) of the input image ids is hidden. The targets there can only
     be predicted from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
+    augmented_share: Share = 0.0
+    """Share of pictures that are augmented variants, which the model is told, so that it never draws such pictures (Jun
+    et al. 2020, DistAug); 0: all variants alike, nothing told. Needs a cache encoded with `first_unchanged`."""
+    random_order: tuple[Share, Share] = (0.0, 0.0)
+    """Up to the first share of the run, pictures are learned in random orders; then in ever fewer steps, and from the
+    second share on in the order in which they are drawn (Yu et al. 2024, RAR). Two zeros: always in that one."""
     image_targets: str = "argmax"
     """Image ids to learn from (Ramesh et al. 2021, footnote 6): `argmax`, the chosen ids; `sampled`, ids sampled anew
     each time from the image tokenizer's distribution; `soft`, sampled inputs and the whole distribution as the target.

@@ -74,6 +74,8 @@ class CacheHeader:
     """Of the other files, by their path in the cache; empty in caches of old versions."""
     scorer: str = ""
     """Identity of the scorer of the image embeddings, if they are stored."""
+    first_unchanged: bool = False
+    """Whether the first of several variants of each training picture is not augmented."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,18 @@ class TokenCache:
             raise UserError(
                 f"expected image embeddings of scorer {scorer}, which the model has, got those of {self.header.scorer} "
                 f"in the token cache; encode again with this scorer"
+            )
+
+    def check_first_unchanged(self) -> None:
+        """Refuse a cache of training pictures in which nothing tells augmented variants from others.
+
+        Raises:
+            UserError: the first variants are augmented too, or are the only ones.
+        """
+        if not self.header.first_unchanged or self.image_ids.shape[1] < 2:
+            raise UserError(
+                "expected a token cache whose first variants are unchanged for augmented_share, got another; encode "
+                "again with first_unchanged=true and variants of 2 or more"
             )
 
     def same_concept(self, index: int) -> np.ndarray:

@@ -230,8 +230,15 @@ class PatchTransformer(Transformer):
         self.depth = DepthTransformer(C, layout.patch_length, blocks, make_norm(C))
         self._initialise()
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
-        """As `Transformer.forward`, over single ids."""
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        image_embed: Tensor | None = None,
+        added: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """As `Transformer.forward`, over single ids; `added` and `places` are for the positions of the backbone."""
         assert cache is None or isinstance(cache, PatchCache)
         return run_patches(
             ids,
@@ -239,7 +246,7 @@ class PatchTransformer(Transformer):
             self.layout,
             embed=self.embed,
             merge=lambda patches: self.merge(patches.flatten(-2)),
-            backbone=lambda x, first: self._run_backbone(x, first, cache, image_embed),
+            backbone=lambda x, first: self._run_backbone(x, first, cache, image_embed, added, places),
             depth=lambda hidden, patch_ids, _: self.depth(hidden, self.embed(patch_ids)),
         )
 
@@ -248,15 +255,26 @@ class PatchTransformer(Transformer):
         positions = self.max_length if capacity is None else self.layout.positions(capacity)
         return PatchCache(super().new_cache(batch, positions), self.layout)
 
-    def _run_backbone(self, x: Tensor, first: int, cache: PatchCache | None, image_embed: Tensor | None) -> Tensor:
-        span = slice(first, first + x.shape[1])
+    def _run_backbone(
+        self,
+        x: Tensor,
+        first: int,
+        cache: PatchCache | None,
+        image_embed: Tensor | None,
+        added: Tensor | None,
+        places: Tensor | None,
+    ) -> Tensor:
+        end = first + x.shape[1]
+        span = slice(first, end) if places is None else places
         x = add_positions(x, self.coordinates[span], self.positions)
         if image_embed is not None:
             x = add_image_embed(x, image_embed, self.image_prefix)
+        if added is not None:
+            x = x + added
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         keys = cache.backbone if cache is not None else None
         x = self.run_blocks(x, span, keys)
         if keys is not None:
-            keys.length = span.stop
+            keys.length = end
         return self.norm(x)

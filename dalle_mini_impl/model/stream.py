@@ -98,7 +98,9 @@ class Stream:
         self.prefix_length = self.text_offset + config.text_length
         """Positions before the picture."""
         self.length = self.prefix_length + self.image_length
-        self.positions = self.prefix_length + self.image_length // self.patch_length
+        self.places = self.image_length // self.patch_length
+        """Places of a picture: its patches, each of which is one position of the transformer."""
+        self.positions = self.prefix_length + self.places
         """Positions of the transformer: one for each text id and each patch."""
         self.text_range = (0, self.image_offset)
         """Ids allowed at text positions: text and padding."""
@@ -183,6 +185,10 @@ class Stream:
         """Values of cells (…, h, w) -> (…, h * w) in the order of the stream."""
         patch = self.config.patch
         return cells.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch)).transpose(-3, -2).flatten(-4)
+
+    def reorder(self, values: Tensor, places: Tensor) -> Tensor:
+        """Values of all cells in the order of the stream (…, n) -> in that of `places` (n / patch_length,)."""
+        return values.unflatten(-1, (-1, self.patch_length))[..., places, :].flatten(-2)
 
     def to_grid(self, values: Tensor) -> Tensor:
         """Values in the order of the stream (…, n), of as many whole rows of patches -> (…, n / w, w)."""

@@ -106,28 +106,40 @@ class Transformer(nn.Module):
         """The device of the weights."""
         return self.embed.weight.device
 
-    def forward(self, ids: Tensor, cache: Cache | None = None, image_embed: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        image_embed: Tensor | None = None,
+        added: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states of the next positions.
 
         Args:
             ids: (B, T) ids, continuing the positions in the cache.
             cache: earlier positions; extended in place.
             image_embed: see `Decoder.__call__`.
+            added: vectors (B or 1, T, C) that training adds to the embedded ids.
+            places: (T,) where the ids stand in the stream, if not in its order; without a cache only.
 
         Returns:
             (B, T, C), normalised and ready for `logits`.
         """
         start = cache.length if cache is not None else 0
-        span = slice(start, start + ids.shape[1])
+        end = start + ids.shape[1]
+        span = slice(start, end) if places is None else places
         x = embed_ids(ids, self.coordinates[span], self.embed, self.positions)
         if image_embed is not None:
             x = add_image_embed(x, image_embed, self.image_prefix)
+        if added is not None:
+            x = x + added
         if torch.is_autocast_enabled(x.device.type):
             # The residual stream has the dtype of the matrix products, which keeps fused kernels in use.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x = self.run_blocks(x, span, cache)
         if cache is not None:
-            cache.length = span.stop
+            cache.length = end
         return self.norm(x)
 
     def run_blocks(self, x: Tensor, span: slice | Tensor, cache: Any) -> Tensor:

@@ -35,6 +35,7 @@ from dalle_mini_impl.train.shared.encoding import (
     encode_batch,
     file_shapes,
     file_types,
+    is_augmented,
     summary,
 )
 from dalle_mini_impl.train.shared.launch_settings import check_launch_settings, mixed_precision
@@ -66,7 +67,7 @@ def variant_pixels(
         Pixels (B, 3, *size) in [-1, 1].
     """
     rgba = store.take(rows)
-    if config.variants == 0 or variant == NOT_AUGMENTED:
+    if not is_augmented(variant, config):
         return pixels_on_white(rgba, size)
     changes = [random_changes(1, config.augment, loop.generator_for(config.seed, variant, int(row))) for row in rows]
     may_flip = store.entries.may_flip(rows)
@@ -163,6 +164,8 @@ def check_settings(config: EncodeRun) -> None:
     if not config.out:
         raise UserError("out is empty; name the folder of the token cache")
     check_ranges(config)
+    if config.first_unchanged and config.variants < 2:
+        raise UserError(f"expected variants of 2 or more with first_unchanged, got {config.variants}; raise it")
     if config.ray_workers and not config.ray:
         raise UserError(f"expected ray=ADDRESS with ray_workers, got ray_workers={config.ray_workers} alone; add it")
     check_cache_replaceable(config.out)

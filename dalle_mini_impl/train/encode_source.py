@@ -47,6 +47,7 @@ from dalle_mini_impl.train.shared.encoding import (
     encode_batch,
     file_shapes,
     file_types,
+    is_augmented,
     summary,
 )
 from dalle_mini_impl.train.shared.loader import load
@@ -147,7 +148,7 @@ class SourceBatches(IterableDataset[Batch | BlockEnd | UserError]):
 
     def _variant(self, pictures: "list[_Picture]", rgba: np.ndarray, variant: int) -> Tensor | ChangedPictures:
         config = self._config
-        if not config.variants or pictures[0].entry.split != "train":
+        if not is_augmented(variant, config) or pictures[0].entry.split != "train":
             return pixels_on_white(rgba, self._size)
         changes = torch.cat(
             [

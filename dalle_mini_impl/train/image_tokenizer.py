@@ -249,7 +249,7 @@ def main(config: ImageTokenizerRun, resume: bool = False) -> None:
             target = pixels_on(accelerator.device, pictures, config.model.size, config.augment.keep_inside)
             set_relaxation(tokenizer.quantizer, config, step, rows)
             with accelerator.autocast():
-                result = forward(target, tuning.changed_ids(target, changes)) if tuning else forward(target)
+                result = forward(target, tuning.changed_ids(target, changes)) if tuning and changes else forward(target)
             loss, terms = pass_loss(result, target, picture_loss, adversary, step)
             accelerator.backward(loss / run.accumulation)
             codebook_usage.add(result.image_ids)

@@ -42,6 +42,8 @@ def add_adapters(losses: StreamLoss, config: TransformerRun) -> None:
         raise need_extra("peft", "lora") from error
     adapters = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=MATRICES)  # type: ignore[arg-type]
     inject_adapter_in_model(adapters, losses)
+    for parameter in losses.parameters(recurse=False):  # what it learns to be told
+        parameter.requires_grad_(True)
     if config.lora.embeddings:
         for name, parameter in losses.transformer.named_parameters():
             if name.startswith(("embed.", "positions.", "head.", "image_prefix.")):

@@ -20,6 +20,7 @@ from dalle_mini_impl.train.losses.image_targets import sample_ids
 from dalle_mini_impl.train.replay import Replay, batch_pictures
 from dalle_mini_impl.train.shared.row_random import row_generators
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
+from dalle_mini_impl.util.errors import UserError
 
 NO_ID = -1
 """Stands for the image ids of a scene until it is encoded."""
@@ -27,6 +28,10 @@ SCENE = 2
 """Last number of the seed of a scene's row, which keeps what is changed in it apart from what the scene shows."""
 EMBED = 3
 """Last number of the seed of a row's image embedding: all else in the row is the same with and without it."""
+VARIANT = 5
+"""Last number of the seed of a row's variant, where augmented ones are told: all else is the same again."""
+ORDER = 6
+"""Last number of the seed of the order in which a step has the places of pictures."""
 
 
 class StreamBatch(NamedTuple):
@@ -50,6 +55,35 @@ class StreamBatch(NamedTuple):
     """(m,) int64: rows that are scenes, whose embeddings `fill_embeddings` puts in."""
     embed_pixels: Tensor
     """(m, S, S, 3) uint8: what these are of."""
+    is_augmented: Tensor | None = None
+    """(B,) bool, whether the picture is an augmented variant; None with `augmented_share: 0`."""
+    order: Tensor | None = None
+    """(places,) places of the picture in the order in which inputs, targets and those of scenes have them, the same in
+    all rows of a step; None without `random_order`."""
+
+
+def check_order(config: TransformerRun) -> None:
+    """Refuse `random_order` where it cannot be.
+
+    Raises:
+        UserError: its shares fall, the number of steps is not known beforehand, or parts of the model read the places
+            of a picture in one order.
+    """
+    first, last = config.random_order
+    if first > last:
+        raise UserError(f"expected random_order of two shares that do not fall, got {first:g} and {last:g}; swap them")
+    if last and config.run.minutes:
+        raise UserError(
+            f"expected run.steps with random_order, got run.minutes={config.run.minutes:g}; set run.steps instead"
+        )
+    model = config.model
+    masks = {*model.attention_masks, *filter(None, [model.last_attention_mask])} - {"full"}
+    if last and (masks or model.block.token_shift):
+        got = f"attention masks {', '.join(sorted(masks))}" if masks else "block.token_shift"
+        raise UserError(
+            f"expected full attention without token_shift for random_order, got {got}; set model.attention_masks to "
+            f"full, or leave random_order out"
+        )
 
 
 def make_batch(
@@ -84,6 +118,7 @@ def make_batch(
     target_ids: list[np.ndarray] = []
     input_ids: list[np.ndarray] = []
     hidden: list[np.ndarray] = []
+    is_augmented: list[bool] = []
     drawn: dict[int, tuple[TokenCache, int, int]] = {}
     distributions: list[tuple[np.ndarray, np.ndarray]] = []
     every = range(*rows.indices(run.batch_size))
@@ -91,6 +126,9 @@ def make_batch(
         random = np.random.default_rng([run.seed, step, row, SCENE]) if row in composed else of_row
         source, sampler, index = pictures[numbers[row]] if row in numbers else (cache, captions, 0)
         variant = int(random.integers(source.image_ids.shape[1]))
+        if config.augmented_share:
+            variant = told_variant(source.image_ids.shape[1], config, step, row)
+            is_augmented.append(variant > 0 and row not in composed)
         ids = source.image_ids[index, variant].astype(np.int64)
         if row in composed:
             ids = np.full_like(ids, NO_ID)
@@ -112,6 +150,10 @@ def make_batch(
     targets = stream.join(prefix, torch.from_numpy(np.stack(target_ids)))
     inputs = stream.join(prefix, torch.from_numpy(np.stack(input_ids)))
     inputs[:, prefix.shape[1] :][torch.from_numpy(np.stack(hidden))] = stream.config.bos_id
+    order = order_of(stream.places, config, step)
+    if order is not None:
+        for ids_of_stream in (inputs, targets):
+            ids_of_stream[:, prefix.shape[1] :] = stream.reorder(ids_of_stream[:, prefix.shape[1] :], order)
     likely_ids = probabilities = None
     if config.image_targets == "soft":
         soft = zip(*distributions, strict=True)
@@ -125,7 +167,30 @@ def make_batch(
         torch.tensor([row - (rows.start or 0) for row in scene_rows], dtype=torch.int64),
         torch.stack(pixels) if pixels else torch.empty(0),
         *_embeddings(drawn, composed, stream, config, step, scenes),
+        torch.tensor(is_augmented) if config.augmented_share else None,
+        order,
     )
+
+
+def told_variant(variants: int, config: TransformerRun, step: int, row: int) -> int:
+    """The variant of a row's picture, where the model is told which are augmented: 0, or one of the others."""
+    random = np.random.default_rng([config.run.seed, step, row, VARIANT])
+    return int(random.integers(1, variants)) if random.random() < config.augmented_share else 0
+
+
+def order_of(places: int, config: TransformerRun, step: int) -> Tensor | None:
+    """In which order a step has the places of pictures, (places,): a random one, or the stream's.
+
+    It is the same in all rows, so that batches do not depend on the number of processes. None without `random_order`.
+    """
+    until, last = config.random_order
+    if not last:
+        return None
+    random = np.random.default_rng([config.run.seed, step, 0, ORDER])
+    done = step / config.run.steps
+    share = 1.0 if done < until else (last - done) / (last - until) if done < last else 0.0
+    is_random = random.random() < share
+    return torch.from_numpy(random.permutation(places)) if is_random else torch.arange(places)
 
 
 def _embeddings(
@@ -187,6 +252,7 @@ def fill_scenes(batch: StreamBatch, image_tokenizer: ImageTokenizer, stream: Str
         return batch
     pixels = batch.scene_pixels.permute(0, 3, 1, 2)
     ids = stream.to_order(image_tokenizer.encode(pixels)) + stream.image_offset
+    ids = ids if batch.order is None else stream.reorder(ids, batch.order)
     missing = stream.image_offset + NO_ID
     first = stream.prefix_length - 1
     for part, own in ((batch.inputs[:, first + 1 :], ids[:, :-1]), (batch.targets[:, first:], ids)):

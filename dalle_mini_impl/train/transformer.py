@@ -51,7 +51,7 @@ from dalle_mini_impl.train.shared.start import (
 )
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
-from dalle_mini_impl.train.stream_batch import fill_embeddings, fill_scenes, make_batch, to_device
+from dalle_mini_impl.train.stream_batch import check_order, fill_embeddings, fill_scenes, make_batch, to_device
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
@@ -138,6 +138,7 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     train = open_cache(config.cache, "train", identity)
     validation = open_cache(config.cache, "validation", identity)
     check_targets(config.image_targets, train)
+    check_order(config)
     with accelerator.main_process_first():
         scenes = open_scenes(config.scenes, run, image_tokenizer.config.size, config.language_weights)
     if scenes.count and config.image_targets != "argmax":
@@ -149,6 +150,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     replay = open_replay(config, train, scenes.pictures)
     caches = [train, validation, *([replay.cache] if replay else [])]
     scorer, scorer_identity = open_scorer(config, caches, str(accelerator.device))
+    for cache in [train, *([replay.cache] if replay else [])] if config.augmented_share else []:
+        cache.check_first_unchanged()
     about = describe_run(config, [train, *([replay.cache] if replay else [])], start.data)
     layout = StreamConfig(
         text_length=config.text_length,
@@ -164,7 +167,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
     memory.check_mask_memory(config.model, stream)
 
     def build() -> StreamLoss:
-        return StreamLoss(build_transformer(config.model, layout, recompute=config.recompute), stream)
+        network = build_transformer(config.model, layout, recompute=config.recompute)
+        return StreamLoss(network, stream, config.augmented_share > 0, config.random_order[1] > 0)
 
     with memory.bounded_networks():
         losses = build()
@@ -222,7 +226,8 @@ def main(config: TransformerRun, resume: bool = False) -> None:
                     batch = fill_scenes(to_device(next(batches), accelerator.device), image_tokenizer, stream)
                     batch = fill_embeddings(batch, scorer)
                     soft = (batch.likely_ids, batch.probabilities)
-                    text, image = model(batch.inputs, batch.targets, *soft, batch.image_embed)
+                    told = (batch.image_embed, batch.is_augmented, batch.order)
+                    text, image = model(batch.inputs, batch.targets, *soft, *told)
                 loss = weighted_loss(text, image, config.image_weight)
                 accelerator.backward(loss / run.accumulation)
                 passes.append(torch.stack([text.detach(), image.detach()]))

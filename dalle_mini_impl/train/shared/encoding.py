@@ -68,6 +68,11 @@ def encode_batch(encoder: Encoder, pixels: Tensor, config: EncodeRun) -> tuple[T
     return encoded if encoder.scorer is None else (*encoded, encoder.scorer.embed_pixels(pixels))
 
 
+def is_augmented(variant: int, config: EncodeRun) -> bool:
+    """Whether a variant of a training picture is augmented."""
+    return config.variants > 0 and variant >= (1 if config.first_unchanged else 0)
+
+
 def file_types(config: EncodeRun) -> list[tuple[str, str]]:
     """Name and number type of each file of a split."""
     files = [(IMAGE_IDS_FILE, "uint16")]
@@ -118,6 +123,7 @@ def describe_cache(
         store_version=store_version,
         checksums={path: file_digest(folder / path) for path in paths},
         scorer=encoder.scorer_identity,
+        first_unchanged=config.first_unchanged,
     )
 
 

@@ -9,17 +9,21 @@ from dalle_mini_impl.util.errors import UserError
 
 POSITIONS = "image_embed.positions"
 """Setting of how many positions of the stream an image embedding has."""
+ADDABLE = (POSITIONS, "augmented_share")
+"""Settings that give a model more weights, and that a run without them may be resumed with."""
 FIXED = (
     "model", POSITIONS, "start_from", "lora", "replay.share", "scenes.store", "tune.decoder_only", "run.seed",
-    "run.order", "run.batch_size",
+    "run.order", "run.batch_size", "augmented_share", "random_order",
 )  # fmt: skip
 """Settings that a resumed run must share with the state: without them the weights do not fit, or the pictures still to
-come in an epoch are others. Positions for an image embedding may be added to a run that has none, and the share and the
-tasks of scenes may change as a curriculum wants it: of the epoch that is under way some pictures then come twice or not."""
+come in an epoch are others. Those of `ADDABLE` may be added to a run without, and the share and the tasks of scenes may
+change as a curriculum wants it: of the epoch that is under way some pictures then come twice or not."""
 OF_OLD_VERSIONS = {"run.order": "permuted"}
 """Settings that records of old versions lack, where the value is not today's default."""
 OF_CONTENT = ("scenes.store",)
 """Settings that name a folder whose content counts, in `pictures`: of themselves only whether they name one."""
+SWITCHES = ("augmented_share",)
+"""Of `FIXED`, settings of which only whether they are 0 must stay."""
 UNCOMPARED = ("run.model_dir", "run.state_dir", "run.workers", "run.patience")
 """Settings that may differ unsaid: a run's folders may be moved, and batches are the same whoever makes them."""
 
@@ -82,9 +86,9 @@ def read_record(text: str) -> RunRecord:
     return RunRecord(values["stage"], {**OF_OLD_VERSIONS, **values["settings"]}, values["parts"])
 
 
-def added_positions(saved: RunRecord, run: RunRecord) -> int:
-    """How many positions for an image embedding a run adds to a state that has none; 0 if it adds none."""
-    return 0 if saved.settings.get(POSITIONS) else run.settings.get(POSITIONS, 0)
+def added_settings(saved: RunRecord, run: RunRecord) -> list[str]:
+    """Those of `ADDABLE` that a run adds to a state without them."""
+    return [name for name in ADDABLE if run.settings.get(name) and not saved.settings.get(name)]
 
 
 def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
@@ -105,14 +109,16 @@ def changed_settings(saved: RunRecord, run: RunRecord, where: str) -> list[str]:
         return []
     if saved.stage != run.stage:
         raise UserError(f"expected a state of {run.stage} in {where}, got one of {saved.stage}; check run.state_dir")
-    may_differ = {POSITIONS, "scorer"} if added_positions(saved, run) else set()
+    added = added_settings(saved, run)
+    may_differ = {*added, *(("scorer",) if POSITIONS in added else ())}
+    before = run.defaults | saved.settings
+    may_differ |= {name for name in SWITCHES if bool(before.get(name)) == bool(run.settings.get(name))}
     for name in sorted((saved.parts.keys() & run.parts.keys()) - may_differ):  # settings tell which parts a run needs
         if saved.parts[name] != run.parts[name]:
             raise UserError(
                 f"expected {name} {saved.parts[name]}, with which {where} was trained, got {run.parts[name]}; "
                 f"put that part back, or start without --resume"
             )
-    before = run.defaults | saved.settings
     changes = {
         name: f"{name} {_shown(saved, name)} -> {_shown(run, name)}"
         for name in sorted(before.keys() | run.settings.keys())

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from dalle_mini_impl.train.shared.ema import Ema
-from dalle_mini_impl.train.shared.run_record import RunRecord, added_positions, changed_settings, read_record
+from dalle_mini_impl.train.shared.run_record import RunRecord, added_settings, changed_settings, read_record
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_sizes, errors_as_damage
 from dalle_mini_impl.util.distributed import PATIENCE
 from dalle_mini_impl.util.errors import UserError
@@ -200,10 +200,10 @@ def load(
     """
     saved_record = _check_files(path, accelerator)
     changes = changed_settings(saved_record, record, str(path))
-    if added_positions(saved_record, record):
+    if new := added_settings(saved_record, record):
         raise UserError(
-            f"expected a state that is not sharded to add positions for an image embedding to, got {path}; resume "
-            f"without image_embed.positions and without FSDP first, which writes such a state"
+            f"expected a state that is not sharded to add {' and '.join(new)} to, got {path}; resume without "
+            f"{' and '.join(new)} and without FSDP first, which writes such a state"
         )
     reader = _Reader(path)
     with errors_as_damage():

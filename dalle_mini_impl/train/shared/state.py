@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from dalle_mini_impl.checkpoint.check_weights import non_finite
 from dalle_mini_impl.config.training import RunConfig
 from dalle_mini_impl.train.shared import sharded_state
-from dalle_mini_impl.train.shared.added_prefix import add_image_prefix
+from dalle_mini_impl.train.shared.added_weights import add_weights
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.fsdp import is_sharded, local_shard, shard_like
-from dalle_mini_impl.train.shared.run_record import RunRecord, added_positions, changed_settings, read_record
+from dalle_mini_impl.train.shared.run_record import POSITIONS, RunRecord, added_settings, changed_settings, read_record
 from dalle_mini_impl.train.shared.saved_tensors import DamagedState, check_seal, check_sizes, errors_as_damage, seal
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
@@ -120,8 +120,8 @@ def load_state(
 ) -> int:
     """Restore the last saved state, of either kind, in place; if it is damaged, the one before it.
 
-    The settings of the optimizers are those of this run, not of the state. A run with an image embedding may go on from
-    the unsharded state of one without; what that adds to the model is printed. With another number of processes than
+    The settings of the optimizers are those of this run, not of the state. A run may go on from the unsharded state of
+    one without what `ADDABLE` names; what that adds to the model is printed. With another number of processes than
     when it was saved, process i gets the tensors and the random state of process i modulo the former number.
 
     Args:
@@ -305,8 +305,8 @@ def _load_file(
     """Restore model, optimizers and EMA from an unsharded state; returns what `sharded_state.load` does."""
     state = read_file(path)
     changes = changed_settings(state["record"], record, str(path))
-    if positions := added_positions(state["record"], record):
-        added = add_image_prefix(state, model, optimizers, ema, positions)
+    if new := added_settings(state["record"], record):
+        added = add_weights(state, model, optimizers, ema, record.settings[POSITIONS] if POSITIONS in new else 0)
         if accelerator.is_main_process:
             print(f"new in the model, with initial values and without moments: {', '.join(added)}")
     weights = model.state_dict()

@@ -1,4 +1,4 @@
-"""A saved state of a run without image embeddings, for a run that goes on with them.
+"""A saved state of a run that is without image embeddings, or not told of augmentation, for one that goes on with them.
 
 What the model has more of gets the values that it has in the new run and no moments; all else is the state's.
 """
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.shared.fsdp import full_tensor
 
-NEW = re.compile(r"(.*\.)?image_prefix\.project\.weight")
-"""Names of weights that a model without image embeddings lacks."""
+NEW = re.compile(r"(.*\.)?(image_prefix\.project\.weight|augmented)")
+"""Names of weights that a model without image embeddings, or that is not told of augmentation, lacks."""
 LONGER = re.compile(r"(.*\.)?(embed\.weight|head\.(weight|bias)|positions\.\d+\.weight)")
 """Names of weights that have a row more for each position of an image embedding, at their end."""
 
 
-def add_image_prefix(
-    state: dict[str, Any], model: nn.Module, optimizers: list[Any], ema: Ema, positions: int
-) -> list[str]:
+def add_weights(state: dict[str, Any], model: nn.Module, optimizers: list[Any], ema: Ema, positions: int) -> list[str]:
     """Add to an unsharded state, in place, what its run's model did not have.
 
     Args:
@@ -28,7 +26,7 @@ def add_image_prefix(
         model: of the new run, with its first weights, as all below.
         optimizers: of the new run.
         ema: of the new run.
-        positions: how many there are for an image embedding.
+        positions: how many are new for an image embedding; 0 if that is not what is added.
 
     Returns:
         What was added to the weights, such as `4 rows of transformer.embed.weight`.
@@ -74,6 +72,6 @@ def _add_parameters(optimizer: Any, saved: dict[str, Any], names: dict[nn.Parame
 
 def _longer(saved: Tensor, own: Tensor, positions: int) -> Tensor:
     """Saved values with the last rows of the run's own, if these are so many more."""
-    if saved.ndim and len(own) == len(saved) + positions:
+    if positions and saved.ndim and len(own) == len(saved) + positions:
         return torch.cat([saved, own[-positions:].to(saved)])
     return saved
