@@ -437,7 +437,7 @@ def test_positions_are_not_added_to_a_sharded_state(embedded, tmp_path):
     home = embedded.copy(tmp_path / "home")
     run_sharded(run_stage, "transformer", home.arguments("transformer", "run.steps=2"))
     with pytest.raises(
-        UserError, match=r"expected a state that is not sharded to add image_embed\.positions to .* resume without"
+        UserError, match=r"expected a state that is not sharded to add image_embed\.positions to, .* resume without"
     ):
         home.run("transformer", "--resume", POSITIONS)
 
