@@ -200,8 +200,8 @@ def load_transformer_weights(
     sources = text + [[old_config.text_vocab + min(place, last)] for place in range(stream.config.text_length)]
     image_tokenizer = read_part(Path(config.run.model_dir), "image_tokenizer", weights=False)
     old_image_tokenizer = read_part(start.folder, "image_tokenizer", weights=False)
-    known = (image_tokenizer.image_ids, image_tokenizer.trained_with.get(ORIGIN))
-    same_image_ids = old_image_tokenizer.image_ids in known or old_image_tokenizer.identity in known
+    same = {image_tokenizer.image_ids, image_tokenizer.trained_with.get(ORIGIN)}
+    same_image_ids = not same.isdisjoint({old_image_tokenizer.image_ids, old_image_tokenizer.identity})
     if same_image_ids := same_image_ids and stream.config.image_vocab == old_config.image_vocab:
         sources += [[old_stream.image_offset + number] for number in range(old_config.image_vocab)]
     sources += [[]] * (stream.embed_offset - len(sources))
