@@ -13,6 +13,7 @@ SECTIONS = {
         "vary": "Draw variations of a picture (DALL-E 2).",
         "mix": "Draw pictures between two pictures or texts (DALL-E 2).",
         "edit": "Change a picture by the difference of two texts (DALL-E 2).",
+        "components": "Draw what few components of a picture's embedding say (DALL-E 2).",
         "paint": "Optimise one picture until it fits all prompts (VQGAN+CLIP).",
         "app": "Serve a page to draw, complete, paint and search (extra: app).",
         "serve": "Draw over HTTP, for clients of OpenAI's images API.",

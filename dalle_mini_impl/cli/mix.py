@@ -23,6 +23,8 @@ from dalle_mini_impl.util.text import without_surrogates
 if TYPE_CHECKING:
     from PIL import Image
 
+    from dalle_mini_impl.pipeline.results import Result
+
 strip_options = add_options(
     [
         click.option("--prompt", default="", metavar="TEXT", help="Caption of all pictures."),
@@ -62,17 +64,27 @@ def mix(first: str, second: str, **options: Any) -> None:
     Each is drawn of an embedding between those of FIRST and SECOND, and all from the same random numbers. A text's
     embedding is drawn by the model's prior, if it has one. dalle sample --from draws the strip again.
     """
-    from dalle_mini_impl.cli.sample import grid_metadata
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
     from dalle_mini_impl.pipeline.manipulations import mix as draw
-    from dalle_mini_impl.pipeline.results import grid, picture_text
-    from dalle_mini_impl.util.save_picture import save_picture
 
     start, end = (picture_or_text(one) for one in (first, second))
     check_animation(options["frames"])
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     chosen = {name: options[name] for name in ("steps", "seed", "guidance")}
-    results = draw(dalle, start, end, without_surrogates(options["prompt"]), **chosen)
+    write_strip(draw(dalle, start, end, without_surrogates(options["prompt"]), **chosen), options)
+
+
+def write_strip(results: "list[Result]", options: dict[str, Any]) -> None:
+    """Write results of one picture each as a strip and, with --frames, as an animation, and print their paths.
+
+    Args:
+        results: in their order.
+        options: `out`, `frames` and `zoom`.
+    """
+    from dalle_mini_impl.cli.sample import grid_metadata
+    from dalle_mini_impl.pipeline.results import grid, picture_text
+    from dalle_mini_impl.util.save_picture import save_picture
+
     layout = {"columns": len(results), "scores": False}
     metadata = {**grid_metadata(results, options["zoom"]), "layout": layout}
     strip = grid(results, len(results), zoom=options["zoom"])

@@ -9,8 +9,9 @@ In a set without vendors (see `reference_pictures`) concepts are captions, each 
 picture is matched to all others. The ceiling there is what the image tokenizer keeps of the real pictures.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,8 @@ class GeneratedPictures:
     """Judge -> (prompts, N, d), see `RPrecision.features_of`; candidates as in `ranks`."""
     ranks: dict[str, Tensor]
     """Judge -> (prompts, N) int64, candidates in the order of the results, best-scored first; 0 is a top-1 hit."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each prompt, from text to ranked pictures."""
 
     @property
     def is_ranked(self) -> bool:
@@ -228,6 +231,7 @@ def generate_pictures(
     description: str,
     language: str = "",
     with_style: bool = True,
+    of_picture: Callable[[int], Mapping[str, Any]] = lambda index: {},
     **sampling: Any,
 ) -> GeneratedPictures:
     """Generate candidates for captions of reference pictures, and rank their own concepts.
@@ -238,12 +242,14 @@ def generate_pictures(
         description: text of the progress bar.
         language: of the prompts; pictures without a caption in it are left out. Empty for that of `first_caption`.
         with_style: whether prompts name the vendor's style.
+        of_picture: arguments of `DalleMini.generate` that differ from picture to picture, by its index.
         **sampling: settings that differ from the model's own, as for `DalleMini.generate`.
     """
     settings = context.settings
     reference = context.reference
     results = []
     drawn: list[int] = []
+    seconds: list[float] = []
     features: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
     ranks: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
     for number, index in enumerate(tqdm(indices, desc=description, unit=" prompts", delay=2, leave=False)):
@@ -252,8 +258,12 @@ def generate_pictures(
             continue
         # The seed depends on the pair's position only, so that languages and settings are compared on the same noise.
         seed = candidate_seed(settings.seed, number)
-        shown = {"transparent": False, **sampling}  # judges see grounds as they were drawn
-        result = context.dalle.generate(prompt, settings.candidates, settings.candidates, seed, **shown)
+        counts = {"candidates": settings.candidates, "keep": settings.candidates, "seed": seed}
+        # Judges see grounds as they were drawn.
+        arguments = {"prompt": prompt, **counts, "transparent": False, **sampling, **of_picture(index)}
+        start = time.perf_counter()
+        result = context.dalle.generate(**arguments)
+        seconds.append(time.perf_counter() - start)
         results.append(result)
         drawn.append(index)
         pixels = to_pixels([candidate.image for candidate in result], reference.size)
@@ -262,7 +272,7 @@ def generate_pictures(
             features[judge].append(measure.features_of(pixels))
             ranks[judge].append(measure.ranks(features[judge][-1], concept_ids))
     stacked = [{judge: torch.stack(parts) for judge, parts in values.items()} for values in (features, ranks)]
-    return GeneratedPictures(results, drawn, *stacked)
+    return GeneratedPictures(results, drawn, *stacked, seconds=seconds)
 
 
 def generated_rows(name: str, pictures: GeneratedPictures) -> list[ShareRow]:

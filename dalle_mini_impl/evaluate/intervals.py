@@ -1,6 +1,7 @@
-"""Fractions with their 95 % confidence intervals, and the tables that show them. Imports no torch."""
+"""Fractions and means with their 95 % confidence intervals, and the tables that show them. Imports no torch."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,15 @@ NORMAL_QUANTILE = 1.96
 @dataclass(frozen=True)
 class Share:
     """A measured fraction with its 95 % interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A measured mean with its 95 % interval."""
 
     value: float
     low: float
@@ -51,6 +61,17 @@ def mean_share(values: Sequence[float]) -> Share:
     return Share(mean, max(0.0, centre - half_width), min(1.0, centre + half_width))
 
 
+def mean_interval(values: Sequence[float]) -> Mean:
+    """Mean of independent values with the interval of the normal distribution; none around a single value.
+
+    Args:
+        values: at least one.
+    """
+    mean = statistics.fmean(values)
+    half_width = NORMAL_QUANTILE * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Mean(mean, mean - half_width, mean + half_width)
+
+
 def share_table(rows: Sequence[ShareRow]) -> str:
     """Rows as aligned text: for each judge its top-1 and top-5 fractions, each with its 95 % interval."""
     judges = list(rows[0].shares)
@@ -66,6 +87,11 @@ def share_table(rows: Sequence[ShareRow]) -> str:
 def format_share(share: Share) -> str:
     """A share as `.31 (.22–.41)`."""
     return f"{_two_digits(share.value)} ({_two_digits(share.low)}–{_two_digits(share.high)})"
+
+
+def format_mean(mean: Mean) -> str:
+    """A mean as `1.31 (1.22–1.41)`."""
+    return f"{mean.value:.2f} ({mean.low:.2f}–{mean.high:.2f})"
 
 
 def _two_digits(fraction: float) -> str:

@@ -1,7 +1,22 @@
-"""Picture quality and codebook use, as pure functions."""
+"""Picture quality, codebook use and distances between pictures, as pure functions."""
 
 import torch
 from torch import Tensor
+
+
+def mean_distances(features: Tensor) -> Tensor:
+    """Mean of 1 - cosine over all pairs of pictures of each row.
+
+    Args:
+        features: (n, N, d), normalised, N at least 2.
+
+    Returns:
+        (n,), 0 where the pictures are equal.
+    """
+    count = features.shape[1]
+    cosines = features.double() @ features.double().transpose(1, 2)
+    pairs = torch.ones(count, count, dtype=torch.bool).triu(1)
+    return 1 - cosines[:, pairs].mean(1)
 
 
 def psnr(pixels: Tensor, reference: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class RPrecision:
         for start in range(0, len(features), CHUNK):
             rows = slice(start, start + CHUNK)
             excluded = None if excluded_vendor_ids is None else excluded_vendor_ids[rows]
-            fit = self._fit(features[rows], excluded)
+            fit = self.fit(features[rows], excluded)
             own_fit = fit.gather(1, concept_ids[rows, None])
             ranks.append((fit >= own_fit).sum(1) - 1)
         return torch.cat(ranks)
@@ -84,7 +84,7 @@ class RPrecision:
             (B,) nats, at most 0.
         """
         parts = [
-            (self._fit(features[start : start + CHUNK]) / SOFTMAX_TEMPERATURE).log_softmax(1)
+            (self.fit(features[start : start + CHUNK]) / SOFTMAX_TEMPERATURE).log_softmax(1)
             for start in range(0, len(features), CHUNK)
         ]
         return torch.cat(parts).gather(1, concept_ids[:, None])[:, 0]
@@ -93,8 +93,12 @@ class RPrecision:
         """The reference picture (B,) int64 with the largest cosine to each picture, features (B, d)."""
         return torch.cat([(chunk @ self.reference_features.T).argmax(1) for chunk in features.split(CHUNK)])
 
-    def _fit(self, features: Tensor, excluded_vendor_ids: Tensor | None = None) -> Tensor:
-        """Largest cosine of each picture (B,) with any reference picture of each concept, (B, `concept_count`)."""
+    def fit(self, features: Tensor, excluded_vendor_ids: Tensor | None = None) -> Tensor:
+        """Largest cosine of each picture with any reference picture of each concept; arguments as for `ranks`.
+
+        Returns:
+            (B, `concept_count`), minus infinity where no picture of a concept is left.
+        """
         cosines = features @ self.reference_features.T
         if excluded_vendor_ids is not None:
             cosines = cosines.masked_fill(self.vendor_ids == excluded_vendor_ids[:, None], -torch.inf)

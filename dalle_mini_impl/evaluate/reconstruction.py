@@ -1,20 +1,14 @@
 """How close reconstructions are to their pictures, one by one and as a set. torchmetrics (extra `eval`) computes."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dalle_mini_impl.evaluate.frechet import new_frechet
 from dalle_mini_impl.evaluate.judges import BATCH_SIZE, FEATURE_DIM, efficientnet_judge
 from dalle_mini_impl.evaluate.perceptual import efficientnet_distance
-from dalle_mini_impl.util.errors import need_extra
 
 SSIM_RADIUS = 5
 """Pixels from the centre to the edge of SSIM's 11 × 11 window."""
-
-
-class PrecomputedFeatures(nn.Identity):
-    """Passed to torchmetrics as its feature network: inputs are features already."""
-
-    num_features = FEATURE_DIM
 
 
 class ReconstructionMetrics:
@@ -31,14 +25,10 @@ class ReconstructionMetrics:
     """
 
     def __init__(self, device: torch.device | str) -> None:
-        try:
-            from torchmetrics.image.fid import FrechetInceptionDistance
-        except ImportError as error:
-            raise need_extra("torchmetrics", "eval") from error
         self.device = device
         self.distance = efficientnet_distance(device)
         self.judge = efficientnet_judge(device)
-        self.frechet = FrechetInceptionDistance(feature=PrecomputedFeatures())
+        self.frechet = new_frechet(FEATURE_DIM)
         self.per_picture: list[Tensor] = []
         """(3, B) of each batch: PSNR, SSIM, perceptual distance."""
 

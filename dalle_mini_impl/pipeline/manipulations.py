@@ -83,7 +83,7 @@ def component_views(
     dalle: "DalleMini",
     picture: Image.Image,
     others: Sequence[Image.Image],
-    counts: Sequence[int],
+    counts: Sequence[int] | None = None,
     prompt: str = "",
     *,
     seed: int = 0,
@@ -95,7 +95,7 @@ def component_views(
         dalle: the model.
         picture: of any size and mode.
         others: pictures whose embeddings have those components, at least 2.
-        counts: how many components are kept, for each picture to draw.
+        counts: how many components are kept, for each picture to draw; None for 1, 2, 4 … and all.
         prompt: caption of all pictures.
         seed: of the random numbers, the same for all.
         **sampling: settings of `SamplingConfig`.
@@ -103,7 +103,10 @@ def component_views(
     Raises:
         UserError: as `DalleMini.generate`, or a count is out of range.
     """
-    kept = with_first_components(embed(dalle, picture), _own_scorer(dalle).embed_images(list(others)), [*counts])
+    own, known = embed(dalle, picture), _own_scorer(dalle).embed_images(list(others))
+    if counts is None:
+        counts = [*(2**power for power in range((len(own) - 1).bit_length())), len(own)]
+    kept = with_first_components(own, known, [*counts])
     return _one_each(dalle, list(kept), prompt, seed, sampling)
 
 

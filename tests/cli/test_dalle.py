@@ -22,8 +22,8 @@ OTHER_FORMS = {
 }  # fmt: skip
 FREE_TEXT = {
     "--beginning", "--box", "--config", "--device", "--from", "--host", "--labels", "--message", "--model", "--name",
-    "--negative", "--noise-prompt", "--own-source", "--password", "--preset", "--prompt", "--scorer", "--ray",
-    "--second-scorer", "--size", "--template", "--to", "--url",
+    "--negative", "--noise-prompt", "--other-prior", "--other-scorer", "--own-source", "--password", "--preset",
+    "--prompt", "--scorer", "--ray", "--second-scorer", "--size", "--template", "--to", "--url",
 }  # fmt: skip
 """Options whose values are not a few words, so that they are no choice."""
 SYNONYMS = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.drawings import CONCEPTS, VENDORS, make_drawing
 from helpers.models import IMAGE_TOKENIZER
 from PIL import Image
 
@@ -45,67 +46,7 @@ from dalle_mini_impl.util.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:caption .* cut off")  # the tiny model takes short captions only
 
-VENDORS = {"noto": 0.7, "twemoji": 0.9, "openmoji": 1.0}
-CONCEPTS = {
-    "red heart": (230, 20, 30), "green apple": (30, 200, 40), "yellow star": (240, 220, 30), "house": (120, 70, 20),
-    "tree": (10, 90, 30), "sea": (20, 60, 230), "rose": (250, 120, 180),
-}  # fmt: skip
 JUDGES = {"pixels": judges.pixel_judge()}
-GERMAN = {"red heart": "rotes Herz", "house": "Haus", "sea": "Meer", "tree": "Baum"}
-
-
-def make_drawing(colour, shade):
-    """A disc on a transparent background; each concept has its own colour, each vendor its own shade."""
-    rgba = np.zeros((24, 24, 4), np.uint8)
-    rows, columns = np.mgrid[:24, :24]
-    rgba[(rows - 11) ** 2 + (columns - 12) ** 2 < 100] = [*(int(value * shade) for value in colour), 255]
-    return Image.fromarray(rgba)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """Seven concepts by three vendors; openmoji's drawings of three are held out; a flag by one vendor."""
-    folder = tmp_path_factory.mktemp("emoji")
-    lines = []
-    for name, colour in CONCEPTS.items():
-        for vendor, shade in VENDORS.items():
-            make_drawing(colour, shade).save(folder / f"{vendor}-{name}.png")
-            texts = [{"text": name, "language": "en"}, {"text": f"{name}, {vendor}", "language": "en"}]
-            if name in GERMAN:
-                texts.append({"text": GERMAN[name], "language": "de"})
-            held_out = vendor == "openmoji" and name in ("red heart", "house", "rose")
-            lines.append(
-                {
-                    "path": f"{vendor}-{name}.png",
-                    "captions": texts,
-                    "split": "validation" if held_out else "train",
-                    "concept": name,
-                    "vendor": vendor,
-                    "kind": "plain",
-                }
-            )
-    Image.new("RGB", (24, 24), (200, 30, 200)).save(folder / "flag.png")
-    lines.append(
-        {
-            "path": "flag.png",
-            "caption": "flag",
-            "language": "en",
-            "split": "train",
-            "concept": "flag",
-            "vendor": "noto",
-            "kind": "flag",
-        }
-    )
-    path = folder / "list.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def store(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store") / "store"
-    build_store(DataConfig(source=source, store=str(folder), store_size=24))
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

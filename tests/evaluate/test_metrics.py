@@ -1,11 +1,11 @@
-"""PSNR and codebook statistics."""
+"""PSNR, codebook statistics and distances between pictures."""
 
 import math
 
 import pytest
 import torch
 
-from dalle_mini_impl.evaluate.metrics import count_ids, perplexity, psnr, usage
+from dalle_mini_impl.evaluate.metrics import count_ids, mean_distances, perplexity, psnr, usage
 
 
 def random_pixels(*shape, seed=0):
@@ -58,3 +58,9 @@ def test_perplexity_is_the_effective_number_of_ids():
     assert perplexity(torch.tensor([5, 5, 5, 0, 0])) == pytest.approx(3)
     assert perplexity(torch.tensor([2, 1, 1])) == pytest.approx(2**1.5)
     assert perplexity(torch.ones(1021)) == pytest.approx(1021)
+
+
+def test_mean_distances_are_those_of_all_pairs():
+    right, up, left = (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)
+    features = torch.tensor([[right, up, left], [up, up, up]])
+    assert mean_distances(features).tolist() == pytest.approx([(1 + 2 + 1) / 3, 0])

@@ -9,6 +9,7 @@ from dalle_mini_impl.cli.lazy_group import LazyGroup
 
 COMMANDS = {
     "generation": "R-precision of generated pictures.",
+    "unclip": "DALL-E 2 against DALL-E 1; variations, interpolations, edits.",
     "scenes": "Objects, numbers, colours and places in pictures.",
     "sampling": "Temperature, guidance, top-k and ranking that suit a model.",
     "rerank": "What keeping the best of N candidates gains and costs.",
