@@ -79,6 +79,8 @@ SHAPE = {
     "time_embed_act_fn": "silu",
 }
 """What ours has in common with a PriorTransformer of these settings."""
+SHARED = ("kind", "n_layer", "n_head", "n_embd", "text_length")
+"""Settings of a `PriorConfig` that the config of a PriorTransformer has as well."""
 WIDTHS = ("embedding_dim", "num_attention_heads", "attention_head_dim")
 """Keys of a config that the widths of a network follow from."""
 MAX_WIDTH = 2**20
@@ -163,7 +165,7 @@ def read_exported(folder: str | Path) -> tuple[DiffusionPrior, dict[str, Any], d
         The prior, the config of its part, and the identities of the parts that it was trained with.
 
     Raises:
-        UserError: as `read_prior`, or another program wrote the folder.
+        UserError: as `read_prior`, another program wrote the folder, or its files are of different priors.
     """
     path = Path(folder) / TOKENS_FILE
     if not path.is_file():
@@ -179,6 +181,14 @@ def read_exported(folder: str | Path) -> tuple[DiffusionPrior, dict[str, Any], d
             raise ValueError("no tables")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); export the prior again") from error
+    exported = from_dict(PriorConfig, config.get("prior"), f"{path}: prior")
+    found, _ = _read_config(Path(folder) / CONFIG_FILE)
+    for name in SHARED:
+        if getattr(found, name) != getattr(exported, name):
+            raise UserError(
+                f"expected {name} {getattr(exported, name)} in {Path(folder) / CONFIG_FILE}, as {path} has it, got "
+                f"{getattr(found, name)}; the files are of different priors: export one again"
+            )
     return read_prior(folder), config, trained_with
 
 

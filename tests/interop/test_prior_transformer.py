@@ -93,6 +93,24 @@ def test_an_exported_prior_comes_back_with_all_that_belongs_to_it(tmp_path):
         assert torch.equal(again.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3}, r"expected n_layer 2 in .*config\.json, as .*token_embedding\.safetensors has it, got 3"),
+        ({"num_attention_heads": 2, "attention_head_dim": 9}, "expected n_head 3 in .* got 2"),
+        ({"num_embeddings": 9}, "expected text_length 5 in .* got 9"),
+    ],
+)
+def test_files_of_different_priors_are_refused_in_one_line(tmp_path, change, message):
+    _, part = make_part(tmp_path)
+    export_prior(part, tmp_path / "out")
+    path = tmp_path / "out" / CONFIG_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=message) as caught:
+        read_exported(tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
 def test_the_commands_export_and_import(run, tiny_model, tmp_path):
     folder = add_prior(shutil.copytree(tiny_model, tmp_path / "model"), "diffusion")
     before = read_part(folder, "prior")
