@@ -24,10 +24,27 @@ SIGMOID_LOGIT_BIAS = -10.0
 """Initial values of SigLIP: nearly all pairs of a batch do not match, and the bias predicts that from the start."""
 
 
+class PastKeys:
+    """Keys and values of the positions that one attention layer has computed."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        """(B, n_head, n, head_dim), None before the first position."""
+        self.values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of the next positions, and return all."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
 class ClipAttention(nn.Module):
     """Multi-head self-attention, (B, n, C) -> same.
 
-    `allowed` is True where a position may be attended to: (B, n) by all of a row, or (B, n, n) by each of them.
+    `allowed` is True where a position may be attended to: (B, n) by all of a row, or (B, n, n) by each of them. With
+    `past`, x are the next positions after those in it.
     """
 
     def __init__(self, n_embd: int, n_head: int) -> None:
@@ -36,8 +53,10 @@ class ClipAttention(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd)
         self.out = nn.Linear(n_embd, n_embd)
 
-    def forward(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, allowed: Tensor | None, past: PastKeys | None = None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three head c) -> three b head n c", three=3, head=self.n_head)
+        if past is not None:
+            k, v = past.extend(k, v)
         mask = None if allowed is None else allowed[:, None] if allowed.ndim == 3 else allowed[:, None, None, :]
         return self.out(rearrange(attend(q, k, v, mask), "b head n c -> b n (head c)"))
 
@@ -53,8 +72,8 @@ class ClipBlock(nn.Module):
         self.widen = nn.Linear(n_embd, 4 * n_embd)
         self.narrow = nn.Linear(4 * n_embd, n_embd)
 
-    def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.norm1(x), allowed)
+    def forward(self, x: Tensor, allowed: Tensor | None = None, past: PastKeys | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), allowed, past)
         return x + self.narrow(F.gelu(self.widen(self.norm2(x))))
 
 

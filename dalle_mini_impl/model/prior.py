@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dalle_mini_impl.model.clip import ClipBlock, initialise
+from dalle_mini_impl.model.clip import ClipBlock, PastKeys, initialise
 from dalle_mini_impl.util.errors import UserError
 
 DIFFUSION_STEPS = 1000
@@ -21,6 +21,19 @@ COMPONENT_SIZE = 17.2 / 32
 17.2, so that they vary as much as pixels in [-1, 1], for which the noise schedule was made."""
 ADDED = 4
 """Positions after the caption in a diffusion prior: text embedding, time, noised embedding, query."""
+
+
+class Past:
+    """Keys and values of the positions that `CausalBlocks` has computed, so that the next ones need no others.
+
+    Args:
+        n_layer: number of blocks.
+    """
+
+    def __init__(self, n_layer: int) -> None:
+        self.length = 0
+        """Positions computed, those of the caption included."""
+        self.blocks = [PastKeys() for _ in range(n_layer)]
 
 
 class CausalBlocks(nn.Module):
@@ -47,16 +60,17 @@ class CausalBlocks(nn.Module):
         self.norm = nn.LayerNorm(n_embd)
         initialise(self, n_layer)
 
-    def forward(self, text: Tensor, is_text: Tensor, others: Tensor) -> Tensor:
-        """Run all positions.
+    def forward(self, text: Tensor, is_text: Tensor, others: Tensor, past: Past | None = None) -> Tensor:
+        """Run all positions, or with `past` those that are not in it, which are added to it.
 
         Args:
             text: (B, n, C) of the caption, n up to L.
             is_text: (B, n) bool, False at padding.
             others: (B, m, C) of the further positions.
+            past: of the same caption, and of the first of these positions.
 
         Returns:
-            (B, m, C), normalised outputs at the further positions.
+            (B, m, C), normalised outputs at the further positions; with `past` at those that are run.
         """
         count, added = text.shape[1], others.shape[1]
         places = torch.cat([self.positions[:count], self.positions[self.text_length : self.text_length + added]])
@@ -65,9 +79,13 @@ class CausalBlocks(nn.Module):
         causal = torch.ones_like(itself).tril()
         # Each position attends to itself, also at padding: a row without any would be no number.
         allowed = causal & F.pad(is_text, (0, added), value=True)[:, None] | itself
-        for block in self.blocks:
-            x = block(x, allowed)
-        return self.norm(x[:, count:])
+        done = past.length if past else 0
+        x, allowed = x[:, done:], allowed[:, done:]
+        for number, block in enumerate(self.blocks):
+            x = block(x, allowed, past.blocks[number] if past else None)
+        if past:
+            past.length = count + added
+        return self.norm(x[:, max(count - done, 0) :])
 
 
 class DiffusionPrior(nn.Module):
@@ -245,11 +263,17 @@ class ARPrior(nn.Module):
         values = self.centres.gather(1, ids.T).T
         return F.normalize(values @ self.basis + self.mean, dim=-1)
 
+    def new_past(self) -> Past:
+        """What `forward` keeps from call to call, before the first."""
+        return Past(len(self.trunk.blocks))
+
     def dot_ids(self, embed: Tensor, text_embed: Tensor) -> Tensor:
         """The bucket of the dot products of image and text embeddings, both (B, D) -> (B,) int64."""
         return torch.searchsorted(self.dot_edges, (embed * text_embed).sum(1))
 
-    def forward(self, ids: Tensor, dot_ids: Tensor, text_ids: Tensor, text_embed: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, dot_ids: Tensor, text_ids: Tensor, text_embed: Tensor, past: Past | None = None
+    ) -> Tensor:
         """Logits of the buckets of the first components and of the next one.
 
         Args:
@@ -257,14 +281,15 @@ class ARPrior(nn.Module):
             dot_ids: (B,) int64; `buckets` for no caption.
             text_ids: (B, L) int64; all padding for no caption.
             text_embed: (B, D), normalised; zeros for no caption.
+            past: from calls with the same captions and the first of these ids; it is extended.
 
         Returns:
-            (B, k + 1, buckets).
+            (B, k + 1, buckets); with `past` those that no call before has returned.
         """
         text_ids = without_padding(text_ids, self.pad_id)
         others = [self.project_text(text_embed)[:, None], self.dots(dot_ids)[:, None], self.values(ids)]
-        x = self.trunk(self.tokens(text_ids), text_ids != self.pad_id, torch.cat(others, 1))
-        return self.head(x[:, 1:])
+        x = self.trunk(self.tokens(text_ids), text_ids != self.pad_id, torch.cat(others, 1), past)
+        return self.head(x[:, -1 - ids.shape[1] :])
 
 
 AnyPrior = DiffusionPrior | ARPrior

@@ -202,10 +202,11 @@ def draw_components(
     settings = RowSettings.of([SamplingConfig(temperature=sampling.temperature)] * len(uniforms), text_embed.device)
     ids = torch.empty(len(uniforms), 0, dtype=torch.int64, device=text_embed.device)
     none = torch.full_like(dot_ids, network.buckets)
+    past, past_of_none = network.new_past(), network.new_past()
     for number in range(network.components):
-        logits = network(ids, dot_ids, text_ids, text_embed)[:, -1]
+        logits = network(ids, dot_ids, text_ids, text_embed, past)[:, -1]
         if sampling.guidance != 1:
-            unconditional = network(ids, none, *no_caption(network, text_ids, text_embed))[:, -1]
+            unconditional = network(ids, none, *no_caption(network, text_ids, text_embed), past_of_none)[:, -1]
             logits = guide(logits, unconditional, sampling.guidance)
         ids = torch.cat([ids, next_ids(logits, uniforms[:, 1 + number], settings)[:, None]], 1)
     return network.embed(ids)

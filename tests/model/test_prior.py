@@ -142,3 +142,18 @@ def test_a_component_is_predicted_from_those_before_it():
 def test_shapes_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         make_prior(**{"kind": "diffusion", **settings})
+
+
+def test_components_one_after_another_have_the_logits_of_all_together():
+    prior = make_prior("ar")
+    ids, dots = torch.tensor([[1, 2, 4], [3, 4, 0], [0, 1, 2]]), torch.tensor([1, 5, 0])
+    together = prior(ids, dots, IDS, TEXT)
+    past, calls = prior.new_past(), []
+    prior.trunk.blocks[0].register_forward_pre_hook(lambda block, given: calls.append(given[0].shape[1]))
+    parts = [prior(ids[:, :count], dots, IDS, TEXT, past) for count in range(4)]
+    assert [part.shape for part in parts] == [(3, 1, 5)] * 4
+    torch.testing.assert_close(torch.cat(parts, 1), together)
+    assert calls == [6 + 2, 1, 1, 1]  # the longest caption, text embedding and dot product; then each component
+    two = prior.new_past()
+    torch.testing.assert_close(prior(ids[:, :2], dots, IDS, TEXT, two), together[:, :3])
+    torch.testing.assert_close(prior(ids, dots, IDS, TEXT, two), together[:, 3:])

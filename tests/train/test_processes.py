@@ -97,6 +97,12 @@ def test_scorer_with_accumulation_matches_one_process(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_prior_matches_one_process(trained, tmp_path):
+    one, two = one_and_two(trained, tmp_path, "prior", *FEW, *PLAIN)
+    compare(one, two, "prior")
+
+
+@pytest.mark.slow
 def test_encode_matches_one_process(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "encode")
     for name in ("cache.json", "train/pairs.jsonl", "train/image_ids.npy", "validation/image_ids.npy"):

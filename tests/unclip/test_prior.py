@@ -95,7 +95,10 @@ def test_dot_products_are_drawn_from_the_upper_half_and_components_one_after_ano
     class Network:
         components, buckets, pad_id = 4, 9, 0
 
-        def __call__(self, ids, dot_ids, text_ids, text_embed):
+        def new_past(self):
+            return None
+
+        def __call__(self, ids, dot_ids, text_ids, text_embed, past):
             calls.append((ids.shape[1], dot_ids))
             return torch.zeros(len(ids), ids.shape[1] + 1, 9)
 
