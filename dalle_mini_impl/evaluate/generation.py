@@ -272,7 +272,7 @@ def generate_pictures(
             features[judge].append(measure.features_of(pixels))
             ranks[judge].append(measure.ranks(features[judge][-1], concept_ids))
     stacked = [{judge: torch.stack(parts) for judge, parts in values.items()} for values in (features, ranks)]
-    return GeneratedPictures(results, drawn, *stacked, seconds=seconds)
+    return GeneratedPictures(results, drawn, stacked[0], stacked[1], seconds)
 
 
 def generated_rows(name: str, pictures: GeneratedPictures) -> list[ShareRow]:
