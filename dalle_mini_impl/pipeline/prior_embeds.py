@@ -69,7 +69,7 @@ def _check(request: GenerationRequest, prior: Prior | None, stream: Stream) -> N
     if request.sampling.tile:
         raise UserError(f"expected prior none with tile, got {chosen}; leave one out")
     if chosen != "text" and (prior is None or prior.kind != chosen):
-        got = f"one of kind {prior.kind}" if prior else "none"
+        got = f"one of kind {prior.kind}" if prior else "none over the embeddings of its scorer"
         raise UserError(
             f"expected a checkpoint with a prior of kind {chosen}, got {got}; train one with dalle train prior, or "
             f"choose prior text or none"

@@ -83,13 +83,22 @@ class Prior:
     def find(cls, folder: Path, scorer: Scorer | None, device: str = "cpu") -> "Prior | None":
         """The prior in a checkpoint folder, if there is one over the embeddings of the scorer beside it.
 
+        Warns of one over those of another scorer, which no transformer beside it can draw.
+
         Raises:
             UserError: as `from_pretrained`.
         """
         if scorer is None or not is_file(folder / "prior.safetensors"):
             return None
-        is_own = "scorer" in read_part(folder, "prior", weights=False).trained_with
-        return cls.from_pretrained(folder, scorer, device) if is_own else None
+        part = read_part(folder, "prior", weights=False)
+        if "scorer" in part.trained_with:
+            return cls.from_pretrained(folder, scorer, device)
+        warnings.warn(
+            f"{part.path} is not used: it draws embeddings of scorer {part.trained_with.get(SPACE)}, not of the "
+            f"checkpoint's own, {scorer_identity(scorer)}",
+            stacklevel=2,
+        )
+        return None
 
     @property
     def kind(self) -> str:

@@ -179,8 +179,12 @@ def test_another_scorer_s_embeddings_can_be_learned(trained, other_scorer, tmp_p
     part = read_part(model_of(home), "prior")
     assert "scorer" not in part.trained_with
     assert part.trained_with[SPACE] == scorer_identity(Scorer.from_pretrained(other_scorer))
+    own = Scorer.from_pretrained(model_of(home))
     with pytest.raises(UserError, match="was trained with embeddings of scorer"):
-        Prior.from_pretrained(model_of(home), Scorer.from_pretrained(model_of(home)))
+        Prior.from_pretrained(model_of(home), own)
+    message = f"is not used: it draws embeddings of scorer {part.trained_with[SPACE]}, not of .* {scorer_identity(own)}"
+    with pytest.warns(UserWarning, match=message):
+        assert Prior.find(model_of(home), own) is None
 
 
 def test_an_unknown_sampler_is_refused_before_anything_is_read(trained):
