@@ -63,6 +63,7 @@ NOT_RUN = {
     r"^serve": "runs until it is told to end; tests/serve",
     r"^(vary|mix|edit|components)\b": "needs a model with image embeddings; tests/cli/test_manipulations.py",
     r"--like": "needs a model with image embeddings; tests/pipeline/test_picture_embed.py",
+    r"--decoder diffusion": "needs a model with a diffusion decoder; tests/pipeline/test_diffused.py",
     r"^app": "serves until it is ended; tests/app",
     r"--faiss": "needs the extra faiss; tests/search",
     r"…": "a part is left out",

@@ -8,6 +8,7 @@ from typing import Any
 from dalle_mini_impl.checkpoint.parts import IMAGE_IDS, PART_FILES, PARTS, UNKNOWN_IDENTITY, fingerprint, read_part
 from dalle_mini_impl.checkpoint.settings import SETTINGS_FILE, load_settings
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILES, read_text_tokenizer
+from dalle_mini_impl.config.diffusion import DiffusionDecoderConfig
 from dalle_mini_impl.config.model import (
     ImageTokenizerConfig,
     PriorConfig,
@@ -84,6 +85,8 @@ def _part_line(name: str, part: dict[str, Any]) -> str:
         "transformer": _transformer_shape,
         "scorer": _scorer_shape,
         "prior": _prior_shape,
+        "diffusion_decoder": _diffusion_shape,
+        "upsampler": _diffusion_shape,
     }[name]
     size = f"{part['megabytes']} MB, identity {part['identity']}"
     if "numbers" in part:
@@ -148,6 +151,16 @@ def _prior_shape(part: dict[str, Any]) -> str:
         f"{config.kind} prior of {config.n_layer} layers of width {config.n_embd} with {config.n_head} heads over "
         f"{config.text_length} text ids{quantised}"
     )
+
+
+def _diffusion_shape(part: dict[str, Any]) -> str:
+    config = from_dict(DiffusionDecoderConfig, part["config"].get("decoder"), "decoder")
+    widths = f"U-Net of widths {', '.join(map(str, config.channels))}"
+    if config.kind == "upsampler":
+        return f"{widths} that enlarges pictures of {config.low_size} pixels to {config.image_size}"
+    what = "codebook vectors" if config.space == "latents" else f"{config.image_size}×{config.image_size} pixels"
+    captions = f" and {config.text_length} text ids" if config.text_length else ""
+    return f"{widths} over {what}, given an image embedding{captions}"
 
 
 def _about_lines(about: dict[str, Any], checkpoint: str | None) -> list[str]:

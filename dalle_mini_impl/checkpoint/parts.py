@@ -6,6 +6,8 @@
     transformer.safetensors
     scorer.safetensors
     prior.safetensors           draws image embeddings of the scorer for captions; where there is one
+    diffusion_decoder.safetensors   draws pictures of these; where there is one
+    upsampler.safetensors       enlarges such pictures; where there is one
     MODEL_CARD.md
 
 Weights are stored in bfloat16, imported ones in their original precision, and used in float32. The header of a part's
@@ -46,7 +48,7 @@ IMAGE_IDS = "image_ids"
 the one that it has encoder and codebook of, and so the ids of every picture."""
 UNKNOWN_IDENTITY = "unknown"
 """Recorded where weights were imported without a text tokenizer; any text tokenizer is accepted with them."""
-PARTS = ("image_tokenizer", "transformer", "scorer", "prior")
+PARTS = ("image_tokenizer", "transformer", "scorer", "prior", "diffusion_decoder", "upsampler")
 """Names of the parts with weights."""
 PART_FILES = (*TEXT_TOKENIZER_FILES, *(f"{part}.safetensors" for part in PARTS))
 CARD_FILES = ("MODEL_CARD.md", "README.md")

@@ -13,7 +13,7 @@ from dalle_mini_impl.cli.sampling_options import (
     check_format,
     generate_arguments,
     generate_shown,
-    sampled_id_count,
+    progress_total,
     sampling_options,
     use_scorer,
     write_results,
@@ -96,7 +96,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     use_scorer(dalle, options["scorer"])
     check_format(dalle, arguments, options)
-    id_count = sampled_id_count(arguments, dalle.stream.image_length)
+    id_count = progress_total(dalle, arguments)
     canvas_of = dalle.image_tokenizer, dalle.stream.config.grid, picture
     if options["variations"]:
         canvas = variation_canvas(*canvas_of, options["strength"])

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
     """Change a picture by the difference of two texts (DALL-E 2).
 
-    The strip begins with PICTURE as the model draws it, from the random numbers that draw exactly its image ids; the
+    The strip begins with PICTURE as the model draws it, from the random numbers that draw exactly this picture; the
     further pictures are drawn from the same numbers, of an embedding that is rotated from --from towards --to.
     """
     from dalle_mini_impl.pipeline import manipulations
@@ -45,7 +45,7 @@ def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
     from dalle_mini_impl.util.images import contact_sheet, enlarge, open_picture
     from dalle_mini_impl.util.save_picture import save_picture
 
-    unused = ("source", "theta", "steps", "prompt", "guidance")
+    unused = ("source", "theta", "steps", "prompt", "guidance", "decoder")
     if target is None and (others := [name for name in unused if is_given(name)]):
         name = "from" if others[0] == "source" else others[0]
         raise UserError(f"expected --to TEXT with --{name}, got none; add it, or leave out --{name} to repeat an edit")
@@ -63,6 +63,7 @@ def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
         edited = manipulations.make_edit(dalle, record.edit)
     else:
         chosen = {name: options[name] for name in ("theta", "steps", "prompt")}
+        chosen |= {"decoder": options["decoder"] or dalle.sampling.decoder}
         chosen |= {"guidance": options["guidance"]} if options["guidance"] is not None else {}
         texts = [without_surrogates(text) for text in (source, target or "")]
         edited = manipulations.edit(dalle, image, *texts, **chosen)

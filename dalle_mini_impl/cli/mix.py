@@ -17,6 +17,7 @@ from dalle_mini_impl.cli.options import (
     seed_option,
 )
 from dalle_mini_impl.cli.outputs import OutputFile
+from dalle_mini_impl.config.sampling import DECODERS
 from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import without_surrogates
 
@@ -30,6 +31,11 @@ strip_options = add_options(
         click.option("--prompt", default="", metavar="TEXT", help="Caption of all pictures."),
         click.option(
             "--guidance", type=FiniteFloat(), help="How much to follow the embedding; 1 is off.  [default: the model's]"
+        ),
+        click.option(
+            "--decoder",
+            type=click.Choice(DECODERS),
+            help="What draws the pictures: the transformer, or a U-Net (DALL-E 2).  [default: the model's]",
         ),
         click.option(
             "--frames",
@@ -70,7 +76,7 @@ def mix(first: str, second: str, **options: Any) -> None:
     start, end = (picture_or_text(one) for one in (first, second))
     check_animation(options["frames"])
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    chosen = {name: options[name] for name in ("steps", "seed", "guidance")}
+    chosen = {name: options[name] for name in ("steps", "seed", "guidance", "decoder")}
     write_strip(draw(dalle, start, end, without_surrogates(options["prompt"]), **chosen), options)
 
 

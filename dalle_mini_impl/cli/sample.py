@@ -19,7 +19,7 @@ from dalle_mini_impl.cli.sampling_options import (
     check_format,
     generate_arguments,
     generate_shown,
-    sampled_id_count,
+    progress_total,
     sampling_options,
     use_scorer,
     write_results,
@@ -128,9 +128,9 @@ def sample(prompts: tuple[str, ...], **options: Any) -> None:
     if recorded and path:
         recorded.check_scorer(dalle.scorer_source, path)
     own_requests = processes.own_items(requests)
-    id_count = sum(sampled_id_count(request, dalle.stream.image_length) for request in own_requests)
+    total = sum(progress_total(dalle, request) for request in own_requests)
     hidden = None if processes.is_main else True  # None hides the bar where standard error is no terminal
-    with tqdm(total=id_count, unit=" ids", disable=hidden, leave=False) as bar:
+    with tqdm(total=total, unit="", disable=hidden, leave=False) as bar:
         if options["preview"] and processes.is_main:
             own_results = [generate_shown(dalle, request, bar, options) for request in own_requests]
         else:

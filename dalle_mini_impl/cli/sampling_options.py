@@ -25,7 +25,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PICTURE_FILE, OutputFolder
-from dalle_mini_impl.config.sampling import MAX_ZOOM, PRIORS, RANKS
+from dalle_mini_impl.config.sampling import DECODERS, DIFFUSION_STEPS, MAX_ZOOM, PRIORS, RANKS, SAMPLERS
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import printable
@@ -67,6 +67,19 @@ sampling_options = add_options(
             type=click.Choice(PRIORS),
             help="What gives each picture an image embedding to draw (DALL-E 2).  [default: the model's]",
         ),
+        click.option(
+            "--decoder",
+            type=click.Choice(DECODERS),
+            help="What draws the pictures: the transformer, or a U-Net (DALL-E 2).  [default: the model's]",
+        ),
+        click.option("--sampler", type=click.Choice(SAMPLERS), help="Sampler of the U-Net.  [default: the model's]"),
+        click.option(
+            "--steps",
+            type=click.IntRange(1, DIFFUSION_STEPS),
+            metavar="N",
+            help="Steps of that sampler.  [default: the model's]",
+        ),
+        click.option("--eta", type=FiniteFloat(0, 1), help="Noise that ddim adds in each step.  [default: 0]"),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
         click.option(
             "--diversity",
@@ -159,6 +172,8 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"expected --save-dir FOLDER with --format {options['format']}, got none; name a folder, or end --out so"
         )
+    if options["decoder"] == "tokens" and (others := [one for one in ("sampler", "steps", "eta") if is_given(one)]):
+        raise UserError(f"expected --decoder diffusion with --{others[0]}, got tokens, which has none; leave one out")
     for name in ("scorer", "diversity"):
         if options[name] and options["rank"] in ("likelihood", "none"):
             raise UserError(
@@ -166,7 +181,8 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
                 f"leave one out"
             )
     sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile", "transparent")
-    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", "prior", *sampling)}
+    sampling += ("prior", "decoder", "sampler", "steps", "eta")
+    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:
             raise UserError(
@@ -229,17 +245,20 @@ def complete_text_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("candidates", "seed", "temperature", "top_k", "top_p")}
 
 
-def sampled_id_count(arguments: dict[str, Any], image_length: int) -> int:
-    """How many image ids `DalleMini.generate` samples with these arguments, for a progress bar.
+def progress_total(dalle: "DalleMini", arguments: dict[str, Any]) -> int:
+    """Sum of what `DalleMini.generate` reports to `progress` with these arguments.
 
     Args:
+        dalle: the model.
         arguments: keyword arguments of `generate`.
-        image_length: image ids per picture.
     """
     from dalle_mini_impl.sampling.tiling import SEAM_PASSES
 
     candidates = len(arguments["seeds"]) if arguments.get("seeds") else arguments["candidates"]
-    return candidates * image_length * (1 + SEAM_PASSES * bool(arguments.get("tile")))
+    if (arguments.get("decoder") or dalle.sampling.decoder) == "diffusion":
+        decoder = dalle.diffusion_decoder
+        return candidates * (arguments.get("steps") or (decoder.sampling.steps if decoder else 0))
+    return candidates * dalle.stream.image_length * (1 + SEAM_PASSES * bool(arguments.get("tile")))
 
 
 def announce_loading(name: str, purpose: str) -> None:
@@ -290,7 +309,7 @@ def generate_shown(
 
 def _progress(dalle: "DalleMini", request: dict[str, Any], bar: "tqdm[Any]") -> Callable[[int], None]:
     """Moves a bar by sampled ids, and says on it when they are all sampled and pictures are decoded and ranked."""
-    left = sampled_id_count(request, dalle.stream.image_length)
+    left = progress_total(dalle, request)
 
     def update(ids: int) -> None:
         nonlocal left

@@ -10,7 +10,7 @@ from dalle_mini_impl.cli.sampling_options import (
     check_format,
     generate_arguments,
     generate_shown,
-    sampled_id_count,
+    progress_total,
     sampling_options,
     use_scorer,
     write_results,
@@ -42,8 +42,8 @@ def vary(picture: str, prompt: str, **options: Any) -> None:
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     use_scorer(dalle, options["scorer"])
     check_format(dalle, arguments, options)
-    count = sampled_id_count(arguments, dalle.stream.image_length)
-    with tqdm(total=count, unit=" ids", disable=None, leave=False) as bar:  # None: only on a terminal
+    count = progress_total(dalle, arguments)
+    with tqdm(total=count, unit="", disable=None, leave=False) as bar:  # None: only on a terminal
         result = generate_shown(dalle, arguments, bar, options)
     layout = {"columns": options["columns"], "scores": options["scores"]}
     zoom = options["zoom"] or 1

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dalle_mini_impl.config.ranges import Count, NonNegative
+from dalle_mini_impl.config.ranges import Count, NonNegative, Share
 
 RANKS = ("auto", "likelihood", "clip", "both", "none")
 """What can order candidates; `auto` is `both` where there is a scorer, otherwise `likelihood`."""
@@ -12,7 +12,11 @@ PRIORS = ("auto", "none", "text", "diffusion", "ar")
 """Where image embeddings for a prompt come from: nowhere, its text embedding, or a prior of a kind; `auto` is the prior
 of the checkpoint, if it has one."""
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++")
-"""Samplers of a diffusion prior, of the library `diffusers`."""
+"""Samplers of diffusion, of the library `diffusers`."""
+DIFFUSION_STEPS = 1000
+"""Steps of the diffusion process, and so the most that a sampler takes."""
+DECODERS = ("tokens", "diffusion")
+"""What draws pictures: the transformer, image id by image id, or a diffusion decoder."""
 MAX_ZOOM = 16
 """How many times larger than they were drawn pictures may be written."""
 
@@ -45,6 +49,15 @@ class SamplingConfig:
     """What gives each candidate an image embedding to draw: the checkpoint's prior (`diffusion` or `ar`, as it has),
     the prompt's own embedding (`text`), nothing (`none`), or `auto`: the prior, if there is one and the transformer
     was trained with embeddings."""
+    decoder: str = DECODERS[0]
+    """What draws pictures: `tokens` (the transformer), or `diffusion` (the diffusion decoder, which recommends its own
+    guidance, sampler and steps)."""
+    sampler: str = "ddim"
+    """Sampler of a diffusion decoder: `ddim`, `dpmsolver++`, or `ddpm`, which adds noise in each step."""
+    steps: Count = 50
+    """Steps of that sampler, at most 1,000."""
+    eta: Share = 0.0
+    """How much noise `ddim` adds in each step; 1 is as much as `ddpm`."""
 
 
 @dataclass(frozen=True, kw_only=True)

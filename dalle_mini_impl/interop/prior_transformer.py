@@ -22,11 +22,12 @@ from dalle_mini_impl.checkpoint.check_weights import limited_numbers
 from dalle_mini_impl.checkpoint.parts import Part
 from dalle_mini_impl.config.model import PriorConfig
 from dalle_mini_impl.config.ranges import check_ranges
+from dalle_mini_impl.config.sampling import DIFFUSION_STEPS
 from dalle_mini_impl.config.yaml_io import from_dict
 from dalle_mini_impl.interop.check_tensors import check_tensors
 from dalle_mini_impl.interop.read_weights import Weights, read_file
 from dalle_mini_impl.model.build import build_prior
-from dalle_mini_impl.model.prior import ADDED, DIFFUSION_STEPS, DiffusionPrior
+from dalle_mini_impl.model.prior import ADDED, DiffusionPrior
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
 from dalle_mini_impl.util.read_files import MAX_TEXT_BYTES

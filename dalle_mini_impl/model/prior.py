@@ -14,8 +14,6 @@ from torch.nn import functional as F
 from dalle_mini_impl.model.clip import ClipBlock, PastKeys, initialise
 from dalle_mini_impl.util.errors import UserError
 
-DIFFUSION_STEPS = 1000
-"""Steps of the diffusion process."""
 COMPONENT_SIZE = 17.2 / 32
 """Root mean square of a scaled embedding's components. The paper scales embeddings of norm 1 and 1,024 components by
 17.2, so that they vary as much as pixels in [-1, 1], for which the noise schedule was made."""

@@ -160,22 +160,7 @@ class Stream:
         if not any(map(len, rows)):
             return None
         self.check_takes_embeddings()
-        width = self.config.embed_dim
-        embeds = []
-        for row in rows:
-            if len(row) not in (0, width):
-                raise UserError(
-                    f"expected an image embedding of {width} numbers, as the scorer makes that this model was trained "
-                    f"with, got {len(row)}; use that scorer"
-                )
-            length = math.hypot(*row)
-            if len(row) and not 0 < length < math.inf:
-                raise UserError(
-                    "expected an image embedding of finite numbers that are not all 0, got another; embed the picture "
-                    "again"
-                )
-            embeds.append([number / length for number in row] or [0.0] * width)
-        return torch.tensor(embeds)
+        return unit_embeddings(rows, self.config.embed_dim)
 
     def join(self, prefix: Tensor, image_ids: Tensor) -> Tensor:
         """Concatenate prefix (B, prefix_length) and image ids (B, h, w) in [0, K) into the stream (B, T)."""
@@ -216,3 +201,25 @@ class Stream:
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
         image = torch.stack([rows.flatten(), columns.flatten()], 1) + text_end
         return torch.cat([text, image])
+
+
+def unit_embeddings(rows: Sequence[Sequence[float]], width: int) -> Tensor:
+    """Image embeddings of any length but 0 as a tensor (B, width), each of length 1; zeros for an empty one.
+
+    Raises:
+        UserError: one has another width, is zero or is not finite.
+    """
+    embeds = []
+    for row in rows:
+        if len(row) not in (0, width):
+            raise UserError(
+                f"expected an image embedding of {width} numbers, as the scorer makes that this model was trained "
+                f"with, got {len(row)}; use that scorer"
+            )
+        length = math.hypot(*row)
+        if len(row) and not 0 < length < math.inf:
+            raise UserError(
+                "expected an image embedding of finite numbers that are not all 0, got another; embed the picture again"
+            )
+        embeds.append([number / length for number in row] or [0.0] * width)
+    return torch.tensor(embeds)

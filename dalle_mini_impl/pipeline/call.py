@@ -174,6 +174,8 @@ def _draw_with_callback(
     step = 0
     for arguments in requests:
         request = dalle.request(**arguments, chunk=chunk)
+        if request.sampling.decoder != "tokens":
+            raise UserError("expected decoder tokens with callback_on_step_end, got diffusion; leave one out")
         cells = generate_cells(dalle.transformer, dalle.stream, request.ids, chunk=request.chunk)
         while True:
             try:

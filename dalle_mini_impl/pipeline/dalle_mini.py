@@ -1,9 +1,8 @@
 """DalleMini: prompt -> ranked pictures. The one file that knows every stage; `pipeline/__init__` lists them."""
 
-import dataclasses
 import inspect
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,18 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.call import call
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
 from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
-from dalle_mini_impl.pipeline.picture_embed import Embedding, to_numbers
+from dalle_mini_impl.pipeline.drawing import draw, finish_ids, prepare
+from dalle_mini_impl.pipeline.picture_embed import Embedding
 from dalle_mini_impl.pipeline.previews import generate_previews
-from dalle_mini_impl.pipeline.prior_embeds import with_prior
-from dalle_mini_impl.pipeline.ranking import describe_scorer, finish, recommended_rank, refuse_diversity
-from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
+from dalle_mini_impl.pipeline.ranking import describe_scorer
+from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Preview, Result
-from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate_many, no_progress
+from dalle_mini_impl.sampling.generate import Progress, no_progress
 from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelihood
 from dalle_mini_impl.sampling.packing import choose_precision, pack
-from dalle_mini_impl.sampling.requests import IdRequest
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
+from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
 from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.devices import choose_device
 from dalle_mini_impl.util.errors import UserError
@@ -51,6 +50,8 @@ class DalleMini:
         sampling: recommended sampling settings.
         source: what results record about the model: `model`, `checkpoint` (a hash) and `precision`.
         prior: draws image embeddings of that scorer for prompts (DALL-E 2); None for none.
+        load_diffusion_decoder: loads, when it is first needed, what draws pictures of these in place of the
+            transformer; None for none.
     """
 
     def __init__(
@@ -63,13 +64,14 @@ class DalleMini:
         sampling: SamplingConfig,
         source: dict[str, str],
         prior: Prior | None = None,
+        load_diffusion_decoder: Callable[[], DiffusionDecoder | None] = lambda: None,
     ) -> None:
         self.text_tokenizer = text_tokenizer
         self.image_tokenizer = image_tokenizer
         self.transformer = transformer
         self.stream = stream
         self.sampling = sampling
-        self.source, self.prior = source, prior
+        self.source, self.prior, self._load_diffusion_decoder = source, prior, load_diffusion_decoder
         self._scorer = self.own_scorer = scorer
         self.scorer_source: dict[str, str] | None = None
         """What results record of a scorer that was set: name and identity; None for the checkpoint's own."""
@@ -96,16 +98,27 @@ class DalleMini:
         decoder = pack(transformer, precision, stream.image_range)
         del transformer  # frees the weights that the decoder does not share
         scorer = Scorer.from_pretrained(folder, device) if (folder / "scorer.safetensors").is_file() else None
+        image_tokenizer = ImageTokenizer.from_pretrained(folder, device)
         return cls(
             text_tokenizer=load_text_tokenizer(folder),
-            image_tokenizer=ImageTokenizer.from_pretrained(folder, device),
+            image_tokenizer=image_tokenizer,
             transformer=decoder,
             stream=stream,
             scorer=scorer,
             sampling=settings.load_settings(folder).sampling,
             source={"model": str(name), "checkpoint": fingerprint(folder), "precision": precision},
             prior=Prior.find(folder, scorer, device),
+            load_diffusion_decoder=partial(DiffusionDecoder.find, folder, scorer, image_tokenizer, device),
         )
+
+    @cached_property
+    def diffusion_decoder(self) -> DiffusionDecoder | None:
+        """Draws pictures of image embeddings in place of the transformer (extra `unclip`); None where there is none.
+
+        Raises:
+            UserError: `diffusers` is not installed, or the checkpoint's decoder is damaged or does not belong to it.
+        """
+        return self._load_diffusion_decoder()
 
     @property
     def scorer(self) -> Scorer:
@@ -164,7 +177,8 @@ class DalleMini:
         half is dropped after 3/16 of the ids to sample, and again after 7/16.
         With `tile` pictures can be laid side by side: the decoder's convolutions wrap around, and the ids at the edges
         are sampled again with the opposite edge in their context, where that makes the rolled picture likelier.
-        With `prior` each candidate gets an image embedding of its own, drawn for the prompt (DALL-E 2).
+        With `prior` each candidate gets an image embedding of its own, drawn for the prompt (DALL-E 2), and with
+        `decoder="diffusion"` a U-Net draws the pictures of these, which only `clip` ranks.
 
         Args:
             prompt: the caption, in any language the model was trained on; cut with a warning where it is too long.
@@ -179,7 +193,7 @@ class DalleMini:
             chunk: candidates decoded at a time, which bounds memory and changes nothing else, but that each chunk is
                 pruned by itself; None is 64, or on CUDA what fits.
             progress: called with the number of image ids that each step has sampled; all calls add up to every id of
-                every candidate, four times that with `tile`.
+                every candidate, four times that with `tile`. With `decoder="diffusion"` pictures count, in each step.
             canvas: a picture some of whose ids are known; `complete` and `variations` make one.
             **sampling: settings of `SamplingConfig`; the model's recommendation where left out or None.
 
@@ -219,16 +233,13 @@ class DalleMini:
         Raises:
             UserError: as `generate`.
         """
-        waiting: deque[GenerationRequest] = deque()
 
-        def requests() -> Iterator[IdRequest]:
+        def requests() -> Iterator[GenerationRequest]:
             for item in prompts:
                 given = {"prompt": item} if isinstance(item, str) else item
-                waiting.append(self.request(**{**options, **given}, chunk=chunk, progress=progress))
-                yield waiting[-1].ids
+                yield self.request(**{**options, **given}, chunk=chunk, progress=progress)
 
-        for generated in generate_many(self.transformer, self.stream, requests(), chunk=chunk, progress=progress):
-            yield self._finish(waiting.popleft(), generated)
+        return draw(self, requests(), chunk, progress)
 
     def complete(
         self,
@@ -309,32 +320,20 @@ class DalleMini:
             UserError: as `generate`, or `show` or `share` is out of range.
         """
         request = self.request(prompt, **options)
+        if request.sampling.decoder == "diffusion":
+            (result,) = draw(self, [request], None, request.progress)
+            yield Preview(1.0, [candidate.image for candidate in result], result)
+            return
         model = self.transformer, self.stream
         generated = yield from generate_previews(*model, request, self.decode, show=show, share=share)
-        result = self._finish(request, generated)
+        result = finish_ids(self, request, generated)
         yield Preview(1.0, [candidate.image for candidate in result], result)
 
     def request(self, prompt: str, **options: Any) -> GenerationRequest:
         """Check arguments of `generate`; those that are left out have the defaults of its signature."""
-        rank = recommended_rank(self.sampling.rank, self._scorer, self._scorer is self.own_scorer)
-        recommended = dataclasses.replace(self.sampling, rank=rank)
         bound = inspect.signature(self.generate).bind(prompt, **options)
         bound.apply_defaults()
-        given = bound.arguments
-        ids, count = self.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
-        pixels, vocab = ids * self.image_tokenizer.config.factor**2, self.stream.config.image_vocab
-        check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, self.has_scorer)
-        refuse_diversity(self._scorer, **given["sampling"])
-        given["image_embed"] = to_numbers(given["image_embed"], self.own_scorer, self.stream)
-        request = make_request(encode=self.encode, recommended=recommended, **given)
-        request = request.with_rank("likelihood" if self._scorer is None else "both")
-        request = with_prior(request, self.prior, self.own_scorer, self.stream)
-        if request.sampling.rank not in ("clip", "both"):
-            return request
-        return dataclasses.replace(request, scorer=self.scorer, scorer_source=self.scorer_source)
-
-    def _finish(self, request: GenerationRequest, generated: GeneratedIds) -> Result:
-        return finish(request, generated, self.transformer, self.stream, self.image_tokenizer, self.source)
+        return prepare(self, bound.arguments)
 
     def decode(self, image_ids: Tensor, tile: bool = False) -> list[Image.Image]:
         """Image ids -> RGB pictures.

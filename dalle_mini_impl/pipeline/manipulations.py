@@ -1,7 +1,8 @@
 """Pictures changed through the embedding that the scorer has of them (Ramesh et al. 2022, DALL-E 2, sections 3 and 4).
 
-A picture is divided in two: its image embedding, which says what it shows, and the uniform numbers that draw its image
-ids given that, which say everything else (`sampling.inversion`). Models need positions for an image embedding.
+A picture is divided in two: its image embedding, which says what it shows, and the random numbers that draw it given
+that, which say everything else: uniform numbers of its image ids (`sampling.inversion`), or the noise of a diffusion
+decoder. A transformer needs positions for an image embedding.
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from dalle_mini_impl.config.yaml_io import from_dict, to_dict
+from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.canvas import encode_picture
+from dalle_mini_impl.pipeline.diffused import chosen_decoder
+from dalle_mini_impl.pipeline.diffused_edit import describe_picture, redraw_diffused
 from dalle_mini_impl.pipeline.picture_embed import from_text, to_text
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.inversion import invert, redraw
 from dalle_mini_impl.sampling.requests import Prompt
 from dalle_mini_impl.text.clean_caption import clean_caption
+from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
 from dalle_mini_impl.unclip.directions import check_share, slerp, text_difference, with_first_components
 from dalle_mini_impl.util.errors import UserError
 
@@ -65,7 +70,7 @@ def mix(
         prompt: caption of all pictures.
         steps: how many to draw, both ends among them.
         seed: of the random numbers, 0 to 2**63 - 1.
-        **sampling: settings of `SamplingConfig`, such as `guidance`.
+        **sampling: settings of `SamplingConfig`, such as `guidance` and `decoder`.
 
     Returns:
         A result of one picture for each step.
@@ -114,8 +119,10 @@ def component_views(
 class EditRecord:
     """What an edit is made of: enough to make it again with the same checkpoint."""
 
-    image_ids: tuple[tuple[int, ...], ...]
-    """(h, w) of the picture."""
+    image_ids: tuple[tuple[int, ...], ...] = ()
+    """(h, w) of the picture; empty with `pixels`."""
+    pixels: str = ""
+    """The picture as a PNG in base64, for a diffusion decoder of pixels."""
     image_embed: str
     """Of the picture, as `picture_embed.to_text` writes it."""
     source: str
@@ -130,6 +137,10 @@ class EditRecord:
     """Pictures, the one that is edited among them."""
     guidance: float = 1.0
     """Classifier-free guidance scale; 1 switches it off."""
+    decoder: str = "tokens"
+    """What draws the pictures, one of `config.sampling.DECODERS`."""
+    sampler_steps: int = 50
+    """Steps of a diffusion decoder's DDIM, in which the noise of the picture is found as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +148,9 @@ class Edit:
     """A picture on its way from one text to another."""
 
     images: list[Image.Image]
-    """RGB. The first one is the picture as the image tokenizer reconstructs it."""
+    """RGB. The first one is the picture as the model reconstructs it."""
     image_ids: Tensor
-    """(steps, h, w)."""
+    """(steps, h, w); (steps, 0, 0) where pixels are diffused."""
     metadata: dict[str, Any]
     """Model, checkpoint hash, precision, and under `edit` the record."""
 
@@ -178,21 +189,27 @@ def edit(dalle: "DalleMini", picture: Image.Image, source: str, target: str, **o
     """Change what a picture shows by the difference of two texts (section 3.3), and keep the rest of it.
 
     The embedding of the picture is rotated towards the difference of the texts' embeddings, and the picture is drawn
-    again from the uniform numbers that draw it, so that the unchanged embedding gives it back id for id.
+    again from the random numbers that draw it. So the unchanged embedding gives it back: id for id by a transformer, up
+    to rounding by a diffusion decoder, if that varies slowly enough for its steps to be inverted.
 
     Args:
         dalle: the model.
         picture: of any size; cropped to the model's proportions, and white where transparent.
         source: what it shows, such as "a cat"; empty to move towards `target` itself.
         target: what it should show, such as "a lion".
-        **options: `prompt`, `theta`, `steps` and `guidance` of `EditRecord`.
+        **options: `prompt`, `theta`, `steps`, `guidance`, `decoder` and `sampler_steps` of `EditRecord`.
 
     Raises:
         UserError: an option is out of range, the scorer embeds both texts alike, or the model takes no embeddings.
     """
-    dalle.stream.check_takes_embeddings()
-    _, image_ids = encode_picture(dalle.image_tokenizer, dalle.stream.config.grid, picture)
-    given = {"image_ids": image_ids.tolist(), "image_embed": to_text(embed(dalle, picture).tolist())}
+    if options.get("decoder", "tokens") == "tokens":
+        dalle.stream.check_takes_embeddings()
+        _, image_ids = encode_picture(dalle.image_tokenizer, dalle.stream.config.grid, picture)
+        given: dict[str, Any] = {"image_ids": image_ids.tolist()}
+    else:
+        decoder = chosen_decoder(options["decoder"], dalle.diffusion_decoder)
+        given = {"sampler_steps": decoder.sampling.steps, **describe_picture(decoder, picture)}
+    given["image_embed"] = to_text(embed(dalle, picture).tolist())
     values = {**given, "source": source, "target": target, **options}
     return make_edit(dalle, from_dict(EditRecord, values, "edit"))
 
@@ -209,21 +226,31 @@ def make_edit(dalle: "DalleMini", record: EditRecord) -> Edit:
         raise UserError(f"expected a guidance of 0 or more, got {record.guidance}; 1 switches it off")
     if not record.target:
         raise UserError("expected a text of what the picture should show, got none; give one")
-    start, ids = torch.tensor(from_text(record.image_embed)), _to_tensor(record.image_ids)
-    if dalle.stream.embeddings([start.tolist()]) is None:
+    start = torch.tensor(from_text(record.image_embed))
+    drawer: Stream | DiffusionDecoder = dalle.stream
+    if record.decoder != "tokens":
+        drawer = chosen_decoder(record.decoder, dalle.diffusion_decoder)
+    if drawer.embeddings([start.tolist()]) is None:
         raise UserError("expected the image embedding of a picture in the record of an edit, got none; edit again")
     target = embed(dalle, record.target, draw=False)
     direction = text_difference(embed(dalle, record.source, draw=False), target) if record.source else target
-
-    def prompt(share: float) -> Prompt:
-        numbers = slerp(start, direction, share) if share else start
-        return Prompt(dalle.encode(record.prompt), (), tuple(numbers.tolist()))
-
-    known = (dalle.transformer, dalle.stream)
-    uniforms = invert(*known, prompt(0), ids, record.guidance)
     shares = np.linspace(0, record.theta, record.steps).tolist()
-    drawn = torch.stack([redraw(*known, prompt(share), uniforms, record.guidance) for share in shares])
-    return Edit(dalle.decode(drawn), drawn, {**dalle.source, "edit": to_dict(record)})
+    embeds = [(slerp(start, direction, share) if share else start).tolist() for share in shares]
+    if isinstance(drawer, DiffusionDecoder):
+        images, image_ids = redraw_diffused(drawer, record, embeds)
+    else:
+        image_ids = _redraw_ids(dalle, record, embeds)
+        images = dalle.decode(image_ids)
+    return Edit(images, image_ids, {**dalle.source, "edit": to_dict(record)})
+
+
+def _redraw_ids(dalle: "DalleMini", record: EditRecord, embeds: list[list[float]]) -> Tensor:
+    """Image ids (n, h, w) of an edit by the transformer, one picture for each embedding; the first is that of it."""
+    text_ids, ids = dalle.encode(record.prompt), _to_tensor(record.image_ids)
+    known, (first, *_) = (dalle.transformer, dalle.stream), embeds
+    uniforms = invert(*known, Prompt(text_ids, (), tuple(first)), ids, record.guidance)
+    prompts = [Prompt(text_ids, (), tuple(numbers)) for numbers in embeds]
+    return torch.stack([redraw(*known, prompt, uniforms, record.guidance) for prompt in prompts])
 
 
 def embed(dalle: "DalleMini", given: Image.Image | str, seed: int = 0, *, draw: bool = True) -> Tensor:

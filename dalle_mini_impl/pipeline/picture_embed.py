@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.scorer.scorer import Scorer
+from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
 from dalle_mini_impl.util.errors import UserError
 
 Embedding: TypeAlias = Tensor | np.ndarray | Sequence[float]
@@ -20,24 +21,26 @@ ENCODED = np.dtype("<f4")
 """Numbers of an embedding as text."""
 
 
-def to_numbers(given: Embedding | Image.Image | None, scorer: Scorer | None, stream: Stream) -> tuple[float, ...]:
+def to_numbers(
+    given: Embedding | Image.Image | None, scorer: Scorer | None, drawer: Stream | DiffusionDecoder
+) -> tuple[float, ...]:
     """The numbers of an embedding, in fp32.
 
     Args:
         given: an embedding, a picture of any size and mode, or None.
         scorer: embeds a picture: that with which the transformer was trained.
-        stream: layout of the transformer's stream.
+        drawer: layout of the transformer's stream, or the diffusion decoder that draws the picture.
 
     Returns:
         (D,), empty for None.
 
     Raises:
-        UserError: it is something else, it is not one embedding of the stream's width, finite and not zero, the stream
+        UserError: it is something else, it is not one embedding of the model's width, finite and not zero, the stream
             has no positions for one, or there is no scorer for a picture.
     """
     if given is None:
         return ()
-    stream.check_takes_embeddings()
+    drawer.check_takes_embeddings()
     if isinstance(given, Image.Image):
         if scorer is None:
             raise UserError(
@@ -55,7 +58,7 @@ def to_numbers(given: Embedding | Image.Image | None, scorer: Scorer | None, str
         raise UserError(
             f"expected an image embedding of shape (D,), got {tuple(numbers.shape)}; call generate once for each"
         )
-    stream.embeddings([numbers.tolist()])
+    drawer.embeddings([numbers.tolist()])
     return tuple(numbers.tolist())
 
 

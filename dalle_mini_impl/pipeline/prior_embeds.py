@@ -8,12 +8,13 @@ from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
+from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
 from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.errors import UserError
 
 
 def with_prior(
-    request: GenerationRequest, prior: Prior | None, scorer: Scorer | None, stream: Stream
+    request: GenerationRequest, prior: Prior | None, scorer: Scorer | None, drawer: Stream | DiffusionDecoder
 ) -> GenerationRequest:
     """Have each candidate get an image embedding of its own, which follows from the prompt and its seed.
 
@@ -23,17 +24,17 @@ def with_prior(
         request: its `sampling.prior` is replaced by what `auto` stands for.
         prior: of the checkpoint.
         scorer: of the checkpoint.
-        stream: the transformer's.
+        drawer: the transformer's stream, or the diffusion decoder that draws the pictures.
 
     Raises:
         UserError: `sampling.prior` is unknown, the checkpoint has no such prior, the transformer takes no embeddings,
             or the request has an embedding or tiles.
     """
-    chosen = _choose(request, prior, stream)
+    chosen = _choose(request, prior, drawer)
     request = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, prior=chosen))
     if chosen == "none":
         return request
-    _check(request, prior, stream)
+    _check(request, prior, drawer)
     if chosen == "text":
         if scorer is None:
             raise UserError("expected a checkpoint with a scorer for prior text, got one without; choose prior none")
@@ -50,7 +51,7 @@ def _draw(prior: Prior, request: GenerationRequest) -> list[list[float]]:
     return prior.draw([request.prompt] * len(request.seeds), request.seeds).tolist()
 
 
-def _choose(request: GenerationRequest, prior: Prior | None, stream: Stream) -> str:
+def _choose(request: GenerationRequest, prior: Prior | None, drawer: Stream | DiffusionDecoder) -> str:
     """Where the embeddings come from: the request's choice, or what `auto` stands for."""
     chosen = request.sampling.prior
     if chosen not in PRIORS:
@@ -58,12 +59,16 @@ def _choose(request: GenerationRequest, prior: Prior | None, stream: Stream) -> 
     if chosen != "auto":
         return chosen
     has_other = request.prompt_ids.image_embed or request.canvas or request.sampling.tile or not request.prompt
-    return "none" if prior is None or has_other or not stream.config.embed_positions else prior.kind
+    if has_other:
+        return "none"
+    if isinstance(drawer, DiffusionDecoder):  # which can hardly draw without an embedding
+        return prior.kind if prior else "text"
+    return "none" if prior is None or not drawer.config.embed_positions else prior.kind
 
 
-def _check(request: GenerationRequest, prior: Prior | None, stream: Stream) -> None:
+def _check(request: GenerationRequest, prior: Prior | None, drawer: Stream | DiffusionDecoder) -> None:
     chosen = request.sampling.prior
-    stream.check_takes_embeddings()
+    drawer.check_takes_embeddings()
     if request.prompt_ids.image_embed:
         raise UserError(f"expected image_embed or prior {chosen}, got both; leave one out")
     if request.sampling.tile:

@@ -41,6 +41,10 @@ class PromptLine:
     tile: bool = False
     transparent: bool = False
     prior: str = "auto"
+    decoder: str = "tokens"
+    sampler: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
 
 
 def read_prompts(path: Path | str, *, allow_pipe: bool = False) -> Iterator[dict[str, Any]]:

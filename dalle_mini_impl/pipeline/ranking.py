@@ -43,6 +43,18 @@ def recommended_rank(recommended: str, scorer: Scorer | None, own: bool) -> str:
     return "both"
 
 
+def default_rank(scorer: Scorer | None, is_diffused: bool) -> str:
+    """What `auto` stands for.
+
+    Args:
+        scorer: what can rank besides the likelihood, if anything.
+        is_diffused: whether a diffusion decoder draws, which knows no likelihood.
+    """
+    if is_diffused:
+        return "none" if scorer is None else "clip"
+    return "likelihood" if scorer is None else "both"
+
+
 def refuse_diversity(
     scorer: Scorer | None, diversity: float | None = None, rank: str | None = None, **others: Any
 ) -> None:
@@ -85,22 +97,22 @@ def rank_candidates(
     Args:
         request: gives the ranking, the scorer and how many to keep.
         generated: all candidates.
-        decode: image ids (n, h, w) -> pixels (n, 3, H, W).
+        decode: rows (n,) of `generated` -> their pixels (n, 3, H, W).
 
     Raises:
         UserError: no candidate has a score that is a number.
     """
 
-    def pictures(image_ids: Tensor) -> Tensor:
+    def pictures(rows: Tensor) -> Tensor:
         size = min(request.chunk, CHUNK)  # decoding takes more memory than sampling
-        return torch.cat([to_bytes(decode(part)) for part in image_ids.split(size)])
+        return torch.cat([to_bytes(decode(part)) for part in rows.split(size)])
 
     def finished(pixels: Tensor) -> list[Image.Image]:
         images = to_images(pixels)
         return [request.canvas.paste_original(image) for image in images] if request.canvas else images
 
     # Decoding all candidates takes about as long as sampling them, so without a scorer only the kept ones are decoded.
-    pixels = pictures(generated.image_ids) if request.scorer else None
+    pixels = pictures(torch.arange(len(generated.indices))) if request.scorer else None
     # A scorer on a GPU looks at the pixels where they are, one on a CPU at pictures, which have a better resampling.
     stay = request.scorer is not None and request.scorer.is_on_gpu and not request.canvas
     scored = pixels if stay or pixels is None else finished(pixels)
@@ -122,7 +134,7 @@ def rank_candidates(
     if isinstance(scored, list):
         kept_images = [scored[i] for i in order]
     else:
-        kept_images = finished(pictures(generated.image_ids[order]) if pixels is None else pixels[order])
+        kept_images = finished(pictures(torch.tensor(order)) if pixels is None else pixels[order])
     if request.sampling.transparent:
         kept_images = [without_ground(image) for image in kept_images]
     image_ids = generated.image_ids.cpu()
@@ -165,7 +177,11 @@ def finish(
             progress=request.progress,
         )
     device = image_tokenizer.device
-    candidates = rank_candidates(request, generated, lambda ids: image_tokenizer.decode(ids.to(device), tile))
+
+    def decode(rows: Tensor) -> Tensor:
+        return image_tokenizer.decode(generated.image_ids[rows.to(generated.image_ids.device)].to(device), tile)
+
+    candidates = rank_candidates(request, generated, decode)
     picture = request.canvas.picture if request.canvas else None
     settings = {**source, **request.metadata}
     embed = request.prompt_ids.image_embed

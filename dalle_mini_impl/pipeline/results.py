@@ -29,7 +29,7 @@ class Candidate:
     seed: int
     """The candidate's own seed, which makes exactly this picture again: `generate(prompt, seeds=[seed])`."""
     image_ids: Tensor
-    """(h, w) int64, on the CPU."""
+    """(h, w) int64, on the CPU; (0, 0) where a diffusion decoder drew pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +152,10 @@ def picture_text(results: Sequence[Result], candidate: Candidate | None = None) 
     settings = results[0].settings
     shown = candidate or results[0][0]
     sampling = settings["sampling"]
+    is_diffused = sampling["decoder"] == "diffusion"
     values = {
-        "Steps": shown.image_ids.numel(),
-        "Sampler": "autoregressive",
+        "Steps": sampling["steps"] if is_diffused else shown.image_ids.numel(),
+        "Sampler": sampling["sampler"] if is_diffused else "autoregressive",
         "CFG scale": sampling["guidance"],
         "Seed": shown.seed,
         "Size": f"{shown.image.width}x{shown.image.height}",

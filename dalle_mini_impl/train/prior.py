@@ -17,26 +17,21 @@ from torch.nn import functional as F
 from dalle_mini_impl.checkpoint.parts import read_part, save_tensors
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE, add_text_tokenizer
 from dalle_mini_impl.config.ranges import check_ranges
+from dalle_mini_impl.config.sampling import DIFFUSION_STEPS
 from dalle_mini_impl.config.training import PriorRun
 from dalle_mini_impl.config.yaml_io import to_dict
 from dalle_mini_impl.data.augment import pixels_on_white
 from dalle_mini_impl.data.pair import caption_in_language
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
 from dalle_mini_impl.data.token_cache import CaptionSampler, describe_cut_captions
-from dalle_mini_impl.evaluate.feature_cache import (
-    cache_key,
-    cache_path,
-    read_features,
-    store_fingerprint,
-    write_features,
-)
 from dalle_mini_impl.model.build import build_prior
-from dalle_mini_impl.model.prior import DIFFUSION_STEPS, AnyPrior, ARPrior
+from dalle_mini_impl.model.prior import AnyPrior, ARPrior
 from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
 from dalle_mini_impl.train.shared import loader, loop, memory
 from dalle_mini_impl.train.shared.ema import Ema
+from dalle_mini_impl.train.shared.encoded_set import embed_set
 from dalle_mini_impl.train.shared.figures import Figures
 from dalle_mini_impl.train.shared.optimizers import apply_gradients, build_optimizers, set_learning_rate
 from dalle_mini_impl.train.shared.order import batch_indices, continue_order
@@ -45,12 +40,10 @@ from dalle_mini_impl.train.shared.scene_rows import SceneRows, open_scenes
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.unclip.prior import SPACE, Prior
-from dalle_mini_impl.unclip.schedule import check_prior_sampling, make_scheduler
+from dalle_mini_impl.unclip.schedule import check_steps, make_scheduler
 
 VALIDATION_PICTURES = 128
 """Largest number of held-out pictures in a validation, for each of which embeddings are drawn."""
-EMBED_BATCH = 64
-"""Pictures embedded at a time."""
 ACTIVATION_BYTES = 64
 """Bytes that a pass takes for each channel of each text position in each block, at the least."""
 
@@ -150,25 +143,6 @@ class PriorLoss(nn.Module):
         return F.mse_loss(self.network(noised, batch.times, batch.text_ids, text_given).float(), scaled)
 
 
-def embed_set(scorer: Scorer, store: PictureStore, folder: Path) -> Tensor:
-    """Embeddings (n, D) of the pictures of a split; those of the whole store are kept in a file beside it.
-
-    Args:
-        scorer: embeds them.
-        store: the split.
-        folder: of the store.
-    """
-    path = cache_path(folder, "scorer", store.frame)
-    key = cache_key(scorer_identity(scorer), store_fingerprint(folder), store.frame)
-    embed = read_features(path, key, len(store.pixels))
-    if embed is None:
-        parts = torch.arange(len(store.pixels)).split(EMBED_BATCH)
-        chunks = (store.pixels[part.numpy()] for part in parts)
-        embed = torch.cat([scorer.embed_images(pixels_on_white(chunk, store.frame)) for chunk in chunks])
-        write_features(path, key, embed)
-    return embed[torch.from_numpy(store.rows)]
-
-
 def embed_captions(scorer: Scorer, store: PictureStore, language: str) -> tuple[list[str], Tensor]:
     """A caption of each picture, in a language where there is one, and their embeddings (n, D)."""
     texts = [caption_in_language(entry.captions, language).text for entry in store.entries]
@@ -224,7 +198,7 @@ def main(config: PriorRun, resume: bool = False) -> None:
     """
     config = continue_order(config) if resume else config
     check_ranges(config)
-    check_prior_sampling(config.sampling)
+    check_steps(config.sampling.sampler, config.sampling.steps, "sampling.")
     run = config.run
     accelerator = loop.start_run(run)
     scorer = Scorer.from_pretrained(config.scorer or run.model_dir, str(accelerator.device))

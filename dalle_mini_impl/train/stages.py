@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from dalle_mini_impl.config.diffusion import DiffusionDecoderRun
 from dalle_mini_impl.config.keys import ConfigSection, config_sections
 from dalle_mini_impl.config.training import (
     EncodeRun,
@@ -69,10 +70,11 @@ STAGES = {
         Stage("transformer", "token cache + text tokenizer -> transformer", TransformerRun),
         Stage("scorer", "captioned pictures + text tokenizer -> CLIP scorer", ScorerRun),
         Stage("prior", "captioned pictures + scorer -> prior over its embeddings", PriorRun),
+        Stage("diffusion-decoder", "captioned pictures + scorer -> diffusion decoder", DiffusionDecoderRun),
     )
 }
 """By name, in the order in which they are run; each needs what those before it made."""
-WHOLE_STAGES = {name: stage for name, stage in STAGES.items() if name != "prior"}
+WHOLE_STAGES = {name: stage for name, stage in STAGES.items() if name not in ("prior", "diffusion-decoder")}
 """Those of `dalle train all`."""
 
 

@@ -4,9 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,14 +22,12 @@ from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
-from dalle_mini_impl.unclip.schedule import check_prior_sampling, make_scheduler
+from dalle_mini_impl.unclip.schedule import check_steps, make_scheduler, noise_generator
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.read_files import is_file
 
 SPACE = "embeddings"
 """Name in `trained_with` of a prior for the identity of the scorer as `scorer_identity` has it: that of any scorer."""
-STREAM = 220406125
-"""Last number of the seeds of a prior's random numbers, which keeps them apart from those of image ids."""
 CHUNK = 128
 """Embeddings drawn at a time, which bounds memory."""
 
@@ -53,7 +49,7 @@ class Prior:
     """Of the part; empty for one that is being trained."""
 
     def __post_init__(self) -> None:
-        check_prior_sampling(self.sampling)
+        check_steps(self.sampling.sampler, self.sampling.steps, "sampling.")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, scorer: Scorer, device: str = "cpu") -> "Prior":
@@ -140,7 +136,7 @@ class Prior:
             warnings.simplefilter("ignore")
             text_embed = self.scorer.embed_texts(texts)
             text_ids = self.text_tokenizer.encode_batch(texts, length, add_eos=True)
-        generators = [_generator(seed, number) for seed in seeds for number in range(draws)]
+        generators = [noise_generator(seed, number) for seed in seeds for number in range(draws)]
         rows = torch.arange(len(texts)).repeat_interleave(draws)
         arguments = (text_ids[rows].to(self.device), text_embed[rows].to(self.device), self.sampling, generators)
         if isinstance(self.network, ARPrior):
@@ -162,7 +158,7 @@ def check_embeddings(part: Part, scorer: Scorer) -> None:
     if expected != got:
         raise UserError(
             f"{part.path} was trained with embeddings of scorer {expected}, but those of {got} were given; use the "
-            f"scorer it was trained with, or train the prior again"
+            f"scorer it was trained with, or train it again"
         )
 
 
@@ -237,8 +233,3 @@ def _guided(
         return given if scale == 1 else guide(given, network(noised, times, *none), scale)
 
     return predict
-
-
-def _generator(seed: int, draw: int) -> torch.Generator:
-    state: Any = np.random.SeedSequence([seed, draw, STREAM]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))

@@ -1,20 +1,25 @@
-"""The noise schedule and the samplers of the diffusion prior, which are those of the library `diffusers`."""
+"""The noise schedule and the samplers of diffusion prior and decoder, which are those of the library `diffusers`."""
 
 from typing import Any
 
-from dalle_mini_impl.config.sampling import SAMPLERS, PriorSamplingConfig
-from dalle_mini_impl.model.prior import DIFFUSION_STEPS
+import numpy as np
+import torch
+
+from dalle_mini_impl.config.sampling import DIFFUSION_STEPS, SAMPLERS
 from dalle_mini_impl.util.errors import UserError, need_extra
 
 LEAST_LOG_SNR = -5.1
 """Smallest logarithm of signal over noise at which DPM-Solver++ begins; the cosine schedule has no signal before it."""
+STREAM = 220406125
+"""Last number of the seeds of this room's random numbers, which keeps them apart from those of image ids."""
 
 
-def make_scheduler(sampler: str = SAMPLERS[0]) -> Any:
-    """A scheduler of `diffusers` with the cosine schedule (Nichol and Dhariwal 2021), for predictions of the embedding.
+def make_scheduler(sampler: str = SAMPLERS[0], prediction: str = "sample") -> Any:
+    """A scheduler of `diffusers` with the cosine schedule (Nichol and Dhariwal 2021).
 
     Args:
         sampler: one of `SAMPLERS`; all add noise in the same way, and differ in how they remove it.
+        prediction: what the network predicts: `sample` (what was noised), `v_prediction` or `epsilon` (the noise).
 
     Raises:
         UserError: diffusers is not installed.
@@ -26,21 +31,33 @@ def make_scheduler(sampler: str = SAMPLERS[0]) -> Any:
     options: dict[str, Any] = {
         "num_train_timesteps": DIFFUSION_STEPS,
         "beta_schedule": "squaredcos_cap_v2",
-        "prediction_type": "sample",
-        "timestep_spacing": "trailing",
+        "prediction_type": prediction,
+        # In the last step of the process nothing is left of a picture, and from its noise alone none can be computed.
+        "timestep_spacing": "leading" if prediction == "epsilon" else "trailing",
     }
     if sampler == "dpmsolver++":
         return DPMSolverMultistepScheduler(**options, lambda_min_clipped=LEAST_LOG_SNR)
     return (DDPMScheduler if sampler == "ddpm" else DDIMScheduler)(**options, clip_sample=False)
 
 
-def check_prior_sampling(config: PriorSamplingConfig) -> None:
-    """Refuse settings that no embedding can be drawn with.
+def check_steps(sampler: str, steps: int, prefix: str = "") -> None:
+    """Refuse settings that nothing can be drawn with.
+
+    Args:
+        sampler: its name.
+        steps: of the sampler.
+        prefix: before the names of the two settings, for the message.
 
     Raises:
-        UserError: the sampler is unknown, or there are more steps than the process has.
+        UserError: the sampler is unknown, or there are no steps, or more than the process has.
     """
-    if config.sampler not in SAMPLERS:
-        raise UserError(f"expected sampler {', '.join(SAMPLERS)}, got {config.sampler!r}; change sampling.sampler")
-    if not 1 <= config.steps <= DIFFUSION_STEPS:
-        raise UserError(f"expected 1 to {DIFFUSION_STEPS} sampling.steps, got {config.steps}; change it")
+    if sampler not in SAMPLERS:
+        raise UserError(f"expected sampler {', '.join(SAMPLERS)}, got {sampler!r}; change {prefix}sampler")
+    if not 1 <= steps <= DIFFUSION_STEPS:
+        raise UserError(f"expected 1 to {DIFFUSION_STEPS} {prefix}steps, got {steps}; change it")
+
+
+def noise_generator(seed: int, place: int) -> torch.Generator:
+    """A CPU generator for a candidate's seed, and for one of the things that are drawn with it."""
+    state: Any = np.random.SeedSequence([seed, place, STREAM]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))

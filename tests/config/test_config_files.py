@@ -13,6 +13,7 @@ import dalle_mini_impl
 from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config import training as runs
+from dalle_mini_impl.config.diffusion import DiffusionDecoderRun
 from dalle_mini_impl.config.model import StreamConfig
 from dalle_mini_impl.config.yaml_io import from_dict, load
 from dalle_mini_impl.model.build import build_clip, build_transformer
@@ -26,8 +27,11 @@ ROOT = PACKAGE.parent
 LAUNCHERS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 COMPARISONS = sorted((ROOT / "configs/compare").glob("*.yaml"))  # tested in bench/test_compare.py
 DALLE1 = sorted((ROOT / "configs/dalle1").glob("*.yaml"))  # transformers only
-PRIORS = [ROOT / "configs/emoji/prior.yaml", *sorted((ROOT / "configs/unclip").glob("*.yaml"))]
-CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS, *DALLE1, *PRIORS})
+PRIORS = [ROOT / "configs/emoji/prior.yaml", ROOT / "configs/unclip/paper.yaml"]
+DECODERS = [
+    ROOT / "configs" / name for name in ("emoji/diffusion_decoder.yaml", "unclip/decoder.yaml", "unclip/upsampler.yaml")
+]
+CONFIGS = sorted({*(ROOT / "configs").glob("*/*.yaml")} - {*LAUNCHERS, *COMPARISONS, *DALLE1, *PRIORS, *DECODERS})
 
 IMAGE_TOKENIZER_ONLY = {"vqgan", "dvae"}
 """Folders with the config of an image tokenizer only; its other stages are those of configs/emoji."""
@@ -51,9 +55,12 @@ def test_every_config_folder_has_a_config_for_every_stage():
         assert {path.stem for path in CONFIGS if path.parent.name == folder} == stages, folder
 
 
-@pytest.mark.parametrize("path", [*CONFIGS, *DALLE1, *PRIORS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", [*CONFIGS, *DALLE1, *PRIORS, *DECODERS], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_config_parses_differs_from_the_defaults_and_has_no_absolute_path(path):
-    kind = runs.PriorRun if path in PRIORS else RUNS.get(path.stem, runs.TransformerRun)
+    kinds = {**dict.fromkeys(PRIORS, runs.PriorRun), **dict.fromkeys(DECODERS, DiffusionDecoderRun)}
+    kind = kinds.get(path) or RUNS.get(path.stem, runs.TransformerRun)
     config: object = load(kind, path)
     assert config != kind()
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -151,6 +158,17 @@ def test_the_emoji_prior_fits_the_stages_before_it():
     assert prior.run.state_dir != scorer.run.state_dir
     assert (prior.data, prior.language_weights) == (scorer.data, scorer.language_weights)
     assert prior.model.text_length == scorer.model.text_length
+
+
+def test_the_emoji_diffusion_decoder_fits_the_stages_before_it():
+    decoder = load(DiffusionDecoderRun, ROOT / "configs/emoji/diffusion_decoder.yaml")
+    scorer = load(runs.ScorerRun, ROOT / "configs/emoji/scorer.yaml")
+    image = load(runs.ImageTokenizerRun, ROOT / "configs/emoji/image_tokenizer.yaml")
+    assert decoder.run.model_dir == scorer.run.model_dir == image.run.model_dir
+    assert decoder.run.state_dir not in (scorer.run.state_dir, image.run.state_dir)
+    assert (decoder.data, decoder.language_weights) == (scorer.data, scorer.language_weights)
+    assert decoder.model.text_length == scorer.model.text_length
+    assert all(side % 2 ** (len(decoder.model.channels) - 1) == 0 for side in image.model.grid)
 
 
 def test_configs_that_start_from_the_shipped_model_fit_it_and_each_other():

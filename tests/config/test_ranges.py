@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from dalle_mini_impl.config.diffusion import DiffusionDecoderRun
 from dalle_mini_impl.config.ranges import Interval, check_ranges
 from dalle_mini_impl.config.training import (
     EncodeRun,
@@ -18,7 +19,10 @@ from dalle_mini_impl.config.yaml_io import from_dict, load
 from dalle_mini_impl.util.errors import UserError
 
 
-@pytest.mark.parametrize("kind", [TextTokenizerRun, ImageTokenizerRun, EncodeRun, TransformerRun, ScorerRun, PriorRun])
+@pytest.mark.parametrize(
+    "kind",
+    [TextTokenizerRun, ImageTokenizerRun, EncodeRun, TransformerRun, ScorerRun, PriorRun, DiffusionDecoderRun],
+)
 def test_defaults_are_in_their_ranges(kind):
     check_ranges(kind())
 

@@ -11,7 +11,7 @@ import torch
 from helpers.foreign_dalle_pytorch import dalle_file_content
 from helpers.foreign_examples import DISCRETE_VAE, DVAE_DECODER, DVAE_ENCODER, LLAMAGEN, VQGAN
 from helpers.hostile import JSON_VALUES, MakesFolder, in_small_child, mutate_bytes, mutate_json
-from helpers.priors import add_prior
+from helpers.priors import add_every_part, skip_without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -33,13 +33,14 @@ from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.errors import UserError
 
 ROW = "hostile checkpoints and imports"
+DIFFUSED = ("diffusion_decoder", "upsampler")
 
 
 @pytest.fixture
 def folder(tiny_model, tmp_path, monkeypatch):
     """A copy of the checkpoint that a test may change, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    return add_prior(shutil.copytree(tiny_model, tmp_path / "model"), "ar")
+    return add_every_part(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 def write_part(part, config=None, tensors=None, trained_with=None):
@@ -53,12 +54,14 @@ def write_part(part, config=None, tensors=None, trained_with=None):
     save_file(tensors, part.path, metadata=header)
 
 
-def use(folder):
-    """Describe a checkpoint, load it and draw one picture."""
+def use(folder, diffused=False):
+    """Describe a checkpoint, load it and draw one picture, or two."""
     info_lines(checkpoint_info(folder))
     model = DalleMini.from_pretrained(folder, "cpu", "fp32")
     model.generate("a red heart", candidates=1, keep=1, seed=0)
     Prior.from_pretrained(folder, model.scorer).draw(["a red heart"], [0])
+    if diffused:
+        model.generate("a red heart", candidates=1, keep=1, seed=0, decoder="diffusion", steps=1)
 
 
 def check(cases, report, row=ROW, what=""):
@@ -70,6 +73,7 @@ def check(cases, report, row=ROW, what=""):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_with_any_config(folder, name, tries, report):
+    skip_without(folder, name)
     part = read_part(folder, name)
     original = part.path.read_bytes()
     choose = random.Random(name)
@@ -79,7 +83,7 @@ def test_parts_with_any_config(folder, name, tries, report):
             config = mutate_json(part.config, choose)
             part.path.write_bytes(original)
             write_part(part, config)
-            yield f"{number} {json.dumps(config)[:600]}", lambda: use(folder)
+            yield f"{number} {json.dumps(config)[:600]}", lambda: use(folder, name in DIFFUSED)
 
     check(cases(), report, what=f"{name} configs")
 
@@ -107,13 +111,14 @@ def hostile_tensors(part: Part, choose: random.Random):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_with_other_tensors(folder, name, tries, report):
+    skip_without(folder, name)
     part = read_part(folder, name)
     choose = random.Random(name)
 
     def cases():
         for number in range(tries(150, 12)):
             write_part(part, tensors=hostile_tensors(part, choose))
-            yield str(number), lambda: use(folder)
+            yield str(number), lambda: use(folder, name in DIFFUSED)
 
     check(cases(), report, what=f"{name} tensors")
 

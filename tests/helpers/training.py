@@ -172,6 +172,13 @@ def small_configs(home: Path, pictures: Path) -> dict[str, dict[str, Any]]:
             "optimizer": optimizer,
             "run": run("prior"),
         },
+        "diffusion_decoder": {
+            "model": {"image_size": 16, "channels": [8, 16], "head_dim": 8, "context_dim": 16, "attention_stages": 1},
+            "sampling": {"steps": 3},
+            "data": data,
+            "optimizer": optimizer,
+            "run": run("diffusion_decoder"),
+        },
     }
 
 

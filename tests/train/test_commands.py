@@ -29,7 +29,16 @@ def called(monkeypatch):
 def test_the_group_lists_the_stages_in_order(run):
     lines = run("train", "--help").splitlines()
     names = [line.split()[0] for line in lines[lines.index("Commands:") + 1 :]]
-    assert names == ["all", "text-tokenizer", "image-tokenizer", "encode", "transformer", "scorer", "prior"]
+    assert names == [
+        "all",
+        "text-tokenizer",
+        "image-tokenizer",
+        "encode",
+        "transformer",
+        "scorer",
+        "prior",
+        "diffusion-decoder",
+    ]
 
 
 def test_the_command_runs_its_stage_with_config_and_overrides(run, untrained, called):

@@ -13,11 +13,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from dalle_mini_impl.config.diffusion import DiffusionDecoderRun
 from dalle_mini_impl.config.training import ORDERS, ImageTokenizerRun, PriorRun, RunConfig, ScorerRun, TransformerRun
 from dalle_mini_impl.train.shared.state import saved_record
 from dalle_mini_impl.util.errors import UserError
 
-Training = TypeVar("Training", ImageTokenizerRun, TransformerRun, ScorerRun, PriorRun)
+Training = TypeVar("Training", ImageTokenizerRun, TransformerRun, ScorerRun, PriorRun, DiffusionDecoderRun)
 
 _, PERMUTED = ORDERS
 ROUNDS = 16
