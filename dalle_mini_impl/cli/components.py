@@ -41,6 +41,6 @@ def components(picture: str, others: tuple[str, ...], components: tuple[int, ...
     image, *images = (open_picture(path) for path in (picture, *others))
     check_animation(options["frames"])
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
-    chosen = {name: options[name] for name in ("seed", "guidance")}
+    chosen = {name: options[name] for name in ("seed", "guidance", "decoder")}
     prompt = without_surrogates(options["prompt"])
     write_strip(component_views(dalle, image, images, components, prompt, **chosen), options)

@@ -181,8 +181,8 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
                 f"leave one out"
             )
     sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile", "transparent")
-    sampling += ("prior", "decoder", "sampler", "steps", "eta")
-    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling)}
+    diffusion = ("prior", "decoder", "sampler", "steps", "eta")
+    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling, *diffusion)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:
             raise UserError(

@@ -6,6 +6,7 @@ The pictures of the set are embedded and, for latents, encoded once, before the 
 """
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ def main(config: DiffusionDecoderRun, resume: bool = False) -> None:
             losses = DiffusionLoss(fixed.build(config), config.model.prediction)
         network = losses.network
         size = fixed.image_tokenizer.config.size if fixed.image_tokenizer else (network.side,) * 2
-        needs = "needed" if fixed.text_tokenizer else "optional"
+        needs: Literal["needed", "optional"] = "needed" if fixed.text_tokenizer else "optional"
         train, held_out = (
             open_store(config.data, split, captions=needs, picture_size=size) for split in ("train", "validation")
         )

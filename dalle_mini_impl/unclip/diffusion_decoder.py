@@ -172,7 +172,7 @@ class DiffusionDecoder:
         wanted: Wanted,
         seeds: Sequence[int],
         sampling: SamplingConfig,
-        progress: Callable[[int], None] = lambda _: None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> DrawnPictures:
         """Draw a picture from the noise of each seed.
 
@@ -204,7 +204,7 @@ class DiffusionDecoder:
         noise: Tensor,
         sampling: SamplingConfig,
         generators: list[torch.Generator],
-        progress: Callable[[int], None] = lambda _: None,
+        progress: Callable[[int], object] = lambda _: None,
     ) -> Tensor:
         """Noise (n, C, h, w) -> scaled pictures (n, C, h, w); see `draw`.
 

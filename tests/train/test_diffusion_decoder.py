@@ -122,7 +122,7 @@ def test_dropped_embeddings_and_captions_are_not_seen(home):
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_a_network_that_knows_the_picture_has_no_loss(prediction):
     class Knows(PictureDenoiser):
-        def forward(self, noised, times, embed, is_given):
+        def forward(self, noised, times, embed, is_given, text_ids=None, text_embed=None):
             alpha = losses._scheduler.alphas_cumprod[times][:, None, None, None]
             if prediction == "epsilon":
                 return (noised - alpha.sqrt() * pictures) / (1 - alpha).sqrt()
