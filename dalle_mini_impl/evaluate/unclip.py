@@ -44,13 +44,16 @@ class System:
 
 
 SYSTEMS = (
-    System("caption alone", {"prior": "none"}),
-    System("text embedding", {"prior": "text"}),
-    System("diffusion prior", {"prior": "diffusion"}),
-    System("AR prior", {"prior": "ar"}),
-    System("true embedding", {"prior": "none"}, is_told=True),
+    System("caption alone", {"prior": "none", "decoder": "tokens"}),
+    System("text embedding", {"prior": "text", "decoder": "tokens"}),
+    System("diffusion prior", {"prior": "diffusion", "decoder": "tokens"}),
+    System("AR prior", {"prior": "ar", "decoder": "tokens"}),
+    System("true embedding", {"prior": "none", "decoder": "tokens"}, is_told=True),
+    System("diffusion decoder", {"prior": "diffusion", "decoder": "diffusion"}),
+    System("diffusion decoder, true embedding", {"prior": "none", "decoder": "diffusion"}, is_told=True),
 )
-"""The first is DALL-E 1, the others are DALL-E 2's decoder with each kind of embedding."""
+"""The first is DALL-E 1, then come the transformer with each kind of embedding, and the diffusion decoder with those of
+the diffusion prior and of the real pictures."""
 
 
 @dataclass(frozen=True)

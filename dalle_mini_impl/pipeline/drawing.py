@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dalle_mini_impl.pipeline.diffused import check_diffused, choose_decoder, draw_diffused
 from dalle_mini_impl.pipeline.picture_embed import to_numbers
-from dalle_mini_impl.pipeline.prior_embeds import with_prior
+from dalle_mini_impl.pipeline.prior_embeds import choose_prior, with_prior
 from dalle_mini_impl.pipeline.ranking import default_rank, finish, recommended_rank, refuse_diversity
 from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
 from dalle_mini_impl.pipeline.results import Result
@@ -30,11 +30,14 @@ def prepare(dalle: "DalleMini", given: dict[str, Any]) -> GenerationRequest:
     recommended = dataclasses.replace(dalle.sampling, rank=rank)
     ids, count = dalle.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
     pixels, vocab = ids * dalle.image_tokenizer.config.factor**2, dalle.stream.config.image_vocab
-    check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, scorer is not None)
     refuse_diversity(scorer, **given["sampling"])
     decoder, recommended = choose_decoder(given["sampling"], recommended, lambda: dalle.diffusion_decoder)
     drawer = decoder or dalle.stream
     given["image_embed"] = to_numbers(given["image_embed"], dalle.own_scorer, drawer)
+    chosen = choose_prior(given, recommended, dalle.prior, drawer)
+    width = dalle.prior.network.embed_dim if dalle.prior and chosen == dalle.prior.kind else 0
+    check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, scorer is not None, width)
+    given["sampling"] = {**given["sampling"], "prior": chosen}
     request = make_request(encode=dalle.encode, recommended=recommended, **given)
     if decoder:
         check_diffused(request, decoder)

@@ -1,9 +1,11 @@
 """Image embeddings of a request's candidates, from where `sampling.prior` says (Ramesh et al. 2022, DALL-E 2)."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
-from dalle_mini_impl.config.sampling import PRIORS
+from dalle_mini_impl.config.sampling import PRIORS, SamplingConfig
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.scorer.scorer import Scorer
@@ -11,6 +13,37 @@ from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
 from dalle_mini_impl.unclip.prior import Prior
 from dalle_mini_impl.util.errors import UserError
+
+
+def choose_prior(
+    given: Mapping[str, Any], recommended: SamplingConfig, prior: Prior | None, drawer: Stream | DiffusionDecoder
+) -> str:
+    """Where the image embeddings of a request's candidates come from: one of `PRIORS` other than `auto`.
+
+    An embedding that is given, and tiles, exclude a prior that is asked for, and are drawn without one that is only
+    recommended.
+
+    Args:
+        given: arguments of `DalleMini.generate`, all of them by name.
+        recommended: sampling settings.
+        prior: of the checkpoint.
+        drawer: the transformer's stream, or the diffusion decoder that draws the pictures.
+
+    Raises:
+        UserError: `prior` is unknown.
+    """
+    asked, tile = (given["sampling"].get(name) for name in ("prior", "tile"))
+    excludes_prior = bool(given["image_embed"]) or (recommended.tile if tile is None else tile)
+    chosen = ("auto" if excludes_prior else recommended.prior) if asked is None else asked
+    if chosen not in PRIORS:
+        raise UserError(f"expected prior {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, got {chosen!r}; choose one")
+    if chosen != "auto":
+        return str(chosen)
+    if excludes_prior or given["canvas"] or not given["prompt"]:
+        return "none"
+    if isinstance(drawer, DiffusionDecoder):  # which can hardly draw without an embedding
+        return prior.kind if prior else "text"
+    return "none" if prior is None or not drawer.config.embed_positions else prior.kind
 
 
 def with_prior(
@@ -21,17 +54,16 @@ def with_prior(
     They are drawn where the request's `ids` are read, so that requests can be checked without.
 
     Args:
-        request: its `sampling.prior` is replaced by what `auto` stands for.
+        request: its `sampling.prior` says where from; see `choose_prior`.
         prior: of the checkpoint.
         scorer: of the checkpoint.
         drawer: the transformer's stream, or the diffusion decoder that draws the pictures.
 
     Raises:
-        UserError: `sampling.prior` is unknown, the checkpoint has no such prior, the transformer takes no embeddings,
-            or the request has an embedding or tiles.
+        UserError: the checkpoint has no such prior, the transformer takes no embeddings, or the request has an
+            embedding or tiles.
     """
-    chosen = _choose(request, prior, drawer)
-    request = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, prior=chosen))
+    chosen = request.sampling.prior
     if chosen == "none":
         return request
     _check(request, prior, drawer)
@@ -49,21 +81,6 @@ def _embed_text(scorer: Scorer, request: GenerationRequest) -> list[list[float]]
 
 def _draw(prior: Prior, request: GenerationRequest) -> list[list[float]]:
     return prior.draw([request.prompt] * len(request.seeds), request.seeds).tolist()
-
-
-def _choose(request: GenerationRequest, prior: Prior | None, drawer: Stream | DiffusionDecoder) -> str:
-    """Where the embeddings come from: the request's choice, or what `auto` stands for."""
-    chosen = request.sampling.prior
-    if chosen not in PRIORS:
-        raise UserError(f"expected prior {', '.join(PRIORS[:-1])} or {PRIORS[-1]}, got {chosen!r}; choose one")
-    if chosen != "auto":
-        return chosen
-    has_other = request.prompt_ids.image_embed or request.canvas or request.sampling.tile or not request.prompt
-    if has_other:
-        return "none"
-    if isinstance(drawer, DiffusionDecoder):  # which can hardly draw without an embedding
-        return prior.kind if prior else "text"
-    return "none" if prior is None or not drawer.config.embed_positions else prior.kind
 
 
 def _check(request: GenerationRequest, prior: Prior | None, drawer: Stream | DiffusionDecoder) -> None:

@@ -18,6 +18,8 @@ from dalle_mini_impl.util.text import without_surrogates
 
 CANDIDATE_BYTES, ID_BYTES = 200, 8
 """Bytes that a candidate and each of its image ids take in the results."""
+EMBED_NUMBER_BYTES = 32
+"""Bytes of each number of an image embedding that is drawn for a candidate: a Python float in a list."""
 SAMPLED_ID_BYTES, LOGIT_BYTES = 40, 12
 """Bytes that each image id of a candidate, and each logit of its next id, take while it is sampled."""
 
@@ -145,7 +147,9 @@ def check_counts(candidates: int, keep: int, seed: int) -> None:
         raise UserError(f"expected a seed of 0 or more, got seed {seed}; choose another")
 
 
-def check_candidates_memory(candidates: int, chunk: int, ids: int, vocab: int, pixels: int, scored: bool) -> None:
+def check_candidates_memory(
+    candidates: int, chunk: int, ids: int, vocab: int, pixels: int, scored: bool, embed_dim: int
+) -> None:
     """Refuse more candidates than fit into the memory, before any of them has a seed.
 
     The cache of keys and values, the largest part of what a chunk needs, is checked when it is made.
@@ -157,11 +161,12 @@ def check_candidates_memory(candidates: int, chunk: int, ids: int, vocab: int, p
         vocab: K, number of image ids.
         pixels: of a picture.
         scored: whether all pictures are kept until a scorer has ranked them.
+        embed_dim: width of the image embedding that is drawn for each candidate; 0 for none.
 
     Raises:
         UserError: they need more than there is, at the least: results and pictures, and what one chunk samples with.
     """
-    each = CANDIDATE_BYTES + ids * ID_BYTES + (3 * pixels if scored else 0)
+    each = CANDIDATE_BYTES + ids * ID_BYTES + (3 * pixels if scored else 0) + embed_dim * EMBED_NUMBER_BYTES
     in_chunk = CANDIDATE_BYTES + ids * SAMPLED_ID_BYTES + vocab * LOGIT_BYTES
     needed = candidates * each + min(candidates, chunk) * in_chunk
     check_memory(needed, f"{candidates} candidates", "ask for fewer, or for a smaller chunk")

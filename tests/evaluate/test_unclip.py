@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers.drawings import HELD_OUT, drawing_on_white
-from helpers.priors import add_prior, take_embeddings
+from helpers.priors import add_diffusion_decoder, add_prior, take_embeddings
 from PIL import Image
 
 from dalle_mini_impl.evaluate import judges
@@ -133,14 +133,18 @@ def test_examples_stand_beside_the_real_pictures(context, drawn):
 
 
 def test_what_a_checkpoint_has_no_part_for_is_left_out_and_named(context, drawn, store, tiny_dalle):
-    assert compare_systems(context, keep=2).left_out == {
-        "diffusion prior": "expected a checkpoint with a prior of kind diffusion, got one of kind ar; train one with "
-        "dalle train prior, or choose prior text or none"
-    }
+    left_out = compare_systems(context, keep=2).left_out
+    assert list(left_out) == ["diffusion prior", "diffusion decoder", "diffusion decoder, true embedding"]
+    assert left_out["diffusion prior"] == (
+        "expected a checkpoint with a prior of kind diffusion, got one of kind ar; train one with dalle train prior, "
+        "or choose prior text or none"
+    )
+    assert left_out["diffusion decoder"].startswith("expected a checkpoint with a diffusion decoder")
     comparison = compare_systems(replace(context, dalle=tiny_dalle), keep=2)
     assert [system.name for system in comparison.systems] == ["caption alone"]
-    assert len(comparison.left_out) == 4
-    assert all("expected a model with positions" in reason for reason in comparison.left_out.values())
+    reasons = list(comparison.left_out.values())
+    assert len(reasons) == 6
+    assert all("expected a model with positions" in reason for reason in reasons[:4])
 
 
 def test_a_prior_of_another_checkpoint_is_used_beside_the_own_one(context, drawn, tiny_model, other_scorer, tmp_path):
@@ -149,10 +153,22 @@ def test_a_prior_of_another_checkpoint_is_used_beside_the_own_one(context, drawn
     both = with_prior_of(context.dalle, str(other))
     assert (both.prior.kind, context.dalle.prior.kind) == ("diffusion", "ar")
     comparison = compare_systems(context, 2, [both])
-    assert comparison.left_out == {}
+    assert list(comparison.left_out) == ["diffusion decoder", "diffusion decoder, true embedding"]
     assert [call["prior"] for call in drawn[::3]] == ["none", "text", "diffusion", "ar", "none"]
     with pytest.raises(UserError, match=r"has no prior\.safetensors"):
         with_prior_of(context.dalle, str(tiny_model))
+
+
+def test_a_diffusion_decoder_draws_by_the_diffusion_prior_and_by_the_true_embeddings(context, drawn, folder, tmp_path):
+    pytest.importorskip("diffusers")
+    model = add_diffusion_decoder(shutil.copytree(folder, tmp_path / "model"))
+    (model / "prior.safetensors").unlink()
+    dalle = DalleMini.from_pretrained(add_prior(model, "diffusion"), "cpu")
+    comparison = compare_systems(replace(context, dalle=dalle), keep=2)
+    assert list(comparison.left_out) == ["AR prior"]
+    systems = [(call["prior"], call["decoder"], "image_embed" in call) for call in drawn[::3]]
+    assert systems[-2:] == [("diffusion", "diffusion", False), ("none", "diffusion", True)]
+    assert {decoder for _, decoder, _ in systems[:-2]} == {"tokens"}
 
 
 def test_more_pictures_than_fit_are_refused_before_any_is_drawn(context, drawn, monkeypatch):
@@ -176,7 +192,7 @@ def test_the_command_measures_everything(run, folder, store, other_scorer, tmp_p
         "true embedding",
     ]
     assert figures["systems"][0]["rows"][0]["count"] == 3  # all held-out pairs
-    assert list(figures["left_out"]) == ["diffusion prior"]
+    assert list(figures["left_out"]) == ["diffusion prior", "diffusion decoder", "diffusion decoder, true embedding"]
     assert "left out: diffusion prior: expected a checkpoint with a prior of kind diffusion" in output
     assert [row["count"] for row in figures["variations"]["rows"]] == [2, 2]
     assert (figures["interpolations"]["count"], figures["interpolations"]["steps"]) == (1, 3)
@@ -199,6 +215,8 @@ def test_models_without_embeddings_are_measured_as_far_as_they_go(run, refused, 
         "diffusion prior",
         "AR prior",
         "true embedding",
+        "diffusion decoder",
+        "diffusion decoder, true embedding",
         "variations",
         "interpolations",
         "edits",

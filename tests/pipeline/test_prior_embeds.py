@@ -1,6 +1,8 @@
 """Pictures drawn by a prior: each candidate has an image embedding of its own."""
 
+import dataclasses
 import shutil
+import sys
 
 import pytest
 import torch
@@ -47,6 +49,46 @@ def test_auto_is_the_prior_of_the_checkpoint_where_there_is_nothing_else_to_draw
     for other in ({"image_embed": embed}, {"tile": True}):
         assert dalle.generate("a cat", **arguments, **other).settings["sampling"]["prior"] == "none"
     assert dalle.generate("", **arguments).settings["sampling"]["prior"] == "none"
+
+
+@pytest.mark.parametrize("recommended", ["ar", "text"])
+def test_a_recommended_prior_gives_way_to_what_excludes_it(dalle, monkeypatch, recommended):
+    embed, arguments = dalle.prior.draw(["a star"], [0])[0], {"seeds": [1, 2], "keep": 2, "rank": "none"}
+    requests = ({"image_embed": embed}, {"tile": True})
+    expected = [ids(dalle.generate("a cat", **arguments, **other, prior="none")) for other in requests]
+    monkeypatch.setattr(dalle, "sampling", dataclasses.replace(dalle.sampling, prior=recommended))
+    assert [ids(dalle.generate("a cat", **arguments, **other)) for other in requests] == expected
+    found = dalle.generate("a cat", **arguments)
+    assert found.settings["sampling"]["prior"] == recommended
+    assert ids(found) == ids(dalle.generate("a cat", **arguments, prior=recommended))
+    with pytest.raises(UserError, match=f"expected image_embed or prior {recommended}, got both"):
+        dalle.generate("a cat", **arguments, image_embed=embed, prior=recommended)
+
+
+def test_a_model_that_recommends_a_prior_varies_pictures(run, folder, tmp_path):
+    model, other = shutil.copytree(folder, tmp_path / "model"), tmp_path / "picture.png"
+    path = model / "config.yaml"
+    path.write_text(path.read_text().replace("prior: auto", "prior: ar"))
+    assert DalleMini.from_pretrained(model, "cpu").sampling.prior == "ar"
+    run("sample", "a red heart", "-m", model, "-n", "2", "-k", "1", "-o", other)
+    run("vary", other, "-m", model, "-n", "2", "-k", "2", "-o", tmp_path / "varied.png")
+    run("sample", "flat", "--like", other, "-m", model, "-n", "2", "-k", "2", "-o", tmp_path / "like.png")
+
+
+def test_embeddings_that_are_drawn_count_in_the_memory(dalle, monkeypatch):
+    asked = {}
+
+    def check(needed, what, advice):
+        asked[what] = needed
+
+    monkeypatch.setattr("dalle_mini_impl.pipeline.request.check_memory", check)
+    needs = []
+    for arguments in ({"prior": "none"}, {"prior": "ar"}, {}, {"prior": "text"}, {"image_embed": torch.ones(19)}):
+        dalle.request("a cat", candidates=1000, **arguments)
+        needs.append(asked["1000 candidates"])
+    numbers = dalle.prior.draw(["a cat"], [0]).tolist()[0]
+    each = sum(map(sys.getsizeof, numbers)) + 8 * len(numbers)  # floats, and where the list has them
+    assert [need - needs[0] for need in needs] == [0, 1000 * each, 1000 * each, 0, 0]
 
 
 def test_the_text_s_own_embedding_can_be_drawn_directly(dalle):
