@@ -16,7 +16,7 @@ from helpers.training import DEADLINE, environment
 
 COMPILER = shutil.which("c++")
 SOURCE = Path(__file__).parent / "helpers" / "stand_in_cuda.cpp"
-TRAINERS = ("transformer", "masks", "image-tokenizer", "gan", "scorer", "prior")
+TRAINERS = ("transformer", "masks", "order", "image-tokenizer", "gan", "scorer", "prior")
 LOOK = "train/shared/figures.py"
 """Where a trainer waits for the device after the last of its steps, to read all its losses."""
 OTHERS = {
@@ -25,11 +25,12 @@ OTHERS = {
     "graph": {"sampling/generate.py": 2},
     "decode": {"model/stream.py": 1},
     "draw-embeddings": {},
+    "tune": {LOOK: 1, "util/pixels.py": 2, "model/quantizers/learned.py": 2},
     "score": {"scorer/scorer.py": 3},
     "paint": {"painting/painter.py": 3},
 }
 """Checks besides training -> where they wait, and how often: drawing once for each of its two chunks, not for each id;
-a painting once in each of its three steps."""
+a painting once in each of its three steps; a tuned decoder where pictures are encoded, in each of two steps."""
 PLANTED = ("tensor:transformer", "wait:transformer")
 
 pytestmark = [

@@ -50,6 +50,7 @@ from dalle_mini_impl.sampling.graph_decoder import GraphDecoder, StaticBatch  # 
 from dalle_mini_impl.sampling.likelihood import log_likelihood  # noqa: E402
 from dalle_mini_impl.scorer.scorer import Scorer  # noqa: E402
 from dalle_mini_impl.train import image_tokenizer, prior, scorer, transformer  # noqa: E402
+from dalle_mini_impl.train.decoder_tuning import DecoderTuning  # noqa: E402
 from dalle_mini_impl.train.losses.stream import StreamLoss  # noqa: E402
 from dalle_mini_impl.train.shared import loop  # noqa: E402
 from dalle_mini_impl.train.stages import STAGES  # noqa: E402
@@ -222,6 +223,13 @@ def train(module: Any, batch: str, *overrides: str) -> None:
         module.main(config)
 
 
+def tune_decoder() -> None:
+    """Run the stage of the image tokenizer on ids that are changed."""
+    tune = ("tune.decoder_only=true", "tune.drawn_share=0.5", "tune.replaced_share=0.2")
+    with mock.patch.object(DecoderTuning, "make_changes", real(DecoderTuning.make_changes)):
+        train(image_tokenizer, "batch_pictures", "data.source=''", f"start_from={HOME}/model", *tune)
+
+
 def train_prior(*overrides: str) -> None:
     """Run the stage of the prior on embeddings of no content."""
     loaded = Scorer.from_pretrained(HOME / "model", "cuda:0")
@@ -338,6 +346,8 @@ def without_generator(function: Callable[..., Any]) -> Callable[..., Any]:
 CHECKS: dict[str, Callable[[], None]] = {
     "transformer": lambda: train(transformer, "make_batch", "run.precision=auto", "run.accumulation=2"),
     "masks": lambda: train(transformer, "make_batch", "model.attention_masks=[row, column]", "recompute=true"),
+    "order": lambda: train(transformer, "make_batch", "random_order=[0.5, 0.9]"),
+    "tune": tune_decoder,
     "scorer": lambda: train(scorer, "make_batch", "data.source=''", "reconstructed_share=0", "run.accumulation=3"),
     "prior": train_prior,
     "draw-embeddings": draw_embeddings,

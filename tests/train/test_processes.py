@@ -52,6 +52,23 @@ def test_transformer_with_accumulation_matches_one_process(trained, tmp_path):
     compare(one, two, "transformer")
 
 
+@pytest.mark.slow
+def test_transformer_that_is_told_matches_one_process(trained, tmp_path):
+    home = trained.copy(tmp_path / "home")
+    home.run("encode", "first_unchanged=true")
+    told = ("augmented_share=0.5", "random_order=[0.4, 0.8]")
+    one, two = one_and_two(home, tmp_path, "transformer", *FEW, *PLAIN, *told)
+    compare(one, two, "transformer")
+
+
+@pytest.mark.slow
+def test_tuned_decoder_matches_one_process(trained, tmp_path):
+    tune = ("tune.decoder_only=true", "tune.drawn_share=0.6", "tune.replaced_share=0.3")
+    settings = (f"start_from={trained.folder}/model", *tune)
+    one, two = one_and_two(trained, tmp_path, "image_tokenizer", *FEW, *PLAIN, *settings)
+    compare(one, two, "image_tokenizer")
+
+
 LFQ = ("model.quantizer=lfq", "model.codebook_size=32", "model.embed_dim=5", "commitment=0.1")
 GAN = (
     "gan.weight=0.5",
