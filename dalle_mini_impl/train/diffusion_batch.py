@@ -60,7 +60,8 @@ class Fixed:
             text_tokenizer = TextTokenizer(folder / TEXT_TOKENIZER_FILE)
             identities["text_tokenizer"] = text_tokenizer.identity
         if model.space == "latents":
-            image_tokenizer, identities["image_tokenizer"] = load_image_tokenizer(folder, device)
+            image_tokenizer, _ = load_image_tokenizer(folder, device)
+            identities["image_tokenizer"] = read_part(folder, "image_tokenizer", weights=False).image_ids
         return cls(scorer, text_tokenizer, image_tokenizer), identities
 
     def build(self, config: DiffusionDecoderRun) -> PictureDenoiser | PictureUpsampler:

@@ -120,8 +120,7 @@ class DiffusionDecoder:
             tokenizer = TextTokenizer(folder / TEXT_TOKENIZER_FILE)
             check_trained_with(part, "text_tokenizer", tokenizer.identity)
         if config.space == "latents":
-            identity = read_part(folder, "image_tokenizer", weights=False).identity
-            check_trained_with(part, "image_tokenizer", identity)
+            check_trained_with(part, "image_tokenizer", read_part(folder, "image_tokenizer", weights=False).image_ids)
             image_tokenizer = image_tokenizer or ImageTokenizer.from_pretrained(folder, device)
         else:
             image_tokenizer = None

@@ -9,6 +9,7 @@ import torch
 from helpers.priors import add_diffusion_decoder, add_upsampler
 from PIL import Image
 
+from dalle_mini_impl.checkpoint.parts import read_part, save_tensors
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.unclip.diffusion_decoder import NOISE, DiffusionDecoder, Wanted
@@ -181,6 +182,16 @@ def test_other_parts_than_those_of_training_are_refused(tiny_model, tmp_path, sc
     with pytest.raises(UserError, match=r"has no diffusion_decoder\.safetensors; train that part first"):
         DiffusionDecoder.from_pretrained(tiny_model, scorer)
     assert DiffusionDecoder.find(tiny_model, scorer, None) is None
+
+
+def test_a_decoder_of_latents_goes_with_a_tuned_image_tokenizer_of_the_same_ids(tiny_model, tmp_path, scorer):
+    folder = add_diffusion_decoder(shutil.copytree(tiny_model, tmp_path / "model"))
+    part = read_part(folder, "image_tokenizer")
+    tensors = {name: value + 1 if name.startswith("decoder.") else value for name, value in part.tensors.items()}
+    save_tensors(folder, "image_tokenizer", tensors, part.config, {"image_ids": part.identity})
+    assert DiffusionDecoder.from_pretrained(folder, scorer).image_tokenizer is not None
+    with pytest.raises(UserError, match="without parts that need its image_tokenizer"):
+        save_tensors(folder, "image_tokenizer", tensors, part.config, {})
 
 
 def test_loading_without_diffusers_names_the_extra(tiny_model, tmp_path, scorer, monkeypatch):
