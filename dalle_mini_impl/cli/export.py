@@ -64,3 +64,20 @@ def prior_transformer(model: str, out: Path) -> None:
 
     export_prior(read_part(find_checkpoint(model), "prior"), out)
     click.echo(out)
+
+
+@export.command("diffusion-decoder", epilog=examples("dalle export diffusion-decoder runs/mine --out exported"))
+@click.argument("model")
+@out_option("Folder to write to.", required=True, folder=True)
+def diffusion_decoder(model: str, out: Path) -> None:
+    """Write MODEL's diffusion decoder as parts of diffusers' UnCLIPPipeline.
+
+    U-Net, projection of embeddings and noise schedule are written, those of the upsampler too, where there is one, and
+    the vectors of text ids, which only this package needs. MODEL is a shipped name, a checkpoint folder or
+    hf:USER/REPO.
+    """
+    from dalle_mini_impl.checkpoint.find import find_checkpoint
+    from dalle_mini_impl.interop.unclip import export_decoder
+
+    export_decoder(find_checkpoint(model), out)
+    click.echo(out)

@@ -70,6 +70,7 @@ class PictureDenoiser(nn.Module):
         embed_dim: width of the scorer's embeddings.
         text_vocab: number of text ids.
         pad_id: text id of padding.
+        has_variance: whether the U-Net predicts a variance as well, which is left out, as that of UnCLIPPipeline does.
 
     Raises:
         UserError: diffusers is not installed, or the config's values do not fit together.
@@ -81,12 +82,20 @@ class PictureDenoiser(nn.Module):
     """(C,), divides them afterwards."""
 
     def __init__(
-        self, config: DiffusionDecoderConfig, *, channels: int, side: int, embed_dim: int, text_vocab: int, pad_id: int
+        self,
+        config: DiffusionDecoderConfig,
+        *,
+        channels: int,
+        side: int,
+        embed_dim: int,
+        text_vocab: int,
+        pad_id: int,
+        has_variance: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.side, self.embed_dim = channels, side, embed_dim
         self.text_length, self.pad_id = config.text_length, pad_id
-        self.unet = _embedding_unet(config, channels, side)
+        self.unet = _embedding_unet(config, channels, side, channels * (1 + has_variance))
         self._cells = {(side >> stage) ** 2 for stage in range(len(config.channels))}
         shape = (embed_dim, 4 * config.channels[0], config.context_dim, config.positions)
         self.context = EmbeddingContext(*shape, has_captions=config.text_length > 0)
@@ -149,7 +158,7 @@ class PictureDenoiser(nn.Module):
             if context.shape[1] in self._cells:  # diffusers takes a mask of as many positions for one of cells
                 context, mask = F.pad(context, (0, 0, 0, 1)), F.pad(mask, (0, 1))
         found = self.unet(noised, times, context, class_labels=time, attention_mask=mask).sample
-        return found[:, : self.channels]  # of UnCLIPPipeline's decoder, the variance follows
+        return found[:, : self.channels]
 
 
 class PictureUpsampler(nn.Module):
@@ -199,7 +208,7 @@ class PictureUpsampler(nn.Module):
         return self.unet(torch.cat([noised, large], 1), times, class_labels=levels * 1000).sample
 
 
-def _embedding_unet(config: DiffusionDecoderConfig, channels: int, side: int) -> Any:
+def _embedding_unet(config: DiffusionDecoderConfig, channels: int, side: int, out_channels: int) -> Any:
     stages, attending = len(config.channels), config.attention_stages
     _check_stages(config, side)
     if not 0 <= attending <= stages:
@@ -216,7 +225,7 @@ def _embedding_unet(config: DiffusionDecoderConfig, channels: int, side: int) ->
     return _unets().UNet2DConditionModel(
         sample_size=side,
         in_channels=channels,
-        out_channels=channels,
+        out_channels=out_channels,
         down_block_types=down,
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=up,

@@ -361,7 +361,7 @@ def network_shape(
     image_tokenizer: ImageTokenizer | None,
     scorer: Scorer,
     text_tokenizer: TextTokenizer | None,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """What a `PictureDenoiser` needs besides its config.
 
     Raises:

@@ -19,8 +19,9 @@ SECTIONS = {
     "Text tokenizers": {
         "text-tokenizer": "CLIP's, BERT's, YouTokenToMe's, tokenizer.json.",
     },
-    "Priors": {
+    "Parts of DALL-E 2": {
         "prior-transformer": "A PriorTransformer of diffusers, trained here.",
+        "diffusion-decoder": "Parts of diffusers' UnCLIPPipeline, trained here.",
     },
 }
 """Heading -> command -> its line in `dalle import --help`."""
