@@ -70,11 +70,11 @@ def prior_transformer(model: str, out: Path) -> None:
 @click.argument("model")
 @out_option("Folder to write to.", required=True, folder=True)
 def diffusion_decoder(model: str, out: Path) -> None:
-    """Write MODEL's diffusion decoder as parts of diffusers' UnCLIPPipeline.
+    """Write MODEL's diffusion decoder as diffusers has it.
 
-    U-Net, projection of embeddings and noise schedule are written, those of the upsampler too, where there is one, and
-    the vectors of text ids, which only this package needs. MODEL is a shipped name, a checkpoint folder or
-    hf:USER/REPO.
+    The parts of a UnCLIPPipeline are written: U-Net, projection of embeddings and noise schedule, those of the
+    upsampler too, where there is one, and the vectors of text ids, which only this package needs. MODEL is a shipped
+    name, a checkpoint folder or hf:USER/REPO.
     """
     from dalle_mini_impl.checkpoint.find import find_checkpoint
     from dalle_mini_impl.interop.unclip import export_decoder

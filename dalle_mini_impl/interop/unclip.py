@@ -210,7 +210,7 @@ def _build(config: DiffusionDecoderConfig, part: Part, checkpoint: Path) -> Pict
         side = from_dict(ImageTokenizerConfig, values, "image_tokenizer").grid[0]
     vocab = len(part.tensors.get("tokens.weight", ())) or 1
     embed = part.tensors.get(f"{CONTEXT}learned_classifier_free_guidance_embeddings", ())
-    shape = {"channels": len(part.tensors.get("mean", ())), "side": side, "embed_dim": len(embed)}
+    shape: dict[str, Any] = {"channels": len(part.tensors.get("mean", ())), "side": side, "embed_dim": len(embed)}
     return load_module(lambda: PictureDenoiser(config, **shape, text_vocab=vocab, pad_id=0), part, "cpu")
 
 
