@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class VariationFigures:
     distances: dict[str, dict[str, Mean]]
     """Name of a row -> judge -> mean of 1 - cosine between the pictures of one group."""
     different: Share
-    """Pictures of whose variations no two have the same image ids."""
+    """Pictures of whose variations no two are the same."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,16 @@ class InversionFigures:
     """Image ids of all pictures that do not come back."""
 
 
-def measure_variations(context: EvaluationContext, pictures: int, count: int) -> VariationFigures:
+def measure_variations(
+    context: EvaluationContext, pictures: int, count: int, decoder: str = "tokens"
+) -> VariationFigures:
     """Draw variations of held-out pictures.
 
     Args:
-        context: of a model with positions for an image embedding.
+        context: of a model that draws of image embeddings.
         pictures: how many to vary.
         count: variations of each, at least 2.
+        decoder: what draws them, one of `config.sampling.DECODERS`.
 
     Raises:
         UserError: the model takes no embeddings, or `count` is below 2.
@@ -107,7 +111,8 @@ def measure_variations(context: EvaluationContext, pictures: int, count: int) ->
     indices = sample_indices(reference, context.settings, "validation", pictures)
     few = replace(context, settings=replace(context.settings, candidates=count))
     told = embedding_of_picture(reference, prompt="")
-    drawn = generate_pictures(few, indices, "variations", of_picture=told, prior="none", rank="none")
+    sampling: dict[str, Any] = {"prior": "none", "rank": "none", "decoder": decoder}
+    drawn = generate_pictures(few, indices, "variations", of_picture=told, **sampling)
     random = random_pictures(context, indices, count)
     concept_ids = reference.concept_ids[indices].repeat_interleave(count)
     real = {judge: measure.reference_features[random] for judge, measure in context.r_precisions.items()}
@@ -121,8 +126,8 @@ def measure_variations(context: EvaluationContext, pictures: int, count: int) ->
         group: {judge: mean_interval(mean_distances(values).tolist()) for judge, values in features.items()}
         for group, features in groups.items()
     }
-    ids = [{str(candidate.image_ids.tolist()) for candidate in result} for result in drawn.results]
-    different = mean_share([float(len(each) == count) for each in ids])
+    distinct = [{candidate.image.tobytes() for candidate in result} for result in drawn.results]
+    different = _share([len(each) == count for each in distinct])
     return VariationFigures([share_row("variations", drawn.ranks), share_row(name, ranks)], distances, different)
 
 
@@ -146,15 +151,16 @@ def random_pictures(context: EvaluationContext, indices: Sequence[int], count: i
 
 
 def measure_interpolations(
-    context: EvaluationContext, scorers: Mapping[str, Scorer], strips: int, steps: int
+    context: EvaluationContext, scorers: Mapping[str, Scorer], strips: int, steps: int, decoder: str = "tokens"
 ) -> InterpolationFigures:
     """Draw strips between held-out pictures.
 
     Args:
-        context: of a model with positions for an image embedding.
+        context: of a model that draws of image embeddings.
         scorers: by name, which measure.
         strips: how many; fewer where there are fewer than twice as many pictures.
         steps: pictures of each, both ends among them.
+        decoder: as for `measure_variations`.
 
     Raises:
         UserError: the model takes no embeddings, there is one picture, or `steps` is out of range.
@@ -168,7 +174,8 @@ def measure_interpolations(
     for number, pair in enumerate(tqdm(ends, desc="interpolations", unit=" strips", delay=2, leave=False)):
         first, second = to_images(reference.pixels(pair))
         seed = candidate_seed(context.settings.seed, number)
-        strip = [result[0].image for result in mix(context.dalle, first, second, steps=steps, seed=seed)]
+        results = mix(context.dalle, first, second, steps=steps, seed=seed, decoder=decoder)
+        strip = [result[0].image for result in results]
         for name, scorer in scorers.items():
             cosines[name].append(scorer.embed_images(strip) @ scorer.embed_images([first, second]).T)
     monotonic = {name: [is_monotonic(values) for values in strips] for name, strips in cosines.items()}
@@ -202,14 +209,17 @@ def forward_share(cosines: Tensor) -> float:
     return float(((cosines[:, 1] - cosines[:, 0]).diff() > 0).double().mean())
 
 
-def measure_edits(context: EvaluationContext, scorers: Mapping[str, Scorer], edits: int, theta: float) -> EditFigures:
+def measure_edits(
+    context: EvaluationContext, scorers: Mapping[str, Scorer], edits: int, theta: float, decoder: str = "tokens"
+) -> EditFigures:
     """Change held-out pictures by the difference of their own names and those of other held-out pictures.
 
     Args:
-        context: of a model with positions for an image embedding.
+        context: of a model that draws of image embeddings.
         scorers: by name, which measure besides the judges.
         edits: how many.
         theta: how far to go.
+        decoder: as for `measure_variations`.
 
     Raises:
         UserError: the model takes no embeddings, there are fewer than three concepts, or `theta` is out of range.
@@ -222,7 +232,7 @@ def measure_edits(context: EvaluationContext, scorers: Mapping[str, Scorer], edi
         concepts = [*other_concepts(context, index, candidate_seed(seed, number)), index]
         target, other, source = (prompt_of(reference.store.entries[each], with_style=False) or "" for each in concepts)
         (image,) = to_images(reference.pixels([index]))
-        images = edit(context.dalle, image, source, target, theta=theta, steps=2).images
+        images = edit(context.dalle, image, source, target, theta=theta, steps=2, decoder=decoder).images
         for name, scorer in scorers.items():
             scores[name].append(torch.stack([scorer.cosines(images, text) for text in (target, other, source)], 1))
         pixels = to_pixels(images, reference.size)

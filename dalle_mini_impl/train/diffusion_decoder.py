@@ -209,7 +209,8 @@ def main(config: DiffusionDecoderRun, resume: bool = False) -> None:
         for number, values in figures.look():
             log.check_finite(number, **values)
         if loop.is_due(step, run.log_every, run):
-            log.record(step, **values, gradient=float(norm), rate=rate)
+            mean = accelerator.reduce(torch.tensor(values["loss"], device=device), "mean")
+            log.record(step, loss=float(mean), gradient=float(norm), rate=rate)
         if loop.is_due(step, run.validate_every, run):
             with ema.swapped_into(losses):
                 validation = validate(losses, held_maker, fixed, held_encoded, device)

@@ -78,6 +78,11 @@ def test_views_of_components_are_a_strip_that_is_drawn_again(run, model, picture
     assert len(read_metadata("components.png")["pictures"]) == 6
 
 
+def test_components_are_drawn_by_the_decoder_that_is_asked_for(refused, model, pictures):
+    error = refused("components", "disc.png", "disc.png", "square.png", "-m", model, "--decoder", "diffusion")
+    assert "expected a checkpoint with a diffusion decoder" in error
+
+
 def test_a_mix_can_be_a_video(run, model, pictures):
     av = pytest.importorskip("av")
     run("mix", "disc.png", "square.png", "-m", model, "--steps", "4", "--frames", "mix.mp4")

@@ -47,16 +47,15 @@ def shown_by(image):
 def test_variations_are_compared_with_random_pictures_of_the_style(context, monkeypatch):
     def generate(self, prompt, candidates, keep, seed, image_embed, **arguments):
         assert (prompt, candidates, keep) == ("", 4, 4)
-        vendors = ("noto", "twemoji", "openmoji", "noto")
-        images = [drawing_on_white(shown_by(image_embed), vendor) for vendor in vendors]
-        ids = [0, 1, 2, 3] if shown_by(image_embed) == "rose" else [0, 1, 2, 0]
-        return [
-            type("Candidate", (), {"image": image, "score": None, "image_ids": torch.tensor([[number]])})
-            for image, number in zip(images, ids, strict=True)
-        ]
+        assert (arguments["prior"], arguments["decoder"]) == ("none", "diffusion")
+        concept = shown_by(image_embed)
+        images = [drawing_on_white(concept, vendor) for vendor in ("noto", "twemoji", "openmoji", "noto")]
+        if concept == "rose":
+            images[3] = images[3].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return [type("Candidate", (), {"image": image, "score": None}) for image in images]
 
     monkeypatch.setattr(DalleMini, "generate", generate)
-    figures = measure_variations(context, pictures=9, count=4)
+    figures = measure_variations(context, pictures=9, count=4, decoder="diffusion")
     varied, random = figures.rows
     assert (varied.name, varied.count) == ("variations", 3)
     assert varied.shares["pixels"][0].value == 1
@@ -113,15 +112,15 @@ def test_strips_are_measured_by_every_scorer(context, monkeypatch):
     strip = [Image.new("RGB", (24, 24), colour) for colour in ((10, 10, 0), (60, 200, 0), (120, 100, 0))]
     asked = []
 
-    def mix(dalle, first, second, *, steps, seed):
-        asked.append((first, second, steps))
+    def mix(dalle, first, second, *, steps, seed, decoder):
+        asked.append((first, second, steps, decoder))
         return [[type("Candidate", (), {"image": image})] for image in strip]
 
     monkeypatch.setattr(manipulations, "mix", mix)
     monkeypatch.setattr(manipulations, "to_images", lambda pixels: [strip[0], strip[2]])
     scorers = {"red": make_scorer(AngleModel()), "green": make_scorer(GreenModel())}
-    figures = measure_interpolations(context, scorers, strips=5, steps=3)
-    assert asked == [(strip[0], strip[2], 3)]  # three pictures are held out, so that there is one pair
+    figures = measure_interpolations(context, scorers, strips=5, steps=3, decoder="diffusion")
+    assert asked == [(strip[0], strip[2], 3, "diffusion")]  # three pictures are held out, so that there is one pair
     assert (figures.count, figures.steps) == (1, 3)
     assert {name: share.value for name, share in figures.monotonic.items()} == {"red": 1, "green": 0}
     assert figures.both.value == 0
@@ -149,15 +148,15 @@ class ColourScorer:
 def test_edits_are_right_if_the_target_rises_and_the_source_falls(context, monkeypatch, shown, right):
     asked = []
 
-    def edit(dalle, picture, source, target, *, theta, steps):
-        assert (theta, steps) == (0.3, 2)
+    def edit(dalle, picture, source, target, *, theta, steps, decoder):
+        assert (theta, steps, decoder) == (0.3, 2, "diffusion")
         assert shown_by(picture) == source
         asked.append((source, target))
         before, after = {"target": (source, target), "source": (source, source), "reversed": (target, source)}[shown]
         return type("Edit", (), {"images": [drawing_on_white(each, "openmoji") for each in (before, after)]})
 
     monkeypatch.setattr(manipulations, "edit", edit)
-    figures = measure_edits(context, {"colours": ColourScorer()}, edits=7, theta=0.3)
+    figures = measure_edits(context, {"colours": ColourScorer()}, edits=7, theta=0.3, decoder="diffusion")
     assert figures.count == len(asked) == 3
     assert all(source != target and {source, target} <= {*HELD_OUT} for source, target in asked)
     for name in ("colours", "pixels"):

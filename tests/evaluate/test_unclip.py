@@ -227,6 +227,9 @@ def test_models_without_embeddings_are_measured_as_far_as_they_go(run, refused, 
     assert "come back id for id: 1 of 1" in output
     for arguments, message in (
         (("--only", "edits"), "expected a model with positions for an image embedding, got one without"),
+        (("--only", "edits", "--decoder", "diffusion"), "expected a checkpoint with a diffusion decoder"),
+        (("--only", "variations", "--decoder", "diffusion"), "expected a checkpoint with a diffusion decoder"),
+        (("--only", "interpolations", "--decoder", "diffusion"), "expected a checkpoint with a diffusion decoder"),
         (("--only", "inversion", "--sheet", "a.png"), "expected systems in --only with --sheet"),
         (("--only", "beauty"), "beauty"),
         (("--theta", "1.5"), "--theta"),

@@ -124,6 +124,13 @@ def test_prior_matches_one_process(trained, tmp_path, settings):
 
 
 @pytest.mark.slow
+def test_diffusion_decoder_matches_one_process(trained, tmp_path):
+    pytest.importorskip("diffusers")
+    one, two = one_and_two(trained, tmp_path, "diffusion_decoder", *FEW, *PLAIN)
+    compare(one, two, "diffusion_decoder")
+
+
+@pytest.mark.slow
 def test_encode_matches_one_process(trained, tmp_path):
     one, two = one_and_two(trained, tmp_path, "encode")
     for name in ("cache.json", "train/pairs.jsonl", "train/image_ids.npy", "validation/image_ids.npy"):

@@ -22,6 +22,7 @@ from dalle_mini_impl.cli.options import (
     write_json_file,
 )
 from dalle_mini_impl.cli.outputs import PICTURE_FILE
+from dalle_mini_impl.config.sampling import DECODERS
 from dalle_mini_impl.util.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ SHEET_ZOOM = 2
 @click.option("--pictures", type=Count(), default=100, show_default=True, help="Held-out pictures of other sections.")
 @click.option("--steps", type=Count(2), default=8, show_default=True, metavar="N", help="Pictures per interpolation.")
 @click.option("--theta", type=FiniteFloat(0, 1), default=0.5, show_default=True, help="How far text differences go.")
+@click.option(
+    "--decoder",
+    type=click.Choice(DECODERS),
+    default=DECODERS[0],
+    show_default=True,
+    help="What draws variations, interpolations and edits: the transformer, or a U-Net.",
+)
 @click.option("--other-scorer", metavar="NAME", help="Scorer that had no say in the pictures, to measure them as well.")
 @click.option("--other-prior", metavar="NAME", help="Checkpoint with a prior of the other kind over MODEL's scorer.")
 @click.option("--sheet", type=PICTURE_FILE, help="Sheet of real pictures, each beside the best one of every system.")
@@ -110,7 +118,10 @@ def unclip(model: str, json_file: str | None, sheet: Path | None, **options: Any
         echo(write_sheet(comparison, sheet, context.dalle.source))
 
 
-SETTINGS = ("pairs", "candidates", "keep", "pictures", "steps", "theta", "other_scorer", "other_prior", "kinds", "seed")
+SETTINGS = (
+    *("pairs", "candidates", "keep", "pictures", "steps", "theta", "decoder", "other_scorer", "other_prior"),
+    *("kinds", "seed"),
+)
 """Options that the JSON file records."""
 
 
@@ -146,12 +157,12 @@ def measure_variations(
     from dalle_mini_impl.evaluate import manipulations
     from dalle_mini_impl.evaluate.intervals import format_mean, format_share, share_table
 
-    figures = manipulations.measure_variations(context, options["pictures"], options["keep"])
+    figures = manipulations.measure_variations(context, options["pictures"], options["keep"], options["decoder"])
     lines = [share_table(figures.rows)]
     for name, distances in figures.distances.items():
         means = ", ".join(f"{judge} {format_mean(mean)}" for judge, mean in distances.items())
         lines.append(f"1 - cosine among {name}: {means}")
-    lines.append(f"pictures whose variations all differ in their image ids: {format_share(figures.different)}")
+    lines.append(f"pictures whose variations all differ: {format_share(figures.different)}")
     return figures, "\n".join(lines)
 
 
@@ -162,7 +173,8 @@ def measure_interpolations(
     from dalle_mini_impl.evaluate import manipulations
     from dalle_mini_impl.evaluate.intervals import format_mean, format_share
 
-    figures = manipulations.measure_interpolations(context, scorers, options["pictures"], options["steps"])
+    counts = (options["pictures"], options["steps"])
+    figures = manipulations.measure_interpolations(context, scorers, *counts, options["decoder"])
     lines = [f"{figures.count} strips of {figures.steps} pictures"]
     for name, share in figures.monotonic.items():
         lines.append(
@@ -182,7 +194,8 @@ def measure_edits(
     from dalle_mini_impl.evaluate.intervals import format_share
     from dalle_mini_impl.util.tables import aligned_table
 
-    figures = manipulations.measure_edits(context, scorers, options["pictures"], options["theta"])
+    chosen = (options["pictures"], options["theta"], options["decoder"])
+    figures = manipulations.measure_edits(context, scorers, *chosen)
     table = [["", "target rises, source falls", "target rises", "source falls", "another name rises"]]
     for name, shares in figures.shares.items():
         note = f"{name}, which had a say" if name == OWN_SCORER else name
