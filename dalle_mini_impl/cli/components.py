@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from dalle_mini_impl.cli.mix import check_animation, strip_options, write_strip
-from dalle_mini_impl.cli.options import CommaSeparated, examples, out_option, seed_option
+from dalle_mini_impl.cli.options import CommaSeparated, Count, examples, out_option, seed_option
 from dalle_mini_impl.util.picture_metadata import PICTURE_FORMATS
 from dalle_mini_impl.util.text import without_surrogates
 
@@ -20,7 +20,7 @@ from dalle_mini_impl.util.text import without_surrogates
 @click.argument("others", nargs=-1, required=True, type=click.Path(), metavar="OTHERS…")
 @click.option(
     "--components",
-    type=CommaSeparated(click.IntRange(0), minimum=1),
+    type=CommaSeparated(Count(0), minimum=1),
     metavar="A,B,…",
     help="How many components to keep, for each picture of the strip.  [default: 1,2,4,… and all]",
 )

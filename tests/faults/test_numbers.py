@@ -36,6 +36,7 @@ OF_JUDGES = (
     "dalle evaluate paint",
     "dalle evaluate sampling",
     "dalle evaluate scenes",
+    "dalle evaluate unclip",
     "dalle data emoji",
     "dalle data openclipart",
     "dalle data scenes",
@@ -68,6 +69,7 @@ def commands(tiny_model, trained, tmp_path, monkeypatch):
         "dalle vary": ["one.png", "-m", told, *few],
         "dalle mix": ["one.png", "blue", "--steps", "2", "-m", told],
         "dalle edit": ["one.png", "--to", "blue", "--steps", "2", "-m", told],
+        "dalle components": ["one.png", "one.png", "one.png", "-m", told],
         "dalle paint": ["red", "-m", model, "--steps", "1", "--cuts", "2", "--frames", "a.gif"],
         "dalle serve": ["--host", "192.0.2.7"],  # refused, as there are no keys
         "dalle app": ["--host", "192.0.2.7"],  # refused, as there is no password
