@@ -6,7 +6,7 @@ What `DalleMini.generate` does, in the order of the calls:
 2. `sampling.generate.generate_many` samples the image ids of all candidates, with their log-likelihoods; those of
    several prompts together in `DalleMini.generate_many`. With `tile`, `sampling.tiling.close_seams` then samples the
    edges again.
-3. `ranking.rank_candidates` orders the candidates by likelihood, by the CLIP scorer or by both, and decodes them to
+3. `ranking.finish` orders the candidates by likelihood, by the CLIP scorer or by both, and decodes them to
    pictures with the image tokenizer.
 4. `results.Result` holds those that are kept, best first, with the metadata that makes them again.
 

@@ -1,7 +1,7 @@
 """Sampled ids -> result: orders candidates by likelihood, by the CLIP scorer or by both, and decodes those kept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -86,6 +86,15 @@ def describe_scorer(scorer: Scorer | None) -> dict[str, str] | None:
     return {"name": scorer.name, "identity": scorer_identity(scorer)}
 
 
+def decoded_candidates(request: GenerationRequest, generated: GeneratedIds) -> list[int]:
+    """Rows of the candidates that are decoded: all where a scorer looks at them, otherwise the kept ones alone."""
+    if request.scorer:
+        return list(range(len(generated.indices)))
+    if request.sampling.rank == "none":
+        return list(range(len(generated.indices)))[: request.keep]
+    return best_first(generated.log_likelihood.cpu()).tolist()[: request.keep]
+
+
 def rank_candidates(
     request: GenerationRequest, generated: GeneratedIds, decode: Callable[[Tensor], Tensor]
 ) -> tuple[Candidate, ...]:
@@ -151,6 +160,7 @@ def finish(
     stream: Stream,
     image_tokenizer: ImageTokenizer,
     source: dict[str, str],
+    decoded: Mapping[int, Tensor] | None = None,
 ) -> Result:
     """Sampled ids -> result: close the seams of tiles, rank, and decode.
 
@@ -161,6 +171,7 @@ def finish(
         stream: its layout.
         image_tokenizer: decodes them.
         source: what results record about the model.
+        decoded: pixels (3, H, W) of the rows that `decoded_candidates` names, if these are decoded already.
     """
     tile = request.sampling.tile
     if tile:
@@ -179,6 +190,8 @@ def finish(
     device = image_tokenizer.device
 
     def decode(rows: Tensor) -> Tensor:
+        if decoded is not None:
+            return torch.stack([decoded[row] for row in rows.tolist()])
         return image_tokenizer.decode(generated.image_ids[rows.to(generated.image_ids.device)].to(device), tile)
 
     candidates = rank_candidates(request, generated, decode)

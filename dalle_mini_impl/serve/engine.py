@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
@@ -15,11 +16,12 @@ from torch import Tensor
 
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.previews import decode_unfinished
-from dalle_mini_impl.pipeline.ranking import finish
+from dalle_mini_impl.pipeline.ranking import decoded_candidates, finish
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Result
-from dalle_mini_impl.sampling.generate import generate_many
+from dalle_mini_impl.sampling.generate import GeneratedIds, generate_many
 from dalle_mini_impl.sampling.requests import CHUNK, IdRequest
+from dalle_mini_impl.serve.decoding import SharedDecoder
 
 T = TypeVar("T")
 Show = Callable[[list[Image.Image]], object]
@@ -71,6 +73,7 @@ class Engine:
     ) -> None:
         self.dalle = dalle
         self._chunk, self._on_batch = chunk, on_batch
+        self._decoder = SharedDecoder(dalle.image_tokenizer)
         self._waiting: deque[_CallWork | _DrawWork] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -169,19 +172,40 @@ class Engine:
         if not begun:
             return
         self._on_batch(sum(len(request.seeds) for _, request, _ in begun))
-        begun.sort(key=lambda one: self._known_start(one[1]))  # only those with equally long starts are drawn together
-        ids = [one for _, _, one in begun]
+        # Only those with equally long starts are drawn together.
+        begun.sort(key=lambda one: self._known_start(one[1]))
+        for _, alike in groupby(begun, lambda one: self._known_start(one[1])):
+            self._draw_alike([*alike])
+
+    def _draw_alike(self, begun: list[tuple[_DrawWork, GenerationRequest, IdRequest]]) -> None:
         dalle = self.dalle
         try:
+            ids = [one for _, _, one in begun]
             generated = generate_many(dalle.transformer, dalle.stream, ids, chunk=self._chunk)
-            for (drawing, request, _), one in zip(begun, generated, strict=True):
-                _settle(drawing.future, partial(self._finish, request, one))
+            drawn = [
+                (drawing.future, request, one)
+                for (drawing, request, _), one in zip(begun, generated, strict=True)
+                if not drawing.future.cancelled()
+            ]
+            decoded = self._decode([(request, one) for _, request, one in drawn])
+            for (future, request, one), pixels in zip(drawn, decoded, strict=True):
+                _settle(future, partial(self._finish, request, one, pixels))
         except Exception as error:
             for drawing in [drawing for drawing, _, _ in begun if not drawing.future.done()]:
                 if len(begun) > 1:
                     self._draw([drawing])
                 else:
                     _fail(drawing.future, error)
+
+    def _decode(self, drawn: Sequence[tuple[GenerationRequest, GeneratedIds]]) -> list[dict[int, Tensor] | None]:
+        """Pixels of each request's candidates that are decoded; None where these have to be decoded by themselves."""
+        rows = [[] if request.sampling.tile else decoded_candidates(request, generated) for request, generated in drawn]
+        shared = [generated.image_ids[some] for (_, generated), some in zip(drawn, rows, strict=True) if some]
+        pixels = iter((self._decoder.decode(shared) if len(shared) > 1 else None) or [None] * len(shared))
+        parts = [next(pixels) if some else None for some in rows]
+        return [
+            None if part is None else dict(zip(some, part, strict=True)) for some, part in zip(rows, parts, strict=True)
+        ]
 
     def _make(self, drawing: _DrawWork) -> tuple[GenerationRequest, IdRequest]:
         """A request, and what to sample for it."""
@@ -209,9 +233,12 @@ class Engine:
 
         return dataclasses.replace(request.ids, watch=watch)
 
-    def _finish(self, request: GenerationRequest, generated: Any) -> DrawnRequest:
+    def _finish(
+        self, request: GenerationRequest, generated: GeneratedIds, decoded: dict[int, Tensor] | None
+    ) -> DrawnRequest:
         dalle = self.dalle
-        result = finish(request, generated, dalle.transformer, dalle.stream, dalle.image_tokenizer, dalle.source)
+        model = dalle.transformer, dalle.stream, dalle.image_tokenizer
+        result = finish(request, generated, *model, dalle.source, decoded)
         image_ids = len(request.seeds) * dalle.stream.image_length
         return DrawnRequest(result, len(request.prompt_ids.text_ids), image_ids)
 

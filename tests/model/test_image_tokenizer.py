@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from dalle_mini_impl import ImageTokenizer
 from dalle_mini_impl.config.model import ImageTokenizerConfig
+from dalle_mini_impl.model.vqvae import OneKernelConv2d
 from dalle_mini_impl.util.errors import UserError
 
 SHAPES = {
@@ -112,6 +113,18 @@ def test_pictures_of_a_batch_are_independent(tokenizer):
     for number in range(5):
         assert torch.equal(tokenizer.encode(pixels[number : number + 1])[0], ids[number])
         torch.testing.assert_close(tokenizer.decode(ids[number : number + 1])[0], tokenizer.decode(ids)[number])
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+def test_one_picture_is_rounded_as_among_others():
+    """320 × 8 × 8 is the largest input for which PyTorch takes another algorithm where there is one picture alone."""
+    conv = OneKernelConv2d(320, 320, 3, padding=1)
+    x = random_pixels(5, 320, 8, 8)
+    with torch.inference_mode():
+        together = conv(x)
+        assert all(torch.equal(conv(x[row : row + 1])[0], together[row]) for row in range(5))
+        torch.testing.assert_close(together, F.conv2d(x, conv.weight, conv.bias, padding=1))
+    assert conv(x[:1]).requires_grad
 
 
 def isolate_cells(module):

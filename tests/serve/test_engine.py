@@ -55,6 +55,16 @@ def test_pictures_are_the_same_bytes_alone_and_among_others(engine, batches):
     assert [files(one.result()) for one in waiting[::-1]] == alone
 
 
+def test_pictures_are_the_same_bytes_where_they_must_not_be_decoded_together(engine, monkeypatch):
+    alone = [files(submit(engine, request).result()) for request in REQUESTS]
+    asked = []
+    monkeypatch.setattr(engine._decoder, "decode", lambda groups: asked.append(len(groups)))
+    with busy(engine):
+        waiting = [submit(engine, request) for request in REQUESTS]
+    assert [files(one.result()) for one in waiting] == alone
+    assert asked == [3]  # tiles are always decoded by themselves
+
+
 def test_pictures_are_those_of_generate(engine, own_dalle):
     drawn = submit(engine, REQUESTS[0]).result()
     expected = own_dalle.generate(**REQUESTS[0])
