@@ -7,6 +7,8 @@ MAX_CANDIDATES = 128
 """Pictures that one request draws."""
 MAX_PROMPT = 1000
 """Characters of a prompt."""
+MAX_STRIP = 16
+"""Pictures of a strip from one picture to another."""
 MAX_LABELS = 1000
 """Labels of a classification."""
 MAX_LABEL_TEXT = 20_000

@@ -42,7 +42,7 @@ class Shared:
     tabs: Any = None
     """The `gr.Tabs` of the page."""
     sent: Any = None
-    """A `gr.State` with a picture (PNG as an address) and its prompt that one tab sends to another."""
+    """A `gr.State` with a picture (PNG as an address) and its prompt that one tab sends `to` another."""
 
     def run(self, session: str, status: Any, steps: Callable[[Running], Iterator[Update]]) -> Iterator[Update]:
         """Do work, and tell in `status` if it was stopped or why it cannot be done.

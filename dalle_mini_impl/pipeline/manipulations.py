@@ -21,6 +21,7 @@ from dalle_mini_impl.pipeline.diffused import chosen_decoder
 from dalle_mini_impl.pipeline.diffused_edit import describe_picture, redraw_diffused
 from dalle_mini_impl.pipeline.picture_embed import from_text, to_text
 from dalle_mini_impl.pipeline.results import Result
+from dalle_mini_impl.sampling.generate import Progress, no_progress
 from dalle_mini_impl.sampling.inversion import invert, redraw
 from dalle_mini_impl.sampling.requests import Prompt
 from dalle_mini_impl.text.clean_caption import clean_caption
@@ -185,7 +186,15 @@ def parse_edit(metadata: Any, path: str) -> RecordedEdit:
         ) from error
 
 
-def edit(dalle: "DalleMini", picture: Image.Image, source: str, target: str, **options: Any) -> Edit:
+def edit(
+    dalle: "DalleMini",
+    picture: Image.Image,
+    source: str,
+    target: str,
+    *,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> Edit:
     """Change what a picture shows by the difference of two texts (section 3.3), and keep the rest of it.
 
     The embedding of the picture is rotated towards the difference of the texts' embeddings, and the picture is drawn
@@ -197,6 +206,7 @@ def edit(dalle: "DalleMini", picture: Image.Image, source: str, target: str, **o
         picture: of any size; cropped to the model's proportions, and white where transparent.
         source: what it shows, such as "a cat"; empty to move towards `target` itself.
         target: what it should show, such as "a lion".
+        progress: called with 1 for each id that the transformer is asked for: those of `steps` + 1 pictures.
         **options: `prompt`, `theta`, `steps`, `guidance`, `decoder` and `sampler_steps` of `EditRecord`.
 
     Raises:
@@ -211,11 +221,11 @@ def edit(dalle: "DalleMini", picture: Image.Image, source: str, target: str, **o
         given = {"sampler_steps": decoder.sampling.steps, **describe_picture(decoder, picture)}
     given["image_embed"] = to_text(embed(dalle, picture).tolist())
     values = {**given, "source": source, "target": target, **options}
-    return make_edit(dalle, from_dict(EditRecord, values, "edit"))
+    return make_edit(dalle, from_dict(EditRecord, values, "edit"), progress)
 
 
-def make_edit(dalle: "DalleMini", record: EditRecord) -> Edit:
-    """Draw the pictures of an edit.
+def make_edit(dalle: "DalleMini", record: EditRecord, progress: Progress = no_progress) -> Edit:
+    """Draw the pictures of an edit; see `edit` for `progress`.
 
     Raises:
         UserError: see `edit`; or the record does not fit the model.
@@ -239,18 +249,18 @@ def make_edit(dalle: "DalleMini", record: EditRecord) -> Edit:
     if isinstance(drawer, DiffusionDecoder):
         images, image_ids = redraw_diffused(drawer, record, embeds)
     else:
-        image_ids = _redraw_ids(dalle, record, embeds)
+        image_ids = _redraw_ids(dalle, record, embeds, progress)
         images = dalle.decode(image_ids)
     return Edit(images, image_ids, {**dalle.source, "edit": to_dict(record)})
 
 
-def _redraw_ids(dalle: "DalleMini", record: EditRecord, embeds: list[list[float]]) -> Tensor:
+def _redraw_ids(dalle: "DalleMini", record: EditRecord, embeds: list[list[float]], progress: Progress) -> Tensor:
     """Image ids (n, h, w) of an edit by the transformer, one picture for each embedding; the first is that of it."""
     text_ids, ids = dalle.encode(record.prompt), _to_tensor(record.image_ids)
     known, (first, *_) = (dalle.transformer, dalle.stream), embeds
-    uniforms = invert(*known, Prompt(text_ids, (), tuple(first)), ids, record.guidance)
+    uniforms = invert(*known, Prompt(text_ids, (), tuple(first)), ids, record.guidance, progress)
     prompts = [Prompt(text_ids, (), tuple(numbers)) for numbers in embeds]
-    return torch.stack([redraw(*known, prompt, uniforms, record.guidance) for prompt in prompts])
+    return torch.stack([redraw(*known, prompt, uniforms, record.guidance, progress) for prompt in prompts])
 
 
 def embed(dalle: "DalleMini", given: Image.Image | str, seed: int = 0, *, draw: bool = True) -> Tensor:

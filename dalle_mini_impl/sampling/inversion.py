@@ -13,6 +13,7 @@ from torch import Tensor
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.stream import Stream, check_ids
 from dalle_mini_impl.sampling.decoding import GuidedContinuations, run_prompts
+from dalle_mini_impl.sampling.generate import Progress, no_progress
 from dalle_mini_impl.sampling.requests import Prompt
 from dalle_mini_impl.util.errors import UserError
 
@@ -20,7 +21,14 @@ LEAST_PROBABILITY = 2.0**-20
 """Of each id. In a thousand ids they add up to one in a thousand, and rounding of logits moves no limit so far."""
 
 
-def invert(transformer: Decoder, stream: Stream, prompt: Prompt, image_ids: Tensor, guidance: float = 1.0) -> Tensor:
+def invert(
+    transformer: Decoder,
+    stream: Stream,
+    prompt: Prompt,
+    image_ids: Tensor,
+    guidance: float = 1.0,
+    progress: Progress = no_progress,
+) -> Tensor:
     """Find the uniform numbers from which `redraw` draws a picture.
 
     Args:
@@ -29,6 +37,7 @@ def invert(transformer: Decoder, stream: Stream, prompt: Prompt, image_ids: Tens
         prompt: what the picture shows.
         image_ids: (h, w) in [0, K).
         guidance: classifier-free guidance scale with which it is drawn.
+        progress: called with 1 for each id.
 
     Returns:
         (h * w,) float64 in (0, 1), in the order of the stream, on the CPU.
@@ -46,13 +55,21 @@ def invert(transformer: Decoder, stream: Stream, prompt: Prompt, image_ids: Tens
         chosen = known[len(uniforms)]
         start = float(cumulative[chosen - 1]) if chosen else 0.0
         uniforms.append((start + float(cumulative[chosen])) / 2)
+        progress(1)
         return chosen
 
     _walk(transformer, stream, prompt, guidance, choose)
     return torch.tensor(uniforms, dtype=torch.float64)
 
 
-def redraw(transformer: Decoder, stream: Stream, prompt: Prompt, uniforms: Tensor, guidance: float = 1.0) -> Tensor:
+def redraw(
+    transformer: Decoder,
+    stream: Stream,
+    prompt: Prompt,
+    uniforms: Tensor,
+    guidance: float = 1.0,
+    progress: Progress = no_progress,
+) -> Tensor:
     """Draw a picture from given uniform numbers.
 
     Args:
@@ -61,6 +78,7 @@ def redraw(transformer: Decoder, stream: Stream, prompt: Prompt, uniforms: Tenso
         prompt: what to draw.
         uniforms: (h * w,) float64 in [0, 1), in the order of the stream, as from `invert`.
         guidance: classifier-free guidance scale.
+        progress: called with 1 for each id.
 
     Returns:
         (h, w) int64 in [0, K), on the CPU. With the prompt and guidance of `invert`, on the same machine, the ids that
@@ -76,6 +94,7 @@ def redraw(transformer: Decoder, stream: Stream, prompt: Prompt, uniforms: Tenso
 
     def choose(cumulative: Tensor) -> int:
         ids.append(int(torch.searchsorted(cumulative, next(numbers), right=True).clamp(max=len(cumulative) - 1)))
+        progress(1)
         return ids[-1]
 
     _walk(transformer, stream, prompt, guidance, choose)

@@ -1,10 +1,12 @@
 """The page in Chromium, which finds no other host: every tab used as a visitor uses it."""
 
 import re
+import shutil
 from urllib.parse import urlsplit
 
 import pytest
 from helpers.page import browser
+from helpers.priors import take_embeddings
 from PIL import Image
 
 from dalle_mini_impl.app.server import PageSettings, serve
@@ -39,8 +41,9 @@ def photos(tiny_dalle, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(chromium, tiny_model, photos):
-    with serve(PageSettings(model=str(tiny_model), device="cpu", pictures=photos)) as served:
+def address(chromium, tiny_model, photos, tmp_path_factory):
+    model = take_embeddings(shutil.copytree(tiny_model, tmp_path_factory.mktemp("told") / "model"))
+    with serve(PageSettings(model=str(model), device="cpu", pictures=photos)) as served:
         yield served
 
 
@@ -175,6 +178,41 @@ def test_painting_is_shown_while_it_runs_and_stopped(page):
     panel.get_by_role("alert").get_by_text("Expected texts, got the name of a picture file").wait_for()
 
 
+def test_pictures_are_mixed_by_keyboard_and_saved_with_what_they_were_made_by(page, tmp_path):
+    panel = draw(page)
+    panel.get_by_role("button", name="Choose picture 1").press("Enter")
+    panel.get_by_role("button", name="Mix …").click()
+    page.get_by_role("tab", name="Mix", selected=True).wait_for()
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    panel.get_by_alt_text("The picture that was uploaded").wait_for()
+
+    panel.get_by_label("vary it").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    panel.get_by_label("Or a description, in place of the other picture").fill("a house")
+    panel.get_by_label("Or a description, in place of the picture").fill("")
+    panel.get_by_role("button", name="Mix", exact=True).press("Enter")
+    panel.get_by_text("6 pictures from the picture to a house.").wait_for()
+    pictures = panel.locator(".pictures img")
+    assert pictures.count() == 6
+    assert pictures.nth(2).get_attribute("alt") == "Picture 3 of 6 from the picture to a house"
+
+    panel.get_by_label("change it by words").check()
+    panel.get_by_label("What it shows").fill("a red heart")
+    panel.get_by_label("What it should show").fill("a house")
+    panel.get_by_role("button", name="Mix", exact=True).click()
+    panel.get_by_text("5 on the way to a house.").wait_for()
+    with page.expect_download() as download:
+        panel.locator(".pictures a").last.click()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    record = read_metadata(tmp_path / "edit-06.png")["edit"]
+    assert (record["source"], record["target"], record["theta"]) == ("a red heart", "a house", 0.5)
+
+    panel.get_by_label("What it should show").fill("")
+    panel.get_by_role("button", name="Mix", exact=True).click()
+    panel.get_by_text("Expected a description, got none").wait_for()
+
+
 def test_pictures_are_found_and_classified(page, photos):
     panel = open_tab(page, "Search and classify")
     panel.get_by_label("Search for").fill("a red heart")
@@ -206,7 +244,7 @@ def test_no_tab_is_wider_than_a_phone(chromium, address, scheme):
     page = chromium.new_page(viewport=PHONE, color_scheme=scheme)
     go(page, address)
     draw(page)
-    for name in ("Draw", "Complete", "Paint", "Search and classify", "How it works"):
+    for name in ("Draw", "Complete", "Paint", "Mix", "Search and classify", "How it works"):
         tab = page.get_by_role("tab", name=name)
         if tab.is_visible():
             tab.click()

@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,15 @@ class Visitor:
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
+
+    def upload(self, path: Path) -> dict[str, Any]:
+        """Upload a file; returns what a field of the page then holds."""
+        head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n'
+        body = f"{head}Content-Type: image/png\r\n\r\n".encode() + path.read_bytes() + b"\r\n--x--\r\n"
+        url, kind = f"{self.address.rstrip('/')}/gradio_api/upload", {"content-type": "multipart/form-data; boundary=x"}
+        with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=120) as answer:
+            (stored,) = json.loads(answer.read())
+        return {"path": stored, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
 
     def functions_of(self, target: int, event: str = "click") -> list[dict[str, Any]]:
         """Functions that start when something happens to a component."""

@@ -95,6 +95,18 @@ def test_what_an_edit_records_makes_it_again(dalle):
     assert again.metadata == found.metadata
 
 
+def test_an_edit_tells_how_far_it_is_and_can_be_ended(dalle):
+    done = []
+    edit(dalle, picture(), "a cat", "a house", steps=3, progress=done.append)
+    assert sum(done) == 4 * dalle.stream.image_length
+
+    def stop(ids):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        edit(dalle, picture(), "a cat", "a house", steps=3, progress=stop)
+
+
 def test_few_components_give_what_pictures_have_in_common_and_all_of_them_the_picture(dalle):
     others = [picture(number) for number in range(40)]
     views = component_views(dalle, picture(50), others, [0, 3, 19], seed=2)

@@ -62,7 +62,7 @@ class CompleteTab:
                 self.view = ResultView(shared, choosable=False)
 
         def receive(sent: Any) -> list[Any]:
-            return [read_png(sent["png"])[0], sent["prompt"]] if sent else [gr.skip(), gr.skip()]
+            return [read_png(sent["png"])[0], sent["prompt"]] if sent and sent["to"] == "complete" else [gr.skip()] * 2
 
         def switch(path: Any, how: Any) -> list[Any]:
             return [gr.HTML(visible=bool(path) and how == MARKED), gr.Slider(visible=how == ROWS)]

@@ -1,6 +1,7 @@
 """Draw pictures for a description, and go on from one of them."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -56,13 +57,14 @@ class DrawTab:
                     with gr.Column(min_width=200):
                         vary_button = gr.Button("Variations: keep the upper half", size="sm")
                         complete_button = gr.Button("Complete …", size="sm")
+                        mix_button = gr.Button("Mix …", size="sm")
 
         def choose(event: gr.EventData) -> list[Any]:
             picture, metadata = read_png(event.png)
             return [event.png, gr.Row(visible=True), describe(picture, metadata)]
 
-        def send(png: Any) -> list[Any]:
-            return [{"png": png, "prompt": prompt_of(read_png(png)[1])}, gr.Tabs(selected="complete")]
+        def send(png: Any, to: str) -> list[Any]:
+            return [{"to": to, "png": png, "prompt": prompt_of(read_png(png)[1])}, gr.Tabs(selected=to)]
 
         outputs = [*self.view.components, self.panel]
         sampling = self.fields.components
@@ -73,7 +75,8 @@ class DrawTab:
         shared.on_click([again.upload], stop, self.remake, [again], outputs)
         self.view.pictures.select(choose, None, [chosen, self.panel, details], queue=False, **HIDDEN)
         # In the queue, because gradio tells only then that a state has changed.
-        complete_button.click(send, chosen, [shared.sent, shared.tabs], concurrency_limit=None, **HIDDEN)
+        for button, tab in ((complete_button, "complete"), (mix_button, "mix")):
+            button.click(partial(send, to=tab), chosen, [shared.sent, shared.tabs], concurrency_limit=None, **HIDDEN)
 
     def problems(self, text: Any, look: Any, *values: Any) -> list[str]:
         """What is wrong with each value, in words."""

@@ -22,7 +22,7 @@ from dalle_mini_impl.util.ranking import best_first
 from dalle_mini_impl.util.text import printable
 
 TITLE = "Search and classify"
-PLACE = 4
+PLACE = 5
 SHOWN = 40
 """Most pictures that are shown."""
 THUMBNAIL = 192
