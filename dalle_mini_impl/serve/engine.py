@@ -201,11 +201,11 @@ class Engine:
         """Pixels of each request's candidates that are decoded; None where these have to be decoded by themselves."""
         rows = [[] if request.sampling.tile else decoded_candidates(request, generated) for request, generated in drawn]
         shared = [generated.image_ids[some] for (_, generated), some in zip(drawn, rows, strict=True) if some]
-        pixels = iter((self._decoder.decode(shared) if len(shared) > 1 else None) or [None] * len(shared))
-        parts = [next(pixels) if some else None for some in rows]
-        return [
-            None if part is None else dict(zip(some, part, strict=True)) for some, part in zip(rows, parts, strict=True)
-        ]
+        pixels = self._decoder.decode(shared) if len(shared) > 1 else None
+        if pixels is None:
+            return [None] * len(rows)
+        parts = iter(pixels)
+        return [dict(zip(some, next(parts), strict=True)) if some else None for some in rows]
 
     def _make(self, drawing: _DrawWork) -> tuple[GenerationRequest, IdRequest]:
         """A request, and what to sample for it."""
