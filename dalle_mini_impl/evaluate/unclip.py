@@ -171,12 +171,17 @@ def with_prior_of(dalle: DalleMini, name: str) -> DalleMini:
         name: shipped name, checkpoint folder or `hf:USER/REPO`.
 
     Raises:
-        UserError: there is no scorer or prior, or the prior was trained with another scorer or text tokenizer.
+        UserError: there is no scorer or prior, the prior was trained with another scorer or text tokenizer, or it is of
+            the same kind as the model's own.
     """
     if dalle.own_scorer is None:
         raise UserError(f"expected a model with a scorer for the prior of {name}, got one without; train a scorer")
     other = copy.copy(dalle)
-    other.prior = Prior.from_pretrained(name, dalle.own_scorer, str(dalle.transformer.device))
+    prior = other.prior = Prior.from_pretrained(name, dalle.own_scorer, str(dalle.transformer.device))
+    if dalle.prior is not None and dalle.prior.kind == prior.kind:
+        raise UserError(
+            f"expected a prior of another kind than the model's own, got {prior.kind} in {name}; leave it out"
+        )
     return other
 
 

@@ -157,6 +157,8 @@ def test_a_prior_of_another_checkpoint_is_used_beside_the_own_one(context, drawn
     assert [call["prior"] for call in drawn[::3]] == ["none", "text", "diffusion", "ar", "none"]
     with pytest.raises(UserError, match=r"has no prior\.safetensors"):
         with_prior_of(context.dalle, str(tiny_model))
+    with pytest.raises(UserError, match="expected a prior of another kind than the model's own, got diffusion in"):
+        with_prior_of(both, str(other))
 
 
 def test_a_diffusion_decoder_draws_by_the_diffusion_prior_and_by_the_true_embeddings(context, drawn, folder, tmp_path):
@@ -205,6 +207,24 @@ def test_the_command_measures_everything(run, folder, store, other_scorer, tmp_p
         assert sheet.height > 3 * 2 * 24
 
 
+def test_the_command_measures_a_diffusion_decoder(run, folder, store, tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(judges, "load_judges", lambda device: {"coarse": COARSE})
+    model = add_diffusion_decoder(shutil.copytree(folder, tmp_path / "model"))
+    (model / "prior.safetensors").unlink()
+    add_prior(model, "diffusion")
+    counts = ("--candidates", 2, "--keep", 2, "--pairs", 2, "--pictures", 2, "--steps", 2, "--decoder", "diffusion")
+    run("evaluate", "unclip", model, "--data", store, "--device", "cpu", *counts, "--json", tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures["left_out"]) == ["AR prior"]
+    systems = {system["name"]: system for system in figures["systems"]}
+    assert len({systems[name]["frechet"] for name in ("diffusion prior", "diffusion decoder", "true embedding")}) == 3
+    assert systems["diffusion decoder"]["rows"][0]["count"] == 2
+    assert figures["settings"]["decoder"] == "diffusion"
+    assert figures["variations"]["different"]["value"] == 1
+    assert (figures["interpolations"]["count"], figures["edits"]["count"], figures["inversion"]["right"]) == (1, 2, 2)
+
+
 def test_models_without_embeddings_are_measured_as_far_as_they_go(run, refused, tiny_model, store, monkeypatch):
     monkeypatch.setattr(judges, "load_judges", lambda device: {"coarse": COARSE})
     options = ("evaluate", "unclip", tiny_model, "--data", store, "--device", "cpu")
@@ -231,6 +251,11 @@ def test_models_without_embeddings_are_measured_as_far_as_they_go(run, refused, 
         (("--only", "variations", "--decoder", "diffusion"), "expected a checkpoint with a diffusion decoder"),
         (("--only", "interpolations", "--decoder", "diffusion"), "expected a checkpoint with a diffusion decoder"),
         (("--only", "inversion", "--sheet", "a.png"), "expected systems in --only with --sheet"),
+        (("--only", "edits", "--other-prior", "a"), "expected systems in --only with --other-prior"),
+        (
+            ("--only", "systems", "--other-scorer", "a"),
+            "expected interpolations or edits in --only with --other-scorer",
+        ),
         (("--only", "beauty"), "beauty"),
         (("--theta", "1.5"), "--theta"),
         (("--keep", "1", "--only", "variations"), "expected at least 2 variations"),

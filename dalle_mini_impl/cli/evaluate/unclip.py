@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 SECTIONS = ("systems", "variations", "interpolations", "edits", "inversion")
 """What can be measured, in this order."""
+USED_BY = {"sheet": ("systems",), "other_prior": ("systems",), "other_scorer": ("interpolations", "edits")}
+"""Options that some sections use alone."""
 OWN_SCORER = "own scorer"
 SHEET_ZOOM = 2
 """How many times larger pictures are shown on the sheet."""
@@ -79,8 +81,10 @@ def unclip(model: str, json_file: str | None, sheet: Path | None, **options: Any
     start = time.perf_counter()
     echo = partial(echo_text, json_file=json_file)
     chosen = options["only"] or SECTIONS
-    if sheet and "systems" not in chosen:
-        raise UserError("expected systems in --only with --sheet, which shows them, got others; leave --sheet out")
+    for name, sections in USED_BY.items():
+        if {**options, "sheet": sheet}[name] and not {*sections} & {*chosen}:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"expected {' or '.join(sections)} in --only with {option}, got others; leave {option} out")
     context = load_context(model, {**options, "pairs": options["pairs"] or MAX_COUNT, "sweep_pairs": 1})
     scorers = load_scorers(context, options["other_scorer"])
     echo(heading(context))
