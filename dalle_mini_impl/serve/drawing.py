@@ -48,6 +48,7 @@ def draw(
             seed=seed,
             seeds=fields.seeds,
             negative=fields.negative,
+            decoder="tokens",  # whose candidates are drawn together with those of other requests
             **sampling,
             **(make_arguments(engine.dalle) if make_arguments else {}),
         )

@@ -31,8 +31,12 @@ class Fields(BaseModel):
     """Ignored."""
 
 
-SETTINGS = {name: kind for name, kind in get_type_hints(SamplingConfig).items() if name != "transparent"}
-"""Settings of sampling that are fields under the same name; `background` stands for the other one."""
+OF_DIFFUSION = ("decoder", "sampler", "steps", "eta")
+"""Settings of a diffusion decoder, by which a service does not draw."""
+SETTINGS = {
+    name: kind for name, kind in get_type_hints(SamplingConfig).items() if name not in ("transparent", *OF_DIFFUSION)
+}
+"""Settings of sampling that are fields under the same name; `background` stands for `transparent`."""
 _optional: dict[str, Any] = {name: (kind | None, None) for name, kind in SETTINGS.items()}
 SamplingFields: Any = create_model("SamplingFields", __base__=Fields, **_optional)
 """Fields of `SETTINGS`; None is the model's recommendation."""

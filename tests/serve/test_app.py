@@ -50,6 +50,13 @@ def test_pictures_are_those_of_generate(client, own_dalle):
     assert answer["usage"]["total_tokens"] == text + ids == answer["usage"]["input_tokens"] + ids
 
 
+def test_the_transformer_draws_also_where_the_model_recommends_another_decoder(client, own_dalle, monkeypatch):
+    expected = images_of(client.draw(**FIELDS))
+    monkeypatch.setattr(own_dalle, "sampling", dataclasses.replace(own_dalle.sampling, decoder="diffusion"))
+    assert [pixels(one) for one in images_of(client.draw(**FIELDS))] == [pixels(one) for one in expected]
+    assert client.draw(decoder="diffusion", **FIELDS).status_code == 400
+
+
 def test_pngs_record_what_draws_them_again(client, own_dalle, tmp_path):
     item = client.draw(negative="a tree", **FIELDS).json()["data"][0]
     path = tmp_path / "one.png"
