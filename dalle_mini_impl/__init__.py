@@ -20,6 +20,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "Candidate": "pipeline.results",
     "DalleMini": "pipeline.dalle_mini",
+    "DiffusionDecoder": "unclip.diffusion_decoder",
     "ImageIndex": "search.index",
     "ImageTokenizer": "model.image_tokenizer",
     "PaintSettings": "painting.painter",
@@ -40,6 +41,7 @@ _MODULES = {
 __all__ = [
     "Candidate",
     "DalleMini",
+    "DiffusionDecoder",
     "ImageIndex",
     "ImageTokenizer",
     "PaintSettings",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from dalle_mini_impl.scorer.scorer import Scorer
     from dalle_mini_impl.search.index import ImageIndex
     from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
+    from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
     from dalle_mini_impl.unclip.prior import Prior
     from dalle_mini_impl.util.errors import UserError
 

@@ -25,7 +25,7 @@ class DiffusionDecoderConfig:
     """What a decoder diffuses: `pixels`, or `latents`, the codebook vectors of the image tokenizer in `run.model_dir`.
     """
     image_size: Annotated[int, Interval(0, 2**14)] = 64
-    """Side of the square pictures in pixels. 0, or any size with `latents`, is that of the image tokenizer."""
+    """Side of the square pictures in pixels; with `latents` it is that of the image tokenizer, whatever stands here."""
     low_size: Annotated[int, Interval(1, 2**14)] = 64
     """`upsampler`: side in pixels of the pictures that it enlarges."""
     low_noise: Share = 0.1

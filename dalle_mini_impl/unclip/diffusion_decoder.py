@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_mini_impl.checkpoint.find import find_checkpoint
 from dalle_mini_impl.checkpoint.parts import check_trained_with, load_module, read_part
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
 from dalle_mini_impl.config.diffusion import (
@@ -95,12 +96,12 @@ class DiffusionDecoder:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, scorer: Scorer, image_tokenizer: ImageTokenizer | None = None, device: str = "cpu"
+        cls, name: str | Path, scorer: Scorer, image_tokenizer: ImageTokenizer | None = None, device: str = "cpu"
     ) -> "DiffusionDecoder":
         """Load the diffusion decoder of a checkpoint, with its upsampler where there is one.
 
         Args:
-            folder: of the checkpoint.
+            name: shipped name, checkpoint folder or `hf:USER/REPO`.
             scorer: the one that it was trained with.
             image_tokenizer: that of the checkpoint, for a decoder of latents; loaded if it is left out.
             device: where to compute.
@@ -109,6 +110,7 @@ class DiffusionDecoder:
             UserError: there is no such part, it was trained with another scorer, image or text tokenizer, or
                 `diffusers` is not installed.
         """
+        folder = find_checkpoint(name)
         part = read_part(folder, PART)
         check_embeddings(part, scorer)
         config = from_dict(DiffusionDecoderConfig, part.config.get("decoder"), f"{part.path}: decoder")

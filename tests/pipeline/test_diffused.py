@@ -161,6 +161,13 @@ def test_the_command_remakes_its_picture(run, folder, tmp_path):
         assert first.tobytes() == second.tobytes()
 
 
+def test_settings_of_a_sampler_are_refused_with_the_transformer(refused, folder):
+    for option, value in (("--steps", "3"), ("--sampler", "ddim"), ("--eta", "0.5")):
+        line = refused("sample", "a cat", "-m", folder, "--decoder", "tokens", option, value)
+        assert f"expected --decoder diffusion with {option}, got tokens" in line
+    assert "--steps" in refused("sample", "a cat", "-m", folder, "--decoder", "diffusion", "--steps", "0")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
