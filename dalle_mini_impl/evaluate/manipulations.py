@@ -230,7 +230,7 @@ def measure_edits(
     scores: dict[str, list[Tensor]] = {name: [] for name in [*scorers, *judges]}
     for number, index in enumerate(tqdm(indices, desc="text differences", unit=" edits", delay=2, leave=False)):
         concepts = [*other_concepts(context, index, candidate_seed(seed, number)), index]
-        target, other, source = (prompt_of(reference.store.entries[each], with_style=False) or "" for each in concepts)
+        target, other, source = (_name(context, each) for each in concepts)
         (image,) = to_images(reference.pixels([index]))
         images = edit(context.dalle, image, source, target, theta=theta, steps=2, decoder=decoder).images
         for name, scorer in scorers.items():
@@ -244,21 +244,30 @@ def measure_edits(
 
 
 def other_concepts(context: EvaluationContext, index: int, seed: int) -> tuple[int, int]:
-    """Two held-out pictures of other concepts than a picture's, and than each other's.
+    """Two held-out pictures of other concepts, with other names, than a picture's and than each other's.
 
     Raises:
         UserError: there are none.
     """
     reference = context.reference
     indices = reference.indices("validation", context.settings.kinds)
-    concept_of = {other: int(reference.concept_ids[other]) for other in indices}
-    found: list[int] = []
+    found = [index]
     for place in np.random.default_rng(seed).permutation(len(indices)):
-        if concept_of[indices[place]] not in {int(reference.concept_ids[each]) for each in (index, *found)}:
-            found.append(indices[place])
-        if len(found) == 2:
-            return found[0], found[1]
+        other = indices[place]
+        if all(
+            reference.concept_ids[other] != reference.concept_ids[each]
+            and _name(context, other) != _name(context, each)
+            for each in found
+        ):
+            found.append(other)
+        if len(found) == 3:
+            return found[1], found[2]
     raise UserError("expected held-out pictures of at least 3 concepts for text differences, got fewer; add pictures")
+
+
+def _name(context: EvaluationContext, index: int) -> str:
+    """A picture's name without the word of its style."""
+    return prompt_of(context.reference.store.entries[index], with_style=False) or ""
 
 
 def edit_shares(scores: Tensor) -> EditShares:

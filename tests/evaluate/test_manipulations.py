@@ -189,10 +189,13 @@ def test_judges_compare_edits_with_the_drawings_of_other_vendors_alone(context, 
     assert figures.shares["pixels"].source.value == 0  # it is a drawing by twemoji, which counts
 
 
-def test_edits_need_three_concepts(context):
+def test_edits_need_three_concepts_with_names_of_their_own(context, monkeypatch):
     reference = replace(context.reference, concept_ids=torch.zeros_like(context.reference.concept_ids))
     with pytest.raises(UserError, match="expected held-out pictures of at least 3 concepts"):
         measure_edits(replace(context, reference=reference), {}, edits=1, theta=0.5)
+    monkeypatch.setattr(manipulations, "prompt_of", lambda entry, with_style: "a thing")
+    with pytest.raises(UserError, match="expected held-out pictures of at least 3 concepts"):
+        measure_edits(context, {}, edits=1, theta=0.5)
 
 
 def test_pictures_come_back_id_for_id(context, tiny_dalle, monkeypatch):
