@@ -9,6 +9,7 @@ from helpers.training import BatchMaker, cache_of, config_of, interrupt, outcome
 
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.config.model import StreamConfig, TransformerConfig
+from dalle_mini_impl.config.presets import PresetConfig
 from dalle_mini_impl.config.training import TransformerRun
 from dalle_mini_impl.model.attention import rotary_table
 from dalle_mini_impl.model.build import build_transformer
@@ -17,6 +18,8 @@ from dalle_mini_impl.model.transformer import ROPE_BASE
 from dalle_mini_impl.train.losses.stream import StreamLoss
 from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.train.stream_batch import fill_scenes, make_batch, order_of
+from dalle_mini_impl.train.whole.measure import measure_stage
+from dalle_mini_impl.train.whole.settings import load_settings
 from dalle_mini_impl.util.errors import UserError
 
 
@@ -224,3 +227,17 @@ def test_a_single_variant_cannot_be_told_apart(home):
     with pytest.raises(UserError, match="expected variants of 2 or more with first_unchanged, got 1"):
         home.run("encode", "variants=1", "first_unchanged=true")
     assert config_of(home, "encode").first_unchanged is False
+
+
+def test_the_whole_training_measures_and_checks_what_is_told(told, tmp_path):
+    config = config_of(told, "transformer", "augmented_share=0.5", "random_order=[0.5, 0.9]", "run.sample_every=0")
+    assert measure_stage("transformer", config, 0.01, told.folder).step > 0  # by the clock
+    for settings, message in (
+        ({"transformer": ["augmented_share=0.5"]}, r"expected encode\.first_unchanged=true with .*0\.5, got false"),
+        (
+            {"encode": ["first_unchanged=true", "variants=1"]},
+            r"expected encode\.variants of 2 or more .* got 1; set it",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_settings(PresetConfig(name="small"), settings)

@@ -117,7 +117,9 @@ def expected_seconds(config: Any, speed: Speed) -> float:
 
 
 def fitting_variants(config: Any, pictures: int, held_out: int, seconds: float, each: float) -> int:
-    """Variants of each training picture that can be encoded in some seconds; at least one, at most the config's.
+    """Variants of each training picture that can be encoded in some seconds, at most the config's.
+
+    At least one, or with `first_unchanged` two.
 
     Args:
         config: settings of the encode stage.
@@ -127,7 +129,7 @@ def fitting_variants(config: Any, pictures: int, held_out: int, seconds: float, 
         each: seconds for one variant of one picture.
     """
     fitting = int((seconds - held_out * each) / max(pictures * each, 1e-9))
-    return max(1, min(config.variants, fitting)) if config.variants else 0
+    return max(1 + config.first_unchanged, min(config.variants, fitting)) if config.variants else 0
 
 
 def too_slow(preset: PresetConfig, planned: Mapping[str, PlannedStage], fixed: Mapping[str, frozenset[str]]) -> str:

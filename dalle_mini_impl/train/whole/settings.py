@@ -17,6 +17,7 @@ import yaml
 from dalle_mini_impl.config.keys import config_sections
 from dalle_mini_impl.config.presets import PresetConfig, PresetTable
 from dalle_mini_impl.config.shipped import FOLDER
+from dalle_mini_impl.config.training import EncodeRun
 from dalle_mini_impl.config.yaml_io import build_checked, read_values, to_dict
 from dalle_mini_impl.train.shared.start import complete_settings
 from dalle_mini_impl.train.stages import WHOLE_STAGES, Stage
@@ -154,6 +155,7 @@ def load_settings(
         config: Any = build_checked(stage.config, values, str(path))
         configs[stage.file_name] = complete_settings(config, values) if origin else config
     _check_grid(configs["image_tokenizer"].model.grid, configs["transformer"].model.patch)
+    _check_variants(configs["encode"], configs["transformer"].augmented_share)
     return configs
 
 
@@ -167,6 +169,23 @@ def _check_grid(grid: tuple[int, int], patch: int) -> None:
         raise UserError(
             f"expected a token grid of whole patches of {patch} × {patch} ids, got {grid[0]} × {grid[1]} ids; change "
             f"image_tokenizer.model.image_size, or set transformer.model.patch=1"
+        )
+
+
+def _check_variants(encode: EncodeRun, augmented_share: float) -> None:
+    """Refuse variants of which the transformer cannot be told which are augmented.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if augmented_share and not encode.first_unchanged:
+        raise UserError(
+            f"expected encode.first_unchanged=true with transformer.augmented_share {augmented_share:g}, got false; "
+            f"set it"
+        )
+    if encode.first_unchanged and encode.variants < 2:
+        raise UserError(
+            f"expected encode.variants of 2 or more with encode.first_unchanged, got {encode.variants}; set it"
         )
 
 

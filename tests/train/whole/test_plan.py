@@ -71,6 +71,7 @@ def test_variants_fill_the_time():
     assert plan.fitting_variants(config, 100, 10, 1000, 0.01) == 16
     assert plan.fitting_variants(config, 100_000, 10, 3, 0.01) == 1
     assert plan.fitting_variants(EncodeRun(variants=0), 100, 10, 3, 0.01) == 0
+    assert plan.fitting_variants(EncodeRun(variants=9, first_unchanged=True), 100_000, 10, 3, 0.01) == 2
 
 
 def test_a_preset_is_too_slow_if_a_stage_has_too_few_steps():
