@@ -6,11 +6,13 @@ the page uses pass.
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from dalle_mini_impl.app.attempts import MAX_WRONG, Attempts
 from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_REQUEST_BYTES, MAX_STORED_BYTES, UPLOADS_KEPT_SECONDS
 from dalle_mini_impl.util.loopback import is_of_this_machine
 
@@ -20,7 +22,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 API = "/gradio_api/"
-PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login", "/logout")
+LOGIN = "/login"
+PAGES = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", LOGIN, "/logout")
 FOLDERS = ("/assets/", "/static/", "/svelte/", f"{API}file=", f"{API}heartbeat/")
 CALLS = frozenset(
     f"{API}{name}"
@@ -59,14 +62,21 @@ class PageGuard:
         folder: of uploaded files.
         own_machine_only: whether it answers requests of this machine's own pages alone, so that no web site that is
             open in a browser here can send it anything, or reach it through a name of its own that leads here.
+        attempts: counts wrong passwords.
     """
 
     def __init__(
-        self, app: Callable[[Scope, Receive, Send], Awaitable[None]], folder: Path, *, own_machine_only: bool
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        folder: Path,
+        *,
+        own_machine_only: bool,
+        attempts: Attempts | None = None,
     ) -> None:
         self._app = app
         self._folder = folder
         self._own_machine_only = own_machine_only
+        self._attempts = attempts or Attempts()
         self._arriving = 0  # bytes of uploads that have begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,12 +95,30 @@ class PageGuard:
         if refusal is not None:
             await _answer(send, *refusal)
             return
+        if scope["method"] == "POST" and scope["path"] == LOGIN:
+            await self._log_in(scope, receive, send)
+            return
         arriving = _length(scope) if scope["path"] == UPLOAD else 0
         self._arriving += arriving
         try:
             await self._app(scope, receive, _with_headers(send))
         finally:
             self._arriving -= arriving
+
+    async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on a password, unless its address has tried too many wrong ones."""
+        address = (scope.get("client") or ("", 0))[0]
+        if wait := math.ceil(self._attempts.begin(address)):
+            text = f"expected at most {MAX_WRONG} wrong passwords, got more; try again in {wait} s"
+            await _answer(send, 429, text, {"retry-after": str(wait)})
+            return
+
+        async def noticed(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self._attempts.succeed(address)
+            await send(message)
+
+        await self._app(scope, receive, _with_headers(noticed))
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason with which a request is refused, None if it is not."""
@@ -190,8 +218,9 @@ def _with_headers(send: Send) -> Send:
     return sent
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _answer(send: Send, status: int, text: str, headers: dict[str, str] | None = None) -> None:
     content = text.encode()
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    given = {"content-type": "text/plain; charset=utf-8", "content-length": str(len(content)), **(headers or {})}
+    pairs = [(name.encode(), value.encode()) for name, value in given.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
     await send({"type": "http.response.body", "body": content})

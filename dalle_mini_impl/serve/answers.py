@@ -15,19 +15,26 @@ from dalle_mini_impl.util.images import enlarge
 from dalle_mini_impl.util.save_picture import picture_bytes
 
 
-def encode_pictures(drawn: DrawnRequest, zoom: int, ending: str) -> list[bytes]:
+def encode_pictures(drawn: DrawnRequest, zoom: int, fields: ImageFields) -> list[bytes]:
     """The pictures as files, best first, each with what `dalle sample --from` draws it again by."""
     result = drawn.result
     return [
-        picture_bytes(image, ending, result.metadata([candidate], zoom), picture_text([result], candidate))
+        picture_bytes(
+            image,
+            fields.ending,
+            result.metadata([candidate], zoom),
+            picture_text([result], candidate),
+            fields.output_compression,
+        )
         for candidate in result
         for image in enlarge([candidate.image], zoom)
     ]
 
 
-def encode_previews(images: Sequence[Image.Image], zoom: int, ending: str) -> list[bytes]:
+def encode_previews(images: Sequence[Image.Image], zoom: int, fields: ImageFields) -> list[bytes]:
     """Unfinished pictures as files."""
-    return [picture_bytes(image, ending) for one in images for image in enlarge([one], zoom)]
+    ending, quality = fields.ending, fields.output_compression
+    return [picture_bytes(image, ending, quality=quality) for one in images for image in enlarge([one], zoom)]
 
 
 def images_answer(

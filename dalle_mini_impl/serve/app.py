@@ -250,7 +250,7 @@ async def _draw(
         events = _events(service, fields, kind, zoom, make_arguments)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
     drawn = await _finished(service, request, drawing.draw(service.engine, fields, make_arguments))
-    contents = await service.code(answers.encode_pictures, drawn, zoom, fields.ending)
+    contents = await service.code(answers.encode_pictures, drawn, zoom, fields)
     service.metrics.pictures.inc(len(contents))
     if fields.response_format == "b64_json":
         places = [answers.as_text(content) for content in contents]
@@ -278,12 +278,12 @@ async def _events(
     try:
         number = 0
         while (images := await shown.get()) is not None:
-            contents = await service.code(answers.encode_previews, images, zoom, fields.ending)
+            contents = await service.code(answers.encode_previews, images, zoom, fields)
             for index, content in enumerate(contents):
                 yield answers.partial_event(kind, number, index, content, fields, size)
             number += 1
         drawn = future.result()
-        contents = await service.code(answers.encode_pictures, drawn, zoom, fields.ending)
+        contents = await service.code(answers.encode_pictures, drawn, zoom, fields)
         service.metrics.pictures.inc(len(contents))
         for index, content in enumerate(contents):
             yield answers.completed_event(kind, index, content, drawn, fields, size)

@@ -27,7 +27,9 @@ RECORD_KEY = "dalle_mini_impl"
 TEXT_KEY = "parameters"
 """Key of the PNG text chunk that other programs read."""
 MAX_TEXT = 8000
-"""Characters of prompts in the text; EXIF holds 64 KiB, with two bytes or four for a character."""
+"""Units of UTF-16 that prompts, and negative ones, take in the text, so that both and the settings fit into EXIF."""
+MAX_COMMENT = 32_000
+"""Units of UTF-16 of a text in EXIF, which holds 64 KiB."""
 XMP_NAMESPACE = "urn:dalle_mini_impl"
 XMP_KEY = f"{{{XMP_NAMESPACE}}}metadata"
 """How ElementTree calls the XMP property that holds our record."""
@@ -59,7 +61,13 @@ def infotext(prompts: Iterable[str], negatives: Iterable[str], settings: Mapping
 
 def _lines(texts: Iterable[str]) -> str:
     text = "\n".join(dict.fromkeys(line for text in texts if (line := printable(text))))
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    return _cut(text, MAX_TEXT)
+
+
+def _cut(text: str, units: int) -> str:
+    """The beginning of a text that fits into so many units of UTF-16: characters beyond 16 bits take two."""
+    content = text.encode("utf-16-be")
+    return text if len(content) <= 2 * units else content[: 2 * (units - 1)].decode("utf-16-be", "ignore") + "…"
 
 
 def _quoted(value: str) -> str:
@@ -69,8 +77,8 @@ def _quoted(value: str) -> str:
 
 
 def exif_comment(text: str) -> bytes:
-    """An EXIF block whose only entry is a UserComment."""
-    comment = b"UNICODE\0" + text.encode("utf-16-be")
+    """An EXIF block whose only entry is a UserComment: the text, or its beginning if it does not fit."""
+    comment = b"UNICODE\0" + _cut(text, MAX_COMMENT).encode("utf-16-be")
     first, own = 8, 8 + 2 + 12 + 4  # offsets of the two directories: a count, an entry of 12 bytes, no next one
     entry = struct.Struct(">HHHII I")
     directory = entry.pack(1, 0x8769, 4, 1, own, 0)  # ExifIFD, LONG

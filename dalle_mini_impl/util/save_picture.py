@@ -50,7 +50,11 @@ def save_picture(image: Image.Image, path: str | Path, metadata: dict[str, Any] 
 
 
 def picture_bytes(
-    image: Image.Image, ending: str = ".png", metadata: dict[str, Any] | None = None, text: str = ""
+    image: Image.Image,
+    ending: str = ".png",
+    metadata: dict[str, Any] | None = None,
+    text: str = "",
+    quality: int | None = None,
 ) -> bytes:
     """The content of the file that `save_picture` writes.
 
@@ -59,6 +63,7 @@ def picture_bytes(
         ending: with its dot.
         metadata: written inside as JSON.
         text: written inside for other programs.
+        quality: of JPEG and WebP, 0 to 100; None is `JPEG_QUALITY`, and a WebP that loses nothing.
 
     Raises:
         UserError: the format cannot hold the picture.
@@ -76,10 +81,10 @@ def picture_bytes(
     elif text:
         options["exif"] = exif_comment(text)
     if name == "JPEG":
-        options |= {"quality": JPEG_QUALITY, "subsampling": 0}
+        options |= {"quality": JPEG_QUALITY if quality is None else quality, "subsampling": 0}
         options |= {"extra": jpeg_segments(xmp_record(record))} if record is not None else {}
     elif name == "WEBP":
-        options |= {"lossless": True, "exact": True}
+        options |= {"lossless": True, "exact": True} if quality is None else {"quality": quality}
         options |= {"xmp": xmp_record(record)} if record is not None else {}
     content = io.BytesIO()
     image.save(content, name, **options)

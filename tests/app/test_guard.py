@@ -13,7 +13,7 @@ from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_REQUEST_BYTES, MAX_ST
 JOIN = "/gradio_api/queue/join"
 
 
-def call(path, method="GET", body=b"", headers=None, folder=None, guard=None):
+def call(path, method="GET", body=b"", headers=None, folder=None, guard=None, client=("10.0.0.1", 1)):
     """Ask a guarded app that answers with the body that it got; returns status, headers and text."""
 
     async def echo(scope, receive, send):
@@ -25,7 +25,7 @@ def call(path, method="GET", body=b"", headers=None, folder=None, guard=None):
     length = {"content-length": str(len(body))} if method == "POST" else {}
     given = {"host": "127.0.0.1:7860", **length, **(headers or {})}
     scope = {
-        "type": "http", "method": method, "path": path,
+        "type": "http", "method": method, "path": path, "client": client,
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }  # fmt: skip
 

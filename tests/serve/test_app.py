@@ -148,6 +148,9 @@ def test_other_formats_record_the_same(client, tmp_path, name):
     (tmp_path / "one").write_bytes(file.content)
     assert Image.open(tmp_path / "one").format == name.upper()
     assert read_metadata(tmp_path / "one")["pictures"][0]["seed"] == first["seed"]
+    answers = [client.draw(seed=1, output_format=name, output_compression=value) for value in (5, 100)]
+    poor, rich = (len(answer.json()["data"][0]["b64_json"]) for answer in answers)
+    assert poor < rich
 
 
 def test_transparent_backgrounds(client):
@@ -196,6 +199,8 @@ def test_requests_that_wait_are_drawn_together_and_each_is_as_alone(client):
         ({"quality": "best"}, "quality", "'auto', 'low'"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
         ({"output_format": "jpeg", "background": "transparent"}, None, "JPEG"),
+        ({"output_compression": 50}, "output_compression", "output_format jpeg or webp"),
+        ({"output_format": "webp", "output_compression": 101}, "output_compression", "less than or equal to 100"),
         ({"prompt": 7}, "prompt", "valid string"),
         ({"prompt": "x" * 1001}, "prompt", "at most 1000 characters, got 1001"),
         ({"negative": "x" * 1001}, "negative", "at most 1000 characters"),

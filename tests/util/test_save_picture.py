@@ -6,8 +6,8 @@ from helpers.infotext import text_of
 from PIL import Image, PngImagePlugin, features
 
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.picture_metadata import RECORD_KEY, xmp_record
-from dalle_mini_impl.util.save_picture import read_metadata, save_picture
+from dalle_mini_impl.util.picture_metadata import RECORD_KEY, infotext, xmp_record
+from dalle_mini_impl.util.save_picture import picture_bytes, read_metadata, save_picture
 
 METADATA = {"prompt": "ein rotes Herz ❤️‍🔥 心形 \x00\n <&>\"'", "seed": 2**63, "scores": [0.1 + 0.2, None], "ok": True}
 FORMATS = [("a.png", "PNG"), ("a.PNG", "PNG"), ("a.jpg", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP"), ("a", "PNG")]
@@ -33,6 +33,31 @@ def test_saved_metadata_text_and_pixels_are_read_back(tmp_path, name, format):
             assert np.abs(np.asarray(read, dtype=int) - np.asarray(picture, dtype=int)).mean() < 8
         else:
             assert np.array_equal(np.asarray(read), np.asarray(picture))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+@pytest.mark.parametrize("letter", ["🦄", "é"])
+def test_endless_prompts_leave_room_for_the_settings_in_exif(tmp_path, name, letter):
+    text = infotext([letter * 100_000], [letter * 50_000], {"Steps": 64, "Seed": 3})
+    with Image.open(save_picture(noise(5, 4), tmp_path / name, METADATA, text)) as read:
+        assert text_of(read) == text
+        assert text.endswith("Steps: 64, Seed: 3")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_of_a_text_that_is_too_long_for_exif_the_beginning_is_written(tmp_path, name):
+    text = "x" + "🦄" * 50_000
+    with Image.open(save_picture(noise(5, 4), tmp_path / name, METADATA, text)) as read:
+        written = text_of(read)
+    assert text.startswith(written.removesuffix("…"))
+    assert len(written) > 15_000
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".webp"])
+def test_lower_quality_takes_fewer_bytes(ending):
+    sizes = [len(picture_bytes(noise(40, 30), ending, METADATA, quality=quality)) for quality in (0, 40, 100, None)]
+    assert sizes[:3] == sorted(set(sizes[:3]))
+    assert picture_bytes(noise(40, 30), ending, quality=100) != picture_bytes(noise(40, 30), ending)
 
 
 def test_plain_text_is_where_simple_viewers_look(tmp_path):
