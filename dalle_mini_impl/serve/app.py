@@ -31,7 +31,7 @@ from dalle_mini_impl.serve.fields import (
     VariationFields,
     parse,
 )
-from dalle_mini_impl.serve.guard import Guard
+from dalle_mini_impl.serve.guard import FREE_PLACE, Guard
 from dalle_mini_impl.serve.keys import Keys
 from dalle_mini_impl.serve.metrics import Metrics
 from dalle_mini_impl.serve.picture_files import PictureFiles
@@ -247,7 +247,7 @@ async def _draw(
     service.check_model(fields)
     zoom = fields.check(service.limits, service.size)
     if fields.stream:
-        events = _events(service, fields, kind, zoom, make_arguments)
+        events = _events(service, request, fields, kind, zoom, make_arguments)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
     drawn = await _finished(service, request, drawing.draw(service.engine, fields, make_arguments))
     contents = await service.code(answers.encode_pictures, drawn, zoom, fields)
@@ -262,7 +262,12 @@ async def _draw(
 
 
 async def _events(
-    service: Service, fields: ImageFields, kind: str, zoom: int, make_arguments: drawing.MakeArguments | None
+    service: Service,
+    request: Request,
+    fields: ImageFields,
+    kind: str,
+    zoom: int,
+    make_arguments: drawing.MakeArguments | None,
 ) -> AsyncIterator[str]:
     """The events of a request with `stream`. Where the client goes away, the iterator is closed and drawing ends."""
     loop, size = asyncio.get_running_loop(), _size_text(service, zoom)
@@ -274,6 +279,7 @@ async def _events(
 
     previews = {"previews": fields.partial_images, "shown": fields.n, "show": show}
     future = drawing.draw(service.engine, fields, make_arguments, **previews)
+    _free_place_when_done(request, future)
     future.add_done_callback(lambda _: show(None))
     try:
         number = 0
@@ -305,6 +311,7 @@ async def _finished(service: Service, request: Request, future: "Future[T]") -> 
     Raises:
         ClientDisconnect: it went away.
     """
+    _free_place_when_done(request, future)
     gone = asyncio.ensure_future(_wait_until_gone(request))
     done = asyncio.wrap_future(future)
     try:
@@ -316,6 +323,17 @@ async def _finished(service: Service, request: Request, future: "Future[T]") -> 
         gone.cancel()
         if future.cancel():
             service.metrics.given_up.inc()
+
+
+def _free_place_when_done(request: Request, future: "Future[Any]") -> None:
+    """Let another request have the place in the queue, whose answer may take long to be read."""
+    loop, free = asyncio.get_running_loop(), request.scope["state"][FREE_PLACE]
+
+    def done(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(free)
+
+    future.add_done_callback(done)
 
 
 async def _wait_until_gone(request: Request) -> None:

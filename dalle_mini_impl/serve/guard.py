@@ -16,6 +16,10 @@ from dalle_mini_impl.util.loopback import is_of_this_machine
 
 OPEN_PATHS = ("/healthz", "/files/")
 """Begin the paths that need no key: names of files cannot be guessed."""
+FREE_PLACE = "free_place"
+"""Key in a request's state of a function that is called when its work is done, and its answer only has to be read."""
+OPEN_ANSWERS = 4
+"""Requests whose answers may be unread, for each place in the queue."""
 LONGEST_WAIT = 600
 """Most seconds that `Retry-After` names."""
 
@@ -36,7 +40,7 @@ class Guard:
     ) -> None:
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
         self._seconds_left = seconds_left
-        self._in_hand = 0
+        self._in_hand = self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -83,7 +87,7 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._limits.max_upload * MEGABYTE:
             return self._too_large()
-        if self._in_hand >= self._limits.queue:
+        if self._in_hand >= self._limits.queue or self._open >= OPEN_ANSWERS * self._limits.queue:
             wait = min(LONGEST_WAIT, max(1, math.ceil(self._seconds_left())))
             return ApiError(
                 f"expected at most {self._limits.queue} requests at a time, got one more; send it again in {wait} s",
@@ -99,7 +103,10 @@ class Guard:
         )
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whose body has to come in time and must not be longer than allowed."""
+        """Answer a request, whose body has to come in time and must not be longer than allowed.
+
+        Its place is free when its work is done: a client may take long to read the answer.
+        """
         loop = asyncio.get_running_loop()
         deadline, left, is_read = loop.time() + self._limits.upload_seconds, self._limits.max_upload * MEGABYTE, False
 
@@ -118,10 +125,20 @@ class Guard:
             is_read = not message.get("more_body", False)
             return message
 
-        self._in_hand += 1
-        self._metrics.in_hand.set(self._in_hand)
+        has_place = False
+
+        def take(places: int) -> None:
+            nonlocal has_place
+            if has_place != (places > 0):
+                has_place = places > 0
+                self._in_hand += places
+                self._metrics.in_hand.set(self._in_hand)
+
+        take(1)
+        self._open += 1
+        scope.setdefault("state", {})[FREE_PLACE] = lambda: take(-1)
         try:
             await self._app(scope, bounded_receive, send)
         finally:
-            self._in_hand -= 1
-            self._metrics.in_hand.set(self._in_hand)
+            take(-1)
+            self._open -= 1

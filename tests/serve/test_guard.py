@@ -1,6 +1,7 @@
 """Keys, bounds and how many requests are answered at a time."""
 
 import asyncio
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from helpers.engines import busy
 from helpers.serving import DRAW, error_of, serving
+
+from dalle_mini_impl.serve.guard import OPEN_ANSWERS
 
 KEY = "a-key-of-this-service"
 
@@ -151,3 +154,53 @@ def test_threads_of_a_service_end_with_it(own_dalle, tmp_path):
         assert "engine" in {thread.name for thread in threading.enumerate()}
     names = {thread.name for thread in threading.enumerate()}
     assert not [name for name in names if name.startswith(("engine", "coder"))]
+
+
+class SlowReader:
+    """A client that reads nothing of its answer's body until it is told to, over an app in the same event loop."""
+
+    def __init__(self, app, **fields):
+        self.app, self.status, self.go_on, self.blocked = app, None, asyncio.Event(), asyncio.Event()
+        self.body = json.dumps({"prompt": "a cat", "quality": "low", "response_format": "b64_json", **fields}).encode()
+
+    async def receive(self):
+        if self.body is None:
+            await self.go_on.wait()
+            return {"type": "http.disconnect"}
+        body, self.body = self.body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message):
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message["body"]:
+            self.blocked.set()
+            await self.go_on.wait()
+
+    def ask(self):
+        headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http"}
+        scope |= {"path": DRAW, "raw_path": DRAW.encode(), "query_string": b"", "root_path": "", "headers": headers}
+        return asyncio.ensure_future(self.app(scope, self.receive, self.send))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_reads_slowly_holds_no_place_and_not_all_memory(own_dalle, tmp_path, stream):
+    async def talk(app):
+        readers = [SlowReader(app, stream=stream) for _ in range(OPEN_ANSWERS)]
+        asked = []
+        for reader in readers:  # one after the other, because there is one place
+            asked.append(reader.ask())
+            await asyncio.wait_for(reader.blocked.wait(), 60)
+        one_more = SlowReader(app)
+        one_more.go_on.set()
+        await one_more.ask()
+        for reader in readers:
+            reader.go_on.set()
+        await asyncio.gather(*asked)
+        return [reader.status for reader in readers], one_more.status
+
+    with serving(own_dalle, tmp_path, queue=1) as client:
+        assert client.portal.call(talk, client.app) == ([200] * OPEN_ANSWERS, 429)
+        assert client.metric("dalle_in_hand_requests") == 0
+        assert client.draw(quality="low").status_code == 200
