@@ -4,10 +4,11 @@ import json
 import threading
 from urllib.error import HTTPError
 
+import psutil
 import pytest
 from helpers.page import Visitor
 
-from dalle_mini_impl.app.limits import MAX_CANDIDATES, MAX_PROMPT
+from dalle_mini_impl.app.limits import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PROMPT
 from dalle_mini_impl.app.server import PageSettings, serve
 
 pytest.importorskip("gradio", reason="needs the extra app")
@@ -46,8 +47,17 @@ def test_a_visitor_gets_ranked_pictures(address):
     assert shown[-1].count("download=") == 2
 
 
+def draw_long(visitor, seed=0):
+    """Have a visitor ask for pictures of the longest prompt."""
+    visitor.press("Draw", "a cat " * (MAX_PROMPT // 6), "any", 2, seed, *VALUES[2:])
+    return visitor
+
+
 @pytest.mark.slow
-def test_fifty_visitors_are_served_in_the_order_in_which_they_came(address):
+def test_fifty_visitors_are_served_in_the_order_in_which_they_came_and_take_bounded_memory(address):
+    last_message(draw_long(Visitor(address, "before")))  # allocates what every request takes
+    process = psutil.Process()
+    before, sizes = process.memory_info().rss, []
     first, messages = busy(address, "first")
     visitors = [Visitor(address, f"visitor-{number}", first.config) for number in range(50)]
     finished, lock, places = [], threading.Lock(), {}
@@ -60,10 +70,11 @@ def test_fifty_visitors_are_served_in_the_order_in_which_they_came(address):
                 elif message["msg"] == "process_completed":
                     assert message["success"]
                     finished.append(number)
+                sizes.append(process.memory_info().rss)
 
     threads = []
     for number, visitor in enumerate(visitors):
-        visitor.press("Draw", "a cat", "any", 2, number, *VALUES[2:])
+        draw_long(visitor, number)
         threads.append(threading.Thread(target=wait, args=(number,)))
         threads[-1].start()
     first.stop("Paint")
@@ -72,6 +83,9 @@ def test_fifty_visitors_are_served_in_the_order_in_which_they_came(address):
         thread.join()
     assert finished == list(range(50))
     assert places == {number: number for number in range(50)}
+    most = (max(sizes) - before) / 2**20
+    print(f"50 visitors at once took {most:.0f} MiB")
+    assert most < 50 * MAX_BODY_BYTES / 2**20  # whatever they may send while they wait
 
 
 def test_requests_out_of_range_are_refused_below_their_field(address):
