@@ -123,8 +123,7 @@ class PageGuard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and reason with which a request is refused, None if it is not."""
         headers = dict(scope["headers"])
-        named = [headers[name].decode("latin-1") for name in (b"host", b"origin") if name in headers]
-        if self._own_machine_only and not all(map(is_of_this_machine, named)):
+        if self._own_machine_only and not is_of_this_machine(scope["headers"]):
             return 403, "expected a request for and from a page of this machine, got another one; open 127.0.0.1"
         path = scope["path"]
         if (path not in PAGES and path not in CALLS and not path.startswith(FOLDERS)) or path.startswith(

@@ -73,7 +73,7 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
-        if not self._keys and not all(is_of_this_machine(headers.get(name)) for name in ("host", "origin")):
+        if not self._keys and not is_of_this_machine(scope["headers"]):
             return ApiError("expected a request from this machine, got one for another; serve with --keys-file", 403)
         if not scope["path"].startswith(OPEN_PATHS) and not self._keys.accept(headers.get("authorization", "")):
             return ApiError(

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Iterable
 
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://)?(\[[0-9a-f:.]+\]|[^:@/\[\]]+)(?::\d+)?", re.IGNORECASE)
 """A header `Host` or `Origin`; its group is the name or address of a machine."""
@@ -15,9 +16,12 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def is_of_this_machine(address: str | None) -> bool:
-    """Whether a header `Host` or `Origin` names this machine; a request without it comes from no page of another."""
-    if address is None:
-        return True
-    found = ADDRESS.fullmatch(address)
-    return found is not None and is_loopback(found[1])
+def is_of_this_machine(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request comes from this machine's own pages, or from no page, and names no other machine.
+
+    Args:
+        headers: of the request as ASGI has them, names in lower case.
+    """
+    addresses = (value.decode("latin-1") for name, value in headers if name in (b"host", b"origin"))
+    found = map(ADDRESS.fullmatch, addresses)
+    return all(one is not None and is_loopback(one[1]) for one in found)
