@@ -30,7 +30,7 @@ def test_uploaded_pictures_reach_the_model_as_they_are(tiny_model, tmp_path):
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "a.png")
     page = build_page(Shared(DalleMini.from_pretrained(tiny_model, "cpu"), (), None, tmp_path), "page")
     uploads = [one for one in page.blocks.values() if isinstance(one, gradio.Image)]
-    assert len(uploads) == 2
+    assert len(uploads) == 4  # one to complete, one to search by, two to mix
     for one in uploads:
         # Not converted: what is see-through would become black, and EPS files would start Ghostscript.
         assert one.preprocess(ImageData(path=str(tmp_path / "a.png"), orig_name="a.png")) == str(tmp_path / "a.png")
