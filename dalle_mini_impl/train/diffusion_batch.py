@@ -227,16 +227,16 @@ class DiffusionLoss(nn.Module):
             text_embed: (B, D) of their captions; None without captions.
             batch: of which these are.
         """
-        is_decoder = isinstance(self.network, PictureDenoiser)
-        scaled = self.network.scale(pictures) if isinstance(self.network, PictureDenoiser) else pictures
+        network = self.network
+        scaled = network.scale(pictures) if isinstance(network, PictureDenoiser) else pictures
         noised = self._scheduler.add_noise(scaled, batch.noise, batch.times)
-        if is_decoder:
+        if isinstance(network, PictureDenoiser):
             text = (batch.text_ids, text_embed) if text_embed is not None else ()
-            found = self.network(noised, batch.times, embed, batch.is_given, *text)
+            found = network(noised, batch.times, embed, batch.is_given, *text)
         else:
             low = F.interpolate(pictures, batch.low_noise.shape[-2:], mode="bilinear", antialias=True)
             low = low + batch.levels[:, None, None, None] * batch.low_noise
-            found = self.network(noised, batch.times, low, batch.levels)
+            found = network(noised, batch.times, low, batch.levels)
         target = batch.noise
         if self.prediction == "v_prediction":
             target = self._scheduler.get_velocity(scaled, batch.noise, batch.times)
