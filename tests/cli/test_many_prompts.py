@@ -85,6 +85,7 @@ def test_a_picture_of_many_can_be_drawn_again(sample, tiny_model):
     assert np.array_equal(pixels("again.png"), pixels(path))
 
 
+@pytest.mark.slow
 def test_two_processes_write_shards_without_gathering_them(sample, tiny_model):
     prompts = ["a red heart", "a cat", "zwei Katzen", "a dog", "心形"]
     write_prompts(*prompts, name="prompts.txt")

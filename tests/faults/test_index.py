@@ -50,6 +50,7 @@ def update(folder: Path, scorer: Scorer, pictures: Path) -> None:
     ImageIndex.create(folder, scorer, replace=False).update(pictures)
 
 
+@pytest.mark.slow
 def test_index_killed_while_files_change_ends_as_a_fresh_one(pictures, scorer, tmp_path, monkeypatch, tries, report):
     monkeypatch.setattr(picture_files, "MAX_FILES", 4)  # many commits
     count = tries(20, 5)

@@ -113,6 +113,7 @@ def finish(home, stage):
     assert process.wait() == 0, process.output.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", RESUMABLE)
 def test_a_killed_and_resumed_run_is_the_undisturbed_one(trained, undisturbed, tmp_path, tries, report, stage):
     whole, seconds = undisturbed(stage)

@@ -58,6 +58,7 @@ def can_run(march):
     return march == "native" or (cpu.exists() and FEATURES[march] in cpu.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("march", MARCHES)
 def test_the_compiled_code_is_clean_under_sanitizers(march, cache, tmp_path, tries, report):
     if march != MARCHES[0] and tries(1, 0) == 0:

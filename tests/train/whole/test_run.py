@@ -79,6 +79,7 @@ def die_at(stage, step, pictures, out):
     train_whole(pictures, out)
 
 
+@pytest.mark.slow
 def test_killed_three_times_the_result_is_that_of_an_undisturbed_run(finished, pictures, tmp_path):
     out = tmp_path / "out"
     for stage, step in (("image_tokenizer", 1), ("transformer", 5), ("scorer", 3)):
