@@ -38,7 +38,7 @@ def components(picture: str, others: tuple[str, ...], components: tuple[int, ...
     from dalle_mini_impl.pipeline.manipulations import component_views
     from dalle_mini_impl.util.images import open_picture
 
-    image, *images = (open_picture(path) for path in (picture, *others))
+    image, images = open_picture(picture), map(open_picture, others)
     check_animation(options["frames"])
     dalle = DalleMini.from_pretrained(options["model"], options["device"], options["precision"])
     chosen = {name: options[name] for name in ("seed", "guidance", "decoder")}

@@ -95,10 +95,13 @@ def compare_systems(context: EvaluationContext, keep: int, others: Sequence[Dall
         others: the same model with priors of other checkpoints; see `with_prior_of`.
 
     Raises:
-        UserError: there are no held-out pictures, they need too much memory, or the `eval` extra is not installed.
+        UserError: there are fewer than two held-out pictures, they need too much memory, or the `eval` extra is not
+            installed.
     """
     reference, settings = context.reference, context.settings
     indices = sample_indices(reference, settings, "validation", settings.pairs)
+    if len(indices) < 2:
+        raise UserError("expected 2 or more held-out captions for the Fréchet distance, got 1; take more --pairs")
     count = len(indices) * settings.candidates
     height, width = reference.size
     check_memory(3 * height * width * count, f"{count} pictures", "take fewer --pairs or --candidates")

@@ -5,7 +5,7 @@ that, which say everything else: uniform numbers of its image ids (`sampling.inv
 decoder. A transformer needs positions for an image embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def mix(
 def component_views(
     dalle: "DalleMini",
     picture: Image.Image,
-    others: Sequence[Image.Image],
+    others: Iterable[Image.Image],
     counts: Sequence[int] | None = None,
     prompt: str = "",
     *,
@@ -100,7 +100,7 @@ def component_views(
     Args:
         dalle: the model.
         picture: of any size and mode.
-        others: pictures whose embeddings have those components, at least 2.
+        others: pictures whose embeddings have those components, at least 2; one is in memory in full size at a time.
         counts: how many components are kept, for each picture to draw; None for 1, 2, 4 … and all.
         prompt: caption of all pictures.
         seed: of the random numbers, the same for all.
@@ -109,7 +109,9 @@ def component_views(
     Raises:
         UserError: as `DalleMini.generate`, or a count is out of range.
     """
-    own, known = embed(dalle, picture), _own_scorer(dalle).embed_images(list(others))
+    own, scorer = embed(dalle, picture), _own_scorer(dalle)
+    prepared = [scorer.preprocess.from_images([one]) for one in others]
+    known = scorer.embed_prepared(torch.cat(prepared)) if prepared else torch.empty(0, len(own))
     if counts is None:
         counts = [*(2**power for power in range((len(own) - 1).bit_length())), len(own)]
     kept = with_first_components(own, known, [*counts])

@@ -58,7 +58,8 @@ class ImageFields(SamplingFields):
     """Whether plain grounds become transparent; `auto` is as the model recommends."""
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int | None = Field(None, ge=0, le=100)
-    """Quality of JPEG and WebP pictures; by default JPEG's is high, and WebP loses nothing."""
+    """Quality of JPEG and WebP pictures; by default JPEG's is high, and WebP loses nothing. With PNG only 100, which
+    is OpenAI's default."""
     stream: bool = False
     """Answer with server-sent events."""
     partial_images: int = Field(0, ge=0, le=MAX_PARTIAL_IMAGES)
@@ -113,7 +114,7 @@ class ImageFields(SamplingFields):
             check_text(getattr(self, name), name, limits)
         if self.background == "transparent":
             check_transparency(self.ending)
-        if self.output_compression is not None and self.output_format == "png":
+        if self.output_compression not in (None, 100) and self.output_format == "png":
             raise ApiError(
                 "expected output_compression with output_format jpeg or webp, got png; leave it out, or choose another",
                 param="output_compression",

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint.parts import save_part
+from dalle_mini_impl.checkpoint.parts import read_part, save_part
 from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
 from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.training import ScorerRun
@@ -62,12 +62,12 @@ LATEST_LOSS_WEIGHT = 0.02
 
 
 def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
-    """The image tokenizer that reconstructs some training pictures and decodes paintings, and its identity.
+    """The image tokenizer that reconstructs some training pictures and decodes paintings, and its `Part.image_ids`.
 
     Raises:
         UserError: there is none, or its pictures have another size than the scorer's.
     """
-    image_tokenizer, identity = load_image_tokenizer(config.run.model_dir, device)
+    image_tokenizer, _ = load_image_tokenizer(config.run.model_dir, device)
     # Pictures that are not square are decoded in their own size, and squashed into the scorer's square afterwards.
     if image_tokenizer.config.image_size not in (0, config.model.image_size):
         raise UserError(
@@ -75,7 +75,7 @@ def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, 
             f"{image_tokenizer.config.image_size} pixels; make them equal, or set reconstructed_share and "
             f"guiding.paintings to 0"
         )
-    return image_tokenizer, identity
+    return image_tokenizer, read_part(Path(config.run.model_dir), "image_tokenizer", weights=False).image_ids
 
 
 class ScorerBatch(NamedTuple):

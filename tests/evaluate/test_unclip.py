@@ -107,6 +107,12 @@ def test_systems_are_measured_by_what_their_pictures_show(context, drawn, monkey
         assert f"{figures[name].frechet:.1f}" in comparison_table(comparison.systems)
 
 
+def test_a_single_caption_is_refused_before_anything_is_drawn(context, drawn):
+    with pytest.raises(UserError, match="expected 2 or more held-out captions for the Fréchet distance, got 1"):
+        compare_systems(replace(context, settings=replace(context.settings, pairs=1)), keep=1)
+    assert not drawn
+
+
 def test_systems_draw_the_same_captions_from_the_same_seeds_and_differ_in_their_embeddings(context, drawn):
     comparison = compare_systems(context, keep=1)
     captions = [(call["prompt"], call["seed"]) for call in drawn]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -116,6 +117,23 @@ def test_few_components_give_what_pictures_have_in_common_and_all_of_them_the_pi
     torch.testing.assert_close(torch.tensor(views[2].image_embed), own, atol=1e-4, rtol=0)
     cosines = [float(torch.tensor(view.image_embed) @ own) for view in views]
     assert cosines == sorted(cosines)
+
+
+def test_pictures_whose_components_are_taken_are_in_memory_one_at_a_time(dalle):
+    others = []
+
+    def read():
+        for number in range(5):
+            assert sum(other() is not None for other in others) <= 1
+            image = picture(number)
+            others.append(weakref.ref(image))
+            yield image
+            del image
+
+    views = component_views(dalle, picture(50), read(), [3], seed=2)
+    (expected,) = component_views(dalle, picture(50), [picture(number) for number in range(5)], [3], seed=2)
+    assert len(others) == 5
+    assert views[0].image_embed == expected.image_embed
 
 
 def test_results_of_a_mix_are_recorded_like_those_of_sample(dalle):

@@ -155,6 +155,11 @@ def test_other_formats_record_the_same(client, tmp_path, name):
     assert poor < rich
 
 
+def test_the_compression_that_clients_send_by_default_changes_no_png(client):
+    plain, sent = (client.draw(seed=1, **field).json() for field in ({}, {"output_compression": 100}))
+    assert sent["data"] == plain["data"]
+
+
 def test_transparent_backgrounds(client):
     assert {image.mode for image in images_of(client.draw(background="transparent"))} == {"RGBA"}
     assert {image.mode for image in images_of(client.draw(background="opaque"))} == {"RGB"}

@@ -79,8 +79,10 @@ def test_the_ids_of_every_picture_stay_and_the_other_parts_remain_valid(whole, t
     whole.run("encode")
     assert (whole.folder / "ids/train/image_ids.npy").read_bytes() == before
     assert cache_of(trained, "train").header.image_tokenizer == old.identity
+    whole.run("scorer", "reconstructed_share=0.5", "run.steps=2")
     whole.run("image_tokenizer", *settings(whole, "tune.drawn_share=0", "run.steps=2"))  # and once more
     assert read_part(model, "image_tokenizer").image_ids == old.identity
+    assert not any("mismatched" in part for part in checkpoint_info(model).values() if isinstance(part, dict))
 
 
 def test_an_image_tokenizer_with_other_ids_still_replaces_none_that_is_needed(whole):

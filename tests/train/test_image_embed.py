@@ -312,7 +312,7 @@ def test_adapters_leave_what_embeddings_need_to_be_learned():
 # --- added to a run without them
 
 
-def build(positions, position="rope", patch=2, seed=0, text_length=5, **changes):
+def build(positions, position="rope", patch=2, seed=0, text_length=5, augmented_share=0.0, **changes):
     """All that a state holds, of a small run with so many positions."""
     torch.manual_seed(seed)
     layout = StreamConfig(
@@ -322,21 +322,22 @@ def build(positions, position="rope", patch=2, seed=0, text_length=5, **changes)
     config = TransformerConfig(
         **{"n_layer": 2, "n_head": 2, "n_embd": 16, "position": position, "patch": patch, **changes}
     )
-    losses = StreamLoss(build_transformer(config, layout), Stream(layout))
+    losses = StreamLoss(build_transformer(config, layout), Stream(layout), augmented_share > 0)
     optimizers = build_optimizers(losses, OptimizerConfig(muon_learning_rate=0.02, muon_every=1))
-    run = TransformerRun(model=config, image_embed=ImageEmbedConfig(positions=positions))
+    embed = ImageEmbedConfig(positions=positions)
+    run = TransformerRun(model=config, image_embed=embed, augmented_share=augmented_share)
     record = make_record(run, {"image_tokenizer": "a", **({"scorer": "b"} if positions else {})})
     return SimpleNamespace(losses=losses, optimizers=optimizers, ema=Ema(losses, 0.9), record=record)
 
 
-def train_steps(one, steps=3, embeds=None):
+def train_steps(one, steps=3, embeds=None, is_augmented=None):
     """Steps on random ids, the same for every model."""
     generator = torch.Generator().manual_seed(5)
     stream = one.losses.stream
     for step in range(steps):
         ids = torch.randint(11, (4, 2, 4), generator=generator)
         ids = stream.join(stream.prefix([[3, 4], [], [5], [6, 7, 8]]), ids)
-        sum(one.losses(ids[:, :-1], ids[:, 1:], image_embed=embeds)).backward()
+        sum(one.losses(ids[:, :-1], ids[:, 1:], image_embed=embeds, is_augmented=is_augmented)).backward()
         for optimizer in one.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -412,6 +413,24 @@ def test_positions_are_added_to_a_state_without_them(tmp_path, capsys, position,
     again = build(3, position, patch, seed=9)
     assert load(again, tmp_path) == 3
     assert all(torch.equal(value, again.losses.state_dict()[name]) for name, value in new.losses.state_dict().items())
+
+
+@pytest.mark.parametrize(("positions", "share"), [(3, 0.0), (0, 0.5)])
+def test_embeddings_and_augmentation_are_added_to_a_run_with_the_other(tmp_path, capsys, positions, share):
+    old = build(positions, augmented_share=share)
+    told = torch.tensor([True, False, True, False]) if share else None
+    train_steps(old, embeds=old.losses.stream.embeddings([[1.0] * D] * 4) if positions else None, is_augmented=told)
+    save(old, tmp_path)
+    new = build(3, seed=9, augmented_share=0.5)
+    assert load(new, tmp_path) == 3
+    added = {"augmented"} if positions else {"transformer.image_prefix.project.weight"}
+    assert new.losses.state_dict().keys() - old.losses.state_dict().keys() == added
+    assert all(name in capsys.readouterr().out for name in added)
+    before, after = moments_of(old), moments_of(new)
+    assert before.keys() == after.keys()
+    assert all(
+        torch.equal(after[name][: len(value)] if value.ndim else after[name], value) for name, value in before.items()
+    )
 
 
 def test_only_positions_may_be_added(tmp_path):

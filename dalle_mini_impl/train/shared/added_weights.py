@@ -31,11 +31,13 @@ def add_weights(state: dict[str, Any], model: nn.Module, optimizers: list[Any], 
     Returns:
         What was added to the weights, such as `4 rows of transformer.embed.weight`.
     """
+    known = {*state["model"]}
     added = _add_weights(state["model"], model.state_dict(), positions)
     _add_weights(state["average"], ema.state, positions)
     names = {parameter: name for name, parameter in model.named_parameters()}
+    new = {one for one, name in names.items() if name not in known and NEW.fullmatch(name)}
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=False):
-        _add_parameters(optimizer, saved, names, positions)
+        _add_parameters(optimizer, saved, names, new, positions)
     return added
 
 
@@ -53,12 +55,18 @@ def _add_weights(saved: dict[str, Tensor], own: dict[str, Tensor], positions: in
     return added
 
 
-def _add_parameters(optimizer: Any, saved: dict[str, Any], names: dict[nn.Parameter, str], positions: int) -> None:
+def _add_parameters(
+    optimizer: Any,
+    saved: dict[str, Any],
+    names: dict[nn.Parameter, str],
+    new: set[nn.Parameter],
+    positions: int,
+) -> None:
     """Number the moments of a saved optimizer as the run's own does, and add to them what they lack."""
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
-        group["params"] += [one for one in own["params"] if NEW.fullmatch(names.get(one, ""))]  # their number counts
+        group["params"] += [one for one in own["params"] if one in new]  # their number counts
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    known = [number for number, one in enumerate(parameters) if not NEW.fullmatch(names.get(one, ""))]
+    known = [number for number, one in enumerate(parameters) if one not in new]
     moments = {}
     for number, own_moments in zip(known, map(saved["state"].get, range(len(known))), strict=True):
         parameter = parameters[number]
