@@ -22,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +92,7 @@ def save_part(
     config: dict[str, Any],
     trained_with: dict[str, str],
     dtype: torch.dtype = torch.bfloat16,
+    measured: Collection[str] = (),
 ) -> str:
     """Write one part, whole or not at all, and return its identity.
 
@@ -102,13 +103,14 @@ def save_part(
         config: plain values that the part's builder needs.
         trained_with: identities of the parts it was trained with, by name.
         dtype: type that floating-point weights are stored in.
+        measured: names of tensors that are stored in the type they have.
 
     Raises:
         UserError: a weight is not finite, another part needs the one that would be replaced, or the file cannot be
             written; what is there stays as it is.
     """
     tensors = {
-        name: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+        name: (value.to(dtype) if value.is_floating_point() and name not in measured else value).cpu().contiguous()
         for name, value in module.state_dict().items()
     }
     return save_tensors(model_dir, part, tensors, config, trained_with)

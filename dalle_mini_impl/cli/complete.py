@@ -80,6 +80,7 @@ def complete(image: str, prompt: str, **options: Any) -> None:
             f"expected one of {', '.join(REGIONS.values())}, got {' and '.join(given) or 'none'}; choose what to redraw"
         )
     edges = read_box(options["box"])
+    options["decoder"] = options["decoder"] or "tokens"  # which alone can keep parts
     arguments = generate_arguments(options)
 
     from tqdm import tqdm

@@ -62,8 +62,7 @@ def edit(picture: str, source: str, target: str | None, **options: Any) -> None:
             )
         edited = manipulations.make_edit(dalle, record.edit)
     else:
-        chosen = {name: options[name] for name in ("theta", "steps", "prompt")}
-        chosen |= {"decoder": options["decoder"] or dalle.sampling.decoder}
+        chosen = {name: options[name] for name in ("theta", "steps", "prompt", "decoder")}
         chosen |= {"guidance": options["guidance"]} if options["guidance"] is not None else {}
         texts = [without_surrogates(text) for text in (source, target or "")]
         edited = manipulations.edit(dalle, image, *texts, **chosen)

@@ -127,10 +127,11 @@ def read_decoder(folder: str | Path) -> PictureDenoiser:
             "positions": projection["clip_extra_context_tokens"],
             "text_length": len(own["places"]) if "places" in own else 1 - bool(own),
         }
+        text = {"text_vocab": len(own["tokens.weight"]) if "tokens.weight" in own else 1, "pad_id": 0}
         width = int(projection["clip_embeddings_dim"])
         config = from_dict(DiffusionDecoderConfig, shape, place)
         check_ranges(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"expected the configs of a UnCLIPPipeline's decoder, got {place} ({error}); copy it"
         ) from error
@@ -141,7 +142,6 @@ def read_decoder(folder: str | Path) -> PictureDenoiser:
         )
     files = {UNET: folder / "decoder" / WEIGHTS, CONTEXT: folder / "text_proj" / WEIGHTS}
     found = {prefix: _tensors(path) for prefix, path in files.items()}
-    text = {"text_vocab": len(own["tokens.weight"]) if "tokens.weight" in own else 1, "pad_id": 0}
     numbers = sum(value.numel() for tensors in (*found.values(), own) for value in tensors.values())
     network = _checked_network(
         config, theirs, place, 4 * numbers, channels=channels, side=side, embed_dim=width, **text
@@ -155,6 +155,9 @@ def read_decoder(folder: str | Path) -> PictureDenoiser:
             tensors = {name: value for name, value in tensors.items() if name.split(".")[0] not in TEXT_PARTS}
         check_tensors(Weights(str(files[prefix]), tensors), expected)
         state |= {prefix + name: value for name, value in tensors.items()}
+    if own:
+        expected = {name: tuple(value.shape) for name, value in state.items() if not name.startswith((UNET, CONTEXT))}
+        check_tensors(Weights(str(folder / OWN_FILE), own), expected)
     _load(network, {**state, **own}, str(folder))
     return network.eval()
 

@@ -16,7 +16,11 @@ from dalle_mini_impl.util.errors import UserError
 
 
 def choose_decoder(
-    given: Mapping[str, Any], recommended: SamplingConfig, load: Callable[[], DiffusionDecoder | None]
+    given: Mapping[str, Any],
+    recommended: SamplingConfig,
+    load: Callable[[], DiffusionDecoder | None],
+    *,
+    has_canvas: bool = False,
 ) -> tuple[DiffusionDecoder | None, SamplingConfig]:
     """What draws the pictures of a request, and the settings that are recommended with it.
 
@@ -24,16 +28,21 @@ def choose_decoder(
         given: sampling settings of the request.
         recommended: for the transformer.
         load: loads the diffusion decoder of the checkpoint.
+        has_canvas: whether some of the picture is given, which the transformer draws unless `given` says otherwise.
 
     Returns:
         None for the transformer.
 
     Raises:
-        UserError: the choice is unknown, the checkpoint has no diffusion decoder, or a setting needs the transformer.
+        UserError: the choice is unknown, the checkpoint has no diffusion decoder, or a setting needs the other decoder.
     """
-    chosen = given.get("decoder") or recommended.decoder
+    asked = given.get("decoder")
+    chosen = asked or ("tokens" if has_canvas else recommended.decoder)
     if chosen == "tokens":
-        return None, recommended
+        others = [name for name in ("sampler", "steps", "eta") if given.get(name) is not None]
+        if others and not asked:  # a choice may be one of several prompts', the settings those of all
+            raise UserError(f"expected decoder diffusion with {others[0]}, got tokens, which has none; leave one out")
+        return None, dataclasses.replace(recommended, decoder=chosen)
     decoder = chosen_decoder(chosen, load())
     if given.get("rank") in ("likelihood", "both"):
         raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.stream import check_ids
+from dalle_mini_impl.sampling.generate import Progress, no_progress
 from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder, Wanted
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import decode_image, to_images
@@ -33,7 +34,7 @@ def describe_picture(decoder: DiffusionDecoder, picture: Image.Image) -> dict[st
 
 
 def redraw_diffused(
-    decoder: DiffusionDecoder, record: "EditRecord", embeds: list[list[float]]
+    decoder: DiffusionDecoder, record: "EditRecord", embeds: list[list[float]], progress: Progress = no_progress
 ) -> tuple[list[Image.Image], Tensor]:
     """Draw the picture of a record again from its own noise, given other embeddings.
 
@@ -41,6 +42,7 @@ def redraw_diffused(
         decoder: the one that was chosen.
         record: what the edit is made of.
         embeds: n embeddings (D,), the first that of the picture.
+        progress: called with 1 each time that the decoder predicts.
 
     Returns:
         n RGB pictures, and their image ids (n, h, w), (n, 0, 0) where pixels are diffused.
@@ -51,10 +53,10 @@ def redraw_diffused(
     sampling = SamplingConfig(sampler="ddim", steps=record.sampler_steps, guidance=record.guidance)
     decoder.check_settings(sampling)
     scaled = _recorded(decoder, record)
-    noise = decoder.invert(scaled, Wanted(embeds[:1], record.prompt), sampling)
+    noise = decoder.invert(scaled, Wanted(embeds[:1], record.prompt), sampling, progress)
     drawn = []
     for numbers in embeds:
-        found = decoder.denoise(Wanted([numbers], record.prompt), noise, sampling, [torch.Generator()])
+        found = decoder.denoise(Wanted([numbers], record.prompt), noise, sampling, [torch.Generator()], progress)
         drawn.append(decoder.finish(found, [SEED]))
     pixels, image_ids = (torch.cat([getattr(one, name) for one in drawn]) for name in ("pixels", "image_ids"))
     return to_images(pixels), image_ids

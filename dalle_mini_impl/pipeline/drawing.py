@@ -18,6 +18,9 @@ from dalle_mini_impl.sampling.requests import IdRequest
 if TYPE_CHECKING:
     from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 
+FLOAT_BYTES = 4
+"""Bytes of a channel of a pixel as a diffusion decoder draws it."""
+
 
 def prepare(dalle: "DalleMini", given: dict[str, Any]) -> GenerationRequest:
     """Check arguments of `DalleMini.generate`, all of them by name, and encode them.
@@ -30,13 +33,18 @@ def prepare(dalle: "DalleMini", given: dict[str, Any]) -> GenerationRequest:
     recommended = dataclasses.replace(dalle.sampling, rank=rank)
     ids, count = dalle.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
     pixels, vocab = ids * dalle.image_tokenizer.config.factor**2, dalle.stream.config.image_vocab
+    picture_bytes = 3 * pixels if scorer else 0
     refuse_diversity(scorer, **given["sampling"])
-    decoder, recommended = choose_decoder(given["sampling"], recommended, lambda: dalle.diffusion_decoder)
+    decoder, recommended = choose_decoder(
+        given["sampling"], recommended, lambda: dalle.diffusion_decoder, has_canvas=given["canvas"] is not None
+    )
     drawer = decoder or dalle.stream
+    if decoder:
+        picture_bytes = 3 * decoder.size**2 * (FLOAT_BYTES + bool(scorer))
     given["image_embed"] = to_numbers(given["image_embed"], dalle.own_scorer, drawer)
     chosen = choose_prior(given, recommended, dalle.prior, drawer)
     width = dalle.prior.network.embed_dim if dalle.prior and chosen == dalle.prior.kind else 0
-    check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, pixels, scorer is not None, width)
+    check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, picture_bytes, width)
     given["sampling"] = {**given["sampling"], "prior": chosen}
     request = make_request(encode=dalle.encode, recommended=recommended, **given)
     if decoder:

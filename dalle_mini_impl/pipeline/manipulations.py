@@ -208,21 +208,24 @@ def edit(
         picture: of any size; cropped to the model's proportions, and white where transparent.
         source: what it shows, such as "a cat"; empty to move towards `target` itself.
         target: what it should show, such as "a lion".
-        progress: called with 1 for each id that the transformer is asked for: those of `steps` + 1 pictures.
-        **options: `prompt`, `theta`, `steps`, `guidance`, `decoder` and `sampler_steps` of `EditRecord`.
+        progress: called with 1 for each id that the transformer is asked for: those of `steps` + 1 pictures; by a
+            diffusion decoder each time that it predicts.
+        **options: `prompt`, `theta`, `steps`, `guidance`, `decoder` and `sampler_steps` of `EditRecord`; `decoder` is
+            what the checkpoint recommends where it is left out or None.
 
     Raises:
         UserError: an option is out of range, the scorer embeds both texts alike, or the model takes no embeddings.
     """
-    if options.get("decoder", "tokens") == "tokens":
+    chosen = options.get("decoder") or dalle.sampling.decoder
+    if chosen == "tokens":
         dalle.stream.check_takes_embeddings()
         _, image_ids = encode_picture(dalle.image_tokenizer, dalle.stream.config.grid, picture)
         given: dict[str, Any] = {"image_ids": image_ids.tolist()}
     else:
-        decoder = chosen_decoder(options["decoder"], dalle.diffusion_decoder)
+        decoder = chosen_decoder(chosen, dalle.diffusion_decoder)
         given = {"sampler_steps": decoder.sampling.steps, **describe_picture(decoder, picture)}
     given["image_embed"] = to_text(embed(dalle, picture).tolist())
-    values = {**given, "source": source, "target": target, **options}
+    values = {**given, "source": source, "target": target, **options, "decoder": chosen}
     return make_edit(dalle, from_dict(EditRecord, values, "edit"), progress)
 
 
@@ -249,7 +252,7 @@ def make_edit(dalle: "DalleMini", record: EditRecord, progress: Progress = no_pr
     shares = np.linspace(0, record.theta, record.steps).tolist()
     embeds = [(slerp(start, direction, share) if share else start).tolist() for share in shares]
     if isinstance(drawer, DiffusionDecoder):
-        images, image_ids = redraw_diffused(drawer, record, embeds)
+        images, image_ids = redraw_diffused(drawer, record, embeds, progress)
     else:
         image_ids = _redraw_ids(dalle, record, embeds, progress)
         images = dalle.decode(image_ids)

@@ -148,7 +148,7 @@ def check_counts(candidates: int, keep: int, seed: int) -> None:
 
 
 def check_candidates_memory(
-    candidates: int, chunk: int, ids: int, vocab: int, pixels: int, scored: bool, embed_dim: int
+    candidates: int, chunk: int, ids: int, vocab: int, picture_bytes: int, embed_dim: int
 ) -> None:
     """Refuse more candidates than fit into the memory, before any of them has a seed.
 
@@ -159,14 +159,14 @@ def check_candidates_memory(
         chunk: how many at a time.
         ids: image ids of a picture.
         vocab: K, number of image ids.
-        pixels: of a picture.
-        scored: whether all pictures are kept until a scorer has ranked them.
+        picture_bytes: of each candidate's picture that are kept until all candidates are ranked; 0 where only the kept
+            ones are decoded.
         embed_dim: width of the image embedding that is drawn for each candidate; 0 for none.
 
     Raises:
         UserError: they need more than there is, at the least: results and pictures, and what one chunk samples with.
     """
-    each = CANDIDATE_BYTES + ids * ID_BYTES + (3 * pixels if scored else 0) + embed_dim * EMBED_NUMBER_BYTES
+    each = CANDIDATE_BYTES + ids * ID_BYTES + picture_bytes + embed_dim * EMBED_NUMBER_BYTES
     in_chunk = CANDIDATE_BYTES + ids * SAMPLED_ID_BYTES + vocab * LOGIT_BYTES
     needed = candidates * each + min(candidates, chunk) * in_chunk
     check_memory(needed, f"{candidates} candidates", "ask for fewer, or for a smaller chunk")

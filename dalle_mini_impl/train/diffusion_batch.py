@@ -270,7 +270,7 @@ def measure_channels(network: PictureDenoiser, fixed: Fixed, encoded: Encoded, c
     if fixed.image_tokenizer is None:
         return
     vectors = F.embedding(encoded.image_ids[:count].to(fixed.image_tokenizer.device), fixed.image_tokenizer.table())
-    values = vectors.flatten(0, -2).double()
+    values = vectors.flatten(0, -2).cpu().double()
     network.mean.copy_(values.mean(0))
     network.std.copy_(values.std(0).clamp(min=1e-6))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle_mini_impl.checkpoint.parts import save_tensors
+from dalle_mini_impl.checkpoint.parts import save_part
 from dalle_mini_impl.config.diffusion import KINDS, DiffusionDecoderRun
 from dalle_mini_impl.config.ranges import check_ranges
 from dalle_mini_impl.config.sampling import SamplingConfig
@@ -134,14 +134,10 @@ def save_network(
     config: DiffusionDecoderRun, network: PictureDenoiser | PictureUpsampler, identities: dict[str, str]
 ) -> str:
     """Write the network into the checkpoint: weights in bfloat16, what was measured on pictures as it is."""
-    measured = {name for name, _ in network.named_buffers()}
-    tensors = {
-        name: value.detach().cpu().to(value.dtype if name in measured else torch.bfloat16).contiguous()
-        for name, value in network.state_dict().items()
-    }
+    measured = [name for name, _ in network.named_buffers()]
     part = UPSAMPLER if config.model.kind == "upsampler" else PART
     settings = {"decoder": to_dict(config.model), "sampling": to_dict(config.sampling)}
-    return save_tensors(config.run.model_dir, part, tensors, settings, identities)
+    return save_part(config.run.model_dir, part, network, settings, identities, measured=measured)
 
 
 def main(config: DiffusionDecoderRun, resume: bool = False) -> None:

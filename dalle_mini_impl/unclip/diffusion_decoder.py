@@ -216,7 +216,7 @@ class DiffusionDecoder:
             generators: n, of the noise that is added on the way.
             progress: see `draw`.
         """
-        scheduler = self._scheduler(sampling)
+        scheduler = make_scheduler(sampling.sampler, self.prediction, sampling.steps)
         predict = self._predict(wanted, sampling.guidance)
         options = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
         x = noise.to(self.device)
@@ -260,7 +260,13 @@ class DiffusionDecoder:
         return self.network.scale(rearrange(vectors, "B h w D -> B D h w").to(self.device)).cpu()
 
     @torch.inference_mode()
-    def invert(self, scaled: Tensor, wanted: Wanted, sampling: SamplingConfig) -> Tensor:
+    def invert(
+        self,
+        scaled: Tensor,
+        wanted: Wanted,
+        sampling: SamplingConfig,
+        progress: Callable[[int], object] = lambda _: None,
+    ) -> Tensor:
         """Find the noise from which DDIM draws a picture.
 
         Each step is inverted by solving for its start, since the network is evaluated there; the usual inversion
@@ -270,6 +276,7 @@ class DiffusionDecoder:
             scaled: (1, C, h, w), from `encode`.
             wanted: one embedding, and captions.
             sampling: `steps` and `guidance`; DDIM is taken.
+            progress: called with 1 each time that the network predicts.
 
         Returns:
             (1, C, h, w), for `denoise` with `ddim` and `eta` 0.
@@ -277,7 +284,7 @@ class DiffusionDecoder:
         Raises:
             UserError: as `draw`.
         """
-        scheduler = self._scheduler(sampling)
+        scheduler = make_scheduler("ddim", self.prediction, sampling.steps)
         predict = self._predict(wanted, sampling.guidance)
         x = scaled.to(self.device)
         one, zero = torch.ones(()), torch.zeros(())
@@ -285,6 +292,7 @@ class DiffusionDecoder:
             factor = float(scheduler.step(zero, time, one).prev_sample)
 
             def step(start: Tensor, time: Tensor = time) -> Tensor:
+                progress(1)
                 return scheduler.step(predict(start, time), time, start).prev_sample
 
             x = solve(step, x, factor)
@@ -306,11 +314,6 @@ class DiffusionDecoder:
             raise UserError(f"expected a guidance of 0 or more, got {sampling.guidance}; 1 switches it off")
         if negative and self.text_tokenizer is None:
             raise UserError("expected a diffusion decoder with captions for negative, got one without; leave it out")
-
-    def _scheduler(self, sampling: SamplingConfig) -> Any:
-        scheduler = make_scheduler(sampling.sampler, self.prediction)
-        scheduler.set_timesteps(sampling.steps)
-        return scheduler
 
     def _predict(self, wanted: Wanted, guidance: float) -> Predict:
         """The network's guided prediction, from noised pictures and a time."""

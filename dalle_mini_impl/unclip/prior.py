@@ -178,8 +178,7 @@ def denoise(
         sampling: sampler, steps and guidance.
         generators: of the noise of each.
     """
-    scheduler = make_scheduler(sampling.sampler)
-    scheduler.set_timesteps(sampling.steps)
+    scheduler = make_scheduler(sampling.sampler, steps=sampling.steps)
     noise = [torch.randn(network.embed_dim, generator=generator) for generator in generators]
     x = torch.stack(noise).to(text_embed)
     predict = _guided(network, sampling.guidance, text_ids, text_embed)

@@ -1,9 +1,12 @@
 """The noise schedule and the samplers of diffusion prior and decoder, which are those of the library `diffusers`."""
 
+import functools
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dalle_mini_impl.config.sampling import DIFFUSION_STEPS, SAMPLERS
 from dalle_mini_impl.util.errors import UserError, need_extra
@@ -14,30 +17,63 @@ STREAM = 220406125
 """Last number of the seeds of this room's random numbers, which keeps them apart from those of image ids."""
 
 
-def make_scheduler(sampler: str = SAMPLERS[0], prediction: str = "sample") -> Any:
+def make_scheduler(sampler: str = SAMPLERS[0], prediction: str = "sample", steps: int | None = None) -> Any:
     """A scheduler of `diffusers` with the cosine schedule (Nichol and Dhariwal 2021).
 
     Args:
         sampler: one of `SAMPLERS`; all add noise in the same way, and differ in how they remove it.
         prediction: what the network predicts: `sample` (what was noised), `v_prediction` or `epsilon` (the noise).
+        steps: of the sampler; None where noise is only added.
 
     Raises:
         UserError: diffusers is not installed.
     """
     try:
-        from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+        from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
     except ImportError as error:
         raise need_extra("diffusers", "unclip") from error
     options: dict[str, Any] = {
         "num_train_timesteps": DIFFUSION_STEPS,
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": prediction,
-        # In the last step of the process nothing is left of a picture, and from its noise alone none can be computed.
-        "timestep_spacing": "leading" if prediction == "epsilon" else "trailing",
+        "timestep_spacing": "trailing",
     }
     if sampler == "dpmsolver++":
-        return DPMSolverMultistepScheduler(**options, lambda_min_clipped=LEAST_LOG_SNR)
-    return (DDPMScheduler if sampler == "ddpm" else DDIMScheduler)(**options, clip_sample=False)
+        scheduler: Any = DPMSolverMultistepScheduler(**options, lambda_min_clipped=LEAST_LOG_SNR)
+        if steps is not None:
+            scheduler.set_timesteps(steps)
+            scheduler.set_timesteps(timesteps=scheduler.timesteps[scheduler.timesteps >= 0].tolist())
+        return scheduler
+    if prediction == "epsilon":
+        # In the last step of the process nothing is left of a picture, and from its noise alone none can be computed.
+        options["timestep_spacing"] = "leading"
+    scheduler = (DDPMScheduler if sampler == "ddpm" else _ddim_class())(**options, clip_sample=False)
+    if steps is not None:
+        scheduler.set_timesteps(steps)
+        # The library begins in the middle of the process, or ends before it, where `steps` does not divide its length.
+        times = scheduler.timesteps[:steps]
+        if prediction == "epsilon":
+            times = torch.from_numpy(np.arange(steps)[::-1] * DIFFUSION_STEPS // steps)
+        scheduler.timesteps = times
+    return scheduler
+
+
+@functools.cache
+def _ddim_class() -> Any:
+    from diffusers import DDIMScheduler
+
+    base: Any = DDIMScheduler
+
+    class EvenDDIMScheduler(base):  # type: ignore[misc]
+        """DDIM each of whose steps ends where the next one begins; the library rounds the distance down for all."""
+
+        def step(self, model_output: Tensor, timestep: Tensor, *arguments: Any, **options: Any) -> Any:
+            later = self.timesteps[self.timesteps < timestep]
+            distance = int(timestep) - (int(later.max()) if len(later) else -1)
+            self.num_inference_steps = Fraction(DIFFUSION_STEPS, distance)  # by which the library divides
+            return super().step(model_output, timestep, *arguments, **options)
+
+    return EvenDDIMScheduler
 
 
 def check_steps(sampler: str, steps: int, prefix: str = "") -> None:

@@ -38,8 +38,8 @@ def solve(step: Callable[[Tensor], Tensor], end: Tensor, factor: float) -> Tenso
             best, least = start, error
         if not error > TOLERANCE * float(end.abs().max()):
             break
-        starts = [*starts, start.double().flatten()][-MEMORY:]
-        corrections = [*corrections, (difference / factor).double().flatten()][-MEMORY:]
+        starts = [*starts, start.cpu().double().flatten()][-MEMORY:]
+        corrections = [*corrections, (difference / factor).cpu().double().flatten()][-MEMORY:]
         following = starts[-1] + corrections[-1]
         if len(starts) > 1:
             steps, changes = (torch.stack(values, 1).diff(dim=1) for values in (starts, corrections))

@@ -74,8 +74,7 @@ class Upsampler:
         Returns:
             (n, 3, H, W) in [-1, 1].
         """
-        scheduler = make_scheduler(self.sampling.sampler, self.prediction)
-        scheduler.set_timesteps(self.sampling.steps)
+        scheduler = make_scheduler(self.sampling.sampler, self.prediction, self.sampling.steps)
         level, side = self.network.low_noise / 2, self.network.side
         low_noise = torch.stack([torch.randn(pixels.shape[1:], generator=generator) for generator in generators])
         x = torch.stack([torch.randn(3, side, side, generator=generator) for generator in generators]).to(pixels)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from helpers.models import randomise
 from helpers.priors import add_diffusion_decoder, add_upsampler
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.checkpoint.parts import read_part, save_tensors
 from dalle_mini_impl.interop.unclip import OWN_FILE, export_decoder, read_decoder, read_exported
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
@@ -157,6 +159,7 @@ def test_a_decoder_of_the_library_gives_its_own_output_here(tmp_path):
         ({"block_out_channels": "wide"}, "expected the configs of a UnCLIPPipeline's decoder"),
         ({"layers_per_block": 50}, "a network with more weights than the file has"),
         ({"sample_size": -8}, "expected as many channels out as in"),
+        ({"sample_size": float("inf")}, "expected the configs of a UnCLIPPipeline's decoder"),
         ({"attention_head_dim": 7}, "expected channels that are multiples of head_dim 7"),
     ],
 )
@@ -182,6 +185,30 @@ def test_the_commands_export_and_import(run, checkpoint, tmp_path):
         assert (after.config, after.trained_with) == (before[name].config, before[name].trained_with)
         for key, value in before[name].tensors.items():
             torch.testing.assert_close(after.tensors[key].float(), value, atol=0, rtol=2**-7)  # saved in bfloat16
+
+
+def test_the_scale_of_latents_comes_back_as_it_was_measured(run, tiny_model, tmp_path):
+    folder = add_diffusion_decoder(shutil.copytree(tiny_model, tmp_path / "model"))
+    part = read_part(folder, "diffusion_decoder")
+    measured = {name: torch.full_like(part.tensors[name], 1.01) for name in ("mean", "std")}  # no number of bfloat16
+    save_tensors(folder, "diffusion_decoder", {**part.tensors, **measured}, part.config, part.trained_with)
+    run("export", "diffusion-decoder", folder, "--out", tmp_path / "out")
+    run("import", "diffusion-decoder", tmp_path / "out", "--out", folder)
+    after = read_part(folder, "diffusion_decoder").tensors
+    assert all(torch.equal(after[name], value) for name, value in measured.items())
+
+
+@pytest.mark.parametrize("name", ["tokens.weight", "places", "mean"])
+def test_own_files_without_a_tensor_are_refused(exported, tmp_path, name):
+    folder = shutil.copytree(exported, tmp_path / "out")
+    with safe_open(folder / OWN_FILE, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys() if key != name}, file.metadata()  # noqa: SIM118
+    save_file(tensors, folder / OWN_FILE, header)
+    with pytest.raises(UserError, match=r"expected the \d+ tensors of this format, got .*"):
+        read_exported(folder)
+    save_file({**tensors, name: torch.tensor(1.0)}, folder / OWN_FILE, header)
+    with pytest.raises(UserError):
+        read_exported(folder)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.manipulations import edit, make_edit, mix, parse_edit, vary
 from dalle_mini_impl.pipeline.recorded import parse_recorded
 from dalle_mini_impl.unclip.diffusion_decoder import Wanted
+from dalle_mini_impl.util import memory
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
@@ -195,6 +196,32 @@ def test_checkpoints_without_decoder_and_canvases_are_refused(dalle, tiny_dalle)
         dalle.complete(Image.linear_gradient("L"), rows=1, **FEW)
     with pytest.raises(UserError, match="expected decoder tokens with callback_on_step_end, got diffusion"):
         dalle("a cat", decoder="diffusion", callback_on_step_end=lambda *_: {})
+
+
+def test_settings_of_the_diffusion_decoder_are_refused_with_a_recommended_transformer(dalle, refused, folder):
+    for name, value in (("steps", 3), ("sampler", "ddim"), ("eta", 0.0)):
+        with pytest.raises(UserError, match=f"expected decoder diffusion with {name}, got tokens"):
+            dalle.generate("a cat", candidates=2, keep=2, **{name: value})
+    assert "expected decoder diffusion with steps" in refused("sample", "a cat", "-m", folder, "--steps", "3")
+
+
+def test_a_recommended_diffusion_decoder_draws_edits_but_no_parts_of_pictures(dalle, monkeypatch):
+    monkeypatch.setattr(dalle, "sampling", dataclasses.replace(dalle.sampling, decoder="diffusion"))
+    picture, counted = Image.linear_gradient("L"), []
+    assert dalle.generate("a cat", candidates=2, keep=2).settings["sampling"]["decoder"] == "diffusion"
+    result = dalle.complete(picture, rows=1, candidates=2, keep=2)
+    assert result.settings["sampling"]["decoder"] == "tokens"
+    options = {"steps": 2, "sampler_steps": 3, "decoder": None}
+    found = edit(dalle, picture, "a cat", "a dog", **options, progress=counted.append)
+    assert found.metadata["edit"]["decoder"] == "diffusion"
+    assert sum(counted) >= 3 * 3  # at least once for each step of the inversion and of both pictures
+
+
+def test_more_pixels_than_fit_into_the_memory_are_refused_before_they_are_drawn(dalle, monkeypatch):
+    size, count = dalle.diffusion_decoder.size, 1000
+    monkeypatch.setattr(memory, "available_memory", lambda: 12 * size**2 * count)
+    with pytest.raises(UserError, match="1000 candidates"):
+        dalle.generate("a cat", candidates=count, keep=1, decoder="diffusion")
 
 
 def test_tokens_are_drawn_without_diffusers(folder, monkeypatch):

@@ -79,8 +79,7 @@ def test_embeddings_captions_and_negative_captions_count_with_guidance(latents):
 
 def test_diffusers_own_loop_draws_the_same_picture(pixels):
     embeds = embeddings(pixels, 1)
-    scheduler = make_scheduler("ddim", "v_prediction")
-    scheduler.set_timesteps(4)
+    scheduler = make_scheduler("ddim", "v_prediction", 4)
     x = torch.randn(1, 3, 8, 8, generator=noise_generator(7, NOISE))
     embed = torch.nn.functional.normalize(torch.tensor(embeds), dim=-1)
     context, unet = pixels.network.context, pixels.network.unet
@@ -115,8 +114,7 @@ def test_what_is_inverted_is_drawn_again(make, kind, guidance, latents, pixels):
     noise = decoder.invert(picture, wanted, sampling)
     again = decoder.denoise(wanted, noise, sampling, [torch.Generator()])
 
-    scheduler = make_scheduler("ddim", "v_prediction")
-    scheduler.set_timesteps(6)
+    scheduler = make_scheduler("ddim", "v_prediction", 6)
     predict = decoder._predict(wanted, guidance)
     generator = torch.Generator().manual_seed(0)
     bound, one, zero = 0.0, torch.ones(()), torch.zeros(())

@@ -46,7 +46,9 @@ class MixTab:
         import gradio as gr
 
         self.shared = shared
-        self.takes_embeddings = bool(shared.dalle.stream.config.embed_positions)
+        self.takes_embeddings = (
+            bool(shared.dalle.stream.config.embed_positions) or shared.dalle.sampling.decoder != "tokens"
+        )
         self.ways = WAYS if self.takes_embeddings else (VARY,)
         if not self.takes_embeddings:
             gr.HTML(html.status(NO_EMBEDDINGS), elem_classes="messages")

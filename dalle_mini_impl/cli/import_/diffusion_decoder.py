@@ -23,5 +23,6 @@ def diffusion_decoder(folder: Path, out: Path) -> None:
     networks, configs, trained_with = read_exported(folder)
     for part, network in networks.items():
         identities = trained_with if part == "diffusion_decoder" else {}
-        identity = save_part(out, part, network, configs[part], identities)
+        measured = [name for name, _ in network.named_buffers()]
+        identity = save_part(out, part, network, configs[part], identities, measured=measured)
         click.echo(f"{part.replace('_', ' ')} {identity} written to {out}")
