@@ -75,7 +75,7 @@ class EditFigures:
     theta: float
     shares: dict[str, EditShares]
     """By scorer, and in a set with vendors by judge, whose score is the cosine with the nearest drawing by another
-    vendor. The model's own scorer had a say, as edits follow its embeddings."""
+    vendor, of the edits whose names have one. The model's own scorer had a say, as edits follow its embeddings."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,10 @@ def measure_edits(
         for judge, measure in judges.items():
             # The picture itself is a drawing of the source: any change would lead away from it.
             fit = measure.fit(measure.features_of(pixels), reference.vendor_ids[index].expand(2))
-            scores[judge].append(fit[:, reference.concept_ids[concepts]])
-    return EditFigures(len(indices), theta, {name: edit_shares(torch.stack(each)) for name, each in scores.items()})
+            values = fit[:, reference.concept_ids[concepts]]
+            scores[judge] += [values] if values.isfinite().all() else []  # other vendors may lack one of the concepts
+    shares = {name: edit_shares(torch.stack(each)) for name, each in scores.items() if each}
+    return EditFigures(len(indices), theta, shares)
 
 
 def other_concepts(context: EvaluationContext, index: int, seed: int) -> tuple[int, int]:

@@ -189,6 +189,28 @@ def test_judges_compare_edits_with_the_drawings_of_other_vendors_alone(context, 
     assert figures.shares["pixels"].source.value == 0  # it is a drawing by twemoji, which counts
 
 
+def test_judges_do_not_count_edits_of_what_no_other_vendor_drew(context, monkeypatch):
+    reference = context.reference
+
+    def edit(dalle, picture, source, target, **options):
+        return type("Edit", (), {"images": [drawing_on_white(each, "openmoji") for each in (source, target)]})
+
+    def shares(is_alone):
+        """Edits where the drawings of some concepts are all by openmoji."""
+        vendor = reference.vendor_names.index("openmoji")
+        vendor_ids = torch.where(is_alone[reference.concept_ids], vendor, reference.vendor_ids)
+        measures = {name: replace(one, vendor_ids=vendor_ids) for name, one in context.r_precisions.items()}
+        changed = replace(context, reference=replace(reference, vendor_ids=vendor_ids), r_precisions=measures)
+        return measure_edits(changed, {}, edits=3, theta=0.5).shares
+
+    monkeypatch.setattr(manipulations, "edit", edit)
+    nothing = torch.zeros(reference.concept_count, dtype=torch.bool)
+    assert shares(nothing)["pixels"].both.value == 1
+    one = nothing.clone()
+    one[reference.concept_ids[reference.indices("validation", ("plain",))[0]]] = True
+    assert shares(one) == {}  # each edit has the names of all three held-out pictures
+
+
 def test_edits_need_three_concepts_with_names_of_their_own(context, monkeypatch):
     reference = replace(context.reference, concept_ids=torch.zeros_like(context.reference.concept_ids))
     with pytest.raises(UserError, match="expected held-out pictures of at least 3 concepts"):
