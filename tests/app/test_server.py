@@ -1,5 +1,6 @@
 """Where the page listens, and who may open it."""
 
+import subprocess
 import sys
 
 import pytest
@@ -36,3 +37,18 @@ def test_without_gradio_the_error_names_the_extra(monkeypatch, tiny_model):
 
 def test_the_command_refuses_an_open_page_in_one_line(refused):
     assert refused("app", "--host", "0.0.0.0").startswith("error: expected --password with --host 0.0.0.0")
+
+
+def test_gradio_writes_no_type_stubs():
+    pytest.importorskip("gradio", reason="needs the extra app")
+    code = """
+import inspect, sys
+getfile, opened = inspect.getfile, []
+sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "open" else None)
+from dalle_mini_impl.app.server import _import_gradio
+_import_gradio()
+assert "gradio.components" in sys.modules
+assert inspect.getfile is getfile
+print([path for path in opened if path.endswith(".pyi")])
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()[-1] == "[]"
