@@ -76,11 +76,7 @@ def load_stage_config(name: str, path: Path) -> Any:
     by_file_name = {stage.file_name: stage for stage in STAGES.values()}
     if path.stem in by_file_name:
         return load(by_file_name[path.stem].config, path)
-    for stage in (
-        "transformer",
-        "prior",
-        "diffusion-decoder",
-    ):  # of which there are files with other names, such as 300m
+    for stage in ("transformer", "prior", "diffusion-decoder"):  # of which there are files with other names, as 300m
         with contextlib.suppress(UserError):
             return load(STAGES[stage].config, path)
     raise UserError(f"{name} is no training stage's config, and only those have defaults; leave out --all")

@@ -170,7 +170,7 @@ def read_exported(folder: str | Path) -> tuple[dict[str, nn.Module], dict[str, d
         with.
 
     Raises:
-        UserError: as `read_decoder`, or another program wrote the folder.
+        UserError: as `read_decoder`, another program wrote the folder, or its files are of different decoders.
     """
     path = Path(folder) / OWN_FILE
     if not path.is_file():
@@ -188,7 +188,11 @@ def read_exported(folder: str | Path) -> tuple[dict[str, nn.Module], dict[str, d
             raise ValueError("no tables")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}); export the decoder again") from error
-    networks: dict[str, nn.Module] = {"diffusion_decoder": read_decoder(folder)}
+    decoder = read_decoder(folder)
+    _check_exported(
+        from_dict(DiffusionDecoderConfig, configs["diffusion_decoder"].get("decoder"), str(path)), decoder, path
+    )
+    networks: dict[str, nn.Module] = {"diffusion_decoder": decoder}
     if "upsampler" in configs:
         config = from_dict(DiffusionDecoderConfig, configs["upsampler"].get("decoder"), f"{path}: upsampler")
         check_ranges(config)
@@ -197,6 +201,22 @@ def read_exported(folder: str | Path) -> tuple[dict[str, nn.Module], dict[str, d
             networks["upsampler"] = PictureUpsampler(config)
         _load(networks["upsampler"], {UNET + name: value for name, value in tensors.items()}, str(folder))
     return networks, configs, trained_with
+
+
+def _check_exported(config: DiffusionDecoderConfig, found: PictureDenoiser, path: Path) -> None:
+    """Refuse a decoder that has another shape than the config in our own file."""
+    check_ranges(config)
+    side = found.side if config.space == "latents" else config.image_size
+    shape: dict[str, Any] = {"channels": found.channels, "side": side, "embed_dim": found.embed_dim}
+    with torch.device("meta"):  # takes no memory
+        expected = PictureDenoiser(config, **shape, text_vocab=1, pad_id=0)
+    ours, theirs = (
+        json.dumps([dict(one.unet.config), one.context.positions, one.text_length]) for one in (expected, found)
+    )
+    if ours != theirs:
+        raise UserError(
+            f"expected a decoder in {path.parent} of the shape that {path} names, got another; export it again"
+        )
 
 
 def _config(part: Part) -> DiffusionDecoderConfig:

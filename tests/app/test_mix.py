@@ -9,12 +9,14 @@ from urllib.error import HTTPError
 
 import pytest
 from helpers.page import Visitor
-from helpers.priors import take_embeddings
+from helpers.priors import add_diffusion_decoder, take_embeddings
 from PIL import Image
 
 from dalle_mini_impl.app.limits import MAX_PROMPT
 from dalle_mini_impl.app.server import PageSettings, serve
 from dalle_mini_impl.app.tabs.mix import BETWEEN, NO_EMBEDDINGS, VARY, WORDS
+from dalle_mini_impl.checkpoint.settings import save_sampling
+from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.pipeline import manipulations
 from dalle_mini_impl.pipeline.manipulations import parse_edit
 from dalle_mini_impl.pipeline.recorded import parse_recorded
@@ -133,3 +135,17 @@ def test_a_model_without_positions_says_so_and_varies_some_cells(tiny_model, tmp
         pictures, text = shown(visitor)
         assert "2 candidates in" in text
         assert "canvas" in parse_metadata(pictures[0], "x")
+
+
+def test_a_recommended_diffusion_decoder_draws_strips_and_the_transformer_is_explained(tiny_model, tmp_path):
+    pytest.importorskip("diffusers")
+    folder = add_diffusion_decoder(shutil.copytree(tiny_model, tmp_path / "model"), sampling={"steps": 2})
+    save_sampling(folder, SamplingConfig(decoder="diffusion"))
+    with serve(PageSettings(model=str(folder), device="cpu")) as address:
+        visitor = Visitor(address, "diffused")
+        visitor.press("Mix", *of_strip(WORDS, uploaded(visitor, tmp_path), other_text="a house"))
+        pictures, _ = shown(visitor)
+        assert parse_edit(parse_metadata(pictures[-1], "x"), "x").edit.decoder == "diffusion"
+        explained = Visitor(address, "explained", visitor.config)
+        explained.press("Show", "a cat", 0, 1.0, 1.0)
+        assert "candidates is shown step by step" in str([*explained.messages()])

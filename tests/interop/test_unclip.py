@@ -198,6 +198,18 @@ def test_the_scale_of_latents_comes_back_as_it_was_measured(run, tiny_model, tmp
     assert all(torch.equal(after[name], value) for name, value in measured.items())
 
 
+@pytest.mark.parametrize("change", [{"head_dim": 4}, {"positions": 2}, {"image_size": 16}, {"channels": [8, 16]}])
+def test_files_of_different_decoders_are_refused(exported, tmp_path, change):
+    folder = shutil.copytree(exported, tmp_path / "out")
+    with safe_open(folder / OWN_FILE, "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    config = json.loads(header["config"])
+    config["decoder"] |= change
+    save_file(tensors, folder / OWN_FILE, {**header, "config": json.dumps(config)})
+    with pytest.raises(UserError, match=r"expected a decoder in .* of the shape that .* names, got another"):
+        read_exported(folder)
+
+
 @pytest.mark.parametrize("name", ["tokens.weight", "places", "mean"])
 def test_own_files_without_a_tensor_are_refused(exported, tmp_path, name):
     folder = shutil.copytree(exported, tmp_path / "out")

@@ -106,7 +106,7 @@ class LessonTab:
 
         dalle = self.shared.dalle
         yield {self.lesson: None, self.status: html.status("Drawing", 0.0)}
-        sampling: dict[str, Any] = {"guidance": guidance, "temperature": temperature}
+        sampling: dict[str, Any] = {"decoder": "tokens", "guidance": guidance, "temperature": temperature}
         result = dalle.generate(
             text, candidates=CANDIDATES, keep=CANDIDATES, seed=int(seed), progress=running.check, **sampling
         )
