@@ -172,6 +172,11 @@ def open_tuning(
         UserError: settings contradict each other, or the transformer is missing or reads other ids.
     """
     tune = config.tune
+    if tune.transformer and not tune.drawn_share:
+        raise UserError(
+            f"expected tune.drawn_share above 0 with tune.transformer={tune.transformer}, got 0; set it, or leave "
+            f"tune.transformer out"
+        )
     if not tune.decoder_only:
         if tune.replaced_share or tune.drawn_share:
             raise UserError(

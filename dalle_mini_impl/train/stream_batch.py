@@ -201,7 +201,7 @@ def _embeddings(
     step: int,
     scenes: SceneRows,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The last three fields of a batch.
+    """Embeddings of a batch, its rows that are scenes to be embedded, and what these are of.
 
     Args:
         drawn: of each row the cache, the index and the variant of its picture, whatever these are of a scene.

@@ -213,6 +213,10 @@ def test_the_decoder_learns_to_give_the_picture_from_changed_ids(whole):
         (["tune.drawn_share=0.9"], r"of at most 1 together, got 0\.2 and 0\.9; lower one"),
         (["model.image_size=32"], r"expected a transformer of the 4 × 4 ids of .*, got one of 2 × 2 ids"),
         (["tune.transformer=nowhere"], "nowhere"),
+        (
+            ["tune.transformer=one", "tune.drawn_share=0"],
+            r"tune\.drawn_share above 0 with tune\.transformer=one, got 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(whole, overrides, message):
