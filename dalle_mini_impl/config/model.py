@@ -191,6 +191,8 @@ class TransformerConfig:
     four ids at a time (Lee et al. 2022, RQ-Transformer; Yu et al. 2023, MEGABYTE)."""
     depth_layers: Annotated[int, Interval(1, 10_000)] = 1
     """Blocks of the depth transformer, which predicts the ids of a patch one after another; used with `patch` only."""
+    tied_head: bool = False
+    """Use the embedding's weights in the output head as well (Press and Wolf 2017); the head then has no bias."""
     last_norms: Width = 1
     """Number of norms after the last block; more than one for imported models."""
     divide_by_max: bool = False

@@ -159,6 +159,7 @@ def build_transformer(config: TransformerConfig, stream: StreamConfig, *, recomp
         "head_dim": config.head_dim,
         "attention_masks": _attention_masks(config, layout),
         "head_bias": block.bias,
+        "tied_head": config.tied_head,
         "recompute": recompute,
     }
     block_options: dict[str, Any] = {

@@ -45,6 +45,8 @@ class Transformer(nn.Module):
         make_block: makes a block from n_embd, n_head, head_dim and its attention mask.
         make_norm: makes the last norm from n_embd.
         head_bias: whether the output head has a bias.
+        tied_head: whether the output head's weights are those of the embedding (Press and Wolf 2017). Then it has no
+            bias.
         image_prefix: adds an image embedding to the first positions; None if there are no positions for one.
         recompute: in training store only the input of each block, and compute the rest again in the backward pass
             (activation checkpointing).
@@ -71,6 +73,7 @@ class Transformer(nn.Module):
         make_block: Callable[[int, int, int, AttentionMask | None], nn.Module] = Block,
         make_norm: Callable[[int], nn.Module] = RMSNorm,
         head_bias: bool = False,
+        tied_head: bool = False,
         image_prefix: ImagePrefix | None = None,
         recompute: bool = False,
     ) -> None:
@@ -97,7 +100,7 @@ class Transformer(nn.Module):
             make_block(n_embd, n_head, self.head_dim, mask) for mask in attention_masks or (None,) * n_layer
         )
         self.norm = make_norm(n_embd)
-        self.head = nn.Linear(n_embd, vocab_size, bias=head_bias)
+        self.head = None if tied_head else nn.Linear(n_embd, vocab_size, bias=head_bias)
         self.image_prefix = image_prefix
         self._initialise()
 
@@ -172,8 +175,14 @@ class Transformer(nn.Module):
         Returns:
             (…, end - first), or (…, V) without `allowed`.
         """
+        return F.linear(hidden, *self.head_rows(allowed))
+
+    def head_rows(self, allowed: tuple[int, int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weights (end - first, C) and bias (end - first,), if any, of the output head for the ids of `allowed`."""
         rows = slice(None) if allowed is None else slice(*allowed)
-        return F.linear(hidden, self.head.weight[rows], None if self.head.bias is None else self.head.bias[rows])
+        if self.head is None:
+            return self.embed.weight[rows], None
+        return self.head.weight[rows], None if self.head.bias is None else self.head.bias[rows]
 
     def new_cache(self, batch: int, capacity: int | None = None) -> KVCache:
         """An empty cache for `batch` rows of up to `capacity` positions, by default the whole stream."""
@@ -183,7 +192,8 @@ class Transformer(nn.Module):
     def _initialise(self) -> None:
         """Embeddings N(0, 0.02), hidden matrices N(0, 1/fan_in); biases, and layers that add to the residual, zero.
 
-        So every block starts as the identity, the first predictions are uniform, and image embeddings say nothing.
+        So every block starts as the identity, the first predictions are uniform (nearly, with a tied head), and image
+        embeddings say nothing.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):

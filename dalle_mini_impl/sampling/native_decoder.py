@@ -58,12 +58,12 @@ class NativeDecoder:
         self._coordinates, self._image_prefix = transformer.coordinates, transformer.image_prefix
         self._reversible = reversible
         self._finish: Callable[[Tensor], Tensor] = nn.Identity()
-        head, bias = transformer.head.weight.detach(), transformer.head.bias
+        head, bias = transformer.head_rows()
         if unit_output:
             head = head * unit_weight(transformer.norm)
         else:
             self._finish = partial(_finish, transformer.norm, reversible, divide_by_max)
-        self._head = WeightAndBias(head, None if bias is None else bias.detach())
+        self._head = WeightAndBias(head.detach(), None if bias is None else bias.detach())
         self._allowed = allowed
         self._allowed_head = NativeLinear(library, rows_of(self._head, allowed), int8)
 

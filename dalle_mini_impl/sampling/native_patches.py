@@ -44,8 +44,8 @@ class NativePatchDecoder:
         self._finish, self._finish_depth = _finish(transformer.norm), _finish(depth.norm)
         self._merge = NativeLinear(library, WeightAndBias(transformer.merge.weight, None), int8)
         self._enter = NativeLinear(library, WeightAndBias(depth.enter.weight, None), int8)
-        bias = transformer.head.bias
-        self._head = WeightAndBias(transformer.head.weight.detach(), None if bias is None else bias.detach())
+        head, bias = transformer.head_rows()
+        self._head = WeightAndBias(head.detach(), None if bias is None else bias.detach())
         self._allowed = allowed
         self._allowed_head = NativeLinear(library, rows_of(self._head, allowed), int8)
 

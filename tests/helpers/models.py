@@ -74,7 +74,7 @@ def make_transformer(
     config = dataclasses.replace(TRANSFORMER, position=position, **changes)
     transformer = randomise(build_transformer(config, stream, recompute=recompute), seed, scale=2.0)
     with torch.no_grad():  # logits with a standard deviation of about 1: no id is impossible, none is certain
-        transformer.head.weight *= 0.5
+        transformer.head_rows()[0].mul_(0.5)
     return transformer, Stream(stream)
 
 

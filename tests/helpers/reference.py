@@ -92,7 +92,9 @@ def next_id(logits: list[float], uniform: float, temperature: float, top_k: int,
 def image_logits(transformer, ids: list[int], image_range: tuple[int, int]) -> Tensor:
     """Run the whole stream so far and take the logits of the image ids out of all logits."""
     hidden = transformer(torch.tensor([ids]))[0, -1]
-    logits = transformer.head.weight @ hidden + (0 if transformer.head.bias is None else transformer.head.bias)
+    output = transformer.embed if transformer.head is None else transformer.head
+    bias = getattr(output, "bias", None)
+    logits = output.weight @ hidden + (0 if bias is None else bias)
     return logits[image_range[0] : image_range[1]]
 
 
@@ -167,7 +169,8 @@ def ssim(x: Tensor, y: Tensor) -> float:
 def text_logits(transformer, ids: list[int], stream) -> list[float]:
     """Run the whole stream so far and take the logits of text ids and padding out of all logits."""
     hidden = transformer(torch.tensor([ids]))[0, -1].double()
-    return (transformer.head.weight.double() @ hidden)[: stream.image_offset].tolist()
+    output = transformer.embed if transformer.head is None else transformer.head
+    return (output.weight.double() @ hidden)[: stream.image_offset].tolist()
 
 
 def generate_text(transformer, stream, beginning: list[int], seed: int, sampling) -> list[int]:

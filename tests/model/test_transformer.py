@@ -140,6 +140,22 @@ def test_logits_of_a_range_are_a_slice_of_all():
     assert model.logits(hidden[:, 0], stream.image_range).shape == (3, 61)
 
 
+def test_a_tied_head_is_the_embedding():
+    model, stream = make_transformer(tied_head=True)
+    untied, _ = make_transformer()
+    assert set(untied.state_dict()) - set(model.state_dict()) == {"head.weight"}
+    hidden = model(random_ids(model))
+    torch.testing.assert_close(model.logits(hidden), hidden @ model.embed.weight.T)
+    torch.testing.assert_close(model.logits(hidden, stream.image_range), hidden @ model.embed.weight[-61:].T)
+    model.logits(hidden, (0, 3)).sum().backward()
+    assert bool(model.embed.weight.grad[:3].any(1).all())
+
+
+def test_a_fresh_model_with_a_tied_head_predicts_nearly_every_id_alike():
+    model = build_transformer(TransformerConfig(n_layer=2, n_head=2, n_embd=64, tied_head=True), STREAM)
+    assert float(model.logits(model(torch.randint(model.vocab_size, (2, 10)))).detach().std()) < 0.4
+
+
 def test_gradients_reach_earlier_positions_only():
     model, _ = make_transformer()
     embedded = []

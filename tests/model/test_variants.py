@@ -19,6 +19,7 @@ VARIANTS = {
     **{kind: {"attention_masks": (kind,), "mask_kernel": 3} for kind in KINDS if kind != "full"},
     "DALL-E 1": {"position": "learned", "block": GPT2_BLOCK, "attention_masks": ("row", "column"),
                  "last_attention_mask": "conv", "mask_kernel": 3},
+    "tied head": {"tied_head": True},
     "no BOS": {"position": "absolute", "block": GPT2_BLOCK, "bos_id": -1},
     "mask origin": {"attention_masks": ("row", "column", "conv_torus"), "mask_kernel": 3, "mask_origin": "target",
                "last_norms": 2},

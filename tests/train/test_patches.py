@@ -14,7 +14,8 @@ from dalle_mini_impl.util.errors import UserError
 
 SIZE = ("data.store_size=32",)
 PICTURES = (*SIZE, "model.image_size=32", "run.steps=2", "run.validate_every=2", "run.sample_every=2")
-PATCHES = ("model.patch=2", "model.n_embd=64", "run.steps=4", "run.validate_every=2", "run.sample_every=2")
+SHAPE = ("model.patch=2", "model.n_embd=64", "model.tied_head=true")
+PATCHES = (*SHAPE, "run.steps=4", "run.validate_every=2", "run.sample_every=2")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,7 @@ def model(home):
 def test_the_part_says_how_large_patches_are(home, model):
     part = read_part(home.folder / "model", "transformer").config
     assert part["stream"]["patch"] == part["transformer"]["patch"] == 2
+    assert part["transformer"]["tied_head"]
     exact = DalleMini.from_pretrained(home.folder / "model", "cpu", precision="fp32")
     assert isinstance(exact.transformer, PatchTransformer)
 
@@ -47,7 +49,7 @@ def test_soft_targets_and_another_start_train_too(home, tmp_path):
     assert all(line["image"] < 4 for line in soft.log("transformer") if "image" in line)
     later = home.copy(tmp_path / "later")
     start = f"start_from={home.folder / 'model'}"
-    later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=2")
+    later.run("transformer", start, "run.steps=2", *SHAPE)
     assert read_part(later.folder / "model", "transformer").config["stream"]["patch"] == 2
     with pytest.raises(UserError, match=r"expected model\.patch 2 as in the transformer of start_from"):
         later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=1")

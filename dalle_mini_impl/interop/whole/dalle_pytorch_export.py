@@ -83,6 +83,7 @@ def _settings(model: ExportedModel) -> Iterator[tuple[str, object, tuple[object,
             yield "mask_kernel", config.mask_kernel, (MASK_KERNEL,)
     yield "mask_origin", config.mask_origin, ("input",)
     yield "last_norms", config.last_norms, (1,)
+    yield "tied_head", config.tied_head, (False,)
     yield "patch", stream.patch, (1,)
     yield "image_embed.positions", stream.embed_positions, (0,)
     yield "grid", stream.grid, ((side, side),)

@@ -108,6 +108,7 @@ def test_square_around_the_position_of_early_versions_is_not_exported(run):
         ("config", {"mask_kernel": 11}, "expected mask_kernel to be 5, as in DALLE-pytorch, got 11;"),
         ("config", {"mask_origin": "target"}, "expected mask_origin to be 'input', .* got 'target'"),
         ("config", {"last_norms": 2}, "expected last_norms to be 1, .* got 2"),
+        ("config", {"tied_head": True}, "expected tied_head to be False, .* got True"),
         ("stream", {"grid": (4, 5)}, r"expected grid to be \(4, 4\), as in DALLE-pytorch, got \(4, 5\);"),
         ("stream", {"bos_id": 2}, "expected bos_id to be 0, .* got 2"),
         ("stream", {"pad_id": -1}, "expected pad_id to be 0, .* got -1"),

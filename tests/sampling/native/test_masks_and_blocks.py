@@ -42,6 +42,7 @@ BLOCKS = {
 OTHERS = {
     "narrow heads": {"head_dim": 16, "n_head": 2},
     "wide heads": {"head_dim": 48, "n_head": 4},
+    "tied head": {"tied_head": True},
     "divided by max": {"divide_by_max": True, "last_norms": 2},
     "divided by max, layer norm": {"divide_by_max": True, "block": RU_DALLE, "position": "absolute"},
     "cycled masks": {
