@@ -200,7 +200,7 @@ def use_scorer(dalle: "DalleMini", name: str | None) -> None:
     if name is not None:
         from dalle_mini_impl.scorer.scorer import Scorer
 
-        dalle.scorer = Scorer.from_pretrained(name, str(dalle.transformer.device))
+        dalle.scorer = Scorer.from_pretrained(name, str(dalle.device))
 
 
 def check_format(dalle: "DalleMini", request: dict[str, Any], options: dict[str, Any]) -> None:

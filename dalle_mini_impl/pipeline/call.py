@@ -73,9 +73,9 @@ def call(
             `image_ids` those so far, (n, m) in the order of the stream. Prompts are then drawn one after the other,
             with the same pictures. It may end the call by an exception, and cannot change ids.
         callback_on_step_end_tensor_inputs: names of what `tensors` has.
-        **options: `chunk` and sampling settings of `DalleMini.generate`, such as `temperature`. Of what belongs to
-            diffusion, `height`, `width` and `num_inference_steps` may be given if they are the model's: its size, and
-            the number of image ids of a picture.
+        **options: `chunk` and sampling settings of `DalleMini.generate`, such as `temperature`. `height` and `width`
+            may be given if they are the model's. So may `num_inference_steps` if it is the number of image ids of a
+            picture; with a diffusion decoder it is another name of `steps`.
 
     Returns:
         The pictures, as `.images`.
@@ -134,8 +134,14 @@ def _texts(value: str | Sequence[str], name: str) -> list[str]:
 
 def _sampling_options(dalle: "DalleMini", options: dict[str, Any]) -> dict[str, Any]:
     """The arguments that are passed on, once those that the model itself decides are checked and left out."""
-    width, height = model_size(dalle.image_tokenizer, dalle.stream.config.grid)
-    fixed = {"height": height, "width": width, "num_inference_steps": dalle.stream.image_length}
+    if (options.get("decoder") or dalle.sampling.decoder) == "diffusion" and dalle.diffusion_decoder:
+        fixed = dict.fromkeys(("height", "width"), dalle.diffusion_decoder.size)
+        if "num_inference_steps" in options:
+            options = {"steps": options["num_inference_steps"], **options}
+            del options["num_inference_steps"]
+    else:
+        width, height = model_size(dalle.image_tokenizer, dalle.stream.config.grid)
+        fixed = {"height": height, "width": width, "num_inference_steps": dalle.stream.image_length}
     for name, value in options.items():
         if name not in (*fixed, *OPTIONS):
             raise UserError(

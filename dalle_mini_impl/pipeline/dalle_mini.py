@@ -1,81 +1,32 @@
 """DalleMini: prompt -> ranked pictures. The one file that knows every stage; `pipeline/__init__` lists them."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from dalle_mini_impl.checkpoint import settings
-from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
-from dalle_mini_impl.checkpoint.parts import fingerprint
-from dalle_mini_impl.config.sampling import SamplingConfig
-from dalle_mini_impl.model.build import load_transformer
-from dalle_mini_impl.model.decoder import Decoder
-from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
-from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.pipeline.call import call
 from dalle_mini_impl.pipeline.canvas import Box, Canvas, Region, completion_canvas, encode_picture, variation_canvas
-from dalle_mini_impl.pipeline.captions import CaptionModel, RankedCaption
+from dalle_mini_impl.pipeline.captions import RankedCaption
 from dalle_mini_impl.pipeline.drawing import draw, finish_ids, prepare
+from dalle_mini_impl.pipeline.parts import Parts, load_parts
 from dalle_mini_impl.pipeline.picture_embed import Embedding
 from dalle_mini_impl.pipeline.previews import generate_previews
-from dalle_mini_impl.pipeline.ranking import describe_scorer
 from dalle_mini_impl.pipeline.request import GenerationRequest
 from dalle_mini_impl.pipeline.results import Preview, Result
 from dalle_mini_impl.sampling.generate import Progress, no_progress
 from dalle_mini_impl.sampling.likelihood import log_likelihood, text_log_likelihood
-from dalle_mini_impl.sampling.packing import choose_precision, pack
-from dalle_mini_impl.scorer.scorer import Scorer
-from dalle_mini_impl.text.caption_tokenizer import CaptionTokenizer
-from dalle_mini_impl.unclip.diffusion_decoder import DiffusionDecoder
-from dalle_mini_impl.unclip.prior import Prior
-from dalle_mini_impl.util.devices import choose_device
-from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_images
 
 
-class DalleMini:
-    """A loaded model: tokenizers, transformer and, where the checkpoint has them, a scorer and a prior.
+class DalleMini(Parts):
+    """A loaded model: tokenizers, transformer and, where the checkpoint has them, a scorer and parts of DALL-E 2.
 
-    Args:
-        text_tokenizer: str <-> text ids.
-        image_tokenizer: pixels <-> image ids.
-        transformer: the model over the stream.
-        stream: its layout.
-        scorer: the checkpoint's own CLIP scorer; None leaves ranking to the transformer's likelihood.
-        sampling: recommended sampling settings.
-        source: what results record about the model: `model`, `checkpoint` (a hash) and `precision`.
-        prior: draws image embeddings of that scorer for prompts (DALL-E 2); None for none.
-        load_diffusion_decoder: loads, when it is first needed, what draws pictures of these in place of the
-            transformer; None for none.
+    `Parts` says what it is made of.
     """
-
-    def __init__(
-        self,
-        text_tokenizer: CaptionTokenizer,
-        image_tokenizer: ImageTokenizer,
-        transformer: Decoder,
-        stream: Stream,
-        scorer: Scorer | None,
-        sampling: SamplingConfig,
-        source: dict[str, str],
-        prior: Prior | None = None,
-        load_diffusion_decoder: Callable[[], DiffusionDecoder | None] = lambda: None,
-    ) -> None:
-        self.text_tokenizer = text_tokenizer
-        self.image_tokenizer = image_tokenizer
-        self.transformer = transformer
-        self.stream = stream
-        self.sampling = sampling
-        self.source, self.prior, self._load_diffusion_decoder = source, prior, load_diffusion_decoder
-        self._scorer = self.own_scorer = scorer
-        self.scorer_source: dict[str, str] | None = None
-        """What results record of a scorer that was set: name and identity; None for the checkpoint's own."""
-        self.caption_model = CaptionModel(text_tokenizer, transformer, stream)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "auto", precision: str = "auto") -> "DalleMini":
@@ -90,63 +41,7 @@ class DalleMini:
         Raises:
             UserError: the checkpoint is missing, incomplete or mixed, or there is no such device or precision.
         """
-        folder = find_checkpoint(name)
-        device = choose_device(device)
-        transformer, stream_config = load_transformer(folder, device)
-        stream = Stream(stream_config)
-        precision = choose_precision(precision, transformer)
-        decoder = pack(transformer, precision, stream.image_range)
-        del transformer  # frees the weights that the decoder does not share
-        scorer = Scorer.from_pretrained(folder, device) if (folder / "scorer.safetensors").is_file() else None
-        image_tokenizer = ImageTokenizer.from_pretrained(folder, device)
-        return cls(
-            text_tokenizer=load_text_tokenizer(folder),
-            image_tokenizer=image_tokenizer,
-            transformer=decoder,
-            stream=stream,
-            scorer=scorer,
-            sampling=settings.load_settings(folder).sampling,
-            source={"model": str(name), "checkpoint": fingerprint(folder), "precision": precision},
-            prior=Prior.find(folder, scorer, device),
-            load_diffusion_decoder=partial(DiffusionDecoder.find, folder, scorer, image_tokenizer, device),
-        )
-
-    @cached_property
-    def diffusion_decoder(self) -> DiffusionDecoder | None:
-        """Draws pictures of image embeddings in place of the transformer (extra `unclip`); None where there is none.
-
-        Raises:
-            UserError: `diffusers` is not installed, or the checkpoint's decoder is damaged or does not belong to it.
-        """
-        return self._load_diffusion_decoder()
-
-    @property
-    def scorer(self) -> Scorer:
-        """The CLIP scorer that ranks; the checkpoint's own until another one is set.
-
-        Setting one changes no picture, only which are kept and in which order: candidates are ranked by likelihood and
-        scorer (`rank="both"`) unless `rank`, or the checkpoint's recommendation of `clip`, says otherwise. It may be on
-        another device than the model. None leaves ranking to the likelihood.
-
-        Raises:
-            UserError: there is none, or what is set is no `Scorer`.
-        """
-        if self._scorer is None:
-            raise UserError(
-                f"expected a checkpoint with a scorer, got {self.source.get('model')}, which has none; train one with "
-                f"dalle train scorer, or rank by another: --scorer NAME, or in Python DalleMini.scorer = ..."
-            )
-        return self._scorer
-
-    @scorer.setter
-    def scorer(self, scorer: Scorer | None) -> None:
-        self.scorer_source = None if scorer is self.own_scorer else describe_scorer(scorer)
-        self._scorer = scorer
-
-    @property
-    def has_scorer(self) -> bool:
-        """Whether candidates can be ranked by a CLIP scorer."""
-        return self._scorer is not None
+        return cls(**load_parts(name, device, precision))
 
     __call__ = call
 
@@ -342,7 +237,7 @@ class DalleMini:
             image_ids: (B, h, w) in [0, K).
             tile: wrap the decoder's convolutions around, so that the pictures can be laid side by side.
         """
-        return to_images(self.image_tokenizer.decode(image_ids.to(self.transformer.device), tile))
+        return to_images(self.image_tokenizer.decode(image_ids.to(self.device), tile))
 
     def log_likelihood(self, text: str, image_ids: Tensor) -> Tensor:
         """Log-probability of each image id given a caption and the ids before it.

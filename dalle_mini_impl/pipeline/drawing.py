@@ -31,22 +31,25 @@ def prepare(dalle: "DalleMini", given: dict[str, Any]) -> GenerationRequest:
     scorer = dalle.scorer if dalle.has_scorer else None
     rank = recommended_rank(dalle.sampling.rank, scorer, scorer is dalle.own_scorer)
     recommended = dataclasses.replace(dalle.sampling, rank=rank)
-    ids, count = dalle.stream.image_length, len(given["seeds"] or ()) or given["candidates"]
-    pixels, vocab = ids * dalle.image_tokenizer.config.factor**2, dalle.stream.config.image_vocab
-    picture_bytes = 3 * pixels if scorer else 0
     refuse_diversity(scorer, **given["sampling"])
     decoder, recommended = choose_decoder(
         given["sampling"], recommended, lambda: dalle.diffusion_decoder, has_canvas=given["canvas"] is not None
     )
     drawer = decoder or dalle.stream
     if decoder:
-        picture_bytes = 3 * decoder.size**2 * (FLOAT_BYTES + bool(scorer))
+        picture_bytes, ids, vocab = 3 * decoder.size**2 * (FLOAT_BYTES + bool(scorer)), 0, 0
+    else:
+        ids, vocab = dalle.stream.image_length, dalle.stream.config.image_vocab
+        picture_bytes = 3 * ids * dalle.image_tokenizer.config.factor**2 if scorer else 0
     given["image_embed"] = to_numbers(given["image_embed"], dalle.own_scorer, drawer)
     chosen = choose_prior(given, recommended, dalle.prior, drawer)
     width = dalle.prior.network.embed_dim if dalle.prior and chosen == dalle.prior.kind else 0
+    count = len(given["seeds"] or ()) or given["candidates"]
     check_candidates_memory(count, given["chunk"] or CHUNK, ids, vocab, picture_bytes, width)
     given["sampling"] = {**given["sampling"], "prior": chosen}
-    request = make_request(encode=dalle.encode, recommended=recommended, **given)
+    # A diffusion decoder encodes the texts itself, with as many positions as it has.
+    encode = (lambda _: []) if decoder else dalle.encode
+    request = make_request(encode=encode, recommended=recommended, **given)
     if decoder:
         check_diffused(request, decoder)
     request = request.with_rank(default_rank(scorer, decoder is not None))

@@ -242,9 +242,8 @@ def make_edit(dalle: "DalleMini", record: EditRecord, progress: Progress = no_pr
     if not record.target:
         raise UserError("expected a text of what the picture should show, got none; give one")
     start = torch.tensor(from_text(record.image_embed))
-    drawer: Stream | DiffusionDecoder = dalle.stream
-    if record.decoder != "tokens":
-        drawer = chosen_decoder(record.decoder, dalle.diffusion_decoder)
+    drawer: Stream | DiffusionDecoder
+    drawer = dalle.stream if record.decoder == "tokens" else chosen_decoder(record.decoder, dalle.diffusion_decoder)
     if drawer.embeddings([start.tolist()]) is None:
         raise UserError("expected the image embedding of a picture in the record of an edit, got none; edit again")
     target = embed(dalle, record.target, draw=False)

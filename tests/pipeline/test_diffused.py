@@ -224,6 +224,60 @@ def test_more_pixels_than_fit_into_the_memory_are_refused_before_they_are_drawn(
         dalle.generate("a cat", candidates=count, keep=1, decoder="diffusion")
 
 
+@pytest.fixture(scope="module", params=["latents", "pixels"])
+def alone(request, tiny_model, tmp_path_factory):
+    """A folder with the parts that DALL-E 2 needs and no other."""
+    pytest.importorskip("diffusers")
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("alone") / "model")
+    shape = {"space": "pixels", "image_size": 8} if request.param == "pixels" else {}
+    add_diffusion_decoder(add_prior(folder, "ar"), text_length=9, **shape)
+    (folder / "transformer.safetensors").unlink()
+    if request.param == "pixels":
+        (folder / "image_tokenizer.safetensors").unlink()
+    return folder
+
+
+def test_a_checkpoint_without_a_transformer_draws_varies_mixes_and_edits(alone, folder):
+    dalle, whole = (DalleMini.from_pretrained(one, "cpu") for one in (alone, folder))
+    few = {"candidates": 3, "keep": 2, "seed": 5}
+    result = dalle.generate("a cat", **few)
+    assert (result.settings["sampling"]["decoder"], result.settings["precision"]) == ("diffusion", "fp32")
+    if dalle.diffusion_decoder.image_tokenizer:  # the same parts with a transformer beside them
+        assert shown(result) == shown(whole.generate("a cat", decoder="diffusion", guidance=2.0, **few))
+    assert shown(dalle.generate("a cat", keep=1, seeds=[result[1].seed])) == shown(result)[1:]
+    picture = result[0].image
+    assert len(vary(dalle, picture, candidates=2, keep=2)) == 2
+    assert len(mix(dalle, picture, "a red heart", steps=3)) == 3
+    assert len(edit(dalle, picture, "a cat", "a red heart", steps=2).images) == 2
+    side = dalle.diffusion_decoder.size
+    torch.manual_seed(1)
+    first = dalle("a cat", num_inference_steps=2, height=side, width=side).images[0]
+    torch.manual_seed(1)
+    assert first.tobytes() == dalle("a cat", steps=2).images[0].tobytes()
+    assert dalle.device == torch.device("cpu")
+
+
+def test_what_needs_a_transformer_says_so_where_there_is_none(alone, refused, run, tmp_path):
+    dalle = DalleMini.from_pretrained(alone, "cpu")
+    for ask in (
+        lambda: dalle.generate("a cat", decoder="tokens"),
+        lambda: dalle.complete(Image.linear_gradient("L"), rows=1),
+        lambda: dalle.complete_text("a"),
+        lambda: dalle.log_likelihood("a cat", torch.zeros(1, 3, 5, dtype=torch.int64)),
+    ):
+        with pytest.raises(
+            UserError, match=r"expected a checkpoint with (a transformer|an image tokenizer), got .* alone"
+        ):
+            ask()
+    with pytest.raises(UserError, match="expected precision auto or fp32 without a transformer, got 'int8'; leave it"):
+        DalleMini.from_pretrained(alone, "cpu", "int8")
+    run("sample", "a cat", "-m", alone, "-n", "2", "-k", "1", "--out", tmp_path / "a.png", "--save-dir", tmp_path / "d")
+    drawn = next((tmp_path / "d").glob("*.png"))
+    run("sample", "--from", drawn, "-m", alone, "--out", tmp_path / "b.png", "--save-dir", tmp_path / "again")
+    assert Image.open(tmp_path / "again" / drawn.name).tobytes() == Image.open(drawn).tobytes()
+    assert "expected a checkpoint with a transformer" in refused("write", "a", "-m", alone)
+
+
 def test_tokens_are_drawn_without_diffusers(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     dalle = DalleMini.from_pretrained(folder, "cpu")
