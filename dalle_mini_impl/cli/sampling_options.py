@@ -255,7 +255,11 @@ def progress_total(dalle: "DalleMini", arguments: dict[str, Any]) -> int:
     from dalle_mini_impl.sampling.tiling import SEAM_PASSES
 
     candidates = len(arguments["seeds"]) if arguments.get("seeds") else arguments["candidates"]
-    if (arguments.get("decoder") or dalle.sampling.decoder) == "diffusion":
+    diffuses = (arguments.get("decoder") or dalle.sampling.decoder) == "diffusion"
+    rank = arguments.get("rank") or dalle.sampling.rank
+    if rank == "none" or (rank == "auto" and diffuses and not dalle.has_scorer):
+        candidates = min(candidates, arguments["keep"])  # the others are not drawn
+    if diffuses:
         decoder = dalle.diffusion_decoder
         return candidates * (arguments.get("steps") or (decoder.sampling.steps if decoder else 0))
     return candidates * dalle.stream.image_length * (1 + SEAM_PASSES * bool(arguments.get("tile")))

@@ -53,6 +53,8 @@ def prepare(dalle: "DalleMini", given: dict[str, Any]) -> GenerationRequest:
     if decoder:
         check_diffused(request, decoder)
     request = request.with_rank(default_rank(scorer, decoder is not None))
+    if request.sampling.rank == "none":  # the kept ones are the first, and no picture depends on another
+        request = dataclasses.replace(request, seeds=request.seeds[: request.keep])
     request = with_prior(request, dalle.prior, dalle.own_scorer, drawer)
     if request.sampling.rank not in ("clip", "both"):
         return request

@@ -145,7 +145,6 @@ def load_parts(name: str | Path, device: str, precision: str) -> dict[str, Any]:
     """
     folder = find_checkpoint(name)
     device = choose_device(device)
-    sampling = settings.load_settings(folder).sampling
     scorer = Scorer.from_pretrained(folder, device) if is_file(folder / "scorer.safetensors") else None
     image_tokenizer = transformer = stream = None
     diffuses = scorer is not None and is_file(folder / "diffusion_decoder.safetensors")
@@ -159,9 +158,11 @@ def load_parts(name: str | Path, device: str, precision: str) -> dict[str, Any]:
         raise UserError(f"expected precision auto or fp32 without a transformer, got {precision!r}; leave it out")
     else:
         precision = "fp32"
-        sampling = dataclasses.replace(sampling, decoder="diffusion")
     if transformer is not None or is_file(folder / "image_tokenizer.safetensors"):
         image_tokenizer = ImageTokenizer.from_pretrained(folder, device)
+    sampling = settings.load_settings(folder).sampling
+    if transformer is None:
+        sampling = dataclasses.replace(sampling, decoder="diffusion")
     return {
         "text_tokenizer": load_text_tokenizer(folder),
         "image_tokenizer": image_tokenizer,

@@ -88,10 +88,8 @@ def describe_scorer(scorer: Scorer | None) -> dict[str, str] | None:
 
 def decoded_candidates(request: GenerationRequest, generated: GeneratedIds) -> list[int]:
     """Rows of the candidates that are decoded: all where a scorer looks at them, otherwise the kept ones alone."""
-    if request.scorer:
+    if request.scorer or request.sampling.rank == "none":
         return list(range(len(generated.indices)))
-    if request.sampling.rank == "none":
-        return list(range(len(generated.indices)))[: request.keep]
     return best_first(generated.log_likelihood.cpu()).tolist()[: request.keep]
 
 

@@ -11,6 +11,7 @@ import torch
 from helpers.priors import add_diffusion_decoder, add_prior
 from PIL import Image
 
+from dalle_mini_impl.cli.sampling_options import progress_total
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.manipulations import edit, make_edit, mix, parse_edit, vary
@@ -276,6 +277,19 @@ def test_what_needs_a_transformer_says_so_where_there_is_none(alone, refused, ru
     run("sample", "--from", drawn, "-m", alone, "--out", tmp_path / "b.png", "--save-dir", tmp_path / "again")
     assert Image.open(tmp_path / "again" / drawn.name).tobytes() == Image.open(drawn).tobytes()
     assert "expected a checkpoint with a transformer" in refused("write", "a", "-m", alone)
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "tokens"])
+def test_what_no_ranking_would_keep_is_not_drawn(dalle, decoder):
+    options = {"candidates": 5, "keep": 2, "decoder": decoder, "seed": 3}
+    counted = []
+    result = dalle.generate("a cat", rank="none", progress=counted.append, **options)
+    assert sum(counted) == 2 * (4 if decoder == "diffusion" else 15)
+    every = by_seed(dalle.generate("a cat", **{**options, "keep": 5}))
+    assert [every[candidate.seed].image.tobytes() for candidate in result] == shown(result)
+    arguments = {**options, "rank": "none", "seeds": None}
+    assert progress_total(dalle, arguments) == sum(counted)
+    assert progress_total(dalle, {**arguments, "rank": "clip"}) == sum(counted) / 2 * 5
 
 
 def test_tokens_are_drawn_without_diffusers(folder, monkeypatch):

@@ -78,7 +78,7 @@ def test_batches_take_what_fits_in_order_of_arrival(own_dalle, batches):
     done = []
     with busy(engine):
         for number, count in enumerate((3, 1, 2, 3, 9, 1)):
-            request = {"prompt": "a", "candidates": count, "keep": 1, "rank": "none"}
+            request = {"prompt": "a", "candidates": count, "keep": count, "rank": "none"}
             submit(engine, request).add_done_callback(lambda _, number=number: done.append(number))
         assert engine.candidates == 19
     engine.close()
