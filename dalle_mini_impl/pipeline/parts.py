@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -30,6 +30,34 @@ from dalle_mini_impl.util.read_files import is_file
 Part = TypeVar("Part")
 
 
+class Needed(Generic[Part]):
+    """An attribute of `Parts` that may be None, which is told when it is read.
+
+    Args:
+        name: what messages call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.attribute = attribute
+
+    def __set__(self, parts: "Parts", part: Part | None) -> None:
+        vars(parts)[self.attribute] = part
+
+    def __get__(self, parts: "Parts | None", owner: type) -> Part:
+        if parts is None:
+            return self  # type: ignore[return-value]
+        part: Part | None = vars(parts)[self.attribute]
+        if part is None:
+            raise UserError(
+                f"expected a checkpoint with {self.name}, got {parts.source['model']}, whose diffusion decoder draws "
+                f"alone; name another one for this"
+            )
+        return part
+
+
 class Parts:
     """What a checkpoint holds. A part that it lacks is told when it is first needed.
 
@@ -46,6 +74,10 @@ class Parts:
             transformer; None for none.
     """
 
+    image_tokenizer = Needed[ImageTokenizer]("an image tokenizer")
+    transformer = Needed[Decoder]("a transformer")
+    stream = Needed[Stream]("a transformer")
+
     def __init__(
         self,
         text_tokenizer: CaptionTokenizer,
@@ -59,7 +91,7 @@ class Parts:
         load_diffusion_decoder: Callable[[], DiffusionDecoder | None] = lambda: None,
     ) -> None:
         self.text_tokenizer = text_tokenizer
-        self._image_tokenizer, self._transformer, self._stream = image_tokenizer, transformer, stream
+        self.image_tokenizer, self.transformer, self.stream = image_tokenizer, transformer, stream
         self.sampling = sampling
         self.source, self.prior, self._load_diffusion_decoder = source, prior, load_diffusion_decoder
         self._scorer = self.own_scorer = scorer
@@ -67,38 +99,15 @@ class Parts:
         """What results record of a scorer that was set: name and identity; None for the checkpoint's own."""
 
     @property
-    def image_tokenizer(self) -> ImageTokenizer:
-        """Pixels <-> image ids; a `UserError` where the checkpoint has none, as with the two below."""
-        return self._own(self._image_tokenizer, "an image tokenizer")
-
-    @property
-    def transformer(self) -> Decoder:
-        """The model over the stream."""
-        return self._own(self._transformer, "a transformer")
-
-    @property
-    def stream(self) -> Stream:
-        """Layout of the transformer's stream."""
-        return self._own(self._stream, "a transformer")
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        parts = (self._transformer, self._image_tokenizer, self.own_scorer)
+        parts = (*(vars(self)[name] for name in ("transformer", "image_tokenizer")), self.own_scorer)
         return torch.device(next(part.device for part in parts if part is not None))
 
-    @cached_property
+    @property
     def caption_model(self) -> CaptionModel:
         """Samples and ranks captions by the transformer."""
         return CaptionModel(self.text_tokenizer, self.transformer, self.stream)
-
-    def _own(self, part: Part | None, name: str) -> Part:
-        if part is None:
-            raise UserError(
-                f"expected a checkpoint with {name}, got {self.source['model']}, whose diffusion decoder draws alone; "
-                f"name another one for this"
-            )
-        return part
 
     @cached_property
     def diffusion_decoder(self) -> DiffusionDecoder | None:

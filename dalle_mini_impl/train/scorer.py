@@ -61,19 +61,20 @@ LATEST_LOSS_WEIGHT = 0.02
 """Weight of a step's loss in the running mean that is compared with chance level."""
 
 
-def load_reconstructor(config: ScorerRun, device: str) -> tuple[ImageTokenizer, str]:
+def load_reconstructor(config: ScorerRun, frame: tuple[int, int], device: str) -> tuple[ImageTokenizer, str]:
     """The image tokenizer that reconstructs some training pictures and decodes paintings, and its `Part.image_ids`.
 
+    Pictures are decoded in its own size, and resized to the scorer's square afterwards, as candidates are.
+
     Raises:
-        UserError: there is none, or its pictures have another size than the scorer's.
+        UserError: there is none, or its pictures are larger than the stored ones, whose height and width `frame` is.
     """
     image_tokenizer, _ = load_image_tokenizer(config.run.model_dir, device)
-    # Pictures that are not square are decoded in their own size, and squashed into the scorer's square afterwards.
-    if image_tokenizer.config.image_size not in (0, config.model.image_size):
+    size = image_tokenizer.config.size
+    if config.reconstructed_share and (frame[0] < size[0] or frame[1] < size[1]):
         raise UserError(
-            f"model.image_size is {config.model.image_size}, but the image tokenizer's pictures have "
-            f"{image_tokenizer.config.image_size} pixels; make them equal, or set reconstructed_share and "
-            f"guiding.paintings to 0"
+            f"expected stored pictures as large as the image tokenizer's, {size[0]} × {size[1]} pixels, got "
+            f"{frame[0]} × {frame[1]}; raise data.store_size, or set reconstructed_share to 0"
         )
     return image_tokenizer, read_part(Path(config.run.model_dir), "image_tokenizer", weights=False).image_ids
 
@@ -238,7 +239,9 @@ def main(config: ScorerRun, resume: bool = False) -> None:
     identities = {"text_tokenizer": tokenizer.identity, **start.identities}
     image_tokenizer = None
     if uses_image_tokenizer:
-        image_tokenizer, identities["image_tokenizer"] = load_reconstructor(config, str(accelerator.device))
+        image_tokenizer, identities["image_tokenizer"] = load_reconstructor(
+            config, train.frame, str(accelerator.device)
+        )
     captions = CaptionSampler(train.entries, config.language_weights)
     with memory.bounded_networks():
         clip = build_clip(config.model, tokenizer.vocab_size, pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id)

@@ -261,7 +261,6 @@ def test_passes_add_what_one_pass_adds(trained, tmp_path):
         (("guiding.spoiled=7",), r"expected guiding\.spoiled of at most 6 in multiples of 1, .*, got 7; change it"),
         (("guiding.paintings=13",), r"expected guiding\.paintings of at most 12 in multiples of 1, .*, got 13"),
         (("guiding.spoiled=4", "run.accumulation=3"), r"expected guiding\.spoiled of at most 6 in multiples of 3"),
-        (("guiding.paintings=3", "model.image_size=32", "reconstructed_share=0"), "the image tokenizer's pictures"),
     ],
 )
 def test_settings_that_do_not_fit_the_batch_are_refused(trained, tmp_path, settings, message):

@@ -713,12 +713,28 @@ def test_no_chance_warning_after_a_resume(trained, tmp_path, monkeypatch):
         ("transformer", "text_tokenizer=nowhere.model", "cannot read text tokenizer nowhere.model"),
         ("transformer", "model.n_head=3", "a multiple of 4, got n_embd 16, n_head 3"),
         ("scorer", "run.model_dir=''", "both must name a folder"),
-        ("scorer", "model.image_size=24", "model.image_size is 24, but the image tokenizer's pictures have 16 pixels"),
     ],
 )
 def test_bad_settings_are_refused(trained, stage, override, message):
     with pytest.raises(UserError, match=message):
         trained.run(stage, override)
+
+
+def test_a_scorer_may_see_smaller_pictures_than_the_image_tokenizer_makes(trained, tmp_path):
+    home = trained.copy(tmp_path / "home", "scorer")
+    home.run("scorer", "model.image_size=8", "model.patch_size=4", "reconstructed_share=0.5", "run.steps=2")
+    assert read_part(home.folder / "model", "scorer").config["image_size"] == 8
+    config = config_of(home, "scorer", "model.image_size=8", "reconstructed_share=1")
+    with pytest.raises(UserError, match=r"expected stored pictures as large as .*, 16 × 16 pixels, got 8 × 16; raise"):
+        scorer.load_reconstructor(config, (8, 16), "cpu")
+    image_tokenizer, _ = scorer.load_reconstructor(config, (16, 16), "cpu")
+    store, tokenizer = open_store(config.data, "train"), load_text_tokenizer(home.folder / "model")
+    captions = CaptionSampler(store.entries, {})
+    batch = scorer.make_batch(store, SceneRows(12), captions, tokenizer, (16, 16), config, 0, slice(0, 5))
+    assert batch.originals.shape == (5, 3, 16, 16)
+    decoded = image_tokenizer.decode(image_tokenizer.encode(batch.originals))
+    expected = torch.nn.functional.interpolate(decoded, (8, 8), mode="bicubic", antialias=True).clamp(-1, 1)
+    torch.testing.assert_close(scorer.reconstruct(batch, image_tokenizer), expected, atol=0.1, rtol=0)
 
 
 def test_a_pass_of_one_cell_is_refused(trained, tmp_path):
