@@ -322,8 +322,8 @@ class TransformerRun:
     id_corruption: Share = 0.05
     """Share of input image ids that are replaced by those of another picture; reduces memorising."""
     id_dropout: Share = 0.5
-    """Share of pictures in which a random share (0 to 1) of the input image ids is hidden. The targets there can only
-    be predicted from the caption, which a strong decoder otherwise learns to use late (Bowman et al. 2016)."""
+    """Share of pictures in which a random share (0 to 1) of the input image ids, in whole patches, is hidden. The
+    targets there can only be predicted from the caption, which is otherwise learned late (Bowman et al. 2016)."""
     augmented_share: Share = 0.0
     """Share of pictures that are augmented variants, which the model is told, so that it never draws such pictures (Jun
     et al. 2020, DistAug); 0: all variants alike, nothing told. Needs a cache encoded with `first_unchanged`."""

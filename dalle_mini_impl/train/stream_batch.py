@@ -140,7 +140,8 @@ def make_batch(
         target_ids.append(ids)
         input_ids.append(corrupt(ids, source, config.id_corruption, random))
         hidden_share = random.random() * (random.random() < config.id_dropout)
-        hidden.append(random.random(ids.size) < hidden_share)
+        # Whole patches: of one whose other ids are seen, hidden ids can be told without the caption.
+        hidden.append(np.repeat(random.random(ids.size // stream.patch_length) < hidden_share, stream.patch_length))
         if random.random() < config.caption_dropout:
             texts.append([])
         else:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.training import BatchMaker
 from PIL import Image
 
 from dalle_mini_impl import DalleMini
@@ -53,6 +54,16 @@ def test_soft_targets_and_another_start_train_too(home, tmp_path):
     assert read_part(later.folder / "model", "transformer").config["stream"]["patch"] == 2
     with pytest.raises(UserError, match=r"expected model\.patch 2 as in the transformer of start_from"):
         later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=1")
+
+
+def test_whole_patches_are_hidden(home):
+    settings = (*SHAPE, "id_corruption=0", "caption_dropout=0", "bpe_dropout=0")
+    inputs, clean = (BatchMaker(home, *settings, f"id_dropout={share}").make()[0] for share in (1, 0))
+    gone = (inputs != clean)[:, -15:]  # of the last patch only three ids are inputs
+    patches = torch.nn.functional.pad(gone, (0, 1), value=False)
+    patches[:, -1] = gone[:, -1]
+    assert bool((patches.unflatten(1, (4, 4)).float().mean(2) % 1 == 0).all())
+    assert 0 < float(gone.float().mean()) < 1
 
 
 def test_pictures_are_drawn_completed_tiled_and_previewed(model):
