@@ -252,12 +252,15 @@ def progress_total(dalle: "DalleMini", arguments: dict[str, Any]) -> int:
         dalle: the model.
         arguments: keyword arguments of `generate`.
     """
+    from dalle_mini_impl.pipeline.ranking import default_rank
     from dalle_mini_impl.sampling.tiling import SEAM_PASSES
 
     candidates = len(arguments["seeds"]) if arguments.get("seeds") else arguments["candidates"]
     diffuses = (arguments.get("decoder") or dalle.sampling.decoder) == "diffusion"
     rank = arguments.get("rank") or dalle.sampling.rank
-    if rank == "none" or (rank == "auto" and diffuses and not dalle.has_scorer):
+    if rank == "auto":
+        rank = default_rank(dalle.scorer if dalle.has_scorer else None, diffuses)
+    if rank == "none":
         candidates = min(candidates, arguments["keep"])  # the others are not drawn
     if diffuses:
         decoder = dalle.diffusion_decoder

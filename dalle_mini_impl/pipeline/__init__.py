@@ -10,10 +10,10 @@ What `DalleMini.generate` does, in the order of the calls:
    pictures with the image tokenizer.
 4. `results.Result` holds those that are kept, best first, with the metadata that makes them again.
 
-`drawing` leads through these steps. `prior_embeds` gives each candidate an image embedding before step 2, where the
-model has a prior; `diffused` has a diffusion decoder draw pictures of these in place of step 2; `manipulations` changes
-pictures through their embeddings. `canvas` makes known image ids of a picture, for `DalleMini.complete` and
-`variations`; `previews` shows pictures during step 2, for `stream_previews`; `captions` samples and ranks captions, for
-`complete_text` and `caption`; `prompts_file` reads any number of prompts, and `bulk` writes their pictures as they
-come.
+`parts` loads what the checkpoint holds. `drawing` leads through these steps. `prior_embeds` gives each candidate an
+image embedding before step 2, where the model has a prior; `diffused` has a diffusion decoder draw pictures of these in
+place of step 2; `manipulations` changes pictures through their embeddings. `canvas` makes known image ids of a picture,
+for `DalleMini.complete` and `variations`; `previews` shows pictures during step 2, for `stream_previews`; `captions`
+samples and ranks captions, for `complete_text` and `caption`; `prompts_file` reads any number of prompts, and `bulk`
+writes their pictures as they come.
 """

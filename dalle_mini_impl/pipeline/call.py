@@ -84,12 +84,7 @@ def call(
         UserError: a value is out of range, or is an argument of diffusers' pipelines that this model has not.
     """
     prompts = _texts(prompt, "prompt")
-    each = num_images_per_prompt if candidates is None else candidates
-    if not (isinstance(num_images_per_prompt, int) and isinstance(each, int) and 1 <= num_images_per_prompt <= each):
-        raise UserError(
-            f"expected num_images_per_prompt of 1 or more and at least as many candidates, got "
-            f"{num_images_per_prompt!r} and {each!r}; change one"
-        )
+    each = _candidates(num_images_per_prompt, candidates)
     if output_type not in OUTPUT_TYPES:
         raise UserError(
             f"expected output_type {', '.join(OUTPUT_TYPES)}, got {output_type!r}; image ids are in .results"
@@ -122,6 +117,17 @@ def call(
         results = [*_draw_with_callback(dalle, requests, chunk, callback_on_step_end, names)]
     images = _convert([candidate.image for result in results for candidate in result], output_type)
     return PipelineOutput(images, results) if return_dict else (images,)
+
+
+def _candidates(kept: int, candidates: int | None) -> int:
+    """How many candidates each prompt gets."""
+    each = kept if candidates is None else candidates
+    if not (isinstance(kept, int) and isinstance(each, int) and 1 <= kept <= each):
+        raise UserError(
+            f"expected num_images_per_prompt of 1 or more and at least as many candidates, got {kept!r} and {each!r}; "
+            f"change one"
+        )
+    return each
 
 
 def _texts(value: str | Sequence[str], name: str) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from dalle_mini_impl.checkpoint import settings
 from dalle_mini_impl.checkpoint.find import find_checkpoint, load_text_tokenizer
-from dalle_mini_impl.checkpoint.parts import fingerprint
+from dalle_mini_impl.checkpoint.parts import PARTS, fingerprint
 from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.decoder import Decoder
@@ -154,10 +154,12 @@ def load_parts(name: str | Path, device: str, precision: str) -> dict[str, Any]:
     """
     folder = find_checkpoint(name)
     device = choose_device(device)
-    scorer = Scorer.from_pretrained(folder, device) if is_file(folder / "scorer.safetensors") else None
-    image_tokenizer = transformer = stream = None
-    diffuses = scorer is not None and is_file(folder / "diffusion_decoder.safetensors")
-    if is_file(folder / "transformer.safetensors") or not diffuses:
+    has = {part: is_file(folder / f"{part}.safetensors") for part in PARTS}
+    scorer = image_tokenizer = transformer = stream = None
+    diffuses_alone = has["diffusion_decoder"] and not has["transformer"]
+    if has["scorer"] or diffuses_alone:  # which needs one, and says so if there is none
+        scorer = Scorer.from_pretrained(folder, device)
+    if not diffuses_alone:
         whole, config = load_transformer(folder, device)
         stream = Stream(config)
         precision = choose_precision(precision, whole)
@@ -167,10 +169,10 @@ def load_parts(name: str | Path, device: str, precision: str) -> dict[str, Any]:
         raise UserError(f"expected precision auto or fp32 without a transformer, got {precision!r}; leave it out")
     else:
         precision = "fp32"
-    if transformer is not None or is_file(folder / "image_tokenizer.safetensors"):
+    if has["image_tokenizer"] or not diffuses_alone:
         image_tokenizer = ImageTokenizer.from_pretrained(folder, device)
     sampling = settings.load_settings(folder).sampling
-    if transformer is None:
+    if diffuses_alone:
         sampling = dataclasses.replace(sampling, decoder="diffusion")
     return {
         "text_tokenizer": load_text_tokenizer(folder),

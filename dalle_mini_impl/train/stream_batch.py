@@ -139,9 +139,7 @@ def make_batch(
         drawn[row] = (source, index, variant)
         target_ids.append(ids)
         input_ids.append(corrupt(ids, source, config.id_corruption, random))
-        hidden_share = random.random() * (random.random() < config.id_dropout)
-        # Whole patches: of one whose other ids are seen, hidden ids can be told without the caption.
-        hidden.append(np.repeat(random.random(ids.size // stream.patch_length) < hidden_share, stream.patch_length))
+        hidden.append(hide_patches(stream, config.id_dropout, random))
         if random.random() < config.caption_dropout:
             texts.append([])
         else:
@@ -153,12 +151,9 @@ def make_batch(
     inputs[:, prefix.shape[1] :][torch.from_numpy(np.stack(hidden))] = stream.config.bos_id
     order = order_of(stream.places, config, step)
     if order is not None:
-        for ids_of_stream in (inputs, targets):
-            ids_of_stream[:, prefix.shape[1] :] = stream.reorder(ids_of_stream[:, prefix.shape[1] :], order)
-    likely_ids = probabilities = None
-    if config.image_targets == "soft":
-        soft = zip(*distributions, strict=True)
-        likely_ids, probabilities = (torch.from_numpy(np.stack(part)).flatten(1, 2) for part in soft)
+        for image_ids in (inputs[:, prefix.shape[1] :], targets[:, prefix.shape[1] :]):
+            image_ids[:] = stream.reorder(image_ids, order)
+    likely_ids, probabilities = _soft_targets(distributions) if config.image_targets == "soft" else (None, None)
     pixels = [torch.from_numpy(np.array(scene.image)) for scene in composed.values()]
     return StreamBatch(
         inputs[:, :-1],
@@ -171,6 +166,26 @@ def make_batch(
         torch.tensor(is_augmented) if config.augmented_share else None,
         order,
     )
+
+
+def _soft_targets(distributions: list[tuple[np.ndarray, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """Likely ids and their probabilities, each (B, n, k), of all rows."""
+    likely_ids, probabilities = (
+        torch.from_numpy(np.stack(part)).flatten(1, 2) for part in zip(*distributions, strict=True)
+    )
+    return likely_ids, probabilities
+
+
+def hide_patches(stream: Stream, dropout: float, random: np.random.Generator) -> np.ndarray:
+    """Which image ids of a picture are hidden in the input (see `TransformerRun.id_dropout`).
+
+    Whole patches are: a hidden id can be predicted from the visible ids of its own patch, without the caption.
+
+    Returns:
+        (n,) bool, in the order of the stream.
+    """
+    share = random.random() * (random.random() < dropout)
+    return np.repeat(random.random(stream.places) < share, stream.patch_length)
 
 
 def told_variant(variants: int, config: TransformerRun, step: int, row: int) -> int:

@@ -270,6 +270,10 @@ def test_what_needs_a_transformer_says_so_where_there_is_none(alone, refused, ru
             UserError, match=r"expected a checkpoint with (a transformer|an image tokenizer), got .* alone"
         ):
             ask()
+    without_scorer = shutil.copytree(alone, tmp_path / "without")
+    (without_scorer / "scorer.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no scorer\.safetensors; train that part first"):
+        DalleMini.from_pretrained(without_scorer, "cpu")
     with pytest.raises(UserError, match="expected precision auto or fp32 without a transformer, got 'int8'; leave it"):
         DalleMini.from_pretrained(alone, "cpu", "int8")
     run("sample", "a cat", "-m", alone, "-n", "2", "-k", "1", "--out", tmp_path / "a.png", "--save-dir", tmp_path / "d")
