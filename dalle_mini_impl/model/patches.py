@@ -230,6 +230,16 @@ class PatchTransformer(Transformer):
         self.depth = DepthTransformer(C, layout.patch_length, blocks, make_norm(C))
         self._initialise()
 
+    @torch.no_grad()
+    def start_as_single_ids(self) -> None:
+        """See a patch as the mean of its ids, and predict its first id as a transformer without patches would.
+
+        For weights of such a transformer, which are to be trained on.
+        """
+        identity = torch.eye(self.n_embd)
+        self.merge.weight.copy_(identity.repeat(1, self.layout.patch_length) / self.layout.patch_length)
+        self.depth.enter.weight.copy_(identity)
+
     def forward(
         self,
         ids: Tensor,

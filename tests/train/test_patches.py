@@ -10,7 +10,9 @@ from PIL import Image
 from dalle_mini_impl import DalleMini
 from dalle_mini_impl.checkpoint.parts import read_part
 from dalle_mini_impl.cli import dalle
+from dalle_mini_impl.model.build import load_transformer
 from dalle_mini_impl.model.patches import PatchTransformer
+from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.util.errors import UserError
 
 SIZE = ("data.store_size=32",)
@@ -54,6 +56,29 @@ def test_soft_targets_and_another_start_train_too(home, tmp_path):
     assert read_part(later.folder / "model", "transformer").config["stream"]["patch"] == 2
     with pytest.raises(UserError, match=r"expected model\.patch 2 as in the transformer of start_from"):
         later.run("transformer", start, "run.steps=2", "model.n_embd=64", "model.patch=1")
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_patches_start_from_a_transformer_without(trained, tmp_path, tied):
+    home = trained.copy(tmp_path / "home", "transformer")
+    old = load_transformer(trained.folder / "model")[0]
+    still = ("optimizer.learning_rate=0", "optimizer.muon_learning_rate=0", "run.steps=2", "run.sample_every=0")
+    start = (f"start_from={trained.folder / 'model'}", "model.patch=2", f"model.tied_head={tied}")
+    home.run("transformer", *still, *start)
+    new, config = load_transformer(home.folder / "model")
+    assert isinstance(new, PatchTransformer)
+    assert torch.equal(new.embed.weight, old.embed.weight)
+    assert tied == "true" or torch.equal(new.head.weight, old.head.weight)
+    stream = Stream(config)
+    prefix = stream.prefix([[5, 6, 7]])
+    white = torch.full((1, stream.patch_length), stream.image_offset + 3)
+    with torch.inference_mode():
+        # What the text gives is as before, and a patch of four equal ids is seen as one of them was.
+        assert torch.allclose(new(prefix)[:, :-1], old(prefix)[:, :-1], atol=1e-5)
+        seen = new.merge(new.embed(white).flatten(-2))
+        assert torch.allclose(seen, old.embed(white[:, 0]), atol=1e-5)
+        # The first id of a patch is predicted from what predicted the only one; its position is all that is added.
+        assert float(torch.cosine_similarity(new(prefix)[:, -1], old(prefix)[:, -1])) > 0.99
 
 
 def test_whole_patches_are_hidden(home):

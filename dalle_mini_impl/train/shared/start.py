@@ -19,6 +19,7 @@ from dalle_mini_impl.config.yaml_io import from_dict, to_dict
 from dalle_mini_impl.model.build import build_clip, load_transformer
 from dalle_mini_impl.model.clip import CLIP
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from dalle_mini_impl.model.patches import PatchTransformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer, matching_ids
@@ -33,8 +34,12 @@ ORIGIN = "start_from"
 makes, and in the record of its states."""
 PARTS = {ImageTokenizerRun: "image_tokenizer", TransformerRun: "transformer", ScorerRun: "scorer"}
 """The part that a config's stage trains."""
-FREE_SETTINGS = ("image_tokenizer.image_size", "image_tokenizer.height", "image_tokenizer.width")
-"""Settings in `model` that may differ from the checkpoint's, because no weight depends on them."""
+FREE_SETTINGS = (
+    "image_tokenizer.image_size", "image_tokenizer.height", "image_tokenizer.width", "transformer.tied_head",
+)  # fmt: skip
+"""Settings in `model` that may differ from the checkpoint's: no weight depends on them, or one follows from another."""
+PATCH_SETTINGS = ("transformer.patch", "transformer.depth_layers")
+"""Those that may differ if the checkpoint has no patches: their weights are then new."""
 SIZE_SETTINGS = ("image_size", "height", "width")
 """Settings in `model` for the size of pictures."""
 
@@ -108,8 +113,9 @@ def open_start(config: AnyRun, resume: bool) -> Start:
     folder = find_checkpoint(config.start_from)
     values, _ = _settings_of(folder, part)
     expected = _flat(to_dict(from_dict(type(config.model), values, config.start_from)))
+    free = FREE_SETTINGS + (PATCH_SETTINGS if expected.get("patch") == 1 else ())
     for name, got in _flat(to_dict(config.model)).items():
-        if got != expected[name] and f"{part}.{name}" not in FREE_SETTINGS:
+        if got != expected[name] and f"{part}.{name}" not in free:
             raise UserError(
                 f"expected model.{name} {expected[name]} as in the {part.replace('_', ' ')} of start_from "
                 f"{config.start_from}, got {got}; leave model.{name} out, or start_from"
@@ -172,7 +178,9 @@ def load_transformer_weights(
     Rows of embedding and head that stand for the same text piece are copied; a piece that the old text tokenizer does
     not have gets the mean of the pieces that spell it. Rows of image ids are copied if the ids mean the same: if the
     image tokenizer is the old one, or was itself trained from it. So is what the positions of an image embedding need
-    if there are as many of them and the scorer is the old one. Otherwise they stay as they are.
+    if there are as many of them and the scorer is the old one. Otherwise they stay as they are. Where patches are new,
+    a patch is first seen as the mean of its ids, and its first id predicted as the only one was before. A head that is
+    no longer tied, or newly so, begins with the rows of the embedding.
 
     Args:
         transformer: with the settings of the old one, for `stream`.
@@ -217,6 +225,9 @@ def load_transformer_weights(
         )
     added = stream.config.embed_positions - old_config.embed_positions
     left = () if same_embed else ("image_prefix.project.weight",)
+    if isinstance(transformer, PatchTransformer) and not isinstance(old, PatchTransformer):
+        transformer.start_as_single_ids()
+        left += ("merge.", "depth.")
     _copy_weights(transformer, old, ("embed.weight", "head.weight", "head.bias"), sources, left, added)
     pictures = "kept" if same_image_ids else "learned anew: another image tokenizer made them"
     known = f"{sum(len(ids) == 1 for ids in text)} of {len(text)} text pieces are known"
@@ -270,13 +281,15 @@ def _copy_weights(
         old: has them.
         row_names: weights that are copied row by row.
         sources: for each of their rows, the old rows of which it gets the mean; none for one that stays as it is.
-        left: weights that stay as they are.
+        left: beginnings of the names of weights that stay as they are.
         added: how many positions more the new transformer has for an image embedding.
     """
     weights = old.state_dict()
+    if "embed.weight" in weights:  # a head that was tied to it
+        weights = {"head.weight": weights["embed.weight"], **weights}
     known = [row for row, ids in enumerate(sources) if ids]
     for name, value in new.state_dict().items():
-        if name in left:
+        if name.startswith(left):
             continue
         if name in row_names:
             value[known] = _mean_rows(weights[name], [sources[row] for row in known])
