@@ -64,7 +64,12 @@ def train() -> None:
     metavar="N",
     help="Time for everything together.",
 )
-@click.option("--preset", default="", metavar="NAME", help="small, medium, large or a folder of configs of your own.")
+@click.option(
+    "--preset",
+    default="",
+    metavar="NAME",
+    help="small, medium, large, emoji (that of the included model) or a folder of configs of your own.",
+)
 @click.option(
     "--from",
     "start_from",

@@ -45,6 +45,8 @@ class PresetConfig:
 
     name: str
     """Of the folder in `configs`, or its path."""
+    automatic: bool = True
+    """Whether it is chosen where none is named."""
     least_minutes: NonNegative = 0.0
     """Fewest minutes for which it is chosen."""
     least_pictures: Natural = 0
@@ -132,6 +134,9 @@ def suited_presets(table: PresetTable, minutes: float, pictures: int, side: floa
     suited = [
         preset
         for preset in table.presets
-        if minutes >= preset.least_minutes and pictures >= preset.least_pictures and side >= preset.least_side
+        if preset.automatic
+        and minutes >= preset.least_minutes
+        and pictures >= preset.least_pictures
+        and side >= preset.least_side
     ]
     return (suited or list(table.presets[:1]))[::-1]

@@ -294,7 +294,8 @@ class TransformerRun:
     model: TransformerConfig = field(default_factory=TransformerConfig)
     start_from: str = ""
     """Checkpoint whose transformer gives the initial weights, the settings in `model`, `text_length` and, if there are
-    no others, text and image tokenizer: a shipped name, a folder or hf:USER/REPO."""
+    no others, text and image tokenizer: a shipped name, a folder or hf:USER/REPO. `model.tied_head` may differ, and
+    from a transformer without patches `model.patch` and `model.depth_layers`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)

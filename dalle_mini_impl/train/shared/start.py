@@ -224,7 +224,7 @@ def load_transformer_weights(
             f"leave it out, so that their rows are learned"
         )
     added = stream.config.embed_positions - old_config.embed_positions
-    left = () if same_embed else ("image_prefix.project.weight",)
+    left: tuple[str, ...] = () if same_embed else ("image_prefix.project.weight",)
     if isinstance(transformer, PatchTransformer) and not isinstance(old, PatchTransformer):
         transformer.start_as_single_ids()
         left += ("merge.", "depth.")

@@ -1,5 +1,6 @@
 """What comes before the stages: the record of the run, a first look at the pictures, their store, the settings."""
 
+import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -119,17 +120,30 @@ class Composer:
         return configs
 
     def _fitting(self, configs: dict[str, Any], facts: PictureFacts | None) -> Settings:
-        """What follows from the captions, and from the picture size of a checkpoint that is started from."""
+        """What follows from captions, scenes, and the picture size of a checkpoint that is started from."""
         own_size = configs["image_tokenizer"].model.image_size
         size = [f"model.image_size={own_size}"] if self.origin and own_size else []
         if facts is None:
             return {"scorer": size}
         vocab = max(configs["text_tokenizer"].vocab_size, least_vocab(facts, self.table))
         length = text_length(self.folder, configs["scorer"].data, self.table)
+        scenes = self._scenes(configs)
+        if length and scenes["transformer"]:  # their captions are longer than those of single things
+            length = max(length, configs["transformer"].text_length)
         return {
             "text_tokenizer": [f"vocab_size={vocab}"],
-            "transformer": [f"text_length={length}"] if length else [],
-            "scorer": [*size, *([f"model.text_length={length + 1}"] if length else [])],  # with the end-of-text id
+            "image_tokenizer": scenes["image_tokenizer"],
+            "transformer": [*scenes["transformer"], *([f"text_length={length}"] if length else [])],
+            # with the end-of-text id
+            "scorer": [*size, *scenes["scorer"], *([f"model.text_length={length + 1}"] if length else [])],
+        }
+
+    def _scenes(self, configs: dict[str, Any]) -> Settings:
+        """Where a preset has scenes, they are composed of the run's own pictures, unless the user names others."""
+        store = f"scenes.store={json.dumps(str(self.folder.store))}"
+        return {
+            stage: [store] if configs[stage].scenes.store and "scenes.store" not in self.fixed[stage] else []
+            for stage in TRAINED
         }
 
 

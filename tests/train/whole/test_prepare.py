@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from dalle_mini_impl.config.presets import load_presets
+from dalle_mini_impl.config.presets import find_preset, load_presets
 from dalle_mini_impl.train.whole.folder import Request, RunFolder
 from dalle_mini_impl.train.whole.pictures import FirstLook, PictureFacts
 from dalle_mini_impl.train.whole.prepare import Composer, choose_data_settings, presets_for
@@ -81,6 +81,16 @@ def test_image_embeddings_have_to_be_stored(tmp_path):
     message = r"expected encode\.image_embed=true with transformer\.image_embed\.positions 4, got false; set both"
     with pytest.raises(UserError, match=message):
         composer(tmp_path, "transformer.image_embed.positions=4").compose(TABLE.presets[0])
+
+
+def test_scenes_are_composed_of_the_runs_own_pictures_unless_others_are_named(tmp_path):
+    preset = find_preset(TABLE, "emoji")
+    own = composer(tmp_path, "scorer.scenes.store=mine").compose(preset, facts(500))
+    used = {stage: own[stage].scenes.store for stage in ("image_tokenizer", "transformer", "scorer")}
+    store = str(tmp_path / "out" / "store")
+    assert used == {"image_tokenizer": store, "transformer": store, "scorer": "mine"}
+    without = composer(tmp_path).compose(TABLE.presets[0], facts(500))
+    assert not without["transformer"].scenes.store
 
 
 def test_paths_with_special_characters_reach_the_configs(tmp_path):
