@@ -166,7 +166,8 @@ class ImageTokenizerRun:
     model: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     start_from: str = ""
     """Checkpoint whose image tokenizer gives the initial weights and the settings in `model`: a shipped name, a folder
-    or hf:USER/REPO. `model.image_size` may differ."""
+    or hf:USER/REPO. `model.image_size` may differ, and `model.factor` may be a multiple: the same ids for pictures
+    that are as many times larger."""
     data: DataConfig = field(default_factory=DataConfig)
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -94,6 +94,29 @@ class VqvaeDecoder(nn.Module):
         return self.layers(z)
 
 
+def enlarged_weights(weights: dict[str, Tensor], stem: int, times: int) -> dict[str, Tensor]:
+    """Weights of a VQ-VAE for networks whose stem is `times` as wide and high: the same ids, for larger pictures.
+
+    The first convolution sees the mean of each square of `times` × `times` pixels, the last one repeats each pixel as
+    often. So pictures that were enlarged by repeating pixels are encoded and decoded as before.
+
+    Args:
+        weights: of encoder, decoder and quantizer, by name.
+        stem: side of the square of pixels that their stem folds.
+        times: 1 changes nothing.
+    """
+    last = max(int(name.split(".")[2]) for name in weights if name.startswith("decoder."))
+    side = torch.arange(stem * times) // times
+    sources = (side[:, None] * stem + side).flatten()
+    enlarged = dict(weights)
+    first = "encoder.layers.1.weight"
+    folded = weights[first].unflatten(1, (-1, stem**2))[:, :, sources]
+    enlarged[first] = folded.flatten(1, 2) / times**2
+    for name in (f"decoder.layers.{last}.weight", f"decoder.layers.{last}.bias"):
+        enlarged[name] = weights[name].unflatten(0, (-1, stem**2))[:, sources].flatten(0, 1)
+    return enlarged
+
+
 def channels_last(module: nn.Module) -> nn.Module:
     """Convert weights to the channels-last memory format, for which CPUs and GPUs have faster convolutions."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

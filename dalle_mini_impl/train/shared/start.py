@@ -22,6 +22,7 @@ from dalle_mini_impl.model.image_tokenizer import ImageTokenizer, load_image_tok
 from dalle_mini_impl.model.patches import PatchTransformer
 from dalle_mini_impl.model.stream import Stream
 from dalle_mini_impl.model.transformer import Transformer
+from dalle_mini_impl.model.vqvae import enlarged_weights, stem_factor
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer, matching_ids
 from dalle_mini_impl.train.shared.run_record import RunRecord
 from dalle_mini_impl.train.shared.state import saved_record
@@ -115,7 +116,8 @@ def open_start(config: AnyRun, resume: bool) -> Start:
     expected = _flat(to_dict(from_dict(type(config.model), values, config.start_from)))
     free = FREE_SETTINGS + (PATCH_SETTINGS if expected.get("patch") == 1 else ())
     for name, got in _flat(to_dict(config.model)).items():
-        if got != expected[name] and f"{part}.{name}" not in free:
+        is_enlarged = name == "factor" and got % max(1, expected[name]) == 0
+        if got != expected[name] and not is_enlarged and f"{part}.{name}" not in free:
             raise UserError(
                 f"expected model.{name} {expected[name]} as in the {part.replace('_', ' ')} of start_from "
                 f"{config.start_from}, got {got}; leave model.{name} out, or start_from"
@@ -165,9 +167,15 @@ def add_image_tokenizer(model_dir: str | Path, start: Start) -> None:
 
 
 def load_image_tokenizer_weights(tokenizer: ImageTokenizer, start: Start) -> None:
-    """Give an image tokenizer the weights of the one it starts from, if there is one."""
+    """Give an image tokenizer the weights of the one it starts from, if there is one.
+
+    With twice the factor, or more, it has the same ids for pictures that are as many times larger.
+    """
     if start.folder:
-        tokenizer.load_state_dict(load_image_tokenizer(start.folder)[0].state_dict())
+        old = load_image_tokenizer(start.folder)[0]
+        stem = stem_factor(old.config.factor, len(old.config.channels))
+        times = tokenizer.config.factor // old.config.factor
+        tokenizer.load_state_dict(enlarged_weights(old.state_dict(), stem, times))
 
 
 def load_transformer_weights(

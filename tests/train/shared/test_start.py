@@ -65,6 +65,17 @@ def test_an_image_tokenizer_starts_from_the_weights_of_the_checkpoint(start, tra
     assert all(torch.equal(old.tensors[name], new.tensors[name]) for name in trained_names)
 
 
+def test_an_image_tokenizer_for_pictures_of_twice_the_size_starts_with_the_same_ids(start, trained):
+    start.run("image_tokenizer", *STANDING, "model.image_size=32", "model.factor=16")
+    old, new = (load_image_tokenizer(home.folder / "model")[0] for home in (trained, start))
+    old.quantizer = new.quantizer  # the codebook moves; see above
+    small = torch.rand(3, 3, 16, 16) * 2 - 1
+    large = small.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    ids = old.encode(small)
+    assert torch.equal(new.encode(large), ids)
+    assert torch.allclose(new.decode(ids), old.decode(ids).repeat_interleave(2, -1).repeat_interleave(2, -2), atol=1e-5)
+
+
 def test_training_continues_from_there(start, trained):
     start.run("transformer")
     assert start.log("transformer")[0]["image"] < trained.log("transformer")[0]["image"]
@@ -244,6 +255,7 @@ def test_a_run_that_started_from_nothing_cannot_be_given_a_checkpoint(home, trai
             "model.codebook_size=1024",
             r"model\.codebook_size 13 as in the image tokenizer of .* 1024",
         ),
+        ("image_tokenizer", "model.factor=12", r"model\.factor 8 as in the image tokenizer of start_from .*, got 12;"),
         ("scorer", "model.image_size=64", r"model\.image_size 16 as in the scorer of start_from .*, got 64; leave"),
     ],
 )
