@@ -65,7 +65,8 @@ class PriorSamplingConfig:
     """How image embeddings are drawn from a prior; saved with it."""
 
     sampler: str = SAMPLERS[0]
-    """Sampler of a diffusion prior: `ddpm`, which adds noise in each step, or `ddim` or `dpmsolver++`, which do not."""
+    """Sampler of a diffusion prior: `ddpm`, which adds noise in each step, or `ddim` or `dpmsolver++`, which do not.
+    All but `ddim` need the extra `unclip`."""
     steps: Count = 64
     """Steps of the sampler, at most 1,000."""
     guidance: NonNegative = 1.0

@@ -22,7 +22,7 @@ from dalle_mini_impl.scorer.identity import scorer_identity
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.text.clean_caption import clean_caption
 from dalle_mini_impl.text.sentencepiece_tokenizer import TextTokenizer
-from dalle_mini_impl.unclip.schedule import check_steps, make_scheduler, noise_generator
+from dalle_mini_impl.unclip.schedule import check_steps, make_scheduler, noise_generator, remove_noise
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.read_files import is_file
 
@@ -120,7 +120,8 @@ class Prior:
             (n, D) fp32 on the CPU, L2-normalised.
 
         Raises:
-            UserError: there are not as many seeds as captions, or `diffusers` is needed and not installed.
+            UserError: there are not as many seeds as captions, or the sampler is one of `diffusers`, which is not
+                installed.
         """
         if len(texts) != len(seeds) or not texts:
             raise UserError(f"expected one seed for each of some texts, got {len(texts)} texts and {len(seeds)} seeds")
@@ -178,10 +179,12 @@ def denoise(
         sampling: sampler, steps and guidance.
         generators: of the noise of each.
     """
-    scheduler = make_scheduler(sampling.sampler, steps=sampling.steps)
     noise = [torch.randn(network.embed_dim, generator=generator) for generator in generators]
     x = torch.stack(noise).to(text_embed)
     predict = _guided(network, sampling.guidance, text_ids, text_embed)
+    if sampling.sampler == "ddim":
+        return network.unscale(remove_noise(predict, x, sampling.steps))
+    scheduler = make_scheduler(sampling.sampler, steps=sampling.steps)
     for time in scheduler.timesteps:
         times = time.to(x.device).expand(len(x))
         x = scheduler.step(predict(x, times), time, x, generator=list(generators)).prev_sample

@@ -1,6 +1,7 @@
-"""The noise schedule and the samplers of diffusion prior and decoder, which are those of the library `diffusers`."""
+"""The noise schedule and the samplers of diffusion prior and decoder: those of the library `diffusers`, and DDIM."""
 
 import functools
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -56,6 +57,36 @@ def make_scheduler(sampler: str = SAMPLERS[0], prediction: str = "sample", steps
             times = torch.from_numpy(np.arange(steps)[::-1] * DIFFUSION_STEPS // steps)
         scheduler.timesteps = times
     return scheduler
+
+
+def remove_noise(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int) -> Tensor:
+    """Draw with DDIM, adding no noise (Song et al. 2021), as `make_scheduler("ddim")` does, but without `diffusers`.
+
+    So the prior of a checkpoint works where only this package is installed.
+
+    Args:
+        predict: what was noised, (n, …), from noised values (n, …) and times (n,).
+        x: noise to begin with.
+        steps: 1 to 1,000.
+
+    Returns:
+        What was drawn, of the shape of x.
+    """
+    kept = _kept_signal().to(x.device)
+    times = np.round(np.arange(DIFFUSION_STEPS, 0, -DIFFUSION_STEPS / steps)).astype(np.int64)[:steps] - 1
+    for time, later in zip(times.tolist(), [*times[1:].tolist(), -1], strict=True):
+        clean = predict(x, torch.full((len(x),), time, device=x.device))
+        noise = (x - kept[time].sqrt() * clean) / (1 - kept[time]).sqrt()
+        x = kept[later].sqrt() * clean + (1 - kept[later]).sqrt() * noise
+    return x
+
+
+def _kept_signal() -> Tensor:
+    """(1001,) shares of the variance that the cosine schedule keeps after each step; the last one stands for none."""
+    share = torch.arange(DIFFUSION_STEPS + 1, dtype=torch.float64) / DIFFUSION_STEPS
+    cosine = torch.cos((share + 0.008) / 1.008 * torch.pi / 2) ** 2
+    betas = (1 - cosine[1:] / cosine[:-1]).clamp(max=0.999)
+    return torch.cat([(1 - betas.float()).cumprod(0), torch.ones(1)])
 
 
 @functools.cache

@@ -119,6 +119,14 @@ def test_drawing_without_diffusers_names_the_extra(with_prior, scorer, monkeypat
         prior.draw(["a cat"], [0])
 
 
+def test_ddim_draws_without_diffusers(with_prior, scorer, monkeypatch):
+    prior = Prior.from_pretrained(with_prior("diffusion", sampler="ddim"), scorer)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    drawn = prior.draw(["a cat", "a cat"], [0, 1])
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(2))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
 def test_other_scorers_and_missing_priors_are_refused(with_prior, tiny_model, scorer, other_scorer):
     folder = with_prior("ar")
     with pytest.raises(UserError, match=r"prior\.safetensors was trained with embeddings of scorer \w{16}, but those"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dalle_mini_impl.config.sampling import DIFFUSION_STEPS, SAMPLERS
-from dalle_mini_impl.unclip.schedule import make_scheduler
+from dalle_mini_impl.unclip.schedule import make_scheduler, remove_noise
 
 pytest.importorskip("diffusers")
 
@@ -42,3 +42,17 @@ def test_a_perfect_network_draws_numbers_as_spread_as_those_it_knows(sampler, pr
         found = {"sample": known, "epsilon": added, "v_prediction": signal.sqrt() * added - noise.sqrt() * known}
         x = scheduler.step(found[prediction].float(), time, x, generator=generator).prev_sample
     assert float(x.std()) == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 16, 61, 300, DIFFUSION_STEPS])
+def test_ddim_without_the_library_draws_what_the_library_draws(steps):
+    start = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(8, 8, generator=torch.Generator().manual_seed(2)) / 8
+
+    def predict(x, times):
+        return (x @ weights + times[:, None] / 1000).tanh()
+
+    scheduler, x = make_scheduler("ddim", "sample", steps), start
+    for time in scheduler.timesteps:
+        x = scheduler.step(predict(x, time.expand(3)), time, x).prev_sample
+    torch.testing.assert_close(remove_noise(predict, start, steps), x, atol=1e-4, rtol=1e-4)
