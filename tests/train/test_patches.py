@@ -59,12 +59,13 @@ def test_soft_targets_and_another_start_train_too(home, tmp_path):
 
 
 @pytest.mark.parametrize("tied", ["true", "false"])
-def test_patches_start_from_a_transformer_without(trained, tmp_path, tied):
+def test_patches_start_from_a_transformer_without(trained, tmp_path, tied, capsys):
     home = trained.copy(tmp_path / "home", "transformer")
     old = load_transformer(trained.folder / "model")[0]
     still = ("optimizer.learning_rate=0", "optimizer.muon_learning_rate=0", "run.steps=2", "run.sample_every=0")
     start = (f"start_from={trained.folder / 'model'}", "model.patch=2", f"model.tied_head={tied}")
     home.run("transformer", *still, *start)
+    assert "text_length" not in capsys.readouterr().out  # which is that of the old one
     new, config = load_transformer(home.folder / "model")
     assert isinstance(new, PatchTransformer)
     assert torch.equal(new.embed.weight, old.embed.weight)

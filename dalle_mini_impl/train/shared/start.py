@@ -240,7 +240,11 @@ def load_transformer_weights(
     pictures = "kept" if same_image_ids else "learned anew: another image tokenizer made them"
     known = f"{sum(len(ids) == 1 for ids in text)} of {len(text)} text pieces are known"
     embed = f", image embeddings {'kept' if same_embed else 'learned anew'}" if stream.config.embed_positions else ""
-    return f"started from transformer {start.identity}: {known}, image ids are {pictures}{embed}"
+    length, old_length = stream.config.text_length, old_config.text_length
+    moved = ""
+    if length != old_length:
+        moved = f", text_length {length} in place of {old_length} moves pictures away from what it knows of captions"
+    return f"started from transformer {start.identity}: {known}, image ids are {pictures}{embed}{moved}"
 
 
 def _same_embeddings(stream: Stream, old: StreamConfig, folder: Path, model_dir: Path) -> bool:

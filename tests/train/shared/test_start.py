@@ -91,11 +91,13 @@ def test_a_checkpoint_says_what_it_started_from(start, trained):
     load_transformer(start.folder / "model")
 
 
-def test_text_rows_follow_their_pieces_to_another_text_tokenizer(start, trained, tmp_path):
+def test_text_rows_follow_their_pieces_to_another_text_tokenizer(start, trained, tmp_path, capsys):
     other = tmp_path / "other.model"
     train_text_tokenizer([f"a purple disc number {n}" for n in range(40)], other, 290)
     (start.folder / "model" / "text_tokenizer.model").unlink()
+    capsys.readouterr()
     start.run("transformer", *STANDING, f"text_tokenizer={other}", "text_length=14")
+    assert "text_length 14 in place of 11 moves pictures away from what it knows" in capsys.readouterr().out
     old_tokenizer = TextTokenizer(trained.folder / "model" / "text_tokenizer.model")
     new_tokenizer = TextTokenizer(other)
     old, old_config = load_transformer(trained.folder / "model")
