@@ -128,8 +128,6 @@ class Composer:
         vocab = max(configs["text_tokenizer"].vocab_size, least_vocab(facts, self.table))
         length = text_length(self.folder, configs["scorer"].data, self.table)
         scenes = self._scenes(configs)
-        if length and scenes["transformer"]:  # their captions are longer than those of single things
-            length = max(length, configs["transformer"].text_length)
         return {
             "text_tokenizer": [f"vocab_size={vocab}"],
             "image_tokenizer": scenes["image_tokenizer"],

