@@ -130,6 +130,8 @@ def train_part(rank: int, folder: str) -> None:
     loss = contrastive_loss(*parts, scale, groups=gather_with_gradient(groups))
     loss.backward()
     torch.save((loss.detach(), {n: p.grad for n, p in clip.named_parameters()}), f"{folder}/{rank}.pt")
+    del wrapped
+    dist.barrier()  # a process whose group ends while another one still uses it is aborted now and then
     dist.destroy_process_group()
 
 
