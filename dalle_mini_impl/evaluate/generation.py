@@ -26,7 +26,7 @@ from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.util.errors import UserError
-from dalle_mini_impl.util.images import to_pixels
+from dalle_mini_impl.util.images import to_images, to_pixels
 
 BATCH_SIZE = 64
 
@@ -201,10 +201,12 @@ def reconstruction_rows(context: EvaluationContext) -> list[ShareRow]:
 
 def _reconstruction_rows(context: EvaluationContext, name: str, chosen: Sequence[int]) -> list[ShareRow]:
     reference = context.reference
+    picture_size = context.dalle.image_tokenizer.config.size
     indices = torch.tensor(chosen)
     parts: dict[str, list[Tensor]] = {judge: [] for judge in context.r_precisions}
     for chunk in tqdm(indices.split(BATCH_SIZE), desc="reconstructions", delay=2, leave=False):
-        pixels = reconstruct(context.dalle, reference.pixels(chunk.tolist()))
+        images = to_images(reconstruct(context.dalle, reference.pixels(chunk.tolist(), picture_size)))
+        pixels = to_pixels(images, reference.size)
         for judge, measure in context.r_precisions.items():
             parts[judge].append(measure.features_of(pixels))
     features = {judge: torch.cat(judge_parts) for judge, judge_parts in parts.items()}

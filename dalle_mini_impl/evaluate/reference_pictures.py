@@ -44,7 +44,7 @@ class ReferencePictures:
     """Of the store."""
     store: PictureStore
     size: tuple[int, int]
-    """Height and width in pixels at which judges get the pictures: that of the model to be measured."""
+    """Height and width in pixels at which judges get all pictures, real and drawn."""
     concept_ids: Tensor
     """(n,) int64, concept of each picture."""
     vendor_ids: Tensor
@@ -70,9 +70,9 @@ class ReferencePictures:
         """Whether any picture is of this split."""
         return bool(self.of_split(split).any())
 
-    def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Pictures on white, (len(indices), 3, *size) in [-1, 1]."""
-        return pixels_on_white(self.store.take(np.asarray(indices)), self.size)
+    def pixels(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
+        """Pictures on white, (len(indices), 3, *size) in [-1, 1]; of the judges' size where none is given."""
+        return pixels_on_white(self.store.take(np.asarray(indices)), size or self.size)
 
     def indices(self, split: str, kinds: Sequence[str]) -> list[int]:
         """Pictures of one split and some kinds, ordered by key, so that the order of storage has no influence."""

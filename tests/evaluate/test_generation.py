@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -371,6 +372,22 @@ def test_evaluate_generation_command(store, tiny_model, tmp_path, monkeypatch):
         assert 0 <= top1["low"] <= top1["value"] <= top5["value"] <= top5["high"] <= 1
     assert output.splitlines()[-1] == str(tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").width > 2 * 2 * IMAGE_TOKENIZER.image_size
+
+
+def test_judges_see_all_pictures_at_the_judge_size(store, tiny_model, tmp_path, monkeypatch):
+    seen = []
+
+    def features(pixels):
+        seen.append(tuple(pixels.shape[-2:]))
+        return judges.pixel_features(pixels)
+
+    monkeypatch.setattr(judges, "load_judges", lambda device: {"pixels": judges.Judge("pixels", "x", features)})
+    own = shutil.copytree(store, tmp_path / "store")
+    counts = ("--pairs", 1, "--candidates", 1, "--sweep-pairs", 1, "--device", "cpu")
+    sheet = tmp_path / "sheet.png"
+    output = run("generation", tiny_model, "--data", own, *counts, "--judge-size", 20, "--sheet", sheet)
+    assert "at 20 px; chance is" in output
+    assert set(seen) == {(20, 20)}  # real ones, reconstructions and drawn ones
 
 
 CAPTIONS = ["a duck", "A  duck.", "a cat", "two ducks", "a cat!", "a red house", "a duck"]

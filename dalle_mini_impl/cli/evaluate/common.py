@@ -74,8 +74,8 @@ def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
 
     Args:
         model: shipped name or checkpoint folder.
-        options: those of `reference_options`, and `pairs`, `candidates`, `sweep_pairs`; optionally `languages`, and
-            `temperatures` and `guidances` of a sweep.
+        options: those of `reference_options`, and `pairs`, `candidates`, `sweep_pairs`; optionally `languages`,
+            `judge_size`, and `temperatures` and `guidances` of a sweep.
 
     Raises:
         UserError: the store cannot serve the settings, or model, store or judge is missing.
@@ -99,7 +99,8 @@ def load_context(model: str, options: dict[str, Any]) -> "EvaluationContext":
     )
     dalle = DalleMini.from_pretrained(model, options["device"])
     with contextlib.redirect_stdout(sys.stderr):  # building a store reports on it
-        reference = open_reference_pictures(options["data"], dalle.image_tokenizer.config.size)
+        size = options.get("judge_size") or dalle.image_tokenizer.config.size
+        reference = open_reference_pictures(options["data"], size)
     check_settings(reference, settings)
     judges = load_judges(dalle.transformer.device)
     with tqdm(total=len(reference.store), desc="judges", unit=" pictures", delay=2, leave=False) as bar:

@@ -62,6 +62,12 @@ SHEET_BEST = 3
     help="Of the sweep.",
 )
 @click.option("--sweep-pairs", type=Count(), default=40, show_default=True, help="Pairs of the sweep.")
+@click.option(
+    "--judge-size",
+    type=Count(16),
+    metavar="PX",
+    help="Side of the pictures that judges see. [default: the model's; one size for all compares models fairly]",
+)
 @click.option("--sheet", type=PICTURE_FILE, help="Sheet of real pictures, each beside the best drawn ones.")
 def generation(model: str, json_file: str | None, sheet: Path | None, **options: Any) -> None:
     """Measure the R-precision of MODEL's pictures.
@@ -109,6 +115,7 @@ def generation(model: str, json_file: str | None, sheet: Path | None, **options:
         "sampling": dataclasses.asdict(context.dalle.sampling),
         "data": options["data"],
         "settings": dataclasses.asdict(context.settings),
+        "judge_size": context.reference.size,
         "rows": [dataclasses.asdict(row) for row in [*rows, *generated_rows]],
         "style": dataclasses.asdict(style) if style else None,
         "nearest_training": {name: round(cosine, 4) for name, cosine in nearest.items()},
@@ -139,11 +146,13 @@ def write_sheet(context: "EvaluationContext", pictures: "dict[str, GeneratedPict
     from dalle_mini_impl.util.images import contact_sheet, to_images
     from dalle_mini_impl.util.save_picture import save_picture
 
+    picture_size = context.dalle.image_tokenizer.config.size
     strips, labels, records = [], [], []
     for name, group in pictures.items():
         for index, result in zip(group.indices, group.results, strict=True):
             best = result[:SHEET_BEST]
-            images = [*to_images(context.reference.pixels([index])), *(candidate.image for candidate in best)]
+            real = to_images(context.reference.pixels([index], picture_size))
+            images = [*real, *(candidate.image for candidate in best)]
             large = [image.resize((2 * image.width, 2 * image.height), Image.Resampling.BICUBIC) for image in images]
             strips.append(contact_sheet(large, len(large)))
             labels.append(f"{name.split()[0]}: {result.prompt}")
