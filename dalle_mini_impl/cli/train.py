@@ -82,7 +82,7 @@ def train() -> None:
 def train_all(
     source: str, out: Path, minutes: float, preset: str, start_from: str, overwrite: bool, settings: tuple[str, ...]
 ) -> None:
-    """Train a model on captioned pictures: all five stages, within the time.
+    """Train a model on captioned pictures: all stages, within the time.
 
     SOURCE is a folder of pictures with .txt captions, a .jsonl or .csv file, or WebDataset tars, here or at an
     address such as s3://bucket/set. The settings follow from the pictures, the time and the speed of this machine,

@@ -23,6 +23,8 @@ class SharesConfig:
     """Stage 4."""
     scorer: Positive = 0.12
     """Stage 5."""
+    prior: Positive = 0.05
+    """Stage 6, of presets that have one."""
     report: Positive = 0.08
     """Choosing the sampling settings, and drawing and measuring the pictures of the report."""
 

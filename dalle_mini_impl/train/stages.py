@@ -49,6 +49,8 @@ class Stage:
     """Class of its config file."""
     can_resume: bool = True
     """Whether it saves states from which `--resume` continues."""
+    in_all_presets: bool = True
+    """Whether every preset of configs has a file of it; the others are for DALL-E 2."""
 
     @property
     def module_name(self) -> str:
@@ -69,13 +71,18 @@ STAGES = {
         Stage("encode", "pictures + image tokenizer -> token cache", EncodeRun, can_resume=False),
         Stage("transformer", "token cache + text tokenizer -> transformer", TransformerRun),
         Stage("scorer", "captioned pictures + text tokenizer -> CLIP scorer", ScorerRun),
-        Stage("prior", "captioned pictures + scorer -> prior over its embeddings", PriorRun),
-        Stage("diffusion-decoder", "captioned pictures + scorer -> diffusion decoder", DiffusionDecoderRun),
+        Stage("prior", "captioned pictures + scorer -> prior over its embeddings", PriorRun, in_all_presets=False),
+        Stage(
+            "diffusion-decoder",
+            "captioned pictures + scorer -> diffusion decoder",
+            DiffusionDecoderRun,
+            in_all_presets=False,
+        ),
     )
 }
 """By name, in the order in which they are run; each needs what those before it made."""
-WHOLE_STAGES = {name: stage for name, stage in STAGES.items() if name not in ("prior", "diffusion-decoder")}
-"""Those of `dalle train all`."""
+WHOLE_STAGES = {name: stage for name, stage in STAGES.items() if name != "diffusion-decoder"}
+"""Those of `dalle train all`, which trains a prior with presets that have one."""
 
 
 class StageCommand(click.Command):
@@ -101,7 +108,7 @@ def stage_command(stage: Stage, main: Callable[..., None] | None = None) -> clic
         main: the `main` of its module; None imports the module when the command runs.
     """
     number = list(STAGES).index(stage.name) + 1
-    folder = "small" if stage.name in WHOLE_STAGES else "emoji"
+    folder = "small" if stage.in_all_presets else "emoji"
     example = f"dalle train {stage.name} --config configs/{folder}/{stage.file_name}.yaml"
 
     def run(config: str, resume: bool, overrides: tuple[str, ...]) -> None:

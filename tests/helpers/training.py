@@ -35,8 +35,8 @@ from dalle_mini_impl.train.shared.scene_rows import SceneRows
 from dalle_mini_impl.train.stream_batch import make_batch
 
 ROOT = Path(__file__).parents[2]
-STAGES = [stage.file_name for stage in stages.WHOLE_STAGES.values()]
-"""Those of `dalle train all` in order, with underscores as in the names of their files."""
+STAGES = [stage.file_name for stage in stages.STAGES.values() if stage.in_all_presets]
+"""Those of every `dalle train all` in order, with underscores as in the names of their files."""
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 180, 60),

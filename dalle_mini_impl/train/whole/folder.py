@@ -3,7 +3,7 @@
 run.json          the record; marks the folder as one of `dalle train all`
 model/            the checkpoint
 report.html       what came of it, brought up to date after each stage
-configs/          settings of the five stages, for the plain commands
+configs/          settings of the stages, for the plain commands
 store/ ids/       decoded pictures, and their image ids
 image_tokenizer/ transformer/ scorer/    logs, sample sheets and resumable states
 earlier/          a run that --overwrite set aside
@@ -29,7 +29,7 @@ EARLIER = "earlier"
 """Subfolder for a run that `--overwrite` set aside."""
 CONTENTS = (
     RECORD_FILE, REPORT_FILE, "model", "configs", "store", "ids", "text_tokenizer.model", "image_tokenizer",
-    "transformer", "scorer", "store.*.safetensors", SCRATCH, EARLIER, ".*.lock",
+    "transformer", "scorer", "prior", "store.*.safetensors", SCRATCH, EARLIER, ".*.lock",
 )  # fmt: skip
 """Everything that is written into the folder; the first marks it."""
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle_mini_impl.checkpoint.find import find_checkpoint
-from dalle_mini_impl.checkpoint.parts import PARTS
 from dalle_mini_impl.checkpoint.text_tokenizer import TEXT_TOKENIZER_FILE
+from dalle_mini_impl.train.shared.start import PARTS
 from dalle_mini_impl.train.whole.settings import Settings
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.files import replace_file
@@ -64,8 +64,8 @@ def find_origin(name: str) -> Origin | None:
     if not name:
         return None
     folder = find_checkpoint(name)
-    parts = tuple(part for part in PARTS if (folder / f"{part}.safetensors").is_file())
-    if PARTS[0] not in parts:
+    parts = tuple(part for part in PARTS.values() if (folder / f"{part}.safetensors").is_file())
+    if "image_tokenizer" not in parts:
         raise UserError(
             f"expected --from a checkpoint with an image tokenizer, got {name}, which has none; name another"
         )

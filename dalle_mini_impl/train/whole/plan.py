@@ -28,11 +28,16 @@ STAGE_NAMES = {
     "encode": "3 encode",
     "transformer": "4 transformer",
     "scorer": "5 scorer",
+    "prior": "6 prior",
     "report": "samples and report",
 }
-"""Parts of the time, in order."""
+"""Parts of the time, in the order of the stages' numbers."""
+ORDER = ("image_tokenizer", "encode", "transformer", "scorer", "report")
+"""The order in which they are done."""
 EMBEDDING_ORDER = ("image_tokenizer", "scorer", "encode", "transformer", "report")
 """The order where the transformer learns from the scorer's image embeddings, which are stored with the ids."""
+PRIOR_ORDER = (*EMBEDDING_ORDER[:-1], "prior", "report")
+"""The order where a prior is trained as well, which draws such embeddings."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,7 @@ class PlannedStage:
     """How fast it was measured to be."""
 
 
-def budget(
-    preset: PresetConfig, part: str, left: float, total: float, order: Sequence[str] = tuple(STAGE_NAMES)
-) -> float:
+def budget(preset: PresetConfig, part: str, left: float, total: float, order: Sequence[str] = ORDER) -> float:
     """Seconds for one part of the time, if it and all after it divide what is left.
 
     A stage that took longer than planned, because other programs became busy, does not leave nothing to those after

@@ -96,7 +96,9 @@ class Composer:
         if facts or self.origin:
             settings.append(self._fitting(configs, facts))
             configs = load_settings(preset, *settings, self.user, start_from=start_from)
-        for stage in TRAINED:
+        self._check_used(configs)
+        trained = [stage for stage in TRAINED if stage in configs]
+        for stage in trained:
             run = configs[stage].run
             parts = processes * run.accumulation
             if "run.batch_size" not in self.fixed[stage]:
@@ -111,7 +113,7 @@ class Composer:
                 f"expected encode.image_embed=true with transformer.image_embed.positions "
                 f"{configs['transformer'].image_embed.positions}, got false; set both"
             )
-        precisions = {configs[stage].run.precision for stage in TRAINED} | {configs["encode"].precision}
+        precisions = {configs[stage].run.precision for stage in trained} | {configs["encode"].precision}
         if len(precisions) > 1:
             raise UserError(
                 f"expected one precision for all stages, got {' and '.join(sorted(precisions))}; set both "
@@ -134,13 +136,30 @@ class Composer:
             "transformer": [*scenes["transformer"], *([f"text_length={length}"] if length else [])],
             # with the end-of-text id
             "scorer": [*size, *scenes["scorer"], *([f"model.text_length={length + 1}"] if length else [])],
+            "prior": [*scenes["prior"], *([f"model.text_length={length + 1}"] if length else [])],
         }
+
+    def _check_used(self, configs: dict[str, Any]) -> None:
+        """Refuse settings of the user for stages that are not run.
+
+        Raises:
+            UserError: naming one.
+        """
+        for setting in self.request.settings:
+            of_stages = divide_settings([setting])
+            if not any(of_stages[stage] for stage in configs):
+                raise UserError(
+                    f"expected settings of {', '.join(configs)}, which are trained here, got {setting}; leave it out, "
+                    f"or train a prior by a preset that has one and transformer.image_embed.positions"
+                )
 
     def _scenes(self, configs: dict[str, Any]) -> Settings:
         """Where a preset has scenes, they are composed of the run's own pictures, unless the user names others."""
         store = f"scenes.store={json.dumps(str(self.folder.store))}"
         return {
-            stage: [store] if configs[stage].scenes.store and "scenes.store" not in self.fixed[stage] else []
+            stage: [store]
+            if stage in configs and configs[stage].scenes.store and "scenes.store" not in self.fixed[stage]
+            else []
             for stage in TRAINED
         }
 

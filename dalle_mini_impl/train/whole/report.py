@@ -54,6 +54,12 @@ CHARTS = (
         "share",
         {"first": "text_to_image_at_1", "first five": "text_to_image_at_5"},
     ),
+    (
+        "prior",
+        "Prior: likeness of drawn and true image embeddings",
+        "cosine",
+        {"drawn": "cosine", "of the caption": "text_cosine"},
+    ),
 )
 """Stage, title, unit, and name -> figure of the log."""
 
@@ -146,6 +152,9 @@ def figures_table(record: Record, facts: PictureFacts, logs: dict[str, list[dict
     found = last(logs["scorer"], "text_to_image_at_1")
     if found is not None and facts.held_out >= FEW_HELD_OUT:
         rows.append(("scorer", f"{found:.0%}", "held-out pictures that it finds by their caption"))
+    cosine = last(logs["prior"], "cosine")
+    if cosine is not None:
+        rows.append(("prior", f"{cosine:.2f}", "mean cosine of drawn image embeddings with those of held-out pictures"))
     for kind, nats in record.figures.get("caption_nats", {}).items():
         rows.append(
             (

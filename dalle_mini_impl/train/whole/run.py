@@ -1,4 +1,4 @@
-"""A folder of pictures in, a model and a report out: `main` runs the five stages within the minutes asked for.
+"""A folder of pictures in, a model and a report out: `main` runs the stages within the minutes asked for.
 
 Each stage runs with a fixed number of steps, chosen just before it begins by the time that is left and the speed that
 is measured then, from a config file that the plain command would take as well. So it resumes exactly after a kill, and
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle_mini_impl.checkpoint.parts import copy_part, read_part
+from dalle_mini_impl.checkpoint.text_tokenizer import add_text_tokenizer
 from dalle_mini_impl.config.presets import PresetConfig, find_preset, load_presets
 from dalle_mini_impl.config.yaml_io import load
 from dalle_mini_impl.data.picture_store import PictureStore, open_store
@@ -94,8 +95,10 @@ class Run:
     @property
     def order(self) -> tuple[str, ...]:
         """The parts of the time, in the order in which they are done."""
-        has_embeddings = self.configs()["transformer"].image_embed.positions > 0
-        return plan.EMBEDDING_ORDER if has_embeddings else tuple(plan.STAGE_NAMES)
+        configs = self.configs()
+        if "prior" in configs:
+            return plan.PRIOR_ORDER
+        return plan.EMBEDDING_ORDER if configs["transformer"].image_embed.positions else plan.ORDER
 
     def budget(self, part: str, left: float) -> float:
         """Seconds for one part, if it and all after it divide what is left."""
@@ -217,6 +220,8 @@ def measure_all(run: Run) -> dict[str, Any]:
     else:
         speeds["image_tokenizer"] = run.measure("image_tokenizer", configs["image_tokenizer"])
     speeds["scorer"] = run.measure("scorer", configs["scorer"])
+    if "prior" in configs:
+        speeds["prior"] = run.measure("prior", configs["prior"])
     cache = run.processes.decide(
         lambda: str(write_stand_in_cache(configs["image_tokenizer"], configs["encode"], run.scratch))
     )
@@ -342,8 +347,9 @@ def adopt(run: Run, stage: str) -> None:
 
 
 def copy_parts(run: Run) -> None:
-    """Prepare the scratch folder for a stage that needs the image tokenizer, or the scorer."""
+    """Prepare the scratch folder for a stage that needs the image tokenizer, or the scorer and its text tokenizer."""
     shutil.rmtree(run.scratch, ignore_errors=True)
+    add_text_tokenizer(run.scratch / "model", run.folder.text_tokenizer)
     for part in ("image_tokenizer", "scorer"):
         if (run.folder.model / f"{part}.safetensors").is_file():
             copy_part(run.folder.model, part, run.scratch / "model")

@@ -1,4 +1,4 @@
-"""The settings of the five stages of a whole training: those of the preset, changed as the pictures and the user want.
+"""The settings of the stages of a whole training: those of the preset, changed as the pictures and the user want.
 
 Later changes win: the preset's files, its rules for the number of pictures, what follows from the pictures, the user's.
 """
@@ -30,13 +30,13 @@ Settings = dict[str, list[str]]
 """File name of a stage -> `KEY=VALUE` each."""
 BASE_IDS = 260
 """Text ids of a tokenizer without any character: special and byte ids."""
-TRAINED = ("image_tokenizer", "transformer", "scorer")
-"""File names of the stages that train in steps."""
+TRAINED = ("image_tokenizer", "transformer", "scorer", "prior")
+"""File names of the stages that train in steps; not every preset has a prior."""
 PATHS = (
     "data.source", "data.store", "out", "model_dir", "cache", "run.model_dir", "run.state_dir",
 )  # fmt: skip
 """Settings that follow from the folder."""
-PATH_OF_STAGE = {"transformer": ("text_tokenizer",), "scorer": ("text_tokenizer",)}
+PATH_OF_STAGE = dict.fromkeys(("transformer", "scorer", "prior"), ("text_tokenizer",))
 """Further ones, by stage."""
 CLOCK = ("run.minutes",)
 """Settings with which a run cannot be resumed."""
@@ -119,7 +119,7 @@ def picture_settings(folder: RunFolder, source: str, data: list[str], language: 
         "image_tokenizer": [*data, *runs["image_tokenizer"]],
         "encode": [*data, f"model_dir={model}", f"out={json.dumps(str(folder.ids))}"],
         "transformer": [f"cache={json.dumps(str(folder.ids))}", f"text_tokenizer={words}", *runs["transformer"]],
-        "scorer": [*data, f"text_tokenizer={words}", *runs["scorer"], *validated],
+        **{name: [*data, f"text_tokenizer={words}", *runs[name], *validated] for name in ("scorer", "prior")},
     }
 
 
@@ -134,7 +134,8 @@ def load_settings(
     """The config of each stage, by file name.
 
     Args:
-        preset: its folder has a file for each stage.
+        preset: its folder has a file for each stage. One for a prior is used only if it is there, and the transformer
+            takes image embeddings.
         *changes: settings that differ; later ones win.
         start_from: stage -> checkpoint whose part it starts from, and whose settings of the model it takes over.
 
@@ -145,6 +146,8 @@ def load_settings(
     configs: dict[str, Any] = {}
     for stage in WHOLE_STAGES.values():
         path = find_shipped(home / f"{stage.file_name}.yaml")
+        if stage.file_name == "prior" and not (path.is_file() and configs["transformer"].image_embed.positions):
+            continue
         values = read_values(
             stage.config, path, [setting for change in changes for setting in change.get(stage.file_name, ())]
         )

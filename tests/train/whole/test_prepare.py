@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -91,6 +92,13 @@ def test_scenes_are_composed_of_the_runs_own_pictures_unless_others_are_named(tm
     assert used == {"image_tokenizer": store, "transformer": "", "scorer": "mine"}
     without = composer(tmp_path).compose(TABLE.presets[0], facts(500))
     assert not without["image_tokenizer"].scenes.store
+
+
+def test_settings_of_a_prior_need_a_preset_with_one(tmp_path):
+    message = r"expected settings of text_tokenizer, .*, scorer, which are trained here, got prior\.sampling\.steps=5;"
+    for setting in ("prior.sampling.steps=5", "prior.run.steps=5"):
+        with pytest.raises(UserError, match=message.replace(r"prior\.sampling\.steps=5", re.escape(setting))):
+            composer(tmp_path, setting).compose(TABLE.presets[0])
 
 
 def test_paths_with_special_characters_reach_the_configs(tmp_path):

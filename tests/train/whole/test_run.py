@@ -18,6 +18,7 @@ from helpers.whole import FIXED, TINY, make_twelve, results, train_whole
 from PIL import Image
 
 from dalle_mini_impl.checkpoint.parts import read_part
+from dalle_mini_impl.config.shipped import copy_configs
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.train.shared.ema import Ema
 from dalle_mini_impl.train.whole import prepare
@@ -122,6 +123,24 @@ def test_a_transformer_with_image_embeddings_is_trained_after_the_scorer(picture
     assert transformer.trained_with["scorer"] == record.stages["scorer"].result
     assert transformer.config["stream"]["embed_positions"] == 2
     assert record.figures
+
+
+def test_a_prior_is_trained_where_the_preset_has_one(pictures, tmp_path):
+    preset = tmp_path / "mine"
+    copy_configs("small", preset)
+    (preset / "prior.yaml").write_text("model: {n_layer: 1, text_length: 9}\nsampling: {sampler: ddim, steps: 2}\n")
+    embedded = ("encode.image_embed=true", "transformer.image_embed.positions=2")
+    record = train_whole(pictures, tmp_path / "out", *FIXED, *embedded, preset=str(preset))
+    assert list(record.stages) == ["text_tokenizer", "image_tokenizer", "scorer", "encode", "transformer", "prior"]
+    prior = read_part(tmp_path / "out/model", "prior")
+    assert prior.trained_with["scorer"] == record.stages["scorer"].result
+    assert prior.config["prior"]["text_length"] == read_part(tmp_path / "out/model", "scorer").config["text_length"]
+    assert (tmp_path / "out/store").is_dir()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "dalle train prior --config" in page
+    assert "mean cosine of drawn image embeddings" in page
+    drawn = DalleMini.from_pretrained(tmp_path / "out/model").generate("a red disc", candidates=2, keep=1)
+    assert drawn.settings["sampling"]["prior"] == "diffusion"
 
 
 def test_a_finished_run_stays_as_it_is(finished, pictures, capsys):

@@ -23,7 +23,7 @@ def test_settings_go_to_the_stages_that_have_them():
         "image_tokenizer": ["data.validation=0.1", "edge=1", "run.seed=3"],
         "encode": ["data.validation=0.1"],
         "transformer": ["run.steps=7", "language_weights.de=2", "run.seed=3"],
-        "scorer": ["data.validation=0.1", "language_weights.de=2", "run.seed=3"],
+        **{key: ["data.validation=0.1", "language_weights.de=2", "run.seed=3"] for key in ("scorer", "prior")},
     }
 
 
