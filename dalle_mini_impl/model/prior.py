@@ -4,6 +4,7 @@ The diffusion prior has the shape of the PriorTransformer of `diffusers`, so tha
 Neither prior needs that library; only drawing from a diffusion prior does.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -32,6 +33,12 @@ class Past:
         self.length = 0
         """Positions computed, those of the caption included."""
         self.blocks = [PastKeys() for _ in range(n_layer)]
+
+    def copy(self) -> "Past":
+        """One that can be extended without this one."""
+        other = Past(0)
+        other.length, other.blocks = self.length, [copy.copy(block) for block in self.blocks]
+        return other
 
 
 class CausalBlocks(nn.Module):
@@ -139,7 +146,13 @@ class DiffusionPrior(nn.Module):
         """What is predicted (B, D) -> normalised embeddings."""
         return F.normalize(scaled * self.std + self.mean, dim=-1)
 
-    def forward(self, noised: Tensor, times: Tensor, text_ids: Tensor, text_embed: Tensor) -> Tensor:
+    def new_past(self) -> Past:
+        """What `forward` keeps from call to call, before the first."""
+        return Past(len(self.trunk.blocks))
+
+    def forward(
+        self, noised: Tensor, times: Tensor, text_ids: Tensor, text_embed: Tensor, past: Past | None = None
+    ) -> Tensor:
         """Predict scaled embeddings.
 
         Args:
@@ -147,23 +160,37 @@ class DiffusionPrior(nn.Module):
             times: (B,) int64 in [0, `DIFFUSION_STEPS`).
             text_ids: (B, L) int64; all padding for no caption.
             text_embed: (B, D), normalised; zeros for no caption.
+            past: from calls with the same captions and text embeddings, whose positions depend on nothing else and are
+                computed in the first of these calls alone.
 
         Returns:
             (B, D).
         """
         text_ids = without_padding(text_ids, self.pad_id)
-        return self.denoise(noised, times, self.tokens(text_ids), text_ids != self.pad_id, text_embed)
+        return self.denoise(noised, times, self.tokens(text_ids), text_ids != self.pad_id, text_embed, past)
 
-    def denoise(self, noised: Tensor, times: Tensor, tokens: Tensor, is_text: Tensor, text_embed: Tensor) -> Tensor:
+    def denoise(
+        self,
+        noised: Tensor,
+        times: Tensor,
+        tokens: Tensor,
+        is_text: Tensor,
+        text_embed: Tensor,
+        past: Past | None = None,
+    ) -> Tensor:
         """As `forward`, given a caption as vectors (B, n, D), of which those where `is_text` (B, n) count."""
+        text = self.project_tokens(tokens)
         others = [
             self.project_text(text_embed),
             self.time(time_features(times, len(self.query))),
             self.project_noised(noised),
             self.query.expand(len(noised), -1),
         ]
-        x = self.trunk(self.project_tokens(tokens), is_text, torch.stack(others, 1))
-        return self.predict(x[:, -1])
+        if past is not None:
+            if not past.length:
+                self.trunk(text, is_text, others[0][:, None], past)
+            past = past.copy()
+        return self.predict(self.trunk(text, is_text, torch.stack(others, 1), past)[:, -1])
 
 
 class ARPrior(nn.Module):

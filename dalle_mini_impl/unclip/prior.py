@@ -229,9 +229,10 @@ def _guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """The network's prediction given captions, from noised embeddings and times."""
     none = no_caption(network, text_ids, text_embed)
+    past, past_of_none = network.new_past(), network.new_past()
 
     def predict(noised: Tensor, times: Tensor) -> Tensor:
-        given = network(noised, times, text_ids, text_embed)
-        return given if scale == 1 else guide(given, network(noised, times, *none), scale)
+        given = network(noised, times, text_ids, text_embed, past)
+        return given if scale == 1 else guide(given, network(noised, times, *none, past_of_none), scale)
 
     return predict

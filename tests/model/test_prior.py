@@ -144,6 +144,29 @@ def test_shapes_that_do_not_fit_are_refused(settings, message):
         make_prior(**{"kind": "diffusion", **settings})
 
 
+def test_what_does_not_depend_on_noise_and_time_is_computed_once():
+    prior = make_prior()
+    past, calls = prior.new_past(), []
+    expected = [predict(prior, [0, 1, 2])]
+    prior.trunk.blocks[0].register_forward_pre_hook(lambda block, given: calls.append(given[0].shape[1]))
+    for times in ([3, 500, 999], [7, 0, 200], [3, 500, 999]):
+        noised = embeddings(3, seed=2 + times[0] // 7)
+        found = prior(noised, torch.tensor(times), IDS, TEXT, past)
+        torch.testing.assert_close(found, prior(noised, torch.tensor(times), IDS, TEXT))
+        expected.append(found)
+    torch.testing.assert_close(expected[0], expected[1])
+    assert not torch.allclose(expected[1], expected[2])
+    assert calls == [
+        7,
+        3,
+        10,
+        3,
+        10,
+        3,
+        10,
+    ]  # caption and text embedding; time, noised embedding and query; all of them
+
+
 def test_components_one_after_another_have_the_logits_of_all_together():
     prior = make_prior("ar")
     ids, dots = torch.tensor([[1, 2, 4], [3, 4, 0], [0, 1, 2]]), torch.tensor([1, 5, 0])

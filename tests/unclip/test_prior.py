@@ -57,7 +57,10 @@ def test_every_sampler_ends_at_what_a_perfect_network_predicts(sampler, steps):
     class Perfect:
         embed_dim, pad_id = 10, 0
 
-        def __call__(self, noised, times, text_ids, text_embed):
+        def new_past(self):
+            return None
+
+        def __call__(self, noised, times, text_ids, text_embed, past):
             assert times.shape == (4,)
             assert ((times >= 0) & (times < 1000)).all()
             return target
@@ -77,7 +80,10 @@ def test_guidance_moves_away_from_the_prediction_without_caption():
     class Network:
         embed_dim, pad_id = 2, 7
 
-        def __call__(self, noised, times, text_ids, text_embed):
+        def new_past(self):
+            return None
+
+        def __call__(self, noised, times, text_ids, text_embed, past):
             is_empty = bool((text_ids == 7).all()) and not bool(text_embed.any())
             return without if is_empty else given
 
