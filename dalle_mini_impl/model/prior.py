@@ -1,7 +1,7 @@
 """Priors: a caption -> an image embedding of a scorer (Ramesh et al. 2022, DALL-E 2, section 2.2).
 
 The diffusion prior has the shape of the PriorTransformer of `diffusers`, so that weights can be exchanged with it.
-Neither prior needs that library; only drawing from a diffusion prior does.
+Neither prior needs that library; only samplers other than DDIM do.
 """
 
 import copy

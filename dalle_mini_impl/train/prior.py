@@ -7,7 +7,7 @@ The pictures of the set are embedded once, before the first step; composed scene
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from dalle_mini_impl.train.shared.scene_rows import SceneRows, open_scenes
 from dalle_mini_impl.train.shared.state import load_state, save_state
 from dalle_mini_impl.train.stages import run_stage
 from dalle_mini_impl.unclip.prior import SPACE, Prior
-from dalle_mini_impl.unclip.schedule import check_steps, make_scheduler
+from dalle_mini_impl.unclip.schedule import add_noise, check_steps, make_scheduler
 
 VALIDATION_PICTURES = 128
 """Largest number of held-out pictures in a validation, for each of which embeddings are drawn."""
@@ -128,7 +128,6 @@ class PriorLoss(nn.Module):
     def __init__(self, network: AnyPrior) -> None:
         super().__init__()
         self.network = network
-        self._scheduler: Any = None if isinstance(network, ARPrior) else make_scheduler()
 
     def forward(self, embed: Tensor, text_embed: Tensor, batch: PriorBatch) -> Tensor:
         """The mean loss of a batch, given image and text embeddings (B, D)."""
@@ -139,7 +138,7 @@ class PriorLoss(nn.Module):
             logits = self.network(ids[:, :-1], dots, batch.text_ids, text_given)
             return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
         scaled = self.network.scale(embed)
-        noised = self._scheduler.add_noise(scaled, batch.noise, batch.times)
+        noised = add_noise(scaled, batch.noise, batch.times)
         return F.mse_loss(self.network(noised, batch.times, batch.text_ids, text_given).float(), scaled)
 
 
@@ -199,6 +198,8 @@ def main(config: PriorRun, resume: bool = False) -> None:
     config = continue_order(config) if resume else config
     check_ranges(config)
     check_steps(config.sampling.sampler, config.sampling.steps, "sampling.")
+    if config.model.kind == "diffusion" and config.sampling.sampler != "ddim":
+        make_scheduler(config.sampling.sampler)  # says before the first step that diffusers is not installed
     run = config.run
     accelerator = loop.start_run(run)
     scorer = Scorer.from_pretrained(config.scorer or run.model_dir, str(accelerator.device))

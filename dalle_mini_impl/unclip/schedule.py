@@ -59,6 +59,21 @@ def make_scheduler(sampler: str = SAMPLERS[0], prediction: str = "sample", steps
     return scheduler
 
 
+def add_noise(clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """Add the noise of some times, as every scheduler of `make_scheduler` does, but without `diffusers`.
+
+    Args:
+        clean: (n, …).
+        noise: the same shape, of variance 1.
+        times: (n,) int64 in [0, `DIFFUSION_STEPS`).
+
+    Returns:
+        The same shape.
+    """
+    kept = _kept_signal().to(clean)[times].view(-1, *[1] * (clean.dim() - 1))
+    return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+
 def remove_noise(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int) -> Tensor:
     """Draw with DDIM, adding no noise (Song et al. 2021), as `make_scheduler("ddim")` does, but without `diffusers`.
 
@@ -81,6 +96,7 @@ def remove_noise(predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: 
     return x
 
 
+@functools.cache
 def _kept_signal() -> Tensor:
     """(1001,) shares of the variance that the cosine schedule keeps after each step; the last one stands for none."""
     share = torch.arange(DIFFUSION_STEPS + 1, dtype=torch.float64) / DIFFUSION_STEPS

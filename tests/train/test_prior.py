@@ -1,5 +1,7 @@
 """The stage that trains a prior."""
 
+import sys
+
 import pytest
 import torch
 from helpers.emoji import make_emoji_set
@@ -22,7 +24,7 @@ from dalle_mini_impl.train.shared.scene_rows import open_scenes
 from dalle_mini_impl.unclip.prior import SPACE, Prior
 from dalle_mini_impl.util.errors import UserError
 
-DIFFUSION = ("model.kind=diffusion", "sampling.steps=2", "sampling.draws=1")
+DIFFUSION = ("model.kind=diffusion", "sampling.sampler=ddim", "sampling.steps=2", "sampling.draws=1")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,6 @@ def model_of(home):
     [(4, ()), (7, ("run.accumulation=2", "optimizer.muon_learning_rate=0.02")), (6, DIFFUSION)],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(trained, tmp_path, monkeypatch, step, settings):
-    if settings == DIFFUSION:
-        pytest.importorskip("diffusers")
     whole, broken = (trained.copy(tmp_path / name, "transformer") for name in ("whole", "broken"))
     whole.run("prior", *settings)
     interrupt(broken, "prior", step, monkeypatch, *settings)
@@ -126,8 +126,6 @@ def test_rows_of_a_batch_are_the_same_however_it_is_divided(prior_home, tmp_path
 
 @pytest.mark.parametrize("kind", ["diffusion", "ar"])
 def test_a_prior_learns_which_embedding_belongs_to_a_caption(kind):
-    if kind == "diffusion":
-        pytest.importorskip("diffusers")
     config = PriorConfig(kind=kind, n_layer=1, n_head=2, n_embd=32, text_length=5, components=8, buckets=8)
     generator = torch.Generator().manual_seed(0)
     embed = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator), dim=-1)
@@ -185,6 +183,15 @@ def test_another_scorer_s_embeddings_can_be_learned(trained, other_scorer, tmp_p
     message = f"is not used: it draws embeddings of scorer {part.trained_with[SPACE]}, not of .* {scorer_identity(own)}"
     with pytest.warns(UserWarning, match=message):
         assert Prior.find(model_of(home), own) is None
+
+
+def test_a_sampler_of_diffusers_needs_it_before_the_first_step(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    home = trained.copy(tmp_path / "home", "transformer")
+    home.run("prior", *DIFFUSION)
+    monkeypatch.setattr(stage, "PriorLoss", None)
+    with pytest.raises(UserError, match=r"diffusers is not installed; run: pip install diffusers"):
+        home.run("prior", *DIFFUSION, "sampling.sampler=ddpm")
 
 
 def test_an_unknown_sampler_is_refused_before_anything_is_read(trained):

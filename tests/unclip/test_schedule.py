@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dalle_mini_impl.config.sampling import DIFFUSION_STEPS, SAMPLERS
-from dalle_mini_impl.unclip.schedule import make_scheduler, remove_noise
+from dalle_mini_impl.unclip.schedule import add_noise, make_scheduler, remove_noise
 
 pytest.importorskip("diffusers")
 
@@ -56,3 +56,14 @@ def test_ddim_without_the_library_draws_what_the_library_draws(steps):
     for time in scheduler.timesteps:
         x = scheduler.step(predict(x, time.expand(3)), time, x).prev_sample
     torch.testing.assert_close(remove_noise(predict, start, steps), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_noise_is_added_as_by_the_library(sampler):
+    generator = torch.Generator().manual_seed(3)
+    clean, noise = torch.randn(2, DIFFUSION_STEPS, 5, generator=generator)
+    times = torch.arange(DIFFUSION_STEPS)
+    expected = make_scheduler(sampler).add_noise(clean, noise, times)
+    torch.testing.assert_close(add_noise(clean, noise, times), expected, atol=1e-5, rtol=1e-4)
+    pictures = add_noise(clean[:4].view(4, 5, 1, 1), noise[:4].view(4, 5, 1, 1), times[:4])
+    torch.testing.assert_close(pictures.view(4, 5), add_noise(clean[:4], noise[:4], times[:4]))
