@@ -76,8 +76,8 @@ def unclip(model: str, json_file: str | None, sheet: Path | None, **options: Any
     systems draws held-out captions with and without image embeddings, from a prior, of the text and of the real
     picture. variations, interpolations and edits (text differences) change held-out pictures through their embeddings.
     inversion draws them again from the numbers that they are turned into. What MODEL has no part for is left out.
-    Scorers are named as for dalle classify. Needs the extras judge and eval, and for samplers of
-    a diffusion prior other than ddim also unclip.
+    Scorers are named as for dalle classify. Needs the extras judge and eval, and for samplers of a diffusion prior
+    other than ddim also unclip.
     """
     start = time.perf_counter()
     echo = partial(echo_text, json_file=json_file)

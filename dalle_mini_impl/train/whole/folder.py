@@ -5,7 +5,7 @@ model/            the checkpoint
 report.html       what came of it, brought up to date after each stage
 configs/          settings of the stages, for the plain commands
 store/ ids/       decoded pictures, and their image ids
-image_tokenizer/ transformer/ scorer/    logs, sample sheets and resumable states
+image_tokenizer/ transformer/ scorer/ prior/    logs, sample sheets and resumable states
 earlier/          a run that --overwrite set aside
 """
 
