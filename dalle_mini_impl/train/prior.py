@@ -185,6 +185,17 @@ def save_prior(config: PriorRun, network: AnyPrior, identities: dict[str, str]) 
     return save_tensors(config.run.model_dir, "prior", tensors, settings, identities)
 
 
+def check_sampling(config: PriorRun) -> None:
+    """Refuse before the first step what validation could not draw with.
+
+    Raises:
+        UserError: sampler or steps are wrong, or the sampler needs `diffusers`, which is not installed.
+    """
+    check_steps(config.sampling.sampler, config.sampling.steps, "sampling.")
+    if config.model.kind == "diffusion" and config.sampling.sampler != "ddim":
+        make_scheduler(config.sampling.sampler)
+
+
 def main(config: PriorRun, resume: bool = False) -> None:
     """Train, validate and save the prior.
 
@@ -197,9 +208,7 @@ def main(config: PriorRun, resume: bool = False) -> None:
     """
     config = continue_order(config) if resume else config
     check_ranges(config)
-    check_steps(config.sampling.sampler, config.sampling.steps, "sampling.")
-    if config.model.kind == "diffusion" and config.sampling.sampler != "ddim":
-        make_scheduler(config.sampling.sampler)  # says before the first step that diffusers is not installed
+    check_sampling(config)
     run = config.run
     accelerator = loop.start_run(run)
     scorer = Scorer.from_pretrained(config.scorer or run.model_dir, str(accelerator.device))

@@ -130,13 +130,13 @@ class Composer:
         vocab = max(configs["text_tokenizer"].vocab_size, least_vocab(facts, self.table))
         length = text_length(self.folder, configs["scorer"].data, self.table)
         scenes = self._scenes(configs)
+        with_end = [f"model.text_length={length + 1}"] if length else []  # with the end-of-text id
         return {
             "text_tokenizer": [f"vocab_size={vocab}"],
             "image_tokenizer": scenes["image_tokenizer"],
             "transformer": [*scenes["transformer"], *([f"text_length={length}"] if length else [])],
-            # with the end-of-text id
-            "scorer": [*size, *scenes["scorer"], *([f"model.text_length={length + 1}"] if length else [])],
-            "prior": [*scenes["prior"], *([f"model.text_length={length + 1}"] if length else [])],
+            "scorer": [*size, *scenes["scorer"], *with_end],
+            "prior": [*scenes["prior"], *with_end],
         }
 
     def _check_used(self, configs: dict[str, Any]) -> None:
