@@ -82,6 +82,12 @@ sampling_options = add_options(
         click.option("--eta", type=FiniteFloat(0, 1), help="Noise that ddim adds in each step.  [default: 0]"),
         click.option("--rank", type=click.Choice(RANKS), help="What orders the pictures.  [default: the model's]"),
         click.option(
+            "--clip-weight",
+            type=FiniteFloat(),
+            metavar="X",
+            help="How much the scorer counts with --rank both.  [default: the model's]",
+        ),
+        click.option(
             "--diversity",
             type=FiniteFloat(),
             metavar="X",
@@ -180,8 +186,13 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
                 f"expected --rank both or clip with --{name}, got --rank {options['rank']}, which uses no scorer; "
                 f"leave one out"
             )
-    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "diversity", "prune", "tile", "transparent")
-    diffusion = ("prior", "decoder", "sampler", "steps", "eta")
+    if options["clip_weight"] is not None and options["rank"] not in (None, "auto", "both"):
+        raise UserError(
+            f"expected --rank both with --clip-weight, got --rank {options['rank']}, which adds nothing up; leave one "
+            f"out"
+        )
+    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "clip_weight", "diversity", "prune", "tile")
+    diffusion = ("transparent", "prior", "decoder", "sampler", "steps", "eta")
     arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling, *diffusion)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:

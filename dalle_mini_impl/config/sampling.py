@@ -36,6 +36,8 @@ class SamplingConfig:
     rank: str = "auto"
     """What orders candidates: `likelihood`, `clip`, `both`, `none`, or `auto`, which is `both` where there is a scorer
     and `likelihood` otherwise."""
+    clip_weight: float = 1.0
+    """How many times the scorer's scaled cosine counts against the likelihood where `both` rank."""
     diversity: float = 0.0
     """How much a kept picture should differ from those kept before it, where the scorer ranks; 0 keeps the best however
     alike they are."""

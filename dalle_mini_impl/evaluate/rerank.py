@@ -1,5 +1,6 @@
 """What ranking candidates gains and costs: R-precision of the best of N by each ranking method, and seconds."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +16,15 @@ from dalle_mini_impl.evaluate.generation import (
     GeneratedPictures,
     generate_pictures,
     sample_indices,
+    share_row,
 )
-from dalle_mini_impl.evaluate.intervals import TOP_K, Share, mean_share
+from dalle_mini_impl.evaluate.intervals import TOP_K, Share, ShareRow, mean_share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.pipeline.prior_embeds import draw_embeds
+from dalle_mini_impl.pipeline.ranking import cosine_scale
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.generate import candidates_to_keep
+from dalle_mini_impl.sampling.likelihood import log_likelihood
 from dalle_mini_impl.util.plots import new_figure, save_figure
 from dalle_mini_impl.util.ranking import best_first
 from dalle_mini_impl.util.tables import aligned_table
@@ -51,6 +56,8 @@ METHODS = {
 }
 """`likelihood`, `clip` and `both`, their sum, are those of `DalleMini.generate`. `ratio` is the likelihood given the
 caption divided by that without it, `chance` the mean over all candidates."""
+CLIP_WEIGHTS = (0.5, 1, 2, 4, 8, 12, 16, 32)
+"""`clip_weight` of `DalleMini.generate` that `both` is tried with."""
 PLOTTED = ("likelihood", "clip", "both", "likelihood, pruned", "both, pruned")
 """Methods that `DalleMini.generate` offers."""
 
@@ -83,12 +90,12 @@ class CandidateScores:
 def score_candidates(dalle: DalleMini, result: Result) -> CandidateScores:
     """Every score of the candidates of one prompt, in their order."""
     image_ids = torch.stack([candidate.image_ids for candidate in result])
-    cumulative = dalle.log_likelihood(result.prompt, image_ids).cumsum(1)
-    without_caption = dalle.log_likelihood("", image_ids).cumsum(1)
+    cumulative = _log_likelihood(dalle, result, image_ids).cumsum(1)
+    without_caption = dalle.log_likelihood("", image_ids).sum(1)
     cosines = dalle.scorer.cosines([candidate.image for candidate in result], result.prompt)
     likelihood = cumulative[:, -1]
-    clip = dalle.scorer.scale * cosines
-    ratio = likelihood - without_caption[:, -1]
+    clip = cosine_scale(dalle.scorer, dataclasses.replace(dalle.sampling, rank="both")) * cosines
+    ratio = likelihood - without_caption
     totals = {
         "ratio": ratio,
         "ratio + clip": ratio + clip,
@@ -97,6 +104,17 @@ def score_candidates(dalle: DalleMini, result: Result) -> CandidateScores:
         "both": likelihood + clip,
     }
     return CandidateScores(totals, cumulative)
+
+
+def _log_likelihood(dalle: DalleMini, result: Result, image_ids: Tensor) -> Tensor:
+    """(N, h * w): of each image id given what the candidate was drawn from, caption and embedding of the prior."""
+    seeds = [candidate.seed for candidate in result]
+    chosen = result.settings["sampling"]["prior"]
+    if not (embeds := draw_embeds(chosen, result.prompt, seeds, dalle.prior, dalle.own_scorer)):
+        return dalle.log_likelihood(result.prompt, image_ids)
+    model, text_ids = (dalle.transformer, dalle.stream), dalle.encode(result.prompt)
+    pairs = zip(image_ids[:, None], embeds, strict=True)
+    return torch.cat([log_likelihood(*model, text_ids, ids, embed).cpu() for ids, embed in pairs])
 
 
 def hit_rate_of_best(hits: Tensor, scores: Tensor | None, count: int) -> Tensor:
@@ -189,8 +207,25 @@ def measure_seconds(dalle: DalleMini, prompts: Sequence[str], limit: int) -> Sec
     return seconds
 
 
-def measure_rerank(context: EvaluationContext) -> list[CurvePoint]:
-    """Generate candidates for held-out pairs that no other figure uses, and rank them by every method."""
+def weight_rows(pictures: GeneratedPictures, scores: CandidateScores, scale: float) -> list[ShareRow]:
+    """R-precision of the best of all candidates by `both`, for each of `CLIP_WEIGHTS`.
+
+    Args:
+        pictures: candidates in the order of their seeds.
+        scores: with a leading dimension of prompts.
+        scale: the scorer's.
+    """
+    rows = []
+    for weight in CLIP_WEIGHTS:
+        values = scores.totals["likelihood"] + weight * scale * scores.totals["clip"]
+        best = values.argmax(1, keepdim=True)
+        ranks = {judge: judge_ranks.gather(1, best) for judge, judge_ranks in pictures.ranks.items()}
+        rows.append(share_row(f"by both, clip_weight {weight:g}", ranks))
+    return rows
+
+
+def measure_rerank(context: EvaluationContext) -> tuple[list[CurvePoint], list[ShareRow]]:
+    """Generate candidates for held-out pairs that no other figure uses, and rank them by every method and weight."""
     settings = context.settings
     indices = sample_indices(context.reference, settings, "validation", settings.sweep_pairs, skip=settings.pairs)
     pictures = generate_pictures(context, indices, "drawing", rank="none")
@@ -198,7 +233,8 @@ def measure_rerank(context: EvaluationContext) -> list[CurvePoint]:
     totals = {name: torch.stack([scores.totals[name] for scores in per_prompt]) for name in per_prompt[0].totals}
     scores = CandidateScores(totals, torch.stack([scores.cumulative for scores in per_prompt]))
     prompts = [result.prompt for result in pictures.results[:TIMED_PROMPTS]]
-    return build_curve(pictures, scores, measure_seconds(context.dalle, prompts, settings.candidates))
+    points = build_curve(pictures, scores, measure_seconds(context.dalle, prompts, settings.candidates))
+    return points, weight_rows(pictures, scores, context.dalle.scorer.scale)
 
 
 def accuracy_table(points: Sequence[CurvePoint], judge: str) -> str:

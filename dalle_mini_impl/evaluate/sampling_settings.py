@@ -27,6 +27,7 @@ from dalle_mini_impl.evaluate.r_precision import RPrecision
 from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, prompt_of
 from dalle_mini_impl.evaluate.sampling_captions import SHORTEST_TIME, Captions, choose_captions, measure_within
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
+from dalle_mini_impl.pipeline.ranking import cosine_scale
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
@@ -195,7 +196,9 @@ def choose_sampling(
     )
     if choice.best is None:
         return choice
-    kept = {name: getattr(dalle.sampling, name) for name in ("diversity", "prune", "tile", "transparent")}
+    kept = {
+        name: getattr(dalle.sampling, name) for name in ("clip_weight", "diversity", "prune", "tile", "transparent")
+    }
     best = dataclasses.replace(choice.best.sampling, rank=choice.best.best_rank, **kept)
     return dataclasses.replace(choice, sampling=best)
 
@@ -288,7 +291,8 @@ class _Drawing:
         scores = {"likelihood": likelihood}
         if self.dalle.has_scorer:
             cosines = self.dalle.scorer.cosines(images, prompt)
-            scores |= {"clip": cosines, "both": likelihood + self.dalle.scorer.scale * cosines}
+            scale = cosine_scale(self.dalle.scorer, dataclasses.replace(sampling, rank="both"))
+            scores |= {"clip": cosines, "both": likelihood + scale * cosines}
         features = self.measure.features_of(to_pixels(images, self.reference.size))
         concept_ids = self.concept_ids[index].expand(len(images))
         fits = self.measure.log_probabilities(features, concept_ids)

@@ -64,8 +64,9 @@ class DalleMini(Parts):
 
         `rank` says which are best: with `likelihood` those to which the transformer itself gives the highest
         log-probability given the prompt, with `clip` those whose CLIP embedding has the highest cosine with the
-        prompt's, with `both` those with the highest sum of log-probability and scaled cosine; `none` keeps the order of
-        the seeds. `auto` is `both` where the model has a scorer. A model without scorer ranks by likelihood.
+        prompt's, with `both` those with the highest sum of log-probability and scaled cosine, which counts
+        `clip_weight` times; `none` keeps the order of the seeds. `auto` is `both` where the model has a scorer. A model
+        without scorer ranks by likelihood.
         With `diversity` the first picture is the best, each further one good and unlike those before: a cosine to the
         nearest of them counts against it as much as `diversity` times that cosine to the prompt counts for it.
         With `prune` only a quarter of the candidates of each chunk, but at least `keep`, is finished: the less likely

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dalle_mini_impl.pipeline.diffused import check_diffused, choose_decoder, draw_diffused
 from dalle_mini_impl.pipeline.picture_embed import to_numbers
 from dalle_mini_impl.pipeline.prior_embeds import choose_prior, with_prior
-from dalle_mini_impl.pipeline.ranking import default_rank, finish, recommended_rank, refuse_diversity
+from dalle_mini_impl.pipeline.ranking import default_rank, finish, recommended_ranking, refuse_diversity
 from dalle_mini_impl.pipeline.request import GenerationRequest, check_candidates_memory, make_request
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.generate import CHUNK, GeneratedIds, Progress, generate_many
@@ -29,8 +29,7 @@ def prepare(dalle: "DalleMini", given: dict[str, Any]) -> GenerationRequest:
         UserError: as `DalleMini.generate`.
     """
     scorer = dalle.scorer if dalle.has_scorer else None
-    rank = recommended_rank(dalle.sampling.rank, scorer, scorer is dalle.own_scorer)
-    recommended = dataclasses.replace(dalle.sampling, rank=rank)
+    recommended = recommended_ranking(dalle.sampling, scorer, scorer is dalle.own_scorer)
     refuse_diversity(scorer, **given["sampling"])
     decoder, recommended = choose_decoder(
         given["sampling"], recommended, lambda: dalle.diffusion_decoder, has_canvas=given["canvas"] is not None

@@ -1,7 +1,7 @@
 """Image embeddings of a request's candidates, from where `sampling.prior` says (Ramesh et al. 2022, DALL-E 2)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,20 +67,31 @@ def with_prior(
     if chosen == "none":
         return request
     _check(request, prior, drawer)
+    if chosen == "text" and scorer is None:
+        raise UserError("expected a checkpoint with a scorer for prior text, got one without; choose prior none")
+    draw = partial(draw_embeds, chosen, request.prompt, request.seeds, prior, scorer)
+    return dataclasses.replace(request, draw_embeds=draw)
+
+
+def draw_embeds(
+    chosen: str, prompt: str, seeds: Sequence[int], prior: Prior | None, scorer: Scorer | None
+) -> list[list[float]]:
+    """An image embedding for each candidate of a prompt; none with `none`.
+
+    Args:
+        chosen: where from; see `choose_prior`.
+        prompt: the caption.
+        seeds: of the candidates.
+        prior: of the checkpoint, where it is chosen.
+        scorer: of the checkpoint, where the text embedding is chosen.
+    """
+    if chosen == "none":
+        return []
     if chosen == "text":
-        if scorer is None:
-            raise UserError("expected a checkpoint with a scorer for prior text, got one without; choose prior none")
-        return dataclasses.replace(request, draw_embeds=partial(_embed_text, scorer, request))
+        assert scorer is not None
+        return scorer.embed_texts([clean_caption(prompt)]).tolist() * len(seeds)
     assert prior is not None
-    return dataclasses.replace(request, draw_embeds=partial(_draw, prior, request))
-
-
-def _embed_text(scorer: Scorer, request: GenerationRequest) -> list[list[float]]:
-    return scorer.embed_texts([clean_caption(request.prompt)]).tolist() * len(request.seeds)
-
-
-def _draw(prior: Prior, request: GenerationRequest) -> list[list[float]]:
-    return prior.draw([request.prompt] * len(request.seeds), request.seeds).tolist()
+    return prior.draw([prompt] * len(seeds), seeds).tolist()
 
 
 def _check(request: GenerationRequest, prior: Prior | None, drawer: Stream | DiffusionDecoder) -> None:

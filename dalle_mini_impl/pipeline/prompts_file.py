@@ -36,6 +36,7 @@ class PromptLine:
     top_p: float = 1.0
     guidance: float = 1.0
     rank: str = "auto"
+    clip_weight: float = 1.0
     diversity: float = 0.0
     prune: bool = False
     tile: bool = False

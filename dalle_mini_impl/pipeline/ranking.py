@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle_mini_impl.config.sampling import SamplingConfig
 from dalle_mini_impl.data.cut_out import without_ground
 from dalle_mini_impl.model.decoder import Decoder
 from dalle_mini_impl.model.image_tokenizer import ImageTokenizer
@@ -28,19 +30,19 @@ EQUAL = 1 - 1e-5
 """Cosine of embeddings above which pictures count as equal."""
 
 
-def recommended_rank(recommended: str, scorer: Scorer | None, own: bool) -> str:
+def recommended_ranking(recommended: SamplingConfig, scorer: Scorer | None, own: bool) -> SamplingConfig:
     """How to rank where the caller does not say.
 
     Args:
-        recommended: the checkpoint's recommendation, one of `config.sampling.RANKS`.
+        recommended: the checkpoint's recommendation.
         scorer: what can rank besides the likelihood, if anything.
         own: whether that is the checkpoint's own scorer, which the recommendation was made for.
     """
     if scorer is None:
-        return "none" if recommended == "none" else "likelihood"
-    if own or recommended == "clip":
+        return replace(recommended, rank="none" if recommended.rank == "none" else "likelihood")
+    if own:
         return recommended
-    return "both"
+    return replace(recommended, rank="clip" if recommended.rank == "clip" else "both", clip_weight=1.0)
 
 
 def default_rank(scorer: Scorer | None, is_diffused: bool) -> str:
@@ -134,7 +136,7 @@ def rank_candidates(
             check_finite(values, "scores of candidates", "the model's weights are damaged: copy or train it again")
         order = best_first(values).tolist()
         if request.scorer is not None and embed is not None and request.sampling.diversity:
-            weight = request.sampling.diversity * _cosine_scale(request.scorer, request)
+            weight = request.sampling.diversity * cosine_scale(request.scorer, request.sampling)
             order = most_diverse(values, embed, weight, request.keep)
         scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
@@ -236,9 +238,9 @@ def _cosines(request: GenerationRequest, scorer: Scorer, embed: Tensor) -> Tenso
     return embed @ F.normalize(image_embed, dim=0)
 
 
-def _cosine_scale(scorer: Scorer, request: GenerationRequest) -> float:
-    """What the scorer's cosines are multiplied by in the ranking."""
-    return scorer.scale if request.sampling.rank == "both" else 1.0
+def cosine_scale(scorer: Scorer, sampling: SamplingConfig) -> float:
+    """What a scorer's cosines are multiplied by in the ranking."""
+    return sampling.clip_weight * scorer.scale if sampling.rank == "both" else 1.0
 
 
 def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, embed: Tensor | None) -> Tensor:
@@ -253,5 +255,5 @@ def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, embed: 
     if request.scorer is None or embed is None:
         return log_likelihood
     cosines = _cosines(request, request.scorer, embed)
-    scaled = _cosine_scale(request.scorer, request) * cosines
+    scaled = cosine_scale(request.scorer, request.sampling) * cosines
     return log_likelihood + scaled if request.sampling.rank == "both" else scaled

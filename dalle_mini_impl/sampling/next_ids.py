@@ -90,6 +90,8 @@ def validate_sampling(config: SamplingConfig, vocab: int) -> None:
         raise UserError(f"expected top_p above 0 and at most 1, got {config.top_p}; 1 keeps all ids")
     if not 0 <= config.guidance < math.inf:
         raise UserError(f"expected a guidance of 0 or more, got {config.guidance}; 1 switches it off")
+    if not 0 <= config.clip_weight < math.inf:
+        raise UserError(f"expected a clip_weight of 0 or more, got {config.clip_weight}; 0 ignores the scorer")
     if not 0 <= config.diversity < math.inf:
         raise UserError(f"expected a diversity of 0 or more, got {config.diversity}; 0 keeps the best")
     if config.rank not in RANKS:

@@ -368,6 +368,16 @@ def test_a_scorer_that_would_not_be_used_is_refused(refused, tiny_model, other_s
     assert f"expected --rank both or clip with --scorer, got --rank {rank}" in one_line(refused(*arguments))
 
 
+def test_clip_weight_is_recorded_and_refused_where_nothing_is_added_up(sample, refused, tiny_model):
+    sample("a cat", "--rank", "both", "--clip-weight", 2.5)
+    assert read_metadata("grid.png")["sampling"]["clip_weight"] == 2.5
+    for rank in ("clip", "likelihood", "none"):
+        error = one_line(refused("sample", "a cat", "--clip-weight", 2, "--rank", rank, "--model", tiny_model))
+        assert f"expected --rank both with --clip-weight, got --rank {rank}" in error
+    error = one_line(refused("sample", "a cat", "--clip-weight", -1, "--model", tiny_model))
+    assert "expected a clip_weight of 0 or more, got -1.0" in error
+
+
 def test_a_missing_scorer_is_refused_in_one_line(refused, tiny_model):
     error = one_line(refused("sample", "a cat", "--scorer", "nothing", "--model", tiny_model))
     assert "no model 'nothing'" in error

@@ -509,6 +509,8 @@ def test_evaluate_rerank_command(store, tiny_model, tmp_path, monkeypatch):
     assert "seconds for a prompt" in output
     assert {point["candidates"] for point in figures["points"]} == {1, 2, 4}
     assert "by likelihood" in output
+    assert "by both, clip_weight 8" in output
+    assert {row["count"] for row in figures["weights"]} == {2}
 
 
 def test_median_ranks_count_from_one():

@@ -1,10 +1,13 @@
 """R-precision of the best of N candidates by each ranking method."""
 
+import shutil
 import sys
+from dataclasses import replace
 from typing import cast
 
 import pytest
 import torch
+from helpers.priors import add_prior, take_embeddings
 from PIL import Image
 
 from dalle_mini_impl.evaluate import rerank
@@ -67,6 +70,22 @@ def test_curve_has_a_point_for_each_method_and_number_of_candidates():
     assert line.split() == ["by", "both,", "pruned", "1.50", "2.50", "4.50"]
 
 
+def test_weights_rank_by_likelihood_plus_as_many_scaled_cosines():
+    ranks = torch.tensor([[0, 9, 9], [9, 9, 3]])
+    pictures = GeneratedPictures([cast(Result, range(3))] * 2, [0, 1], {}, {"pixels": ranks})
+    # Scaled by 2, the cosines of the first prompt outweigh its likelihoods from 10 / 9 on, of the second from 25 on.
+    totals = {
+        "likelihood": torch.tensor([[0.0, 10, 1], [50, 0, 0]]),
+        "clip": torch.tensor([[4.5, 0, 4], [0, 0, 1.0]]),
+    }
+    rows = rerank.weight_rows(pictures, rerank.CandidateScores(totals, torch.zeros(2, 3, 8)), 2.0)
+    assert [row.name for row in rows] == [f"by both, clip_weight {weight:g}" for weight in rerank.CLIP_WEIGHTS]
+    top1 = {weight: row.shares["pixels"][0].value for weight, row in zip(rerank.CLIP_WEIGHTS, rows, strict=True)}
+    top5 = {weight: row.shares["pixels"][1].value for weight, row in zip(rerank.CLIP_WEIGHTS, rows, strict=True)}
+    assert top1 == {0.5: 0, 1: 0, 2: 0.5, 4: 0.5, 8: 0.5, 12: 0.5, 16: 0.5, 32: 0.5}
+    assert top5 == {0.5: 0, 1: 0, 2: 0.5, 4: 0.5, 8: 0.5, 12: 0.5, 16: 0.5, 32: 1}
+
+
 def test_pruning_drops_the_weaker_half_of_each_group_twice():
     assert rerank.prune_scores(SCORES, CUMULATIVE, 1).equal(SCORES)
     two = rerank.prune_scores(SCORES, CUMULATIVE, 2)
@@ -121,6 +140,7 @@ def test_missing_matplotlib_names_its_extra(tmp_path, monkeypatch):
 
 def test_scores_are_those_generate_ranks_by(tiny_model):
     dalle = DalleMini.from_pretrained(tiny_model, "cpu", "fp32")
+    dalle.sampling = replace(dalle.sampling, clip_weight=3.0)
     result = dalle.generate("a red heart", candidates=5, keep=5, seed=1, rank="none")
     scores = rerank.score_candidates(dalle, result)
     assert set(scores.totals) == {method.score for method in rerank.METHODS.values()} - {"chance"}
@@ -132,3 +152,18 @@ def test_scores_are_those_generate_ranks_by(tiny_model):
     torch.testing.assert_close(scores.totals["ratio + clip"] - scores.totals["ratio"], clip)
     assert not torch.allclose(scores.totals["ratio"], scores.totals["likelihood"])
     torch.testing.assert_close(scores.cumulative[:, -1], scores.totals["likelihood"])
+
+
+@pytest.mark.filterwarnings("ignore:caption .* cut off")  # the tiny model takes short captions only
+@pytest.mark.parametrize("prior", ["ar", "text"])
+def test_likelihoods_are_given_the_embedding_that_a_candidate_was_drawn_from(tiny_model, tmp_path, prior):
+    folder = add_prior(take_embeddings(shutil.copytree(tiny_model, tmp_path / "model")), "ar")
+    dalle = DalleMini.from_pretrained(folder, "cpu", "fp32")
+    dalle.sampling = replace(dalle.sampling, prior=prior)
+    result = dalle.generate("a red heart", candidates=5, keep=5, seed=1, rank="none")
+    scores = rerank.score_candidates(dalle, result)
+    ranked = {c.seed: c.score for c in dalle.generate("a red heart", 5, 5, seed=1, rank="likelihood")}
+    expected = torch.tensor([ranked[candidate.seed] for candidate in result])
+    torch.testing.assert_close(scores.totals["likelihood"], expected, rtol=1e-4, atol=1e-3)
+    image_ids = torch.stack([candidate.image_ids for candidate in result])
+    assert not torch.allclose(dalle.log_likelihood("a red heart", image_ids).sum(1), expected, atol=1e-2)

@@ -97,6 +97,36 @@ def test_rank_both_is_the_sum_of_log_likelihood_and_scaled_cosine(tiny_dalle):
     assert list(both) == sorted(both, key=lambda seed: both[seed], reverse=True)
 
 
+def test_clip_weight_is_how_many_times_the_cosine_counts(tiny_dalle):
+    dalle = with_scorer(tiny_dalle, RedScorer())
+    options = {"candidates": 5, "keep": 5, "seed": 3}
+
+    def scores(**changes):
+        return {candidate.seed: candidate.score for candidate in dalle.generate("a red heart", **options, **changes)}
+
+    cosines, likelihoods = scores(rank="clip", clip_weight=7), scores(rank="likelihood", clip_weight=7)
+    expected = {seed: likelihoods[seed] + 0.25 * 1000 * cosines[seed] for seed in cosines}
+    assert scores(rank="both", clip_weight=0.25) == pytest.approx(expected)
+    assert cosines == scores(rank="clip")
+    assert likelihoods == scores(rank="likelihood")
+    with pytest.raises(UserError, match=r"expected a clip_weight of 0 or more, got -1\.0; 0 ignores the scorer"):
+        dalle.generate("a red heart", candidates=1, clip_weight=-1)
+
+
+def test_the_recommended_clip_weight_is_for_the_checkpoints_own_scorer(tiny_dalle):
+    dalle = with_scorer(tiny_dalle, RedScorer())
+    dalle.sampling = replace(tiny_dalle.sampling, rank="both", clip_weight=8.0)
+
+    def weight(**changes):
+        return dalle.generate("a red heart", candidates=1, **changes).settings["sampling"]["clip_weight"]
+
+    assert weight() == 8
+    assert weight(clip_weight=3) == 3
+    dalle.scorer = tiny_dalle.scorer
+    assert weight() == 1
+    assert weight(clip_weight=3) == 3
+
+
 def test_rank_none_keeps_the_order_of_the_candidates(tiny_dalle):
     scorer = RedScorer()
     unranked = with_scorer(tiny_dalle, scorer).generate("a red heart", candidates=5, keep=3, seed=3, rank="none")

@@ -21,18 +21,21 @@ from dalle_mini_impl.cli.outputs import PlotFile
 def rerank(model: str, json_file: str | None, plot_file: Path | None, **options: Any) -> None:
     """Measure what ranking gains: R-precision of MODEL's best of 1, 2, 4 … candidates by each ranking method.
 
-    Also measures what it costs: seconds for a prompt, from text to the best picture. Needs the extra judge.
+    Also measures what it costs, seconds for a prompt from text to the best picture, and which clip_weight ranks best.
+    Needs the extra judge.
     """
     echo = partial(echo_text, json_file=json_file)
     context = load_context(model, options)
     echo(heading(context))
 
+    from dalle_mini_impl.evaluate.intervals import share_table
     from dalle_mini_impl.evaluate.rerank import accuracy_table, measure_rerank, plot_curve, seconds_table
 
-    points = measure_rerank(context)
+    points, weights = measure_rerank(context)
     for judge in context.r_precisions:
         echo(f"{judge}\n{accuracy_table(points, judge)}")
     echo(seconds_table(points))
+    echo(share_table(weights))
     if plot_file:
         echo(plot_curve(points, plot_file))
     figures = {
@@ -41,5 +44,6 @@ def rerank(model: str, json_file: str | None, plot_file: Path | None, **options:
         "data": options["data"],
         "settings": dataclasses.asdict(context.settings),
         "points": [dataclasses.asdict(point) for point in points],
+        "weights": [dataclasses.asdict(row) for row in weights],
     }
     write_json_file(json_file, figures)
