@@ -137,6 +137,6 @@ def heading(context: "EvaluationContext") -> str:
     return (
         f"model {context.dalle.source['model']} ({context.dalle.source['checkpoint']}): temperature "
         f"{sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, guidance {sampling.guidance:g}, "
-        f"rank {sampling.rank}\n{pictures}\n"
+        f"rank {sampling.rank}, clip_weight {sampling.clip_weight:g}\n{pictures}\n"
         f"share of pictures whose {kind} is the nearest (top-1) or among the nearest five, 95 % interval"
     )

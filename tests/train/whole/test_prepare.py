@@ -87,9 +87,9 @@ def test_image_embeddings_have_to_be_stored(tmp_path):
 def test_scenes_are_composed_of_the_runs_own_pictures_unless_others_are_named(tmp_path):
     preset = find_preset(TABLE, "emoji")
     own = composer(tmp_path, "scorer.scenes.store=mine").compose(preset, facts(500))
-    used = {stage: own[stage].scenes.store for stage in ("image_tokenizer", "transformer", "scorer")}
+    used = {stage: own[stage].scenes.store for stage in ("image_tokenizer", "transformer", "scorer", "prior")}
     store = str(tmp_path / "out" / "store")
-    assert used == {"image_tokenizer": store, "transformer": "", "scorer": "mine"}
+    assert used == {"image_tokenizer": store, "transformer": store, "scorer": "mine", "prior": store}
     without = composer(tmp_path).compose(TABLE.presets[0], facts(500))
     assert not without["image_tokenizer"].scenes.store
 
