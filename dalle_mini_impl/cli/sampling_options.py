@@ -191,9 +191,9 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
             f"expected --rank both with --clip-weight, got --rank {options['rank']}, which adds nothing up; leave one "
             f"out"
         )
-    sampling = ("temperature", "top_k", "top_p", "guidance", "rank", "clip_weight", "diversity", "prune", "tile")
-    diffusion = ("transparent", "prior", "decoder", "sampler", "steps", "eta")
-    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *sampling, *diffusion)}
+    drawing = ("temperature", "top_k", "top_p", "guidance", "prior", "decoder", "sampler", "steps", "eta")
+    choosing = ("rank", "clip_weight", "diversity", "prune", "tile", "transparent")
+    arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *drawing, *choosing)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:
             raise UserError(
