@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Drift:
 def measure_drift(
     model: str | Path, precisions: Sequence[str], prompts: Sequence[str], candidates: int, seed: int, device: str
 ) -> list[Drift]:
-    """Compare precisions of one model with fp32.
+    """Compare precisions of one model's transformer with fp32, of captions alone, without a prior.
 
     Args:
         model: shipped name or checkpoint folder.
@@ -89,9 +90,10 @@ def drift_table(drifts: Sequence[Drift]) -> str:
 
 def _sample_ids(dalle: DalleMini, prompts: Sequence[str], candidates: int, seed: int) -> tuple[Tensor, float]:
     """Image ids (prompts, N, h, w) and the seconds of sampling them, after one picture as a warm-up."""
-    dalle.generate(prompts[0], candidates=1, rank="none")
+    options: dict[str, Any] = {"seed": seed, "rank": "none", "prior": "none"}
+    dalle.generate(prompts[0], candidates=1, **options)
     start = time.perf_counter()
-    results = [dalle.generate(text, candidates=candidates, keep=candidates, seed=seed, rank="none") for text in prompts]
+    results = [dalle.generate(text, candidates=candidates, keep=candidates, **options) for text in prompts]
     seconds = time.perf_counter() - start
     return torch.stack([torch.stack([candidate.image_ids for candidate in result]) for result in results]), seconds
 
