@@ -188,11 +188,11 @@ def generate_arguments(options: dict[str, Any]) -> dict[str, Any]:
             )
     if options["clip_weight"] is not None and options["rank"] not in (None, "auto", "both"):
         raise UserError(
-            f"expected --rank both with --clip-weight, got --rank {options['rank']}, which adds nothing up; leave one "
-            f"out"
+            f"expected --rank both with --clip-weight, got --rank {options['rank']}, which does not add the scorer to "
+            f"the likelihood; leave one out"
         )
-    drawing = ("temperature", "top_k", "top_p", "guidance", "prior", "decoder", "sampler", "steps", "eta")
-    choosing = ("rank", "clip_weight", "diversity", "prune", "tile", "transparent")
+    drawing = ("temperature", "top_k", "top_p", "guidance", "tile", "prior", "decoder", "sampler", "steps", "eta")
+    choosing = ("rank", "clip_weight", "diversity", "prune", "transparent")
     arguments = {name: options[name] for name in ("candidates", "keep", "seed", "negative", *drawing, *choosing)}
     if seeds := options["seeds"]:
         if others := [f"--{name}" for name in ("candidates", "seed") if is_given(name)]:

@@ -1,6 +1,5 @@
 """What ranking candidates gains and costs: R-precision of the best of N by each ranking method, and seconds."""
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,10 @@ from dalle_mini_impl.evaluate.generation import (
     GeneratedPictures,
     generate_pictures,
     sample_indices,
-    share_row,
 )
 from dalle_mini_impl.evaluate.intervals import TOP_K, Share, ShareRow, mean_share
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
 from dalle_mini_impl.pipeline.prior_embeds import draw_embeds
-from dalle_mini_impl.pipeline.ranking import cosine_scale
 from dalle_mini_impl.pipeline.results import Result
 from dalle_mini_impl.sampling.generate import candidates_to_keep
 from dalle_mini_impl.sampling.likelihood import log_likelihood
@@ -94,7 +91,7 @@ def score_candidates(dalle: DalleMini, result: Result) -> CandidateScores:
     without_caption = dalle.log_likelihood("", image_ids).sum(1)
     cosines = dalle.scorer.cosines([candidate.image for candidate in result], result.prompt)
     likelihood = cumulative[:, -1]
-    clip = cosine_scale(dalle.scorer, dataclasses.replace(dalle.sampling, rank="both")) * cosines
+    clip = dalle.sampling.clip_weight * dalle.scorer.scale * cosines
     ratio = likelihood - without_caption
     totals = {
         "ratio": ratio,
@@ -171,10 +168,7 @@ def build_curve(pictures: GeneratedPictures, scores: CandidateScores, seconds: S
             values = scores.totals.get(method.score)
             if values is not None and method.prune:
                 values = prune_scores(values, scores.cumulative, count)
-            shares = {
-                judge: tuple(mean_share(hit_rate_of_best(ranks < k, values, count).tolist()) for k in TOP_K)
-                for judge, ranks in pictures.ranks.items()
-            }
+            shares = _shares_of_best(pictures, values, count)
             points.append(CurvePoint(name, count, seconds[method.rank, method.prune, count], shares))
     return points
 
@@ -218,10 +212,17 @@ def weight_rows(pictures: GeneratedPictures, scores: CandidateScores, scale: flo
     rows = []
     for weight in CLIP_WEIGHTS:
         values = scores.totals["likelihood"] + weight * scale * scores.totals["clip"]
-        best = values.argmax(1, keepdim=True)
-        ranks = {judge: judge_ranks.gather(1, best) for judge, judge_ranks in pictures.ranks.items()}
-        rows.append(share_row(f"by both, clip_weight {weight:g}", ranks))
+        shares = _shares_of_best(pictures, values, len(pictures.results[0]))
+        rows.append(ShareRow(f"by both, clip_weight {weight:g}", len(pictures.results), shares))
     return rows
+
+
+def _shares_of_best(pictures: GeneratedPictures, values: Tensor | None, count: int) -> dict[str, tuple[Share, ...]]:
+    """R-precision, by every judge, of the best of `count` candidates; `values` as in `hit_rate_of_best`."""
+    return {
+        judge: tuple(mean_share(hit_rate_of_best(ranks < k, values, count).tolist()) for k in TOP_K)
+        for judge, ranks in pictures.ranks.items()
+    }
 
 
 def measure_rerank(context: EvaluationContext) -> tuple[list[CurvePoint], list[ShareRow]]:

@@ -27,7 +27,6 @@ from dalle_mini_impl.evaluate.r_precision import RPrecision
 from dalle_mini_impl.evaluate.reference_pictures import ReferencePictures, prompt_of
 from dalle_mini_impl.evaluate.sampling_captions import SHORTEST_TIME, Captions, choose_captions, measure_within
 from dalle_mini_impl.pipeline.dalle_mini import DalleMini
-from dalle_mini_impl.pipeline.ranking import cosine_scale
 from dalle_mini_impl.sampling.seeds import candidate_seed
 from dalle_mini_impl.util.errors import UserError
 from dalle_mini_impl.util.images import to_pixels
@@ -291,7 +290,7 @@ class _Drawing:
         scores = {"likelihood": likelihood}
         if self.dalle.has_scorer:
             cosines = self.dalle.scorer.cosines(images, prompt)
-            scale = cosine_scale(self.dalle.scorer, dataclasses.replace(sampling, rank="both"))
+            scale = sampling.clip_weight * self.dalle.scorer.scale
             scores |= {"clip": cosines, "both": likelihood + scale * cosines}
         features = self.measure.features_of(to_pixels(images, self.reference.size))
         concept_ids = self.concept_ids[index].expand(len(images))

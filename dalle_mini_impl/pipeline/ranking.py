@@ -136,7 +136,7 @@ def rank_candidates(
             check_finite(values, "scores of candidates", "the model's weights are damaged: copy or train it again")
         order = best_first(values).tolist()
         if request.scorer is not None and embed is not None and request.sampling.diversity:
-            weight = request.sampling.diversity * cosine_scale(request.scorer, request.sampling)
+            weight = request.sampling.diversity * _cosine_scale(request.scorer, request.sampling)
             order = most_diverse(values, embed, weight, request.keep)
         scores = [score if math.isfinite(score) else None for score in values.tolist()]
     order = order[: request.keep]
@@ -238,7 +238,7 @@ def _cosines(request: GenerationRequest, scorer: Scorer, embed: Tensor) -> Tenso
     return embed @ F.normalize(image_embed, dim=0)
 
 
-def cosine_scale(scorer: Scorer, sampling: SamplingConfig) -> float:
+def _cosine_scale(scorer: Scorer, sampling: SamplingConfig) -> float:
     """What a scorer's cosines are multiplied by in the ranking."""
     return sampling.clip_weight * scorer.scale if sampling.rank == "both" else 1.0
 
@@ -255,5 +255,5 @@ def _ranking_scores(request: GenerationRequest, generated: GeneratedIds, embed: 
     if request.scorer is None or embed is None:
         return log_likelihood
     cosines = _cosines(request, request.scorer, embed)
-    scaled = cosine_scale(request.scorer, request.sampling) * cosines
+    scaled = _cosine_scale(request.scorer, request.sampling) * cosines
     return log_likelihood + scaled if request.sampling.rank == "both" else scaled

@@ -16,13 +16,12 @@ from dalle_mini_impl.sampling.native.library import load
 @pytest.mark.skipif(load() is None, reason="there is no C compiler with OpenMP")
 def test_int8_drifts_further_than_bf16():
     fp32, bf16, int8 = precision.measure_drift(
-        "emoji", ("bf16", "int8"), ("a red heart", "zon"), candidates=3, seed=0, device="cpu"
+        "emoji", ("bf16", "int8"), precision.PROMPTS, candidates=8, seed=0, device="cpu"
     )
     assert (fp32.nats, fp32.agreement, fp32.same_ids) == (0, 1, 1)
     assert 0 < bf16.nats < int8.nats < 0.1
-    for drift in (bf16, int8):  # which of both flips a likeliest id of 384 is chance
-        assert 1 >= drift.agreement > 0.9
-        assert 1 >= drift.same_ids > 0
+    assert 1 >= bf16.agreement >= int8.agreement > 0.9
+    assert 1 >= bf16.same_ids >= int8.same_ids > 0
     assert all(drift.seconds > 0 for drift in (fp32, bf16, int8))
 
 
