@@ -21,4 +21,7 @@ class ScenesConfig:
     share: Share = 0.5
     """Share of each batch that is scenes."""
     tasks: tuple[str, ...] = TASKS
-    """Kinds of scenes, each as frequent as the others; see `dalle data scenes --help`."""
+    """Kinds of scenes; see `dalle data scenes --help`. One that stands twice in the list is twice as frequent."""
+    as_drawn: Share = 0.0
+    """Share of the scenes of a single thing, in any colour and on any background but otherwise as it is, in which it
+    has the place and the size of its vendor's picture."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -196,6 +197,22 @@ def check_sampling(config: PriorRun) -> None:
         make_scheduler(config.sampling.sampler)
 
 
+def build_losses(config: PriorRun, accelerator: Accelerator, scorer: Scorer, tokenizer: TextTokenizer) -> PriorLoss:
+    """A prior with new weights over a scorer's embeddings, in its loss.
+
+    Raises:
+        UserError: a pass of the training does not fit into memory.
+    """
+    model = config.model
+    shape = {"embed_dim": scorer.model.embed_dim, "text_vocab": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
+    with memory.bounded_networks():
+        losses = PriorLoss(build_prior(model, **shape))
+    numbers = (model.text_length + model.components) * model.n_embd * model.n_layer
+    rows = memory.rows_in_pass(accelerator, config.run)
+    memory.check_training_memory(accelerator, losses, rows * numbers * ACTIVATION_BYTES)
+    return losses
+
+
 def main(config: PriorRun, resume: bool = False) -> None:
     """Train, validate and save the prior.
 
@@ -221,13 +238,7 @@ def main(config: PriorRun, resume: bool = False) -> None:
     identities = {"text_tokenizer": tokenizer.identity, SPACE: scorer_identity(scorer)}
     if not config.scorer:
         identities["scorer"] = read_part(Path(run.model_dir), "scorer", weights=False).identity
-    shape = {"embed_dim": scorer.model.embed_dim, "text_vocab": tokenizer.vocab_size, "pad_id": tokenizer.pad_id}
-    with memory.bounded_networks():
-        losses = PriorLoss(build_prior(config.model, **shape))
-    numbers = (config.model.text_length + config.model.components) * config.model.n_embd * config.model.n_layer
-    memory.check_training_memory(
-        accelerator, losses, memory.rows_in_pass(accelerator, run) * numbers * ACTIVATION_BYTES
-    )
+    losses = build_losses(config, accelerator, scorer, tokenizer)
     if isinstance(losses.network, ARPrior):
         losses.network.fit(embeds, embed_captions(scorer, train, config.validation_language)[1])
     embeds = embeds.to(accelerator.device)

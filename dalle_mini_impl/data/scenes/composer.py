@@ -138,6 +138,7 @@ def compose_scene(
     tasks: Sequence[str] = TASKS,
     languages: Sequence[str] = LANGUAGES,
     split: Split = "train",
+    as_drawn: float = 0.0,
 ) -> Scene:
     """Compose the scene of one row of a training step, or of a benchmark.
 
@@ -150,6 +151,7 @@ def compose_scene(
         tasks: to choose from.
         languages: to choose from.
         split: whether combinations that are held out are left out, or are all there is.
+        as_drawn: see `draw_scene`.
 
     Raises:
         ValueError: `split` has no scene of these tasks, or no drawing can have the colours that are asked.
@@ -162,7 +164,7 @@ def compose_scene(
         if task == WEARING and not outfits:
             continue
         plan = draw_plan(random, art.concepts(vendor), task, split, outfits)
-        image = draw_scene(art, vendor, plan, size, random)
+        image = draw_scene(art, vendor, plan, size, random, as_drawn)
         if image is not None:
             break
     else:
@@ -178,27 +180,42 @@ def worded(art: SceneArt, plan: ScenePlan, vendor: str, language: str, random: n
 
 
 def draw_scene(
-    art: SceneArt, vendor: str, plan: ScenePlan, size: int, random: np.random.Generator
+    art: SceneArt, vendor: str, plan: ScenePlan, size: int, random: np.random.Generator, as_drawn: float = 0.0
 ) -> Image.Image | None:
     """Draw a plan as an RGB picture; None where a drawing cannot be what the plan says, or vanishes on what is behind.
 
     That is one that cannot have its colour, looks the same when turned over, or has no face for what it should wear.
+
+    Args:
+        art: from `scene_art`.
+        vendor: whose drawings.
+        plan: what to draw.
+        size: side of the picture in pixels.
+        random: chooses places and sizes.
+        as_drawn: share, 0 to 1, of the scenes of a single thing, in any colour and on any background but otherwise as
+            it is, in which it has the place and the size of the vendor's picture.
     """
     background = np.array(COLOURS[plan.background]) if plan.background else np.full(3, 255)
+    drawings: list[np.ndarray] = []
     sprites: list[Image.Image] = []
     for one in plan.objects:
-        sprite = _sprite(art, vendor, one)
-        if sprite is None:
+        pixels = _pixels(art, vendor, one)
+        sprite = None if pixels is None else _sprite(pixels, one.turn)
+        if pixels is None or sprite is None:
             return None
         if plan.look == "black and white":
             sprite = with_look(sprite, plan.look, size)
         if plan.look != "outline" and not _is_visible(np.asarray(sprite), background):
             return None
+        drawings.append(pixels)
         sprites += [sprite] * one.count
+    image = Image.new("RGBA", (size, size), tuple(int(value) for value in background))
+    if as_drawn and _is_one_as_it_is(plan) and random.random() < as_drawn:
+        image.alpha_composite(Image.fromarray(drawings[0], "RGBA").resize((size, size), Image.Resampling.LANCZOS))
+        return image.convert("RGB")
     places = overlapping_boxes(sprites, size, random) if plan.relation == "front" else boxes(plan, size, random)
     if places is None:
         return None
-    image = Image.new("RGBA", (size, size), tuple(int(value) for value in background))
     for sprite, box in reversed(list(zip(sprites, places, strict=True))):  # the first thing is in front
         left, top, side = box
         drawn = with_look(sprite, plan.look, side) if plan.look in ("outline", "pixel art") else sprite
@@ -208,8 +225,14 @@ def draw_scene(
     return image.convert("RGB")
 
 
-def _sprite(art: SceneArt, vendor: str, one: SceneObject) -> Image.Image | None:
-    """The drawing of one thing, cropped; None where it cannot be what it should."""
+def _is_one_as_it_is(plan: ScenePlan) -> bool:
+    """Whether a scene shows one thing as its vendor does, but for its colour and the background."""
+    one = plan.objects[0]
+    return len(plan.objects) == one.count == 1 and not (one.size or one.turn or one.wearing or plan.look)
+
+
+def _pixels(art: SceneArt, vendor: str, one: SceneObject) -> np.ndarray | None:
+    """The picture (S, S, 4) of one thing, not turned over; None where it cannot be what it should."""
     if one.wearing:
         wardrobe = art.wardrobes.get(vendor, Wardrobe())
         if one.wearing not in wardrobe.outfits.get(one.concept, ()):
@@ -220,14 +243,14 @@ def _sprite(art: SceneArt, vendor: str, one: SceneObject) -> Image.Image | None:
     else:
         pixels = art.store.take(np.array([art.rows[vendor][one.concept]]))[0]
         pixels = recolour(pixels, one.colour) if one.colour else pixels
-    if pixels is None or not (pixels[..., 3] >= OPAQUE).any():
-        return None
-    return turn(_cropped(pixels), one.turn) if one.turn else _cropped(pixels)
+    return pixels if pixels is not None and (pixels[..., 3] >= OPAQUE).any() else None
 
 
-def _cropped(pixels: np.ndarray) -> Image.Image:
+def _sprite(pixels: np.ndarray, how: str) -> Image.Image | None:
+    """A drawing, cropped and turned over if it should be; None where that would not show."""
     image = Image.fromarray(pixels, "RGBA")
-    return image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha >= 8)).getbbox())
+    cropped = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha >= 8)).getbbox())
+    return turn(cropped, how) if how else cropped
 
 
 def _is_visible(pixels: np.ndarray, background: np.ndarray) -> bool:

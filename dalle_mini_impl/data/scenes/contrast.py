@@ -23,7 +23,15 @@ OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above
 
 
 def compose_contrast(
-    art: SceneArt, scene: Scene, *, seed: int, step: int, row: int, size: int, languages: Sequence[str]
+    art: SceneArt,
+    scene: Scene,
+    *,
+    seed: int,
+    step: int,
+    row: int,
+    size: int,
+    languages: Sequence[str],
+    as_drawn: float = 0.0,
 ) -> Scene:
     """Compose a scene that is another one but for one thing; the art is the same vendor's.
 
@@ -35,6 +43,7 @@ def compose_contrast(
         row: position in the global batch.
         size: side of the picture in pixels.
         languages: of the caption, to choose from.
+        as_drawn: see `composer.draw_scene`.
 
     Raises:
         ValueError: no change of the scene can be drawn.
@@ -46,7 +55,7 @@ def compose_contrast(
         other_object = trial >= MAX_TRIES // 10
         plan = changed_plan(scene.plan, art.concepts(scene.vendor), random, outfits, other_object=other_object)
         if split_of_plan(plan) == "train":
-            image = draw_scene(art, scene.vendor, plan, size, random)
+            image = draw_scene(art, scene.vendor, plan, size, random, as_drawn)
             if image is not None:
                 break
     else:

@@ -44,6 +44,8 @@ class SceneRows:
     tasks: tuple[str, ...] = TASKS
     language_weights: Mapping[str, float] | None = None
     """Relative frequency of captions by language code; languages not named have 1."""
+    as_drawn: float = 0.0
+    """See `ScenesConfig`."""
 
     @property
     def pictures(self) -> int:
@@ -70,19 +72,29 @@ class SceneRows:
         languages = [self.language(step, row)]
         try:
             return compose_scene(
-                self.art, seed=self.seed, step=step, row=row, size=self.size, tasks=self.tasks, languages=languages
+                self.art,
+                seed=self.seed,
+                step=step,
+                row=row,
+                size=self.size,
+                tasks=self.tasks,
+                languages=languages,
+                as_drawn=self.as_drawn,
             )
         except ValueError as error:
             raise UserError(f"{error}; change scenes.tasks, or name a store of more pictures") from error
 
     def drawn_by_another(self, scene: Scene, random: np.random.Generator) -> Image.Image:
-        """The scene as another vendor draws it, elsewhere in the picture; the same picture if no other one can."""
+        """The scene as another vendor draws it, or the same picture if no other one can."""
         assert self.art is not None
         concepts = {one.concept for one in scene.plan.objects if not one.wearing}
         vendors = [
             name for name, rows in sorted(self.art.rows.items()) if name != scene.vendor and concepts <= set(rows)
         ]
-        drawn = (draw_scene(self.art, str(name), scene.plan, self.size, random) for name in random.permutation(vendors))
+        drawn = (
+            draw_scene(self.art, str(name), scene.plan, self.size, random, self.as_drawn)
+            for name in random.permutation(vendors)
+        )
         return next((image for image in drawn if image is not None), scene.image)
 
     def compose_pair(self, step: int, row: int) -> Scene:
@@ -99,7 +111,14 @@ class SceneRows:
         languages = [self.language(step, number)]
         try:
             return compose_contrast(
-                self.art, scene, seed=self.seed, step=step, row=number, size=self.size, languages=languages
+                self.art,
+                scene,
+                seed=self.seed,
+                step=step,
+                row=number,
+                size=self.size,
+                languages=languages,
+                as_drawn=self.as_drawn,
             )
         except ValueError as error:
             raise UserError(f"{error}; change scenes.tasks, or name a store of more pictures") from error
@@ -176,6 +195,7 @@ def open_scenes(
         run.seed,
         config.tasks,
         language_weights,
+        config.as_drawn,
     )
 
 

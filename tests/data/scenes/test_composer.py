@@ -80,6 +80,28 @@ def test_sizes_show():
         assert side > 50 if one.size == "big" else side < 24
 
 
+@pytest.mark.parametrize(
+    ("tasks", "as_drawn", "least", "most"),
+    [
+        (("single",), 1.0, 1.0, 1.0),
+        (("colour",), 1.0, 1.0, 1.0),
+        (("colour",), 0.5, 0.3, 0.7),
+        (("colour",), 0.0, 0.0, 0.1),
+        (("size", "counting", "two"), 1.0, 0.0, 0.0),
+    ],
+)
+def test_single_things_may_have_the_place_and_size_of_the_vendors_picture(tasks, as_drawn, least, most):
+    # In the art a square of 16 pixels stands in the middle of 32; scenes have 64.
+    square = np.zeros((64, 64), dtype=bool)
+    square[16:48, 16:48] = True
+    placed = []
+    for scene in scenes(make_art(), 60, tasks=tasks, as_drawn=as_drawn):
+        ground = np.array(COLOURS[scene.plan.background] if scene.plan.background else (255, 255, 255))
+        drawn = np.abs(np.asarray(scene.image).astype(int) - ground).max(2) > 40
+        placed.append((drawn != square).mean() < 0.05)
+    assert least <= np.mean(placed) <= most
+
+
 def test_drawings_that_look_the_same_are_not_turned():
     with pytest.raises(ValueError, match="expected drawings that turned can be made of, found none"):
         scenes(make_art(), 1, tasks=("turned",))
