@@ -18,6 +18,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(\]\(|src=\")([^)\s\"#]+)")
 """The target of a link or picture, without its anchor."""
+LINKING = (".md", ".ipynb")
+"""Endings of files whose links are followed."""
 LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".yaml": "yaml"}
 """Ending -> how a source file is coloured."""
 
@@ -30,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         path = waiting.pop()
         if not path.startswith("docs/"):
             files.append(_page(path, config))
-        for target in _targets(path) if path.endswith(".md") else ():
+        for target in _targets(path) if path.endswith(LINKING) else ():
             if not target.startswith("docs/") and target not in seen and (ROOT / target).is_file():
                 seen.add(target)
                 waiting.append(target)
@@ -40,6 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Have links lead to where their targets are on the site."""
     path = _path(page.file.src_uri)
+    if not path.endswith(LINKING):
+        return markdown
     folder = posixpath.dirname(page.file.src_uri)
 
     def replace(match: re.Match[str]) -> str:
@@ -71,6 +75,8 @@ def _path(place: str) -> str:
     """The file of the repository that a page is made of."""
     if place == "index.md":
         return "README.md"
+    if place.startswith("source/"):
+        return place.removeprefix("source/").removesuffix(".md")
     return place if (ROOT / place).is_file() else f"docs/{place}"
 
 

@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, each in less than five minutes of two cores."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ def test_headings_and_prompts_are_in_six_languages_and_outputs_are_not_kept(path
     code = cells(path, "code")
     assert all(f'"{language}": ' in "".join(map("".join, (cell["source"] for cell in code))) for language in LANGUAGES)
     assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_files_of_the_repository_that_a_notebook_names_are_there(path):
+    text = "".join("".join(cell["source"]) for cell in [*cells(path, "markdown"), *cells(path, "code")])
+    for name in re.findall(r"\.\./[\w./-]+\w", text):
+        assert (path.parent / name).exists(), name
 
 
 @pytest.mark.slow
