@@ -111,7 +111,7 @@ def run_patches(
         image, current = torch.cat([cache.pending, image], 1), cache.hidden
     whole = image.shape[1] // patch_length
     parts = [embed(text)] if text.shape[1] else []
-    if whole:
+    if whole or cache is None:  # all processes of a training wait for a gradient of every weight, be it of no patch
         parts.append(merge(embed(image[:, : whole * patch_length].unflatten(1, (whole, patch_length)))))
     hidden = backbone(torch.cat(parts, 1), layout.positions(start)) if parts else None
     begun = start + text.shape[1] >= prefix_length  # whether the last id of the text has been reached

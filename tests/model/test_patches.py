@@ -218,3 +218,12 @@ def test_what_does_not_fit_patches_is_refused():
         build_transformer(
             TransformerConfig(n_layer=1, n_head=2, n_embd=24, patch=2, block=BlockConfig(token_shift=True)), STREAM
         )
+
+
+def test_every_weight_has_a_gradient_where_the_picture_is_one_patch():
+    layout = StreamConfig(text_length=7, text_vocab=37, grid=(2, 2), image_vocab=11, patch=2)
+    model = build_transformer(CONFIG, layout)
+    stream = Stream(layout)
+    ids = stream.join(stream.prefix([CAPTION]), torch.tensor([[[1, 2], [3, 4]]]))
+    model(ids[:, :-1]).square().sum().backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == ["head.weight"]

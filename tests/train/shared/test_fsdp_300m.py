@@ -18,7 +18,14 @@ SHARES, COPIES = "gpus-8-fsdp", "cpu-2"
 NEEDED = 18
 """Gigabytes of free memory: two processes with weights, gradients, DDP's buckets, two moments and the average, each of
 1.2 GB, and something to spare."""
-CLOSENESS = {"text": 1e-5, "image": 1e-5, "validation_text": 1e-5, "validation_image": 1e-5, "gradient": 1e-4}
+CLOSENESS = {
+    "text": 1e-5,
+    "image": 1e-5,
+    "validation_text": 1e-5,
+    "validation_image": 1e-5,
+    "gradient": 1e-4,
+    "rate": 0,
+}
 """For the norm torch adds up squares in float32, millions of a whole weight one after the other and half as many of a
 share, and the longer sum loses more: float64 sides with the shares, and finds it up to 6e-5 short."""
 
