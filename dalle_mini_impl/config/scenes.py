@@ -22,6 +22,6 @@ class ScenesConfig:
     """Share of each batch that is scenes."""
     tasks: tuple[str, ...] = TASKS
     """Kinds of scenes; see `dalle data scenes --help`. One that stands twice in the list is twice as frequent."""
-    as_drawn: Share = 0.0
-    """Share of the scenes of a single thing, in any colour and on any background but otherwise as it is, in which it
-    has the place and the size of its vendor's picture."""
+    original_placement: Share = 0.0
+    """Share of the scenes of one thing, unchanged or recoloured, in which it has the position and the size that it has
+    in the vendor's picture; in the others both are random."""

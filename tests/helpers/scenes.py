@@ -20,9 +20,11 @@ def entry(concept, vendor, **details):
     return PictureEntry(f"{vendor}-{concept}", "train", True, tuple(captions), details)
 
 
-def make_art(*entries):
+def make_art(*entries, original_placement=0.0):
     entries = entries or [entry(name, vendor) for vendor in ("x", "y") for name in SHADES]
     pixels = np.zeros((len(entries), 32, 32, 4), np.uint8)
     for row, one in enumerate(entries):
         pixels[row, 8:24, 8:24] = (*SHADES.get(one.details["concept"], (9, 9, 9)), 255)
-    return scene_art(PictureStore(pixels, np.arange(len(entries)), list(entries)))
+    return scene_art(
+        PictureStore(pixels, np.arange(len(entries)), list(entries)), original_placement=original_placement
+    )

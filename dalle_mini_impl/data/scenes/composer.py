@@ -45,6 +45,8 @@ class SceneArt:
     """Vendor -> style word."""
     wardrobes: dict[str, Wardrobe] = field(default_factory=dict)
     """Vendor -> heads that can wear something, and what."""
+    original_placement: float = 0.0
+    """See `ScenesConfig`."""
 
     def concepts(self, vendor: str) -> list[str]:
         """Concepts of a vendor that have a name in every language, in order."""
@@ -71,7 +73,7 @@ class Scene:
     vendor: str
 
 
-def scene_art(store: PictureStore, tasks: Sequence[str] = TASKS) -> SceneArt:
+def scene_art(store: PictureStore, tasks: Sequence[str] = TASKS, original_placement: float = 0.0) -> SceneArt:
     """Choose the pictures of a store of the emoji set that can stand in scenes.
 
     Left out are groups other than `GROUPS`, names that no caption can be made of (see `is_plain_name`), and drawings
@@ -80,6 +82,7 @@ def scene_art(store: PictureStore, tasks: Sequence[str] = TASKS) -> SceneArt:
     Args:
         store: of the emoji set.
         tasks: that the art is for; without `wearing` no faces are searched, which takes seconds.
+        original_placement: see `ScenesConfig`.
 
     Raises:
         UserError: no picture is left.
@@ -118,7 +121,7 @@ def scene_art(store: PictureStore, tasks: Sequence[str] = TASKS) -> SceneArt:
         )
     named = set.intersection(*(set(table) for table in names.values()))
     wardrobes = {vendor: wardrobe.only(named) for vendor, wardrobe in wardrobes.items()}
-    return SceneArt(store, dict(rows), names, styles, wardrobes)
+    return SceneArt(store, dict(rows), names, styles, wardrobes, original_placement)
 
 
 def is_plain_name(name: str) -> bool:
@@ -138,7 +141,6 @@ def compose_scene(
     tasks: Sequence[str] = TASKS,
     languages: Sequence[str] = LANGUAGES,
     split: Split = "train",
-    as_drawn: float = 0.0,
 ) -> Scene:
     """Compose the scene of one row of a training step, or of a benchmark.
 
@@ -151,7 +153,6 @@ def compose_scene(
         tasks: to choose from.
         languages: to choose from.
         split: whether combinations that are held out are left out, or are all there is.
-        as_drawn: see `draw_scene`.
 
     Raises:
         ValueError: `split` has no scene of these tasks, or no drawing can have the colours that are asked.
@@ -164,7 +165,7 @@ def compose_scene(
         if task == WEARING and not outfits:
             continue
         plan = draw_plan(random, art.concepts(vendor), task, split, outfits)
-        image = draw_scene(art, vendor, plan, size, random, as_drawn)
+        image = draw_scene(art, vendor, plan, size, random)
         if image is not None:
             break
     else:
@@ -180,20 +181,11 @@ def worded(art: SceneArt, plan: ScenePlan, vendor: str, language: str, random: n
 
 
 def draw_scene(
-    art: SceneArt, vendor: str, plan: ScenePlan, size: int, random: np.random.Generator, as_drawn: float = 0.0
+    art: SceneArt, vendor: str, plan: ScenePlan, size: int, random: np.random.Generator
 ) -> Image.Image | None:
     """Draw a plan as an RGB picture; None where a drawing cannot be what the plan says, or vanishes on what is behind.
 
     That is one that cannot have its colour, looks the same when turned over, or has no face for what it should wear.
-
-    Args:
-        art: from `scene_art`.
-        vendor: whose drawings.
-        plan: what to draw.
-        size: side of the picture in pixels.
-        random: chooses places and sizes.
-        as_drawn: share, 0 to 1, of the scenes of a single thing, in any colour and on any background but otherwise as
-            it is, in which it has the place and the size of the vendor's picture.
     """
     background = np.array(COLOURS[plan.background]) if plan.background else np.full(3, 255)
     drawings: list[np.ndarray] = []
@@ -210,7 +202,7 @@ def draw_scene(
         drawings.append(pixels)
         sprites += [sprite] * one.count
     image = Image.new("RGBA", (size, size), tuple(int(value) for value in background))
-    if as_drawn and _is_one_as_it_is(plan) and random.random() < as_drawn:
+    if art.original_placement and _can_keep_placement(plan) and random.random() < art.original_placement:
         image.alpha_composite(Image.fromarray(drawings[0], "RGBA").resize((size, size), Image.Resampling.LANCZOS))
         return image.convert("RGB")
     places = overlapping_boxes(sprites, size, random) if plan.relation == "front" else boxes(plan, size, random)
@@ -225,8 +217,8 @@ def draw_scene(
     return image.convert("RGB")
 
 
-def _is_one_as_it_is(plan: ScenePlan) -> bool:
-    """Whether a scene shows one thing as its vendor does, but for its colour and the background."""
+def _can_keep_placement(plan: ScenePlan) -> bool:
+    """Whether a scene shows one thing, at most recoloured, so that it can stand as in the vendor's picture."""
     one = plan.objects[0]
     return len(plan.objects) == one.count == 1 and not (one.size or one.turn or one.wearing or plan.look)
 

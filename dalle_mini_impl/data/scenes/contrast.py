@@ -23,15 +23,7 @@ OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above
 
 
 def compose_contrast(
-    art: SceneArt,
-    scene: Scene,
-    *,
-    seed: int,
-    step: int,
-    row: int,
-    size: int,
-    languages: Sequence[str],
-    as_drawn: float = 0.0,
+    art: SceneArt, scene: Scene, *, seed: int, step: int, row: int, size: int, languages: Sequence[str]
 ) -> Scene:
     """Compose a scene that is another one but for one thing; the art is the same vendor's.
 
@@ -43,7 +35,6 @@ def compose_contrast(
         row: position in the global batch.
         size: side of the picture in pixels.
         languages: of the caption, to choose from.
-        as_drawn: see `composer.draw_scene`.
 
     Raises:
         ValueError: no change of the scene can be drawn.
@@ -55,7 +46,7 @@ def compose_contrast(
         other_object = trial >= MAX_TRIES // 10
         plan = changed_plan(scene.plan, art.concepts(scene.vendor), random, outfits, other_object=other_object)
         if split_of_plan(plan) == "train":
-            image = draw_scene(art, scene.vendor, plan, size, random, as_drawn)
+            image = draw_scene(art, scene.vendor, plan, size, random)
             if image is not None:
                 break
     else:

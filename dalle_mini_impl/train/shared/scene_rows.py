@@ -44,8 +44,6 @@ class SceneRows:
     tasks: tuple[str, ...] = TASKS
     language_weights: Mapping[str, float] | None = None
     """Relative frequency of captions by language code; languages not named have 1."""
-    as_drawn: float = 0.0
-    """See `ScenesConfig`."""
 
     @property
     def pictures(self) -> int:
@@ -72,14 +70,7 @@ class SceneRows:
         languages = [self.language(step, row)]
         try:
             return compose_scene(
-                self.art,
-                seed=self.seed,
-                step=step,
-                row=row,
-                size=self.size,
-                tasks=self.tasks,
-                languages=languages,
-                as_drawn=self.as_drawn,
+                self.art, seed=self.seed, step=step, row=row, size=self.size, tasks=self.tasks, languages=languages
             )
         except ValueError as error:
             raise UserError(f"{error}; change scenes.tasks, or name a store of more pictures") from error
@@ -91,10 +82,7 @@ class SceneRows:
         vendors = [
             name for name, rows in sorted(self.art.rows.items()) if name != scene.vendor and concepts <= set(rows)
         ]
-        drawn = (
-            draw_scene(self.art, str(name), scene.plan, self.size, random, self.as_drawn)
-            for name in random.permutation(vendors)
-        )
+        drawn = (draw_scene(self.art, str(name), scene.plan, self.size, random) for name in random.permutation(vendors))
         return next((image for image in drawn if image is not None), scene.image)
 
     def compose_pair(self, step: int, row: int) -> Scene:
@@ -111,14 +99,7 @@ class SceneRows:
         languages = [self.language(step, number)]
         try:
             return compose_contrast(
-                self.art,
-                scene,
-                seed=self.seed,
-                step=step,
-                row=number,
-                size=self.size,
-                languages=languages,
-                as_drawn=self.as_drawn,
+                self.art, scene, seed=self.seed, step=step, row=number, size=self.size, languages=languages
             )
         except ValueError as error:
             raise UserError(f"{error}; change scenes.tasks, or name a store of more pictures") from error
@@ -189,13 +170,12 @@ def open_scenes(
     return SceneRows(
         run.batch_size,
         count,
-        scene_art(store, config.tasks),
+        scene_art(store, config.tasks, config.original_placement),
         store.version,
         picture_size[0],
         run.seed,
         config.tasks,
         language_weights,
-        config.as_drawn,
     )
 
 

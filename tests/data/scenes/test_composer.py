@@ -81,7 +81,7 @@ def test_sizes_show():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "as_drawn", "least", "most"),
+    ("tasks", "share", "least", "most"),
     [
         (("single",), 1.0, 1.0, 1.0),
         (("colour",), 1.0, 1.0, 1.0),
@@ -90,12 +90,12 @@ def test_sizes_show():
         (("size", "counting", "two"), 1.0, 0.0, 0.0),
     ],
 )
-def test_single_things_may_have_the_place_and_size_of_the_vendors_picture(tasks, as_drawn, least, most):
+def test_single_things_may_have_the_place_and_size_of_the_vendors_picture(tasks, share, least, most):
     # In the art a square of 16 pixels stands in the middle of 32; scenes have 64.
     square = np.zeros((64, 64), dtype=bool)
     square[16:48, 16:48] = True
     placed = []
-    for scene in scenes(make_art(), 60, tasks=tasks, as_drawn=as_drawn):
+    for scene in scenes(make_art(original_placement=share), 60, tasks=tasks):
         ground = np.array(COLOURS[scene.plan.background] if scene.plan.background else (255, 255, 255))
         drawn = np.abs(np.asarray(scene.image).astype(int) - ground).max(2) > 40
         placed.append((drawn != square).mean() < 0.05)
