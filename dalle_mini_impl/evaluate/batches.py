@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dalle_mini_impl.config.data import DataConfig
@@ -15,6 +15,7 @@ from dalle_mini_impl.data.pair import Pair, SkipLog, fill_splits, split_of
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.evaluate.data import check_exists, is_store
+from dalle_mini_impl.util.fonts import label_font
 from dalle_mini_impl.util.images import contact_sheet, to_images, to_pixels
 from dalle_mini_impl.util.memory import check_memory
 
@@ -136,8 +137,8 @@ def comparison_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image
     height = strips[0][1].height + TITLE_HEIGHT
     sheet = Image.new("RGB", (strips[0][1].width, height * len(strips)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
     for row, (name, strip) in enumerate(strips):
-        draw.text((4, row * height), name, fill="black", font=font)
+        font, title = label_font(name, 12)
+        draw.text((4, row * height), title, fill="black", font=font)
         sheet.paste(strip, (0, row * height + TITLE_HEIGHT))
     return sheet

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dalle_mini_impl.data.pair import SkipLog
@@ -15,6 +15,7 @@ from dalle_mini_impl.evaluate.intervals import TOP_K, Share, format_share, mean_
 from dalle_mini_impl.scorer.picture_files import embed_picture_files
 from dalle_mini_impl.scorer.scorer import Scorer
 from dalle_mini_impl.util.errors import UserError
+from dalle_mini_impl.util.fonts import label_font
 from dalle_mini_impl.util.images import picture_kind
 from dalle_mini_impl.util.tables import markdown_table
 from dalle_mini_impl.util.text import printable
@@ -158,16 +159,15 @@ def confusion_picture(result: ZeroShotResult) -> Image.Image:
     """
     count = len(result.labels)
     side = max(3, min(32, MATRIX_SIDE // count))
-    font = ImageFont.load_default(size=min(14, side))
     names = [label if len(label) <= MAX_NAME_LENGTH else label[: MAX_NAME_LENGTH - 1] + "…" for label in result.labels]
-    with_names = side >= MIN_NAMED_SIDE
-    margin = int(max(map(font.getlength, names))) + 8 if with_names else 4
+    titles = [label_font(name, min(14, side)) for name in names] if side >= MIN_NAMED_SIDE else []
+    margin = int(max(font.getlength(title) for font, title in titles)) + 8 if titles else 4
     picture = Image.new("RGB", (margin + count * side + 4,) * 2, "white")
-    if with_names:
+    if titles:
         strip = Image.new("RGB", (margin, count * side), "white")
         draw = ImageDraw.Draw(strip)
-        for row, name in enumerate(names):
-            draw.text((4, (row + 0.5) * side), name, fill="black", font=font, anchor="lm")
+        for row, (font, title) in enumerate(titles):
+            draw.text((4, (row + 0.5) * side), title, fill="black", font=font, anchor="lm")
         picture.paste(strip, (0, margin))
         picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (margin, 0))
     shares = result.confusion / result.confusion.sum(dim=1, keepdim=True).clamp(min=1)

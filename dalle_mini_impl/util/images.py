@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError, features
 
 from dalle_mini_impl.util.errors import UserError, need_extra
+from dalle_mini_impl.util.fonts import label_font
 from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES, read_bytes
 from dalle_mini_impl.util.svg import SVG_ENDINGS, SVG_SIDE, SVG_START, draw_svg, is_svg, need_svg, svg_installed
@@ -321,7 +322,6 @@ def contact_sheet(
         for image in images:
             image.thumbnail((width, height), Image.Resampling.LANCZOS)
     font_size = max(9, min(14, width // 8))
-    font = ImageFont.load_default(size=font_size)
     text_height = int(font_size * 1.4) if labels else 0
     cell_width, cell_height = width + gap, height + gap + text_height
     size = (columns * cell_width + gap, rows * cell_height + gap)
@@ -332,14 +332,15 @@ def contact_sheet(
         top = gap + number // columns * cell_height
         sheet.paste(image if transparent else on_background(image), (left, top))
         if number < len(labels):
-            text = _shorten(" ".join(labels[number].split()), lambda part: pen.textlength(part, font=font), width)
+            label = " ".join(labels[number].split())[: 4 * width]  # hardly a character is narrower than a pixel
+            font, label = label_font(label, font_size)
+            text = _shorten(label, functools.partial(pen.textlength, font=font), width)
             pen.text((left, top + height + 1), text, fill="black", font=font)
     return sheet
 
 
 def _shorten(text: str, length: Callable[[str], float], width: int) -> str:
-    """Cut text until its `length` in pixels is at most `width`, in a time that does not grow with the text."""
-    text = text[: 4 * width]  # hardly a character is narrower than a pixel
+    """Cut text until its `length` in pixels is at most `width`."""
     if length(text) <= width:
         return text
     # Longer parts are wider, so the longest that fits lies between one that does and one that does not.

@@ -1,0 +1,98 @@
+"""Fonts of texts that are written into pictures."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from dalle_mini_impl.util import fonts
+from dalle_mini_impl.util.fonts import label_font
+from dalle_mini_impl.util.images import contact_sheet
+
+DEJAVU = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Sets which fonts the machine has, besides Pillow's own."""
+    return lambda *files: monkeypatch.setattr(fonts, "_font_files", lambda: tuple(map(str, files)))
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    monkeypatch.setattr(fonts, "find_spec", lambda name: None)
+
+
+def written(text, font):
+    return bytes(font.getmask(text)), font.getmask(text).size
+
+
+def test_english_is_written_in_pillows_own_font(only):
+    only(DEJAVU)
+    font, text = label_font("a red heart, 3d", 13)
+    assert (font.getname(), font.size, text) == (ImageFont.load_default(13).getname(), 13, "a red heart, 3d")
+
+
+@pytest.mark.parametrize("text", ["ein schöner Stern", "kjærlighet på øya", "češnja", "сердце", "καρδιά", "قلب"])
+def test_other_letters_are_written_in_a_font_that_has_them(only, text):
+    only(DEJAVU)
+    font, same = label_font(text, 12)
+    assert (font.path, font.size, same) == (str(DEJAVU), 12, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("un fantôme", "un fantome"),
+        ("kjærlighet på øya", "kjaerlighet pa oya"),
+        ("weiße čašə", "weisse casə"),
+        ("łódź", "lodz"),
+        ("红心 é", "红心 e"),
+    ],
+)
+def test_without_such_a_font_letters_lose_their_marks(only, text, plain):
+    only()
+    font, same = label_font(text, 12)
+    assert (font.getname(), same) == (ImageFont.load_default(12).getname(), plain)
+
+
+def test_the_font_that_has_most_characters_is_taken(only):
+    only(DEJAVU)
+    font, text = label_font("红 ж é", 12)  # DejaVu has two of the three
+    assert (font.path, text) == (str(DEJAVU), "红 ж é")
+
+
+def test_fonts_of_the_system_are_found_by_name_and_read_once(monkeypatch, no_matplotlib):
+    asked = []
+
+    def truetype(name, size):
+        asked.append(name)
+        if name != "NotoSansCJK-Regular.ttc":
+            raise OSError(name)
+        return real(str(DEJAVU), size)
+
+    real = ImageFont.truetype
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    fonts._font_files.cache_clear()
+    try:
+        assert fonts._font_files() == fonts._font_files() == (str(DEJAVU),)
+        assert asked == list(fonts.SYSTEM_FONTS)
+    finally:
+        fonts._font_files.cache_clear()
+
+
+def test_matplotlibs_font_is_found_where_it_is_installed():
+    fonts._font_files.cache_clear()
+    assert str(DEJAVU) in fonts._font_files()
+
+
+def test_labels_of_a_sheet_show_their_letters(only):
+    only(DEJAVU)
+    sheet = contact_sheet([Image.new("RGB", (112, 4), "white")], labels=["čšž"])
+    font = ImageFont.truetype(str(DEJAVU), 14)
+    expected = np.asarray(font.getmask("čšž")).reshape(font.getmask("čšž").size[::-1])
+    ink = 255 - np.asarray(sheet.convert("L"))[9:]
+    rows, columns = ink.any(1).nonzero()[0], ink.any(0).nonzero()[0]
+    assert np.abs(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(int) - expected).max() <= 1
