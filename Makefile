@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo app test test-all test-faults test-gpu bench-gpu check docs peers clean
 
 demo: $(READY)  ## draw pictures with the shipped model
-	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a blue circle" "een groene appel" \
+	$(BIN)/dalle sample "a red heart" "a smiling face" "a cat" "a tomato" "a guitar" "een groene appel" \
 		--keep 6 --out demo.png
 
 app: $(READY)  ## serve a page to draw, complete, paint and search
