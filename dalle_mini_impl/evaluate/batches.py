@@ -15,7 +15,7 @@ from dalle_mini_impl.data.pair import Pair, SkipLog, fill_splits, split_of
 from dalle_mini_impl.data.picture_store import open_store
 from dalle_mini_impl.data.readers import read_pairs
 from dalle_mini_impl.evaluate.data import check_exists, is_store
-from dalle_mini_impl.util.fonts import label_font
+from dalle_mini_impl.util.fonts import label_baseline, label_font
 from dalle_mini_impl.util.images import contact_sheet, to_images, to_pixels
 from dalle_mini_impl.util.memory import check_memory
 
@@ -24,8 +24,8 @@ BATCH_SIZE, MAX_BATCH_PIXELS = 64, 64 * 512**2
 PIXEL_BYTES = 200
 """Bytes that a pixel takes at the least while a picture is encoded, decoded and measured."""
 SHEET_COLUMNS = 12
-TITLE_HEIGHT = 16
-"""Pixels above each row of a comparison sheet, for its name."""
+TITLE_HEIGHT, TITLE_SIZE = 16, 12
+"""Pixels above each row of a comparison sheet, for its name, and of its letters."""
 
 
 def picture_batches(data: str, split: str, size: tuple[int, int], log: SkipLog) -> Iterator[Tensor]:
@@ -138,7 +138,7 @@ def comparison_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image
     sheet = Image.new("RGB", (strips[0][1].width, height * len(strips)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, (name, strip) in enumerate(strips):
-        font, title = label_font(name, 12)
-        draw.text((4, row * height), title, fill="black", font=font)
+        font, title = label_font(name, TITLE_SIZE)
+        draw.text((4, row * height + label_baseline(TITLE_SIZE)), title, fill="black", font=font, anchor="ls")
         sheet.paste(strip, (0, row * height + TITLE_HEIGHT))
     return sheet

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError, features
 
 from dalle_mini_impl.util.errors import UserError, need_extra
-from dalle_mini_impl.util.fonts import label_font
+from dalle_mini_impl.util.fonts import label_baseline, label_font
 from dalle_mini_impl.util.memory import check_memory
 from dalle_mini_impl.util.read_files import MAX_PICTURE_BYTES, read_bytes
 from dalle_mini_impl.util.svg import SVG_ENDINGS, SVG_SIDE, SVG_START, draw_svg, is_svg, need_svg, svg_installed
@@ -335,7 +335,8 @@ def contact_sheet(
             label = " ".join(labels[number].split())[: 4 * width]  # hardly a character is narrower than a pixel
             font, label = label_font(label, font_size)
             text = _shorten(label, functools.partial(pen.textlength, font=font), width)
-            pen.text((left, top + height + 1), text, fill="black", font=font)
+            place = (left, top + height + 1 + label_baseline(font_size))
+            pen.text(place, text, fill="black", font=font, anchor="ls")
     return sheet
 
 

@@ -231,6 +231,11 @@ def test_comparison_sheet_splits_all_rows_at_the_same_picture():
     assert (pixels[:16] < 128).any()  # the row's name
 
 
+def test_names_of_rows_may_be_in_any_language():
+    sheets = [np.asarray(comparison_sheet([(name, [grey(255, 64)])])) for name in ("ččč", "žžž")]
+    assert not np.array_equal(sheets[0], sheets[1])  # boxes would be equal
+
+
 def make_report(size, **others):
     zeros = dict.fromkeys(TokenizerReport.__dataclass_fields__, 0)
     return TokenizerReport(**{**zeros, "pictures": 31, "size": size, **others})

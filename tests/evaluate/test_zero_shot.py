@@ -94,6 +94,13 @@ def test_confusion_picture_has_fractions_and_names():
     assert "| all" in accuracy_table(result)
 
 
+def test_names_beside_a_confusion_picture_may_be_in_any_language():
+    def picture(name):
+        return np.asarray(confusion_picture(ZeroShotResult((name,), torch.ones(1, 1), torch.zeros(1, 2).long(), ())))
+
+    assert not np.array_equal(picture("ččč"), picture("žžž"))  # boxes would be equal
+
+
 def test_confusion_picture_of_a_thousand_classes():
     result = ZeroShotResult(
         tuple(map(str, range(1000))), torch.eye(1000, dtype=torch.int64), torch.ones(1000, 2).long(), ()
