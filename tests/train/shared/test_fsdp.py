@@ -477,24 +477,31 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from dalle_mini_impl.train.shared import loop as common
 from dalle_mini_impl.train.shared.muon import Muon, orthogonalise
+from dalle_mini_impl.util.command_line import leave_process_group
 
 accelerator = common.make_accelerator()
-mesh = init_device_mesh("cpu", (2,))
-for shape in ((37, 29), (29, 37)):
-    gradient = torch.randn(shape, generator=common.generator_for(*shape))
-    updates = []
-    for share in (lambda x: x, lambda x: distribute_tensor(x, mesh, [Shard(0)])):
-        weight = nn.Parameter(share(torch.zeros(shape)))
-        weight.grad = share(gradient.clone())
-        Muon([weight], lr=1.0, momentum=0.95, weight_decay=0.0).step()
-        updates.append(weight.detach())
-    whole, shared = updates[0], updates[1].full_tensor()
-    momentum = torch.zeros(shape).lerp(gradient, 1 - 0.95)
-    update = orthogonalise(gradient.lerp(momentum, 0.95).bfloat16()[None])[0].float()
-    torch.testing.assert_close(whole, -update * max(1, shape[0] / shape[1]) ** 0.5)
-    assert torch.equal(shared, whole)
+
+
+def check():
+    mesh = init_device_mesh("cpu", (2,))
+    for shape in ((37, 29), (29, 37)):
+        gradient = torch.randn(shape, generator=common.generator_for(*shape))
+        updates = []
+        for share in (lambda x: x, lambda x: distribute_tensor(x, mesh, [Shard(0)])):
+            weight = nn.Parameter(share(torch.zeros(shape)))
+            weight.grad = share(gradient.clone())
+            Muon([weight], lr=1.0, momentum=0.95, weight_decay=0.0).step()
+            updates.append(weight.detach())
+        whole, shared = updates[0], updates[1].full_tensor()
+        momentum = torch.zeros(shape).lerp(gradient, 1 - 0.95)
+        update = orthogonalise(gradient.lerp(momentum, 0.95).bfloat16()[None])[0].float()
+        torch.testing.assert_close(whole, -update * max(1, shape[0] / shape[1]) ** 0.5)
+        assert torch.equal(shared, whole)
+
+
+check()  # whose tensors, which refer to the process group, are gone when that is left
 accelerator.wait_for_everyone()
-accelerator.end_training()
+leave_process_group()
 """
 
 
