@@ -160,8 +160,7 @@ def test_the_emoji_prior_fits_the_stages_before_it():
     scorer = load(runs.ScorerRun, ROOT / "configs/emoji/scorer.yaml")
     assert prior.run.model_dir == scorer.run.model_dir
     assert prior.run.state_dir != scorer.run.state_dir
-    assert prior.data == scorer.data
-    assert set(prior.language_weights) == set(scorer.language_weights)
+    assert (prior.data, prior.language_weights) == (scorer.data, scorer.language_weights)
     assert prior.model.text_length == scorer.model.text_length
 
 

@@ -251,5 +251,5 @@ def test_the_shipped_model_finds_the_caption_of_its_own_picture():
     assert {"a red pause button", "a red american football, fxemoji"} <= set(completed)
     likely, odd = (float(dalle_mini.text_log_likelihood(text).sum()) for text in ("a red heart", "heart red a"))
     assert likely > odd + 5
-    sampled = dalle_mini.caption(picture, beginning="a red", candidates=256, seed=1, blind=True)
-    assert "heart" in sampled[0].text
+    sampled = dalle_mini.caption(picture, beginning="a red", candidates=256, seed=2, blind=True)
+    assert sampled[0].text.startswith("a red heart")

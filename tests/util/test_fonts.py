@@ -22,11 +22,6 @@ def only(monkeypatch):
     return lambda *files: monkeypatch.setattr(fonts, "_font_files", lambda: tuple(map(str, files)))
 
 
-@pytest.fixture
-def no_matplotlib(monkeypatch):
-    monkeypatch.setattr(fonts, "find_spec", lambda name: None)
-
-
 def test_english_is_written_in_pillows_own_font(only):
     only(DEJAVU)
     font, text = label_font("a red heart, 3d", 13)
@@ -78,7 +73,7 @@ def test_marks_that_a_font_lacks_are_not_taken_for_its_own(char):
     assert not fonts._has(str(DEJAVU), char)
 
 
-def test_fonts_of_the_system_are_found_by_name_and_read_once(monkeypatch, no_matplotlib):
+def test_fonts_of_the_system_are_found_by_name_and_read_once(monkeypatch):
     asked = []
 
     def truetype(name, size):
@@ -88,6 +83,7 @@ def test_fonts_of_the_system_are_found_by_name_and_read_once(monkeypatch, no_mat
         return real(DEJAVU.name, size)  # found in the current folder
 
     real = ImageFont.truetype
+    monkeypatch.setattr(fonts, "find_spec", lambda name: None)
     monkeypatch.setattr(ImageFont, "truetype", truetype)
     fonts._font_files.cache_clear()
     try:
